@@ -1,0 +1,76 @@
+# Every command of the project. `make help` lists them. Needs python3 (3.11 to 3.13), make and a package index; no root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := $(wildcard libs/*) $(wildcard services/*) clients/python deploy/local
+MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
+BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
+
+.PHONY: help venv demo up test check lint format type gen models k8s bench chaos requirements docs clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+venv: .venv/ready ## Make the virtual environment with everything pinned (the other targets do it by themselves).
+
+.venv/ready: requirements/bootstrap.txt requirements/dev.txt $(MANIFESTS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Fluoro needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
+	@echo "Making .venv …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bootstrap.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
+	@touch $@
+
+demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=file or folder for your own DICOM).
+	@$(BIN)/python -m fluoro_local demo $(if $(INPUT),--input "$(INPUT)")
+
+up: venv ## Run Fluoro on this machine until Ctrl-C; prints the endpoint and what to try.
+	@$(BIN)/python -m fluoro_local up
+
+test: venv check ## Run every check and every test.
+	@$(BIN)/pytest
+
+check: venv lint type ## Run what needs no server: style, types, import rules, API rules.
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/buf lint
+	@$(BIN)/buf breaking --against '.git#ref=$(BASE)'
+
+lint: venv ## Check style.
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+format: venv ## Mend style where a machine can.
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+type: venv ## Check types of what we ship, and of the benchmarks.
+	@$(BIN)/mypy $(addprefix -p ,$(filter-out fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
+	@$(BIN)/mypy benchmarks
+
+gen: venv ## Generate the Python code of protos/ anew.
+	@$(BIN)/python libs/protos/generate.py
+
+models: venv ## Build the ONNX models anew.
+	@$(BIN)/python services/ml-worker/src/ml_worker/models/ct-tissue/1.0.0/build.py
+
+k8s: venv ## Build the Kubernetes overlay and validate it strictly.
+	@for overlay in deploy/k8s/overlays/*; do $(BIN)/python deploy/k8s/build.py $$overlay | $(BIN)/python deploy/k8s/validate.py || exit 1; done
+
+bench: venv ## Measure against a peer in the same run (NAME=accept, watch, noop, startup, blobs, recovery, cancel or streams).
+	@test -f benchmarks/$(NAME).py || { echo "NAME must be one of: $$(cd benchmarks && ls [a-z]*.py | sed 's/\.py//' | xargs)"; exit 2; }
+	@$(BIN)/python benchmarks/$(NAME).py
+
+chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compare with stock Celery (ROUNDS=20 SEED=7).
+	@$(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),7)
+
+requirements: venv ## Compile the pinned requirement files anew.
+	@UV=$(BIN)/uv requirements/compile.sh
+
+docs: venv ## Write the tables of errors, metrics and settings in docs/ anew.
+	@$(BIN)/python docs/tables.py
+
+clean: ## Remove the virtual environment, caches, local data and outputs.
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .data out
