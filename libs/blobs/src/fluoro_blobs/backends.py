@@ -1,0 +1,51 @@
+"""From a URL to a store: a folder, memory or an S3 bucket."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+from obstore.exceptions import UnknownConfigurationKeyError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+_CLIENT: Final[ClientConfig] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
+"""Limits of one S3 request. A request carries one part (8 MiB) or one range, never a whole blob, so a slow reader cannot run into it."""
+
+_RETRY: Final[RetryConfig] = {"max_retries": 5, "retry_timeout": timedelta(seconds=20)}
+"""obstore's own default keeps trying for 3 minutes; a caller of Fluoro gets UNAVAILABLE sooner and tries again itself."""
+
+
+def open_store(url: str, options: dict[str, Any]) -> tuple[ObjectStore, Path | None]:
+    """The store behind a URL, and its folder if it is one. Creates the folder; looks at nothing else.
+
+    ValueError for a URL of another form, or with options that its kind of store does not take.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3" and parts.netloc:
+        return _bucket(parts.netloc, unquote(parts.path).strip("/"), options), None
+    if options:
+        raise ValueError(f"{parts.scheme}:// takes no options, got {', '.join(sorted(options))}")
+    if parts.scheme == "memory" and not parts.netloc + parts.path.strip("/"):
+        return MemoryStore(), None
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        folder = Path(unquote(parts.path))
+        folder.mkdir(parents=True, exist_ok=True)
+        return LocalStore(folder), folder
+    raise ValueError("a blob store's URL is file:///path, memory:// or s3://bucket/prefix")
+
+
+def _bucket(bucket: str, prefix: str, options: dict[str, Any]) -> ObjectStore:
+    client: ClientConfig = dict(_CLIENT)  # type: ignore[assignment]  # a copy of a TypedDict is a dict to mypy
+    # obstore reads the other AWS_* variables itself, but not this one.
+    if options.pop("allow_http", os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"):
+        client["allow_http"] = True
+    try:
+        return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **options)
+    except UnknownConfigurationKeyError as error:
+        raise ValueError(f"no such option of an S3 store among {', '.join(sorted(options))}") from error

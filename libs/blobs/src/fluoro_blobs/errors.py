@@ -1,0 +1,63 @@
+"""What a blob store raises, and how the errors of obstore become it."""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from obstore.exceptions import BaseError
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errnos of a folder with no space left."""
+
+_FULL_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(_FULL)))})\b|XMinioStorageFull")
+"""The same in obstore's text, which carries no errno, and the error code of a full S3-compatible server."""
+
+_NO_BUCKET: Final = "NoSuchBucket"
+"""S3's error code for a missing bucket, which obstore gives as FileNotFoundError like a missing object."""
+
+
+class BlobStoreError(Exception):
+    """The store cannot be reached or gave an error; another try may succeed.
+
+    name: of the blob, `blobs/{uuid}`; "" when no single blob was asked for.
+    The text holds no path, bucket or address; `__cause__` has what obstore said, for the log alone.
+    """
+
+    meaning = "the blob store cannot be reached or gave an error"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        """`blobs/{uuid}: what happened`."""
+        return f"{self.name}: {self.meaning}" if self.name else self.meaning
+
+
+class BlobNotFoundError(BlobStoreError):
+    """There is no blob of this name. Another try will not help."""
+
+    meaning = "no such blob"
+
+
+class BlobStoreFullError(BlobStoreError):
+    """The store has no space left (ENOSPC, EDQUOT, EFBIG, or a full S3-compatible server). Nothing half-written is visible."""
+
+    meaning = "the blob store has no space left"
+
+
+@contextmanager
+def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) -> Iterator[None]:
+    """Turns what obstore raises in the body into a BlobStoreError about the blob `name`.
+
+    missing: what "not found" means. For a write it is the folder or the bucket that is gone, which is no BlobNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise (BlobStoreError if _NO_BUCKET in str(error) else missing)(name) from error
+    except (BaseError, OSError) as error:
+        full = getattr(error, "errno", None) in _FULL or _FULL_TEXT.search(str(error))
+        raise (BlobStoreFullError if full else BlobStoreError)(name) from error

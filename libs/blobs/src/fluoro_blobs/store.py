@@ -1,0 +1,186 @@
+"""The blob store: immutable bytes under `blobs/{uuid}`, in a folder, in memory or in an S3 bucket.
+
+Blobs are written once and never changed, so there is no locking and no listing: the ledger knows which blobs there are.
+Memory is bounded: a transfer holds at most a few parts, whatever the size of the blob.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+import obstore
+from obstore import Bytes
+from obstore.store import ObjectStore
+
+from fluoro_blobs.backends import open_store
+from fluoro_blobs.errors import BlobNotFoundError, BlobStoreError, translated
+from fluoro_blobs.folder import make_durable, remove_unfinished
+from fluoro_blobs.writer import PART_BYTES, PARTS_IN_FLIGHT, BlobWriter, StoredBlob, Tally
+
+CHUNK_BYTES: Final = 1024 * 1024
+"""Bytes of one chunk read from or written to a local file, and of one chunk of `stream()` unless told otherwise."""
+
+RANGE_BYTES: Final = 4 * 1024 * 1024
+"""Bytes asked for at once by a reader. A few of them are held: the one in use, the one on its way and obstore's copy."""
+
+_PROCESS: Final = os.getpid()
+"""The process that imported this module. A forked child has its parent's."""
+
+_NAME: Final = re.compile(r"blobs/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{10}([0-9a-f]{2}))")
+
+
+class BlobStore:
+    """Blobs by name. Safe to share between threads, but not across a fork.
+
+    Every method raises ValueError for a name that is not `blobs/{uuid}`, RuntimeError in a forked child, and
+    BlobNotFoundError, BlobStoreFullError or BlobStoreError for what the store says.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+        self._store = store
+        self._folder = folder
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """The store behind `file:///path` (created if missing), `memory://` or `s3://bucket/prefix`.
+
+        options, for S3 alone: endpoint, access_key_id, secret_access_key, session_token, region, allow_http (True for an endpoint
+        without TLS) and the others of obstore's S3Config. What is not given comes from the usual AWS_* variables or the machine's role.
+        ValueError for another kind of URL or an unknown option.
+        """
+        return cls(*open_store(url, options))
+
+    def put(self, name: str, data: bytes | Path) -> StoredBlob:
+        """Stores bytes, or the content of a file. A file that cannot be opened raises its own OSError."""
+        key = self._key(name)
+        tally = Tally()
+        if isinstance(data, bytes):
+            tally.add(data)
+            self._put(name, key, data)
+        else:
+            with data.open("rb") as file:
+                chunks = _tallied(file, tally)
+                first = b"".join(islice(chunks, PART_BYTES // CHUNK_BYTES))
+                # One request where one is enough: a multipart upload takes three.
+                self._put(name, key, first if len(first) < PART_BYTES else chain([first], chunks))
+        return tally.stored
+
+    def read(self, name: str) -> bytes:
+        """The whole content. For small blobs: memory is the size of the blob."""
+        key = self._key(name)
+        with translated(name):
+            return obstore.get(self._store, key).bytes().to_bytes()
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies the content into a new file. After an error there is no file.
+
+        An OSError about the file itself comes as it is: FileExistsError, or no space in its folder.
+        """
+        parts = self._parts(name)
+        first = next(parts, b"")
+        with path.open("xb") as file, _removed_on_error(path):
+            for part in chain([first], parts):
+                file.write(part)
+
+    def delete(self, name: str) -> None:
+        """Removes the blob. No error if there is none."""
+        key = self._key(name)
+        try:
+            with translated(name):
+                obstore.delete(self._store, key)
+        except BlobNotFoundError:
+            return
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a blob."""
+        try:
+            self.size(name)
+        except BlobNotFoundError:
+            return False
+        return True
+
+    def size(self, name: str) -> int:
+        """Bytes of the content."""
+        key = self._key(name)
+        with translated(name):
+            return obstore.head(self._store, key)["size"]
+
+    def check(self) -> None:
+        """Asks the store one cheap question. BlobStoreError if it does not answer."""
+        _refuse_fork()
+        if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
+            raise BlobStoreError("")
+        with translated("", missing=BlobStoreError):
+            # A listing, because S3 says "not found" to a HEAD in a bucket that does not exist.
+            next(obstore.list(self._store, prefix="check", chunk_size=1), None)
+
+    def remove_unfinished(self, older_than_seconds: float) -> int:
+        """Deletes what uploads left in a folder whose process died, if that long ago; returns how many.
+
+        In a bucket this is the work of a lifecycle rule (AbortIncompleteMultipartUpload), and 0.
+        """
+        return 0 if self._folder is None else remove_unfinished(self._folder, older_than_seconds)
+
+    def writer(self, name: str) -> BlobWriter:
+        """`async with store.writer(name) as w: await w.write(chunk)`."""
+        key = self._key(name)
+        return BlobWriter(self._store, name, key, lambda: self._settle(key))
+
+    async def stream(self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+        """The content from a byte offset on, in chunks of at most chunk_bytes. Nothing from an offset at or past the end."""
+        parts = self._parts(name, offset)
+        # In threads: an interpreter that ends right after an await of obstore's own aborts about one time in ten.
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            for start in range(0, len(part), chunk_bytes):
+                yield bytes(memoryview(part)[start : start + chunk_bytes])
+
+    def _parts(self, name: str, offset: int = 0) -> Iterator[Bytes]:
+        """The content range by range, so that a slow reader never holds a connection open until it times out."""
+        key = self._key(name)
+        for start in range(offset, self.size(name), RANGE_BYTES):
+            with translated(name):
+                part = obstore.get_range(self._store, key, start=start, length=RANGE_BYTES)
+            yield part
+
+    def _put(self, name: str, key: str, data: bytes | Iterator[bytes]) -> None:
+        with translated(name, missing=BlobStoreError):
+            obstore.put(self._store, key, data, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT)
+            self._settle(key)
+
+    def _settle(self, key: str) -> None:
+        if self._folder is not None:
+            make_durable(self._folder / key, self._folder)
+
+    def _key(self, name: str) -> str:
+        """Where a blob lies. Names are UUIDv7, whose front is time: the random end spreads them over 256 folders."""
+        _refuse_fork()
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError("a blob's name is blobs/{uuid}")
+        return f"blobs/{match[2]}/{match[1]}"
+
+
+def _refuse_fork() -> None:
+    # Once a parent has used obstore, even a store opened in its forked child waits for ever.
+    if os.getpid() != _PROCESS:
+        raise RuntimeError("obstore hangs in a forked child: start processes that use blobs by spawn instead of fork")
+
+
+def _tallied(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        tally.add(chunk)
+        yield chunk
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,194 @@
+"""The one door from the ledger to Redis: which tasks go to their queue next, and their messages.
+
+A crash between the COMMIT and the publish costs latency, never a job: `reconcile` finds what Redis does not hold.
+"""
+
+import json
+import threading
+from collections.abc import Iterable
+from typing import Any, Final
+from uuid import UUID
+
+import redis
+import structlog
+from celery import Celery
+from fluoro_telemetry import metrics
+from kombu.exceptions import KombuError
+
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.store import LEASE_SECONDS
+from fluoro_jobs.operations import QUEUES
+from fluoro_jobs.wakeups import connect
+from fluoro_jobs.worker.celery_app import make_app
+
+log = structlog.get_logger(__name__)
+
+WINDOW_SECONDS: Final = 0.5
+"""A queue holds two tasks per slot, or this much work at the rate it was done lately, whichever is more: short tasks do not starve the
+slots, and of long ones few are out of the ledger's hands, so that order is decided late."""
+LOST_AFTER_SECONDS: Final = 5
+"""A task queued this long ago whose message Redis does not hold is published again."""
+UNCLAIMED_AFTER_SECONDS: Final = LEASE_SECONDS
+"""So is one whose message a worker received and neither claimed nor acknowledged: that worker died in between. Claims take milliseconds."""
+
+PAUSE_SECONDS: Final = 0.005
+"""Least time from one dispatch to the next: what becomes free or ready meanwhile goes together."""
+
+_DISPATCH: Final = f"""
+WITH RECURSIVE open AS (
+  SELECT q.queue, greatest(2 * coalesce(sum(w.slots), 0), ceil({WINDOW_SECONDS} * coalesce(sum(w.tasks_per_second), 0)))
+    - (SELECT count(*) FROM tasks t WHERE t.queue = q.queue AND t.state = 'QUEUED') AS places
+  FROM unnest(%(queues)s::text[]) q(queue) LEFT JOIN workers w ON w.queue = q.queue AND w.expire_time > now()
+  GROUP BY q.queue
+), owners AS (  -- the owners with ready tasks, by jumps along the index rather than a walk over every task
+  SELECT o.queue, o.places, (SELECT min(t.owner) FROM tasks t WHERE t.queue = o.queue AND t.state = 'READY') AS owner
+  FROM open o WHERE o.places > 0
+  UNION ALL
+  SELECT o.queue, o.places, (SELECT min(t.owner) FROM tasks t WHERE t.queue = o.queue AND t.state = 'READY' AND t.owner > o.owner)
+  FROM owners o WHERE o.owner IS NOT NULL
+), shares AS (  -- what each owner has in flight here, and how many more its limit allows over all queues
+  SELECT o.queue, o.places, o.owner, (
+    SELECT count(*) FROM tasks f WHERE f.queue = o.queue AND f.owner = o.owner AND f.state IN ('QUEUED', 'RUNNING')) AS in_flight,
+    l.max_tasks - (
+      SELECT count(*) FROM tasks f
+      WHERE l.max_tasks IS NOT NULL AND f.queue = ANY(%(all_queues)s) AND f.owner = o.owner AND f.state IN ('QUEUED', 'RUNNING')) AS allowed
+  FROM owners o LEFT JOIN owner_limits l ON l.owner = o.owner WHERE o.owner IS NOT NULL
+), candidates AS (
+  SELECT c.id, s.queue, s.places, s.allowed, c.dispatch_order, c.nth + s.in_flight AS rank,
+    row_number() OVER (PARTITION BY s.owner ORDER BY c.dispatch_order) AS of_owner
+  FROM shares s CROSS JOIN LATERAL (
+    SELECT t.id, t.dispatch_order, row_number() OVER (ORDER BY t.dispatch_order) AS nth FROM (
+      SELECT t.id, t.dispatch_order FROM tasks t
+      WHERE t.queue = s.queue AND t.state = 'READY' AND t.owner = s.owner AND t.run_after <= now()
+      ORDER BY t.dispatch_order LIMIT s.places) t
+  ) c
+), ranked AS (  -- fair share: an owner's n-th task competes as the (in flight + n)-th; of one rank the older goes first
+  SELECT c.id, c.places, row_number() OVER (PARTITION BY c.queue ORDER BY c.rank, c.dispatch_order) AS place
+  FROM candidates c WHERE c.allowed IS NULL OR c.of_owner <= c.allowed
+)
+UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE id IN (
+  SELECT t.id FROM tasks t JOIN ranked r ON r.id = t.id AND r.place <= r.places WHERE t.state = 'READY' FOR UPDATE OF t SKIP LOCKED)
+RETURNING id, task_name, queue
+"""
+
+_QUEUED: Final = f"""
+SELECT id, task_name, queue, queued_time < now() - interval '{UNCLAIMED_AFTER_SECONDS} s' FROM tasks
+WHERE state = 'QUEUED' AND queue = ANY(%s) AND queued_time < now() - interval '{LOST_AFTER_SECONDS} s'
+"""
+_QUEUED_AGAIN: Final = "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
+
+Message = tuple[UUID, str, str]
+"""Task id, Celery task name, queue."""
+
+
+def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
+    """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing. One statement."""
+    with connection.pipeline():
+        # Planned once a connection: its plan depends on no argument, and planning it costs more than running it.
+        connection.execute("SET plan_cache_mode = force_generic_plan")
+        taken = connection.execute(_DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}, prepare=True)
+        connection.execute("RESET plan_cache_mode")
+        return taken.fetchall()
+
+
+def publish(app: Celery, messages: Iterable[Message]) -> int:
+    """Sends the messages in one pipeline through the anonymous exchange. kombu's OperationalError if Redis is down."""
+    count = 0
+    with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():  # type: ignore[attr-defined]  # the stubs are older
+        for task_id, name, queue in messages:
+            app.send_task(name, args=(str(task_id),), task_id=str(task_id), queue=queue, producer=producer, retry=False)
+            metrics.TASKS_DISPATCHED.labels(queue=queue).inc()
+            count += 1
+    return count
+
+
+def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Ids of all tasks whose message is in a queue, and of those with a worker that has not acknowledged it, be it alive or dead."""
+    pipeline = client.pipeline(transaction=False)
+    for queue in queues:
+        pipeline.lrange(queue, 0, -1)
+    pipeline.hvals("unacked")
+    *waiting, unacked = pipeline.execute()
+    in_queues: list[Any] = [json.loads(raw) for raw_messages in waiting for raw in raw_messages]
+    received: list[Any] = [json.loads(raw)[0] for raw in unacked]
+    return {message["headers"]["id"] for message in in_queues}, {message["headers"]["id"] for message in received}
+
+
+class Dispatcher(threading.Thread):
+    """Dispatches when woken; calls in between run together. Harmless to have in every process."""
+
+    def __init__(self, ledger: Ledger, redis_url: str, queues: Iterable[str] = QUEUES, *, every_seconds: float | None = None) -> None:
+        """every_seconds: also without being woken; None for never."""
+        super().__init__(name="dispatcher", daemon=True)
+        self._ledger = ledger
+        self._queues = tuple(queues)
+        self._app = make_app(redis_url)
+        self._redis = connect(redis_url)
+        self._every = every_seconds
+        self._woken = threading.Event()
+        self._closing = threading.Event()
+
+    def wake(self) -> None:
+        """There may be something to dispatch. Never blocks."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Ends the thread after what it is doing."""
+        self._closing.set()
+        self._woken.set()
+        if self.is_alive():
+            self.join()
+
+    def run(self) -> None:
+        """Dispatches until closed."""
+        while not self._closing.is_set():
+            self._woken.wait(self._every)
+            self._woken.clear()
+            try:
+                self.dispatch()
+                self._closing.wait(PAUSE_SECONDS)
+            except FluoroError as error:
+                log.warning("dispatch_waits", reason=error.reason)
+            except Exception:  # a thread that ended here would leave all dispatch to others, and nobody would know
+                log.exception("dispatch_failed")
+                self._closing.wait(1)
+
+    def dispatch(self) -> int:
+        """Moves what fits to the queues; how many tasks that were. FluoroError LEDGER_UNAVAILABLE if the ledger is."""
+        with self._ledger.connection() as connection:
+            messages = take(connection, self._queues)
+        return self._publish(messages) if messages else 0
+
+    def reconcile(self) -> int:
+        """Publishes again what the ledger calls queued and no queue holds: after a wipe, a lost message, a crash in between.
+
+        What a worker received counts as held for a while only: Redis keeps it for a dead one as well, until the visibility timeout.
+        """
+        with self._ledger.connection() as connection:
+            queued = connection.execute(_QUEUED, (list(self._queues),)).fetchall()
+        if not queued:
+            return 0
+        try:
+            waiting, received = held_by_redis(self._redis, self._queues)
+        except redis.RedisError as error:
+            log.warning("redis_unavailable", exception=type(error).__qualname__)
+            return 0
+        lost: list[Message] = [
+            (task, name, queue)
+            for task, name, queue, long_ago in queued
+            if str(task) not in waiting and (long_ago or str(task) not in received)
+        ]
+        if not lost:
+            return 0
+        with self._ledger.connection() as connection:
+            connection.execute(_QUEUED_AGAIN, ([task for task, *_ in lost],))
+        return self._publish(lost)
+
+    def _publish(self, messages: list[Message]) -> int:
+        try:
+            return publish(self._app, messages)
+        except (KombuError, redis.RedisError, OSError) as error:
+            # They stay QUEUED in the ledger; reconcile publishes them once Redis is back.
+            log.warning("publish_failed", exception=type(error).__qualname__, tasks=len(messages))
+            return 0

@@ -1,0 +1,166 @@
+"""Every reason Fluoro gives for refusing a request or failing a job, declared once.
+
+`docs/errors.md` is generated from `REASONS`. A reason is part of the API: renaming one is a breaking change.
+The thrower states what is wrong and, where it differs from the table, whether another attempt may mend it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+DOMAIN: Final = "fluoro"
+"""Domain of every google.rpc.ErrorInfo."""
+
+
+class Reason(StrEnum):
+    """Machine-readable reasons, UPPER_SNAKE as in AIP-193."""
+
+    # Requests
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    JOB_EMPTY = "JOB_EMPTY"
+    STEP_GRAPH_CYCLE = "STEP_GRAPH_CYCLE"
+    STEP_UNKNOWN = "STEP_UNKNOWN"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    JOB_NOT_ENDED = "JOB_NOT_ENDED"
+    NOTHING_TO_RETRY = "NOTHING_TO_RETRY"
+    BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
+    UPLOAD_MISMATCH = "UPLOAD_MISMATCH"
+    CURSOR_INVALID = "CURSOR_INVALID"
+    CURSOR_EXPIRED = "CURSOR_EXPIRED"
+    WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
+    BLOB_STORE_UNAVAILABLE = "BLOB_STORE_UNAVAILABLE"
+    BLOB_STORE_FULL = "BLOB_STORE_FULL"
+    INTERNAL = "INTERNAL"
+    # Attempts, tasks, steps and jobs
+    WORKER_LOST = "WORKER_LOST"
+    ATTEMPT_TIMEOUT = "ATTEMPT_TIMEOUT"
+    OPERATION_UNKNOWN = "OPERATION_UNKNOWN"
+    UPSTREAM_FAILED = "UPSTREAM_FAILED"
+    JOB_CANCELLED = "JOB_CANCELLED"
+    JOB_EXPIRED = "JOB_EXPIRED"
+    STEP_FAILED = "STEP_FAILED"
+    ITEMS_FAILED = "ITEMS_FAILED"
+    ALL_ITEMS_FAILED = "ALL_ITEMS_FAILED"
+    NO_APPLICABLE_INPUT = "NO_APPLICABLE_INPUT"
+    # Items
+    NOT_DICOM = "NOT_DICOM"
+    DICOM_TRUNCATED = "DICOM_TRUNCATED"
+    DICOM_INVALID = "DICOM_INVALID"
+    NO_PIXEL_DATA = "NO_PIXEL_DATA"
+    TRANSFER_SYNTAX_UNSUPPORTED = "TRANSFER_SYNTAX_UNSUPPORTED"
+    PIXELS_UNDECODABLE = "PIXELS_UNDECODABLE"
+    IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    PIXELS_NOT_CERTIFIED = "PIXELS_NOT_CERTIFIED"
+    MODEL_UNKNOWN = "MODEL_UNKNOWN"
+    MODEL_NOT_APPLICABLE = "MODEL_NOT_APPLICABLE"
+    REPORT_FAILED = "REPORT_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonSpec:
+    """What a reason means.
+
+    code: name of the grpc.StatusCode a caller sees when a request is refused for it; "" for reasons of jobs alone.
+    retryable: whether another attempt of a task may mend it.
+    meaning: for docs/errors.md: what happened and what to do.
+    """
+
+    code: str
+    retryable: bool
+    meaning: str
+
+
+REASONS: Final[dict[Reason, ReasonSpec]] = {
+    Reason.INVALID_ARGUMENT: ReasonSpec("INVALID_ARGUMENT", False, "A field is missing or malformed; BadRequest names it."),
+    Reason.JOB_EMPTY: ReasonSpec("INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."),
+    Reason.STEP_GRAPH_CYCLE: ReasonSpec("INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."),
+    Reason.STEP_UNKNOWN: ReasonSpec("INVALID_ARGUMENT", False, "`after` names a step that is not in the job."),
+    Reason.MESSAGE_TOO_LARGE: ReasonSpec(
+        "RESOURCE_EXHAUSTED", False, "A message is over its limit. Upload large data as blobs, in chunks of up to 1 MiB."
+    ),
+    Reason.REQUEST_ID_REUSED: ReasonSpec("ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."),
+    Reason.JOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such job for this caller."),
+    Reason.JOB_NOT_ENDED: ReasonSpec("FAILED_PRECONDITION", False, "The job has not ended. Wait for its end, or cancel it first."),
+    Reason.NOTHING_TO_RETRY: ReasonSpec("FAILED_PRECONDITION", False, "Nothing in the job failed."),
+    Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such blob for this caller. Upload it first."),
+    Reason.UPLOAD_MISMATCH: ReasonSpec(
+        "INVALID_ARGUMENT", False, "Size or SHA-256 differ from the header's. Nothing was stored; upload again."
+    ),
+    Reason.CURSOR_INVALID: ReasonSpec("INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."),
+    Reason.CURSOR_EXPIRED: ReasonSpec(
+        "OUT_OF_RANGE", False, "Events after the cursor are no longer kept. Watch without one, or from `oldest_cursor` in the metadata."
+    ),
+    Reason.WATCH_TOO_SLOW: ReasonSpec("RESOURCE_EXHAUSTED", False, "The stream was read too slowly. Resume with the last cursor."),
+    Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down. Connect again and resume with the last cursor."),
+    Reason.LEDGER_UNAVAILABLE: ReasonSpec(
+        "UNAVAILABLE", True, "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe."
+    ),
+    Reason.BLOB_STORE_UNAVAILABLE: ReasonSpec("UNAVAILABLE", True, "The blob store cannot be reached or gave an error. Try again."),
+    Reason.BLOB_STORE_FULL: ReasonSpec(
+        "RESOURCE_EXHAUSTED", True, "The blob store has no space left. Nothing half-written is visible; free space and try again."
+    ),
+    Reason.INTERNAL: ReasonSpec("INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."),
+    Reason.WORKER_LOST: ReasonSpec("", True, "The worker died or stopped renewing its lease (killed, out of memory, cut off)."),
+    Reason.ATTEMPT_TIMEOUT: ReasonSpec("", True, "The attempt took longer than it may."),
+    Reason.OPERATION_UNKNOWN: ReasonSpec("", True, "The worker is older than the job and does not know the operation."),
+    Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
+    Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),
+    Reason.JOB_EXPIRED: ReasonSpec("", False, "The job had not ended by its expire_time."),
+    Reason.STEP_FAILED: ReasonSpec("", False, "A step of the job failed; the message names it."),
+    Reason.ITEMS_FAILED: ReasonSpec("", False, "Some items failed, the others' results are there."),
+    Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, "Every item failed; each has its own reason."),
+    Reason.NO_APPLICABLE_INPUT: ReasonSpec("", False, "The operation applies to none of its inputs."),
+    Reason.NOT_DICOM: ReasonSpec("", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."),
+    Reason.DICOM_TRUNCATED: ReasonSpec("", False, "The file ends before its data does. Send it again."),
+    Reason.DICOM_INVALID: ReasonSpec("", False, "The data set lacks a required attribute or holds a value the standard does not allow."),
+    Reason.NO_PIXEL_DATA: ReasonSpec("", False, "The instance has no image."),
+    Reason.TRANSFER_SYNTAX_UNSUPPORTED: ReasonSpec("", False, "There is no decoder for the Transfer Syntax."),
+    Reason.PIXELS_UNDECODABLE: ReasonSpec("", False, "The decoder refused the pixel data, or what it gave does not match the header."),
+    Reason.IMAGE_TOO_LARGE: ReasonSpec("", False, "The image would need more memory than one item may have."),
+    Reason.PIXELS_NOT_CERTIFIED: ReasonSpec("", False, "The pixel array does not match its certificate and was not shown to the model."),
+    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No model of this name. The message lists those there are."),
+    Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for this kind of image."),
+    Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One bad field of a request: its path as in the proto (`job.steps[2].after[0]`) and what to do about it."""
+
+    field: str
+    description: str
+
+
+@dataclass(slots=True, eq=False)
+class FluoroError(Exception):
+    """What went wrong, for a program and for a person.
+
+    message never holds patient data, paths or a traceback: it is shown to clients and kept in the ledger.
+    metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
+    retryable: None takes the table's word.
+    """
+
+    reason: Reason
+    message: str
+    violations: Sequence[FieldViolation] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    retryable: bool | None = None
+
+    def __str__(self) -> str:
+        """`REASON: message`."""
+        return f"{self.reason}: {self.message}"
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether another attempt may mend it."""
+        return REASONS[self.reason].retryable if self.retryable is None else self.retryable
+
+
+class CancelledAttempt(Exception):  # noqa: N818 - it is not an error: it unwinds an attempt whose result nobody wants
+    """Raised inside an operation when its attempt was cancelled or fenced off."""

@@ -1,0 +1,224 @@
+"""Accepts jobs: concurrent submits share one transaction (group commit), and OK is said only after its COMMIT (I1)."""
+
+import json
+import queue
+import threading
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import structlog
+from fluoro.v1 import job_pb2
+from fluoro_telemetry import metrics
+
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.submission import NewStep, Submission, validate
+
+__all__ = ["GroupCommit", "Submission", "accept", "validate"]
+
+MAX_BATCH: Final = 256
+"""Most submits in one transaction."""
+
+log = structlog.get_logger(__name__)
+
+_MISSING_BLOBS: Final = """
+SELECT u.owner, u.id FROM unnest(%s::text[], %s::uuid[]) u(owner, id)
+WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id AND b.owner = u.owner)
+"""
+
+_INSERT: Final = """
+WITH new_jobs AS (
+  INSERT INTO jobs (id, owner, request_id, request_sha256, inputs, labels, priority, schedule_time, expire_time, state, last_sequence)
+  SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), u.inputs, u.labels, u.priority, u.schedule_time, u.expire_time,
+    'PENDING', 1
+  FROM json_to_recordset(%s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb, priority int2,
+    schedule_time timestamptz, expire_time timestamptz)
+  ON CONFLICT (owner, request_id) WHERE request_id IS NOT NULL DO NOTHING
+  RETURNING id, owner, priority, create_time, schedule_time
+), new_steps AS (
+  INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts, initial_backoff_seconds, max_backoff_seconds,
+    timeout_seconds, fans_out, requires_all, state)
+  SELECT j.id, u.ordinal, u.name, u.operation, decode(u.request, 'base64'), u.after, u.max_attempts, u.initial_backoff, u.max_backoff,
+    u.timeout, u.fans_out, u.requires_all, 'PENDING'
+  FROM new_jobs j JOIN json_to_recordset(%s::json) u(job_id uuid, ordinal int2, name text, operation text, request text, after int2[],
+    max_attempts int2, initial_backoff float8, max_backoff float8, timeout float8, fans_out bool, requires_all bool) ON u.job_id = j.id
+), new_tasks AS (
+  INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, allowed, run_after, dispatch_order)
+  SELECT u.id, j.id, u.step, u.shard, u.queue, u.task_name, j.owner, u.state, u.first_input, u.input_count, u.allowed,
+    coalesce(j.schedule_time, j.create_time), j.create_time - j.priority * interval '1 minute'
+  FROM new_jobs j JOIN json_to_recordset(%s::json) u(id uuid, job_id uuid, step int2, shard int2, queue text, task_name text, state text,
+    first_input int, input_count int, allowed int2) ON u.job_id = j.id
+), new_events AS (
+  INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
+)
+SELECT id, create_time FROM new_jobs
+"""
+
+_EARLIER: Final = """
+SELECT owner, request_id, id, request_sha256, create_time, state, last_sequence FROM jobs
+WHERE (owner, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+"""
+
+Answer = job_pb2.Job | FluoroError
+
+
+def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> list[Answer]:
+    """Makes the submissions durable in one statement, so in one transaction. One answer each, in order: the job, or why it was refused."""
+    missing = _missing_blobs(connection, submissions)
+    good = [s for s in submissions if s.id not in missing]
+    times: dict[UUID, datetime] = dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
+    repeated = [s for s in good if s.id not in times]
+    earlier = _earlier(connection, repeated) if repeated else {}
+    metrics.JOBS_ACCEPTED.inc(len(times))
+    return [missing.get(s.id) or (earlier[s.id] if s.id in earlier else _accepted(s, times[s.id])) for s in submissions]
+
+
+def _missing_blobs(connection: LedgerConnection, submissions: Sequence[Submission]) -> dict[UUID, FluoroError]:
+    wanted = sorted({(s.owner, blob) for s in submissions for blob in s.inputs})
+    rows = set(connection.execute(_MISSING_BLOBS, (list(map(itemgetter(0), wanted)), list(map(itemgetter(1), wanted)))).fetchall())
+    return {s.id: _no_such_blob(s, rows) for s in submissions if any((s.owner, blob) in rows for blob in s.inputs)} if rows else {}
+
+
+def _no_such_blob(submission: Submission, missing: set[tuple[Any, ...]]) -> FluoroError:
+    violations = [
+        FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.")
+        for i, blob in enumerate(submission.inputs)
+        if (submission.owner, blob) in missing
+    ]
+    return FluoroError(Reason.BLOB_NOT_FOUND, f"{len(violations)} of the inputs do not exist for this caller.", violations)
+
+
+def _rows(submissions: Sequence[Submission]) -> list[str]:
+    """The three JSON arguments of `_INSERT`: jobs, steps and tasks."""
+    jobs = [
+        {
+            "id": str(s.id),
+            "owner": s.owner,
+            "request_id": s.request_id,
+            "sha256": s.sha256.hex(),
+            "inputs": list(map(str, s.inputs)),
+            "labels": s.labels,
+            "priority": s.priority,
+            "schedule_time": s.schedule_time.isoformat() if s.schedule_time else None,
+            "expire_time": s.expire_time.isoformat() if s.expire_time else None,
+        }
+        for s in submissions
+    ]
+    steps = [_step_row(s.id, step) for s in submissions for step in s.steps]
+    tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
+    return [json.dumps(rows) for rows in (jobs, steps, tasks)]
+
+
+def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
+    return {
+        "job_id": str(job_id),
+        "ordinal": step.ordinal,
+        "name": step.name,
+        "operation": step.operation.field,
+        "request": b64encode(step.request).decode(),
+        "after": step.after,
+        "max_attempts": step.max_attempts,
+        "initial_backoff": step.initial_backoff_seconds,
+        "max_backoff": step.max_backoff_seconds,
+        "timeout": step.timeout_seconds,
+        "fans_out": step.fans_out,
+        "requires_all": step.requires_all,
+    }
+
+
+def _task_rows(job_id: UUID, step: NewStep) -> Iterator[dict[str, Any]]:
+    for shard, (task_id, first_input, input_count) in enumerate(step.tasks):
+        yield {
+            "id": str(task_id),
+            "job_id": str(job_id),
+            "step": step.ordinal,
+            "shard": shard,
+            "queue": step.operation.queue,
+            "task_name": step.operation.task_name,
+            "state": "BLOCKED" if step.after else "READY",
+            "first_input": first_input,
+            "input_count": input_count,
+            "allowed": step.max_attempts,
+        }
+
+
+def _accepted(submission: Submission, create_time: datetime) -> job_pb2.Job:
+    job = submission.as_job()
+    job.create_time.FromDatetime(create_time)
+    return job
+
+
+def _earlier(connection: LedgerConnection, repeated: Sequence[Submission]) -> dict[UUID, Answer]:
+    """What an earlier submit with the same request_id left: the same job again, or an error if the body was another."""
+    rows = connection.execute(_EARLIER, [[s.owner for s in repeated], [s.request_id for s in repeated]]).fetchall()
+    found = {(owner, request_id): rest for owner, request_id, *rest in rows}
+    answers: dict[UUID, Answer] = {}
+    for submission in repeated:
+        job_id, sha256, create_time, state, last_sequence = found[submission.owner, submission.request_id]
+        if sha256 != submission.sha256:
+            violation = FieldViolation("request_id", "Was used for a job with another body. Take a new one.")
+            answers[submission.id] = FluoroError(Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation])
+            continue
+        job = _accepted(submission, create_time)
+        job.name, job.last_sequence, job.state = f"jobs/{job_id}", last_sequence, job_pb2.Job.State.Value(f"STATE_{state}")
+        answers[submission.id] = job
+    return answers
+
+
+class GroupCommit(threading.Thread):
+    """Gathers the submits that arrive while a transaction is under way into the next one. Adds no delay of its own."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Starts at once; `close()` ends it after what was submitted is answered."""
+        super().__init__(name="group-commit", daemon=True)
+        self._ledger = ledger
+        self._queue: queue.SimpleQueue[tuple[Submission, Future[job_pb2.Job]] | None] = queue.SimpleQueue()
+        self.start()
+
+    def submit(self, submission: Submission) -> "Future[job_pb2.Job]":
+        """A future of the accepted job; FluoroError in it if the submission is refused or the ledger cannot be reached."""
+        future: Future[job_pb2.Job] = Future()
+        self._queue.put((submission, future))
+        return future
+
+    def close(self) -> None:
+        """Waits until everything submitted before is answered."""
+        self._queue.put(None)
+        self.join()
+
+    def run(self) -> None:
+        """One transaction after another, each with all that is waiting."""
+        while (first := self._queue.get()) is not None:
+            batch, ended = [first], False
+            while len(batch) < MAX_BATCH and not self._queue.empty():
+                entry = self._queue.get()
+                if entry is None:
+                    ended = True
+                    break
+                batch.append(entry)
+            metrics.GROUP_COMMIT_BATCH_SIZE.observe(len(batch))
+            for (_, future), answer in zip(batch, self._accept([submission for submission, _ in batch]), strict=True):
+                if isinstance(answer, FluoroError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+            if ended:
+                return
+
+    def _accept(self, batch: Sequence[Submission]) -> Sequence[Answer]:
+        try:
+            with self._ledger.connection() as connection:
+                return accept(connection, batch)
+        except FluoroError as error:
+            return [error] * len(batch)
+        except psycopg.Error as error:
+            if len(batch) > 1:  # one bad apple: each on its own, so that the others get in
+                return [answer for submission in batch for answer in self._accept([submission])]
+            log.error("submit_failed", exception=type(error).__qualname__, sqlstate=error.sqlstate)
+            return [FluoroError(Reason.INTERNAL, "The job could not be stored. This is a bug in Fluoro.")]

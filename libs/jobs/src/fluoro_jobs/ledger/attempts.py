@@ -1,0 +1,255 @@
+"""Claim, renew, commit, fail, lose: the life of one attempt. Every function is one or two statements and safe to repeat."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from fluoro.v1 import job_pb2
+from google.protobuf.message import Message
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger import read, store
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.graph import JobGraph, Task, TaskResult
+from fluoro_jobs.operations import BY_FIELD, Operation
+from fluoro_jobs.states import JobState, Outcome, TaskState
+
+WORKER_EXPIRE_SECONDS: Final = 30
+"""A worker whose heartbeat is older is taken for dead: it no longer counts for the dispatch window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process as the ledger lists it. name: `host:pid`. slots: tasks it runs at once."""
+
+    id: UUID
+    name: str
+    queue: str
+    slots: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One attempt, and what it needs to run. graph: the job as this claim left it. waited_seconds: from READY to the claim."""
+
+    graph: JobGraph
+    task_id: UUID
+    attempt: int
+    operation: Operation | None
+    request: bytes
+    inputs: Sequence[UUID]
+    waited_seconds: float
+
+    @property
+    def task(self) -> Task:
+        """The task in the graph."""
+        return self.graph.tasks[self.task_id]
+
+    @property
+    def step_name(self) -> str:
+        """Name of its step."""
+        return self.graph.steps[self.task.step].name
+
+
+_LOAD_FOR_CLAIM: Final = store.LOAD_BY_TASK.replace(
+    "FROM jobs j WHERE",
+    """, j.inputs, c.request, c.waited_seconds
+FROM jobs j CROSS JOIN LATERAL (
+  SELECT s.request, extract(epoch FROM now() - t.run_after) AS waited_seconds
+  FROM tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step WHERE t.id = %s) c WHERE""",
+)
+
+
+def claim(connection: LedgerConnection, task_id: UUID, worker: Worker) -> Claim | None:
+    """Takes a queued task: QUEUED → RUNNING, attempt + 1, a lease. None if the message is stale: someone else has it, or it ended."""
+    claimed = _load_claim(connection, task_id)
+    if claimed is None or store.save(connection, claimed.graph, worker_id=worker.id, worker=worker.name):
+        return claimed
+    with connection.transaction():  # another task of the same job moved in between
+        store.lock(connection, claimed.graph.id)
+        claimed = _load_claim(connection, task_id)
+        if claimed is not None:
+            store.save(connection, claimed.graph, worker_id=worker.id, worker=worker.name)
+        return claimed
+
+
+def _load_claim(connection: LedgerConnection, task_id: UUID) -> Claim | None:
+    """The claim that would be, not yet durable. None if the task is not queued."""
+    row = connection.execute(_LOAD_FOR_CLAIM, (task_id, task_id)).fetchone()
+    graph = store.parse(row)
+    if row is None or graph is None or graph.tasks[task_id].state is not TaskState.QUEUED:
+        return None
+    task = graph.tasks[task_id]
+    graph.start(task)
+    *_, inputs, request, waited_seconds = row
+    return Claim(graph, task_id, task.attempt, BY_FIELD.get(graph.steps[task.step].operation), request, inputs, float(waited_seconds))
+
+
+def upstream(connection: LedgerConnection, claimed: Claim) -> list[tuple[str, Message, list[job_pb2.Item], list[job_pb2.Artifact]]]:
+    """Name, result, items and artifacts of the finished steps that the claimed one comes after."""
+    after = claimed.graph.steps[claimed.task.step].after
+    rows = read.upstream_of(connection, claimed.graph.id, after) if after else []
+    return [(name, BY_FIELD[field].result.FromString(result), items, artifacts) for name, field, result, items, artifacts in rows]
+
+
+def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
+    """Makes a result visible, and READY what waited for it. The job's state then; None, and nothing written, if it was fenced off."""
+    return _end(connection, claimed, lambda graph, task: graph.succeed(task, result))
+
+
+def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
+    """Ends the attempt with an error: another attempt if the error allows it and one is left. The job's state then; None if fenced off."""
+
+    def act(graph: JobGraph, task: Task) -> None:
+        graph.fail(task, Outcome.FAILED, error.reason, error.message, may_retry=error.may_retry)
+
+    return _end(connection, claimed, act)
+
+
+def _end(connection: LedgerConnection, claimed: Claim, act: Callable[[JobGraph, Task], None]) -> JobState | None:
+    """Uses the graph of the claim while nobody moved the job since; otherwise reads it again and checks the fencing token."""
+    if claimed.task.state is TaskState.RUNNING:  # else an earlier try has ended it in this picture, be it durable or not
+        act(claimed.graph, claimed.task)
+        if store.save(connection, claimed.graph):
+            return claimed.graph.state
+    return end_attempt(connection, claimed.graph.id, claimed.task_id, claimed.attempt, act)
+
+
+def end_attempt(
+    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, act: Callable[[JobGraph, Task], None]
+) -> JobState | None:
+    """Does `act` to the task if this attempt still runs it. The job's state then; None if it was fenced off, or there is no such task."""
+
+    def guarded(graph: JobGraph) -> JobState | None:
+        task = graph.tasks.get(task_id)
+        if task is None or task.state is not TaskState.RUNNING or task.attempt != attempt:
+            return None
+        act(graph, task)
+        return graph.state
+
+    return store.transition(connection, job_id, guarded)
+
+
+def lose(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, message: str) -> bool:
+    """Ends an attempt whose worker is gone: another one, or WORKER_LOST when none is left (I7)."""
+
+    def act(graph: JobGraph, task: Task) -> None:
+        graph.fail(task, Outcome.LOST, Reason.WORKER_LOST, message, may_retry=True)
+
+    return end_attempt(connection, job_id, task_id, attempt, act) is not None
+
+
+def time_out(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, seconds: float) -> bool:
+    """Ends an attempt that took longer than it may."""
+
+    def act(graph: JobGraph, task: Task) -> None:
+        text = f"The attempt took longer than {seconds:g} s."
+        graph.fail(task, Outcome.FAILED, Reason.ATTEMPT_TIMEOUT, text, may_retry=True)
+
+    return end_attempt(connection, job_id, task_id, attempt, act) is not None
+
+
+def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int) -> bool:
+    """Hands an attempt back, for a worker that shuts down: READY at once."""
+    return end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task)) is not None
+
+
+# --- heartbeats and sweeps ---
+
+_BEAT: Final = f"""
+WITH beat AS (
+  INSERT INTO workers (id, name, queue, slots, version, tasks_per_second, task_seconds, expire_time)
+  VALUES (%(id)s, %(name)s, %(queue)s, %(slots)s, %(version)s, %(rate)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
+  ON CONFLICT (id) DO UPDATE
+  SET expire_time = excluded.expire_time, tasks_per_second = excluded.tasks_per_second, task_seconds = excluded.task_seconds
+), renewed AS (
+  UPDATE tasks SET lease_expire_time = now() + interval '{store.LEASE_SECONDS} s' WHERE id IN (
+    SELECT id FROM tasks WHERE id = ANY(%(tasks)s) AND worker_id = %(id)s AND state = 'RUNNING' FOR UPDATE SKIP LOCKED)
+)
+SELECT t.id, t.job_id, t.state, t.attempt, t.worker_id, coalesce(extract(epoch FROM now() - a.start_time), 0)::float8, s.timeout_seconds
+FROM tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
+LEFT JOIN attempts a ON a.task_id = t.id AND a.number = t.attempt WHERE t.id = ANY(%(tasks)s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the ledger says of a task that a worker process believes to run. seconds: since its newest claim, of timeout_seconds."""
+
+    task_id: UUID
+    job_id: UUID
+    state: TaskState
+    attempt: int
+    worker_id: UUID | None
+    seconds: float
+    timeout_seconds: float
+
+
+def beat(
+    connection: LedgerConnection, worker: Worker, tasks: Sequence[UUID], tasks_per_second: float = 0, task_seconds: float = 0
+) -> list[Held]:
+    """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
+
+    tasks_per_second: finished lately. task_seconds: how long one ran lately, on average.
+    """
+    parameters: dict[str, Any] = {
+        "id": worker.id,
+        "name": worker.name,
+        "queue": worker.queue,
+        "slots": worker.slots,
+        "version": worker.version,
+        "rate": tasks_per_second,
+        "task_seconds": task_seconds,
+        "tasks": list(tasks),
+    }
+    rows = connection.execute(_BEAT, parameters).fetchall()
+    return [Held(task, job, TaskState(state), *rest) for task, job, state, *rest in rows]
+
+
+def leave(connection: LedgerConnection, worker: Worker) -> None:
+    """A worker process goes: its slots count no longer."""
+    connection.execute("DELETE FROM workers WHERE id = %s", (worker.id,))
+
+
+_EXPIRED_LEASES: Final = """
+SELECT job_id, id, attempt FROM tasks WHERE state = 'RUNNING' AND lease_expire_time < now() ORDER BY lease_expire_time LIMIT %s
+"""
+_EXPIRED_JOBS: Final = "SELECT id FROM jobs WHERE end_time IS NULL AND expire_time < now() ORDER BY expire_time LIMIT %s"
+
+
+def sweep(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
+    """Ends attempts whose lease has expired, and forgets workers long dead. Returns the jobs that moved."""
+    rows = connection.execute(_EXPIRED_LEASES, (limit,)).fetchall()
+    text = f"Its worker stopped renewing the lease for {store.LEASE_SECONDS} s."
+    moved = [job for job, task, attempt in rows if lose(connection, job, task, attempt, text)]
+    connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
+    return moved
+
+
+def expire(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
+    """Fails jobs whose expire_time has passed. Returns them; their workers should be told, as for a cancel."""
+
+    def act(graph: JobGraph) -> None:
+        graph.cancel(Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED)
+
+    jobs = [job for (job,) in connection.execute(_EXPIRED_JOBS, (limit,)).fetchall()]
+    for job in jobs:
+        store.transition(connection, job, act)
+    return jobs
+
+
+_OF_WORKER: Final = "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
+
+
+def lose_of_worker(connection: LedgerConnection, worker: Worker, task_id: UUID) -> list[UUID]:
+    """Ends the attempt of this task if this worker process holds it: its pool child died. Returns the job if it moved."""
+    rows = connection.execute(_OF_WORKER + " AND id = %s", (worker.id, task_id)).fetchall()
+    return [job for job, task, attempt in rows if lose(connection, job, task, attempt, "The process that ran it died.")]
+
+
+def release_all(connection: LedgerConnection, worker: Worker) -> list[UUID]:
+    """Hands back everything this worker process still holds. Returns the jobs that moved."""
+    rows = connection.execute(_OF_WORKER, (worker.id,)).fetchall()
+    return [job for job, task, attempt in rows if release(connection, job, task, attempt)]

@@ -1,0 +1,41 @@
+"""The records of blobs: who owns which bytes. The bytes are in the blob store, under the same name."""
+
+from typing import Final
+from uuid import UUID
+
+from fluoro.v1 import blob_service_pb2
+from psycopg.rows import TupleRow
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.connection import LedgerConnection
+
+_COLUMNS: Final = "id, size_bytes, sha256, media_type, create_time"
+# The update changes nothing; it makes RETURNING give the earlier row when there is one.
+_ADD: Final = f"""
+INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded) VALUES (%s, %s, %s, %s, %s, true)
+ON CONFLICT (owner, sha256) WHERE uploaded DO UPDATE SET owner = excluded.owner RETURNING {_COLUMNS}
+"""
+_GET: Final = f"SELECT {_COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
+
+
+def add(connection: LedgerConnection, owner: str, blob: blob_service_pb2.Blob) -> blob_service_pb2.Blob:
+    """Records an upload whose bytes are in the store. Returns the owner's earlier blob of the same bytes if there is one."""
+    id_ = UUID(blob.name.removeprefix("blobs/"))
+    row = connection.execute(_ADD, (id_, owner, blob.size_bytes, blob.sha256, blob.media_type)).fetchone()
+    assert row is not None
+    return _blob(row)
+
+
+def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service_pb2.Blob:
+    """The record. FluoroError BLOB_NOT_FOUND if it is not the owner's."""
+    row = connection.execute(_GET, (blob_id, owner)).fetchone()
+    if row is None:
+        raise FluoroError(Reason.BLOB_NOT_FOUND, f"blobs/{blob_id} does not exist for this caller.", metadata={"blob": f"blobs/{blob_id}"})
+    return _blob(row)
+
+
+def _blob(row: TupleRow) -> blob_service_pb2.Blob:
+    id_, size_bytes, sha256, media_type, create_time = row
+    blob = blob_service_pb2.Blob(name=f"blobs/{id_}", size_bytes=size_bytes, sha256=sha256, media_type=media_type)
+    blob.create_time.FromDatetime(create_time)
+    return blob

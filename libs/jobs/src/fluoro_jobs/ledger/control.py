@@ -1,0 +1,45 @@
+"""What an owner does to a job once it is accepted: cancel it, or have what failed done again."""
+
+from uuid import UUID
+
+from fluoro.v1 import job_pb2
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.read import get_job, job_not_found
+from fluoro_jobs.ledger.store import transition
+from fluoro_jobs.states import is_terminal
+
+
+def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
+    """The job after the cancel; unchanged if it was terminal. CANCELLED is durable then, and what still computes is fenced off (I6).
+
+    FluoroError JOB_NOT_FOUND if it is not the owner's.
+    """
+
+    def act(graph: JobGraph) -> None:
+        if graph.owner != owner:
+            raise job_not_found(job_id)
+        graph.cancel(Reason.JOB_CANCELLED, "Cancelled by its owner.")
+
+    transition(connection, job_id, act)
+    return get_job(connection, owner, job_id)
+
+
+def retry_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
+    """The job after what failed in it was made to run again; attempts there were stay on record.
+
+    FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
+    """
+
+    def act(graph: JobGraph) -> None:
+        if graph.owner != owner:
+            raise job_not_found(job_id)
+        if not is_terminal(graph.state):
+            raise FluoroError(Reason.JOB_NOT_ENDED, "The job has not ended. Wait for its end, or cancel it first.")
+        if not graph.retry():
+            raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
+
+    transition(connection, job_id, act)
+    return get_job(connection, owner, job_id)

@@ -1,0 +1,48 @@
+"""Brings a database to the newest schema: `python -m fluoro_jobs.ledger.migrate`, with FLUORO_DATABASE_URL set.
+
+Safe to run from several places at once: an advisory lock lets one work and the others find it done.
+"""
+
+import os
+import sys
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+_LOCK = 0x464C554F524F
+"""Advisory lock of migrations: `FLUORO` in ASCII."""
+
+
+def engine(database_url: str) -> Engine:
+    """A SQLAlchemy engine on psycopg for a plain PostgreSQL URL (`postgresql://…`)."""
+    return create_engine(database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+
+
+def migrate(database_url: str) -> None:
+    """Applies every migration that is missing. Does nothing when none is."""
+    config = Config()
+    config.set_main_option("script_location", str(files("fluoro_jobs") / "migrations"))
+    config.set_main_option("path_separator", "os")
+    database = engine(database_url)
+    with database.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+        connection.commit()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
+        connection.commit()
+    database.dispose()
+
+
+if __name__ == "__main__":
+    url = os.environ.get("FLUORO_DATABASE_URL")
+    if not url:
+        sys.exit("FLUORO_DATABASE_URL is not set; it names the ledger, postgresql://user@host/database say.")
+    try:
+        migrate(url)
+    except OperationalError:
+        sys.exit("PostgreSQL cannot be reached, or has no such database or user: look at FLUORO_DATABASE_URL.")

@@ -1,0 +1,246 @@
+"""Reads jobs and events as protos. Never writes."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.operations import BY_FIELD
+
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 1000
+
+_JOB_COLUMNS: Final = """id, owner, inputs, labels, priority, state, reason, message, last_sequence,
+  create_time, schedule_time, expire_time, start_time, end_time"""
+_JOB: Final = f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = %s AND owner = %s"
+_STEPS: Final = """
+SELECT s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts, s.initial_backoff_seconds, s.max_backoff_seconds,
+  s.timeout_seconds, s.requires_all, s.state, s.reason, s.message, (SELECT string_agg(t.result, '' ORDER BY t.shard) FROM tasks t
+    WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')),
+  (SELECT max(t.input_count) FROM tasks t WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.fans_out)
+FROM steps s WHERE s.job_id = %s ORDER BY s.ordinal
+"""
+_TASKS: Final = (
+    "SELECT id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = %s ORDER BY step, shard"
+)
+_ATTEMPTS: Final = """
+SELECT a.task_id, a.number, a.worker, a.start_time, a.end_time, a.outcome, a.reason, a.message
+FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE t.job_id = %s ORDER BY a.task_id, a.number
+"""
+_ITEMS: Final = "SELECT step, input, state, reason, message FROM items WHERE job_id = %s ORDER BY step, input"
+_ARTIFACTS: Final = """
+SELECT a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
+FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = %s ORDER BY a.step, a.name
+"""
+_LIST: Final = f"""
+SELECT {_JOB_COLUMNS} FROM jobs
+WHERE owner = %(owner)s AND (%(before)s::uuid IS NULL OR id < %(before)s) AND (%(states)s::text[] = '{{}}' OR state = ANY(%(states)s))
+  AND labels @> %(labels)s
+ORDER BY id DESC LIMIT %(limit)s
+"""
+_EVENTS: Final = """
+SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts, s.name
+FROM unnest(%s::uuid[], %s::int8[]) w(job_id, after)
+JOIN events e ON e.job_id = w.job_id AND e.sequence > w.after
+LEFT JOIN steps s ON s.job_id = e.job_id AND s.ordinal = e.step
+ORDER BY e.job_id, e.sequence
+"""
+
+
+def job_not_found(job_id: UUID) -> FluoroError:
+    """What a caller hears of a job that does not exist or is another's."""
+    return FluoroError(Reason.JOB_NOT_FOUND, f"jobs/{job_id} does not exist for this caller.", metadata={"job": f"jobs/{job_id}"})
+
+
+def get_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
+    """The whole job as of one moment. FluoroError JOB_NOT_FOUND if it is not the owner's."""
+    with connection.transaction(), connection.pipeline():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        head = connection.execute(_JOB, (job_id, owner))
+        parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)]
+        row = head.fetchone()
+        steps, tasks, attempts, items, artifacts = (part.fetchall() for part in parts)
+    if row is None:
+        raise job_not_found(job_id)
+    job = _job(row)
+    by_ordinal = {step[0]: _step(step, [s[1] for s in steps]) for step in steps}
+    for task_id, ordinal, shard, queue, state, run_after, first_input, input_count in tasks:
+        task = by_ordinal[ordinal].tasks.add(shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}"))
+        task.first_input, task.input_count = first_input, input_count
+        _set_time(task.run_after_time, run_after)
+        task.attempts.extend(_attempt(a) for a in attempts if a[0] == task_id)
+    for ordinal, *item in items:
+        by_ordinal[ordinal].items.append(_item(item))
+    for ordinal, *artifact in artifacts:
+        by_ordinal[ordinal].artifacts.append(_artifact(artifact))
+    job.steps.extend(by_ordinal.values())
+    return job
+
+
+def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest) -> job_service_pb2.ListJobsResponse:
+    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile."""
+    if request.page_size < 0:
+        raise FluoroError(Reason.INVALID_ARGUMENT, "page_size is negative.", [FieldViolation("page_size", "Must not be negative.")])
+    limit = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
+    parameters = {
+        "owner": owner,
+        "before": _read_token(request),
+        "states": [job_pb2.Job.State.Name(state).removeprefix("STATE_") for state in request.states],
+        "labels": Jsonb(dict(request.labels)),
+        "limit": limit + 1,
+    }
+    rows = connection.execute(_LIST, parameters).fetchall()
+    token = _write_token(request, rows[limit - 1][0]) if len(rows) > limit else ""
+    return job_service_pb2.ListJobsResponse(jobs=map(_job, rows[:limit]), next_page_token=token)
+
+
+def events_after(connection: LedgerConnection, after: Mapping[UUID, int]) -> list[event_pb2.Event]:
+    """Every event newer than the given sequence of each job, by job and sequence. One query, however many jobs."""
+    rows = connection.execute(_EVENTS, (list(after), list(after.values()))).fetchall()
+    return list(map(_event, rows))
+
+
+# --- upstream: what a step sees of those before it; see attempts.py ---
+
+
+def upstream_of(
+    connection: LedgerConnection, job_id: UUID, ordinals: Iterable[int]
+) -> list[tuple[str, str, bytes, list[job_pb2.Item], list[job_pb2.Artifact]]]:
+    """Name, operation, serialized result, items and artifacts of these finished steps."""
+    wanted = set(ordinals)
+    with connection.pipeline():
+        parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _ITEMS, _ARTIFACTS)]
+        steps, items, artifacts = (part.fetchall() for part in parts)
+    return [
+        (s[1], s[2], s[13], [_item(i[1:]) for i in items if i[0] == s[0]], [_artifact(a[1:]) for a in artifacts if a[0] == s[0]])
+        for s in steps
+        if s[0] in wanted and s[13] is not None
+    ]
+
+
+# --- rows to protos ---
+
+
+def _set_time(field: Timestamp, value: datetime | None) -> None:
+    """Leaves the field unset for None: a Timestamp that is only looked at does not count as set."""
+    if value is not None:
+        field.FromDatetime(value)
+
+
+def _job(row: TupleRow) -> job_pb2.Job:
+    id_, owner, inputs, labels, priority, state, reason, message, last_sequence, *times = row
+    job = job_pb2.Job(
+        name=f"jobs/{id_}",
+        owner=owner,
+        inputs=[f"blobs/{blob}" for blob in inputs],
+        labels=labels,
+        priority=priority,
+        state=job_pb2.Job.State.Value(f"STATE_{state}"),
+        reason=reason,
+        message=message,
+        last_sequence=last_sequence,
+    )
+    fields = (job.create_time, job.schedule_time, job.expire_time, job.start_time, job.end_time)
+    for field, value in zip(fields, times, strict=True):
+        _set_time(field, value)
+    return job
+
+
+def _step(row: TupleRow, names: list[str]) -> job_pb2.Step:
+    _, name, field, request, after, max_attempts, *seconds, requires_all, state, reason, message, result, inputs_per_task = row
+    step = job_pb2.Step(
+        name=name, after=[names[i] for i in after], state=job_pb2.Step.State.Value(f"STATE_{state}"), reason=reason, message=message
+    )
+    operation = BY_FIELD.get(field)
+    if operation is not None:  # a newer gateway accepted it; this one cannot show what it does
+        getattr(step, field).SetInParent()
+        getattr(step, field).ParseFromString(request)
+        if result is not None:
+            getattr(step, f"{field}_result").SetInParent()
+            getattr(step, f"{field}_result").ParseFromString(result)
+    step.retry_policy.max_attempts = max_attempts
+    durations = (step.retry_policy.initial_backoff, step.retry_policy.max_backoff, step.attempt_timeout)
+    for duration, value in zip(durations, seconds, strict=True):
+        duration.FromMilliseconds(round(value * 1000))
+    step.max_inputs_per_task = inputs_per_task or 0
+    step.item_failure_policy = job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP if requires_all else job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW
+    return step
+
+
+def _attempt(row: TupleRow) -> job_pb2.Attempt:
+    _, number, worker, start_time, end_time, outcome, reason, message = row
+    attempt = job_pb2.Attempt(number=number, worker=worker, reason=reason, message=message)
+    attempt.outcome = job_pb2.Attempt.Outcome.Value(f"OUTCOME_{outcome or 'UNSPECIFIED'}")
+    _set_time(attempt.start_time, start_time)
+    _set_time(attempt.end_time, end_time)
+    return attempt
+
+
+def _item(row: Any) -> job_pb2.Item:
+    number, state, reason, message = row
+    return job_pb2.Item(input=number, state=state, reason=reason, message=message)
+
+
+def _artifact(row: Any) -> job_pb2.Artifact:
+    name, role, media_type, number, blob_id, size_bytes, sha256 = row
+    return job_pb2.Artifact(
+        name=name, role=role, media_type=media_type, input=number, blob=f"blobs/{blob_id}", size_bytes=size_bytes, sha256=sha256
+    )
+
+
+def _event(row: TupleRow) -> event_pb2.Event:
+    job_id, sequence, time, step, shard, attempt, state, reason, message, counts, name = row
+    event = event_pb2.Event(sequence=sequence, job=f"jobs/{job_id}")
+    event.time.FromDatetime(time)
+    change: event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
+    if step is None:
+        change = event.job_changed
+        event.job_changed.state = job_pb2.Job.State.Value(f"STATE_{state}")
+    elif shard is None:
+        change = event.step_changed
+        event.step_changed.state = job_pb2.Step.State.Value(f"STATE_{state}")
+        event.step_changed.step = name
+    else:
+        change = event.task_changed
+        event.task_changed.state = job_pb2.Task.State.Value(f"STATE_{state}")
+        event.task_changed.step, event.task_changed.shard, event.task_changed.attempt = name, shard, attempt
+        if counts:
+            total, succeeded, skipped, failed = counts
+            event.task_changed.items.CopyFrom(event_pb2.ItemCounts(total=total, succeeded=succeeded, skipped=skipped, failed=failed))
+    change.reason, change.message = reason, message
+    return event
+
+
+# --- page tokens: opaque, and good for the filter they were made with only ---
+
+
+def _filter_digest(request: job_service_pb2.ListJobsRequest) -> str:
+    text = json.dumps([list(request.states), sorted(request.labels.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write_token(request: job_service_pb2.ListJobsRequest, last: UUID) -> str:
+    return base64.urlsafe_b64encode(f"{last}/{_filter_digest(request)}".encode()).decode()
+
+
+def _read_token(request: job_service_pb2.ListJobsRequest) -> UUID | None:
+    if not request.page_token:
+        return None
+    try:
+        last, digest = base64.urlsafe_b64decode(request.page_token.encode()).decode().split("/")
+        if digest == _filter_digest(request):
+            return UUID(last)
+    except ValueError:
+        digest = ""
+    text = "Must be the next_page_token of a call with the same filter." if digest else "Must be a next_page_token."
+    raise FluoroError(Reason.INVALID_ARGUMENT, "The page_token does not fit.", [FieldViolation("page_token", text)])

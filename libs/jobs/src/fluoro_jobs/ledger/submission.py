@@ -1,0 +1,262 @@
+"""Checks a SubmitJobRequest and turns it into rows. Pure."""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
+from typing import Final, Literal
+from uuid import UUID
+
+from fluoro.v1 import export_pb2, job_pb2, job_service_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fluoro_jobs import operations
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS, Operation
+
+MAX_STEPS: Final = 100
+MAX_INPUTS: Final = 10_000
+MAX_TASKS: Final = 1000
+MAX_LABELS: Final = 64
+MAX_PRIORITY: Final = 9
+MAX_ATTEMPTS: Final = 10
+MAX_BACKOFF_SECONDS: Final = 86_400
+MAX_TEXT: Final = 256
+"""Characters of a label's key or value, and of a report's title."""
+
+MAX_DURATION_SECONDS: Final = 315_576_000_000
+FIRST_SECOND: Final = -62_135_596_800
+LAST_SECOND: Final = 253_402_300_799
+"""Limits of google.protobuf.Duration and Timestamp: 10,000 years, and the years 1 to 9999."""
+
+_STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_REQUEST_ID: Final = re.compile(r"[!-~]{0,128}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_OUTPUT_ONLY_JOB: Final = ("name", "state", "owner", "reason", "message", "create_time", "start_time", "end_time", "last_sequence")
+_OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
+
+DEFAULT_MAX_ATTEMPTS: Final = 3
+DEFAULT_INITIAL_BACKOFF_SECONDS: Final = 2.0
+DEFAULT_MAX_BACKOFF_SECONDS: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A row of `steps` to be, and its tasks: id, first input, number of inputs."""
+
+    ordinal: int
+    name: str
+    operation: Operation
+    request: bytes
+    after: Sequence[int]
+    max_attempts: int
+    initial_backoff_seconds: float
+    max_backoff_seconds: float
+    timeout_seconds: float
+    fans_out: bool
+    requires_all: bool
+    tasks: Sequence[tuple[UUID, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked request, as rows. sha256 is that of the request without what the server sets."""
+
+    id: UUID
+    owner: str
+    request_id: str
+    sha256: bytes
+    inputs: Sequence[UUID]
+    labels: dict[str, str]
+    priority: int
+    schedule_time: datetime | None
+    expire_time: datetime | None
+    steps: Sequence[NewStep]
+
+    def as_job(self) -> job_pb2.Job:
+        """The job as accepted, without steps and times."""
+        job = job_pb2.Job(
+            name=f"jobs/{self.id}",
+            inputs=[f"blobs/{blob}" for blob in self.inputs],
+            labels=self.labels,
+            priority=self.priority,
+            state=job_pb2.Job.STATE_PENDING,
+            owner=self.owner,
+            last_sequence=1,
+        )
+        if self.schedule_time:
+            job.schedule_time.FromDatetime(self.schedule_time)
+        if self.expire_time:
+            job.expire_time.FromDatetime(self.expire_time)
+        return job
+
+
+def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submission:
+    """The request as rows. FluoroError with every bad field named, or with the reason JOB_EMPTY, STEP_UNKNOWN or STEP_GRAPH_CYCLE."""
+    job = request.job
+    if not job.steps or not job.inputs:
+        what = "steps" if not job.steps else "inputs"
+        violation = FieldViolation(f"job.{what}", "Add at least one.")
+        raise FluoroError(Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation])
+    violations: list[FieldViolation] = []
+    inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
+    _check_job(request, violations)
+    for i, step in enumerate(job.steps):
+        _check_step(step, f"job.steps[{i}]", violations)
+    if violations:
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, f"{len(violations)} bad field(s): {violations[0].field}: {violations[0].description}", violations
+        )
+    ordinals = _ordinals(job)
+    steps = [_new_step(i, step, [ordinals[name] for name in step.after], len(inputs)) for i, step in enumerate(job.steps)]
+    if sum(len(step.tasks) for step in steps) > MAX_TASKS:
+        violation = FieldViolation("job.steps", f"At most {MAX_TASKS} tasks in all: raise max_inputs_per_task.")
+        raise FluoroError(Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation])
+    return Submission(
+        id=new_id(),
+        owner=owner,
+        request_id=request.request_id,
+        sha256=_digest(job),
+        inputs=[blob for blob in inputs if blob],
+        labels=dict(job.labels),
+        priority=job.priority,
+        schedule_time=_time(job, "schedule_time"),
+        expire_time=_time(job, "expire_time"),
+        steps=steps,
+    )
+
+
+def _time(job: job_pb2.Job, field: Literal["schedule_time", "expire_time"]) -> datetime | None:
+    return getattr(job, field).ToDatetime(UTC) if job.HasField(field) else None
+
+
+def _blob_id(name: str, field: str, violations: list[FieldViolation]) -> UUID | None:
+    prefix, _, text = name.partition("/")
+    try:
+        if prefix == "blobs":
+            return UUID(text)
+    except ValueError:
+        prefix = ""
+    violations.append(FieldViolation(field, "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it."))
+    return None
+
+
+def _check_job(request: job_service_pb2.SubmitJobRequest, violations: list[FieldViolation]) -> None:
+    job = request.job
+    texts = [*job.labels.keys(), *job.labels.values()]
+    rules = (
+        (len(job.steps) <= MAX_STEPS, "job.steps", f"At most {MAX_STEPS} steps; this job has {len(job.steps)}."),
+        (len(job.inputs) <= MAX_INPUTS, "job.inputs", f"At most {MAX_INPUTS} inputs; this job has {len(job.inputs)}."),
+        (0 <= job.priority <= MAX_PRIORITY, "job.priority", f"Must be 0 to {MAX_PRIORITY}."),
+        (len(job.labels) <= MAX_LABELS, "job.labels", f"At most {MAX_LABELS} labels."),
+        (all(len(text) <= MAX_TEXT for text in texts), "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
+        (not any(map(_CONTROL.search, texts)), "job.labels", "Keys and values hold no control characters."),
+        (_is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
+        (_is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
+        (_REQUEST_ID.fullmatch(request.request_id), "request_id", "At most 128 printable ASCII characters, without spaces; a UUID, say."),
+    )
+    violations += [FieldViolation(field, text) for ok, field, text in rules if not ok]
+
+
+def _check_step(step: job_pb2.Step, path: str, violations: list[FieldViolation]) -> None:
+    policy = step.retry_policy
+    first, ceiling, timeout = map(_seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout))
+    formats = step.export_report.formats
+    rules = (
+        (_STEP_NAME.fullmatch(step.name), "name", "Lower case letters, digits and hyphens, at most 63, starting with a letter."),
+        (step.WhichOneof("operation"), "operation", f"Set one of {', '.join(operations.BY_FIELD)}."),
+        (0 <= policy.max_attempts <= MAX_ATTEMPTS, "retry_policy.max_attempts", f"Must be 1 to {MAX_ATTEMPTS}."),
+        (0 <= first <= MAX_BACKOFF_SECONDS, "retry_policy.initial_backoff", "Must be 0 to 1 day."),
+        (0 <= ceiling <= MAX_BACKOFF_SECONDS, "retry_policy.max_backoff", "Must be 0 to 1 day."),
+        (0 <= timeout <= MAX_TIMEOUT_SECONDS, "attempt_timeout", "Must be 0 to 6 h."),
+        (0 <= step.max_inputs_per_task <= MAX_INPUTS, "max_inputs_per_task", f"Must be 0 to {MAX_INPUTS}."),
+        (
+            not step.max_inputs_per_task or (operation := operations.of_step(step)) is None or operation.fans_out,
+            "max_inputs_per_task",
+            "This operation makes one document of all inputs and does not fan out; leave it 0.",
+        ),
+        (step.item_failure_policy in job_pb2.Step.ItemFailurePolicy.values(), "item_failure_policy", "Unknown policy."),
+        (not step.HasField("analyze_images") or step.analyze_images.model, "analyze_images.model", "Name a model, ct-tissue say."),
+        (
+            not step.render_dicom.HasField("window") or step.render_dicom.window.width >= 1,
+            "render_dicom.window.width",
+            "Must be at least 1 (PS3.3 C.11.2.1.2).",
+        ),
+        (export_pb2.ExportReport.FORMAT_UNSPECIFIED not in formats, "export_report.formats", "FORMAT_UNSPECIFIED is not a format."),
+        (all(f in export_pb2.ExportReport.Format.values() for f in formats), "export_report.formats", "Unknown format."),
+        (len(step.export_report.title) <= MAX_TEXT, "export_report.title", f"At most {MAX_TEXT} characters."),
+    )
+    violations += [FieldViolation(f"{path}.{field}", text) for ok, field, text in rules if not ok]
+
+
+def _seconds(duration: Duration) -> float:
+    """Its length; not a number, which is in no range, if it is beyond what a duration may be."""
+    return duration.seconds + duration.nanos / 1e9 if abs(duration.seconds) <= MAX_DURATION_SECONDS else math.nan
+
+
+def _is_time(time: Timestamp) -> bool:
+    return FIRST_SECOND <= time.seconds <= LAST_SECOND and 0 <= time.nanos < 10**9
+
+
+def _ordinals(job: job_pb2.Job) -> dict[str, int]:
+    """Step names to their numbers, once names are unique, edges lead somewhere and there is no circle."""
+    ordinals: dict[str, int] = {}
+    for i, step in enumerate(job.steps):
+        if step.name in ordinals:
+            violation = FieldViolation(f"job.steps[{i}].name", "Step names are unique in a job.")
+            raise FluoroError(Reason.INVALID_ARGUMENT, f"Two steps are named {step.name}.", [violation])
+        ordinals[step.name] = i
+    for i, step in enumerate(job.steps):
+        for k, name in enumerate(step.after):
+            if name not in ordinals:
+                violation = FieldViolation(f"job.steps[{i}].after[{k}]", f"Must be one of {', '.join(ordinals)}.")
+                raise FluoroError(Reason.STEP_UNKNOWN, f"Step {step.name} comes after a step that is not in the job.", [violation])
+    if all(ordinals[name] < i for i, step in enumerate(job.steps) for name in step.after):
+        return ordinals  # steps in the order they run in, as most write them, hold no circle
+    try:
+        TopologicalSorter({step.name: step.after for step in job.steps}).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        violation = FieldViolation(f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {' -> '.join(circle)}.")
+        raise FluoroError(Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {' -> '.join(circle)}.", [violation]) from None
+    return ordinals
+
+
+def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -> NewStep:
+    operation = operations.of_step(step)
+    assert operation is not None
+    request: Message = getattr(step, operation.field)
+    policy = step.retry_policy
+    size = step.max_inputs_per_task or inputs
+    return NewStep(
+        ordinal=ordinal,
+        name=step.name,
+        operation=operation,
+        request=request.SerializeToString(),
+        after=sorted(set(after)),
+        max_attempts=policy.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        initial_backoff_seconds=policy.initial_backoff.ToTimedelta().total_seconds() or DEFAULT_INITIAL_BACKOFF_SECONDS,
+        max_backoff_seconds=policy.max_backoff.ToTimedelta().total_seconds() or DEFAULT_MAX_BACKOFF_SECONDS,
+        timeout_seconds=step.attempt_timeout.ToTimedelta().total_seconds() or operation.timeout_seconds,
+        fans_out=step.max_inputs_per_task > 0,
+        requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
+        tasks=[(new_id(), first, min(size, inputs - first)) for first in range(0, inputs, size)],
+    )
+
+
+def _digest(job: job_pb2.Job) -> bytes:
+    """SHA-256 of what the caller chose: the job without what only the server sets."""
+    canonical = job_pb2.Job()
+    canonical.CopyFrom(job)
+    messages: list[tuple[Message, tuple[str, ...]]] = [(canonical, _OUTPUT_ONLY_JOB)]
+    messages += [(step, _OUTPUT_ONLY_STEP) for step in canonical.steps]
+    for message, fields in messages:
+        for field in fields:
+            message.ClearField(field)
+    return hashlib.sha256(canonical.SerializeToString(deterministic=True)).digest()

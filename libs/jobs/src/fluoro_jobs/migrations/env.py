@@ -1,0 +1,9 @@
+"""Alembic's entry: runs migrations on the connection that `fluoro_jobs.ledger.migrate` hands over."""
+
+from alembic import context
+
+from fluoro_jobs.ledger.tables import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,118 @@
+"""What can happen: to jobs, tasks, attempts, messages, workers and time."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from fluoro.v1 import job_pb2
+from hypothesis import strategies as st
+from psycopg.pq import TransactionStatus
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Claim
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.graph import TaskResult
+
+STATES: Final = {"S": job_pb2.Item.STATE_SUCCEEDED, "K": job_pb2.Item.STATE_SKIPPED, "F": job_pb2.Item.STATE_FAILED}
+"""Of items, by their letters in the model."""
+RESULTS: Final = ("SS", "SF", "FF", "KK", "SK", "")
+"""Of the two inputs; a task that has one of them takes the first letter."""
+
+
+def _commit(letters: str) -> tuple[str, "Ending"]:
+    def act(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
+        shard, numbers = claim.task.shard, range(claim.task.first_input, claim.task.first_input + claim.task.input_count)
+        items = [job_pb2.Item(input=number, state=STATES[letter]) for number, letter in zip(numbers, letters, strict=False)]
+        blob, name = f"blobs/{new_id()}", f"{shard}-{claim.attempt}"
+        artifact = job_pb2.Artifact(name=name, role="result", media_type="text/plain", blob=blob, size_bytes=1, sha256=bytes(32))
+        return bool(attempts.commit(db, claim, TaskResult(b"", items, [artifact])))
+
+    return letters, act
+
+
+def _error(*, retryable: bool) -> FluoroError:
+    return FluoroError(Reason.INTERNAL, "It went wrong.", retryable=retryable)
+
+
+Ending = Callable[[LedgerConnection, Claim, UUID], bool]
+ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
+    **{f"commit {letters}": _commit(letters) for letters in RESULTS},
+    "fail": ("again", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=True)))),
+    "fail for good": ("never", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=False)))),
+    "time out": ("again", lambda db, c, job: attempts.time_out(db, job, c.task_id, c.attempt, 1)),
+    "lose": ("again", lambda db, c, job: attempts.lose(db, job, c.task_id, c.attempt, "Gone.")),
+    "release": ("released", lambda db, c, job: attempts.release(db, job, c.task_id, c.attempt)),
+}
+"""How an attempt can end: what the model is told, and what is done to the ledger."""
+
+
+class Submission(NamedTuple):
+    """A job to be. steps: of each, the steps it comes after, its max_attempts, whether it fans out, and whether it requires all items."""
+
+    owner: str
+    request_id: str
+    steps: tuple[tuple[tuple[int, ...], int, bool, bool], ...]
+
+
+class Move(NamedTuple):
+    """A method of the machine, and with what."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+class Overtaken:
+    """A connection on which something else happens before its statement number `when`, unless that one holds a lock."""
+
+    def __init__(self, db: LedgerConnection, when: int, meanwhile: Callable[[], None]) -> None:
+        """meanwhile: what happens, once."""
+        self._db, self._wait, self._meanwhile = db, when, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, *arguments: Any) -> Any:
+        """As the connection does."""
+        self._wait -= 1
+        if self._wait == 0 and self._db.info.transaction_status is TransactionStatus.IDLE:
+            self._meanwhile()
+        return self._db.execute(*arguments)
+
+
+@st.composite
+def submissions(draw: st.DrawFn) -> Submission:
+    """Graphs of up to four steps, in the order they run in."""
+    edges = [tuple(sorted(draw(st.sets(st.integers(0, i - 1))))) if i else () for i in range(draw(st.integers(1, 4)))]
+    steps = tuple((after, draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())) for after in edges)
+    return Submission(draw(st.sampled_from(["ann", "bob"])), draw(st.sampled_from(["", "r", "q"])), steps)
+
+
+WORKER: Final = st.integers(0, 1)
+HOW: Final = st.sampled_from(sorted(ENDINGS))
+MOVES: Final[tuple[tuple[Any, ...], ...]] = (
+    (6, "deliver", "messages", WORKER),
+    (6, "run", "messages", WORKER, HOW),
+    (4, "end", "live", HOW),
+    (4, "take"),
+    (1, "submit", st.lists(submissions(), min_size=1, max_size=2)),
+    (1, "submit_again", "named_requests"),
+    (1, "submit_another_body", "named_requests", submissions()),
+    (1, "cancel_job", "jobs"),
+    (2, "retry_job", "jobs"),
+    (2, "redis", "messages", st.sampled_from(["lost", "duplicated", "wiped with all"])),
+    (2, "reconcile"),
+    (2, "end", "late", HOW),
+    (4, "end", "fenced", HOW),
+    (3, "expire_lease", "live"),
+    (2, "sweep"),
+    (3, "end_back_off", "resting"),
+    (1, "expire_job", "jobs"),
+    (1, "beat", WORKER),
+    (1, "leave", WORKER),
+    (1, "release_all", WORKER),
+    (1, "pool_child_dies", "tried", WORKER),
+    (5, "overtake", "rivals", st.integers(2, 3)),
+)
+"""What can happen: how often, compared with the others; which method; with one of which of the machine's things, or of a strategy."""

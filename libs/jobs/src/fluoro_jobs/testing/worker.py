@@ -1,0 +1,112 @@
+"""A worker for tests and benchmarks: its operations do what their first input says, in the real runtime.
+
+`python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of commands run in order; `[]` does nothing:
+
+    {"do": "wait", "path": P}      until file P exists, looking at cancellation
+    {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
+    {"do": "touch", "path": P}     makes file P
+    {"do": "die"}                  this process kills itself, every time
+    {"do": "die_once", "path": P}  the same, unless file P exists; makes it first
+    {"do": "spin"}                 computes for ever without looking at anything
+    {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
+    {"do": "progress", "stage": S, "done": N, "total": N}
+    {"do": "artifact", "name": N, "text": T}
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.worker.context import StepContext
+from fluoro_jobs.worker.handler import handles
+from fluoro_jobs.worker.run import run_worker
+
+
+def _wait(command: dict[str, Any], context: StepContext) -> None:
+    while not Path(command["path"]).exists():
+        context.cancelled.wait(0.02)
+        context.check()
+
+
+def _sleep(command: dict[str, Any], context: StepContext) -> None:
+    context.cancelled.wait(command["seconds"])
+    context.check()
+
+
+def _die(_command: dict[str, Any], _context: StepContext) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_once(command: dict[str, Any], context: StepContext) -> None:
+    if not Path(command["path"]).exists():
+        Path(command["path"]).touch()
+        _die(command, context)
+
+
+def _spin(_command: dict[str, Any], _context: StepContext) -> None:
+    while True:
+        pow(3, 100_000)
+
+
+def _fail(command: dict[str, Any], _context: StepContext) -> None:
+    if not ("unless" in command and Path(command["unless"]).exists()):
+        raise FluoroError(Reason(command["reason"]), "As told.", retryable=command.get("retryable"))
+
+
+COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
+    "wait": _wait,
+    "sleep": _sleep,
+    "touch": lambda command, _: Path(command["path"]).touch(),
+    "die": _die,
+    "die_once": _die_once,
+    "spin": _spin,
+    "fail": _fail,
+    "progress": lambda command, context: context.progress(command["stage"], command["done"], command["total"]),
+    "artifact": lambda command, context: context.put(command["name"], "result", "text/plain", command["text"].encode()),
+}
+
+
+def obey(context: StepContext) -> None:
+    """Runs the commands of the first input. An input without commands costs no look at the blob store."""
+    for command in json.loads(context.fetch(context.inputs[0]).read_bytes()):
+        COMMANDS[command["do"]](command, context)
+
+
+@handles(dicom_pb2.InspectDicom)
+def inspect(_request: dicom_pb2.InspectDicom, context: StepContext) -> dicom_pb2.InspectDicomResult:
+    """Obeys."""
+    obey(context)
+    return dicom_pb2.InspectDicomResult()
+
+
+@handles(dicom_pb2.RenderDicom)
+def noop(_request: dicom_pb2.RenderDicom, _context: StepContext) -> dicom_pb2.RenderDicomResult:
+    """Does nothing: what the runtime costs."""
+    return dicom_pb2.RenderDicomResult()
+
+
+@handles(ml_pb2.AnalyzeImages)
+def analyze(_request: ml_pb2.AnalyzeImages, context: StepContext) -> ml_pb2.AnalyzeImagesResult:
+    """Obeys."""
+    obey(context)
+    return ml_pb2.AnalyzeImagesResult()
+
+
+@handles(export_pb2.ExportReport)
+def export(_request: export_pb2.ExportReport, context: StepContext) -> export_pb2.ExportReportResult:
+    """Obeys."""
+    obey(context)
+    return export_pb2.ExportReportResult()
+
+
+HANDLERS: Final = (inspect, noop, analyze, export)
+
+if __name__ == "__main__":
+    run_worker("testing-worker", queue=sys.argv[1], pool=sys.argv[2], handlers="fluoro_jobs.testing.worker:HANDLERS", version="test")

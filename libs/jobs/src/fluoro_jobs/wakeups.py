@@ -1,0 +1,69 @@
+"""Wake-ups through Redis pub/sub: who should look now. Losing one costs latency, never truth, so none of this raises when Redis is down."""
+
+from typing import Final
+from uuid import UUID
+
+import redis
+import structlog
+from fluoro.v1 import event_pb2
+
+log = structlog.get_logger(__name__)
+
+EVENTS_CHANNEL: Final = "fluoro:events"
+"""A job has new events. Payload: the 16 bytes of its UUID."""
+PROGRESS_CHANNEL: Final = "fluoro:progress"
+"""Live progress. Payload: a serialized fluoro.v1.Progress."""
+CANCELS_CHANNEL: Final = "fluoro:cancels"
+"""A job was cancelled: workers look at what they run. Payload: the 16 bytes of its UUID."""
+PROGRESS_TTL_SECONDS: Final = 3600
+"""How long the latest progress of a job is kept for those who start to watch later."""
+
+
+def progress_key(job: UUID | str) -> str:
+    """Key of the hash with the latest progress of a job: field `{step}/{shard}`, value a serialized fluoro.v1.Progress."""
+    return f"fluoro:progress:{job}"
+
+
+def connect(redis_url: str) -> "redis.Redis":
+    """A client that notices a dead server within seconds."""
+    return redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=10)
+
+
+class Publisher:
+    """Sends wake-ups. Thread-safe."""
+
+    def __init__(self, redis_url: str) -> None:
+        """Connects on first use."""
+        self._redis = connect(redis_url)
+
+    def events(self, *jobs: UUID) -> None:
+        """These jobs have new events."""
+        self._publish(EVENTS_CHANNEL, *(job.bytes for job in jobs))
+
+    def cancel(self, job: UUID) -> None:
+        """This job was cancelled: watchers and workers should look."""
+        self._publish(EVENTS_CHANNEL, job.bytes)
+        self._publish(CANCELS_CHANNEL, job.bytes)
+
+    def progress(self, progress: event_pb2.Progress) -> None:
+        """The latest of one task: told to watchers and kept for late ones."""
+        data, key = progress.SerializeToString(), progress_key(progress.job.removeprefix("jobs/"))
+        try:
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.publish(PROGRESS_CHANNEL, data)
+            pipeline.hset(key, f"{progress.step}/{progress.shard}", data)
+            pipeline.expire(key, PROGRESS_TTL_SECONDS)
+            pipeline.execute()
+        except redis.RedisError as error:
+            log.debug("wakeup_not_sent", channel=PROGRESS_CHANNEL, exception=type(error).__qualname__)
+
+    def _publish(self, channel: str, *payloads: bytes) -> None:
+        try:
+            for payload in payloads:
+                self._redis.publish(channel, payload)
+        except redis.RedisError as error:
+            log.debug("wakeup_not_sent", channel=channel, exception=type(error).__qualname__)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._redis.close()

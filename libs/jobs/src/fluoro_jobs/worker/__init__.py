@@ -1,0 +1,1 @@
+"""The worker runtime: what runs around a plain operation function."""

@@ -1,0 +1,152 @@
+"""The Celery app of a worker: its tasks, and how a spawned pool child builds the same app again."""
+
+import ast
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Celery, Task, signals
+from celery.exceptions import WorkerLostError
+from celery.worker.request import Request
+from fluoro_blobs import BlobStore
+from fluoro_telemetry.logs import configure_logging
+from kombu.transport.virtual.base import QoS
+
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.operations import OPERATIONS
+from fluoro_jobs.wakeups import Publisher
+from fluoro_jobs.worker.celery_app import configure
+from fluoro_jobs.worker.execute import Executor, Report
+from fluoro_jobs.worker.handler import Handler
+from fluoro_jobs.worker.keeper import Keeper
+from fluoro_jobs.worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a worker process is to be; picklable, so that spawned children get it.
+
+    handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the main process of a prefork pool does not.
+    warm_up: a function to call before the first task, `package.module:function`; "" for none.
+    pool: prefork (crash of a child costs one task) or threads (one process shares a device).
+    """
+
+    service: str
+    worker: Worker
+    settings: WorkerSettings
+    handlers: str
+    pool: str
+    warm_up: str = ""
+
+
+def load(path: str) -> Any:
+    """The object at `package.module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class WorkerApp(Celery):
+    """A Celery app that a spawned child can build again."""
+
+    plan: Plan
+    keeper: Keeper
+
+    def __reduce__(self) -> tuple[Callable[[Plan], "WorkerApp"], tuple[Plan]]:
+        """Pickled as its plan."""
+        return make_worker_app, (self.plan,)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """What runs attempts in this process; made on first use, so that each pool child has its own connections."""
+        settings, threads = self.plan.settings, self.plan.settings.slots if self.plan.pool == "threads" else 1
+        handlers: Mapping[str, Handler[Any, Any]] = {handler.operation.task_name: handler for handler in load(self.plan.handlers)}
+        return Executor(
+            Ledger(settings.database_url, max_connections=threads),
+            BlobStore.from_url(settings.blob_url),
+            Publisher(settings.redis_url),
+            self.plan.worker,
+            handlers,
+            settings.scratch_folder,
+        )
+
+
+class LedgerRequest(Request):
+    """Celery's view of one message, in the worker's main process. Tells the keeper what happens to it."""
+
+    _app: WorkerApp
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Celery derives a class per task whose `on_success` does not call its base: what the child returned is seen by wrapping it."""
+        super().__init_subclass__(**options)
+        inner = cls.on_success
+
+        def on_success(self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any) -> Any:
+            failed, returned, _ = failed__retval__runtime
+            report = None if failed else ast.literal_eval(returned)  # a result comes back as its repr()
+            if report is not None:
+                self._app.keeper.report(Report(*report))
+            return inner(self, failed__retval__runtime, **options)
+
+        cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
+
+    def acknowledge(self) -> None:
+        """The message is done with, one way or the other: a slot is free."""
+        super().acknowledge()
+        if not self.message.acknowledged:
+            # Redis was away, which kombu only logs. It would count the message as held, and consume no more once all slots are such.
+            QoS.ack(self.message.channel.qos, self.message.delivery_tag)
+        self._app.keeper.finished()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """A pool child that died gives its lease back at once."""
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exception, (WorkerLostError, SystemExit)):
+            self._app.keeper.lost(UUID(self.id))
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
+    """The body of every Celery task: its argument names a task of the ledger."""
+
+    Request = LedgerRequest  # type: ignore[assignment]  # a class will do
+    app: WorkerApp
+    ignore_result = True
+
+    def run(self, task_id: str) -> Report | None:
+        """Runs the attempt in this pool child or thread."""
+        try:
+            report: Report | None = self.app.executor.run(UUID(task_id))
+        except FluoroError as error:  # the ledger is away: the task is still queued there, and its message is sent again
+            log.warning("task_not_run", task=task_id, reason=error.reason)
+            return None
+        return report
+
+
+def _log_as(plan: Plan, **_: Any) -> None:
+    configure_logging(plan.service, level=plan.settings.log_level, format=plan.settings.log_format)
+    logging.getLogger("celery").setLevel(logging.WARNING)  # a line per task is ours to write
+
+
+def make_worker_app(plan: Plan) -> WorkerApp:
+    """The app of a worker process or of one of its pool children."""
+    app = WorkerApp(plan.service, broker=plan.settings.redis_url, set_as_current=False)
+    app.plan = plan
+    configure(app)
+    # A receiver keeps Celery from setting up logging of its own, in the main process and in each child.
+    signals.setup_logging.connect(partial(_log_as, plan), weak=False, dispatch_uid="fluoro")
+    app.conf.update(
+        worker_max_memory_per_child=plan.settings.max_memory_per_child_kib or None,
+    )
+    for operation in OPERATIONS:
+        if operation.queue == plan.worker.queue:
+            app.register_task(type("OperationTask", (OperationTask,), {"name": operation.task_name, "__module__": __name__})())
+    return app

@@ -1,0 +1,59 @@
+"""The one place that sets Celery up, for those who publish and those who consume.
+
+Celery carries wake-ups: its message names a task of the ledger and nothing else. What is not used, and never may be: eta,
+countdown, `retry()`, canvas, result backend, revoke. docs/architecture.md §7 says what each setting is for.
+"""
+
+from typing import Final
+
+from celery import Celery
+
+from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS
+
+VISIBILITY_TIMEOUT_SECONDS: Final = 2 * MAX_TIMEOUT_SECONDS
+"""When Redis gives an unacknowledged message to another worker. Never the recovery clock: that is the lease."""
+
+CHILD_START_SECONDS: Final = 60
+"""How long a pool child may take to start before it is killed and another one started."""
+
+
+def make_app(redis_url: str, main: str = "fluoro") -> Celery:
+    """A Celery app without tasks. Workers register theirs; publishers need none."""
+    app = Celery(main, broker=redis_url, set_as_current=False)
+    configure(app)
+    return app
+
+
+def configure(app: Celery) -> None:
+    """Every setting that matters, for all apps alike."""
+    app.conf.update(
+        task_acks_late=True,
+        # A killed child's message is acknowledged: the ledger says what happens next, and counts.
+        task_reject_on_worker_lost=False,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_pool_start_method="spawn",
+        # Celery kills a child that is not up after 4 s; a spawned one imports everything anew, and a busy machine would start it for ever.
+        worker_proc_alive_timeout=CHILD_START_SECONDS,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_acquire_timeout=2,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+    )

@@ -1,0 +1,181 @@
+"""Runs one attempt: claim, the operation's plain function, commit. In a pool child or a pool thread."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import structlog
+from fluoro.v1 import event_pb2
+from fluoro_blobs import BlobStore
+from google.protobuf.message import Message
+
+from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.graph import TaskResult
+from fluoro_jobs.states import JobState, Outcome, is_terminal
+from fluoro_jobs.wakeups import Publisher
+from fluoro_jobs.worker.context import Scratch, StepContext, Upstream
+from fluoro_jobs.worker.handler import Handler
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_INTERVAL_SECONDS: Final = 0.1
+"""Least time between two progress messages of a task."""
+FENCED: Final = "fenced"
+"""Reported outcome of an attempt whose end the ledger did not take: it was over already, and counted as lost or cancelled there."""
+COMMIT_PATIENCE_SECONDS: Final = 60
+"""How long a finished attempt waits for the ledger to come back. Its lease has long expired then."""
+
+
+class Report(NamedTuple):
+    """What a pool child tells its main process of an attempt, for the metrics. Crosses as JSON-like data.
+
+    operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this ended the job.
+    """
+
+    operation: str
+    outcome: str
+    waited_seconds: float
+    run_seconds: float
+    job_state: str
+
+
+class Executor:
+    """Runs attempts in this process. Thread-safe: a threads pool shares one."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: BlobStore,
+        publisher: Publisher,
+        worker: Worker,
+        handlers: Mapping[str, Handler[Any, Any]],
+        scratch_folder: Path | None = None,
+    ) -> None:
+        """handlers: by Celery task name."""
+        self._ledger = ledger
+        self._blobs = blobs
+        self._publisher = publisher
+        self._worker = worker
+        self._handlers = handlers
+        self._scratch_folder = scratch_folder
+        self._running: dict[UUID, StepContext] = {}
+
+    def run(self, task_id: UUID) -> Report | None:
+        """Claims the task and runs it to a commit. None, at once, if the message is stale."""
+        with self._ledger.connection() as connection:
+            claimed = attempts.claim(connection, task_id, self._worker)
+        if claimed is None:
+            log.debug("stale_message", task=str(task_id))
+            return None
+        self._publisher.events(claimed.graph.id)
+        with structlog.contextvars.bound_contextvars(job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt):
+            report = self._attempt(claimed)
+        self._publisher.events(claimed.graph.id)
+        return report
+
+    def cancel(self, task_id: UUID) -> None:
+        """Tells the attempt of this task, if it runs here, to stop."""
+        context = self._running.get(task_id)
+        if context is not None:
+            context.cancelled.set()
+
+    def _attempt(self, claimed: Claim) -> Report:
+        started = time.monotonic()
+        operation = claimed.operation.task_name if claimed.operation else "unknown"
+        try:
+            result = self._operate(claimed)
+            outcome = Outcome.SUCCEEDED
+            job_state = self._end(claimed, lambda connection: attempts.commit(connection, claimed, result))
+        except CancelledAttempt:
+            outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
+        except FluoroError as error:
+            outcome, job_state = Outcome.FAILED, self._fail(claimed, error)
+        except MemoryError:
+            outcome, job_state = Outcome.FAILED, self._fail(claimed, FluoroError(Reason.INTERNAL, "The attempt ran out of memory."))
+        except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
+            # Where it happened is logged, what it says is not: it may quote the file, so patient data.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("operation_failed_unexpectedly", exception=type(error).__qualname__, where=where)
+            error = FluoroError(Reason.INTERNAL, "The operation failed in an unforeseen way.")
+            outcome, job_state = Outcome.FAILED, self._fail(claimed, error)
+        told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
+        ended = job_state.lower() if job_state and is_terminal(job_state) else ""
+        return Report(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)
+
+    def _operate(self, claimed: Claim) -> TaskResult:
+        handler = self._handlers.get(claimed.operation.task_name) if claimed.operation else None
+        if handler is None:
+            raise FluoroError(Reason.OPERATION_UNKNOWN, f"Worker {self._worker.version} does not know the operation of this step.")
+        request = handler.operation.request.FromString(claimed.request)
+        context = self._context(claimed)
+        self._running[claimed.task_id] = context
+        try:
+            message: Message = handler(request, context)
+            context.check()
+        finally:
+            del self._running[claimed.task_id]
+            context.folder.remove()
+        items = [context.items[i] for i in sorted(context.items)]
+        return TaskResult(message.SerializeToString(), items, list(context.artifacts.values()))
+
+    def _context(self, claimed: Claim) -> StepContext:
+        upstream: list[Upstream] = []
+        if claimed.graph.steps[claimed.task.step].after:
+            with self._ledger.connection() as connection:
+                upstream = [Upstream(*row) for row in attempts.upstream(connection, claimed)]
+        return StepContext(
+            job=f"jobs/{claimed.graph.id}",
+            step=claimed.step_name,
+            attempt=claimed.attempt,
+            inputs=[f"blobs/{blob}" for blob in claimed.inputs],
+            upstream=upstream,
+            folder=Scratch(self._scratch_folder),
+            blobs=self._blobs,
+            report=ProgressThrottle(self._publisher.progress),
+            numbers=range(claimed.task.first_input, claimed.task.first_input + claimed.task.input_count),
+            shard=claimed.task.shard,
+        )
+
+    def _fail(self, claimed: Claim, error: FluoroError) -> JobState | None:
+        log.warning("attempt_failed", reason=error.reason, message=error.message, may_retry=error.may_retry)
+        return self._end(claimed, lambda connection: attempts.fail(connection, claimed, error))
+
+    def _end(self, claimed: Claim, act: Callable[[Any], JobState | None]) -> JobState | None:
+        """Tells the ledger how it ended, waiting for it if it is away: work done is not thrown away for a restart of PostgreSQL."""
+        deadline = time.monotonic() + COMMIT_PATIENCE_SECONDS
+        while True:
+            try:
+                with self._ledger.connection() as connection:
+                    job_state = act(connection)
+                if job_state is None:
+                    log.warning("attempt_fenced_off", task=str(claimed.task_id))
+                return job_state  # noqa: TRY300 - reads in order
+            except FluoroError as error:
+                if error.reason is not Reason.LEDGER_UNAVAILABLE or time.monotonic() > deadline:
+                    raise
+                threading.Event().wait(0.5)
+
+
+class ProgressThrottle:
+    """Passes progress on at most once per interval; the first of a stage and the last one always."""
+
+    def __init__(self, send: Callable[[event_pb2.Progress], None]) -> None:
+        """send: called in the caller's thread."""
+        self._send = send
+        self._stage = ""
+        self._next = 0.0
+
+    def __call__(self, progress: event_pb2.Progress) -> None:
+        """Sends or drops."""
+        now = time.monotonic()
+        if now >= self._next or progress.stage != self._stage or progress.fraction >= 1:
+            self._stage, self._next = progress.stage, now + PROGRESS_INTERVAL_SECONDS
+            progress.time.GetCurrentTime()
+            self._send(progress)

@@ -1,0 +1,207 @@
+"""Keeps what a worker process runs alive, and stops what nobody wants: one heartbeat per process, in its main process.
+
+Every five seconds, and at once when a cancel is announced, one statement renews the leases of everything this process runs and
+brings back what the ledger says of it. What was cancelled, fenced off or ran too long is stopped: a pool child is killed, a
+pool thread is told.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import redis
+import structlog
+from celery.worker import state as celery_state
+from fluoro_telemetry import metrics
+
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Held, Worker
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.states import TaskState
+from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher, connect
+from fluoro_jobs.worker.execute import Report
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_SECONDS: Final = 5
+"""A third of a lease: two may be missed."""
+MANY_TASKS: Final = 100
+"""So many finished since the last count are counted at once: the window of a queue of short tasks widens before the next heartbeat."""
+MIN_COUNT_SECONDS: Final = 0.2
+"""A shorter time tells nothing of a rate."""
+_RATE_MEMORY: Final = 0.5
+"""Share of the old rate in the new one at each heartbeat."""
+
+
+class Running(Protocol):
+    """What the keeper needs of a Celery request."""
+
+    id: str
+
+
+class Keeper(threading.Thread):
+    """The heartbeat of one worker process."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: Publisher,
+        redis_url: str,
+        worker: Worker,
+        stop_task: Callable[[Any], None],
+        on_finished: Callable[[], None],
+        on_beat: Callable[[], None],
+    ) -> None:
+        """stop_task: stops a Celery request's compute. on_finished: a slot became free. on_beat: the loop is alive."""
+        super().__init__(name="keeper", daemon=True)
+        self._ledger = ledger
+        self._publisher = publisher
+        self._worker = worker
+        self._stop_task = stop_task
+        self._on_finished = on_finished
+        self._on_beat = on_beat
+        self._woken = threading.Event()
+        self._lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()
+        self._mine: dict[UUID, Held] = {}
+        self._finished = 0
+        self._rate = 0.0
+        self._task_seconds = 0.0
+        self._closed = False
+        self._listener = threading.Thread(target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True)
+
+    def finished(self) -> None:
+        """A message is done with. Called by Celery's main loop; cheap."""
+        self._finished += 1
+        if self._finished == MANY_TASKS:
+            self._woken.set()
+        self._on_finished()
+
+    def report(self, report: Report) -> None:
+        """An attempt ended in the pool: counted here, because only the main process serves metrics."""
+        metrics.TASK_ATTEMPTS_FINISHED.labels(operation=report.operation, outcome=report.outcome).inc()
+        metrics.TASK_WAIT_SECONDS.labels(operation=report.operation).observe(report.waited_seconds)
+        metrics.TASK_RUN_SECONDS.labels(operation=report.operation).observe(report.run_seconds)
+        if report.job_state:
+            metrics.JOBS_FINISHED.labels(state=report.job_state).inc()
+        self._task_seconds += (report.run_seconds - self._task_seconds) * (0.1 if self._task_seconds else 1)
+
+    def lost(self, task_id: UUID) -> None:
+        """The pool child that ran this task is gone."""
+        self._lost.put(task_id)
+        self._woken.set()
+
+    def run(self) -> None:
+        """Beats until closed."""
+        self._listener.start()
+        last = time.monotonic()
+        while not self._closed:
+            self._on_beat()
+            try:
+                self._give_back_lost()
+                now = time.monotonic()
+                if now - last >= MIN_COUNT_SECONDS:
+                    self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * self._finished / (now - last)
+                    self._finished, last = 0, now
+                self._beat()
+            except FluoroError as error:
+                log.warning("heartbeat_missed", reason=error.reason)
+                self._woken.wait(1)
+            except Exception:  # without heartbeats everything that runs here would be taken away
+                log.exception("heartbeat_failed")
+                self._woken.wait(1)
+            self._woken.wait(HEARTBEAT_SECONDS)
+            self._woken.clear()
+
+    def busy(self) -> bool:
+        """Whether anything runs in this process's pool."""
+        return bool(_active())
+
+    def hand_back(self) -> None:
+        """Makes everything this process still runs READY for another worker, at once, and stops computing it."""
+        try:
+            with self._ledger.connection() as connection:
+                jobs = attempts.release_all(connection, self._worker)
+        except FluoroError as error:
+            log.warning("not_handed_back", reason=error.reason)  # the leases expire
+            jobs = []
+        for request in _active():
+            self._stop_task(request)
+        self._publisher.events(*jobs)
+        self._on_finished()
+
+    def close(self) -> None:
+        """Hands back what is left and takes this process off the ledger's list of workers."""
+        self._closed = True
+        self._woken.set()
+        self.join()
+        self.hand_back()
+        try:
+            with self._ledger.connection() as connection:
+                attempts.leave(connection, self._worker)
+        except FluoroError as error:
+            log.warning("not_signed_off", reason=error.reason)  # the row expires
+
+    def _beat(self) -> None:
+        requests: dict[UUID, Running] = {UUID(request.id): request for request in _active()}
+        with self._ledger.connection() as connection:
+            held = attempts.beat(connection, self._worker, list(requests), self._rate, self._task_seconds)
+        self._mine = {task: known for task, known in self._mine.items() if task in requests}
+        metrics.LEASE_RENEWALS.inc(sum(one.worker_id == self._worker.id for one in held))
+        for one in held:
+            self._judge(one, requests[one.task_id])
+
+    def _judge(self, held: Held, request: Running) -> None:
+        """Stops a request whose attempt is over, or takes too long."""
+        if held.state is TaskState.RUNNING and held.worker_id == self._worker.id:
+            known = self._mine.setdefault(held.task_id, held)
+            late = held.seconds > held.timeout_seconds
+            if known.attempt == held.attempt and not late:
+                return
+            if late:
+                self._time_out(held)
+        elif held.state is not TaskState.CANCELLED and held.task_id not in self._mine:
+            return  # a stale message, about to be dropped
+        elif held.state in {TaskState.SUCCEEDED, TaskState.FAILED}:
+            return  # just finishing
+        log.warning("attempt_stopped", task=str(held.task_id), state=held.state)
+        self._stop_task(request)
+
+    def _time_out(self, held: Held) -> None:
+        with self._ledger.connection() as connection:
+            attempts.time_out(connection, held.job_id, held.task_id, held.attempt, held.timeout_seconds)
+        self._publisher.events(held.job_id)
+
+    def _give_back_lost(self) -> None:
+        while not self._lost.empty():
+            task_id = self._lost.get()
+            try:
+                with self._ledger.connection() as connection:
+                    jobs = attempts.lose_of_worker(connection, self._worker, task_id)
+            except FluoroError:
+                self._lost.put(task_id)  # at the next beat; at the latest the lease expires
+                raise
+            self._publisher.events(*jobs)
+            self._on_finished()
+
+    def _listen(self, redis_url: str) -> None:
+        """Wakes the heartbeat when a cancel is announced. Without Redis, cancels are seen at the next beat."""
+        client = connect(redis_url)
+        while not self._closed:
+            try:
+                with client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]  # redis-py left it out
+                    pubsub.subscribe(CANCELS_CHANNEL)
+                    while not self._closed:
+                        if pubsub.get_message(timeout=1) is not None:
+                            self._woken.set()
+            except redis.RedisError as error:
+                log.debug("cancels_not_heard", exception=type(error).__qualname__)
+                threading.Event().wait(1)
+
+
+def _active() -> list[Running]:
+    """Celery requests whose body runs in this process's pool."""
+    return list(celery_state.active_requests)

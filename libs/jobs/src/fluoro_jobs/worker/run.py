@@ -1,0 +1,145 @@
+"""Runs a worker process: `run_worker(...)` is all that a worker's `__main__` calls."""
+
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from celery import signals
+from celery.platforms import SecurityWarning  # type: ignore[attr-defined]  # the stubs left it out
+from fluoro_blobs import BlobStore
+from fluoro_telemetry.http import Health, serve
+from fluoro_telemetry.logs import configure_logging
+
+from fluoro_jobs.dispatch import Dispatcher
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.wakeups import Publisher, connect
+from fluoro_jobs.worker.app import Plan, WorkerApp, load, make_worker_app
+from fluoro_jobs.worker.keeper import Keeper
+from fluoro_jobs.worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+TEARDOWN_SECONDS: Final = 5
+"""How long Celery may take to end once nothing runs any more. billiard can wait 30 s for children that are gone."""
+
+
+def run_worker(
+    service: str, queue: str, pool: str, handlers: str, version: str, warm_up: str = "", settings: WorkerSettings | None = None
+) -> None:
+    """Drains `queue` with the handlers at `handlers` until SIGTERM. Arguments as in `fluoro_jobs.worker.app.Plan`."""
+    settings = settings or WorkerSettings()  # type: ignore[call-arg]  # from the environment
+    # Celery warns root for the sake of pickle; we take JSON only. Images run as nobody anyway.
+    warnings.simplefilter("ignore", SecurityWarning)
+    configure_logging(service, level=settings.log_level, format=settings.log_format)
+    worker = Worker(new_id(), f"{socket.gethostname()}:{os.getpid()}", queue, settings.slots, version)
+    app = make_worker_app(Plan(service, worker, settings, handlers, pool, warm_up))
+    WorkerProcess(app).run()
+
+
+class WorkerProcess:
+    """The main process: Celery's consumer, the keeper, the dispatcher and the health endpoint."""
+
+    def __init__(self, app: WorkerApp) -> None:
+        """Nothing is started yet."""
+        plan = app.plan
+        self._app = app
+        self._ledger = Ledger(plan.settings.database_url, max_connections=3)
+        self._publisher = Publisher(plan.settings.redis_url)
+        self._dispatcher = Dispatcher(self._ledger, plan.settings.redis_url)
+        self._health = Health()
+        self._health.add_check("ledger", self._ledger.check)
+        self._health.add_check("redis", connect(plan.settings.redis_url).ping)
+        self._health.add_check("blobs", BlobStore.from_url(plan.settings.blob_url).check)
+        self._consuming = False
+        self._health.add_check("consumer", self._check_consumer)
+        self._celery: Any = None
+        self._stopped = threading.Event()
+        self._keeper = Keeper(
+            self._ledger,
+            self._publisher,
+            plan.settings.redis_url,
+            plan.worker,
+            stop_task=self._stop_task,
+            on_finished=self._dispatcher.wake,
+            on_beat=self._health.beat,
+        )
+        app.keeper = self._keeper
+
+    def run(self) -> None:
+        """Works until told to stop; then finishes or hands back what runs, and exits."""
+        plan = self._app.plan
+        server = serve(plan.settings.http_host, plan.settings.http_port, self._health)
+        if plan.pool == "threads":
+            self._warm_up()
+        signals.worker_ready.connect(self._on_ready)
+        signals.worker_shutting_down.connect(self._on_shutdown)
+        self._celery = self._app.Worker(
+            hostname=f"{plan.service}@{plan.worker.name}",
+            pool=plan.pool,
+            concurrency=plan.settings.slots,
+            queues=[plan.worker.queue],
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+            loglevel=plan.settings.log_level,
+        )
+        os.environ.pop("_MP_FORK_LOGLEVEL_", None)  # set by Celery; with it pool children write lines of their own among ours
+        self._keeper.start()
+        self._dispatcher.start()
+        self._dispatcher.wake()
+        try:
+            self._celery.start()
+        finally:
+            self._stopped.set()
+            self._close()
+            server.close()
+        sys.exit(self._celery.exitcode or 0)
+
+    def _close(self) -> None:
+        self._keeper.close()
+        self._dispatcher.close()
+        self._ledger.close()
+        log.info("worker_stopped")
+
+    def _on_shutdown(self, **_: Any) -> None:
+        """SIGTERM: Celery takes no more messages and waits for what runs; this thread sees to it that it does not wait for ever."""
+        self._health.set_draining()
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self._app.plan.settings.shutdown_grace_seconds
+        while self._keeper.busy() and time.monotonic() < deadline and not self._stopped.wait(0.1):
+            continue
+        self._keeper.hand_back()
+        if not self._stopped.wait(TEARDOWN_SECONDS):
+            log.warning("teardown_cut_short")
+            self._close()
+            os._exit(0)  # nothing is lost: what ran has been committed or handed back
+
+    def _warm_up(self) -> None:
+        if self._app.plan.warm_up:
+            load(self._app.plan.warm_up)()
+        _ = self._app.executor
+
+    def _on_ready(self, **_: Any) -> None:
+        self._consuming = True
+        log.info("worker_ready", queue=self._app.plan.worker.queue, slots=self._app.plan.worker.slots)
+
+    def _check_consumer(self) -> None:
+        if not self._consuming:
+            raise RuntimeError("Celery's consumer has not started; is Redis reachable?")
+
+    def _stop_task(self, request: Any) -> None:
+        if self._app.plan.pool == "threads":
+            self._app.executor.cancel(UUID(request.id))
+        else:
+            request.terminate(self._celery.pool, signal="KILL")

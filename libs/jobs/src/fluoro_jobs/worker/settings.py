@@ -1,0 +1,32 @@
+"""Settings every worker has, from the environment."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """Read once at start, from FLUORO_… variables."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
+
+    database_url: str = Field(description="The ledger: postgresql://user@host/database.")
+    redis_url: str = Field(description="Celery's broker and the wake-ups: redis://host:6379/0.")
+    blob_url: str = Field(description="The blob store: file:///folder or s3://bucket/prefix.")
+    http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
+    http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    slots: int = Field(2, ge=1, le=256, description="Tasks run at once by this process.")
+    scratch_folder: Path | None = Field(None, description="Where attempts keep their files; unset: the system's temporary folder.")
+    max_memory_per_child_kib: int = Field(
+        1_500_000,
+        ge=0,
+        description="A pool child is replaced after the task in which it grew beyond this, KiB; 0: never. Prefork pools only.",
+    )
+    shutdown_grace_seconds: int = Field(
+        60,
+        ge=1,
+        description="After SIGTERM: how long running tasks may finish; then they are handed back. Shorter than the pod's grace period.",
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")

@@ -1,0 +1,119 @@
+"""Whether a process is alive and ready, asked by probes and answered without ever hanging."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+MESSAGE_CHARACTERS: Final = 200
+"""Longest message of a failed check."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found. seconds: how long it took, or has taken so far. message: "" when ok."""
+
+    ok: bool
+    seconds: float
+    message: str
+
+
+class _Check:
+    """One check: at most one thread of it runs, however often it is asked for and however long it hangs."""
+
+    def __init__(self, name: str, function: Callable[[], object]) -> None:
+        self.name = name
+        self._function = function
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._started = self._finished = 0.0
+        self._last: CheckResult | None = None
+
+    def start(self, max_age_seconds: float) -> None:
+        """Begins a run, unless one is on its way or the last is fresh."""
+        with self._lock:
+            fresh = self._last is not None and time.monotonic() - self._finished < max_age_seconds
+            if fresh or self._thread is not None:
+                return
+            self._started = time.monotonic()
+            self._thread = threading.Thread(target=self._run, name=f"check-{self.name}", daemon=True)
+            self._thread.start()
+
+    def result(self, deadline: float) -> CheckResult:
+        """What the run begun by `start()` found, or a failure if it is not done by the deadline, a time of the monotonic clock."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            if self._thread is None and self._last is not None:
+                return self._last
+            seconds = time.monotonic() - self._started
+        return CheckResult(ok=False, seconds=round(seconds, 3), message=f"no answer for {seconds:.0f} s")
+
+    def _run(self) -> None:
+        message = ""
+        try:
+            self._function()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the check's answer
+            message = f"{type(error).__name__}: {error}".splitlines()[0][:MESSAGE_CHARACTERS]
+        with self._lock:
+            self._finished = time.monotonic()
+            before, self._last = self._last, CheckResult(not message, round(self._finished - self._started, 3), message)
+            self._thread = None
+        if before is None or before.ok != self._last.ok:
+            (log.warning if message else log.info)("check_changed", check=self.name, **asdict(self._last))
+
+
+class Health:
+    """What a process says of itself.
+
+    max_beat_age_seconds: a loop that has not ticked for that long is stuck, and the process should be restarted.
+    check_timeout_seconds: a check that takes longer has failed; shorter than the probe's own timeout.
+    cache_seconds: how long a check's result is good, so that many probes are one check.
+    """
+
+    def __init__(self, max_beat_age_seconds: float = 60, check_timeout_seconds: float = 2, cache_seconds: float = 1) -> None:
+        self._max_beat_age_seconds = max_beat_age_seconds
+        self._check_timeout_seconds = check_timeout_seconds
+        self._cache_seconds = cache_seconds
+        self._checks: dict[str, _Check] = {}
+        self._last_beat: float | None = None
+        self._draining = False
+
+    def add_check(self, name: str, check: Callable[[], object]) -> None:
+        """Readiness depends on this: it raises when something is wrong, and what it returns does not matter.
+
+        It runs in a thread of its own. The exception's first line is shown at /readyz. ValueError if there is a check of this name.
+        """
+        if name in self._checks:
+            raise ValueError(f"there is a check {name!r} already")
+        self._checks[name] = _Check(name, check)
+
+    def beat(self) -> None:
+        """The process's own loop ticks. Until the first beat the process counts as alive."""
+        self._last_beat = time.monotonic()
+
+    def set_draining(self) -> None:
+        """Not ready any more, for good: finishing what runs, taking nothing new."""
+        self._draining = True
+
+    def liveness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the process's own loop ticks, and the details for /healthz. Looks at nothing outside the process."""
+        age = None if self._last_beat is None else round(time.monotonic() - self._last_beat, 3)
+        ok = age is None or age <= self._max_beat_age_seconds
+        return ok, {"ok": ok, "beat_age_seconds": age, "max_beat_age_seconds": self._max_beat_age_seconds}
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every check passes and nothing drains, and the details for /readyz. Answers within check_timeout_seconds."""
+        deadline = time.monotonic() + self._check_timeout_seconds
+        checks = list(self._checks.values())
+        for check in checks:
+            check.start(self._cache_seconds)
+        results = {check.name: check.result(deadline) for check in checks}
+        ok = not self._draining and all(result.ok for result in results.values())
+        return ok, {"ok": ok, "draining": self._draining, "checks": {name: asdict(result) for name, result in results.items()}}

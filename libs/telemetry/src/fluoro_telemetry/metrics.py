@@ -1,0 +1,91 @@
+"""Every metric of Fluoro, declared once: `metrics.JOBS_ACCEPTED.inc()`, `metrics.TASKS_DISPATCHED.labels(queue="ml").inc()`.
+
+Names follow https://prometheus.io/docs/practices/naming/. Labels hold values of small closed sets alone (a queue, an
+operation, a code), never a job, an owner, a host or a pod: those belong in logs, and Prometheus adds the instance itself.
+`python -m fluoro_telemetry.document` prints the table for the documentation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+# A `_created` series beside each counter doubles what is scraped and tells nothing that `rate()` needs.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One line of the table.
+
+    kind: counter, gauge or histogram. name: as exposed. buckets: upper bounds of a histogram, in the unit of its name.
+    """
+
+    kind: str
+    name: str
+    meaning: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+SPECS: Final[list[MetricSpec]] = []
+"""All metrics, in the order of their declaration."""
+
+_RPC_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_TASK_SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_BATCH: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    SPECS.append(MetricSpec("counter", name, meaning, labels))
+    return Counter(name, meaning, labels)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    SPECS.append(MetricSpec("gauge", name, meaning, labels))
+    return Gauge(name, meaning, labels)
+
+
+def _histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float]) -> Histogram:
+    SPECS.append(MetricSpec("histogram", name, meaning, labels, tuple(buckets)))
+    return Histogram(name, meaning, labels, buckets=buckets)
+
+
+# Jobs
+JOBS_ACCEPTED: Final = _counter("fluoro_jobs_accepted_total", "Jobs durably accepted; a repeated request_id is not counted again.")
+JOBS_FINISHED: Final = _counter("fluoro_jobs_finished_total", "Jobs that reached a terminal state.", "state")
+SUBMIT_SECONDS: Final = _histogram("fluoro_submit_seconds", "Time from the request to the durable accept.", buckets=_RPC_SECONDS)
+GROUP_COMMIT_BATCH_SIZE: Final = _histogram("fluoro_group_commit_batch_jobs", "Jobs that shared one accepting transaction.", buckets=_BATCH)
+
+# Gateway
+RPC_REQUESTS: Final = _counter("fluoro_rpc_requests_total", "Finished calls by method and gRPC status code.", "method", "code")
+RPC_SECONDS: Final = _histogram(
+    "fluoro_rpc_seconds", "Duration of unary calls; streams last as long as a client likes.", "method", buckets=_RPC_SECONDS
+)
+WATCH_STREAMS: Final = _gauge("fluoro_watch_streams", "Watch streams that are open.")
+EVENTS_DELIVERED: Final = _counter("fluoro_events_delivered_total", "Durable events sent on watch streams.")
+BLOB_BYTES_RECEIVED: Final = _counter("fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients.")
+BLOB_BYTES_SENT: Final = _counter("fluoro_blob_sent_bytes_total", "Bytes of blobs downloaded by clients.")
+
+# Tasks
+TASKS_DISPATCHED: Final = _counter("fluoro_tasks_dispatched_total", "Tasks handed to Celery, again after a lost message too.", "queue")
+TASK_ATTEMPTS_FINISHED: Final = _counter("fluoro_task_attempts_finished_total", "Attempts that ended, by outcome.", "operation", "outcome")
+TASK_RUN_SECONDS: Final = _histogram(
+    "fluoro_task_run_seconds", "Time from the claim of an attempt to its end.", "operation", buckets=_TASK_SECONDS
+)
+TASK_WAIT_SECONDS: Final = _histogram("fluoro_task_wait_seconds", "Time from READY to the claim.", "operation", buckets=_TASK_SECONDS)
+LEASE_RENEWALS: Final = _counter("fluoro_lease_renewals_total", "Leases renewed by a worker's heartbeat.")
+LEASES_EXPIRED: Final = _counter("fluoro_leases_expired_total", "Leases that ran out, so that the task was taken back.")
+
+# Queues, as the ledger has them. Every scheduler exposes the same figures: take max, not sum.
+QUEUE_TASKS: Final = _gauge("fluoro_queue_tasks", "Tasks that are not finished, by state.", "queue", "state")
+QUEUE_BACKLOG_SECONDS: Final = _gauge(
+    "fluoro_queue_backlog_seconds", "Queued and running work over the queue's capacity; KEDA scales on it.", "queue"
+)
+QUEUE_OLDEST_READY_AGE_SECONDS: Final = _gauge(
+    "fluoro_queue_oldest_ready_age_seconds", "How long the oldest claimable task has waited.", "queue"
+)
+WORKERS: Final = _gauge("fluoro_workers", "Worker processes with a live heartbeat.", "queue")
+WORKER_SLOTS: Final = _gauge("fluoro_worker_slots", "Attempts those workers can run at once.", "queue")
+SWEEPS: Final = _counter("fluoro_sweeps_total", "Rows changed by the scheduler's sweeps.", "action")
