@@ -1,0 +1,1 @@
+"""CPU worker: inspects, decodes and renders DICOM."""

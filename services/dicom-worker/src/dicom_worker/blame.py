@@ -1,0 +1,34 @@
+"""Says whose fault it is when a library fails on a file: the file's.
+
+pydicom and the codecs raise whatever a hostile value provokes, and quote the value in exceptions, warnings and log records.
+Values may be patient data, so nothing of all that leaves `blame_file`.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
+
+for name in ("pydicom", "pylibjpeg", "openjpeg", "rle"):
+    logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # their records quote values of the file
+
+
+@contextmanager
+def blame_file(reason: Reason, message: str) -> Iterator[None]:
+    """Runs a library on a file: whatever it raises becomes FluoroError(reason, message), and its warnings are dropped.
+
+    What is not about the file passes: FluoroError, CancelledAttempt, MemoryError, and OSError of the operating system (one with an errno).
+    Keep the body to the library's calls: a bug of our own in it would be blamed on the file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (FluoroError, CancelledAttempt, MemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise FluoroError(reason, message) from None

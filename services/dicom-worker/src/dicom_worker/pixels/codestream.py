@@ -1,0 +1,100 @@
+"""Reads what a compressed frame says of itself, before a decoder believes it.
+
+Decoders allocate what the code stream claims, not what DICOM's header says, and some return a cut frame as if it were whole.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dicom_worker import limits
+
+SOF: Final = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
+"""Second bytes of Start Of Frame markers (ISO/IEC 10918-1 table B.1; 0xF7 is JPEG-LS, ISO/IEC 14495-1)."""
+STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))
+"""Second bytes of markers without a length: TEM and RSTn."""
+END_WINDOW_BYTES: Final = 256
+"""How far from the end of a frame its end marker may be: encoders pad."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeStream:
+    """Size in pixels, components, bits per sample, and whether samples are signed (None where the format cannot say)."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    signed: bool | None = None
+
+
+Parser = Callable[[bytes], CodeStream]
+
+
+def parse_jpeg(frame: bytes) -> CodeStream:
+    """The frame header of a JPEG or JPEG-LS code stream. ValueError, IndexError or struct.error if it is none, or has no end."""
+    if frame[:2] != b"\xff\xd8" or not has_end(frame):
+        raise ValueError("start or end of image is missing")
+    position = 2
+    while True:
+        marker = frame[position + 1]
+        if frame[position] != 0xFF:  # noqa: PLR2004 - every marker starts with it
+            raise ValueError("a marker is missing")
+        if marker in SOF:
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, position + 4)
+            return CodeStream(rows, columns, samples, precision)
+        if marker == 0xFF:  # noqa: PLR2004 - a fill byte
+            position += 1
+        elif marker in STANDALONE:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+
+
+def parse_j2k(frame: bytes) -> CodeStream:
+    """The SIZ segment of a JPEG 2000 or HTJ2K code stream (ISO/IEC 15444-1 A.5.1). ValueError or struct.error as above."""
+    start = j2k_start(frame)
+    if frame[start : start + 4] != b"\xff\x4f\xff\x51" or not has_end(frame):
+        raise ValueError("start or end of code stream is missing")
+    x1, y1, x0, y0, tile_width, tile_height, _, _, samples = struct.unpack_from(">8LH", frame, start + 8)
+    components = set(struct.iter_unpack(">BBB", frame[start + 42 : start + 42 + 3 * samples]))
+    tiles = -(-x1 // max(tile_width, 1)) * -(-y1 // max(tile_height, 1))
+    if tiles > limits.J2K_TILE_LIMIT:
+        raise ValueError("too many tiles")
+    if len(components) != 1:
+        raise ValueError("components differ")
+    depth, x_step, y_step = components.pop()
+    if (x_step, y_step) != (1, 1):
+        raise ValueError("components are subsampled")
+    return CodeStream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+
+
+def j2k_start(frame: bytes) -> int:
+    """Where the code stream starts: at 0, or in the `jp2c` box of a JP2 file, which DICOM does not allow but some writers store."""
+    position = 0
+    if frame[4:8] != b"jP  ":
+        return position
+    while frame[position + 4 : position + 8] != b"jp2c":
+        length = int.from_bytes(frame[position : position + 4], "big")
+        if length < 8 or position + length > len(frame):  # noqa: PLR2004 - bytes of a box's header
+            raise ValueError("a box leads nowhere")
+        position += length
+    return position + 8
+
+
+def has_end(frame: bytes) -> bool:
+    """Whether the end marker, FFD9 in all these formats, is where the frame ends."""
+    return b"\xff\xd9" in frame[-END_WINDOW_BYTES:]
+
+
+def parse_rle(frame: bytes, *, rows: int, columns: int, samples: int, bits: int) -> None:
+    """Checks the header of an RLE frame (PS3.5 annex G). ValueError unless it has a segment for each byte of a pixel, in order."""
+    count, *offsets = struct.unpack_from("<16L", frame)
+    used = offsets[:count]
+    expected = samples * bits // 8
+    ends = [*used[1:], len(frame)]
+    # A run of 128 equal bytes takes 2: a segment shorter than that cannot fill the image.
+    shortest = rows * columns // 64
+    if count != expected or used[:1] != [64] or any(end - start < shortest for start, end in zip(used, ends, strict=True)):
+        raise ValueError("segments are missing, out of order or too short")

@@ -1,0 +1,16 @@
+"""Attributes that enhanced multi-frame objects keep in functional groups (PS3.3 C.7.6.16) and others at the top."""
+
+from fluoro_jobs.errors import Reason
+from pydicom.dataset import Dataset
+
+from dicom_worker.attributes import item, value
+from dicom_worker.blame import blame_file
+
+
+def macro(header: Dataset, frame: int, keyword: str) -> Dataset:
+    """The data set to look into for the attributes of a macro: its item for this frame (0-based), the shared one, or the header itself."""
+    with blame_file(Reason.DICOM_INVALID, "The functional groups cannot be read."):
+        per_frame = (value(header, "PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
+        shared = (value(header, "SharedFunctionalGroupsSequence") or [])[:1]
+        found = (item(groups, keyword) for groups in (*per_frame, *shared))
+        return next((each for each in found if each is not None), header)

@@ -1,0 +1,46 @@
+"""Lookup tables: Modality LUT, VOI LUT and palettes are described alike (PS3.3 C.11.1.1, C.11.2.1.1, C.7.6.3.1.5)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_worker.attributes import value
+from dicom_worker.blame import blame_file
+
+
+@dataclass(frozen=True, slots=True)
+class Lut:
+    """entries[i] is the output for the input `first + i`; inputs outside give the first or last entry. bits: of an entry, 8 to 16."""
+
+    first: int
+    entries: NDArray[np.uint16]
+    bits: int
+
+    def apply(self, values: NDArray[Any]) -> NDArray[np.uint16]:
+        """The outputs, of the same shape. Floats are rounded: a table has whole inputs."""
+        integers = values if np.issubdtype(values.dtype, np.integer) else np.rint(values)
+        index = np.clip(integers.astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        return self.entries[index]
+
+
+def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool) -> Lut:
+    """The table from `{prefix}Descriptor` (entries, first input, bits) and `{prefix}Data`: numbers (VR US or SS) or bytes (OW).
+
+    DICOM_INVALID if they are missing or contradict each other.
+    """
+    descriptor, data = value(source, f"{prefix}Descriptor"), value(source, f"{prefix}Data")
+    with blame_file(Reason.DICOM_INVALID, "A lookup table cannot be read."):
+        count, first, bits = (int(number) for number in descriptor)
+        count = count or 65536
+        if isinstance(data, bytes):
+            packed = "u1" if len(data) < 2 * count else "<u2" if little_endian else ">u2"
+            entries = np.frombuffer(data, packed).astype(np.uint16)
+        else:
+            entries = np.asarray(np.atleast_1d(data), np.int64).astype(np.uint16)
+    if not 8 <= bits <= 16 or not 0 < count <= len(entries):  # noqa: PLR2004 - PS3.3 C.11.1.1
+        raise FluoroError(Reason.DICOM_INVALID, "A lookup table's descriptor does not match its data.")
+    return Lut(first, entries[:count], bits)

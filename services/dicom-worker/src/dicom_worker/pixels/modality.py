@@ -1,0 +1,69 @@
+"""From stored values to modality values, Hounsfield for CT (Modality LUT Module, PS3.3 C.11.1)."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicom_worker.attributes import decimals, item, text, value
+from dicom_worker.pixels.groups import macro
+from dicom_worker.pixels.lut import Lut, lut_of
+
+MACRO: Final = "PixelValueTransformationSequence"
+INT16: Final = np.iinfo(np.int16)
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """modality value = stored value · slope + intercept, or the table's where there is one. unit: `HU`, or `1` for any other."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    lut: Lut | None = None
+    unit: str = "1"
+
+    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Modality values of the same shape: `<i2` if all are whole and fit, else `<f4`. DICOM_INVALID if one does not fit that."""
+        if self.lut:
+            return narrow(self.lut.apply(stored))
+        if self.slope == 1 and self.intercept == 0:
+            return narrow(stored)
+        if self.slope.is_integer() and self.intercept.is_integer() and np.issubdtype(stored.dtype, np.integer):
+            reach = (abs(int(stored.min())) + abs(int(stored.max()))) * abs(self.slope) + abs(self.intercept)
+            if reach < np.iinfo(np.int32).max:
+                return narrow(stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return narrow(stored * np.float64(self.slope) + np.float64(self.intercept))
+
+
+def narrow(values: NDArray[Any]) -> NDArray[Any]:
+    """The values as `<i2` if they are integers that fit, else as `<f4`."""
+    if np.issubdtype(values.dtype, np.integer):
+        if values.min() >= INT16.min and values.max() <= INT16.max:
+            return values.astype("<i2", copy=False)
+    elif np.nanmax(np.abs(values), initial=0) > FLOAT32_MAX:
+        raise FluoroError(Reason.DICOM_INVALID, "Values after the rescale are too large for 32-bit floating point.")
+    return values.astype("<f4", copy=False)
+
+
+def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality:
+    """What the header says for this frame (0-based). A Modality LUT Sequence wins over a rescale. DICOM_INVALID if it is not possible."""
+    if table := item(header, "ModalityLUTSequence"):
+        lut = lut_of(table, little_endian=little_endian)
+        return Modality(lut=lut, unit=unit_of(header, text(table, "ModalityLUTType") or "US"))
+    source = macro(header, frame, MACRO)
+    slope, intercept = decimals(source, "RescaleSlope"), decimals(source, "RescaleIntercept")
+    if len(slope) == len(intercept) == 1:
+        return Modality(slope[0], intercept[0], unit=unit_of(header, text(source, "RescaleType") or "HU"))
+    if value(source, "RescaleSlope") is None or value(source, "RescaleIntercept") is None:
+        return Modality()
+    raise FluoroError(Reason.DICOM_INVALID, "Rescale Slope or Rescale Intercept is not a finite number.")
+
+
+def unit_of(header: Dataset, rescale_type: str) -> str:
+    """`HU` for a CT whose Rescale Type is HU, which is also what none means (PS3.3 C.8.2.1.1.5); else `1`."""
+    return "HU" if text(header, "Modality") == "CT" and rescale_type == "HU" else "1"

@@ -1,0 +1,72 @@
+"""Writes an array to a file frame by frame (NumPy's NPY format, version 1.0), so that memory is bounded by a frame."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
+
+HEADER_BYTES: Final = 128
+"""Bytes of the header of any array of up to four dimensions: NumPy pads it to a multiple of 64 and leaves room for the first to grow."""
+
+
+@dataclass(slots=True)
+class NpyWriter:
+    """An array of shape (frames, *frame shape) in C order, written to `path` as frames are appended.
+
+    dtype: of the array, that of the first frame. When a later frame is `<f4` after `<i2` frames, what is there is converted:
+    whether all values are whole and fit is known only at the end.
+    minimum, maximum: of the values that are numbers.
+    """
+
+    path: Path
+    frames: int = field(default=0, init=False)
+    shape: tuple[int, ...] = field(default=(), init=False)
+    dtype: np.dtype[Any] | None = field(default=None, init=False)
+    minimum: float = field(default=float("inf"), init=False)
+    maximum: float = field(default=float("-inf"), init=False)
+
+    def append(self, frame: NDArray[Any]) -> None:
+        """Appends a frame; all have the same shape. ValueError if they have not."""
+        if self.dtype is None:
+            self.dtype, self.shape = frame.dtype, frame.shape
+            self.path.write_bytes(bytes(HEADER_BYTES))
+        if frame.shape != self.shape:
+            raise ValueError(f"frame {self.frames} has shape {frame.shape}, the first has {self.shape}")
+        if np.can_cast(self.dtype, frame.dtype) and frame.dtype != self.dtype:
+            self._widen(frame.dtype)
+        with self.path.open("ab") as file:
+            file.write(np.ascontiguousarray(frame, self.dtype).data)
+        self.frames += 1
+        self.minimum = min(self.minimum, float(np.fmin.reduce(frame, axis=None)))
+        self.maximum = max(self.maximum, float(np.fmax.reduce(frame, axis=None)))
+
+    def close(self) -> bytes:
+        """Writes the header and returns the SHA-256 of the array's bytes."""
+        assert self.dtype is not None, "an array has at least one frame"
+        with self.path.open("r+b") as file:
+            write_array_header_1_0(file, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.frames, *self.shape)})
+            if file.tell() != HEADER_BYTES:
+                raise ValueError(f"the header of {self.frames} frames has {file.tell()} bytes, not {HEADER_BYTES}")
+            return hashlib.file_digest(file, "sha256").digest()
+
+    def _widen(self, dtype: np.dtype[Any]) -> None:
+        narrow = self.path.with_suffix(".narrow")
+        self.path.rename(narrow)
+        with self.path.open("wb") as file:
+            file.write(bytes(HEADER_BYTES))
+            for frame in self._stored(narrow):
+                file.write(frame.astype(dtype).data)
+        narrow.unlink()
+        self.dtype = dtype
+
+    def _stored(self, path: Path) -> Iterator[NDArray[Any]]:
+        count = int(np.prod(self.shape))
+        with path.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            for _ in range(self.frames):
+                yield np.fromfile(file, self.dtype or np.uint8, count)

@@ -1,0 +1,22 @@
+"""From what a decoder gives to stored values (PS3.5 8.1.1)."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dicom_worker.pixels.image import Image
+
+
+def stored_values(decoded: NDArray[Any], image: Image, *, compressed: bool) -> NDArray[Any]:
+    """The Bits Stored bits below and with High Bit, sign-extended where Pixel Representation is 1; the other bits may hold overlays.
+
+    decoded: integers of Bits Allocated, or floats, which are as they are. compressed: the decoder has put the value into the lowest bits.
+    Result: the same shape and dtype.
+    """
+    if image.is_float or image.bits_allocated in (image.bits_stored, 1):
+        return decoded
+    container = decoded.dtype.itemsize * 8
+    high_bit = image.bits_stored - 1 if compressed else image.high_bit
+    values = decoded << (container - 1 - high_bit)
+    values >>= container - image.bits_stored
+    return values

@@ -1,0 +1,157 @@
+"""Opens a DICOM Part 10 file (PS3.10 chapter 7), strictly: what is read is complete, or it is refused with a reason."""
+
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
+
+from dicom_worker import limits
+from dicom_worker.attributes import text
+from dicom_worker.blame import blame_file
+from dicom_worker.inflate import inflate
+from dicom_worker.pixels.image import Image, image_of
+from dicom_worker.structure import Element, Walk, truncated
+
+PREFIX: Final = b"DICM"
+PREFIX_OFFSET: Final = 128
+META_GROUP: Final = 0x0002
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+EXPLICIT_LITTLE_ENDIAN: Final = (True, True)
+ENCODINGS: Final = {"1.2.840.10008.1.2": (False, True), "1.2.840.10008.1.2.2": (True, False)}
+"""Transfer Syntax → (explicit VR, little endian). All others are explicit VR little endian (PS3.5 A.4)."""
+PIXEL_TAGS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+"""Float Pixel Data, Double Float Pixel Data, Pixel Data."""
+UID_SYNTAX: Final = re.compile(r"[0-9.]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class DicomFile:
+    """One complete DICOM instance.
+
+    path: of the data set: the file itself, or what it was inflated to.
+    header: every element before the pixel data. Values over `limits.DEFER_LIMIT_BYTES` are read from `path` when asked for.
+    elements: the same as they lie in the file.
+    pixels: the element with the pixel data, and image what the header says of it; both None when the instance has no image.
+    """
+
+    path: Path
+    header: Dataset
+    transfer_syntax: str
+    little_endian: bool
+    elements: tuple[Element, ...]
+    pixels: Element | None
+    image: Image | None
+
+
+def open_dicom(path: Path, scratch: Path) -> DicomFile:
+    """Opens the file at `path`; inflates into the folder `scratch` if need be.
+
+    FluoroError: NOT_DICOM, DICOM_TRUNCATED, DICOM_INVALID (also without SOP Class, SOP Instance or Transfer Syntax UID), IMAGE_TOO_LARGE.
+    """
+    with path.open("rb") as stream:
+        meta, start = read_meta(stream, path.stat().st_size)
+    syntax = uid(meta, "TransferSyntaxUID")
+    explicit, little_endian = ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN)
+    if syntax == DEFLATED:
+        inflated = scratch / f"{path.name}.inflated"
+        inflate(path, start, inflated)
+        path, start = inflated, 0
+    with path.open("rb") as stream:
+        walk = Walk(stream, path.stat().st_size, explicit, little_endian)
+        elements = tuple(walk.elements(start))
+        if not elements:
+            raise FluoroError(Reason.DICOM_TRUNCATED, "The file ends after its File Meta Information. Send it again.")
+        pixels = next((element for element in elements if element.tag in PIXEL_TAGS), None)
+        before = tuple(element for element in elements if pixels is None or element.start < pixels.start)
+        header = read_header(stream, path, start, before, syntax)
+    uid(header, "SOPClassUID")
+    uid(header, "SOPInstanceUID")
+    if pixels is None and "BitsAllocated" in header and "PixelDataProviderURL" not in header:
+        raise truncated()  # cut off right before its pixel data
+    image = image_of(header, pixels) if pixels else None
+    return DicomFile(path, header, syntax, little_endian, before, pixels, image)
+
+
+def read_meta(stream: BinaryIO, size: int) -> tuple[Dataset, int]:
+    """File Meta Information (group 0002, always explicit VR little endian) and the byte after it. NOT_DICOM if there is none.
+
+    Its group length is not believed: writers leave it out or get it wrong.
+    """
+    stream.seek(PREFIX_OFFSET)
+    if stream.read(len(PREFIX)) != PREFIX:
+        raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no DICM prefix.")
+    start = PREFIX_OFFSET + len(PREFIX)
+    if int.from_bytes(stream.read(2), "little") != META_GROUP:
+        raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information.")
+    end = max(element.offset + (element.length or 0) for element in Walk(stream, size).elements(start, group=META_GROUP))
+    if end > limits.HEADER_LIMIT_BYTES:
+        raise too_large()
+    stream.seek(start)
+    with blame_file(Reason.DICOM_INVALID, "The File Meta Information cannot be parsed."):
+        return read_dataset(BytesIO(stream.read(end - start)), is_implicit_VR=False, is_little_endian=True), end
+
+
+def read_header(stream: BinaryIO, path: Path, start: int, elements: tuple[Element, ...], syntax: str) -> Dataset:
+    """The data set of these elements, which start at byte `start` of `path`. IMAGE_TOO_LARGE over `limits.HEADER_LIMIT_BYTES`.
+
+    DICOM_INVALID also if pydicom sees other elements than we do: then one of the two guesses wrong.
+    """
+    if sum(element.length or 0 for element in elements if not is_bulk(element)) > limits.HEADER_LIMIT_BYTES:
+        raise too_large()
+    explicit, little_endian = ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN)
+    stream.seek(start)
+    with blame_file(Reason.DICOM_INVALID, "The data set cannot be parsed."):
+        parsed = read_dataset(
+            stream,
+            not explicit,
+            little_endian,
+            stop_when=lambda tag, _vr, _length: tag in PIXEL_TAGS,
+            defer_size=limits.DEFER_LIMIT_BYTES,
+        )
+        header = FileDataset(str(path), parsed, is_implicit_VR=not explicit, is_little_endian=little_endian)
+        header.file_meta.TransferSyntaxUID = UID(syntax)
+        implicit, _ = parsed.original_encoding
+        header.set_original_encoding(implicit, little_endian, parsed.original_character_set)
+    if set(header.keys()) != {element.tag for element in elements}:
+        raise FluoroError(Reason.DICOM_INVALID, "The data set cannot be parsed unambiguously.")
+    return header
+
+
+def is_bulk(element: Element) -> bool:
+    """Whether a top-level element holds a large binary value (bulk data, PS3.18 annex F)."""
+    if element.length is not None and element.length <= limits.INLINE_BINARY_LIMIT_BYTES:
+        return False
+    return is_binary(element.vr or implicit_vr(element.tag))
+
+
+def is_binary(vr: str) -> bool:
+    """Whether a VR, also an ambiguous one as in `US or OW`, is of bytes."""
+    return vr == "UN" or vr.startswith("O") or " O" in vr
+
+
+def implicit_vr(tag: int) -> str:
+    """The dictionary's VR (PS3.6); UN if it has none, as for private elements."""
+    try:
+        return dictionary_VR(tag)
+    except KeyError:
+        return "UN"
+
+
+def uid(header: Dataset, keyword: str) -> str:
+    """A UID that the standard requires. DICOM_INVALID if it is missing or no UID."""
+    found = text(header, keyword)
+    if not UID_SYNTAX.fullmatch(found):
+        raise FluoroError(Reason.DICOM_INVALID, f"{keyword} is missing or not a UID.")
+    return found
+
+
+def too_large() -> FluoroError:
+    """The header is larger than any we know."""
+    return FluoroError(Reason.IMAGE_TOO_LARGE, f"The header has more than {limits.HEADER_LIMIT_BYTES} bytes.")

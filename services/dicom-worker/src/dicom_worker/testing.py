@@ -1,0 +1,65 @@
+"""What tests of this worker need: the real DICOM files in pydicom's wheel, edits of them, and what an attempt left."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pydicom.data
+from fluoro.v1 import dicom_pb2, job_pb2
+from fluoro_jobs.testing import Attempt
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+
+WHEEL: Final = Path(pydicom.data.__file__).parent
+"""The folder with pydicom's test data."""
+
+Inspect = Callable[..., tuple[dicom_pb2.InspectDicomResult, Attempt]]
+"""Runs InspectDicom on inputs, bytes or paths."""
+Render = Callable[..., tuple[dicom_pb2.RenderDicomResult, Attempt]]
+"""Runs RenderDicom on inputs, bytes or paths; `window=(center, width)` goes into the request."""
+Dcmtk = Callable[..., Path]
+"""Runs a DCMTK tool with these arguments and a path to write to, which it returns."""
+
+
+def wheel_file(name: str) -> Path:
+    """The test file `name`.dcm."""
+    return WHEEL / "test_files" / f"{name}.dcm"
+
+
+def saved(dataset: Dataset) -> bytes:
+    """The data set as a Part 10 file."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def edited(name: str, **changes: Any) -> bytes:
+    """The test file `name` with some attributes changed; None removes one."""
+    dataset = pydicom.dcmread(wheel_file(name))
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    return saved(dataset)
+
+
+def outcome(attempt: Attempt, number: int = 0) -> str:
+    """State and reason of an item: `SUCCEEDED`, `FAILED NOT_DICOM`."""
+    item = attempt.context.items[number]
+    state = job_pb2.Item.State.Name(item.state).removeprefix("STATE_")
+    return f"{state} {item.reason}".strip()
+
+
+def array_of(attempt: Attempt, number: int = 0) -> NDArray[Any]:
+    """The pixel array of an input."""
+    array: NDArray[Any] = np.load(io.BytesIO(attempt.read(f"pixels-{number:04}.npy")), allow_pickle=False)
+    return array
+
+
+def preview_of(attempt: Attempt, number: int = 0) -> NDArray[np.uint8]:
+    """The pixels of an input's preview."""
+    return np.asarray(Image.open(io.BytesIO(attempt.read(f"preview-{number:04}.png"))))

@@ -1,0 +1,49 @@
+"""The operations and DCMTK, ready to run."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from dicom_worker.operations.inspect import inspect_dicom
+from dicom_worker.operations.render import render_dicom
+from dicom_worker.testing import Dcmtk, Inspect, Render
+from fluoro.v1 import dicom_pb2
+from fluoro_jobs.testing import Attempt, step_context
+
+
+@pytest.fixture
+def inspect(tmp_path: Path) -> Inspect:
+    def run(*inputs: bytes | Path) -> tuple[dicom_pb2.InspectDicomResult, Attempt]:
+        attempt = step_context(tmp_path, inputs)
+        return inspect_dicom(dicom_pb2.InspectDicom(), attempt.context), attempt
+
+    return run
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    def run(*inputs: bytes | Path, window: tuple[float, float] | None = None) -> tuple[dicom_pb2.RenderDicomResult, Attempt]:
+        attempt = step_context(tmp_path, inputs)
+        request = dicom_pb2.RenderDicom()
+        if window:
+            request.window.center, request.window.width = window
+        return render_dicom(request, attempt.context), attempt
+
+    return run
+
+
+@pytest.fixture
+def dcmtk(tmp_path: Path) -> Dcmtk:
+    """An independent opinion. Skips on a laptop without it, fails in CI."""
+
+    def run(*command: str | Path) -> Path:
+        if not shutil.which(command[0]):
+            assert "CI" not in os.environ, f"CI must have {command[0]}"
+            pytest.skip(f"{command[0]} is not installed")
+        target = tmp_path / "by-dcmtk"
+        subprocess.run([*command, target], check=True, capture_output=True)
+        return target
+
+    return run

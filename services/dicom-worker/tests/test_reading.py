@@ -1,0 +1,212 @@
+"""What is not a complete DICOM instance is refused, with the reason, and without allocating what it claims."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from dicom_worker import limits
+from dicom_worker.inflate import inflate
+from dicom_worker.reading import read_meta
+from dicom_worker.testing import Inspect, Render, edited, outcome, saved, wheel_file
+from fluoro_jobs.errors import FluoroError, Reason
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+
+DICM = bytes(128) + b"DICM"
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"DICM", b"just text " * 40, b"%PDF-1.7\n" + bytes(500), png(), bytes(300), DICM, DICM + b"\x00" * 200, DICM + b"garbage" * 40],
+    ids=["empty", "short", "text", "pdf", "png", "zeros", "preamble only", "preamble and zeros", "preamble and garbage"],
+)
+def test_what_has_no_prefix_or_no_meta_information_is_not_dicom(data: bytes, inspect: Inspect) -> None:
+    _, attempt = inspect(data)
+    assert outcome(attempt) == "FAILED NOT_DICOM"
+
+
+CUT = ["CT_small", "MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_jpeg_dcmtk", "examples_ybr_color", "rtdose_rle", "image_dfl", "test-SR"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_cut_anywhere_is_truncated_and_never_succeeds(name: str, share: float, inspect: Inspect, render: Render) -> None:
+    data = wheel_file(name).read_bytes()
+    cut = data[: max(200, int(len(data) * share))]
+    assert outcome(inspect(cut)[1]) == "FAILED DICOM_TRUNCATED"
+    assert outcome(render(cut)[1]) == "FAILED DICOM_TRUNCATED"
+
+
+@pytest.mark.parametrize("name", ["CT_small", "MR_small_RLE", "SC_rgb_jpeg_dcmtk", "examples_rgb_color", "test-SR"])
+def test_a_file_without_its_last_byte_is_truncated(name: str, inspect: Inspect) -> None:
+    _, attempt = inspect(wheel_file(name).read_bytes()[:-1])
+    assert outcome(attempt) == "FAILED DICOM_TRUNCATED"
+
+
+def test_no_cut_of_an_image_gives_an_image(render: Render) -> None:
+    data = wheel_file("SC_rgb_small_odd_jpeg").read_bytes()
+    _, attempt = render(*(data[:size] for size in range(0, len(data), 3)))
+    outcomes = [outcome(attempt, number) for number in attempt.context.items]
+    # A cut between two elements of the header cannot be seen: it leaves a complete instance without an image.
+    assert set(outcomes) <= {"FAILED NOT_DICOM", "FAILED DICOM_TRUNCATED", "FAILED DICOM_INVALID", "SKIPPED NO_PIXEL_DATA"}
+    assert outcomes.count("SKIPPED NO_PIXEL_DATA") < 20
+
+
+def test_a_file_cut_right_before_its_pixel_data_is_truncated(inspect: Inspect) -> None:
+    data = wheel_file("CT_small").read_bytes()
+    _, attempt = inspect(data[: data.rindex(b"\xe0\x7f\x10\x00OW")])
+    assert outcome(attempt) == "FAILED DICOM_TRUNCATED"
+
+
+def test_native_pixels_shorter_than_the_header_says_are_truncated(render: Render) -> None:
+    pixels = dcmread(wheel_file("CT_small")).PixelData
+    _, attempt = render(edited("CT_small", PixelData=pixels[:-2]))
+    assert outcome(attempt) == "FAILED DICOM_TRUNCATED"
+
+
+def test_native_pixels_longer_by_a_frame_are_refused_and_by_padding_are_not(render: Render) -> None:
+    pixels = dcmread(wheel_file("CT_small")).PixelData
+    _, attempt = render(edited("CT_small", PixelData=pixels * 2), edited("CT_small", PixelData=pixels + bytes(64)))
+    assert outcome(attempt, 0) == "FAILED PIXELS_UNDECODABLE"
+    assert outcome(attempt, 1) == "SUCCEEDED"
+
+
+def test_ybr_full_422_that_is_not_subsampled_is_refused(render: Render) -> None:
+    _, attempt = render(edited("SC_ybr_full_422_uncompressed", PixelData=bytes(100 * 100 * 3)))
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "Rows", "BitsAllocated"])
+def test_an_instance_without_what_the_standard_requires_is_invalid(keyword: str, inspect: Inspect) -> None:
+    _, attempt = inspect(edited("CT_small", **{keyword: None}))
+    assert outcome(attempt) == "FAILED DICOM_INVALID"
+
+
+def test_an_instance_without_transfer_syntax_is_invalid(inspect: Inspect) -> None:
+    data = wheel_file("CT_small").read_bytes()
+    assert data.count(b"\x02\x00\x10\x00UI") == 1
+    _, attempt = inspect(data.replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x11\x00UI"))
+    assert outcome(attempt) == "FAILED DICOM_INVALID"
+
+
+@pytest.mark.parametrize(("rows", "columns", "frames"), [(65535, 65535, 1), (2048, 2048, 2_000_000)])
+def test_a_header_that_claims_more_than_the_budget_is_refused_before_anything_is_allocated(
+    rows: int, columns: int, frames: int, render: Render
+) -> None:
+    dataset = dcmread(wheel_file("MR_small_RLE"))
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = rows, columns, frames
+    data = saved(dataset)
+    tracemalloc.start()
+    _, attempt = render(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
+    assert peak < 16 * limits.MIB
+
+
+def deflated(payload: bytes) -> bytes:
+    """A deflated file: the header of a real one, then this data set."""
+    data = wheel_file("image_dfl").read_bytes()
+    _, start = read_meta(io.BytesIO(data), len(data))
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return data[:start] + squeeze.compress(payload) + squeeze.flush()
+
+
+def test_a_deflated_bomb_stops_at_the_limit_in_little_memory(tmp_path: Path) -> None:
+    source, target = tmp_path / "bomb", tmp_path / "inflated"
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    with source.open("wb") as file:
+        for _ in range(64):
+            file.write(squeeze.compress(bytes(limits.MIB)))
+        file.write(squeeze.flush())
+    assert source.stat().st_size < limits.MIB
+    tracemalloc.start()
+    with pytest.raises(FluoroError) as caught:
+        inflate(source, 0, target, limit=16 * limits.MIB)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.reason == Reason.IMAGE_TOO_LARGE
+    assert peak < 8 * limits.MIB
+    assert target.stat().st_size <= 16 * limits.MIB
+
+
+def test_a_deflated_data_set_that_is_no_data_set_is_refused(inspect: Inspect) -> None:
+    whole = deflated(b"no data set at all")
+    _, attempt = inspect(whole, whole[:-9], whole[:400] + b"\xff" * 50)
+    assert {outcome(attempt, number) for number in range(3)} <= {"FAILED DICOM_TRUNCATED", "FAILED DICOM_INVALID"}
+
+
+def nested(depth: int, *, undefined: bool) -> bytes:
+    dataset = dcmread(wheel_file("test-SR"))
+    inner = Dataset()
+    inner.CodeValue = "1"
+    for _ in range(depth):
+        outer = Dataset()
+        outer.ContentSequence = Sequence([inner])
+        outer["ContentSequence"].is_undefined_length = undefined
+        inner.is_undefined_length_sequence_item = undefined
+        inner = outer
+    dataset.ContentSequence = inner.ContentSequence
+    dataset["ContentSequence"].is_undefined_length = undefined
+    return saved(dataset)
+
+
+@pytest.mark.parametrize("undefined", [True, False], ids=["undefined length", "defined length"])
+def test_sequences_nested_a_little_are_read(undefined: bool, inspect: Inspect) -> None:
+    _, attempt = inspect(nested(20, undefined=undefined))
+    assert outcome(attempt) == "SUCCEEDED"
+
+
+def test_sequences_nested_without_end_are_refused(inspect: Inspect) -> None:
+    data = nested(2, undefined=True)
+    opening = data.index(b"\x40\x00\x30\xa7SQ") if b"\x40\x00\x30\xa7SQ" in data else len(data)
+    bomb = data[:opening] + (b"\x40\x00\x30\xa7SQ\x00\x00" + b"\xff" * 4 + b"\xfe\xff\x00\xe0" + b"\xff" * 4) * 5000
+    _, attempt = inspect(bomb)
+    assert outcome(attempt) == "FAILED DICOM_INVALID"
+
+
+def test_more_elements_than_the_limit_are_refused(inspect: Inspect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ELEMENT_LIMIT", 100)
+    _, attempt = inspect(wheel_file("CT_small"))
+    assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
+
+
+def test_a_header_over_the_limit_is_refused(inspect: Inspect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEADER_LIMIT_BYTES", 1000)
+    _, attempt = inspect(wheel_file("CT_small"))
+    assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
+
+
+def test_a_compressed_file_that_says_it_is_native_is_refused(render: Render) -> None:
+    dataset = dcmread(wheel_file("MR_small"))
+    dataset.PixelData = encapsulate([dataset.PixelData])
+    data = saved(dataset)
+    at = data.rindex(b"\xe0\x7f\x10\x00")
+    vr, length = data[at + 4 : at + 6], struct.pack("<L", 0xFFFFFFFF)
+    _, attempt = render(data[: at + 4] + vr + b"\x00\x00" + length + data[at + 12 :] + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00")
+    assert outcome(attempt).startswith("FAILED ")
+
+
+def test_messages_and_results_hold_no_text_of_the_file(inspect: Inspect, render: Render, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "SECRET^PATIENT"
+    broken = [
+        edited("CT_small", PatientName=secret, Rows=None),
+        edited("MR_small_RLE", PatientName=secret, PixelData=encapsulate([b"SECRET^PATIENT" * 20])),
+        edited("CT_small", PatientName=secret).replace(b"CT^CHEST", b"SECRET^P"),
+        wheel_file("badVR").read_bytes(),
+    ]
+    for _, attempt in (inspect(*broken), render(*broken)):
+        assert not any("SECRET" in item.message or "1A" in item.message for item in attempt.context.items.values())
+    assert "SECRET" not in caplog.text

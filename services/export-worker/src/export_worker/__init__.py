@@ -1,0 +1,1 @@
+"""CPU worker: reports as PDF and JSON."""

@@ -1,0 +1,156 @@
+"""What stands in a report: the results of earlier steps as plain data for `templates/report.typ`.
+
+Strings are final: the template lays them out and words nothing. Nothing that identifies a patient or an instance is taken over.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Final
+
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
+from fluoro_jobs.operations import OPERATIONS
+from fluoro_jobs.worker.context import Upstream
+
+from export_worker import wording
+from export_worker.images import Image, images_of, pictured, results
+from export_worker.pictures import image_block, measurement, model_name
+from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
+
+REPORTABLE: Final = (dicom_pb2.InspectDicomResult, dicom_pb2.RenderDicomResult, ml_pb2.AnalyzeImagesResult)
+"""Results a report can tell about."""
+
+STATES: Final[dict[int, str]] = {job_pb2.Item.STATE_FAILED: "failed", job_pb2.Item.STATE_SKIPPED: "skipped"}
+
+Fields = dict[str, object]
+
+
+def has_results(upstream: Sequence[Upstream]) -> bool:
+    """Whether there is anything to write about."""
+    return any(isinstance(step.result, REPORTABLE) for step in upstream)
+
+
+def picture_blobs(upstream: Sequence[Upstream]) -> list[str]:
+    """Names of the blobs of all pictures the report shows, each once."""
+    return list(dict.fromkeys(picture.blob for image in pictured(images_of(upstream)) for picture in image.pictures))
+
+
+def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], files: Mapping[str, str]) -> Fields:
+    """The whole report.
+
+    inputs: how many the job has. files: path below typst's root for each blob of `picture_blobs`.
+    """
+    images = images_of(upstream)
+    shown = pictured(images)
+    created = wording.job_time(job)
+    return {
+        "title": wording.printable(title, wording.TITLE_CHARACTERS) or "Imaging report",
+        "job": job,
+        "short_job": wording.short_job(job),
+        "created": [created.year, created.month, created.day, created.hour, created.minute, created.second],
+        "created_text": f"{created.day} {created:%B %Y, %H:%M} UTC",
+        "counts": _counts(inputs, upstream),
+        "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
+        "problems": list(_problems(upstream)),
+        "images": [image_block(image, files) for image in shown],
+        "images_total": len(images),
+        "other_findings": list(_other_findings(images, shown)),
+        "instances": [_instance(instance) for result in results(upstream, dicom_pb2.InspectDicomResult) for instance in result.instances],
+        "models": _models(upstream),
+        "certificates": [_certificate(image.rendered) for image in images if image.rendered],
+        "software": [["export-worker", version("export-worker")], ["typst", version("typst")]],
+    }
+
+
+def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
+    """Inputs by the worst that became of each in any step. An input that no step names is one that never reached them."""
+    worst: dict[int, int] = {}
+    for step in upstream:
+        for item in step.items:
+            worst[item.input] = max(worst.get(item.input, 0), item.state)
+    states = list(worst.values())
+    total = max(inputs, len(worst))
+    return {
+        "inputs": total,
+        "succeeded": states.count(job_pb2.Item.STATE_SUCCEEDED),
+        "skipped": states.count(job_pb2.Item.STATE_SKIPPED),
+        "failed": states.count(job_pb2.Item.STATE_FAILED),
+        "not_reached": total - len(worst),
+    }
+
+
+def _step(step: Upstream) -> list[str]:
+    """Name, task, and items succeeded, skipped, failed."""
+    states = [item.state for item in step.items]
+    task = next(operation.task_name for operation in OPERATIONS if isinstance(step.result, operation.result))
+    outcomes = (job_pb2.Item.STATE_SUCCEEDED, job_pb2.Item.STATE_SKIPPED, job_pb2.Item.STATE_FAILED)
+    return [step.step, task, *(wording.count(states.count(outcome)) for outcome in outcomes)]
+
+
+def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
+    """One row per input and cause: what fails in one step for a reason of the file fails in the others for the same."""
+    steps: dict[tuple[int, int, str, str], list[str]] = {}
+    for step in upstream:
+        for item in step.items:
+            if item.state in STATES:
+                steps.setdefault((item.input, item.state, item.reason, item.message), []).append(step.step)
+    for (number, state, reason, message), names in sorted(steps.items()):
+        yield {
+            "input": str(number),
+            "steps": ", ".join(names),
+            "state": STATES[state],
+            "reason": wording.printable(reason, 64),
+            "message": wording.printable(message) or wording.NONE,
+        }
+
+
+def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator[Fields]:
+    """Measurements of the images without pictures."""
+    seen = {image.input for image in shown}
+    for image in images:
+        if image.input not in seen:
+            for finding in image.findings:
+                rows = [measurement(entry) for entry in finding.measurements]
+                yield {"input": str(image.input), "model": model_name(finding.model), "rows": rows}
+
+
+def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
+    """Input, modality, body part, size, bits, photometric interpretation, transfer syntax, SOP class."""
+    size = wording.size((instance.rows, instance.columns, instance.number_of_frames)) if instance.rows else wording.NONE
+    return [
+        str(instance.input),
+        wording.printable(instance.modality, 16) or wording.NONE,
+        wording.printable(instance.body_part_examined, 16) or wording.NONE,
+        size,
+        str(instance.bits_stored or wording.NONE),
+        wording.printable(instance.photometric_interpretation, 16) or wording.NONE,
+        TRANSFER_SYNTAXES.get(instance.transfer_syntax_uid, wording.printable(instance.transfer_syntax_uid, 64)) or wording.NONE,
+        SOP_CLASSES.get(instance.sop_class_uid, wording.printable(instance.sop_class_uid, 64)) or wording.NONE,
+    ]
+
+
+def _models(upstream: Sequence[Upstream]) -> list[list[list[str]]]:
+    """Per model, once: names and values of what one needs to run it again."""
+    models: list[list[list[str]]] = []
+    for result in results(upstream, ml_pb2.AnalyzeImagesResult):
+        model = [
+            ["Model", model_name(result.model)],
+            ["Model SHA-256", result.model.sha256.hex()],
+            ["Runtime", f"ONNX Runtime {wording.printable(result.model.runtime_version, 64)}"],
+            ["Provider", wording.printable(result.model.execution_provider, 64)],
+        ]
+        if model not in models:
+            models.append(model)
+    return models
+
+
+def _certificate(image: dicom_pb2.RenderedImage) -> list[str]:
+    """Input, array, range, decoder, SHA-256 in hexadecimal."""
+    certificate = image.certificate
+    unit = wording.unit(certificate.unit)
+    return [
+        str(image.input),
+        f"{wording.size(certificate.shape)} {wording.printable(certificate.dtype, 16)}".strip(),
+        f"{wording.short(certificate.minimum)} to {wording.short(certificate.maximum)} {unit}".strip(),
+        wording.printable(certificate.decoder, 64) or wording.NONE,
+        certificate.sha256.hex(),
+    ]

@@ -1,0 +1,70 @@
+"""How numbers, names and dates are written in a report."""
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+NONE: Final = "\u2013"
+"""What stands where there is no value: an en dash."""
+
+MINUS: Final = "\u2212"
+"""A true minus sign, as wide as a digit."""
+
+TIMES: Final = " \u00d7 "
+"""Multiplication sign, between the lengths of an array."""
+
+TITLE_CHARACTERS: Final = 160
+"""A title is cut here: it is repeated on every page."""
+
+
+def printable(text: str, characters: int = 400) -> str:
+    """One line without control and direction characters, of at most so many characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+
+
+def count(value: int) -> str:
+    """`16,384`."""
+    return f"{value:,}"
+
+
+def number(value: float, decimals: int) -> str:
+    """`-1,024.5`, with a true minus sign; a dash where there is no finite value."""
+    return f"{value:,.{decimals}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+
+
+def percent(fraction: float) -> str:
+    """`41.3 %`."""
+    return f"{number(100 * fraction, 1)} %" if math.isfinite(fraction) else NONE
+
+
+def short(value: float) -> str:
+    """As few digits as needed, six at most: `40`, `0.661468`."""
+    return f"{value:g}".replace("-", MINUS) if math.isfinite(value) else NONE
+
+
+def size(lengths: Iterable[int]) -> str:
+    """Lengths of an array, with multiplication signs between them."""
+    return TIMES.join(str(length) for length in lengths)
+
+
+def share(value: float) -> float:
+    """A fraction made safe for drawing: 0 to 1."""
+    return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
+
+
+def unit(ucum: str) -> str:
+    """A UCUM unit as people write it: `HU`; empty for the unity `1`."""
+    return "" if ucum == "1" else printable(ucum, 16)
+
+
+def short_job(job: str) -> str:
+    """The last eight digits of a job's UUIDv7. The first ones are the time, which jobs of one minute share."""
+    return job[-8:]
+
+
+def job_time(job: str) -> datetime:
+    """When the job was made: its UUIDv7 starts with the milliseconds since 1970 (RFC 9562 section 5.7)."""
+    return datetime.fromtimestamp((UUID(job.removeprefix("jobs/")).int >> 80) / 1000, UTC)

@@ -1,0 +1,225 @@
+"""A report's inputs, made as the dicom and ml workers make them: real pictures of pydicom's CT_small.dcm in a real blob store."""
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+import pytest
+from export_worker.operations.report import export_report
+from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.testing import Attempt, step_context
+from fluoro_jobs.worker.context import StepContext, Upstream
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+CLASSES = (
+    ("unclassified", -10000, -1024, ""),
+    ("air", -1024, -950, ""),
+    ("lung", -950, -190, "#4fa3e3"),
+    ("fat", -190, -29, "#f2c94c"),
+    ("soft tissue", -29, 151, "#d9534f"),
+    ("bone", 151, 3072, "#7fd1ae"),
+)
+CENTER, WIDTH = 40, 400
+SPACING_MM = (0.661468, 0.661468)
+THICKNESS_MM = 5.0
+
+
+@cache
+def hounsfield() -> npt.NDArray[np.int16]:
+    """(128, 128) Hounsfield units of pydicom's CT_small.dcm."""
+    path = get_testdata_file("CT_small.dcm")
+    assert isinstance(path, str)
+    data = pydicom.dcmread(path)
+    values: npt.NDArray[np.int16] = (data.pixel_array * data.RescaleSlope + data.RescaleIntercept).astype("<i2")
+    return values
+
+
+def png(array: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@cache
+def preview() -> bytes:
+    grey = np.clip((hounsfield() - (CENTER - WIDTH / 2)) / WIDTH, 0, 1) * 255
+    return png(grey.astype(np.uint8))
+
+
+@cache
+def overlay() -> bytes:
+    picture = np.asarray(Image.open(io.BytesIO(preview())).convert("RGB")).astype(float)
+    for _, low, high, color in CLASSES:
+        if color:
+            mask = (hounsfield() >= low) & (hounsfield() < high)
+            picture[mask] = 0.55 * picture[mask] + 0.45 * np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
+    return png(picture.astype(np.uint8))
+
+
+def measurements() -> list[ml_pb2.Measurement]:
+    values = hounsfield()
+    rows = []
+    for label, (name, low, high, color) in enumerate(CLASSES):
+        inside = values[(values >= low) & (values < high)]
+        volume = inside.size * SPACING_MM[0] * SPACING_MM[1] * THICKNESS_MM / 1000
+        row = ml_pb2.Measurement(
+            label=label, display_name=name, voxels=inside.size, fraction=inside.size / values.size, volume_ml=volume, color=color
+        )
+        if inside.size:
+            row.mean_value = float(inside.mean())
+        rows.append(row)
+    return rows
+
+
+@dataclass
+class Clinic:
+    """Runs the steps before a report by hand, and the report for real. failing: inputs that fail in every step, with reason and message."""
+
+    folder: Path
+    inputs: int = 1
+    failing: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    job: str = "jobs/0198c1f2-7a3b-7c4d-9e5f-0123456789ab"
+
+    def step(self, name: str) -> Attempt:
+        return step_context(self.folder, step=name)
+
+    def good(self, context: StepContext) -> Sequence[int]:
+        """Ends each input as one item; returns those that succeeded."""
+        for number in range(self.inputs):
+            with context.item(number):
+                if number in self.failing:
+                    raise FluoroError(*self.failing[number])
+        return [number for number in range(self.inputs) if number not in self.failing]
+
+    def picture(self) -> bytes:
+        return preview()
+
+    def inspect(self, **attributes: str) -> Upstream:
+        attempt = self.step("inspect")
+        instances = [
+            dicom_pb2.DicomInstance(
+                input=number,
+                **{
+                    "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+                    "sop_instance_uid": f"1.2.3.4.5.{number}",
+                    "study_instance_uid": "1.2.3.4.6",
+                    "series_instance_uid": "1.2.3.4.7",
+                    "transfer_syntax_uid": "1.2.840.10008.1.2.4.90",
+                    "modality": "CT",
+                    "photometric_interpretation": "MONOCHROME2",
+                    "body_part_examined": "CHEST",
+                    **attributes,
+                },
+                rows=128,
+                columns=128,
+                number_of_frames=1,
+                samples_per_pixel=1,
+                bits_stored=16,
+            )
+            for number in self.good(attempt.context)
+        ]
+        return attempt.as_upstream(dicom_pb2.InspectDicomResult(instances=instances))
+
+    def render(self) -> Upstream:
+        attempt = self.step("render")
+        images = []
+        for number in self.good(attempt.context):
+            attempt.context.put(f"preview-{number:04}.png", "preview", "image/png", preview(), input=number)
+            images.append(
+                dicom_pb2.RenderedImage(
+                    input=number,
+                    preview=f"preview-{number:04}.png",
+                    window=dicom_pb2.VoiWindow(center=CENTER, width=WIDTH),
+                    modality="CT",
+                    pixel_spacing_mm=SPACING_MM,
+                    slice_thickness_mm=THICKNESS_MM,
+                    certificate=dicom_pb2.PixelCertificate(
+                        sha256=hashlib.sha256(hounsfield().tobytes()).digest(),
+                        shape=[1, 128, 128],
+                        dtype="<i2",
+                        unit="HU",
+                        minimum=float(hounsfield().min()),
+                        maximum=float(hounsfield().max()),
+                        transfer_syntax_uid="1.2.840.10008.1.2.4.90",
+                        decoder="pylibjpeg-openjpeg 2.6.0",
+                    ),
+                )
+            )
+        return attempt.as_upstream(dicom_pb2.RenderDicomResult(images=images))
+
+    def analyze(self, step: str = "analyze") -> Upstream:
+        attempt = self.step(step)
+        findings = []
+        for number in self.good(attempt.context):
+            attempt.context.put(f"overlay-{number:04}.png", "overlay", "image/png", overlay(), input=number)
+            findings.append(ml_pb2.ImageFinding(input=number, overlay=f"overlay-{number:04}.png", measurements=measurements()))
+        model = ml_pb2.ModelReference(
+            name="ct-tissue",
+            version="1.0.0",
+            sha256=hashlib.sha256(b"model").digest(),
+            execution_provider="CPUExecutionProvider",
+            runtime_version="1.31.1",
+        )
+        return attempt.as_upstream(ml_pb2.AnalyzeImagesResult(model=model, findings=findings))
+
+    def attempt(self, upstream: Sequence[Upstream]) -> Attempt:
+        attempt = step_context(self.folder, [b""] * self.inputs, upstream, step="report")
+        attempt.context.job = self.job
+        return attempt
+
+    def report(self, *upstream: Upstream, title: str = "Chest CT, tissue classes") -> Attempt:
+        attempt = self.attempt(upstream)
+        result = export_report(export_pb2.ExportReport(title=title), attempt.context)
+        assert list(result.artifacts) == ["report.pdf", "result.json"]
+        return attempt
+
+    def pdf(self, *upstream: Upstream, title: str = "Chest CT, tissue classes") -> bytes:
+        return self.report(*upstream, title=title).read("report.pdf")
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Clinic:
+    return Clinic(tmp_path)
+
+
+class Reader:
+    """Reads a PDF with poppler, which had no part in writing it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "read.pdf"
+
+    def text(self, pdf: bytes) -> str:
+        return " ".join(self._run("pdftotext", pdf, "-layout", "-").split())
+
+    def images(self, pdf: bytes) -> list[str]:
+        """One line per image drawn, in order: `128x128`."""
+        lines = self._run("pdfimages", pdf, "-list").splitlines()[2:]
+        return [f"{line.split()[3]}x{line.split()[4]}" for line in lines if line.split()[2] == "image"]
+
+    def densities(self, pdf: bytes) -> tuple[float, float]:
+        """Pixels per inch across and down of the first image."""
+        line = self._run("pdfimages", pdf, "-list").splitlines()[2].split()
+        return float(line[12]), float(line[13])
+
+    def _run(self, command: str, pdf: bytes, *arguments: str) -> str:
+        self.path.write_bytes(pdf)
+        order = [command, *arguments[:1], str(self.path), *arguments[1:]]
+        return subprocess.run(order, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    if shutil.which("pdftotext") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("poppler-utils is not installed")
+    return Reader(tmp_path)

@@ -1,0 +1,54 @@
+"""result.json as programs read it."""
+
+import json
+from typing import Any
+
+from fluoro.v1 import job_pb2
+from fluoro_jobs.errors import Reason
+from google.protobuf import json_format
+
+
+def parsed(data: bytes) -> job_pb2.Job:
+    return json_format.Parse(data, job_pb2.Job())
+
+
+def test_it_is_a_job_of_the_api_with_the_steps_results(clinic: Any) -> None:
+    inspect, render, analyze = clinic.inspect(), clinic.render(), clinic.analyze()
+    job = parsed(clinic.report(inspect, render, analyze).read("result.json"))
+    steps = {step.name: step for step in job.steps}
+    assert job.name == clinic.job
+    assert steps["inspect"].inspect_dicom_result == inspect.result
+    assert steps["render"].render_dicom_result == render.result
+    assert steps["analyze"].analyze_images_result == analyze.result
+
+
+def test_artifacts_are_named_by_what_they_hold_and_not_by_where_they_lie(clinic: Any) -> None:
+    render = clinic.render()
+    artifact = parsed(clinic.report(render).read("result.json")).steps[0].artifacts[0]
+    assert artifact.sha256 == render.artifacts[0].sha256
+    assert artifact.size_bytes == render.artifacts[0].size_bytes
+    assert not artifact.blob
+
+
+def test_items_that_failed_are_there(clinic: Any) -> None:
+    clinic.inputs = 2
+    clinic.failing[1] = (Reason.NOT_DICOM, "Not DICOM.")
+    items = parsed(clinic.report(clinic.inspect()).read("result.json")).steps[0].items
+    assert [(item.input, item.state, item.reason) for item in items] == [
+        (0, job_pb2.Item.STATE_SUCCEEDED, ""),
+        (1, job_pb2.Item.STATE_FAILED, "NOT_DICOM"),
+    ]
+
+
+def test_keys_are_sorted_in_camel_case_and_zeros_written_out(clinic: Any) -> None:
+    data = clinic.report(clinic.inspect(), clinic.analyze()).read("result.json")
+    document = json.loads(data)
+    assert data == json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode() + b"\n"
+    assert [step["name"] for step in document["steps"]] == ["analyze", "inspect"]
+    assert document["steps"][0]["analyzeImagesResult"]["findings"][0]["measurements"][0]["voxels"] == "0"
+
+
+def test_numbers_that_are_none_survive_as_proto3_json_writes_them(clinic: Any) -> None:
+    analyze = clinic.analyze()
+    analyze.result.findings[0].measurements[0].mean_value = float("nan")
+    assert b'"meanValue": "NaN"' in clinic.report(analyze).read("result.json")

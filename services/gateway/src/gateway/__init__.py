@@ -1,0 +1,1 @@
+"""gRPC gateway: accepts jobs, streams their status, moves blobs."""

@@ -1,0 +1,106 @@
+"""BlobService: bytes go from the stream to the store and back; the ledger has the record."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from fluoro.v1.blob_service_pb2 import (
+    Blob,
+    DownloadBlobRequest,
+    DownloadBlobResponse,
+    GetBlobRequest,
+    GetBlobResponse,
+    UploadBlobHeader,
+    UploadBlobRequest,
+    UploadBlobResponse,
+)
+from fluoro_blobs import BlobStore, BlobWriter
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import blobs as records
+from fluoro_jobs.worker.context import blob_errors
+from fluoro_telemetry import metrics
+
+from gateway import names
+from gateway.ledger_calls import LedgerCalls
+from gateway.rpc import Call
+
+CHUNK_BYTES: Final = 2**20
+"""Largest chunk, both ways."""
+
+DEFAULT_MEDIA_TYPE: Final = "application/octet-stream"
+LONGEST_MEDIA_TYPE: Final = 255
+"""Characters: type and subtype of up to 127 each (RFC 6838 section 4.2) and the slash."""
+
+SHA256_BYTES: Final = 32
+
+
+class Blobs:
+    """The methods of fluoro.v1.BlobService."""
+
+    def __init__(self, calls: LedgerCalls, store: BlobStore) -> None:
+        self._calls = calls
+        self._store = store
+
+    async def upload_blob(self, requests: AsyncIterator[UploadBlobRequest], call: Call) -> UploadBlobResponse:
+        """Writes while it reads. The record comes after the bytes, so a blob that can be seen can be read.
+
+        grpc.aio ends the requests of a caller who hung up like those of one who is done, and cancels the call a moment later, while
+        the writer closes. A header that says what is to come makes sure.
+        """
+        header = await _header(requests)
+        name = f"blobs/{new_id()}"
+        with blob_errors():
+            async with self._store.writer(name) as writer:
+                await _receive(requests, header, writer)
+        blob = Blob(name=name, size_bytes=writer.size_bytes, sha256=writer.sha256, media_type=header.media_type or DEFAULT_MEDIA_TYPE)
+        stored = await self._calls.run(records.add, call.owner, blob)
+        if stored.name != name:
+            with blob_errors():
+                await asyncio.to_thread(self._store.delete, name)
+        return UploadBlobResponse(blob=stored)
+
+    async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
+        """Reads no faster than the caller takes it."""
+        blob = await self._calls.run(records.get, call.owner, names.blob_id(request.name))
+        if not 0 <= request.offset <= blob.size_bytes:
+            raise names.invalid("offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes.")
+        with blob_errors():
+            async for chunk in self._store.stream(blob.name, request.offset, CHUNK_BYTES):
+                yield DownloadBlobResponse(chunk=chunk)
+                metrics.BLOB_BYTES_SENT.inc(len(chunk))
+
+    async def get_blob(self, request: GetBlobRequest, call: Call) -> GetBlobResponse:
+        """The record."""
+        return GetBlobResponse(blob=await self._calls.run(records.get, call.owner, names.blob_id(request.name)))
+
+
+async def _header(requests: AsyncIterator[UploadBlobRequest]) -> UploadBlobHeader:
+    first = await anext(requests, UploadBlobRequest())
+    if first.WhichOneof("part") != "header":
+        raise names.invalid("header", "The first message of an upload must be the header.")
+    header = first.header
+    if header.size_bytes < 0:
+        raise names.invalid("header.size_bytes", "Must not be negative; 0 means unknown.")
+    if header.sha256 and len(header.sha256) != SHA256_BYTES:
+        raise names.invalid("header.sha256", f"Must be {SHA256_BYTES} bytes, or empty if unknown.")
+    if len(header.media_type) > LONGEST_MEDIA_TYPE or not header.media_type.isprintable():
+        raise names.invalid("header.media_type", f"Must be a media type (RFC 6838) of at most {LONGEST_MEDIA_TYPE} characters.")
+    return header
+
+
+async def _receive(requests: AsyncIterator[UploadBlobRequest], header: UploadBlobHeader, writer: BlobWriter) -> None:
+    """Chunks into the writer. UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second header."""
+    async for request in requests:
+        if request.WhichOneof("part") != "chunk":
+            raise names.invalid("chunk", "Every message of an upload after the first must be a chunk.")
+        if len(request.chunk) > CHUNK_BYTES:
+            raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.")
+        if header.size_bytes and writer.size_bytes + len(request.chunk) > header.size_bytes:
+            raise FluoroError(Reason.UPLOAD_MISMATCH, f"More came than the {header.size_bytes} bytes that the header declares.")
+        await writer.write(request.chunk)
+        metrics.BLOB_BYTES_RECEIVED.inc(len(request.chunk))
+    if header.size_bytes and writer.size_bytes != header.size_bytes:
+        raise FluoroError(Reason.UPLOAD_MISMATCH, f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.")
+    if header.sha256 and writer.sha256 != header.sha256:
+        raise FluoroError(Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's.")

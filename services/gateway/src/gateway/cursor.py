@@ -1,0 +1,71 @@
+"""Cursors of a watch: opaque to callers.
+
+Of one job: the job, and the sequence of the last event seen. Of an owner's jobs: the filter, and a transaction id; the events of all
+transactions below it were seen, and no more of them will come (ADR 0011).
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+from fluoro_jobs.errors import FluoroError, Reason
+
+_LAYOUT: Final = struct.Struct(">16sQ")
+"""UUID of the job, sequence. 24 bytes are 32 characters of base64 without padding."""
+
+_OWNER_LAYOUT: Final = struct.Struct(">16sQ")
+"""Digest of owner and labels, transaction id."""
+
+
+def encode(job: UUID, sequence: int) -> str:
+    """The cursor after event `sequence` of a job."""
+    return base64.urlsafe_b64encode(_LAYOUT.pack(job.bytes, sequence)).decode("ascii")
+
+
+def decode(cursor: str, job: UUID, last_sequence: int) -> int:
+    """The sequence a cursor of this job stands for. FluoroError CURSOR_INVALID if it is not one, of another job, or ahead of the job."""
+    owner, sequence = _unpack(_LAYOUT, cursor)
+    if owner != job.bytes:
+        raise _invalid("belongs to another job")
+    if sequence > last_sequence:
+        raise _invalid("is ahead of the job's newest event")
+    return int(sequence)
+
+
+def encode_horizon(owner: str, labels: Mapping[str, str], horizon: int) -> str:
+    """The cursor after everything that transactions below `horizon` did to the owner's jobs with these labels."""
+    return base64.urlsafe_b64encode(_OWNER_LAYOUT.pack(_digest(owner, labels), horizon)).decode("ascii")
+
+
+def decode_horizon(cursor: str, owner: str, labels: Mapping[str, str]) -> int:
+    """The transaction id that a cursor stands for. FluoroError CURSOR_INVALID if it is not one, or of another owner or filter."""
+    digest, horizon = _unpack(_OWNER_LAYOUT, cursor)
+    if digest != _digest(owner, labels):
+        raise _invalid("belongs to another watch")
+    return int(horizon)
+
+
+def ahead() -> FluoroError:
+    """What a cursor of a ledger's future is told: it was given out before the ledger was restored from a backup, say."""
+    return _invalid("is ahead of the ledger")
+
+
+def _digest(owner: str, labels: Mapping[str, str]) -> bytes:
+    return hashlib.sha256(json.dumps([owner, sorted(labels.items())]).encode()).digest()[:16]
+
+
+def _unpack(layout: struct.Struct, cursor: str) -> tuple[bytes, int]:
+    try:
+        head, number = layout.unpack(base64.b64decode(cursor, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, struct.error) as error:
+        raise _invalid("is not one that this service gave out") from error
+    return head, number
+
+
+def _invalid(why: str) -> FluoroError:
+    return FluoroError(Reason.CURSOR_INVALID, f"The cursor {why}. Watch without a cursor to start with a snapshot.")

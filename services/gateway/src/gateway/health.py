@@ -1,0 +1,53 @@
+"""What the gateway says of its own health: over gRPC, and at /healthz and /readyz."""
+
+import asyncio
+from typing import Any, Final
+
+from fluoro_blobs import BlobStore
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_telemetry.health import Health as Probes
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as grpc_health
+
+from gateway.ledger_calls import LedgerCalls
+
+JOB_SERVICE: Final = "fluoro.v1.JobService"
+"""Health of this name: SERVING while the ledger answers. The name "" stands for the process."""
+
+_STATUS: Final = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+
+
+class Health:
+    """Both kinds of health, kept in step. Redis is in neither: without it the gateway accepts, reads and watches all the same."""
+
+    def __init__(self, calls: LedgerCalls, ledger: Ledger, store: BlobStore, interval_seconds: float) -> None:
+        self.servicer: Any = grpc_health.HealthServicer()
+        self.probes = Probes()
+        self.probes.add_check("ledger", ledger.check)
+        self.probes.add_check("blobs", store.check)
+        self._calls = calls
+        self._interval_seconds = interval_seconds
+
+    async def run(self) -> None:
+        """Keeps looking until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._interval_seconds)
+
+    async def look(self) -> None:
+        """Asks the ledger and tells the gRPC health service. Doing so also shows that the event loop turns."""
+        self.probes.beat()
+        await self.servicer.set(JOB_SERVICE, _STATUS[await self._ledger_answers()])
+
+    async def drain(self) -> None:
+        """From now on not serving and not ready, for good."""
+        self.probes.set_draining()
+        await self.servicer.enter_graceful_shutdown()
+
+    async def _ledger_answers(self) -> bool:
+        try:
+            await self._calls.check()
+        except FluoroError:
+            return False
+        return True

@@ -1,0 +1,187 @@
+"""JobService: thin; the ledger's functions do the work, the hub does the watching."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+from uuid import UUID
+
+from fluoro.v1 import event_pb2, job_pb2
+from fluoro.v1.job_service_pb2 import (
+    CancelJobRequest,
+    CancelJobResponse,
+    GetJobRequest,
+    GetJobResponse,
+    ListJobsRequest,
+    ListJobsResponse,
+    RetryJobRequest,
+    RetryJobResponse,
+    SubmitJobRequest,
+    SubmitJobResponse,
+    WaitJobRequest,
+    WaitJobResponse,
+    WatchJobRequest,
+    WatchJobResponse,
+    WatchJobsRequest,
+    WatchJobsResponse,
+)
+from fluoro_jobs.dispatch import Dispatcher
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger import control, read
+from fluoro_jobs.ledger.accept import GroupCommit, validate
+from fluoro_jobs.wakeups import Publisher
+from fluoro_telemetry import metrics
+
+from gateway import cursor, names
+from gateway.ledger_calls import Landing, LedgerCalls
+from gateway.owner_watcher import TERMINAL
+from gateway.rpc import Call
+from gateway.watch import Hub, is_end
+from gateway.watcher import Watcher
+
+STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
+
+DEFAULT_WAIT_SECONDS: Final = 30
+LONGEST_WAIT_SECONDS: Final = 600
+"""Limits of WaitJob's timeout, as in job_service.proto."""
+
+ANSWER_SECONDS: Final = 0.25
+"""WaitJob answers this long before the caller's deadline: after it nobody listens."""
+
+
+class Jobs:
+    """The methods of fluoro.v1.JobService."""
+
+    def __init__(self, calls: LedgerCalls, commits: GroupCommit, dispatcher: Dispatcher, publisher: Publisher, hub: Hub) -> None:
+        self._calls = calls
+        self._commits = commits
+        self._dispatcher = dispatcher
+        self._publisher = publisher
+        self._hub = hub
+        self._landing = Landing()
+
+    async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
+        """Answers after the commit that holds the job, and not before."""
+        started = time.monotonic()
+        submission = validate(request, call.owner)
+        if request.validate_only:
+            return SubmitJobResponse(job=_nameless(submission.as_job()))
+        job = await self._landing.of(self._commits.submit(submission))
+        metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
+        self._dispatcher.wake()
+        self._hub.woken(UUID(job.name.removeprefix("jobs/")))
+        return SubmitJobResponse(job=job)
+
+    async def get_job(self, request: GetJobRequest, call: Call) -> GetJobResponse:
+        """The job from the ledger."""
+        return GetJobResponse(job=await self._read(call, names.job_id(request.name)))
+
+    async def list_jobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
+        """A page of the caller's jobs."""
+        if not set(request.states) <= STATES:
+            raise names.invalid("states", "Must be states of a job.")
+        _check_labels(request.labels)
+        return await self._calls.run(read.list_jobs, call.owner, request)
+
+    async def cancel_job(self, request: CancelJobRequest, call: Call) -> CancelJobResponse:
+        """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
+        job_id = names.job_id(request.name)
+        job = await self._calls.run(control.cancel_job, call.owner, job_id)
+        self._hub.woken(job_id)
+        self._calls.aside(self._publisher.cancel, job_id)
+        return CancelJobResponse(job=job)
+
+    async def retry_job(self, request: RetryJobRequest, call: Call) -> RetryJobResponse:
+        """Opens the job again in the ledger, then has it dispatched."""
+        job_id = names.job_id(request.name)
+        job = await self._calls.run(control.retry_job, call.owner, job_id)
+        self._hub.woken(job_id)
+        self._calls.aside(self._publisher.events, job_id)
+        self._dispatcher.wake()
+        return RetryJobResponse(job=job)
+
+    async def wait_job(self, request: WaitJobRequest, call: Call) -> WaitJobResponse:
+        """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
+        job_id = names.job_id(request.name)
+        seconds = _wait_seconds(request, call)
+        with self._hub.watching(job_id) as watcher:
+            job = await self._read(call, job_id)
+            if job.state in TERMINAL:
+                return WaitJobResponse(job=job)
+            self._hub.follow(watcher, job.last_sequence)
+            try:
+                async with asyncio.timeout(seconds):
+                    await _end_of(watcher)
+            except TimeoutError:
+                pass  # not being finished is not an error
+        return WaitJobResponse(job=await self._read(call, job_id))
+
+    async def watch_job(self, request: WatchJobRequest, call: Call) -> AsyncIterator[WatchJobResponse]:
+        """Snapshot or missed events first, then live from the hub. The watcher is there before the read, so nothing falls in between."""
+        job_id = names.job_id(request.name)
+        with self._hub.watching(job_id) as watcher:
+            job = await self._read(call, job_id)
+            sequence = job.last_sequence
+            if request.start_cursor:
+                sequence = cursor.decode(request.start_cursor, job_id, job.last_sequence)
+                for event in await self._missed(job, job_id, sequence):
+                    sequence = event.sequence
+                    yield WatchJobResponse(cursor=cursor.encode(job_id, sequence), event=event)
+                    if is_end(event) and sequence == job.last_sequence:
+                        return  # an earlier end was not the last word: the job was retried
+            else:
+                yield WatchJobResponse(cursor=cursor.encode(job_id, sequence), snapshot=job)
+            if job.state in TERMINAL:
+                return
+            await self._hub.recall_progress(watcher)
+            async for response in self._hub.stream(watcher, sequence):
+                yield response
+
+    async def watch_jobs(self, request: WatchJobsRequest, call: Call) -> AsyncIterator[WatchJobsResponse]:
+        """All of the caller's jobs that have the labels."""
+        _check_labels(request.labels)
+        async for response in self._hub.owners.watch(call.owner, dict(request.labels), request.start_cursor):
+            yield response
+
+    async def _read(self, call: Call, job_id: UUID) -> job_pb2.Job:
+        return await self._calls.run(read.get_job, call.owner, job_id)
+
+    async def _missed(self, job: job_pb2.Job, job_id: UUID, sequence: int) -> list[event_pb2.Event]:
+        """Events after a cursor. Sent from here at the caller's pace: an old cursor must not overflow the ring of one who is not slow."""
+        if sequence >= job.last_sequence:
+            return []
+        events = await self._calls.run(read.events_after, {job_id: sequence})
+        oldest = events[0].sequence if events else job.last_sequence + 1
+        if oldest > sequence + 1:
+            raise FluoroError(
+                Reason.CURSOR_EXPIRED,
+                "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor.",
+                metadata={"oldest_cursor": cursor.encode(job_id, oldest - 1)},
+            )
+        return events
+
+
+def _nameless(job: job_pb2.Job) -> job_pb2.Job:
+    """What validate_only answers: nothing was stored, so there is nothing to name."""
+    job.ClearField("name")
+    return job
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if any("\0" in text for label in labels.items() for text in label):
+        raise names.invalid("labels", "Must not hold NUL; no label does.")
+
+
+async def _end_of(watcher: Watcher) -> None:
+    while not any(is_end(event) for event in (await watcher.take()).events):
+        continue
+
+
+def _wait_seconds(request: WaitJobRequest, call: Call) -> float:
+    seconds: float = DEFAULT_WAIT_SECONDS
+    if request.HasField("timeout"):
+        seconds = request.timeout.ToTimedelta().total_seconds()
+        if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
+            raise names.invalid("timeout", f"Must be between 0 s and {LONGEST_WAIT_SECONDS} s.")
+    left = call.seconds_left
+    return seconds if left is None else max(0.0, min(seconds, left - ANSWER_SECONDS))

@@ -1,0 +1,32 @@
+"""Resource names: `jobs/{uuid}` and `blobs/{uuid}`."""
+
+from uuid import UUID
+
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+
+
+def job_id(name: str) -> UUID:
+    """The id in `jobs/{uuid}`. FluoroError INVALID_ARGUMENT, about field `name`, if it is not one."""
+    return _id(name, "jobs")
+
+
+def blob_id(name: str) -> UUID:
+    """The id in `blobs/{uuid}`. FluoroError INVALID_ARGUMENT, about field `name`, if it is not one."""
+    return _id(name, "blobs")
+
+
+def _id(name: str, collection: str) -> UUID:
+    prefix, _, text = name.partition("/")
+    try:
+        found = UUID(text)
+    except ValueError:
+        found = None
+    if prefix != collection or str(found) != text:
+        raise invalid("name", f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.")
+    assert found is not None
+    return found
+
+
+def invalid(field: str, description: str) -> FluoroError:
+    """INVALID_ARGUMENT about one field of the request."""
+    return FluoroError(Reason.INVALID_ARGUMENT, f"{field}: {description}", [FieldViolation(field, description)])

@@ -1,0 +1,199 @@
+"""Ties servicers to gRPC: parsing, identity, errors and metrics, once for every method and cheap enough for each call.
+
+A servicer's methods are `async def get_job(request, call) -> response`, async generators where the response is a stream, and take an
+async iterator of requests where the request is one. They raise FluoroError; what else they raise is a bug.
+"""
+
+import asyncio
+import re
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_telemetry import metrics
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from prometheus_client import Counter
+
+from gateway.errors import UNFORESEEN, refusal, shutting_down
+from gateway.identity import owner_of
+
+log = structlog.get_logger(__name__)
+
+QUIET_SECONDS: Final = 0.05
+"""How long no call may come for `Adapter.close` to take it that those that gRPC held are through."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+@dataclass(slots=True)
+class Call:
+    """What a servicer knows of a call besides its request. owner: the identity of the caller."""
+
+    owner: str
+    context: Context
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the caller's deadline; None if it set none."""
+        left = self.context.time_remaining()
+        return None if left is None else float(left)
+
+
+Body = Callable[[Any, Call], Awaitable[bytes | None]]
+"""A method without its cross-cutting half: takes the raw request, returns the raw response, or None if it wrote a stream."""
+
+
+class Adapter:
+    """Makes gRPC handlers of servicers, knows how many calls are in flight, and can turn new ones away."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._in_flight = 0
+        self._turned_away: int | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """Handlers for every method of a service. AttributeError at start if the servicer lacks one."""
+        return grpc.method_handlers_generic_handler(
+            service.full_name, {method.name: self._handler(method, getattr(servicer, _snake(method.name))) for method in service.methods}
+        )
+
+    async def close(self, at_most_seconds: float) -> None:
+        """From now on new calls are SHUTTING_DOWN. Returns when none came for a moment, or after `at_most_seconds`.
+
+        The calls that gRPC holds but has not handed out yet would be CANCELLED by the server's stop, which nobody may retry unasked.
+        """
+        loop = asyncio.get_running_loop()
+        until, before, self._turned_away = loop.time() + at_most_seconds, -1, 0
+        while before != self._turned_away and loop.time() < until:
+            before = self._turned_away
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def idle(self) -> None:
+        """Returns when no call is in flight."""
+        if self._in_flight:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+
+    def _handler(self, method: MethodDescriptor, function: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        body, wrap = {
+            (False, False): (self._unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (self._streaming_response, grpc.unary_stream_rpc_method_handler),
+            (True, False): (self._streaming_request, grpc.stream_unary_rpc_method_handler),
+        }[method.client_streaming, method.server_streaming]
+        observe = _observer(method)
+        return wrap(self._guarded(method.full_name, body(self._parser(method), function), observe))
+
+    def _guarded(self, method: str, body: Body, observe: Callable[[str, float], None]) -> Callable[[Any, Context], Awaitable[bytes | None]]:
+
+        async def behaviour(request: Any, context: Context) -> bytes | None:
+            started, code = time.monotonic(), "OK"
+            self._in_flight += 1
+            try:
+                self._admit()
+                return await body(request, Call(owner_of(context.invocation_metadata()), context))
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception as error:  # noqa: BLE001 - the last stop: whatever it is becomes a status
+                ended = refusal(error if isinstance(error, FluoroError) else _unforeseen(error, method))
+                code = ended.code.name
+                await context.abort(ended.code, ended.message, ended.trailers)
+            finally:
+                self._in_flight -= 1
+                observe(code, time.monotonic() - started)
+                if not self._in_flight and self._idle is not None and not self._idle.done():
+                    self._idle.set_result(None)
+
+        return behaviour
+
+    def _admit(self) -> None:
+        if self._turned_away is not None:
+            self._turned_away += 1
+            raise shutting_down()
+
+    def _parser(self, method: MethodDescriptor) -> Callable[[bytes], Message]:
+        parse = GetMessageClass(method.input_type).FromString
+        limit = self._max_message_bytes
+
+        def parsed(data: bytes) -> Message:
+            if len(data) > limit:
+                raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A message of {len(data)} bytes is over the limit of {limit}.")
+            try:
+                return parse(data)
+            except DecodeError as error:
+                raise FluoroError(Reason.INVALID_ARGUMENT, f"The message is not a {method.input_type.full_name}.") from error
+
+        return parsed
+
+    @staticmethod
+    def _unary(parse: Callable[[bytes], Message], function: Any) -> Body:
+        async def body(request: bytes, call: Call) -> bytes:
+            response: Message = await function(parse(request), call)
+            return response.SerializeToString()
+
+        return body
+
+    @staticmethod
+    def _streaming_response(parse: Callable[[bytes], Message], function: Any) -> Body:
+        async def body(request: bytes, call: Call) -> None:
+            async with aclosing(function(parse(request), call)) as responses:
+                async for response in responses:
+                    try:
+                        await call.context.write(response.SerializeToString())
+                    except grpc.aio.InternalError as error:  # the caller has gone; that the call is cancelled is news still to come
+                        raise asyncio.CancelledError from error
+
+        return body
+
+    @staticmethod
+    def _streaming_request(parse: Callable[[bytes], Message], function: Any) -> Body:
+        async def body(requests: AsyncIterator[bytes], call: Call) -> bytes:
+            response: Message = await function((parse(request) async for request in requests), call)
+            return response.SerializeToString()
+
+        return body
+
+
+def _observer(method: MethodDescriptor) -> Callable[[str, float], None]:
+    """Records code and seconds of one call. Keeps the labelled metrics: looking them up would cost more than the rest."""
+    requests: dict[str, Counter] = {}
+    streams = method.client_streaming or method.server_streaming
+    seconds_metric = None if streams else metrics.RPC_SECONDS.labels(method=method.full_name)
+
+    def observe(code: str, seconds: float) -> None:
+        counter = requests.get(code)
+        if counter is None:
+            counter = requests[code] = metrics.RPC_REQUESTS.labels(method=method.full_name, code=code)
+        counter.inc()
+        if seconds_metric is not None:
+            seconds_metric.observe(seconds)
+
+    return observe
+
+
+_WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+def _snake(name: str) -> str:
+    return _WORD.sub("_", name).lower()
+
+
+def _unforeseen(error: Exception, method: str) -> FluoroError:
+    """Logs where a bug showed. Not the exception's text: it may quote the request."""
+    log.error(
+        "rpc_failed_unexpectedly",
+        method=method,
+        exception=type(error).__qualname__,
+        where="".join(traceback.format_tb(error.__traceback__)),
+    )
+    return UNFORESEEN

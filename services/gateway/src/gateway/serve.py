@@ -1,0 +1,103 @@
+"""One gateway process from start to drain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import grpc.aio
+import structlog
+from fluoro_blobs import BlobStore
+from fluoro_jobs.dispatch import Dispatcher
+from fluoro_jobs.ledger.accept import GroupCommit
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.wakeups import Publisher
+from fluoro_telemetry import http
+
+from gateway import server
+from gateway.blobs import Blobs
+from gateway.health import Health
+from gateway.jobs import Jobs
+from gateway.ledger_calls import LedgerCalls
+from gateway.rpc import Adapter
+from gateway.settings import Settings
+from gateway.watch import Hub
+
+log = structlog.get_logger(__name__)
+
+OWN_CONNECTIONS: Final = 2
+"""Connections to the ledger besides those of the reading threads: group commit and dispatch have one each."""
+
+TURN_AWAY_SECONDS: Final = 1
+"""How long callers who keep coming are told to go elsewhere before the port closes."""
+
+LAST_WORDS_SECONDS: Final = 0.5
+"""Time for answers on their way once no call is being worked on. Clients' health watches use it up: they never end by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that serves, and its ports."""
+
+    grpc_port: int
+    http_port: int
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """A gateway for the duration of the block, drained at its end.
+
+    server.PortTakenError, OSError about the HTTP port, ValueError for a blob URL of an unknown kind.
+    Ledger and Redis may be down at the start.
+    """
+    store = BlobStore.from_url(settings.blob_url)
+    ledger = Ledger(settings.database_url, max_connections=settings.ledger_threads + OWN_CONNECTIONS)
+    calls = LedgerCalls(ledger, settings.ledger_threads)
+    publisher = Publisher(settings.redis_url)
+    dispatcher = Dispatcher(ledger, settings.redis_url)
+    hub = Hub(calls, settings)
+    commits = GroupCommit(ledger)
+    adapter = Adapter(settings.max_message_bytes)
+    health = Health(calls, ledger, store, settings.health_check_interval_seconds)
+    jobs = Jobs(calls, commits, dispatcher, publisher, hub)
+    try:
+        grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store), health.servicer)
+        http_server = http.serve(settings.http_host, settings.http_port, health.probes)
+        dispatcher.start()
+        hub.start()
+        await health.look()
+        looking = asyncio.create_task(health.run(), name="health")
+        await grpc_server.start()
+        try:
+            yield Gateway(grpc_port, http_server.port)
+        finally:
+            await _drain(grpc_server, adapter, health, hub, settings.shutdown_grace_seconds)
+            looking.cancel()
+            http_server.close()
+    finally:
+        await hub.close()
+        await asyncio.to_thread(commits.close)
+        await asyncio.to_thread(dispatcher.close)
+        calls.close()
+        publisher.close()
+        ledger.close()
+
+
+async def _drain(grpc_server: grpc.aio.Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float) -> None:
+    """No new calls; watches end with their cursor; other calls end by themselves, or are cut off after the grace."""
+    log.info("draining", grace_seconds=grace_seconds)
+    await health.drain()
+    hub.end_all()
+    loop = asyncio.get_running_loop()
+    until = loop.time() + grace_seconds
+    await adapter.close(min(TURN_AWAY_SECONDS, grace_seconds / 4))
+    stopping = asyncio.create_task(grpc_server.stop(until - loop.time()))
+    try:
+        async with asyncio.timeout_at(until):
+            await adapter.idle()
+            await grpc_server.stop(LAST_WORDS_SECONDS)
+    except TimeoutError:
+        log.warning("calls_cut_off", meaning="they did not end within the grace")
+        await grpc_server.stop(None)
+    await stopping

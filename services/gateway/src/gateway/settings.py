@@ -1,0 +1,55 @@
+"""Everything the gateway can be told, from environment variables prefixed FLUORO_."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Settings of one gateway process. Refused at start when one is missing or out of range."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
+
+    database_url: str = Field(min_length=1, description="The ledger: postgresql://user:password@host/database.")
+    redis_url: str = Field(min_length=1, description="Wake-ups and live progress: redis://host:port/0. May be down; nothing is lost.")
+    blob_url: str = Field(min_length=1, description="The blob store: file:///path or s3://bucket/prefix.")
+    grpc_host: str = Field(default="0.0.0.0", description="Address the gRPC server listens on.")  # noqa: S104 - a pod has one address and it is not known before
+    grpc_port: Port = Field(default=50051, description="Port of the gRPC server; 0 takes a free one.")
+    http_host: str = Field(default="0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - as above
+    http_port: Port = Field(default=9090, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level that is logged.")
+    log_format: Literal["json", "console"] = Field(default="json", description="json for machines, console for people.")
+    shutdown_grace_seconds: Seconds = Field(
+        default=30, description="How long calls in flight may go on after SIGTERM. Keep below the pod's grace."
+    )
+    max_message_bytes: Count = Field(
+        default=4 * 2**20, description="Largest request message; one above it is refused with MESSAGE_TOO_LARGE."
+    )
+    max_pending_requests: Count = Field(
+        default=100_000,
+        description="Calls that may wait for the event loop before gRPC turns callers away; its own default of 1000 refuses bursts.",
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=0,
+        description="Age at which a connection is asked to reconnect, so that load spreads over new gateways; 0 keeps it for ever.",
+    )
+    keepalive_seconds: Seconds = Field(default=60, description="Silence after which the server pings a connection.")
+    keepalive_timeout_seconds: Seconds = Field(
+        default=20, description="How long a ping may stay unanswered before the connection is dropped."
+    )
+    ledger_threads: Count = Field(default=8, description="Blocking reads of the ledger at one time; each takes one of its connections.")
+    health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
+    watch_ring_events: Count = Field(
+        default=1024, description="Events that may wait for one watcher before it is ended with WATCH_TOO_SLOW."
+    )
+    watch_bookmark_interval_seconds: Seconds = Field(default=15, description="Silence after which a watch gets a bookmark.")
+    watch_poll_interval_seconds: Seconds = Field(default=1, description="How often the ledger is read for watchers while Redis is down.")
+    watch_safety_interval_seconds: Seconds = Field(
+        default=10,
+        description="How often the ledger is read for watchers while Redis is up: bounds the delay that a lost wake-up can cause.",
+    )

@@ -1,0 +1,186 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+from fluoro.v1 import job_service_pb2
+from fluoro.v1.job_service_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    GetJobResponse,
+    ListJobsRequest,
+    RetryJobRequest,
+    RetryJobResponse,
+    SubmitJobRequest,
+    WaitJobRequest,
+    WaitJobResponse,
+    WatchJobRequest,
+    WatchJobResponse,
+    WatchJobsRequest,
+    WatchJobsResponse,
+)
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from gateway.rpc import Adapter, Call
+from gateway.server import JOB_SERVICE
+from gateway.testing import Client, connected, parse, refused
+from prometheus_client import REGISTRY
+
+
+class Servicer:
+    """A servicer whose every method does something of its own."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.waiting = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def submit_job(self, _request: SubmitJobRequest, _call: Call) -> Any:
+        raise FluoroError(Reason.INVALID_ARGUMENT, "Bad.", [FieldViolation("job", "Missing.")])
+
+    async def get_job(self, _request: GetJobRequest, call: Call) -> GetJobResponse:
+        return GetJobResponse(job={"owner": call.owner})
+
+    async def list_jobs(self, _request: ListJobsRequest, _call: Call) -> Any:
+        raise ValueError("Doe^John")
+
+    async def cancel_job(self, _request: CancelJobRequest, _call: Call) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+    async def retry_job(self, _request: RetryJobRequest, _call: Call) -> RetryJobResponse:
+        return RetryJobResponse()
+
+    async def wait_job(self, _request: WaitJobRequest, _call: Call) -> WaitJobResponse:
+        self.waiting.set()
+        await self.release.wait()
+        return WaitJobResponse()
+
+    async def watch_jobs(self, _request: WatchJobsRequest, _call: Call) -> AsyncIterator[WatchJobsResponse]:
+        yield WatchJobsResponse(cursor="0")
+
+    async def watch_job(self, request: WatchJobRequest, _call: Call) -> AsyncIterator[WatchJobResponse]:
+        try:
+            for number in range(3):
+                yield WatchJobResponse(cursor=str(number))
+            if request.start_cursor == "stay":
+                await asyncio.Event().wait()
+            raise FluoroError(Reason.WATCH_TOO_SLOW, "Too slow.", metadata={"cursor": "2"})
+        finally:
+            self.cancelled.set()
+
+
+@asynccontextmanager
+async def serving(servicer: Servicer, max_message_bytes: int = 10_000) -> AsyncIterator[tuple[Client, Adapter]]:
+    adapter = Adapter(max_message_bytes)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, servicer)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with connected(port) as client:
+            yield client, adapter
+    finally:
+        await server.stop(None)
+
+
+async def test_the_servicer_learns_the_owner_of_a_call() -> None:
+    async with serving(Servicer()) as (client, _):
+        response = await client.jobs.GetJob(GetJobRequest(), metadata=(("fluoro-owner", "ann"),))
+        assert response.job.owner == "ann"
+
+
+async def test_an_error_keeps_its_reason_and_fields_on_the_way_to_the_client() -> None:
+    async with serving(Servicer()) as (client, _):
+        how = await refused(client.jobs.SubmitJob(SubmitJobRequest()))
+    assert (how.code, how.message, how.reason, how.domain) == (grpc.StatusCode.INVALID_ARGUMENT, "Bad.", "INVALID_ARGUMENT", "fluoro")
+    assert how.violations == {"job": "Missing."}
+
+
+async def test_a_bug_is_internal_to_the_client_and_located_without_its_text_in_the_log() -> None:
+    async with serving(Servicer()) as (client, _):
+        with structlog.testing.capture_logs() as logs:
+            how = await refused(client.jobs.ListJobs(ListJobsRequest()))
+    assert (how.code, how.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "Doe" not in how.message
+    (entry,) = logs
+    assert entry["exception"] == "ValueError"
+    assert "list_jobs" in entry["where"]
+    assert "John" not in str({key: value for key, value in entry.items() if key != "where"})
+
+
+async def test_a_message_over_the_limit_is_refused_with_its_reason() -> None:
+    async with serving(Servicer(), max_message_bytes=1000) as (client, _):
+        how = await refused(client.jobs.GetJob(GetJobRequest(name="x" * 1001)))
+    assert (how.code, how.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+async def test_bytes_that_are_not_the_message_are_refused() -> None:
+    async with serving(Servicer()) as (client, _):
+        how = await refused(client.channel.unary_unary(f"/{JOB_SERVICE.full_name}/GetJob")(b"\xff\xff\xff"))
+    assert (how.code, how.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+
+
+async def test_a_deadline_that_passes_stops_the_work() -> None:
+    servicer = Servicer()
+    async with serving(servicer) as (client, adapter):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.jobs.CancelJob(CancelJobRequest(), timeout=0.1)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        async with asyncio.timeout(5):
+            await servicer.cancelled.wait()
+            await adapter.idle()
+
+
+async def test_a_stream_that_ends_in_an_error_delivers_what_came_before_it() -> None:
+    async with serving(Servicer()) as (client, _):
+        call = client.jobs.WatchJob(WatchJobRequest())
+        got = [(await call.read()).cursor for _ in range(3)]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert got == ["0", "1", "2"]
+    assert parse(caught.value).metadata == {"cursor": "2"}
+
+
+async def test_a_caller_who_hangs_up_closes_the_stream_at_once() -> None:
+    servicer = Servicer()
+    async with serving(servicer) as (client, adapter):
+        call = client.jobs.WatchJob(WatchJobRequest(start_cursor="stay"))
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await servicer.cancelled.wait()
+            await adapter.idle()
+
+
+async def test_idle_waits_for_the_last_call() -> None:
+    servicer = Servicer()
+    async with serving(servicer) as (client, adapter):
+        call = client.jobs.WaitJob(WaitJobRequest())
+        async with asyncio.timeout(5):
+            await servicer.waiting.wait()
+        idle = asyncio.create_task(adapter.idle())
+        await asyncio.sleep(0)
+        assert not idle.done()
+        servicer.release.set()
+        await call
+        async with asyncio.timeout(5):
+            await idle
+
+
+async def test_calls_are_counted_by_method_and_code() -> None:
+    labels = {"method": "fluoro.v1.JobService.SubmitJob", "code": "INVALID_ARGUMENT"}
+    before = REGISTRY.get_sample_value("fluoro_rpc_requests_total", labels) or 0
+    async with serving(Servicer()) as (client, _):
+        await refused(client.jobs.SubmitJob(SubmitJobRequest()))
+    assert REGISTRY.get_sample_value("fluoro_rpc_requests_total", labels) == before + 1
+
+
+def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:
+    with pytest.raises(AttributeError, match="submit_job"):
+        Adapter(1000).handlers(job_service_pb2.DESCRIPTOR.services_by_name["JobService"], object())

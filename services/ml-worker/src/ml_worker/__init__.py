@@ -1,0 +1,1 @@
+"""Model worker: ONNX Runtime on certified pixels."""

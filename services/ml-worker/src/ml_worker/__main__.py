@@ -1,0 +1,15 @@
+"""Starts the worker: `python -m ml_worker`. Settings: `fluoro_jobs.worker.settings`."""
+
+from importlib.metadata import version
+
+from fluoro_jobs.worker.run import run_worker
+
+if __name__ == "__main__":
+    run_worker(
+        "ml-worker",
+        queue="ml",
+        pool="threads",
+        handlers="ml_worker.operations:HANDLERS",
+        version=version("ml-worker"),
+        warm_up="ml_worker.sessions:warm_up",
+    )

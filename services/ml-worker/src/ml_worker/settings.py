@@ -1,0 +1,29 @@
+"""What the models need to know: environment variables `FLUORO_ML_*`."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import DirectoryPath, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SHIPPED_MODELS: Final = Path(__file__).parent / "models"
+"""The models in the package: the same place in a checkout and in an installed wheel."""
+
+
+class ModelSettings(BaseSettings):
+    """Which models this process serves, and on what."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUORO_ML_", frozen=True)
+
+    models_folder: DirectoryPath = Field(default=SHIPPED_MODELS, description="Folder of models, `{name}/{version}/model.toml` each.")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by CUDA_VISIBLE_DEVICES."
+    )
+    intra_op_threads: int = Field(
+        default=1, ge=1, le=64, description="Threads of one run on the CPU. Runs of several tasks go on at the same time."
+    )
+    run_memory_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes one run may need: the frames of an image are shown to the model in chunks of that.",
+    )

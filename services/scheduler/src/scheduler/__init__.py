@@ -1,0 +1,1 @@
+"""Sweeps the ledger and dispatches."""

@@ -1,0 +1,20 @@
+"""Settings of the scheduler, from the environment."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once at start, from FLUORO_… variables."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
+
+    database_url: str = Field(description="The ledger: postgresql://user@host/database.")
+    redis_url: str = Field(description="Celery's broker and the wake-ups: redis://host:6379/0.")
+    http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
+    http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    sweep_interval_seconds: float = Field(
+        1, gt=0, description="How often leases are swept, lost messages found and ready tasks dispatched."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")
