@@ -1,0 +1,23 @@
+"""Async and sync client and the fluoro command.
+
+The clients are imported on first use, so that `fluoro --help` does not wait for gRPC.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fluoro_client.aio import AsyncClient
+    from fluoro_client.blocking import Client
+    from fluoro_client.errors import FluoroApiError
+
+__all__ = ["AsyncClient", "Client", "FluoroApiError"]
+
+_HOMES: Final = {"AsyncClient": "aio", "Client": "blocking", "FluoroApiError": "errors"}
+
+
+def __getattr__(name: str) -> object:
+    """The client of that name (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,250 @@
+"""The async client: every call of JobService and BlobService as one method, safe to use across restarts of a gateway."""
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import grpc
+from fluoro.v1 import blob_service_pb2, blob_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc
+from google.protobuf import duration_pb2
+
+from fluoro_client.channel import OWNER_KEY, open_channel
+from fluoro_client.errors import DataLossError, FluoroApiError, UnreachableError, decode
+from fluoro_client.jobs import JobSource, parse_job
+from fluoro_client.retrying import Contact, Patience
+from fluoro_client.sending import send
+from fluoro_client.transfers import Landing, Source, Upload, prepare
+from fluoro_client.watching import TERMINAL, resume_watch
+from fluoro_client.watching_all import resume_watch_all
+
+WAIT_SECONDS: Final = 60
+"""How long one WaitJob call waits; `wait` repeats it."""
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class AsyncClient:
+    """A connection to Fluoro for one owner. Open it inside a running event loop, best with `async with`.
+
+    endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round robin.
+    owner: who the caller is; sees and owns only its own jobs and blobs. ASCII.
+    deadline_seconds: how long a unary call may take, retries included.
+    patience_seconds: how long watches, waits, uploads and downloads go on without a sign of life from a gateway that answered before.
+    credentials: of a TLS channel; None means plain text.
+
+    Every method raises FluoroApiError or one of its subclasses when the server refuses or cannot be reached.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        owner: str = "",
+        deadline_seconds: float = 30,
+        patience_seconds: float = 120,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        if not owner.isascii() or not owner.isprintable():
+            raise ValueError("owner must be printable ASCII: it travels as gRPC metadata")
+        self.endpoint = endpoint
+        self.deadline_seconds = deadline_seconds
+        self.patience_seconds = patience_seconds
+        self._metadata = grpc.aio.Metadata(*([(OWNER_KEY, owner)] if owner else []))
+        self._channel = open_channel(endpoint, credentials)
+        self._jobs: job_service_pb2_grpc.JobServiceAsyncStub = job_service_pb2_grpc.JobServiceStub(self._channel)
+        self._blobs: blob_service_pb2_grpc.BlobServiceAsyncStub = blob_service_pb2_grpc.BlobServiceStub(self._channel)
+        self._contact = Contact()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every call that is still running and the connection."""
+        await self._channel.close()
+
+    async def submit(self, job: JobSource, *, request_id: str = "", validate_only: bool = False) -> job_pb2.Job:
+        """Submits a job and returns it as accepted, without steps. Once this returns, the job is durable.
+
+        job: a fluoro.v1.Job, or its proto3 JSON as dict or text (InvalidJobError if it is not).
+        request_id: repeat it to repeat a call whose outcome is unknown; empty makes a new one, which covers the retries inside this call.
+        """
+        request = job_service_pb2.SubmitJobRequest(
+            job=parse_job(job), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+        )
+        return (await self._unary(self._jobs.SubmitJob, request)).job
+
+    async def get(self, name: str) -> job_pb2.Job:
+        """The job with its steps, items, attempts and artifacts, as of one moment."""
+        return (await self._unary(self._jobs.GetJob, job_service_pb2.GetJobRequest(name=name))).job
+
+    async def list(
+        self,
+        *,
+        states: Sequence["job_pb2.Job.State.ValueType"] = (),
+        labels: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        page_size: int = 0,
+    ) -> AsyncGenerator[job_pb2.Job, None]:
+        """The owner's jobs, newest first and without steps, fetched page by page as they are read.
+
+        states, labels: only jobs in one of these states and with all of these labels.
+        limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the server.
+        """
+        request = job_service_pb2.ListJobsRequest(
+            page_size=min(page_size, limit) if limit else page_size, states=states, labels=labels or {}
+        )
+        left = limit
+        while left is None or left > 0:
+            page = await self._unary(self._jobs.ListJobs, request)
+            for job in page.jobs[:left]:
+                yield job
+            left = None if left is None else left - len(page.jobs)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
+    async def wait(self, name: str, *, timeout_seconds: float | None = None) -> job_pb2.Job:
+        """The job once it is terminal, or as it is after timeout_seconds (None: as long as it takes)."""
+        end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        patience = self._patience(f"waiting for {name}")
+        while True:
+            chunk = WAIT_SECONDS if end is None else min(WAIT_SECONDS, max(0.0, end - time.monotonic()))
+            timeout = duration_pb2.Duration()
+            timeout.FromMilliseconds(int(chunk * 1000))
+            request = job_service_pb2.WaitJobRequest(name=name, timeout=timeout)
+            try:
+                job = (await self._unary(self._jobs.WaitJob, request, extra_seconds=chunk)).job
+            except FluoroApiError as error:
+                await patience.pause(error)
+                continue
+            patience.progress()
+            if job.state in TERMINAL or (end is not None and time.monotonic() >= end):
+                return job
+
+    async def cancel(self, name: str) -> job_pb2.Job:
+        """Cancels the job unless it is terminal, and returns it. May be repeated."""
+        return (await self._unary(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(name=name))).job
+
+    async def retry(self, name: str) -> job_pb2.Job:
+        """Has what failed in an ended job done again, and returns the job. FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY."""
+        return (await self._unary(self._jobs.RetryJob, job_service_pb2.RetryJobRequest(name=name))).job
+
+    def watch(self, name: str, start_cursor: str = "") -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
+        """Streams the job until it is terminal: a snapshot first, then every event exactly once and in order, progress, and bookmarks.
+
+        Resumes by itself from the last cursor when the connection is lost, a gateway shuts down, or the stream was read too slowly.
+        start_cursor: cursor of the last message seen by an earlier watch; the stream then starts after it and has no snapshot.
+        """
+        return resume_watch(
+            lambda request: self._jobs.WatchJob(request, metadata=self._metadata),
+            self.endpoint,
+            self._patience(f"watching {name}"),
+            name,
+            start_cursor,
+        )
+
+    def watch_jobs(
+        self, labels: Mapping[str, str] | None = None, start_cursor: str = ""
+    ) -> AsyncGenerator[job_service_pb2.WatchJobsResponse, None]:
+        """Streams all jobs of the owner that have the labels: those not ended first, without steps, then every event of each exactly once.
+
+        The events of a job come in order; new jobs begin with their first event. Never ends by itself, and resumes by itself like `watch`.
+        start_cursor: of the last message of an earlier watch of the same labels; then there are no jobs at the start, and events from
+        shortly before it may come again.
+        """
+        return resume_watch_all(
+            lambda request: self._jobs.WatchJobs(request, metadata=self._metadata),
+            self.endpoint,
+            self._patience("watching jobs"),
+            dict(labels or {}),
+            start_cursor,
+        )
+
+    async def upload(self, source: Source, *, media_type: str = "") -> blob_service_pb2.Blob:
+        """Stores a file, bytes, or bytes as they come, and returns the blob. The same bytes again give the same blob.
+
+        Begins again after a lost connection, except with bytes as they come: those are gone.
+        media_type: empty means what file prefix or suffix tell, else application/octet-stream.
+        """
+        upload = await prepare(source, media_type)
+        patience = self._patience("an upload")
+        while True:
+            try:
+                blob = await self._send(upload)
+            except FluoroApiError as error:
+                if upload.once:
+                    raise
+                await patience.pause(error)
+            else:
+                self._contact.made = True
+                return blob
+
+    async def get_blob(self, name: str) -> blob_service_pb2.Blob:
+        """The record of a blob."""
+        return (await self._unary(self._blobs.GetBlob, blob_service_pb2.GetBlobRequest(name=name))).blob
+
+    async def download(self, blob: blob_service_pb2.Blob | job_pb2.Artifact | str, path: str | os.PathLike[str]) -> Path:
+        """Writes a blob, or the blob of an artifact, to `path`, which appears whole and with the right SHA-256 or not at all.
+
+        blob: a record, an artifact, or a blob's name. A broken stream is resumed at the byte where it broke. An existing file is replaced.
+        DataLossError if the bytes are not those of the record; OSError if the folder of `path` does not exist or is full.
+        """
+        record = await self.get_blob(blob) if isinstance(blob, str) else blob
+        name = record.blob if isinstance(record, job_pb2.Artifact) else record.name
+        target = Path(path)
+        with Landing(target) as landing:
+            patience = self._patience(f"downloading {name}")
+            while True:
+                try:
+                    await self._receive(name, record.size_bytes, landing, patience)
+                    break
+                except FluoroApiError as error:
+                    await patience.pause(error)
+            if not await asyncio.to_thread(landing.keep, record.sha256):
+                raise DataLossError(
+                    grpc.StatusCode.DATA_LOSS, f"What arrived of {name} has another SHA-256 than its record.", reason="DOWNLOAD_DAMAGED"
+                )
+        return target
+
+    async def _unary(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, extra_seconds: float = 0
+    ) -> Response:
+        try:
+            response = await method(request, timeout=self.deadline_seconds + extra_seconds, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise decode(error, self.endpoint) from error
+        self._contact.made = True
+        return response
+
+    def _patience(self, what: str) -> Patience:
+        return Patience(self.patience_seconds, self._contact, what)
+
+    async def _send(self, upload: Upload) -> blob_service_pb2.Blob:
+        try:
+            return (await send(self._blobs.UploadBlob(metadata=self._metadata), upload.requests())).blob
+        except grpc.aio.AioRpcError as error:
+            raise decode(error, self.endpoint) from error
+
+    async def _receive(self, name: str, size_bytes: int, landing: Landing, patience: Patience) -> None:
+        call = self._blobs.DownloadBlob(blob_service_pb2.DownloadBlobRequest(name=name, offset=landing.size_bytes), metadata=self._metadata)
+        try:
+            async for message in call:
+                patience.progress()
+                await asyncio.to_thread(landing.write, message.chunk)
+        except grpc.aio.AioRpcError as error:
+            raise decode(error, self.endpoint) from error
+        finally:
+            call.cancel()
+        if landing.size_bytes < size_bytes:
+            raise UnreachableError(
+                grpc.StatusCode.UNAVAILABLE, f"The stream of {name} ended after {landing.size_bytes} of {size_bytes} bytes."
+            )

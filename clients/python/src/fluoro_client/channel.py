@@ -1,0 +1,57 @@
+"""How the client talks to gateways: load balancing, retries of unary calls, keepalive, reconnecting."""
+
+import json
+from typing import Final
+
+import grpc
+
+OWNER_KEY: Final = "fluoro-owner"
+"""Metadata key with the caller's identity."""
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""Largest answer taken; a job with many items is one message."""
+
+_RETRIED: Final = {
+    "fluoro.v1.JobService": ("SubmitJob", "GetJob", "ListJobs", "WaitJob", "CancelJob"),
+    "fluoro.v1.BlobService": ("GetBlob",),
+}
+"""Unary methods that may be repeated. SubmitJob is one because every call carries a request_id."""
+
+SERVICE_CONFIG: Final = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": service, "method": method} for service, methods in _RETRIED.items() for method in methods],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+}
+"""gRPC service config (gRFC A2, A6)."""
+
+_OPTIONS: Final = (
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # The gateway permits a ping every 30 s; a connection that died silently is noticed within 80 s.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # gRPC waits up to 2 min before it connects again; a restarted gateway is back in seconds.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+)
+
+
+def open_channel(endpoint: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """A channel to `endpoint` (`host:port`, or any gRPC target such as `dns:///gateway:50051`), encrypted if there are credentials.
+
+    Belongs to the running event loop.
+    """
+    if credentials is None:
+        return grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+    return grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)

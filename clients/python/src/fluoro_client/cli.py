@@ -1,0 +1,173 @@
+"""The `fluoro` command line: options and help. What the commands do is in `commands`, which is imported when one runs."""
+
+import importlib.util
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fluoro_client.options import DEFAULT_ENDPOINT, Output, PipelineName, Settings, StateName
+
+if TYPE_CHECKING:
+    from fluoro_client import commands
+else:
+    # gRPC and protobuf cost most of the start: help and completion do without them (docs.python.org, "Implementing lazy imports").
+    _spec = importlib.util.find_spec("fluoro_client.commands")
+    _spec.loader = importlib.util.LazyLoader(_spec.loader)
+    commands = importlib.util.module_from_spec(_spec)
+    sys.modules[_spec.name] = commands
+    _spec.loader.exec_module(commands)
+
+EPILOG = (
+    "Exit codes: 0 ok (partially succeeded jobs too), 1 the watched job failed or was cancelled, 2 usage, 3 refused by the server, "
+    "4 no server reached or no answer in time, 5 trouble with files here, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="fluoro",
+    help="Hand imaging jobs to Fluoro, watch them live, fetch the results.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Endpoint = Annotated[str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")]
+Owner = Annotated[str, typer.Option("--owner", envvar="FLUORO_OWNER", help="Who you are; you see your own jobs and blobs.")]
+Format = Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]
+
+
+@app.command(epilog=EPILOG)
+def upload(
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files; folders stand for all files in them.")],
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Upload files as blobs."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.upload, paths=files))
+
+
+@app.command(epilog=EPILOG)
+def submit(
+    *,
+    file: Annotated[str, typer.Option("--file", metavar="PATH|-", help="A fluoro.v1.Job in proto3 JSON; - is standard input.")] = "",
+    pipeline: Annotated[PipelineName | None, typer.Option("--pipeline", help="A ready-made job.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="BLOB|PATH", help="blobs/ID, or a file or folder, which is uploaded first. May be repeated."),
+    ] = None,
+    label: Labels = None,
+    priority: Annotated[int, typer.Option("--priority", min=0, max=9, help="Higher is dispatched sooner.")] = 0,
+    request_id: Annotated[str, typer.Option("--request-id", help="Repeat it to repeat a submit safely.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Watch the job until it ends; its outcome is the exit code.")] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Submit a job, uploading its inputs first where they are paths."""
+    action = partial(
+        commands.submit,
+        file=file,
+        pipeline=pipeline.value if pipeline else "",
+        inputs=inputs or [],
+        labels=_labels(label),
+        priority=priority,
+        request_id=request_id,
+        watch_it=watch,
+    )
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@app.command(epilog=EPILOG)
+def watch(
+    *,
+    job: Annotated[str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)] = "",
+    every: Annotated[bool, typer.Option("--all", help="Watch all your jobs, also those to come, until Ctrl-C; a line per event.")] = False,
+    label: Labels = None,
+    cursor: Annotated[str, typer.Option("--cursor", help="With json: go on after the message that had this cursor.")] = "",
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Watch a job until it ends; its outcome is the exit code. Ctrl-C detaches, the job goes on. json prints one message per line."""
+    if bool(job) == every or (label and not every):
+        raise typer.BadParameter("say either which JOB, or --all; --label goes with --all")
+    if cursor and output is Output.TABLE:
+        raise typer.BadParameter("--cursor goes with --output json; a table always starts with the whole job")
+    action = partial(commands.watch_all, labels=_labels(label)) if every else partial(commands.watch, name=_job_name(job))
+    commands.run(Settings(endpoint, owner, output), partial(action, cursor=cursor))
+
+
+@app.command(epilog=EPILOG)
+def get(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+    """Show a job with its steps, items and artifacts."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.get, name=_job_name(job)))
+
+
+@app.command("list", epilog=EPILOG)
+def list_jobs(
+    *,
+    state: Annotated[list[StateName] | None, typer.Option("--state", help="Only jobs in this state. May be repeated.")] = None,
+    label: Labels = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """List your jobs, newest first."""
+    action = partial(commands.list_jobs, states=[name.value for name in state or []], labels=_labels(label), limit=limit)
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@app.command(epilog=EPILOG)
+def cancel(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+    """Cancel a job. One that has ended stays as it is."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.cancel, name=_job_name(job)))
+
+
+@app.command(epilog=EPILOG)
+def retry(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+    """Run again what failed in a job that has ended, and all that comes after it."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.retry, name=_job_name(job)))
+
+
+@app.command(epilog=EPILOG)
+def download(
+    *,
+    name: Annotated[str, typer.Argument(metavar="JOB|BLOB", help="jobs/ID, or blobs/ID.")],
+    folder: Annotated[Path, typer.Option("-o", "--to", metavar="DIR", help="Where to; artifacts go to DIR/STEP/ARTIFACT.")],
+    step: Annotated[list[str] | None, typer.Option("--step", help="Only artifacts of this step. May be repeated.")] = None,
+    role: Annotated[list[str] | None, typer.Option("--role", help="Only artifacts of this role: report, say. May be repeated.")] = None,
+    artifact: Annotated[list[str] | None, typer.Option("--artifact", help="Only artifacts of this name. May be repeated.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Download a blob, or the artifacts of a job."""
+    source = name if name.startswith("blobs/") else _job_name(name)
+    action = partial(commands.download, name=source, steps=step or [], roles=role or [], artifacts=artifact or [], folder=folder)
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+def main() -> None:
+    """Entry point of the `fluoro` command."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    app()
+
+
+def _job_name(given: str) -> str:
+    return given if given.startswith("jobs/") else f"jobs/{given}"
+
+
+def _labels(given: list[str] | None) -> dict[str, str]:
+    pairs = [label.partition("=") for label in given or []]
+    if any(not separator or not key for key, separator, _ in pairs):
+        raise typer.BadParameter("a label is KEY=VALUE")
+    return {key: value for key, _, value in pairs}

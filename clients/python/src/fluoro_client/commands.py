@@ -1,0 +1,283 @@
+"""What each command of `fluoro` does, and how it ends: with an exit code and never with a traceback."""
+
+import asyncio
+import json
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final, TypeVar
+
+from fluoro.v1 import blob_service_pb2, job_pb2
+from rich.console import Console
+
+from fluoro_client.aio import AsyncClient
+from fluoro_client.display import follow
+from fluoro_client.errors import DataLossError, DeadlineExceededError, FluoroApiError, UnreachableError
+from fluoro_client.files import BadPathError, find_files, targets_of
+from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
+from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
+from fluoro_client.present import event_line, job_view, jobs_table, print_view, to_json, uploads_table
+
+PARALLEL_TRANSFERS: Final = 4
+"""Files that go up or down at the same time."""
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
+
+
+class UsageError(Exception):
+    """The command line does not make sense."""
+
+
+class DetachedError(Exception):
+    """Ctrl-C while a job was watched. The message says how to resume."""
+
+
+def run(settings: Settings, action: Action) -> None:
+    """Runs a command and exits with its code. Errors go to standard error, as JSON if the output is."""
+    try:
+        code = asyncio.run(_connected(settings, action))
+    except FluoroApiError as error:
+        code = _exit_code(error)
+        fields = {violation.field: violation.description for violation in error.violations}
+        details = {"code": error.code.name, "reason": error.reason, "fields": fields, "metadata": error.metadata}
+        _complain(settings, str(error) if settings.output is Output.TABLE else error.message, **details)
+    except (UsageError, BadPathError, InvalidJobError) as error:
+        code = Exit.USAGE
+        _complain(settings, str(error))
+    except DetachedError as detached:
+        code = Exit.INTERRUPTED
+        sys.stderr.write(f"{detached}\n")
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+        sys.stderr.write("Interrupted.\n")
+    except BrokenPipeError:
+        # Whoever read us has gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.LOCAL
+    except OSError as error:
+        code = Exit.LOCAL
+        _complain(settings, f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the last line of defence: people get a sentence, not a traceback
+        code = Exit.LOCAL
+        _complain(settings, f"This is a bug in the fluoro command: {type(error).__qualname__}: {error}")
+    raise SystemExit(code)
+
+
+async def upload(client: AsyncClient, settings: Settings, *, paths: Sequence[Path]) -> Exit:
+    """Uploads files and the files in folders."""
+    files = find_files(paths)
+    blobs = await _each(client.upload, files)
+    if settings.output is Output.JSON:
+        uploads = [{"file": str(file), "blob": json.loads(to_json(blob))} for file, blob in zip(files, blobs, strict=True)]
+        print(to_json({"uploads": uploads}))  # noqa: T201 - the command's output
+    else:
+        print_view(uploads_table([(str(file), blob) for file, blob in zip(files, blobs, strict=True)]))
+    return Exit.OK
+
+
+async def submit(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    file: str,
+    pipeline: str,
+    inputs: Sequence[str],
+    labels: Mapping[str, str],
+    priority: int,
+    request_id: str,
+    watch_it: bool,
+) -> Exit:
+    """Uploads what has to be, submits a job, and watches it if asked to."""
+    if bool(file) == bool(pipeline):
+        raise UsageError("Say what to run: either --file with a job in JSON, or --pipeline.")
+    if pipeline and not inputs:
+        raise UsageError("A pipeline needs at least one --input: a file, a folder, or blobs/ID.")
+    job = parse_job(_text(file)) if file else job_pb2.Job()
+    blobs = await _as_blobs(client, inputs)
+    if pipeline:
+        job = PIPELINES[pipeline](blobs)
+    else:
+        job.inputs.extend(blobs)
+    job.labels.update(labels)
+    job.priority = priority or job.priority
+    accepted = await client.submit(job, request_id=request_id)
+    if watch_it:
+        return await watch(client, settings, name=accepted.name, cursor="")
+    _show(settings, accepted)
+    return Exit.OK
+
+
+async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: str) -> Exit:
+    """Shows a job until it is terminal. Ctrl-C leaves the job alone."""
+    place = cursor
+    try:
+        if settings.output is Output.TABLE:
+            job = await follow(client, name, Console())
+            _show(settings, job)
+            return _verdict(job)
+        async with aclosing(client.watch(name, cursor)) as messages:
+            async for message in messages:
+                print(to_json(message, one_line=True), flush=True)  # noqa: T201 - the command's output
+                place = message.cursor
+        return _verdict(await client.get(name))
+    except asyncio.CancelledError:
+        raise DetachedError(f"Detached; the job goes on. Resume with: {_resume(settings, [name], place)}") from None
+
+
+async def watch_all(client: AsyncClient, settings: Settings, *, labels: Mapping[str, str], cursor: str) -> Exit:
+    """Tells what happens to all jobs, a line each time, until Ctrl-C."""
+    place = cursor
+    try:
+        async with aclosing(client.watch_jobs(labels, cursor)) as messages:
+            async for message in messages:
+                line = to_json(message, one_line=True) if settings.output is Output.JSON else event_line(message)
+                if line:
+                    print(line, flush=True)  # noqa: T201 - the command's output
+                place = message.cursor or place
+    except asyncio.CancelledError:
+        words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+        raise DetachedError(f"Detached. Resume with: {_resume(settings, ['--all', *words], place)}") from None
+    return Exit.OK
+
+
+async def get(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Shows a job as it is."""
+    _show(settings, await client.get(name))
+    return Exit.OK
+
+
+async def list_jobs(client: AsyncClient, settings: Settings, *, states: Sequence[str], labels: Mapping[str, str], limit: int) -> Exit:
+    """Lists jobs, newest first."""
+    wanted = [job_pb2.Job.State.Value("STATE_" + state.upper().replace("-", "_")) for state in states]
+    jobs = [job async for job in client.list(states=wanted, labels=labels, limit=limit)]
+    if settings.output is Output.JSON:
+        print(to_json({"jobs": [json.loads(to_json(job)) for job in jobs]}))  # noqa: T201 - the command's output
+    else:
+        print_view(jobs_table(jobs))
+    return Exit.OK
+
+
+async def cancel(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Cancels a job."""
+    _show(settings, await client.cancel(name))
+    return Exit.OK
+
+
+async def retry(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Has what failed in a job done again."""
+    _show(settings, await client.retry(name))
+    return Exit.OK
+
+
+async def download(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    name: str,
+    steps: Sequence[str],
+    roles: Sequence[str],
+    artifacts: Sequence[str],
+    folder: Path,
+) -> Exit:
+    """Downloads a blob, or artifacts of a job, into a folder."""
+    if name.startswith("blobs/"):
+        targets = targets_of(await client.get_blob(name), folder)
+    else:
+        job = await client.get(name)
+        targets = targets_of(job, folder, steps=steps, roles=roles, artifacts=artifacts)
+        if not targets:
+            raise UsageError(f"{name} has no artifact that matches. `fluoro get {name}` lists what it has.")
+
+    async def fetch(target: tuple[blob_service_pb2.Blob | job_pb2.Artifact, Path]) -> Path:
+        what, path = target
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        return await client.download(what, path)
+
+    paths = await _each(fetch, targets)
+    if settings.output is Output.JSON:
+        print(to_json({"files": [str(path) for path in paths]}))  # noqa: T201 - the command's output
+    else:
+        print("\n".join(map(str, paths)))  # noqa: T201 - the command's output
+    return Exit.OK
+
+
+async def _connected(settings: Settings, action: Action) -> Exit:
+    async with AsyncClient(settings.endpoint, owner=settings.owner) as client:
+        return await action(client, settings)
+
+
+async def _each(function: Callable[[Value], Awaitable[Result]], values: Sequence[Value]) -> list[Result]:
+    """What `function` returns for each value, a few at a time and in order. The first error ends the others."""
+    slots = asyncio.Semaphore(PARALLEL_TRANSFERS)
+
+    async def one(value: Value) -> Result:
+        async with slots:
+            return await function(value)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(value)) for value in values]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _as_blobs(client: AsyncClient, inputs: Sequence[str]) -> list[str]:
+    """Names of blobs: those given, and those of the files and folders given, which are uploaded."""
+    sources: list[str | Path] = []
+    for given in inputs:
+        sources += [given] if given.startswith("blobs/") else find_files([Path(given)])
+
+    async def name(source: str | Path) -> str:
+        return source if isinstance(source, str) else (await client.upload(source)).name
+
+    return await _each(name, sources)
+
+
+def _text(file: str) -> str:
+    """What is in a file, `-` is standard input."""
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text.") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no {file}.") from error
+
+
+def _show(settings: Settings, job: job_pb2.Job) -> None:
+    if settings.output is Output.JSON:
+        print(to_json(job))  # noqa: T201 - the command's output
+    else:
+        print_view(job_view(job))
+
+
+def _verdict(job: job_pb2.Job) -> Exit:
+    return Exit.JOB_FAILED if job.state in {job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED} else Exit.OK
+
+
+def _exit_code(error: FluoroApiError) -> Exit:
+    if isinstance(error, UnreachableError | DeadlineExceededError):
+        return Exit.UNREACHABLE
+    return Exit.LOCAL if isinstance(error, DataLossError) else Exit.REFUSED
+
+
+def _complain(settings: Settings, message: str, **details: object) -> None:
+    if settings.output is Output.JSON:
+        sys.stderr.write(json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n")
+    else:
+        sys.stderr.write(f"Error: {message}\n")
+
+
+def _resume(settings: Settings, what: Sequence[str], cursor: str) -> str:
+    """The command that goes on where this one was left."""
+    words = ["fluoro", "watch", *what]
+    words += ["--endpoint", settings.endpoint] if settings.endpoint != DEFAULT_ENDPOINT else []
+    words += ["--owner", settings.owner] if settings.owner else []
+    if settings.output is Output.JSON:
+        words += ["--output", "json", *(["--cursor", cursor] if cursor else [])]
+    return shlex.join(words)

@@ -1,0 +1,65 @@
+"""Which files a command reads, and where it puts what it downloads."""
+
+import mimetypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fluoro.v1 import blob_service_pb2, job_pb2
+
+Target = tuple[blob_service_pb2.Blob | job_pb2.Artifact, Path]
+"""What to download, and to where."""
+
+_SUFFIXES: Final = {"application/dicom": ".dcm", "application/x-npy": ".npy"}
+"""Suffixes that mimetypes does not know."""
+
+
+class BadPathError(Exception):
+    """There is nothing to read at a path, or a server's name for a file would leave the folder it belongs to."""
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The files at these paths; folders stand for all files below them, in order of name, hidden ones left out."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+            if not below:
+                raise BadPathError(f"There is no file in {path}.")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise BadPathError(f"There is no {path}.")
+    return found
+
+
+def targets_of(
+    source: blob_service_pb2.Blob | job_pb2.Job,
+    folder: Path,
+    *,
+    steps: Sequence[str] = (),
+    roles: Sequence[str] = (),
+    artifacts: Sequence[str] = (),
+) -> list[Target]:
+    """A blob goes to `folder/{uuid}{suffix}`; artifacts of a job that match every filter given to `folder/{step}/{artifact}`."""
+    if isinstance(source, blob_service_pb2.Blob):
+        suffix = _SUFFIXES.get(source.media_type) or mimetypes.guess_extension(source.media_type) or ""
+        return [(source, folder / _plain(source.name.removeprefix("blobs/") + suffix))]
+    return [
+        (artifact, folder / _plain(step.name) / _plain(artifact.name))
+        for step in source.steps
+        for artifact in step.artifacts
+        if (not steps or step.name in steps) and (not roles or artifact.role in roles) and (not artifacts or artifact.name in artifacts)
+    ]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _plain(name: str) -> str:
+    """The name, if it is one and no path."""
+    if name in {"", ".", ".."} or Path(name).name != name:
+        raise BadPathError(f"The server named a file {name!r}, which is not a plain file name.")
+    return name

@@ -1,0 +1,77 @@
+"""Building jobs: one function per operation, whole pipelines, and jobs from JSON."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+from fluoro.v1 import blob_service_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
+from google.protobuf import json_format
+
+JobSource = job_pb2.Job | dict[str, Any] | str
+"""A job, or its proto3 JSON as a dict or as text."""
+
+
+class InvalidJobError(ValueError):
+    """The JSON is not that of a fluoro.v1.Job."""
+
+
+def parse_job(source: JobSource) -> job_pb2.Job:
+    """The job in `source`. InvalidJobError if it is none."""
+    if isinstance(source, job_pb2.Job):
+        return source
+    try:
+        fields = json.loads(source) if isinstance(source, str) else source
+        if not isinstance(fields, dict):
+            raise InvalidJobError("not a fluoro.v1.Job in proto3 JSON: it is not an object")
+        return json_format.ParseDict(fields, job_pb2.Job())
+    except (json.JSONDecodeError, json_format.ParseError, TypeError) as error:
+        raise InvalidJobError(f"not a fluoro.v1.Job in proto3 JSON: {error}") from error
+
+
+def inspect(name: str = "inspect", *, after: Sequence[str] = ()) -> job_pb2.Step:
+    """A step that validates DICOM files and returns their metadata."""
+    return job_pb2.Step(name=name, after=after, inspect_dicom=dicom_pb2.InspectDicom())
+
+
+def render(name: str = "render", *, after: Sequence[str] = (), window: tuple[float, float] | None = None) -> job_pb2.Step:
+    """A step that renders DICOM images. window: centre and width that override the file's, in units after the Modality LUT."""
+    operation = dicom_pb2.RenderDicom()
+    if window:
+        operation.window.center, operation.window.width = window
+    return job_pb2.Step(name=name, after=after, render_dicom=operation)
+
+
+def analyze(model: str, name: str = "analyze", *, after: Sequence[str]) -> job_pb2.Step:
+    """A step that runs a model (`ct-tissue`, say) on what the render steps in `after` made."""
+    return job_pb2.Step(name=name, after=after, analyze_images=ml_pb2.AnalyzeImages(model=model))
+
+
+def report(
+    name: str = "report", *, after: Sequence[str], title: str = "", formats: Sequence["export_pb2.ExportReport.Format.ValueType"] = ()
+) -> job_pb2.Step:
+    """A step that reports on the steps in `after`. formats: empty means PDF and JSON. No patient data in the title."""
+    return job_pb2.Step(name=name, after=after, export_report=export_pb2.ExportReport(formats=formats, title=title))
+
+
+def imaging_report(blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
+    """Inspects, renders and analyzes (ct-tissue) DICOM files and reports on them. blobs: records or names, in item order."""
+    return job_pb2.Job(
+        inputs=[blob if isinstance(blob, str) else blob.name for blob in blobs],
+        steps=[
+            inspect(),
+            render(after=["inspect"]),
+            analyze("ct-tissue", after=["render"]),
+            report(after=["inspect", "render", "analyze"]),
+        ],
+    )
+
+
+class Pipeline(Protocol):
+    """A whole job for a list of inputs."""
+
+    def __call__(self, blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
+        """The job for these inputs."""
+
+
+PIPELINES: Final[dict[str, Pipeline]] = {"imaging-report": imaging_report}
+"""Pipelines by the name the `fluoro` command knows them by."""

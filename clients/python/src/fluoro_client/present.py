@@ -1,0 +1,122 @@
+"""What the `fluoro` command prints: proto3 JSON, or tables for people."""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any
+
+from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from google.protobuf import timestamp_pb2
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fluoro_client.board import step_items
+from fluoro_client.display import items_text, state_text
+
+
+def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> str:
+    """Proto3 JSON of a message, or JSON of a dict that already is."""
+    fields = MessageToDict(document) if isinstance(document, Message) else document
+    return json.dumps(fields, ensure_ascii=False, indent=None if one_line else 2)
+
+
+def job_view(job: job_pb2.Job) -> RenderableType:
+    """A job with its steps, failed items and artifacts."""
+    head = Text.assemble((job.name, "bold"), "  ", state_text(job_pb2.Job.State.Name(job.state)), f"  {job.reason}".rstrip())
+    parts: list[RenderableType] = [head]
+    if job.message:
+        parts.append(Text(job.message))
+    if job.steps:
+        parts.append(_steps(job.steps))
+    troubles = [(step, item) for step in job.steps for item in step.items if item.reason]
+    if troubles:
+        parts.append(_items(troubles))
+    artifacts = [(step.name, artifact) for step in job.steps for artifact in step.artifacts]
+    if artifacts:
+        parts.append(_artifacts(artifacts))
+    return Group(*parts)
+
+
+def event_line(message: job_service_pb2.WatchJobsResponse) -> str:
+    """One message of a watch of all jobs as a line: job, what of it, state, reason, message. Nothing for progress and bookmarks."""
+    event = message.event
+    if message.HasField("job"):
+        return _line(message.job.name, "", job_pb2.Job.State.Name(message.job.state), message.job)
+    if event.HasField("job_changed"):
+        return _line(event.job, "", job_pb2.Job.State.Name(event.job_changed.state), event.job_changed)
+    if event.HasField("step_changed"):
+        return _line(event.job, event.step_changed.step, job_pb2.Step.State.Name(event.step_changed.state), event.step_changed)
+    if event.HasField("task_changed"):
+        task = event.task_changed
+        return _line(event.job, f"{task.step}/{task.shard}", job_pb2.Task.State.Name(task.state), task)
+    return ""
+
+
+def _line(
+    name: str, part: str, state: str, change: job_pb2.Job | event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
+) -> str:
+    return "  ".join(filter(None, (name, part, state_text(state).plain, change.reason, change.message)))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _steps(steps: Iterable[job_pb2.Step]) -> Table:
+    table = _table("STEP", "STATE", "ITEMS", "ATTEMPTS", "REASON", "MESSAGE")
+    for step in steps:
+        attempts = sum(len(task.attempts) for task in step.tasks)
+        state = state_text(job_pb2.Step.State.Name(step.state))
+        table.add_row(Text(step.name), state, items_text(step_items(step)), str(attempts), Text(step.reason), Text(step.message))
+    return table
+
+
+def _items(troubles: Iterable[tuple[job_pb2.Step, job_pb2.Item]]) -> Table:
+    table = _table("STEP", "INPUT", "ITEM", "REASON", "MESSAGE")
+    for step, item in troubles:
+        state = state_text(job_pb2.Item.State.Name(item.state))
+        table.add_row(Text(step.name), str(item.input), state, Text(item.reason), Text(item.message))
+    return table
+
+
+def _artifacts(artifacts: Iterable[tuple[str, job_pb2.Artifact]]) -> Table:
+    table = _table("STEP", "ARTIFACT", "ROLE", "BYTES", "BLOB")
+    for step, artifact in artifacts:
+        table.add_row(Text(step), Text(artifact.name), Text(artifact.role), str(artifact.size_bytes), artifact.blob)
+    return table
+
+
+def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:
+    """One line per job."""
+    table = _table("JOB", "STATE", "CREATED", "REASON", "LABELS")
+    for job in jobs:
+        labels = " ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
+        table.add_row(job.name, state_text(job_pb2.Job.State.Name(job.state)), _time(job.create_time), job.reason, Text(labels))
+    return table
+
+
+def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table:
+    """One line per uploaded file."""
+    table = _table("FILE", "BLOB", "BYTES", "TYPE", "SHA-256")
+    for file, blob in uploads:
+        table.add_row(Text(file), blob.name, str(blob.size_bytes), blob.media_type, blob.sha256.hex())
+    return table
+
+
+def _time(time: timestamp_pb2.Timestamp) -> str:
+    """Local time to the second, or nothing."""
+    return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+
+
+def print_view(view: RenderableType) -> None:
+    """Prints to standard output; lines are not cut when it is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=400)
+    console.print(view, soft_wrap=False)

@@ -1,0 +1,64 @@
+"""When and for how long streams and transfers are tried again. Unary calls are retried by gRPC itself (`channel.SERVICE_CONFIG`)."""
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from fluoro_client.errors import FluoroApiError
+
+FIRST_WAIT_SECONDS: Final = 0.1
+"""Wait after the first failure in a row, doubled for each further one."""
+
+LONGEST_WAIT_SECONDS: Final = 5.0
+"""Ceiling of the wait."""
+
+ATTEMPTS_BEFORE_CONTACT: Final = 4
+"""Attempts at a server that never answered this client: a wrong endpoint is told within a second, not after minutes."""
+
+log = logging.getLogger("fluoro_client")
+
+
+@dataclass(slots=True)
+class Contact:
+    """Whether a server has ever answered this client."""
+
+    made: bool = False
+
+
+@dataclass(slots=True)
+class Patience:
+    """The state of one operation that survives lost connections.
+
+    seconds: how long it goes on after a failure without any sign of life from a server that has answered before.
+    what: for the log: the operation and the resource.
+    """
+
+    seconds: float
+    contact: Contact
+    what: str
+    _failures: int = 0
+    _since: float = 0.0
+
+    def progress(self) -> None:
+        """Something arrived: the next failure is the first one again."""
+        self.contact.made = True
+        self._failures = 0
+
+    async def pause(self, error: FluoroApiError) -> None:
+        """Waits before the next attempt. Raises `error` instead if it is not one to wait out, or patience is at its end."""
+        if not self._failures:
+            self._since = time.monotonic()
+        self._failures += 1
+        self.contact.made |= bool(error.reason)
+        waited = time.monotonic() - self._since
+        spent = waited > self.seconds if self.contact.made else self._failures >= ATTEMPTS_BEFORE_CONTACT
+        if spent or not error.resumable:
+            raise error
+        ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
+        wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
+        if self.contact.made:
+            log.warning("%s broke off (%s); trying again in %.1f s", self.what, error.reason or error.code.name, wait)
+        await asyncio.sleep(wait)

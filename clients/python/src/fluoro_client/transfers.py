@@ -1,0 +1,119 @@
+"""What goes up and what comes down: sources in chunks, and files that appear whole or not at all."""
+
+import asyncio
+import hashlib
+import mimetypes
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from fluoro.v1 import blob_service_pb2
+
+CHUNK_BYTES: Final = 512 * 1024
+"""Size of the chunks sent; the server takes up to 1 MiB."""
+
+Source = str | os.PathLike[str] | bytes | AsyncIterable[bytes]
+"""A file's path, the bytes themselves, or bytes as they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What to send. chunks() starts from the beginning each time, unless `once`: then it can be called only once."""
+
+    header: blob_service_pb2.UploadBlobHeader
+    chunks: Callable[[], AsyncGenerator[bytes, None]]
+    once: bool = False
+
+    async def requests(self) -> AsyncGenerator[blob_service_pb2.UploadBlobRequest, None]:
+        """The header, then the chunks."""
+        yield blob_service_pb2.UploadBlobRequest(header=self.header)
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                yield blob_service_pb2.UploadBlobRequest(chunk=chunk)
+
+
+async def prepare(source: Source, media_type: str) -> Upload:
+    """Finds what the header must say: media type, and size and SHA-256 of a file or of bytes. OSError if a file cannot be read."""
+    if isinstance(source, bytes):
+        header = blob_service_pb2.UploadBlobHeader(media_type=media_type, size_bytes=len(source), sha256=hashlib.sha256(source).digest())
+        return Upload(header, lambda: _pieces(source))
+    if isinstance(source, AsyncIterable):
+        return Upload(blob_service_pb2.UploadBlobHeader(media_type=media_type), lambda: _split(source), once=True)
+    path = Path(source)
+    header = await asyncio.to_thread(_examine, path, media_type)
+    return Upload(header, lambda: _read(path))
+
+
+def _examine(path: Path, media_type: str) -> blob_service_pb2.UploadBlobHeader:
+    with path.open("rb") as file:
+        preamble = file.read(132)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        return blob_service_pb2.UploadBlobHeader(
+            media_type=media_type or _media_type(path, preamble), size_bytes=file.tell(), sha256=digest
+        )
+
+
+def _media_type(path: Path, preamble: bytes) -> str:
+    """DICOM by its prefix (PS3.10 section 7.1), as its files often have no suffix; everything else by suffix."""
+    if preamble.endswith(b"DICM"):
+        return "application/dicom"
+    return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+
+
+async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+async def _split(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+    async for data in source:
+        async for piece in _pieces(data):
+            yield piece
+
+
+async def _read(path: Path) -> AsyncGenerator[bytes, None]:
+    file = await asyncio.to_thread(path.open, "rb")
+    with file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+
+class Landing:
+    """A file being downloaded: bytes go to a temporary name beside `path` and get the real one once they are known to be right.
+
+    Use it as a context manager; what has not been kept by then is deleted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._file = self._part.open("xb")
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Appends."""
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self.size_bytes += len(chunk)
+
+    def keep(self, sha256: bytes) -> bool:
+        """Gives the file its name if its SHA-256 is this one."""
+        self._file.close()
+        if self._digest.digest() != sha256:
+            return False
+        self._part.replace(self._path)
+        return True

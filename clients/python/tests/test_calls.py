@@ -1,0 +1,217 @@
+"""Unary calls, errors, and the blocking client."""
+
+import asyncio
+import inspect
+import threading
+
+import grpc
+import pytest
+from fluoro.v1 import event_pb2, job_pb2
+from fluoro_client import AsyncClient, Client
+from fluoro_client.errors import (
+    DeadlineExceededError,
+    FieldViolation,
+    FluoroApiError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+    UnreachableError,
+)
+from fluoro_client.jobs import InvalidJobError, imaging_report, parse_job, render
+from google.protobuf import json_format
+
+State = job_pb2.Job.State
+
+
+@pytest.fixture
+async def client(gateway):
+    async with AsyncClient(gateway.endpoint, owner="ada") as client:
+        yield client
+
+
+async def test_the_owner_travels_with_every_call(gateway, client, tmp_path):
+    job = await client.submit(imaging_report([await client.upload(b"x")]))
+    await client.cancel(job.name)
+    await client.get(job.name)
+    await client.wait(job.name)
+    _ = [job async for job in client.list()]
+    _ = [message async for message in client.watch(job.name)]
+    await client.download(job.inputs[0], tmp_path / "x")
+    assert {owner for _, owner in gateway.calls} == {"ada"}
+    assert len(gateway.calls) == 9
+
+
+async def test_a_submit_is_repeated_while_the_ledger_is_away_and_stores_one_job(gateway, client, fault):
+    gateway.fail("SubmitJob", fault(reason="LEDGER_UNAVAILABLE"), fault(reason=""), fault(reason="SHUTTING_DOWN"))
+    await client.submit(imaging_report(["blobs/1"]))
+    assert len(gateway.jobs) == 1
+    assert len(gateway.calls) == 4
+
+
+async def test_each_submit_gets_its_own_request_id_unless_one_is_given(gateway, client):
+    for request_id in ("", "", "mine", "mine"):
+        await client.submit(imaging_report(["blobs/1"]), request_id=request_id)
+    assert len(gateway.jobs) == 3
+
+
+async def test_a_job_is_taken_as_message_dict_or_json(client):
+    job = imaging_report(["blobs/1"])
+    for source in (job, json_format.MessageToDict(job), json_format.MessageToJson(job)):
+        assert (await client.submit(source)).steps == job.steps
+
+
+@pytest.mark.parametrize("source", ["{", "[]", '{"stepz": []}', {"steps": 3}])
+def test_json_that_is_no_job_is_refused_before_any_call(source):
+    with pytest.raises(InvalidJobError):
+        parse_job(source)
+
+
+def test_the_imaging_report_runs_inspect_render_analyze_report():
+    job = imaging_report(["blobs/1", "blobs/2"])
+    assert list(job.inputs) == ["blobs/1", "blobs/2"]
+    assert {step.name: (step.WhichOneof("operation"), list(step.after)) for step in job.steps} == {
+        "inspect": ("inspect_dicom", []),
+        "render": ("render_dicom", ["inspect"]),
+        "analyze": ("analyze_images", ["render"]),
+        "report": ("export_report", ["inspect", "render", "analyze"]),
+    }
+    assert job.steps[2].analyze_images.model == "ct-tissue"
+
+
+def test_a_window_overrides_the_files():
+    assert render(window=(40, 400)).render_dicom.window.width == 400
+    assert not render().render_dicom.HasField("window")
+
+
+async def test_a_list_reads_on_over_pages_up_to_its_limit(gateway, client):
+    names = [gateway.add_job(labels={"study": "a"}).name for _ in range(7)][::-1]
+    gateway.add_job()
+    assert [job.name async for job in client.list(labels={"study": "a"}, page_size=3)] == names
+    assert [job.name async for job in client.list(labels={"study": "a"}, page_size=3, limit=5)] == names[:5]
+    assert [job.name async for job in client.list(states=[State.STATE_FAILED])] == []
+
+
+async def test_wait_returns_when_the_job_is_done_even_if_the_gateway_restarts(gateway, client, fault):
+    job = gateway.add_job()
+    await client.get(job.name)
+    gateway.fail("WaitJob", *[fault()] * 5)
+    waiter = asyncio.create_task(client.wait(job.name))
+    await gateway.finish(job.name)
+    assert (await waiter).state == State.STATE_SUCCEEDED
+
+
+async def test_wait_returns_the_job_as_it_is_when_time_is_up(gateway, client):
+    job = gateway.add_job()
+    assert (await client.wait(job.name, timeout_seconds=0.2)).state == State.STATE_PENDING
+
+
+async def test_an_error_carries_code_reason_fields_and_metadata(gateway, client, fault):
+    gateway.fail(
+        "SubmitJob",
+        fault(
+            code=grpc.StatusCode.INVALID_ARGUMENT,
+            reason="STEP_UNKNOWN",
+            message="A step comes after one that is not in the job.",
+            violations=(("job.steps[1].after[0]", "name a step of this job"),),
+            metadata={"step": "rendr"},
+            retry_seconds=3,
+        ),
+    )
+    with pytest.raises(InvalidArgumentError) as caught:
+        await client.submit(imaging_report(["blobs/1"]))
+    error = caught.value
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "STEP_UNKNOWN")
+    assert error.violations == (FieldViolation("job.steps[1].after[0]", "name a step of this job"),)
+    assert (error.metadata, error.retry_seconds) == ({"step": "rendr"}, 3)
+    assert str(error) == (
+        "INVALID_ARGUMENT (STEP_UNKNOWN): A step comes after one that is not in the job.\n  job.steps[1].after[0]: name a step of this job"
+    )
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", NotFoundError),
+        (grpc.StatusCode.UNAUTHENTICATED, "", PermissionDeniedError),
+        (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE", UnavailableError),
+        (grpc.StatusCode.UNAVAILABLE, "", UnreachableError),
+        (grpc.StatusCode.INTERNAL, "INTERNAL", FluoroApiError),
+    ],
+)
+async def test_each_code_has_its_exception(gateway, client, fault, expected):
+    code, reason, kind = expected
+    gateway.fail("GetJob", *[fault(code=code, reason=reason)] * 4)
+    with pytest.raises(FluoroApiError) as caught:
+        await client.get("jobs/any")
+    assert type(caught.value) is kind
+    assert caught.value.code is code
+
+
+async def test_a_gateway_that_does_not_answer_meets_the_deadline(gateway, fault):
+    gateway.fail("GetJob", fault(hang=True))
+    async with AsyncClient(gateway.endpoint, deadline_seconds=0.2) as client:
+        with pytest.raises(DeadlineExceededError, match="No answer from 127"):
+            await client.get("jobs/any")
+
+
+async def test_a_wrong_endpoint_is_told_in_plain_words(unused_tcp_port):
+    async with AsyncClient(f"127.0.0.1:{unused_tcp_port}") as client:
+        with pytest.raises(UnreachableError, match="Cannot connect to a Fluoro gateway at 127"):
+            await client.get("jobs/any")
+
+
+async def test_an_owner_that_cannot_travel_as_metadata_is_refused(gateway):
+    with pytest.raises(ValueError, match="printable ASCII"):
+        AsyncClient(gateway.endpoint, owner="Ådå")
+
+
+def public(kind):
+    return {name: member for name, member in vars(kind).items() if not name.startswith("_") and callable(member)}
+
+
+def test_the_blocking_client_has_every_method_with_the_same_parameters():
+    theirs, ours = public(AsyncClient), public(Client)
+    assert theirs.keys() == ours.keys()
+    for name in theirs.keys() - {"close"}:
+        assert inspect.signature(theirs[name]).parameters == inspect.signature(ours[name]).parameters
+        assert ours[name].__doc__ == theirs[name].__doc__
+    assert inspect.signature(AsyncClient).parameters == inspect.signature(Client).parameters
+
+
+async def test_the_blocking_client_does_a_whole_job(gateway, tmp_path):
+    def work():
+        with Client(gateway.endpoint, owner="ada") as client:
+            blob = client.upload(b"bytes")
+            job = client.submit(imaging_report([blob]))
+            watch = client.watch(job.name)
+            updates = [next(watch).WhichOneof("update")]
+            client.cancel(job.name)
+            updates += [message.event.job_changed.state for message in watch]
+            assert client.wait(job.name).state == State.STATE_CANCELLED
+            assert [found.name for found in client.list(limit=1)] == [job.name]
+            assert client.download(blob, tmp_path / "out").read_bytes() == b"bytes"
+            with pytest.raises(NotFoundError):
+                client.get("jobs/none")
+            return updates
+
+    assert await asyncio.to_thread(work) == ["snapshot", State.STATE_CANCELLED]
+    assert "fluoro-client" not in [thread.name for thread in threading.enumerate()]
+
+
+async def test_a_blocking_watch_that_is_left_early_lets_the_client_close(gateway):
+    job = gateway.add_job(events=[{"job_changed": event_pb2.JobChanged(state=State.STATE_RUNNING)}])
+
+    def work():
+        with Client(gateway.endpoint, owner="ada") as client:
+            for message in client.watch(job.name):
+                return message.snapshot.state
+            return None
+
+    assert await asyncio.to_thread(work) == State.STATE_RUNNING
+
+
+def test_a_blocking_client_that_cannot_be_made_leaves_no_thread():
+    with pytest.raises(ValueError, match="printable ASCII"):
+        Client("localhost:1", owner="Å")
+    assert "fluoro-client" not in [thread.name for thread in threading.enumerate()]

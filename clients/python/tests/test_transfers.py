@@ -1,0 +1,142 @@
+"""Bytes up and down across broken streams."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+from fluoro_client import AsyncClient
+from fluoro_client.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+
+DATA = os.urandom(1_500_000)
+
+
+@pytest.fixture
+async def client(gateway):
+    async with AsyncClient(gateway.endpoint, owner="ada", patience_seconds=20) as client:
+        yield client
+
+
+async def test_a_file_goes_up_in_chunks_with_size_and_digest_announced(gateway, client, tmp_path):
+    path = tmp_path / "report.pdf"
+    path.write_bytes(DATA)
+    blob = await client.upload(path)
+    assert gateway.data[blob.name] == DATA
+    [header] = gateway.headers
+    assert (header.media_type, header.size_bytes, header.sha256) == ("application/pdf", len(DATA), hashlib.sha256(DATA).digest())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "media_type"),
+    [
+        ("IM0001", b"\0" * 128 + b"DICM" + b"rest", "application/dicom"),
+        ("skin.jpg", b"\xff\xd8\xff", "image/jpeg"),
+        ("unknown", b"", "application/octet-stream"),
+    ],
+)
+async def test_the_media_type_is_told_from_prefix_or_suffix(client, tmp_path, name, data, media_type):
+    (tmp_path / name).write_bytes(data)
+    blob = await client.upload(tmp_path / name)
+    assert (blob.media_type, blob.size_bytes) == (media_type, len(data))
+
+
+async def test_bytes_and_bytes_as_they_come_are_uploaded(gateway, client):
+    async def source():
+        yield DATA
+        yield b"end"
+
+    from_bytes = await client.upload(DATA, media_type="image/png")
+    from_stream = await client.upload(source())
+    assert gateway.data[from_bytes.name] == DATA
+    assert gateway.data[from_stream.name] == DATA + b"end"
+    assert from_bytes.media_type == "image/png"
+
+
+@pytest.mark.parametrize("after", [0, 600_000])
+async def test_an_upload_that_breaks_off_begins_again(gateway, client, fault, tmp_path, after):
+    path = tmp_path / "big.bin"
+    path.write_bytes(DATA)
+    gateway.fail("UploadBlob", fault(after=after), fault(after=after, reason="BLOB_STORE_UNAVAILABLE"))
+    blob = await client.upload(path)
+    assert gateway.data[blob.name] == DATA
+    assert len(gateway.calls) == 3
+
+
+async def test_bytes_as_they_come_cannot_be_sent_twice(gateway, client, fault):
+    async def source():
+        yield DATA
+
+    gateway.fail("UploadBlob", fault(after=600_000))
+    with pytest.raises(UnavailableError):
+        await client.upload(source())
+    assert len(gateway.calls) == 1
+
+
+async def test_a_source_that_fails_fails_the_upload_with_its_own_error(gateway, client):
+    async def source():
+        yield DATA
+        raise OSError("the disk went away")
+
+    with pytest.raises(OSError, match="the disk went away"):
+        await client.upload(source())
+    assert not gateway.blobs
+
+
+async def test_an_upload_that_is_refused_midway_always_tells_the_reason_and_is_not_repeated(gateway, client, fault):
+    # Whether the refusal or the failure of the next write is seen first is a race; many rounds meet both orders.
+    for _ in range(100):
+        gateway.fail("UploadBlob", fault(after=1, code=grpc.StatusCode.INVALID_ARGUMENT, reason="UPLOAD_MISMATCH"))
+        with pytest.raises(InvalidArgumentError) as caught:
+            await client.upload(DATA)
+        assert caught.value.reason == "UPLOAD_MISMATCH"
+    assert len(gateway.calls) == 100
+
+
+async def test_a_download_is_whole_and_leaves_nothing_else_behind(gateway, client, tmp_path):
+    blob = gateway.add_blob(DATA)
+    path = await client.download(blob.name, tmp_path / "out.bin")
+    assert path.read_bytes() == DATA
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_broken_download_resumes_where_it_broke(gateway, client, fault, tmp_path):
+    blob = gateway.add_blob(DATA)
+    gateway.fail("DownloadBlob", fault(after=3), fault(after=0), fault(after=5, reason=""))
+    path = await client.download(blob, tmp_path / "out.bin")
+    assert path.read_bytes() == DATA
+    assert gateway.cursors == [0, 3 * 65536, 3 * 65536, 8 * 65536]
+
+
+async def test_a_download_survives_a_connection_that_is_cut(gateway, relay, tmp_path):
+    data = os.urandom(8_000_000)
+    blob = gateway.add_blob(data)
+    async with AsyncClient(f"127.0.0.1:{relay.port}", owner="ada") as client:
+        relay.cut_after(3_000_000)
+        path = await client.download(blob, tmp_path / "out.bin")
+    assert path.read_bytes() == data
+    assert len(gateway.cursors) == 2
+    assert gateway.cursors[1] > 0
+
+
+async def test_a_damaged_download_never_gets_its_name(gateway, client, tmp_path):
+    blob = gateway.add_blob(DATA)
+    gateway.data[blob.name] = DATA[:-1] + bytes([DATA[-1] ^ 1])
+    with pytest.raises(DataLossError, match="another SHA-256"):
+        await client.download(blob, tmp_path / "out.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_failed_download_keeps_the_file_that_was_there(gateway, client, fault, tmp_path):
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"earlier")
+    blob = gateway.add_blob(DATA)
+    gateway.fail("DownloadBlob", fault(after=2, code=grpc.StatusCode.NOT_FOUND, reason="BLOB_NOT_FOUND"))
+    with pytest.raises(NotFoundError):
+        await client.download(blob, path)
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"out.bin": b"earlier"}
+
+
+async def test_a_download_into_a_folder_that_is_not_there_is_an_oserror(gateway, client, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        await client.download(gateway.add_blob(b"x"), Path(tmp_path, "no", "out.bin"))
