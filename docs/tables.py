@@ -1,0 +1,131 @@
+"""Writes the tables in docs/ from the code that they describe: `make docs`. A test compares the committed files with what this gives."""
+# ruff: noqa: INP001 - a script, not a package
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from fluoro_jobs.errors import REASONS, Reason
+from fluoro_jobs.worker.settings import WorkerSettings
+from fluoro_local.settings import LocalSettings
+from fluoro_telemetry import document
+from gateway.settings import Settings as GatewaySettings
+from ml_worker.settings import ModelSettings
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+from scheduler.settings import Settings as SchedulerSettings
+
+DOCS: Final = Path(__file__).parent
+MARK: Final = "<!-- Written by `make docs` from the code; edit it there. -->"
+
+SETTINGS: Final[dict[str, type[BaseSettings]]] = {
+    "gateway": GatewaySettings,
+    "Every worker": WorkerSettings,
+    "ml-worker besides": ModelSettings,
+    "scheduler": SchedulerSettings,
+    "make up": LocalSettings,
+}
+"""Headings of settings.md and the class that each is about."""
+
+LIMITS: Final = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< "}
+"""Keys of JSON Schema, and how they are shown."""
+
+ERRORS_HEAD: Final = """\
+# Reasons
+
+Whatever goes wrong has one of these reasons. A refused request carries it in `google.rpc.ErrorInfo` (domain `fluoro`), with the gRPC code
+beside it; jobs, steps, attempts and items carry it in their field `reason`. Programs branch on the reason, people read the message.
+Reasons are part of the API: they are added, never renamed.
+
+Only `UNAVAILABLE` is worth calling again without a change. *Another attempt* says whether Fluoro itself tries a task again after this
+reason, as far as its `retry_policy` goes; the code that raises it can know better."""
+
+METRICS_HEAD: Final = """\
+# Metrics
+
+Every service serves these at `/metrics` in Prometheus' format, each the ones that happen in it. Labels hold values of small closed sets: no
+job, owner, host or patient."""
+
+SETTINGS_HEAD: Final = """\
+# Settings
+
+Environment variables, read once at start. A value that is missing or not accepted stops the start with a message that names it."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    columns = list(head)
+    cells = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def errors() -> Iterator[str]:
+    """errors.md: reasons that can answer a request, and those of jobs alone."""
+    yield ERRORS_HEAD
+    yield "## Of requests, and of the work behind them"
+    yield table(("reason", "gRPC code", "another attempt", "meaning"), _reasons(of_requests=True))
+    yield "## Of jobs, steps, attempts and items alone"
+    yield table(("reason", "another attempt", "meaning"), _reasons(of_requests=False))
+
+
+def _reasons(*, of_requests: bool) -> Iterator[list[str]]:
+    for reason in Reason:
+        spec = REASONS[reason]
+        if bool(spec.code) == of_requests:
+            yield [f"`{reason}`", *([f"`{spec.code}`"] if spec.code else []), "yes" if spec.retryable else "no", spec.meaning]
+
+
+def metrics() -> Iterator[str]:
+    """metrics.md."""
+    yield METRICS_HEAD
+    yield document.markdown()
+
+
+def settings() -> Iterator[str]:
+    """settings.md: a table per class."""
+    yield SETTINGS_HEAD
+    for heading, model in SETTINGS.items():
+        yield f"## {heading}"
+        yield table(("variable", "accepts", "default", "meaning"), _settings_rows(model))
+
+
+def _settings_rows(model: type[BaseSettings]) -> Iterator[list[str]]:
+    prefix = model.model_config.get("env_prefix", "")
+    for name, schema in model.model_json_schema()["properties"].items():
+        yield [f"`{(prefix + name).upper()}`", _accepted(schema), _default(model, name), schema["description"]]
+
+
+def _accepted(schema: dict[str, Any]) -> str:
+    """Type and bounds in words: `integer ≥ 1 ≤ 256`."""
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_accepted(option) for option in schema["anyOf"] if option["type"] != "null")
+    kind = {"string": "text"}.get(schema["type"], schema["type"])
+    if schema.get("format", "").endswith("path"):
+        kind = "folder"
+    limits = [f"{sign}{schema[key]}" for key, sign in LIMITS.items() if key in schema]
+    matching = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
+    return " ".join([kind, *limits, *matching])
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields[name]
+    if field.is_required():
+        return "**required**"
+    if field.default is None:
+        return "unset"
+    if isinstance(field.default, Path):  # of a checkout: nobody else's paths belong in here
+        return f"`{field.default.relative_to(DOCS.parent)}`"
+    return f"`{field.default}`"
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file and its text."""
+    parts = {"errors.md": errors(), "metrics.md": metrics(), "settings.md": settings()}
+    return {DOCS / name: "\n\n".join([MARK, *text]) + "\n" for name, text in parts.items()}
+
+
+if __name__ == "__main__":
+    for path, text in documents().items():
+        path.write_text(text)
