@@ -1,0 +1,119 @@
+"""The documentation says what the tree has: generated tables, links, and the files that the architecture page names."""
+
+import ast
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+OUTSIDE = re.compile(r"[a-z]+:")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+CODE_BLOCK = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"[\w./-]+/|[\w./-]+\.(py|proto|md|toml|yaml|txt|in|onnx|typ|sh)|Makefile|LICENSE")
+"""A folder with its slash, or a file: alone in backticks, both are a promise that it exists."""
+TEST = re.compile(r"test_\w+")
+DIFF = re.compile(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMING = ("architecture.md", "reliability.md")
+"""Pages that name files and tests of the whole tree."""
+GENERATED = ("errors.md", "metrics.md", "settings.md")
+
+
+def markdown(tracked: list[Path]) -> list[Path]:
+    return [path for path in tracked if path.suffix == ".md"]
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, spelt as repository hosts do."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in HEADING.findall(CODE_BLOCK.sub("", text))}
+
+
+def broken(page: Path) -> Iterator[str]:
+    """Links of a page that lead nowhere. Those that leave the repository are not followed."""
+    text = page.read_text()
+    for link in LINK.findall(CODE_BLOCK.sub("", text)):
+        if OUTSIDE.match(link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            yield f"{page}: {link}"
+
+
+def missing(page: Path, tracked: list[Path]) -> list[str]:
+    """Files and folders in backticks that are not in the tree, neither from its root nor as the end of a path."""
+    known = {"/".join(parts) for path in tracked for end in range(1, len(path.parts) + 1) for parts in tails(path.parts[:end])}
+    named = [code for code in CODE.findall(CODE_BLOCK.sub("", page.read_text())) if FILE.fullmatch(code)]
+    return [code for code in named if code.rstrip("/") not in known]
+
+
+def tails(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (parts[start:] for start in range(len(parts)))
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_table_in_the_documentation_is_what_the_code_gives(root: Path, name: str) -> None:
+    documents = runpy.run_path(str(root / "docs/tables.py"))["documents"]()
+    assert sorted(path.name for path in documents) == sorted(GENERATED)
+    assert (root / "docs" / name).read_text() == documents[root / "docs" / name], "run `make docs`"
+
+
+def test_every_relative_link_in_the_documentation_leads_somewhere(root: Path, tracked: list[Path]) -> None:
+    assert [link for path in markdown(tracked) for link in broken(root / path)] == []
+
+
+@pytest.mark.parametrize("page", NAMING)
+def test_every_file_that_a_page_about_the_whole_names_exists(root: Path, tracked: list[Path], page: str) -> None:
+    assert missing(root / "docs" / page, tracked) == []
+
+
+@pytest.mark.parametrize("page", NAMING)
+def test_every_test_that_a_page_about_the_whole_names_exists(root: Path, tracked: list[Path], page: str) -> None:
+    code = "".join((root / path).read_text() for path in tracked if path.name.startswith("test_") and path.suffix == ".py")
+    named = [name for name in CODE.findall((root / "docs" / page).read_text()) if TEST.fullmatch(name)]
+    assert named
+    assert [name for name in named if f"def {name}(" not in code] == []
+
+
+def test_the_architecture_page_says_what_every_setting_of_celery_is_for(root: Path) -> None:
+    tree = ast.parse((root / "libs/jobs/src/fluoro_jobs/worker/celery_app.py").read_text())
+    updates = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "app.conf.update"]
+    settings = {keyword.arg for call in updates for keyword in call.keywords if keyword.arg != "broker_transport_options"}
+    options = {key for call in updates for keyword in call.keywords if isinstance(keyword.value, ast.Dict) for key in keys(keyword.value)}
+    named = {code.split("=")[0] for code in CODE.findall((root / "docs/architecture.md").read_text())}
+    assert options
+    assert (settings | options) - named == set()
+
+
+def keys(table: ast.Dict) -> set[str]:
+    return {str(key.value) for key in table.keys if isinstance(key, ast.Constant)}
+
+
+def test_the_lines_that_the_page_about_operations_adds_are_in_the_tree(root: Path) -> None:
+    diffs = DIFF.findall((root / "docs/add-an-operation.md").read_text())
+    assert diffs
+    for file, diff in diffs:
+        lines = (root / file).read_text().splitlines()
+        assert [line for line in diff.splitlines() if line[1:] not in lines] == [], file
+
+
+def test_every_decision_says_how_a_change_would_violate_it(root: Path, tracked: list[Path]) -> None:
+    decisions = [path for path in markdown(tracked) if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()]
+    assert [path.name[:4] for path in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
+    wanted = {"context", "decision", "consequences", "a-change-violates-this-when"}
+    assert [str(path) for path in decisions if not wanted <= anchors((root / path).read_text())] == []
+
+
+def test_every_decision_is_in_the_list_of_decisions(root: Path, tracked: list[Path]) -> None:
+    decisions = {path.name for path in markdown(tracked) if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()}
+    assert set(LINK.findall((root / "docs/adr/README.md").read_text())) >= decisions
+
+
+def test_a_dead_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n`a/b.py` `b.py` `x/b.py` `gone/`\n")
+    assert list(broken(page)) == [f"{page}: gone.md", f"{page}: #two"]
+    assert missing(page, [Path("a/b.py")]) == ["x/b.py", "gone/"]

@@ -1,0 +1,139 @@
+"""Who a patient is stands in the file that was handed in and in the data set made of it, and nowhere else."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import pypdf
+import pytest
+from fluoro.v1 import job_pb2
+from fluoro_client.jobs import imaging_report
+from fluoro_local.services import SERVICES
+from fluoro_local.testing import RunningFluoro, tool
+from google.protobuf import json_format
+
+MARK = "Xq7Zk"
+"""In every value that says who the patient is, and by chance nowhere else."""
+IDENTITY = {
+    "PatientName": f"{MARK}name^Ada",
+    "PatientID": f"{MARK}id",
+    "PatientAddress": f"{MARK}street 1",
+    "OtherPatientIDs": f"{MARK}other",
+    "AccessionNumber": f"{MARK}acc",
+    "InstitutionName": f"{MARK}hospital",
+    "ReferringPhysicianName": f"{MARK}doctor",
+    "StudyDescription": f"{MARK}study",
+    "PatientComments": f"{MARK}comment",
+}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A job on marked files, and everything it left by the door it left by."""
+
+    fluoro: RunningFluoro
+    job: job_pb2.Job
+    updates: str
+    artifacts: dict[str, bytes]
+    folder: Path
+
+
+def marked_files(ct: Path, folder: Path) -> Iterator[Path]:
+    """A good file, and files that fail in ways that tempt a library to quote them."""
+    study = pydicom.dcmread(ct)
+    for keyword, value in IDENTITY.items():
+        setattr(study, keyword, value)
+    good = folder / f"{MARK}name.dcm"
+    study.save_as(good)
+    yield good
+    data = good.read_bytes()
+    # One value for another of the same length, so that the file is well-formed and its meaning is not.
+    for name, old, new in (
+        ("intercept", b"DS\x06\x00-1024 ", b"DS\x06\x00" + MARK.encode() + b" "),
+        ("date", b"DA\x08\x0020040119", b"DA\x08\x00" + MARK.encode().ljust(8)),
+        ("uid", b"1.3.6.1.4.1.5962.1.1", MARK.encode() * 4),
+    ):
+        assert len(old) == len(new)
+        assert old in data
+        broken = folder / f"{MARK}{name}.dcm"
+        broken.write_bytes(data.replace(old, new))
+        yield broken
+    truncated = folder / f"{MARK}truncated.dcm"
+    truncated.write_bytes(data[: data.index(f"{MARK}doctor".encode()) + len(MARK)])
+    yield truncated
+    text = folder / f"{MARK}letter.txt"
+    text.write_text(f"Dear {IDENTITY['PatientName']}")
+    yield text
+
+
+@pytest.fixture(scope="module")
+def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    folder = tmp_path_factory.mktemp("marked")
+    files = list(marked_files(ct, folder))
+    with fluoro.client() as client:
+        name = client.submit(imaging_report([client.upload(path) for path in files])).name
+        updates = "\n".join(json_format.MessageToJson(update) for update in client.watch(name))
+        job = client.get(name)
+        artifacts = {
+            f"{step.name}/{artifact.name}": client.download(artifact, folder / "artifact").read_bytes()
+            for step in job.steps
+            for artifact in step.artifacts
+        }
+    assert job.state == job_pb2.Job.STATE_PARTIALLY_SUCCEEDED, fluoro.logs()
+    return Traced(fluoro, job, updates, artifacts, folder)
+
+
+def test_the_data_set_is_kept_whole_as_metadata(traced: Traced) -> None:
+    data_set = pydicom.Dataset.from_json(json.loads(traced.artifacts["inspect/metadata-0000.json"]))
+    assert {keyword: str(data_set[keyword].value) for keyword in IDENTITY} == IDENTITY, "or the other tests would find nothing anywhere"
+
+
+def test_no_artifact_but_the_metadata_says_who_the_patient_is(traced: Traced) -> None:
+    roles = {f"{step.name}/{artifact.name}": artifact.role for step in traced.job.steps for artifact in step.artifacts}
+    assert {roles[name] for name, data in traced.artifacts.items() if MARK.encode() in data} == {"metadata"}
+    assert set(roles.values()) >= {"preview", "pixels", "overlay", "label-map", "report", "result"}
+    assert not [name for name in roles if MARK in name]
+
+
+def test_neither_the_job_nor_its_events_say_who_the_patient_is(traced: Traced) -> None:
+    assert "NOT_DICOM" in traced.updates or "NOT_DICOM" in str(traced.job)
+    assert MARK not in traced.updates
+    assert MARK not in json_format.MessageToJson(traced.job)
+
+
+def test_the_text_of_the_report_does_not_say_who_the_patient_is(traced: Traced, tmp_path: Path) -> None:
+    report = tmp_path / "report.pdf"
+    report.write_bytes(traced.artifacts["report/report.pdf"])
+    reader = pypdf.PdfReader(report)
+    text = "".join(page.extract_text() for page in reader.pages)
+    assert "soft tissue" in text
+    assert MARK not in text
+    assert MARK not in str(reader.metadata)
+    for command in ("pdftotext", "pdfinfo"):
+        target = ["-"] if command == "pdftotext" else []
+        assert MARK not in subprocess.run([tool(command), report, *target], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_the_command_does_not_say_who_the_patient_is_when_asked_about_the_job(traced: Traced) -> None:
+    done = traced.fluoro.command("get", traced.job.name)
+    assert "DICOM_TRUNCATED" in done.stdout
+    assert MARK not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("service", [service.name for service in SERVICES])
+def test_neither_logs_nor_metrics_say_who_the_patient_is(traced: Traced, service: str) -> None:
+    log = (traced.fluoro.data / "logs" / f"{service}.log").read_text()
+    assert log, "something was logged"
+    assert MARK not in log
+    assert MARK not in traced.fluoro.get(service, "/metrics")[1]
+
+
+def test_the_data_folder_holds_the_patient_in_inputs_and_metadata_alone(traced: Traced) -> None:
+    known = {*traced.job.inputs, *(each.blob for step in traced.job.steps for each in step.artifacts if each.role == "metadata")}
+    files = [path for path in traced.fluoro.data.rglob("*") if path.is_file()]
+    assert {f"blobs/{path.name}" for path in files if MARK.encode() in path.read_bytes()} <= known, (
+        "no log of a server, no table, no scratch"
+    )

@@ -1,0 +1,240 @@
+"""The gateway as a process: how it starts, refuses to start, stays small and ends."""
+
+import asyncio
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from fluoro.v1.blob_service_pb2 import DownloadBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro.v1.job_pb2 import Job, Step
+from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest
+from gateway.testing import Client, connected, parse, refused
+
+MIB = 2**20
+READY_SECONDS = 30
+STARTS_WITHIN_SECONDS = 1.5
+"""Of CPU time: what the gateway itself needs, whatever else the machine does."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(database_url: str, redis_url: str, blob_url: str, **more: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLUORO_")} | {
+        "FLUORO_DATABASE_URL": database_url,
+        "FLUORO_REDIS_URL": redis_url,
+        "FLUORO_BLOB_URL": blob_url,
+        "FLUORO_GRPC_HOST": "127.0.0.1",
+        "FLUORO_HTTP_HOST": "127.0.0.1",
+        "FLUORO_GRPC_PORT": str(free_port()),
+        "FLUORO_HTTP_PORT": str(free_port()),
+        **more,
+    }
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", "gateway"]
+
+
+class Process:
+    """A running gateway."""
+
+    def __init__(self, process: asyncio.subprocess.Process, client: Client, http_port: int) -> None:
+        self.process, self.client, self.http_port = process, client, http_port
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(get, self.http_port, path)
+
+    def status(self, field: str) -> int:
+        """A figure in KiB of /proc/PID/status."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    async def ends(self, signal_number: int) -> int:
+        self.process.send_signal(signal_number)
+        async with asyncio.timeout(20):
+            return await self.process.wait()
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+@asynccontextmanager
+async def started(*urls: str, **more: str) -> AsyncIterator[Process]:
+    settings = environment(*urls, **more)
+    process = await asyncio.create_subprocess_exec(*command(), env=settings)
+    try:
+        async with connected(int(settings["FLUORO_GRPC_PORT"])) as client:
+            running = Process(process, client, int(settings["FLUORO_HTTP_PORT"]))
+            deadline = time.monotonic() + READY_SECONDS
+            while (await running.get("/readyz"))[0] != 200:
+                assert process.returncode is None, "the gateway ended"
+                assert time.monotonic() < deadline, "the gateway is not ready"
+                await asyncio.sleep(0.02)
+            yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def gateway(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Process]:
+    async with started(database_url, redis_url, blob_url) as running:
+        yield running
+
+
+def parts(chunks: Iterator[bytes], **header: Any) -> Iterator[UploadBlobRequest]:
+    yield UploadBlobRequest(header=UploadBlobHeader(**header))
+    for chunk in chunks:
+        yield UploadBlobRequest(chunk=chunk)
+
+
+async def submit(client: Client) -> str:
+    blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
+    job = Job(inputs=[blob], steps=[Step(name="inspect", inspect_dicom={})])
+    return str((await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name)
+
+
+async def test_it_starts_quickly_and_serves_probes_and_metrics(gateway: Process) -> None:
+    assert gateway.cpu_seconds() < STARTS_WITHIN_SECONDS
+    assert (await gateway.get("/healthz"))[0] == 200
+    await submit(gateway.client)
+    status, text = await gateway.get("/metrics")
+    assert status == 200
+    assert re.search(r'^fluoro_rpc_requests_total{code="OK",method="fluoro.v1.JobService.SubmitJob"} 1.0$', text, re.MULTILINE)
+
+
+async def test_a_gateway_that_shuts_down_ends_watches_with_their_cursor_and_exits_0(gateway: Process) -> None:
+    client = gateway.client
+    job = await submit(client)
+    watch = client.jobs.WatchJob(WatchJobRequest(name=job))
+    first = await watch.read()
+    waiting = asyncio.create_task(refused(client.jobs.WaitJob(WaitJobRequest(name=job))))
+    await client.jobs.GetJob(GetJobRequest(name=job))
+    began = time.monotonic()
+    ending = asyncio.create_task(gateway.ends(signal.SIGTERM))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watch.read()
+    how = parse(caught.value)
+    assert (how.code.name, how.reason, how.metadata["cursor"], how.retry_seconds) == ("UNAVAILABLE", "SHUTTING_DOWN", first.cursor, 1)
+    assert (await waiting).reason == "SHUTTING_DOWN"
+    assert await ending == 0
+    assert time.monotonic() - began < 5
+
+
+async def test_an_upload_under_way_is_finished_before_the_gateway_ends(gateway: Process) -> None:
+    upload = gateway.client.blobs.UploadBlob()
+    await upload.write(UploadBlobRequest(header=UploadBlobHeader(size_bytes=2)))
+    await upload.write(UploadBlobRequest(chunk=b"a"))
+    await gateway.client.blobs.UploadBlob(parts(iter([b"x"])))  # the server has seen the first upload by now
+    ending = asyncio.create_task(gateway.ends(signal.SIGTERM))
+    while (await gateway.get("/readyz"))[0] == 200:  # noqa: ASYNC110 - another process sets no Event
+        await asyncio.sleep(0.02)
+    await upload.write(UploadBlobRequest(chunk=b"b"))
+    await upload.done_writing()
+    assert (await upload).blob.sha256 == hashlib.sha256(b"ab").digest()
+    assert await ending == 0
+
+
+async def test_submits_in_flight_are_answered_or_refused_but_never_cut_off(gateway: Process) -> None:
+    client = gateway.client
+    blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
+    request = SubmitJobRequest(job=Job(inputs=[blob], steps=[Step(name="inspect", inspect_dicom={})]))
+    calls = [client.jobs.SubmitJob(request) for _ in range(200)]
+    await calls[0]
+    ending = asyncio.create_task(gateway.ends(signal.SIGTERM))
+    codes = {(await call.code()).name for call in calls}
+    assert codes <= {"OK", "UNAVAILABLE"}
+    assert await ending == 0
+
+
+async def test_a_call_that_does_not_end_is_cut_off_after_the_grace(database_url: str, redis_url: str, blob_url: str) -> None:
+    async with started(database_url, redis_url, blob_url, FLUORO_SHUTDOWN_GRACE_SECONDS="1") as gateway:
+        upload = gateway.client.blobs.UploadBlob()
+        await upload.write(UploadBlobRequest(header=UploadBlobHeader()))
+        await submit(gateway.client)
+        began = time.monotonic()
+        assert await gateway.ends(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 3
+        assert await upload.code() is not grpc.StatusCode.OK
+
+
+async def test_without_redis_it_is_ready(database_url: str, blob_url: str) -> None:
+    async with started(database_url, f"redis://127.0.0.1:{free_port()}/0", blob_url) as gateway:
+        assert await submit(gateway.client)
+        assert await gateway.ends(signal.SIGINT) == 0
+
+
+async def test_64_mib_go_in_and_out_in_bounded_memory(gateway: Process) -> None:
+    chunk = os.urandom(MIB)
+    digest = hashlib.sha256()
+    for _ in range(64):
+        digest.update(chunk)
+    await submit(gateway.client)
+    before = gateway.status("VmRSS")
+    uploads = [gateway.client.blobs.UploadBlob(parts(chunk for _ in range(64)), metadata=(("fluoro-owner", f"o{n}"),)) for n in range(2)]
+    blob, _ = [(await upload).blob for upload in uploads]
+    assert (blob.size_bytes, blob.sha256) == (64 * MIB, digest.digest())
+    got = hashlib.sha256()
+    call = gateway.client.blobs.DownloadBlob(DownloadBlobRequest(name=blob.name), metadata=(("fluoro-owner", "o0"),))
+    async for response in call:
+        got.update(response.chunk)
+    assert got.digest() == digest.digest()
+    assert (
+        gateway.status("VmHWM") - before < 100 * 1024
+    )  # two uploads at a time of 3 parts of 8 MiB each, and what gRPC and malloc hold on to
+
+
+@pytest.mark.parametrize("taken", ["FLUORO_GRPC_PORT", "FLUORO_HTTP_PORT"])
+def test_a_taken_port_is_named_and_ends_the_start(database_url: str, redis_url: str, blob_url: str, taken: str) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        settings = environment(database_url, redis_url, blob_url, **{taken: port})
+        done = subprocess.run(command(), env=settings, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert port in last
+    assert "taken" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_or_bad_setting_is_named_without_any_value(blob_url: str) -> None:
+    settings = environment("postgresql://u:s3cret@h/d", "", blob_url, FLUORO_GRPC_PORT="70000")
+    del settings["FLUORO_BLOB_URL"]
+    done = subprocess.run(command(), env=settings, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"FLUORO_REDIS_URL", "FLUORO_BLOB_URL", "FLUORO_GRPC_PORT"}
+    assert "s3cret" not in done.stderr

@@ -1,0 +1,149 @@
+"""The ledger against a model of it, through anything that can happen, in any order; and that this would find a bug.
+
+A failure prints the shortest sequence of moves that shows it, and the same run gives it again. To try more sequences, and other ones, set
+FLUORO_LEDGER_RUNS=2000.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+import pytest
+from fluoro_jobs import dispatch
+from fluoro_jobs.ledger import attempts, store
+from fluoro_jobs.ledger.graph import Change, JobGraph, Task
+from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState, is_terminal
+from fluoro_jobs.testing.model.machine import LedgerMachine
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+Db = Connection[TupleRow]
+RUNS: Final = int(os.environ.get("FLUORO_LEDGER_RUNS", "0"))
+"""How many random sequences to try; 0 for a few, the same ones every time."""
+SETTINGS: Final = settings(
+    max_examples=RUNS or 40,
+    derandomize=not RUNS,
+    stateful_step_count=40,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Db]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def run(db: Db, how: settings) -> None:
+    run_state_machine_as_test(lambda: LedgerMachine(db), settings=how)  # type: ignore[arg-type]  # it takes functions as well
+
+
+@pytest.mark.timeout(120 + 2 * RUNS)
+def test_the_ledger_does_what_its_model_does_whatever_happens_in_whatever_order(db: Db) -> None:
+    run(db, SETTINGS)
+
+
+def without(patch: pytest.MonkeyPatch, module: Any, name: str, text: str) -> None:
+    """Takes a piece out of a statement."""
+    statement = getattr(module, name)
+    assert text in statement
+    patch.setattr(module, name, statement.replace(text, ""))
+
+
+def no_version_guard(patch: pytest.MonkeyPatch) -> None:
+    without(patch, store, "_JOB", " AND last_sequence = %(version)s")
+
+
+def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
+    def end_attempt(db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]) -> bool:
+        def careless(graph: JobGraph) -> bool:
+            running = graph.tasks[task_id].state is TaskState.RUNNING
+            if running:
+                act(graph, graph.tasks[task_id])
+            return running
+
+        return bool(store.transition(db, job, careless))
+
+    patch.setattr(attempts, "end_attempt", end_attempt)
+
+
+def artifacts_of_fenced_attempts(patch: pytest.MonkeyPatch) -> None:
+    for part in ("blobs", "artifacts"):
+        text = store._PARTS[part]
+        assert "FROM job, " in text
+        patch.setitem(store._PARTS, part, text.replace("FROM job, ", "FROM ").replace("job.id", "%(job)s::uuid"))
+
+
+def ends_are_overwritten(patch: pytest.MonkeyPatch) -> None:
+    cancel = JobGraph.cancel
+
+    def careless(graph: JobGraph, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:
+        if is_terminal(graph.state):
+            graph.state = end
+            graph.changes.append(Change(end))
+        cancel(graph, reason, message, end=end)
+
+    patch.setattr(JobGraph, "cancel", careless)
+
+
+def attempts_without_end(patch: pytest.MonkeyPatch) -> None:
+    fail = JobGraph.fail
+
+    def careless(graph: JobGraph, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool) -> None:
+        task.allowed += 1
+        fail(graph, task, outcome, reason, message, may_retry=may_retry)
+
+    patch.setattr(JobGraph, "fail", careless)
+
+
+def followers_never_start(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(JobGraph, "_settle", lambda _graph, _step: None)
+
+
+def no_back_off(patch: pytest.MonkeyPatch) -> None:
+    without(patch, dispatch, "_DISPATCH", " AND t.run_after <= now()")
+
+
+def no_second_look(patch: pytest.MonkeyPatch) -> None:
+    """Who was overtaken takes what it decided for done."""
+
+    def careless(db: Db, job: UUID, act: Callable[[JobGraph], Any]) -> Any:
+        graph = store.load(db, job)
+        assert graph is not None
+        answer = act(graph)
+        store.save(db, graph)
+        return answer
+
+    patch.setattr(store, "transition", careless)
+
+
+BUGS: Final = (
+    no_version_guard,
+    no_fencing_token,
+    artifacts_of_fenced_attempts,
+    ends_are_overwritten,
+    attempts_without_end,
+    followers_never_start,
+    no_back_off,
+    no_second_look,
+)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_the_comparison_finds_a_planted_bug(db: Db, monkeypatch: pytest.MonkeyPatch, bug: Callable[[pytest.MonkeyPatch], None]) -> None:
+    bug(monkeypatch)
+    store._statement.cache_clear()
+    hunt = settings(SETTINGS, max_examples=500, derandomize=True, phases=[Phase.generate], print_blob=False)
+    try:
+        with pytest.raises((AssertionError, IllegalTransitionError, psycopg.Error)):
+            run(db, hunt)
+    finally:
+        store._statement.cache_clear()

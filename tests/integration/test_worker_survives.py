@@ -1,0 +1,222 @@
+"""A job accepted is a job done, whatever happens to the worker: each test is named after the failure it rehearses."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import redis
+from fluoro.v1 import job_pb2
+from fluoro_jobs.dispatch import publish
+from fluoro_jobs.ledger import control
+from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
+from fluoro_jobs.wakeups import Publisher
+from fluoro_jobs.worker.celery_app import make_app
+from fluoro_local.servers import PostgresServer, ValkeyServer
+
+Outcome = job_pb2.Attempt
+SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
+
+
+def outcomes(job: job_pb2.Job) -> list[str]:
+    return [Outcome.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in job.steps[0].tasks[0].attempts]
+
+
+def assert_gap_free(rig: Rig, job: job_pb2.Job) -> None:
+    events = rig.events(UUID(job.name.removeprefix("jobs/")))
+    assert sequences(events) == list(range(1, job.last_sequence + 1))
+    assert events[-1].job_changed.state == job.state
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_job_runs_to_its_end_and_its_events_have_no_gap(rig: Rig, pool: str) -> None:
+    rig.worker(pool=pool)
+    job = rig.finished(rig.submit(rig.job_of({"do": "artifact", "name": "note.txt", "text": "hello"})))
+    assert job.state == SUCCEEDED, rig.logs()
+    assert rig.blobs.read(job.steps[0].artifacts[0].blob) == b"hello"
+    assert_gap_free(rig, job)
+
+
+def test_sigkill_of_a_pool_child_gives_the_lease_back_at_once(rig: Rig, tmp_path: Path) -> None:
+    rig.start("scheduler")
+    rig.worker()
+    job = rig.finished(
+        rig.submit(rig.job_of({"do": "die_once", "path": str(tmp_path / "died")})), seconds=14
+    )  # sooner than a lease would tell
+    assert (job.state, outcomes(job)) == (SUCCEEDED, ["LOST", "SUCCEEDED"]), rig.logs()
+    assert_gap_free(rig, job)
+
+
+def test_a_poison_pill_stops_circulating_after_its_attempts(rig: Rig) -> None:
+    rig.start("scheduler")
+    rig.worker()
+    job = rig.finished(rig.submit(rig.job_of({"do": "die"}, max_attempts=2)))
+    assert (job.state, job.steps[0].reason, outcomes(job)) == (job_pb2.Job.STATE_FAILED, "WORKER_LOST", ["LOST", "LOST"])
+    assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED, "the worker goes on"
+
+
+def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expires(rig: Rig, tmp_path: Path) -> None:
+    rig.start("scheduler")
+    first = rig.worker(slots=1)
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(job_id)
+    os.killpg(first.pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    rig.worker()
+    job = rig.finished(job_id, seconds=30)
+    assert (job.state, outcomes(job)) == (SUCCEEDED, ["LOST", "SUCCEEDED"]), rig.logs()
+    assert_gap_free(rig, job)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()]
+
+
+def test_a_pool_child_that_starts_slowly_is_waited_for(rig: Rig) -> None:
+    worker = rig.start("fluoro_jobs.testing.worker", "dicom", "prefork", slots=1)
+    until(lambda: any(b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(worker.pid)), 30, "a pool child")
+    children = children_of(worker.pid)
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(AssertionError, match="another child"):
+        until(lambda: children_of(worker.pid) != children, 8, "another child")
+    for pid in children:
+        os.kill(pid, signal.SIGCONT)
+    assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED, rig.logs()
+
+
+def test_a_message_received_by_a_worker_that_dies_before_the_claim_is_sent_again(rig: Rig) -> None:
+    first = rig.worker(slots=1)
+    for pid in until(lambda: children_of(first.pid), 30, "the pool child"):
+        os.kill(pid, signal.SIGSTOP)
+    job_id = rig.submit(rig.job_of())
+    with redis.Redis.from_url(rig.redis_url) as client:
+        until(lambda: client.hlen("unacked"), 10, "the message to be received")
+    os.killpg(first.pid, signal.SIGKILL)
+    rig.start("scheduler")
+    rig.worker()
+    job = rig.finished(job_id, seconds=30)
+    assert (job.state, outcomes(job)) == (SUCCEEDED, ["SUCCEEDED"]), rig.logs()
+
+
+def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path: Path) -> None:
+    rig.start("scheduler")
+    first = rig.worker(slots=1, pool="threads")
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}, {"do": "artifact", "name": "a", "text": "x"}))
+    rig.running(job_id)
+    os.kill(first.pid, signal.SIGSTOP)
+    until(lambda: len(rig.job(job_id).steps[0].tasks[0].attempts) == 1 and "LOST" in outcomes(rig.job(job_id)), 30, "the expiry")
+    (tmp_path / "go").touch()
+    os.kill(first.pid, signal.SIGCONT)
+    job = rig.finished(job_id)
+    assert (job.state, outcomes(job)) == (SUCCEEDED, ["LOST", "SUCCEEDED"]), rig.logs()
+    assert len(job.steps[0].artifacts) == 1
+    assert_gap_free(rig, job)
+
+
+@pytest.mark.parametrize(("pool", "commands"), [("prefork", [{"do": "spin"}]), ("threads", [{"do": "wait", "path": "/nowhere"}])])
+def test_cancel_stops_the_compute_and_the_worker_goes_on(rig: Rig, pool: str, commands: list[dict[str, str]]) -> None:
+    rig.worker(pool=pool, slots=1)
+    job_id = rig.submit(rig.job_of(*commands))
+    rig.running(job_id)
+    with rig.connection() as connection:
+        job = control.cancel_job(connection, OWNER, job_id)
+    Publisher(rig.redis_url).cancel(job_id)
+    assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
+    assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, rig.logs()  # its only slot is free again
+    assert rig.job(job_id) == job
+
+
+def test_sigterm_lets_running_work_finish_and_takes_no_more(rig: Rig, tmp_path: Path) -> None:
+    worker = rig.worker(slots=1)
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(job_id)
+    worker.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1)
+    (tmp_path / "go").touch()
+    assert rig.finished(job_id).state == SUCCEEDED
+    assert worker.wait(15) == 0, rig.logs()
+    assert outcomes(rig.job(job_id)) == ["SUCCEEDED"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(rig: Rig, tmp_path: Path, pool: str) -> None:
+    worker = rig.worker(slots=1, shutdown_grace_seconds=1, pool=pool)
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}, max_attempts=1))
+    rig.running(job_id)
+    worker.terminate()
+    worker.wait(15)
+    assert outcomes(rig.job(job_id)) == ["RELEASED"], rig.logs()
+    (tmp_path / "go").touch()
+    rig.worker()
+    assert rig.finished(job_id, seconds=10).state == SUCCEEDED, "another worker takes it at once, without waiting for the lease"
+
+
+def test_a_redis_wipe_loses_nothing(rig: Rig, tmp_path: Path) -> None:
+    rig.worker(slots=1)
+    first = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(first)
+    others = [rig.submit(rig.job_of()) for _ in range(5)]
+    with redis.Redis.from_url(rig.redis_url) as client:
+        client.flushall()
+    rig.start("scheduler")
+    (tmp_path / "go").touch()
+    assert {rig.finished(job_id).state for job_id in [first, *others]} == {SUCCEEDED}, rig.logs()
+
+
+def test_redis_down_at_submit_delays_the_job_and_no_more(rig: Rig, valkey: ValkeyServer) -> None:
+    rig.worker()
+    rig.start("scheduler")
+    valkey.kill()
+    job_id = rig.submit(rig.job_of())
+    valkey.start()
+    assert rig.finished(job_id, seconds=40).state == SUCCEEDED, rig.logs()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_whose_task_ends_while_redis_is_away_takes_more_once_it_is_back(
+    rig: Rig, valkey: ValkeyServer, tmp_path: Path, pool: str
+) -> None:
+    rig.worker(pool=pool, slots=1)
+    rig.start("scheduler")
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(job_id)
+    valkey.kill()
+    (tmp_path / "go").touch()
+    assert rig.finished(job_id).state == SUCCEEDED
+    (log,) = rig.folder.glob("worker-*.log")
+    until(lambda: "Couldn't ack" in log.read_text(), 10, "the vain acknowledgement")
+    valkey.start()
+    assert rig.finished(rig.submit(rig.job_of()), seconds=30).state == SUCCEEDED, rig.logs()
+
+
+def test_postgresql_restarting_under_a_running_task_keeps_its_work(rig: Rig, postgres: PostgresServer, tmp_path: Path) -> None:
+    rig.worker()
+    rig.start("scheduler")
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(job_id)
+    postgres.restart()
+    (tmp_path / "go").touch()
+    job = rig.finished(job_id)
+    assert (job.state, outcomes(job)) == (SUCCEEDED, ["SUCCEEDED"]), rig.logs()
+
+
+def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
+    with rig.connection() as connection:
+        job_id = rig.submit(rig.job_of())
+        (task_id,) = connection.execute("SELECT id FROM tasks WHERE job_id = %s", (job_id,)).fetchone() or ()
+    publish(make_app(rig.redis_url), [(task_id, "dicom.inspect", "dicom")] * 3)
+    rig.worker()
+    job = rig.finished(job_id)
+    assert outcomes(job) == ["SUCCEEDED"]
+
+
+def test_an_error_of_the_blob_store_is_tried_again(rig: Rig) -> None:
+    rig.start("scheduler")
+    rig.worker()
+    job = rig.job_of({"do": "fail", "reason": "BLOB_STORE_UNAVAILABLE"}, max_attempts=2)
+    done = rig.finished(rig.submit(job))
+    assert (done.state, outcomes(done), done.steps[0].reason) == (job_pb2.Job.STATE_FAILED, ["FAILED", "FAILED"], "BLOB_STORE_UNAVAILABLE")
