@@ -107,7 +107,7 @@ class Job:
                 continue
             again.add(number)
             step.started = False
-            bad = [task for task in step.tasks if "F" in (task.items or "F")]
+            bad = [task for task in step.tasks if task.items is None or "F" in task.items]
             for task in step.tasks:
                 if waits or not bad or task in bad:
                     task.stage, task.due, task.items, task.released = "WAITING", True, None, 0
