@@ -5,8 +5,9 @@ A crash between the COMMIT and the publish costs latency, never a job: `reconcil
 
 import json
 import threading
+import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import redis
@@ -17,7 +18,6 @@ from kombu.exceptions import KombuError
 
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.ledger.store import LEASE_SECONDS
 from fluoro_jobs.operations import QUEUES
 from fluoro_jobs.wakeups import connect
 from fluoro_jobs.worker.celery_app import make_app
@@ -25,19 +25,21 @@ from fluoro_jobs.worker.celery_app import make_app
 log = structlog.get_logger(__name__)
 
 WINDOW_SECONDS: Final = 0.5
-"""A queue holds two tasks per slot, or this much work at the rate it was done lately, whichever is more: short tasks do not starve the
-slots, and of long ones few are out of the ledger's hands, so that order is decided late."""
+"""A queue holds this much work for each slot, but two tasks at least: short tasks do not starve the slots, and of long ones few are out of
+the ledger's hands, so that order is decided late."""
+MAX_WINDOW_TASKS: Final = 100
+"""Most tasks a queue holds for each slot, however short they are."""
 LOST_AFTER_SECONDS: Final = 5
-"""A task queued this long ago whose message Redis does not hold is published again."""
-UNCLAIMED_AFTER_SECONDS: Final = LEASE_SECONDS
-"""So is one whose message a worker received and neither claimed nor acknowledged: that worker died in between. Claims take milliseconds."""
+"""A task queued this long ago whose message Redis does not hold is published again. From receipt to claim a worker takes milliseconds."""
 
-PAUSE_SECONDS: Final = 0.005
-"""Least time from one dispatch to the next: what becomes free or ready meanwhile goes together."""
+MIN_PAUSE_SECONDS: Final = 0.005
+MAX_PAUSE_SECONDS: Final = 0.1
+PAUSE_FACTOR: Final = 10
+"""After a dispatch, this many times as long as it took: what becomes free or ready meanwhile goes together."""
 
 _DISPATCH: Final = f"""
 WITH RECURSIVE open AS (
-  SELECT q.queue, greatest(2 * coalesce(sum(w.slots), 0), ceil({WINDOW_SECONDS} * coalesce(sum(w.tasks_per_second), 0)))
+  SELECT q.queue, coalesce(sum(w.slots * greatest(2, least(ceil({WINDOW_SECONDS} / nullif(w.task_seconds, 0)), {MAX_WINDOW_TASKS}))), 0)
     - (SELECT count(*) FROM tasks t WHERE t.queue = q.queue AND t.state = 'QUEUED') AS places
   FROM unnest(%(queues)s::text[]) q(queue) LEFT JOIN workers w ON w.queue = q.queue AND w.expire_time > now()
   GROUP BY q.queue
@@ -73,7 +75,7 @@ RETURNING id, task_name, queue
 """
 
 _QUEUED: Final = f"""
-SELECT id, task_name, queue, queued_time < now() - interval '{UNCLAIMED_AFTER_SECONDS} s' FROM tasks
+SELECT id, task_name, queue FROM tasks
 WHERE state = 'QUEUED' AND queue = ANY(%s) AND queued_time < now() - interval '{LOST_AFTER_SECONDS} s'
 """
 _QUEUED_AGAIN: Final = "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
@@ -84,12 +86,7 @@ Message = tuple[UUID, str, str]
 
 def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
     """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing. One statement."""
-    with connection.pipeline():
-        # Planned once a connection: its plan depends on no argument, and planning it costs more than running it.
-        connection.execute("SET plan_cache_mode = force_generic_plan")
-        taken = connection.execute(_DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}, prepare=True)
-        connection.execute("RESET plan_cache_mode")
-        return taken.fetchall()
+    return connection.execute(_DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}).fetchall()
 
 
 def publish(app: Celery, messages: Iterable[Message]) -> int:
@@ -103,16 +100,12 @@ def publish(app: Celery, messages: Iterable[Message]) -> int:
     return count
 
 
-def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Ids of all tasks whose message is in a queue, and of those with a worker that has not acknowledged it, be it alive or dead."""
+def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[str]:
+    """Ids of all tasks whose message waits in a queue."""
     pipeline = client.pipeline(transaction=False)
     for queue in queues:
         pipeline.lrange(queue, 0, -1)
-    pipeline.hvals("unacked")
-    *waiting, unacked = pipeline.execute()
-    in_queues: list[Any] = [json.loads(raw) for raw_messages in waiting for raw in raw_messages]
-    received: list[Any] = [json.loads(raw)[0] for raw in unacked]
-    return {message["headers"]["id"] for message in in_queues}, {message["headers"]["id"] for message in received}
+    return {json.loads(message)["headers"]["id"] for messages in pipeline.execute() for message in messages}
 
 
 class Dispatcher(threading.Thread):
@@ -146,8 +139,10 @@ class Dispatcher(threading.Thread):
             self._woken.wait(self._every)
             self._woken.clear()
             try:
+                started = time.monotonic()
                 self.dispatch()
-                self._closing.wait(PAUSE_SECONDS)
+                pause = PAUSE_FACTOR * (time.monotonic() - started)
+                self._closing.wait(min(max(pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS))
             except FluoroError as error:
                 log.warning("dispatch_waits", reason=error.reason)
             except Exception:  # a thread that ended here would leave all dispatch to others, and nobody would know
@@ -161,24 +156,17 @@ class Dispatcher(threading.Thread):
         return self._publish(messages) if messages else 0
 
     def reconcile(self) -> int:
-        """Publishes again what the ledger calls queued and no queue holds: after a wipe, a lost message, a crash in between.
-
-        What a worker received counts as held for a while only: Redis keeps it for a dead one as well, until the visibility timeout.
-        """
+        """Publishes again what the ledger calls queued and no queue holds: after a wipe, a lost message, the death of a worker that had it."""
         with self._ledger.connection() as connection:
             queued = connection.execute(_QUEUED, (list(self._queues),)).fetchall()
         if not queued:
             return 0
         try:
-            waiting, received = held_by_redis(self._redis, self._queues)
+            held = held_by_redis(self._redis, self._queues)
         except redis.RedisError as error:
             log.warning("redis_unavailable", exception=type(error).__qualname__)
             return 0
-        lost: list[Message] = [
-            (task, name, queue)
-            for task, name, queue, long_ago in queued
-            if str(task) not in waiting and (long_ago or str(task) not in received)
-        ]
+        lost: list[Message] = [message for message in queued if str(message[0]) not in held]
         if not lost:
             return 0
         with self._ledger.connection() as connection:

@@ -1,5 +1,6 @@
 """Wake-ups through Redis pub/sub: who should look now. Losing one costs latency, never truth, so none of this raises when Redis is down."""
 
+import threading
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +16,8 @@ PROGRESS_CHANNEL: Final = "fluoro:progress"
 """Live progress. Payload: a serialized fluoro.v1.Progress."""
 CANCELS_CHANNEL: Final = "fluoro:cancels"
 """A job was cancelled: workers look at what they run. Payload: the 16 bytes of its UUID."""
+GATHER_SECONDS: Final = 0.002
+"""How long a `BackgroundPublisher` waits for more of the same job."""
 PROGRESS_TTL_SECONDS: Final = 3600
 """How long the latest progress of a job is kept for those who start to watch later."""
 
@@ -67,3 +70,36 @@ class Publisher:
     def close(self) -> None:
         """Closes the connections."""
         self._redis.close()
+
+
+class BackgroundPublisher(Publisher):
+    """Tells of events from a thread of its own, so that attempts do not wait for Redis; start and end of a short one are told at once."""
+
+    def __init__(self, redis_url: str) -> None:
+        """Starts the thread."""
+        super().__init__(redis_url)
+        self._pending: set[UUID] = set()
+        self._woken = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="wakeups", daemon=True)
+        self._thread.start()
+
+    def events(self, *jobs: UUID) -> None:
+        """These jobs have new events. Never blocks."""
+        self._pending.update(jobs)
+        self._woken.set()
+
+    def close(self) -> None:
+        """Tells what is left and closes the connections."""
+        self._closing.set()
+        self._woken.set()
+        self._thread.join()
+        super().close()
+
+    def _tell(self) -> None:
+        while not self._closing.is_set():
+            self._woken.wait()
+            self._closing.wait(GATHER_SECONDS)
+            self._woken.clear()
+            jobs, self._pending = self._pending, set()
+            super().events(*jobs)

@@ -160,10 +160,9 @@ def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: 
 
 _BEAT: Final = f"""
 WITH beat AS (
-  INSERT INTO workers (id, name, queue, slots, version, tasks_per_second, task_seconds, expire_time)
-  VALUES (%(id)s, %(name)s, %(queue)s, %(slots)s, %(version)s, %(rate)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
-  ON CONFLICT (id) DO UPDATE
-  SET expire_time = excluded.expire_time, tasks_per_second = excluded.tasks_per_second, task_seconds = excluded.task_seconds
+  INSERT INTO workers (id, name, queue, slots, version, task_seconds, expire_time)
+  VALUES (%(id)s, %(name)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
+  ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds
 ), renewed AS (
   UPDATE tasks SET lease_expire_time = now() + interval '{store.LEASE_SECONDS} s' WHERE id IN (
     SELECT id FROM tasks WHERE id = ANY(%(tasks)s) AND worker_id = %(id)s AND state = 'RUNNING' FOR UPDATE SKIP LOCKED)
@@ -187,12 +186,10 @@ class Held:
     timeout_seconds: float
 
 
-def beat(
-    connection: LedgerConnection, worker: Worker, tasks: Sequence[UUID], tasks_per_second: float = 0, task_seconds: float = 0
-) -> list[Held]:
+def beat(connection: LedgerConnection, worker: Worker, tasks: Sequence[UUID], task_seconds: float = 0) -> list[Held]:
     """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
 
-    tasks_per_second: finished lately. task_seconds: how long one ran lately, on average.
+    task_seconds: how long one ran lately, on average; 0 if none has.
     """
     parameters: dict[str, Any] = {
         "id": worker.id,
@@ -200,7 +197,6 @@ def beat(
         "queue": worker.queue,
         "slots": worker.slots,
         "version": worker.version,
-        "rate": tasks_per_second,
         "task_seconds": task_seconds,
         "tasks": list(tasks),
     }

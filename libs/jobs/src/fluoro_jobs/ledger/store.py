@@ -114,6 +114,7 @@ def save(connection: LedgerConnection, graph: JobGraph, *, worker_id: UUID | Non
         "message": graph.message,
         "ended": is_terminal(graph.state),
         "reopened": bool(graph.redone),
+        "ended_tasks": [end.task for end in graph.ended_attempts],
         "worker_id": worker_id,
         "worker": worker,
     }
@@ -239,7 +240,7 @@ _PARTS: Final[dict[str, str]] = {
     "ends": """
   UPDATE attempts a SET end_time = now(), outcome = u.outcome, reason = u.reason, message = u.message
   FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int2, outcome text, reason text, message text)
-  WHERE a.task_id = u.task_id AND a.number = u.number""",
+  WHERE a.task_id = ANY(%(ended_tasks)s) AND a.task_id = u.task_id AND a.number = u.number""",
     "events": """
   INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message, item_counts)
   SELECT job.id, %(owner)s, u.* FROM job, json_to_recordset(%(events)s::json)

@@ -230,9 +230,6 @@ WORKERS: Final = Table(
     Column("slots", SmallInteger, nullable=False),
     Column("version", Text, nullable=False),
     Column("task_seconds", Float, nullable=False, server_default="0", comment="how long one ran lately, on average"),
-    Column(
-        "tasks_per_second", Float, nullable=False, server_default="0", comment="finished lately; widens the dispatch window of short tasks"
-    ),
     Column("start_time", TIME, nullable=False, server_default=sql("now()")),
     Column("expire_time", TIME, nullable=False, comment="renewed by the heartbeat"),
     Index(None, "queue"),

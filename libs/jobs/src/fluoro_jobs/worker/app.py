@@ -15,13 +15,14 @@ from celery.exceptions import WorkerLostError
 from celery.worker.request import Request
 from fluoro_blobs import BlobStore
 from fluoro_telemetry.logs import configure_logging
-from kombu.transport.virtual.base import QoS
+from kombu import Queue
+from kombu.asynchronous import get_event_loop
 
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.operations import OPERATIONS
-from fluoro_jobs.wakeups import Publisher
+from fluoro_jobs.wakeups import BackgroundPublisher
 from fluoro_jobs.worker.celery_app import configure
 from fluoro_jobs.worker.execute import Executor, Report
 from fluoro_jobs.worker.handler import Handler
@@ -72,7 +73,7 @@ class WorkerApp(Celery):
         return Executor(
             Ledger(settings.database_url, max_connections=threads),
             BlobStore.from_url(settings.blob_url),
-            Publisher(settings.redis_url),
+            BackgroundPublisher(settings.redis_url),
             self.plan.worker,
             handlers,
             settings.scratch_folder,
@@ -99,12 +100,12 @@ class LedgerRequest(Request):
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
 
     def acknowledge(self) -> None:
-        """The message is done with, one way or the other: a slot is free."""
-        super().acknowledge()
-        if not self.message.acknowledged:
-            # Redis was away, which kombu only logs. It would count the message as held, and consume no more once all slots are such.
-            QoS.ack(self.message.channel.qos, self.message.delivery_tag)
-        self._app.keeper.finished()
+        """The task is done with, one way or the other: a slot is free. Redis forgot its message when it gave it away."""
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._app.keeper.finished()
+            # In a pool of threads this is not the thread that fetches messages, and nothing else would tell that one.
+            get_event_loop().call_soon(_nothing)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A pool child that died gives its lease back at once."""
@@ -112,6 +113,10 @@ class LedgerRequest(Request):
         if isinstance(exception, (WorkerLostError, SystemExit)):
             self._app.keeper.lost(UUID(self.id))
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+def _nothing() -> None:
+    """Wakes an event loop."""
 
 
 class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -143,7 +148,10 @@ def make_worker_app(plan: Plan) -> WorkerApp:
     configure(app)
     # A receiver keeps Celery from setting up logging of its own, in the main process and in each child.
     signals.setup_logging.connect(partial(_log_as, plan), weak=False, dispatch_uid="fluoro")
+    queue = plan.worker.queue
     app.conf.update(
+        # Without acknowledgements: what a dead worker had taken, the ledger sends again.
+        task_queues=[Queue(queue, routing_key=queue, no_ack=True)],
         worker_max_memory_per_child=plan.settings.max_memory_per_child_kib or None,
     )
     for operation in OPERATIONS:

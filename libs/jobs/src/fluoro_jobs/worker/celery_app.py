@@ -8,11 +8,6 @@ from typing import Final
 
 from celery import Celery
 
-from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS
-
-VISIBILITY_TIMEOUT_SECONDS: Final = 2 * MAX_TIMEOUT_SECONDS
-"""When Redis gives an unacknowledged message to another worker. Never the recovery clock: that is the lease."""
-
 CHILD_START_SECONDS: Final = 60
 """How long a pool child may take to start before it is killed and another one started."""
 
@@ -48,9 +43,7 @@ def configure(app: Celery) -> None:
         broker_connection_max_retries=None,
         broker_pool_acquire_timeout=2,
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
-            "unacked_restore_interval": 10,
-            "unacked_restore_throttle": 1,
+            "priority_steps": [0],
             "socket_timeout": 10,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,

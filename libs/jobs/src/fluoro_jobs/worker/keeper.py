@@ -7,7 +7,6 @@ pool thread is told.
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -29,12 +28,8 @@ log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS: Final = 5
 """A third of a lease: two may be missed."""
-MANY_TASKS: Final = 100
-"""So many finished since the last count are counted at once: the window of a queue of short tasks widens before the next heartbeat."""
-MIN_COUNT_SECONDS: Final = 0.2
-"""A shorter time tells nothing of a rate."""
-_RATE_MEMORY: Final = 0.5
-"""Share of the old rate in the new one at each heartbeat."""
+AVERAGE_OVER_TASKS: Final = 10
+"""How many of the last tasks make the average run time, about."""
 
 
 class Running(Protocol):
@@ -67,17 +62,12 @@ class Keeper(threading.Thread):
         self._woken = threading.Event()
         self._lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()
         self._mine: dict[UUID, Held] = {}
-        self._finished = 0
-        self._rate = 0.0
-        self._task_seconds = 0.0
+        self._task_seconds = self._told_task_seconds = 0.0
         self._closed = False
         self._listener = threading.Thread(target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True)
 
     def finished(self) -> None:
-        """A message is done with. Called by Celery's main loop; cheap."""
-        self._finished += 1
-        if self._finished == MANY_TASKS:
-            self._woken.set()
+        """A slot is free. Called by Celery's main loop, or a thread of the pool; cheap."""
         self._on_finished()
 
     def report(self, report: Report) -> None:
@@ -87,7 +77,9 @@ class Keeper(threading.Thread):
         metrics.TASK_RUN_SECONDS.labels(operation=report.operation).observe(report.run_seconds)
         if report.job_state:
             metrics.JOBS_FINISHED.labels(state=report.job_state).inc()
-        self._task_seconds += (report.run_seconds - self._task_seconds) * (0.1 if self._task_seconds else 1)
+        self._task_seconds += (report.run_seconds - self._task_seconds) / (AVERAGE_OVER_TASKS if self._task_seconds else 1)
+        if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
+            self._woken.set()  # tasks are shorter than dispatch knows: its window is too small for them
 
     def lost(self, task_id: UUID) -> None:
         """The pool child that ran this task is gone."""
@@ -97,15 +89,10 @@ class Keeper(threading.Thread):
     def run(self) -> None:
         """Beats until closed."""
         self._listener.start()
-        last = time.monotonic()
         while not self._closed:
             self._on_beat()
             try:
                 self._give_back_lost()
-                now = time.monotonic()
-                if now - last >= MIN_COUNT_SECONDS:
-                    self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * self._finished / (now - last)
-                    self._finished, last = 0, now
                 self._beat()
             except FluoroError as error:
                 log.warning("heartbeat_missed", reason=error.reason)
@@ -147,8 +134,9 @@ class Keeper(threading.Thread):
 
     def _beat(self) -> None:
         requests: dict[UUID, Running] = {UUID(request.id): request for request in _active()}
+        self._told_task_seconds = self._task_seconds
         with self._ledger.connection() as connection:
-            held = attempts.beat(connection, self._worker, list(requests), self._rate, self._task_seconds)
+            held = attempts.beat(connection, self._worker, list(requests), self._told_task_seconds)
         self._mine = {task: known for task, known in self._mine.items() if task in requests}
         metrics.LEASE_RENEWALS.inc(sum(one.worker_id == self._worker.id for one in held))
         for one in held:

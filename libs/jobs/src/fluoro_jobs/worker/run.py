@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 TEARDOWN_SECONDS: Final = 5
 """How long Celery may take to end once nothing runs any more. billiard can wait 30 s for children that are gone."""
 
+POOLS: Final = {"prefork": "fluoro_jobs.worker.pool:PreforkPool", "threads": "threads"}
+"""Celery's implementations of the pools a worker may have."""
+
 
 def run_worker(
     service: str, queue: str, pool: str, handlers: str, version: str, warm_up: str = "", settings: WorkerSettings | None = None
@@ -83,7 +86,7 @@ class WorkerProcess:
         signals.worker_shutting_down.connect(self._on_shutdown)
         self._celery = self._app.Worker(
             hostname=f"{plan.service}@{plan.worker.name}",
-            pool=plan.pool,
+            pool=POOLS[plan.pool],
             concurrency=plan.settings.slots,
             queues=[plan.worker.queue],
             without_gossip=True,

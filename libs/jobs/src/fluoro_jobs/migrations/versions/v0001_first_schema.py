@@ -70,13 +70,6 @@ def upgrade() -> None:
         sa.Column("slots", sa.SmallInteger(), nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("task_seconds", sa.Float(), server_default="0", nullable=False, comment="how long one ran lately, on average"),
-        sa.Column(
-            "tasks_per_second",
-            sa.Float(),
-            server_default="0",
-            nullable=False,
-            comment="finished lately; widens the dispatch window of short tasks",
-        ),
         sa.Column("start_time", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expire_time", postgresql.TIMESTAMP(timezone=True), nullable=False, comment="renewed by the heartbeat"),
         sa.PrimaryKeyConstraint("id", name=op.f("workers_pkey")),
