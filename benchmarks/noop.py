@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -93,23 +94,30 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
     stack.callback(dispatcher.close)
     stack.callback(commits.close)
     dispatcher.start()
-    counting = stack.enter_context(psycopg.connect(run.database_url, autocommit=True))
+    looking = stack.enter_context(psycopg.connect(run.database_url, autocommit=True))
     with ledger.connection() as connection:
         blob = blobs.add(connection, OWNER, Blob(name=f"blobs/{new_id()}", sha256=bytes(32), media_type="application/dicom"))
     job = Job(inputs=[blob.name])
     job.steps.add(name="noop").render_dicom.SetInParent()
 
-    def finished() -> int:
-        row = counting.execute("SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED'").fetchone()
+    def all_ended() -> bool:
+        return looking.execute("SELECT FROM jobs WHERE end_time IS NULL LIMIT 1").fetchone() is None
+
+    def succeeded() -> int:
+        row = looking.execute("SELECT count(*) FROM jobs WHERE state = 'SUCCEEDED'").fetchone()
         return int(row[0]) if row else 0
 
     def round_of(tasks: int) -> float:
-        goal, started = finished() + tasks, time.perf_counter()
-        for _ in range(tasks):
-            answer = commits.submit(validate(SubmitJobRequest(job=job, request_id=str(uuid4())), OWNER))
+        goal, started = succeeded() + tasks, time.perf_counter()
+        answers = [commits.submit(validate(SubmitJobRequest(job=job, request_id=str(uuid4())), OWNER)) for _ in range(tasks)]
+        for answer in answers:
             answer.add_done_callback(lambda _: dispatcher.wake())
-        _until(lambda: finished() == goal)
-        return time.perf_counter() - started
+        wait(answers)
+        _until(all_ended)
+        seconds = time.perf_counter() - started
+        if succeeded() != goal:
+            raise SystemExit("a job did not succeed")
+        return seconds
 
     return Side(round_of, worker.child.pid, {"postgres": run.postgres_pid, "valkey": run.valkey_pid})
 

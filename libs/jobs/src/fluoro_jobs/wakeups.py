@@ -16,8 +16,8 @@ PROGRESS_CHANNEL: Final = "fluoro:progress"
 """Live progress. Payload: a serialized fluoro.v1.Progress."""
 CANCELS_CHANNEL: Final = "fluoro:cancels"
 """A job was cancelled: workers look at what they run. Payload: the 16 bytes of its UUID."""
-GATHER_SECONDS: Final = 0.002
-"""How long a `BackgroundPublisher` waits for more of the same job."""
+GATHER_SECONDS: Final = 0.005
+"""How long a `BackgroundPublisher` waits for more to tell."""
 PROGRESS_TTL_SECONDS: Final = 3600
 """How long the latest progress of a job is kept for those who start to watch later."""
 
@@ -62,8 +62,10 @@ class Publisher:
 
     def _publish(self, channel: str, *payloads: bytes) -> None:
         try:
+            pipeline = self._redis.pipeline(transaction=False)
             for payload in payloads:
-                self._redis.publish(channel, payload)
+                pipeline.publish(channel, payload)
+            pipeline.execute()
         except redis.RedisError as error:
             log.debug("wakeup_not_sent", channel=channel, exception=type(error).__qualname__)
 

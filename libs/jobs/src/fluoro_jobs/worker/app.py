@@ -105,7 +105,9 @@ class LedgerRequest(Request):
             self.acknowledged = True
             self._app.keeper.finished()
             # In a pool of threads this is not the thread that fetches messages, and nothing else would tell that one.
-            get_event_loop().call_soon(_nothing)
+            hub = get_event_loop()
+            if hub is not None:  # it goes before the threads do
+                hub.call_soon(_nothing)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A pool child that died gives its lease back at once."""

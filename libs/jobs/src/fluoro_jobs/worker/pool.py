@@ -7,7 +7,7 @@ from celery.concurrency.asynpool import AsynPool
 from celery.concurrency.prefork import TaskPool
 
 
-class PromptAsynPool(AsynPool):  # type: ignore[misc]  # the stubs left it out
+class PromptAsynPool(AsynPool):
     """Watches children through pidfds (pidfd_open(2)): readable once the child can be reaped.
 
     Celery watches a pipe that the child holds. The kernel closes that one a little earlier; who asks for the exit code in between hears
@@ -17,10 +17,10 @@ class PromptAsynPool(AsynPool):  # type: ignore[misc]  # the stubs left it out
     def _track_child_process(self, proc: Any, hub: Any) -> None:
         if hasattr(os, "pidfd_open") and not hasattr(proc, "_sentinel_poll"):  # Linux; the attribute is where Celery looks first
             proc._sentinel_poll = os.pidfd_open(proc.pid)  # noqa: SLF001 - see there
-        super()._track_child_process(proc, hub)
+        super()._track_child_process(proc, hub)  # type: ignore[misc]  # the stubs left it out
 
 
-class PreforkPool(TaskPool):  # type: ignore[misc]  # the stubs left it out
+class PreforkPool(TaskPool):
     """A worker's pool of processes."""
 
     Pool = PromptAsynPool
