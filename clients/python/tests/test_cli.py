@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,21 +19,40 @@ COMMAND = str(Path(sys.executable).with_name("fluoro"))
 State = job_pb2.Job.State
 
 
+class Command:
+    """A running `fluoro`. Its pipes are read in threads: asyncio's own child processes are closed by whoever collects garbage next."""
+
+    def __init__(self, words, stdin, env):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([COMMAND, *words], env=env, stdin=stdin, stdout=pipe, stderr=pipe, bufsize=0)
+
+    async def line(self):
+        return await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 20)
+
+    async def end(self, data=None):
+        out, err = await asyncio.to_thread(self.process.communicate, data, 60)
+        return self.process.returncode, out, err
+
+
 @pytest.fixture
 def fluoro(gateway):
-    async def start(*words, stdin=asyncio.subprocess.DEVNULL, **environment):
+    started = []
+
+    def start(*words, stdin=subprocess.DEVNULL, **environment):
         env = {"PATH": os.environ["PATH"], "FLUORO_ENDPOINT": gateway.endpoint, "FLUORO_OWNER": "ada", **environment}
-        pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(COMMAND, *words, env=env, stdin=stdin, stdout=pipe, stderr=pipe)
+        started.append(Command(words, stdin, env))
+        return started[-1]
 
     async def run(*words, input=None, **environment):
-        process = await start(*words, stdin=asyncio.subprocess.PIPE, **environment)
-        out, err = await asyncio.wait_for(process.communicate((input or "").encode()), 60)
+        code, out, err = await start(*words, stdin=subprocess.PIPE, **environment).end((input or "").encode())
         assert b"Traceback" not in err
-        return process.returncode, out.decode(), err.decode()
+        return code, out.decode(), err.decode()
 
     run.start = start
-    return run
+    yield run
+    for command in started:
+        with command.process:
+            command.process.kill()
 
 
 def done(gateway, **fields):
@@ -74,10 +94,9 @@ async def test_help_documents_the_exit_codes_and_every_command_takes_output(fluo
         assert "--output" in (await fluoro(command, "--help"))[1]
 
 
-async def test_help_does_not_wait_for_grpc():
+def test_help_does_not_wait_for_grpc():
     script = "import sys, fluoro_client.cli; sys.exit(any(name in sys.modules for name in ('grpc', 'google.protobuf', 'fluoro.v1')))"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
-    assert await process.wait() == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_the_words_of_the_command_line_are_those_of_the_api():
@@ -199,15 +218,15 @@ async def test_the_outcome_of_a_watched_job_is_the_exit_code(gateway, fluoro, st
 
 async def test_a_watch_in_json_is_one_message_per_line_and_goes_on_after_a_cursor(gateway, fluoro):
     job = gateway.add_job(events=[{"step_changed": event_pb2.StepChanged(step="a", state=job_pb2.Step.STATE_RUNNING)}])
-    process = await fluoro.start("watch", job.name, "--output", "json")
-    first = json_format.Parse(await process.stdout.readline(), job_service_pb2.WatchJobResponse())
+    command = fluoro.start("watch", job.name, "--output", "json")
+    first = json_format.Parse(await command.line(), job_service_pb2.WatchJobResponse())
     assert first.snapshot == job
     await gateway.say(job.name, job_changed=event_pb2.JobChanged(state=State.STATE_RUNNING))
     await gateway.finish(job.name, State.STATE_FAILED)
-    out, _ = await process.communicate()
+    code, out, _ = await command.end()
     lines = [json_format.Parse(line, job_service_pb2.WatchJobResponse()) for line in out.splitlines()]
     assert [line.event.sequence for line in lines] == [3, 4]
-    assert process.returncode == 1
+    assert code == 1
     _, out, _ = await fluoro("watch", job.name, "--output", "json", "--cursor", lines[0].cursor)
     assert [json.loads(line)["event"]["sequence"] for line in out.splitlines()] == ["4"]
 
@@ -215,39 +234,38 @@ async def test_a_watch_in_json_is_one_message_per_line_and_goes_on_after_a_curso
 @pytest.mark.parametrize("output", ["table", "json"])
 async def test_all_jobs_are_watched_a_line_each_time_until_ctrl_c(gateway, fluoro, output):
     job = gateway.add_job(labels={"study": "a"})
-    process = await fluoro.start("watch", "--all", "--label", "study=a", "--output", output)
-    lines = [await process.stdout.readline()]
+    command = fluoro.start("watch", "--all", "--label", "study=a", "--output", output)
+    lines = [await command.line()]
     await gateway.say(job.name, step_changed=event_pb2.StepChanged(step="render", state=job_pb2.Step.STATE_RUNNING))
-    lines += [await asyncio.wait_for(process.stdout.readline(), 20) for _ in range(1 if output == "table" else 2)]
-    process.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
+    lines += [await command.line() for _ in range(1 if output == "table" else 2)]
+    command.process.send_signal(signal.SIGINT)
+    code, _, err = await command.end()
     if output == "table":
         assert [line.decode().split() for line in lines] == [[job.name, "pending"], [job.name, "render", "running"]]
     else:
         messages = [json_format.Parse(line, job_service_pb2.WatchJobsResponse()) for line in lines]
         assert [message.WhichOneof("update") for message in messages] == ["job", "bookmark", "event"]
-    assert process.returncode == 130
+    assert code == 130
     assert err.decode().startswith("Detached. Resume with: fluoro watch --all --label study=a --endpoint")
 
 
 async def test_ctrl_c_detaches_from_a_watch_and_tells_how_to_resume(gateway, fluoro):
     job = gateway.add_job()
-    process = await fluoro.start("watch", job.name, "--output", "json")
-    assert await process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(process.communicate(), 20)
-    assert process.returncode == 130
+    command = fluoro.start("watch", job.name, "--output", "json")
+    assert await command.line()
+    command.process.send_signal(signal.SIGINT)
+    code, _, err = await command.end()
+    assert code == 130
     hint = f"fluoro watch {job.name} --endpoint {gateway.endpoint} --owner ada --output json --cursor 1"
     assert err.decode() == f"Detached; the job goes on. Resume with: {hint}\n"
     assert job.state == State.STATE_PENDING
 
 
 async def test_submit_and_watch_in_one_go(gateway, fluoro):
-    process = await fluoro.start("submit", "--pipeline", "imaging-report", "--input", "blobs/1", "--watch", "--output", "json")
-    job = json.loads(await process.stdout.readline())["snapshot"]["name"]
+    command = fluoro.start("submit", "--pipeline", "imaging-report", "--input", "blobs/1", "--watch", "--output", "json")
+    job = json.loads(await command.line())["snapshot"]["name"]
     await gateway.finish(job)
-    assert await asyncio.wait_for(process.wait(), 20) == 0
-    await process.communicate()
+    assert (await command.end())[0] == 0
 
 
 async def test_artifacts_are_downloaded_by_step_role_and_name(gateway, fluoro, tmp_path):

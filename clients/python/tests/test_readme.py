@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,14 +16,15 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", Path(__file__).parents[1].joinpath
 async def test_an_example_runs_a_job_to_its_end(gateway, tmp_path, example):
     (tmp_path / "ct.dcm").write_bytes(b"\0" * 128 + b"DICM")
     script = example.replace("localhost:50051", gateway.endpoint)
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(30):
+    run = asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, timeout=30, check=False)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        running = group.create_task(run)
         while not gateway.jobs:  # noqa: ASYNC110 - the server's state is not ours to signal
             await asyncio.sleep(0.01)
         [job] = gateway.jobs.values()
         await gateway.finish(job.name)
-        out, _ = await process.communicate()
-    assert process.returncode == 0
-    assert out
+    done = running.result()
+    assert done.returncode == 0
+    assert done.stdout
     assert job.state == job_pb2.Job.STATE_SUCCEEDED
     assert [blob.media_type for blob in gateway.blobs.values()] == ["application/dicom"]
