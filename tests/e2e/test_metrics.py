@@ -79,6 +79,21 @@ def test_every_service_has_its_main_figures_once_a_job_has_run(worked: RunningFl
     assert not missing()
 
 
+def test_a_job_is_counted_as_cancelled_once_however_often_it_is_cancelled(fluoro: RunningFluoro, ct: Path) -> None:
+    def cancelled() -> float:
+        families = text_string_to_metric_families(fluoro.get("gateway", "/metrics")[1])
+        samples = [sample for family in families for sample in family.samples if sample.name == "fluoro_jobs_finished_total"]
+        return sum(sample.value for sample in samples if sample.labels == {"state": "cancelled"})
+
+    before = cancelled()
+    with fluoro.client() as client:
+        job = imaging_report([client.upload(ct)])
+        job.schedule_time.FromSeconds(4_000_000_000)
+        name = client.submit(job).name
+        assert [client.cancel(name).state for _ in range(2)] == [job_pb2.Job.STATE_CANCELLED] * 2
+    assert cancelled() == before + 1
+
+
 def test_a_submit_that_is_repeated_counts_as_one_accepted_job(worked: RunningFluoro, ct: Path) -> None:
     def accepted() -> float:
         families = text_string_to_metric_families(worked.get("gateway", "/metrics")[1])

@@ -33,9 +33,9 @@ def db(database_url: str) -> Iterator[Db]:
         yield connection
 
 
-def worker(db: Db, slots: int = 4, rate: float = 0, queue: str = "dicom") -> Worker:
+def worker(db: Db, slots: int = 4, task_seconds: float = 0, queue: str = "dicom") -> Worker:
     one = Worker(new_id(), "host:1", queue, slots, "0")
-    attempts.beat(db, one, [], rate)
+    attempts.beat(db, one, [], task_seconds)
     return one
 
 
@@ -197,14 +197,14 @@ def test_another_owner_can_neither_see_nor_cancel_a_job(rig: Rig, db: Db) -> Non
 
 
 def test_without_workers_nothing_is_dispatched_and_with_them_two_per_slot(rig: Rig, db: Db) -> None:
-    for _ in range(6):
+    for _ in range(8):
         accepted(rig, db)
     assert dispatch.take(db) == []
     worker(db, slots=1)
     assert len(dispatch.take(db)) == 2
     assert dispatch.take(db) == [], "the window is full"
-    worker(db, slots=1, rate=10)
-    assert len(dispatch.take(db)) == 3, "half a second of measured work is five tasks, two of which wait already"
+    worker(db, slots=1, task_seconds=0.1)
+    assert len(dispatch.take(db)) == 5, "two for one slot, half a second of work for the other: seven less what waits already"
 
 
 def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> None:
@@ -270,7 +270,7 @@ def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:
         accepted(rig, db)
     by = worker(db, slots=1)
     claimed(db, by)
-    attempts.beat(db, by, [], 1.0, 3.0)
+    attempts.beat(db, by, [], 3.0)
     dicom = next(queue for queue in backlog.by_queue(db) if queue.name == "dicom")
     assert (dict(dicom.tasks), dicom.slots, dicom.workers) == ({"READY": 3, "QUEUED": 1, "RUNNING": 1}, 1, 1)
     assert dicom.seconds == 15

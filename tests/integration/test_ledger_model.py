@@ -63,14 +63,14 @@ def no_version_guard(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
-    def end_attempt(db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]) -> bool:
-        def careless(graph: JobGraph) -> bool:
-            running = graph.tasks[task_id].state is TaskState.RUNNING
-            if running:
-                act(graph, graph.tasks[task_id])
-            return running
+    def end_attempt(db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]) -> JobState | None:
+        def careless(graph: JobGraph) -> JobState | None:
+            if graph.tasks[task_id].state is not TaskState.RUNNING:
+                return None
+            act(graph, graph.tasks[task_id])
+            return graph.state
 
-        return bool(store.transition(db, job, careless))
+        return store.transition(db, job, careless)
 
     patch.setattr(attempts, "end_attempt", end_attempt)
 

@@ -40,7 +40,7 @@ PAUSE_FACTOR: Final = 10
 
 _DISPATCH: Final = f"""
 WITH RECURSIVE open AS (
-  SELECT q.queue, coalesce(sum(w.slots * greatest(2, least(ceil({WINDOW_SECONDS} / nullif(w.task_seconds, 0)), {MAX_WINDOW_TASKS}))), 0)
+  SELECT q.queue, coalesce(sum(w.slots * least({MAX_WINDOW_TASKS}, greatest(2, ceil({WINDOW_SECONDS} / nullif(w.task_seconds, 0))))), 0)
     - (SELECT count(*) FROM tasks t WHERE t.queue = q.queue AND t.state = 'QUEUED') AS places
   FROM unnest(%(queues)s::text[]) q(queue) LEFT JOIN workers w ON w.queue = q.queue AND w.expire_time > now()
   GROUP BY q.queue

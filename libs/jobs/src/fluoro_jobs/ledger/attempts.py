@@ -13,7 +13,7 @@ from fluoro_jobs.ledger import read, store
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph, Task, TaskResult
 from fluoro_jobs.operations import BY_FIELD, Operation
-from fluoro_jobs.states import JobState, Outcome, TaskState
+from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
 
 WORKER_EXPIRE_SECONDS: Final = 30
 """A worker whose heartbeat is older is taken for dead: it no longer counts for the dispatch window."""
@@ -138,7 +138,9 @@ def lose(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.LOST, Reason.WORKER_LOST, message, may_retry=True)
 
-    return end_attempt(connection, job_id, task_id, attempt, act) is not None
+    state = end_attempt(connection, job_id, task_id, attempt, act)
+    store.count_end(state)
+    return state is not None
 
 
 def time_out(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, seconds: float) -> bool:
@@ -148,7 +150,9 @@ def time_out(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt:
         text = f"The attempt took longer than {seconds:g} s."
         graph.fail(task, Outcome.FAILED, Reason.ATTEMPT_TIMEOUT, text, may_retry=True)
 
-    return end_attempt(connection, job_id, task_id, attempt, act) is not None
+    state = end_attempt(connection, job_id, task_id, attempt, act)
+    store.count_end(state)
+    return state is not None
 
 
 def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int) -> bool:
@@ -227,12 +231,14 @@ def sweep(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
 def expire(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
     """Fails jobs whose expire_time has passed. Returns them; their workers should be told, as for a cancel."""
 
-    def act(graph: JobGraph) -> None:
+    def act(graph: JobGraph) -> JobState | None:
+        ends = not is_terminal(graph.state)
         graph.cancel(Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED)
+        return graph.state if ends else None
 
     jobs = [job for (job,) in connection.execute(_EXPIRED_JOBS, (limit,)).fetchall()]
     for job in jobs:
-        store.transition(connection, job, act)
+        store.count_end(store.transition(connection, job, act))
     return jobs
 
 

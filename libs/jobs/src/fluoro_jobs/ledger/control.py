@@ -8,8 +8,8 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.read import get_job, job_not_found
-from fluoro_jobs.ledger.store import transition
-from fluoro_jobs.states import is_terminal
+from fluoro_jobs.ledger.store import count_end, transition
+from fluoro_jobs.states import JobState, is_terminal
 
 
 def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
@@ -18,12 +18,14 @@ def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb
     FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
 
-    def act(graph: JobGraph) -> None:
+    def act(graph: JobGraph) -> JobState | None:
         if graph.owner != owner:
             raise job_not_found(job_id)
+        ends = not is_terminal(graph.state)
         graph.cancel(Reason.JOB_CANCELLED, "Cancelled by its owner.")
+        return graph.state if ends else None
 
-    transition(connection, job_id, act)
+    count_end(transition(connection, job_id, act))
     return get_job(connection, owner, job_id)
 
 

@@ -19,7 +19,8 @@ from fluoro_jobs.states import JOB_REOPENINGS, JobState, Outcome, StepState, Tas
 class Task:
     """A row of `tasks`.
 
-    allowed: claims it may have without a result. counts: its items (total, succeeded, skipped, failed) once it has a result.
+    allowed: claims it may have without a result; one more for each that was handed back.
+    counts: its items (total, succeeded, skipped, failed) once it has a result.
     result: serialized result message, set by the transition that ends it. delay_seconds: from now until it may be dispatched again.
     """
 
@@ -168,9 +169,9 @@ class JobGraph:
         self._join(step)
 
     def release(self, task: Task) -> None:
-        """A worker that shuts down hands an attempt back: at once ready for another worker, even if it was the last one."""
+        """A worker that shuts down hands an attempt back: at once ready for another worker, and it costs the task none of its attempts."""
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.RELEASED))
-        task.delay_seconds = 0
+        task.allowed, task.delay_seconds = task.allowed + 1, 0
         self._move_task(task, TaskState.READY)
 
     def cancel(self, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:

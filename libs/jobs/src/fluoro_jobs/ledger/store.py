@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
+from fluoro_telemetry import metrics
 
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import Change, JobGraph, Step, Task
@@ -94,6 +95,12 @@ def transition(connection: LedgerConnection, job: UUID, act: Callable[[JobGraph]
         answer = act(graph)
         save(connection, graph)
         return answer
+
+
+def count_end(state: JobState | None) -> None:
+    """For the metrics: a process that serves them ended a job, if the state that it moved one to is an end."""
+    if state is not None and is_terminal(state):
+        metrics.JOBS_FINISHED.labels(state=state.lower()).inc()
 
 
 def save(connection: LedgerConnection, graph: JobGraph, *, worker_id: UUID | None = None, worker: str = "") -> bool:

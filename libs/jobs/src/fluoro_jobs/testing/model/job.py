@@ -16,14 +16,13 @@ ENDS: Final = {*USEFUL, "FAILED", "CANCELLED"}
 class Task:
     """One task. inputs and worker: their numbers. items: a letter per input, S(ucceeded), K for skipped, F(ailed); None without result.
 
-    due: its back-off is over. expired: its lease is. released: how often it was handed back, which costs no claim.
+    allowed: claims until it fails for good. due: its back-off is over. expired: its lease is.
     """
 
     inputs: range
     allowed: int
     stage: str = "WAITING"
     attempt: int = 0
-    released: int = 0
     due: bool = True
     expired: bool = False
     worker: int = -1
@@ -110,7 +109,7 @@ class Job:
             bad = [task for task in step.tasks if task.items is None or "F" in task.items]
             for task in step.tasks:
                 if waits or not bad or task in bad:
-                    task.stage, task.due, task.items, task.released = "WAITING", True, None, 0
+                    task.stage, task.due, task.items = "WAITING", True, None
                     task.allowed = task.attempt + step.max_attempts
         self.end, self.started = "", False
 
@@ -162,7 +161,7 @@ class Model:
         """The attempt ends. how: letters of items for a result; "again" or "never" for an error, by whether one may mend it; "released"."""
         task = self[key]
         if how == "released":
-            task.stage, task.due, task.released = "WAITING", True, task.released + 1
+            task.stage, task.due, task.allowed = "WAITING", True, task.allowed + 1
         elif how == "again" and task.attempt < task.allowed:
             task.stage, task.due = "WAITING", False
         elif how in {"again", "never"}:
