@@ -46,9 +46,9 @@ format: venv ## Mend style where a machine can.
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-type: venv ## Check types of what we ship, and of the benchmarks.
+type: venv ## Check types of what we ship, the benchmarks and the chaos rig.
 	@$(BIN)/mypy $(addprefix -p ,$(filter-out fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
-	@$(BIN)/mypy benchmarks
+	@$(BIN)/mypy benchmarks tests/chaos
 
 gen: venv ## Generate the Python code of protos/ anew.
 	@$(BIN)/python libs/protos/generate.py
