@@ -35,7 +35,7 @@ LOST_AFTER_SECONDS: Final = 5
 
 MIN_PAUSE_SECONDS: Final = 0.005
 MAX_PAUSE_SECONDS: Final = 0.1
-PAUSE_FACTOR: Final = 10
+PAUSE_FACTOR: Final = 20
 """After a dispatch, this many times as long as it took: what becomes free or ready meanwhile goes together."""
 
 _DISPATCH: Final = f"""

@@ -16,7 +16,7 @@ PROGRESS_CHANNEL: Final = "fluoro:progress"
 """Live progress. Payload: a serialized fluoro.v1.Progress."""
 CANCELS_CHANNEL: Final = "fluoro:cancels"
 """A job was cancelled: workers look at what they run. Payload: the 16 bytes of its UUID."""
-GATHER_SECONDS: Final = 0.005
+GATHER_SECONDS: Final = 0.01
 """How long a `BackgroundPublisher` waits for more to tell."""
 PROGRESS_TTL_SECONDS: Final = 3600
 """How long the latest progress of a job is kept for those who start to watch later."""

@@ -1,6 +1,5 @@
 """The Celery app of a worker: its tasks, and how a spawned pool child builds the same app again."""
 
-import ast
 import importlib
 import logging
 from collections.abc import Callable, Mapping
@@ -92,9 +91,8 @@ class LedgerRequest(Request):
 
         def on_success(self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any) -> Any:
             failed, returned, _ = failed__retval__runtime
-            report = None if failed else ast.literal_eval(returned)  # a result comes back as its repr()
-            if report is not None:
-                self._app.keeper.report(Report(*report))
+            if not failed and returned != "None":  # a result comes back as its repr()
+                self._app.keeper.report(Report.from_line(returned.strip("'")))
             return inner(self, failed__retval__runtime, **options)
 
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
@@ -128,14 +126,14 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
     app: WorkerApp
     ignore_result = True
 
-    def run(self, task_id: str) -> Report | None:
-        """Runs the attempt in this pool child or thread."""
+    def run(self, task_id: str) -> str | None:
+        """Runs the attempt in this pool child or thread. What it reports, as a line; None if it did not run."""
         try:
             report: Report | None = self.app.executor.run(UUID(task_id))
         except FluoroError as error:  # the ledger is away: the task is still queued there, and its message is sent again
             log.warning("task_not_run", task=task_id, reason=error.reason)
             return None
-        return report
+        return None if report is None else report.line()
 
 
 def _log_as(plan: Plan, **_: Any) -> None:

@@ -34,7 +34,7 @@ COMMIT_PATIENCE_SECONDS: Final = 60
 
 
 class Report(NamedTuple):
-    """What a pool child tells its main process of an attempt, for the metrics. Crosses as JSON-like data.
+    """What a pool child tells its main process of an attempt, for the metrics. Crosses as a line of words.
 
     operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this ended the job.
     """
@@ -44,6 +44,16 @@ class Report(NamedTuple):
     waited_seconds: float
     run_seconds: float
     job_state: str
+
+    def line(self) -> str:
+        """Its fields; none of them has a space or a quote in it."""
+        return " ".join(map(str, self))
+
+    @classmethod
+    def from_line(cls, line: str) -> "Report":
+        """What `line` made."""
+        operation, outcome, waited, run, job_state = line.split(" ")
+        return cls(operation, outcome, float(waited), float(run), job_state)
 
 
 class Executor:
