@@ -21,7 +21,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.wakeups import Publisher, connect
-from fluoro_jobs.worker.app import Plan, WorkerApp, load, make_worker_app
+from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app
 from fluoro_jobs.worker.keeper import Keeper
 from fluoro_jobs.worker.settings import WorkerSettings
 
@@ -135,6 +135,7 @@ class WorkerProcess:
 
     def _on_ready(self, **_: Any) -> None:
         self._consuming = True
+        calm_collector()
         log.info("worker_ready", queue=self._app.plan.worker.queue, slots=self._app.plan.worker.slots)
 
     def _check_consumer(self) -> None:
