@@ -81,14 +81,16 @@ class BackgroundPublisher(Publisher):
         """Starts the thread."""
         super().__init__(redis_url)
         self._pending: set[UUID] = set()
+        self._lock = threading.Lock()
         self._woken = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="wakeups", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="wakeups", daemon=True)
         self._thread.start()
 
     def events(self, *jobs: UUID) -> None:
         """These jobs have new events. Never blocks."""
-        self._pending.update(jobs)
+        with self._lock:
+            self._pending.update(jobs)
         self._woken.set()
 
     def close(self) -> None:
@@ -96,12 +98,17 @@ class BackgroundPublisher(Publisher):
         self._closing.set()
         self._woken.set()
         self._thread.join()
+        self._tell()
         super().close()
 
-    def _tell(self) -> None:
+    def _run(self) -> None:
         while not self._closing.is_set():
             self._woken.wait()
             self._closing.wait(GATHER_SECONDS)
             self._woken.clear()
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
             jobs, self._pending = self._pending, set()
-            super().events(*jobs)
+        super().events(*jobs)
