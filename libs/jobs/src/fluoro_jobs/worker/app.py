@@ -50,11 +50,11 @@ class Plan:
 
 
 COLLECT_AFTER_OBJECTS: Final = 10_000
-"""New objects between two collections: some ten short tasks' worth. Python's own 700 is a third of one."""
+"""New objects between two collections of garbage. Python's own 700 is less than what one task makes."""
 
 
 def calm_collector() -> None:
-    """Spares the garbage collector what is there by now, and most of its rounds: with short tasks it took a tenth of the time."""
+    """Spares the garbage collector what is there by now, which stays, and most of its rounds: short tasks notice them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS)

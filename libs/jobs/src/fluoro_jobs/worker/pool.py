@@ -1,5 +1,6 @@
 """Celery's prefork pool, told at once when a child has died."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -15,8 +16,9 @@ class PromptAsynPool(AsynPool):
     """
 
     def _track_child_process(self, proc: Any, hub: Any) -> None:
-        if hasattr(os, "pidfd_open") and not hasattr(proc, "_sentinel_poll"):  # Linux; the attribute is where Celery looks first
-            proc._sentinel_poll = os.pidfd_open(proc.pid)  # noqa: SLF001 - see there
+        if not hasattr(proc, "_sentinel_poll"):  # where Celery looks before it takes the pipe
+            with contextlib.suppress(AttributeError, OSError):  # neither Linux nor allowed: the pipe it is
+                proc._sentinel_poll = os.pidfd_open(proc.pid)  # noqa: SLF001 - see above
         super()._track_child_process(proc, hub)  # type: ignore[misc]  # the stubs left it out
 
 
