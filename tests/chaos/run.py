@@ -39,7 +39,8 @@ REST_SECONDS: Final = 120
 WATCHERS_SECONDS: Final = 20
 """How long after that watchers may take to see it."""
 CANCEL_SECONDS: Final = 6
-"""How long after a cancel something may compute on: a heartbeat, when Redis did not pass the word."""
+"""How long after a cancel something may compute on: a heartbeat, when Redis did not pass the word. A worker that was stopped
+meanwhile hears of it a heartbeat after it goes on."""
 LATE_SECONDS: Final = 0.5
 """How long what should not compute is given to show itself once the gate is open."""
 
@@ -105,7 +106,8 @@ class Run:
         await until(lambda: self._at_rest(names), REST_SECONDS, 0.2)
         rest = time.monotonic()
         await load.watched(await asyncio.to_thread(self._last_sequences, names), WATCHERS_SECONDS)
-        await asyncio.sleep(max(0, load.last_cancel + CANCEL_SECONDS - time.monotonic()))
+        heard = mended if any(fault.kind in faults.STOPS for fault in plan.faults) else load.last_cancel
+        await asyncio.sleep(max(0, heard + CANCEL_SECONDS - time.monotonic()))
         load.gate.touch()
         await asyncio.sleep(LATE_SECONDS)
         findings += await asyncio.to_thread(audit, self._fluoro.postgres.url, self._fluoro.blob_url, load.records)

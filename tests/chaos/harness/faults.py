@@ -19,6 +19,7 @@ MESSAGE_SECONDS: Final = 2
 DRAIN_SECONDS: Final = 15
 """How long a worker may take to end on SIGTERM before it is killed."""
 
+STOPS: Final = frozenset({Kind.LONG_STOP, Kind.SHORT_STOP})
 KILLS: Final = frozenset({Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN, Kind.KILL_CHILD, Kind.KILL_GATEWAY, Kind.KILL_SCHEDULER})
 """Faults that are a SIGKILL of a process of Fluoro's own."""
 
