@@ -23,13 +23,11 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsResponse,
 )
 from fluoro_client import AsyncClient
+from fluoro_jobs.ledger import control
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.ledger.graph import JobGraph
-from fluoro_jobs.ledger.store import transition
-from fluoro_jobs.states import TaskState
 from fluoro_local.servers import ValkeyServer
 from gateway.testing import parse
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Rig, claim, rigged
 
 PATIENCE_SECONDS = 30
 TERMINAL = {Job.STATE_SUCCEEDED, Job.STATE_FAILED, Job.STATE_CANCELLED}
@@ -195,13 +193,7 @@ async def test_a_transaction_that_commits_late_is_not_passed_over(rig: Rig, data
             await rig.run(job)
             got = await read(call, ended(job))
             got += await read(call, lambda got: len(got) > 5)
-
-            def start(graph: JobGraph) -> None:
-                (task,) = graph.tasks.values()
-                task.state = TaskState.QUEUED
-                graph.start(task)
-
-            transition(connection, UUID(slow[5:]), start)
+            claim(connection, UUID(slow[5:]))
     finally:
         ledger.close()
     await rig.succeed(slow, wake=False)
@@ -275,7 +267,7 @@ async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothi
         how = parse(caught.value)
         assert (how.code.name, how.reason) == ("RESOURCE_EXHAUSTED", "WATCH_TOO_SLOW")
         assert how.metadata["cursor"] == got[-1].cursor
-        await rig.client.jobs.CancelJob(CancelJobRequest(name=job), metadata=(("fluoro-owner", "ada"),))
+        await rig.act(job, lambda db, job_id: control.cancel_job(db, "ada", job_id))  # CancelJob's answer would be too large
         again = told(await read(rig.watch(how.metadata["cursor"]), ended(job)))[job]
         assert again[0] <= told(got)[job][-1] + 1
         assert again == list(range(again[0], again[-1] + 1))

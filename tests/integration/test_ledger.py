@@ -14,12 +14,12 @@ from fluoro.v1 import dicom_pb2, job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read
+from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read, store
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.ledger.migrate import engine
 from fluoro_jobs.ledger.tables import METADATA
-from fluoro_jobs.testing.rig import OWNER, Rig, sequences
+from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -149,6 +149,31 @@ def test_a_task_is_claimed_once_however_many_try(rig: Rig, db: Db, database_url:
     for thread in threads:
         thread.join()
     assert sum(claim is not None for claim in won) == 1
+
+
+def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(rig: Rig, db: Db, database_url: str) -> None:
+    job = rig.job_of()
+    for name in ("a", "b"):
+        job.steps.add(name=name).inspect_dicom.SetInParent()
+    job_id, by = accepted(rig, db, job), worker(db)
+    (first, _, _), (second, _, _), *_ = dispatch.take(db)
+    waited: list[Claim | None] = []
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waits' AND wait_event_type = 'Lock'"
+
+    def wait() -> None:
+        with psycopg.connect(database_url, autocommit=True, application_name="waits") as connection:
+            waited.append(attempts.claim(connection, second, by))
+
+    thread = threading.Thread(target=wait)
+    with psycopg.connect(database_url, autocommit=True) as quick, quick.transaction():
+        assert attempts.claim(quick, first, by) is not None
+        thread.start()
+        until(lambda: db.execute(waiting).fetchone(), what="the wait")
+    thread.join()
+    (claim,) = waited
+    assert claim is not None
+    assert claim.graph == store.load(db, job_id)
+    assert sequences(rig.events(job_id)) == list(range(1, claim.graph.version + 1))
 
 
 def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, database_url: str) -> None:

@@ -75,6 +75,15 @@ def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attempts, "end_attempt", end_attempt)
 
 
+def claims_of_what_is_not_queued(patch: pytest.MonkeyPatch) -> None:
+    without(patch, attempts, "_CLAIM", " AND t.state = 'QUEUED'")
+
+
+def steps_that_start_twice(patch: pytest.MonkeyPatch) -> None:
+    assert "(s.state = 'PENDING')::int" in attempts._CLAIM
+    patch.setattr(attempts, "_CLAIM", attempts._CLAIM.replace("(s.state = 'PENDING')::int", "1"))
+
+
 def artifacts_of_fenced_attempts(patch: pytest.MonkeyPatch) -> None:
     for part in ("blobs", "artifacts"):
         text = store._PARTS[part]
@@ -128,6 +137,8 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
 BUGS: Final = (
     no_version_guard,
     no_fencing_token,
+    claims_of_what_is_not_queued,
+    steps_that_start_twice,
     artifacts_of_fenced_attempts,
     ends_are_overwritten,
     attempts_without_end,

@@ -14,7 +14,7 @@ from typing import Final
 WINDOW_SECONDS: Final = 3.5
 """Submits and faults begin within this time of a round."""
 LEASE_SECONDS: Final = 15
-"""`fluoro_jobs.ledger.store.LEASE_SECONDS`: what a round with a lost worker has to wait for."""
+"""`fluoro_jobs.ledger.attempts.LEASE_SECONDS`: what a round with a lost worker has to wait for."""
 COSTLY_SHARE: Final = 0.5
 """Share of rounds in which a whole worker is lost and a lease has to expire. The others are over in half the time."""
 LONG_STOP_SHARE: Final = 0.08

@@ -3,20 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.dicom_pb2 import InspectDicom
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import SubmitJobRequest, WatchJobsRequest
-from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph, TaskResult
 from fluoro_jobs.ledger.store import transition
-from fluoro_jobs.states import Outcome, TaskState
 from fluoro_jobs.wakeups import Publisher
 
 from gateway.testing import Client, serving
+
+WORKER: Final = Worker(new_id(), "host:1", "dicom", slots=1, version="0")
+"""Whose attempts they are."""
 
 
 class Rig:
@@ -34,12 +40,12 @@ class Rig:
         job = Job(inputs=[blob], steps=[Step(name="a", inspect_dicom=InspectDicom())], labels=labels)
         return str((await self.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=metadata)).job.name)
 
-    async def act(self, job: str, act: Callable[[JobGraph], object], *, wake: bool = True) -> None:
+    async def act(self, job: str, act: Callable[[LedgerConnection, UUID], object], *, wake: bool = True) -> None:
         """Does something to the job in the ledger and, as workers do, says so in Redis."""
 
         def there() -> None:
             with self.ledger.connection() as connection:
-                transition(connection, UUID(job[5:]), act)
+                act(connection, UUID(job[5:]))
             if wake:
                 self.publisher.events(UUID(job[5:]))
 
@@ -47,17 +53,16 @@ class Rig:
 
     async def start(self, job: str, *, wake: bool = True) -> None:
         """A worker claims the job's task."""
-
-        def start(graph: JobGraph) -> None:
-            (task,) = graph.tasks.values()
-            task.state = TaskState.QUEUED
-            graph.start(task)
-
-        await self.act(job, start, wake=wake)
+        await self.act(job, claim, wake=wake)
 
     async def succeed(self, job: str, *, wake: bool = True) -> None:
         """It brings an empty result."""
-        await self.act(job, lambda graph: graph.succeed(next(iter(graph.tasks.values())), TaskResult(b"")), wake=wake)
+
+        def succeed(graph: JobGraph) -> None:
+            (task,) = graph.tasks.values()
+            graph.succeed(task, TaskResult(b""))
+
+        await self.act(job, lambda connection, job_id: transition(connection, job_id, succeed), wake=wake)
 
     async def run(self, job: str, *, wake: bool = True) -> None:
         """The job starts and succeeds: a commit each; its events are then 1 to 7."""
@@ -67,13 +72,9 @@ class Rig:
     async def fail_often(self, job: str, times: int, text: str) -> None:
         """Claims and failures of the task, each with a text of some length."""
 
-        def go(graph: JobGraph) -> None:
-            (task,) = graph.tasks.values()
+        def go(connection: LedgerConnection, job_id: UUID) -> None:
             for _ in range(times):
-                task.state = TaskState.QUEUED
-                graph.start(task)
-                task.allowed = task.attempt + 2
-                graph.fail(task, Outcome.FAILED, "INTERNAL", text, may_retry=True)
+                attempts.fail(connection, claim(connection, job_id), FluoroError(Reason.INTERNAL, text, retryable=True))
 
         await self.act(job, go)
 
@@ -81,6 +82,16 @@ class Rig:
         """The call of WatchJobs."""
         request = WatchJobsRequest(start_cursor=start_cursor, labels=labels)
         return self.client.jobs.WatchJobs(request, metadata=(("fluoro-owner", owner),))
+
+
+def claim(connection: LedgerConnection, job: UUID) -> Claim:
+    """Dispatches and claims the job's one task, whatever became of it before."""
+    query = "UPDATE tasks SET state = 'QUEUED', allowed = attempt + 2 WHERE job_id = %s RETURNING id"
+    ((task,),) = connection.execute(query, (job,)).fetchall()
+    claimed = attempts.claim(connection, task, WORKER)
+    if claimed is None:
+        raise RuntimeError("the task was not to be had")
+    return claimed
 
 
 @asynccontextmanager

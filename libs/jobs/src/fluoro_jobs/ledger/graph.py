@@ -109,7 +109,6 @@ class JobGraph:
     changes: list[Change] = field(default_factory=list)
     changed_steps: set[int] = field(default_factory=set)
     changed_tasks: set[UUID] = field(default_factory=set)
-    started_attempts: list[tuple[UUID, int]] = field(default_factory=list)
     ended_attempts: list[AttemptEnd] = field(default_factory=list)
     results: list[tuple[Task, TaskResult]] = field(default_factory=list)
     redone: list[Task] = field(default_factory=list)
@@ -121,7 +120,6 @@ class JobGraph:
             self.changes,
             self.changed_steps,
             self.changed_tasks,
-            self.started_attempts,
             self.ended_attempts,
             self.results,
             self.redone,
@@ -135,9 +133,8 @@ class JobGraph:
     # --- what can happen to a task ---
 
     def start(self, task: Task) -> None:
-        """A worker claims a queued task: the attempt is counted here, whatever comes of it (I7)."""
+        """A worker claims a queued task: what `attempts.claim` does in SQL, done to this picture. It counts, whatever comes of it (I7)."""
         task.attempt += 1
-        self.started_attempts.append((task.id, task.attempt))
         if self.state is JobState.PENDING:
             self._move_job(JobState.RUNNING)
         step = self.steps[task.step]

@@ -20,26 +20,21 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import Change, JobGraph, Step, Task
 from fluoro_jobs.states import JobState, TaskState, is_terminal
 
-LEASE_SECONDS: Final = 15
-"""How long a claim holds without being renewed."""
-
-_LOAD: Final = """
-SELECT j.id, j.owner, j.state, j.last_sequence,
+PICTURE: Final = """j.id, j.owner, j.state, j.last_sequence,
   (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts, s.initial_backoff_seconds,
      s.max_backoff_seconds, s.fans_out, s.requires_all, s.state, s.reason, s.message)) FROM steps s WHERE s.job_id = j.id),
   (SELECT json_agg(json_build_array(t.id, t.step, t.shard, t.state, t.attempt, t.allowed, t.first_input, t.input_count, t.item_counts))
-     FROM tasks t WHERE t.job_id = j.id)
-FROM jobs j WHERE j.id = {job}
-"""
-LOAD_BY_JOB: Final = _LOAD.format(job="%s")
-LOAD_BY_TASK: Final = _LOAD.format(job="(SELECT job_id FROM tasks WHERE id = %s)")
+     FROM tasks t WHERE t.job_id = j.id)"""
+"""Columns that `parse` makes a graph of; j is the job."""
+_LOAD: Final = f"SELECT {PICTURE} FROM jobs j WHERE j.id = %s"
 
 Answer = TypeVar("Answer")
 
 
 def load(connection: LedgerConnection, job: UUID) -> JobGraph | None:
     """The graph of a job, as of one moment; None if there is no such job."""
-    return parse(connection.execute(LOAD_BY_JOB, (job,)).fetchone())
+    row = connection.execute(_LOAD, (job,)).fetchone()
+    return None if row is None else parse(row)
 
 
 def lock(connection: LedgerConnection, job: UUID) -> None:
@@ -51,11 +46,9 @@ def lock(connection: LedgerConnection, job: UUID) -> None:
     connection.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (job,))
 
 
-def parse(row: Sequence[Any] | None) -> JobGraph | None:
-    """A graph from the columns of `LOAD_BY_TASK`."""
-    if row is None:
-        return None
-    job_id, owner, state, version, steps, tasks = row[:6]
+def parse(row: Sequence[Any]) -> JobGraph:
+    """A graph from the columns of `PICTURE`."""
+    job_id, owner, state, version, steps, tasks = row
     return JobGraph(
         id=job_id,
         owner=owner,
@@ -103,11 +96,8 @@ def count_end(state: JobState | None) -> None:
         metrics.JOBS_FINISHED.labels(state=state.lower()).inc()
 
 
-def save(connection: LedgerConnection, graph: JobGraph, *, worker_id: UUID | None = None, worker: str = "") -> bool:
-    """Makes the graph's notes durable and clears them. False, and nothing written, if the job has moved on since it was read.
-
-    worker_id, worker: who claims, for the attempts that start.
-    """
+def save(connection: LedgerConnection, graph: JobGraph) -> bool:
+    """Makes the graph's notes durable and clears them. False, and nothing written, if the job has moved on since it was read."""
     if not graph.changes:
         return True
     parts = _parts(graph)
@@ -122,8 +112,6 @@ def save(connection: LedgerConnection, graph: JobGraph, *, worker_id: UUID | Non
         "ended": is_terminal(graph.state),
         "reopened": bool(graph.redone),
         "ended_tasks": [end.task for end in graph.ended_attempts],
-        "worker_id": worker_id,
-        "worker": worker,
     }
     parameters |= {name: json.dumps(rows) for name, rows in parts.items()}
     done = connection.execute(_statement(tuple(parts)), parameters).fetchone() is not None
@@ -139,7 +127,6 @@ def _parts(graph: JobGraph) -> dict[str, list[dict[str, Any]]]:
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
         "tasks": [_task_row(graph.tasks[task]) for task in graph.changed_tasks],
         "redone": [{"step": t.step, "shard": t.shard} for t in graph.redone],
-        "starts": [{"task_id": str(task), "number": number} for task, number in graph.started_attempts],
         "ends": [
             {"task_id": str(e.task), "number": e.number, "outcome": e.outcome, "reason": e.reason, "message": e.message}
             for e in graph.ended_attempts
@@ -214,7 +201,6 @@ def _statement(parts: tuple[str, ...]) -> str:
 
 _JOB: Final = """job AS (
   UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s, last_sequence = last_sequence + %(bump)s,
-    start_time = CASE WHEN %(state)s = 'RUNNING' THEN coalesce(start_time, now()) ELSE start_time END,
     end_time = CASE WHEN %(ended)s THEN coalesce(end_time, now()) END,
     expire_time = CASE WHEN %(reopened)s AND expire_time < now() THEN NULL ELSE expire_time END
   WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id
@@ -226,12 +212,11 @@ _PARTS: Final[dict[str, str]] = {
   FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text)
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
     # A result once there stays, until a retry takes it back together with the counts.
-    "tasks": f"""
+    "tasks": """
   UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, run_after = now() + u.delay_seconds * interval '1 s',
     queued_time = NULL, item_counts = u.item_counts,
     result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
-    worker_id = CASE WHEN u.state = 'RUNNING' THEN %(worker_id)s::uuid END,
-    lease_expire_time = CASE WHEN u.state = 'RUNNING' THEN now() + interval '{LEASE_SECONDS} s' END
+    worker_id = NULL, lease_expire_time = NULL
   FROM job, json_to_recordset(%(tasks)s::json)
     u(id uuid, state text, attempt int2, allowed int2, delay_seconds float8, item_counts int[], result text)
   WHERE t.id = u.id AND t.job_id = job.id""",
@@ -241,9 +226,6 @@ _PARTS: Final[dict[str, str]] = {
 ), redone_artifacts_ AS (
   DELETE FROM artifacts a USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)
   WHERE a.job_id = job.id AND a.step = u.step AND a.shard = u.shard""",
-    "starts": """
-  INSERT INTO attempts (task_id, number, worker)
-  SELECT u.task_id, u.number, %(worker)s FROM job, json_to_recordset(%(starts)s::json) u(task_id uuid, number int2)""",
     "ends": """
   UPDATE attempts a SET end_time = now(), outcome = u.outcome, reason = u.reason, message = u.message
   FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int2, outcome text, reason text, message text)

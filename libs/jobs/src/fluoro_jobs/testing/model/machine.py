@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, blobs, control, read
+from fluoro_jobs.ledger import accept, attempts, blobs, control, read, store
 from fluoro_jobs.ledger.accept import Answer
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
@@ -238,6 +238,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if claim is not None:
             self.model.claim(message, worker)
             assert claim.attempt == self.model[message].attempt
+            assert claim.graph == store.load(self.plain, claim.graph.id), "a claim knows what the ledger holds"
             self.claims[Try(message, claim.attempt)] = claim
 
     def run(self, message: Key, worker: int, how: str) -> None:
