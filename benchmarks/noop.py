@@ -154,4 +154,4 @@ if __name__ == "__main__":
     if quick(__doc__):
         main(1, 40)
     else:
-        main(3, 500)
+        main(9, 500)

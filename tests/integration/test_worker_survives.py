@@ -126,16 +126,45 @@ def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path:
     assert_gap_free(rig, job)
 
 
+def cancel(rig: Rig, job_id: UUID) -> job_pb2.Job:
+    with rig.connection() as connection:
+        job = control.cancel_job(connection, OWNER, job_id)
+    Publisher(rig.redis_url).cancel(job_id)
+    assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
+    return job
+
+
 @pytest.mark.parametrize(("pool", "commands"), [("prefork", [{"do": "spin"}]), ("threads", [{"do": "wait", "path": "/nowhere"}])])
 def test_cancel_stops_the_compute_and_the_worker_goes_on(rig: Rig, pool: str, commands: list[dict[str, str]]) -> None:
     rig.worker(pool=pool, slots=1)
     job_id = rig.submit(rig.job_of(*commands))
     rig.running(job_id)
-    with rig.connection() as connection:
-        job = control.cancel_job(connection, OWNER, job_id)
-    Publisher(rig.redis_url).cancel(job_id)
-    assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
+    job = cancel(rig, job_id)
     assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, rig.logs()  # its only slot is free again
+    assert rig.job(job_id) == job
+
+
+def test_a_cancel_reaches_a_worker_that_was_offline_once_it_is_back(rig: Rig) -> None:
+    worker = rig.worker(slots=1)
+    job_id = rig.submit(rig.job_of({"do": "spin"}))
+    rig.running(job_id)
+    os.killpg(worker.pid, signal.SIGSTOP)
+    job = cancel(rig, job_id)
+    next_id = rig.submit(rig.job_of())
+    os.killpg(worker.pid, signal.SIGCONT)
+    assert rig.finished(next_id).state == SUCCEEDED, rig.logs()  # its only slot is free again
+    assert rig.job(job_id) == job
+
+
+def test_a_cancel_during_a_drain_stops_the_compute_and_lets_the_worker_go(rig: Rig) -> None:
+    worker = rig.worker(slots=1, shutdown_grace_seconds=60)
+    job_id = rig.submit(rig.job_of({"do": "spin"}))
+    rig.running(job_id)
+    worker.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1)
+    job = cancel(rig, job_id)
+    assert worker.wait(30) == 0, rig.logs()
     assert rig.job(job_id) == job
 
 

@@ -177,6 +177,7 @@ class Gateway(job_service_pb2_grpc.JobServiceServicer, blob_service_pb2_grpc.Blo
         return job_service_pb2.CancelJobResponse(job=job)
 
     async def RetryJob(self, request, context):  # noqa: N802 - gRPC's name
+        await self._begin("RetryJob", context)
         job = await self._job(request.name, context)
         if job.state <= State.STATE_RUNNING:
             await Fault(code=grpc.StatusCode.FAILED_PRECONDITION, reason="JOB_NOT_ENDED", message="It runs.").end(context)

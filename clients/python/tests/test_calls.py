@@ -139,13 +139,44 @@ async def test_an_error_carries_code_reason_fields_and_metadata(gateway, client,
         (grpc.StatusCode.INTERNAL, "INTERNAL", FluoroApiError),
     ],
 )
-async def test_each_code_has_its_exception(gateway, client, fault, expected):
+async def test_each_code_has_its_exception(gateway, fault, expected):
     code, reason, kind = expected
-    gateway.fail("GetJob", *[fault(code=code, reason=reason)] * 4)
-    with pytest.raises(FluoroApiError) as caught:
-        await client.get("jobs/any")
+    gateway.fail("GetJob", *[fault(code=code, reason=reason)] * 100)
+    async with AsyncClient(gateway.endpoint, deadline_seconds=0.5) as client:
+        with pytest.raises(FluoroApiError) as caught:
+            await client.get("jobs/any")
     assert type(caught.value) is kind
     assert caught.value.code is code
+
+
+async def test_calls_wait_for_a_gateway_that_restarts(gateway, client):
+    job = gateway.add_job()
+    await client.get(job.name)
+    await gateway.die()
+    calls = [asyncio.create_task(client.get(job.name)), asyncio.create_task(client.submit(imaging_report(["blobs/1"])))]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(calls[0]), 2)
+    await gateway.start()
+    assert [(await call).state for call in calls] == [State.STATE_PENDING] * 2
+    assert len(gateway.jobs) == 2
+
+
+async def test_a_gateway_that_stays_away_is_told_before_the_deadline(gateway):
+    job = gateway.add_job()
+    async with AsyncClient(gateway.endpoint, deadline_seconds=2) as client:
+        await client.get(job.name)
+        await gateway.die()
+        with pytest.raises(UnreachableError):
+            await client.get(job.name)
+
+
+async def test_a_retry_whose_outcome_is_unknown_is_not_repeated(gateway, client, fault):
+    job = gateway.add_job()
+    await gateway.finish(job.name, State.STATE_FAILED)
+    gateway.fail("RetryJob", fault(reason="LEDGER_UNAVAILABLE"))
+    with pytest.raises(UnavailableError):
+        await client.retry(job.name)
+    assert len(gateway.calls) == 1
 
 
 async def test_a_gateway_that_does_not_answer_meets_the_deadline(gateway, fault):

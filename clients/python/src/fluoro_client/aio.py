@@ -34,7 +34,7 @@ class AsyncClient:
 
     endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round robin.
     owner: who the caller is; sees and owns only its own jobs and blobs. ASCII.
-    deadline_seconds: how long a unary call may take, retries included.
+    deadline_seconds: how long a call without a stream may take; until then it is tried again while a gateway that answered before is away.
     patience_seconds: how long watches, waits, uploads and downloads go on without a sign of life from a gateway that answered before.
     credentials: of a TLS channel; None means plain text.
 
@@ -122,7 +122,7 @@ class AsyncClient:
             timeout.FromMilliseconds(int(chunk * 1000))
             request = job_service_pb2.WaitJobRequest(name=name, timeout=timeout)
             try:
-                job = (await self._unary(self._jobs.WaitJob, request, extra_seconds=chunk)).job
+                job = (await self._once(self._jobs.WaitJob, request, self.deadline_seconds + chunk)).job
             except FluoroApiError as error:
                 await patience.pause(error)
                 continue
@@ -136,7 +136,7 @@ class AsyncClient:
 
     async def retry(self, name: str) -> job_pb2.Job:
         """Has what failed in an ended job done again, and returns the job. FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY."""
-        return (await self._unary(self._jobs.RetryJob, job_service_pb2.RetryJobRequest(name=name))).job
+        return (await self._once(self._jobs.RetryJob, job_service_pb2.RetryJobRequest(name=name), self.deadline_seconds)).job
 
     def watch(self, name: str, start_cursor: str = "") -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
         """Streams the job until it is terminal: a snapshot first, then every event exactly once and in order, progress, and bookmarks.
@@ -215,11 +215,19 @@ class AsyncClient:
                 )
         return target
 
-    async def _unary(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, extra_seconds: float = 0
-    ) -> Response:
+    async def _unary(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        """For what may be repeated when its outcome is unknown."""
+        deadline = time.monotonic() + self.deadline_seconds
+        patience = Patience(self.deadline_seconds, self._contact, f"a {type(request).__name__}")
+        while True:
+            try:
+                return await self._once(method, request, deadline - time.monotonic())
+            except FluoroApiError as error:
+                await patience.pause(error)
+
+    async def _once(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds: float) -> Response:
         try:
-            response = await method(request, timeout=self.deadline_seconds + extra_seconds, metadata=self._metadata)
+            response = await method(request, timeout=seconds, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise decode(error, self.endpoint) from error
         self._contact.made = True

@@ -1,4 +1,4 @@
-"""How the client talks to gateways: load balancing, retries of unary calls, keepalive, reconnecting."""
+"""How the client talks to gateways: load balancing, keepalive, reconnecting. What is tried again is in `retrying.py`."""
 
 import json
 from typing import Final
@@ -11,32 +11,8 @@ OWNER_KEY: Final = "fluoro-owner"
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Largest answer taken; a job with many items is one message."""
 
-_RETRIED: Final = {
-    "fluoro.v1.JobService": ("SubmitJob", "GetJob", "ListJobs", "WaitJob", "CancelJob"),
-    "fluoro.v1.BlobService": ("GetBlob",),
-}
-"""Unary methods that may be repeated. SubmitJob is one because every call carries a request_id."""
-
-SERVICE_CONFIG: Final = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": service, "method": method} for service, methods in _RETRIED.items() for method in methods],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
-}
-"""gRPC service config (gRFC A2, A6)."""
-
 _OPTIONS: Final = (
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # The gateway permits a ping every 30 s; a connection that died silently is noticed within 80 s.
     ("grpc.keepalive_time_ms", 60_000),

@@ -1,4 +1,4 @@
-"""When and for how long streams and transfers are tried again. Unary calls are retried by gRPC itself (`channel.SERVICE_CONFIG`)."""
+"""When and for how long calls, streams and transfers are tried again."""
 
 import asyncio
 import logging
@@ -53,12 +53,12 @@ class Patience:
             self._since = time.monotonic()
         self._failures += 1
         self.contact.made |= bool(error.reason)
-        waited = time.monotonic() - self._since
-        spent = waited > self.seconds if self.contact.made else self._failures >= ATTEMPTS_BEFORE_CONTACT
-        if spent or not error.resumable:
-            raise error
         ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
         wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
+        passed = time.monotonic() - self._since + wait
+        hopeless = not self.contact.made and self._failures >= ATTEMPTS_BEFORE_CONTACT
+        if hopeless or passed > self.seconds or not error.resumable:
+            raise error
         if self.contact.made:
             log.warning("%s broke off (%s); trying again in %.1f s", self.what, error.reason or error.code.name, wait)
         await asyncio.sleep(wait)

@@ -8,10 +8,10 @@ from typing import Final
 
 from obstore.exceptions import BaseError
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Errnos of a folder with no space left."""
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errnos of a disk with no space left."""
 
-_FULL_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(_FULL)))})\b|XMinioStorageFull")
+_FULL_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(NO_SPACE)))})\b|XMinioStorageFull")
 """The same in obstore's text, which carries no errno, and the error code of a full S3-compatible server."""
 
 _NO_BUCKET: Final = "NoSuchBucket"
@@ -59,5 +59,5 @@ def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) 
     except FileNotFoundError as error:
         raise (BlobStoreError if _NO_BUCKET in str(error) else missing)(name) from error
     except (BaseError, OSError) as error:
-        full = getattr(error, "errno", None) in _FULL or _FULL_TEXT.search(str(error))
+        full = getattr(error, "errno", None) in NO_SPACE or _FULL_TEXT.search(str(error))
         raise (BlobStoreFullError if full else BlobStoreError)(name) from error

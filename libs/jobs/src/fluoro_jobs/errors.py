@@ -39,6 +39,7 @@ class Reason(StrEnum):
     # Attempts, tasks, steps and jobs
     WORKER_LOST = "WORKER_LOST"
     ATTEMPT_TIMEOUT = "ATTEMPT_TIMEOUT"
+    SCRATCH_FULL = "SCRATCH_FULL"
     OPERATION_UNKNOWN = "OPERATION_UNKNOWN"
     UPSTREAM_FAILED = "UPSTREAM_FAILED"
     JOB_CANCELLED = "JOB_CANCELLED"
@@ -107,6 +108,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.INTERNAL: ReasonSpec("INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."),
     Reason.WORKER_LOST: ReasonSpec("", True, "The worker died or stopped renewing its lease (killed, out of memory, cut off)."),
     Reason.ATTEMPT_TIMEOUT: ReasonSpec("", True, "The attempt took longer than it may."),
+    Reason.SCRATCH_FULL: ReasonSpec(
+        "", True, "The worker has no disk space left for temporary files. Give the folder in FLUORO_SCRATCH_FOLDER more room."
+    ),
     Reason.OPERATION_UNKNOWN: ReasonSpec("", True, "The worker is older than the job and does not know the operation."),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
     Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),

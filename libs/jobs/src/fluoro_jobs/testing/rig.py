@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -135,6 +137,22 @@ class Rig:
                 [sys.executable, "-m", *arguments], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         self.processes.append(process)
+        return process
+
+    def served(self, module: str, http_port: int, **settings: object) -> subprocess.Popen[bytes]:
+        """A service process once it calls itself ready. settings: as for `start`."""
+        process = self.start(module, name=module, http_port=http_port, **settings)
+
+        def ready() -> bool:
+            assert process.poll() is None, self.logs()
+            with closing(HTTPConnection("127.0.0.1", http_port, timeout=5)) as connection:
+                try:
+                    connection.request("GET", "/readyz")
+                    return connection.getresponse().status == HTTPStatus.OK
+                except (OSError, HTTPException):
+                    return False
+
+        until(ready, 30, f"a ready {module}")
         return process
 
     def worker(self, queue: str = "dicom", pool: str = "prefork", **settings: object) -> subprocess.Popen[bytes]:

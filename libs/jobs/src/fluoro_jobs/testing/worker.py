@@ -10,7 +10,7 @@
     {"do": "spin"}                 computes for ever without looking at anything
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
     {"do": "progress", "stage": S, "done": N, "total": N}
-    {"do": "artifact", "name": N, "text": T}
+    {"do": "artifact", "name": N, "text": T, "times": K}  the text K times over; K is optional
 """
 
 import json
@@ -69,7 +69,9 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
     "spin": _spin,
     "fail": _fail,
     "progress": lambda command, context: context.progress(command["stage"], command["done"], command["total"]),
-    "artifact": lambda command, context: context.put(command["name"], "result", "text/plain", command["text"].encode()),
+    "artifact": lambda command, context: context.put(
+        command["name"], "result", "text/plain", command["text"].encode() * command.get("times", 1)
+    ),
 }
 
 

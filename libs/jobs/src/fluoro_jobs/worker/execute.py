@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 from fluoro.v1 import event_pb2
-from fluoro_blobs import BlobStore
+from fluoro_blobs import NO_SPACE, BlobStore
 from google.protobuf.message import Message
 
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
@@ -107,14 +107,8 @@ class Executor:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
             outcome, job_state = Outcome.FAILED, self._fail(claimed, error)
-        except MemoryError:
-            outcome, job_state = Outcome.FAILED, self._fail(claimed, FluoroError(Reason.INTERNAL, "The attempt ran out of memory."))
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
-            # Where it happened is logged, what it says is not: it may quote the file, so patient data.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("operation_failed_unexpectedly", exception=type(error).__qualname__, where=where)
-            error = FluoroError(Reason.INTERNAL, "The operation failed in an unforeseen way.")
-            outcome, job_state = Outcome.FAILED, self._fail(claimed, error)
+            outcome, job_state = Outcome.FAILED, self._fail(claimed, _explained(error))
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
         return Report(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)
@@ -171,6 +165,18 @@ class Executor:
                 if error.reason is not Reason.LEDGER_UNAVAILABLE or time.monotonic() > deadline:
                     raise
                 threading.Event().wait(0.5)
+
+
+def _explained(error: Exception) -> FluoroError:
+    """What to tell of an exception that no operation should let out."""
+    if isinstance(error, MemoryError):
+        return FluoroError(Reason.INTERNAL, "The attempt ran out of memory.")
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return FluoroError(Reason.SCRATCH_FULL, "The worker has no disk space left for temporary files.")
+    # Where it happened is logged, what it says is not: it may quote the file, so patient data.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("operation_failed_unexpectedly", exception=type(error).__qualname__, where=where)
+    return FluoroError(Reason.INTERNAL, "The operation failed in an unforeseen way.")
 
 
 class ProgressThrottle:

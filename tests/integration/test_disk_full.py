@@ -1,0 +1,80 @@
+"""No space left: a clear answer, nothing half-written, and work goes on once there is room.
+
+A limit on the size of one file stands for the end of the disk.
+"""
+
+import json
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fluoro.v1 import job_pb2
+from fluoro_client import Client
+from fluoro_client.errors import ResourceExhaustedError
+from fluoro_jobs.ledger import control
+from fluoro_jobs.testing.rig import OWNER, Rig
+from fluoro_local.folders import free_port
+
+MIB = 2**20
+ROOM = 2 * MIB
+TOO_MUCH = bytes(3 * ROOM)
+
+
+def leave_room(process: "subprocess.Popen[bytes]", size_bytes: int) -> None:
+    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size_bytes, most))
+
+
+def stored(rig: Rig) -> list[str]:
+    folder = Path(rig.blob_url.removeprefix("file://"))
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def gateway(rig: Rig) -> Iterator[tuple["subprocess.Popen[bytes]", Client]]:
+    port = free_port()
+    process = rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port)
+    with Client(f"127.0.0.1:{port}", owner=OWNER) as client:
+        yield process, client
+
+
+def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(rig: Rig, gateway: tuple["subprocess.Popen[bytes]", Client]) -> None:
+    process, client = gateway
+    small = client.upload(b"small")
+    leave_room(process, ROOM)
+    with pytest.raises(ResourceExhaustedError) as caught:
+        client.upload(TOO_MUCH)
+    assert caught.value.reason == "BLOB_STORE_FULL"
+    assert client.upload(b"also small").name != small.name, "what fits is taken"
+    assert len(stored(rig)) == 2
+    leave_room(process, resource.RLIM_INFINITY)
+    assert client.upload(TOO_MUCH).size_bytes == len(TOO_MUCH)
+
+
+def test_a_step_that_cannot_store_its_artifact_fails_clearly_and_is_done_by_a_retry(rig: Rig) -> None:
+    worker = rig.worker(pool="threads")
+    rig.start("scheduler")
+    leave_room(worker, ROOM)
+    job_id = rig.submit(rig.job_of({"do": "artifact", "name": "a", "text": "x" * 1024, "times": 6 * 1024}, max_attempts=2))
+    before = stored(rig)
+    job = rig.finished(job_id)
+    assert (job.state, job.steps[0].reason) == (job_pb2.Job.STATE_FAILED, "BLOB_STORE_FULL"), rig.logs()
+    assert len(job.steps[0].tasks[0].attempts) == 2, "there may be room in a moment"
+    assert not job.steps[0].artifacts
+    assert stored(rig) == before
+    leave_room(worker, resource.RLIM_INFINITY)
+    with rig.connection() as connection:
+        control.retry_job(connection, OWNER, job_id)
+    job = rig.finished(job_id)
+    assert (job.state, job.steps[0].artifacts[0].size_bytes) == (job_pb2.Job.STATE_SUCCEEDED, 6 * MIB)
+
+
+def test_a_worker_without_room_for_temporary_files_says_so(rig: Rig) -> None:
+    job = rig.job_of(max_attempts=1)
+    job.inputs[0] = rig.blob(json.dumps([{"do": "fail", "reason": "INTERNAL", "padding": "x" * 3 * ROOM}]).encode())
+    worker = rig.worker(pool="threads")
+    leave_room(worker, ROOM)
+    done = rig.finished(rig.submit(job))
+    assert (done.state, done.steps[0].reason) == (job_pb2.Job.STATE_FAILED, "SCRATCH_FULL"), rig.logs()
