@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import psycopg
@@ -137,40 +138,32 @@ def test_a_task_is_claimed_once_however_many_try(rig: Rig, db: Db, database_url:
     accepted(rig, db)
     by = worker(db)
     ((task, _, _),) = dispatch.take(db)
-    won: list[Claim | None] = []
 
-    def race() -> None:
+    def race(_: int) -> Claim | None:
         with psycopg.connect(database_url, autocommit=True) as connection:
-            won.append(attempts.claim(connection, task, by))
+            return attempts.claim(connection, task, by)
 
-    threads = [threading.Thread(target=race) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(claim is not None for claim in won) == 1
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(claim is not None for claim in pool.map(race, range(8))) == 1
 
 
 def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(rig: Rig, db: Db, database_url: str) -> None:
     job = rig.job_of()
-    for name in ("a", "b"):
-        job.steps.add(name=name).inspect_dicom.SetInParent()
+    job.steps.add(name="other").inspect_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db)
-    (first, _, _), (second, _, _), *_ = dispatch.take(db)
-    waited: list[Claim | None] = []
+    (first, _, _), (second, _, _) = dispatch.take(db)
     waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waits' AND wait_event_type = 'Lock'"
 
-    def wait() -> None:
+    def wait() -> Claim | None:
         with psycopg.connect(database_url, autocommit=True, application_name="waits") as connection:
-            waited.append(attempts.claim(connection, second, by))
+            return attempts.claim(connection, second, by)
 
-    thread = threading.Thread(target=wait)
-    with psycopg.connect(database_url, autocommit=True) as quick, quick.transaction():
-        assert attempts.claim(quick, first, by) is not None
-        thread.start()
-        until(lambda: db.execute(waiting).fetchone(), what="the wait")
-    thread.join()
-    (claim,) = waited
+    with ThreadPoolExecutor(1) as pool:
+        with psycopg.connect(database_url, autocommit=True) as quick, quick.transaction():
+            assert attempts.claim(quick, first, by) is not None
+            waits = pool.submit(wait)
+            until(lambda: db.execute(waiting).fetchone(), what="the wait")
+        claim = waits.result()
     assert claim is not None
     assert claim.graph == store.load(db, job_id)
     assert sequences(rig.events(job_id)) == list(range(1, claim.graph.version + 1))
@@ -191,11 +184,8 @@ def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, da
             assert claim is not None
             assert attempts.commit(connection, claim, result())
 
-    threads = [threading.Thread(target=run, args=(task,)) for task in tasks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        list(pool.map(run, tasks))
     done = rig.job(job_id)
     assert done.state == job_pb2.Job.STATE_SUCCEEDED
     assert sequences(rig.events(job_id)) == list(range(1, done.last_sequence + 1))
