@@ -89,7 +89,7 @@ def test_a_job_submitted_without_redis_is_accepted_and_runs_once_it_is_back(core
 
 
 def test_without_the_ledger_nothing_is_accepted_and_the_caller_is_told_to_try_again(core: RunningFluoro, ct: Path) -> None:
-    with core.client(patience_seconds=1) as client:
+    with core.client(patience_seconds=1, deadline_seconds=15) as client:
         job = inspection(client, ct)
         known = client.submit(job).name
         calls: tuple[Callable[[], object], ...] = (

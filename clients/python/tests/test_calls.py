@@ -170,6 +170,13 @@ async def test_a_gateway_that_stays_away_is_told_before_the_deadline(gateway):
             await client.get(job.name)
 
 
+async def test_the_reason_of_earlier_refusals_is_told_when_time_is_up(gateway, fault):
+    gateway.fail("GetJob", fault(reason="LEDGER_UNAVAILABLE"), fault(hang=True))
+    async with AsyncClient(gateway.endpoint, deadline_seconds=1) as client:
+        with pytest.raises(UnavailableError, match="LEDGER_UNAVAILABLE"):
+            await client.get("jobs/any")
+
+
 async def test_a_retry_whose_outcome_is_unknown_is_not_repeated(gateway, client, fault):
     job = gateway.add_job()
     await gateway.finish(job.name, State.STATE_FAILED)
@@ -190,6 +197,18 @@ async def test_a_wrong_endpoint_is_told_in_plain_words(unused_tcp_port):
     async with AsyncClient(f"127.0.0.1:{unused_tcp_port}") as client:
         with pytest.raises(UnreachableError, match="Cannot connect to a Fluoro gateway at 127"):
             await client.get("jobs/any")
+
+
+async def test_a_new_client_does_not_share_the_back_off_of_another(gateway):
+    await gateway.die()
+    async with AsyncClient(gateway.endpoint) as early:
+        for _ in range(4):
+            with pytest.raises(UnreachableError):
+                await early.get("jobs/any")
+        await gateway.start()
+        async with AsyncClient(gateway.endpoint) as late:
+            with pytest.raises(NotFoundError):
+                await late.get("jobs/any")
 
 
 async def test_an_owner_that_cannot_travel_as_metadata_is_refused(gateway):

@@ -14,7 +14,7 @@ from fluoro.v1 import blob_service_pb2, blob_service_pb2_grpc, job_pb2, job_serv
 from google.protobuf import duration_pb2
 
 from fluoro_client.channel import OWNER_KEY, open_channel
-from fluoro_client.errors import DataLossError, FluoroApiError, UnreachableError, decode
+from fluoro_client.errors import DataLossError, DeadlineExceededError, FluoroApiError, UnreachableError, decode
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
@@ -219,11 +219,17 @@ class AsyncClient:
         """For what may be repeated when its outcome is unknown."""
         deadline = time.monotonic() + self.deadline_seconds
         patience = Patience(self.deadline_seconds, self._contact, f"a {type(request).__name__}")
+        refusal: FluoroApiError | None = None
         while True:
             try:
                 return await self._once(method, request, deadline - time.monotonic())
+            except DeadlineExceededError as error:
+                if refusal is None:
+                    raise
+                raise refusal from error  # what went wrong all the time tells more than that time is up
             except FluoroApiError as error:
                 await patience.pause(error)
+                refusal = error
 
     async def _once(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds: float) -> Response:
         try:

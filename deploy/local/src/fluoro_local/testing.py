@@ -55,9 +55,9 @@ class RunningFluoro:
         """Folder of everything it keeps."""
         return self.supervisor.data
 
-    def client(self, owner: str = OWNER, *, patience_seconds: float = 120) -> Client:
+    def client(self, owner: str = OWNER, *, patience_seconds: float = 120, deadline_seconds: float = 30) -> Client:
         """A new connection."""
-        return Client(self.endpoint, owner=owner, patience_seconds=patience_seconds)
+        return Client(self.endpoint, owner=owner, patience_seconds=patience_seconds, deadline_seconds=deadline_seconds)
 
     def run(self, inputs: Sequence[Path | bytes], owner: str = OWNER) -> job_pb2.Job:
         """Runs the imaging-report pipeline on these files, and returns the job as it is after at most JOB_SECONDS."""
