@@ -58,13 +58,14 @@ class Claim:
 _CLAIM: Final = f"""
 WITH task AS (
   SELECT t.id, t.job_id, t.step, t.shard, t.attempt + 1 AS attempt, t.run_after, s.request, j.last_sequence AS version,
+    t.state = 'QUEUED' AS queued,  -- not a condition here: the planner would go through all that is queued instead of looking the id up
     (j.state = 'PENDING')::int AS first_of_job, (s.state = 'PENDING')::int AS first_of_step
   FROM tasks t JOIN jobs j ON j.id = t.job_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-  WHERE t.id = %(task)s AND t.state = 'QUEUED'
+  WHERE t.id = %(task)s
 ), job AS (
   UPDATE jobs j SET state = 'RUNNING', start_time = coalesce(j.start_time, now()),
     last_sequence = t.version + t.first_of_job + t.first_of_step + 1
-  FROM task t WHERE j.id = t.job_id AND j.last_sequence = t.version RETURNING j.id, j.owner
+  FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version RETURNING j.id, j.owner
 ), steps_ AS (
   UPDATE steps s SET state = 'RUNNING' FROM job, task t WHERE t.first_of_step = 1 AND s.job_id = job.id AND s.ordinal = t.step
 ), tasks_ AS (
@@ -83,7 +84,7 @@ WITH task AS (
   WHERE e.happens = 1
 )
 SELECT {store.PICTURE}, j.inputs, t.request, extract(epoch FROM now() - t.run_after)::float8, EXISTS (SELECT FROM job)
-FROM task t JOIN jobs j ON j.id = t.job_id
+FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """
 """Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs. Returns the picture from before it."""
 
@@ -195,7 +196,7 @@ WITH beat AS (
   ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds
 ), renewed AS (
   UPDATE tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE id IN (
-    SELECT id FROM tasks WHERE id = ANY(%(tasks)s) AND worker_id = %(id)s AND state = 'RUNNING' FOR UPDATE SKIP LOCKED)
+    SELECT id FROM tasks WHERE id = ANY(%(tasks)s) AND worker_id = %(id)s FOR UPDATE SKIP LOCKED)  -- only what runs has a worker
 )
 SELECT t.id, t.job_id, t.state, t.attempt, t.worker_id, coalesce(extract(epoch FROM now() - a.start_time), 0)::float8, s.timeout_seconds
 FROM tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
