@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -56,6 +57,28 @@ def test_a_full_folder_says_so_and_keeps_nothing(tmp_path: Path, name: str) -> N
     folder = tmp_path / "store"
     assert run(FULL, folder, name, source).splitlines() == [f"{name}: the blob store has no space left False"] * 3
     assert files_under(folder) == []
+
+
+async def test_a_writer_that_is_cancelled_while_it_ends_leaves_nothing(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, go_on, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow_disk(descriptor: int) -> None:
+        ending.set()
+        go_on.wait(10)
+        fsync(descriptor)
+
+    async def upload() -> None:
+        async with BlobStore.from_url(f"file://{tmp_path}").writer(name) as writer:
+            await writer.write(b"x")
+
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    task = asyncio.create_task(upload())
+    assert await asyncio.to_thread(ending.wait, 10)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert files_under(tmp_path) == []
 
 
 UPLOAD_FOREVER = """

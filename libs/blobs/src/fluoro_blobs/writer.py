@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 import obstore
+from obstore.exceptions import BaseError
 
 from fluoro_blobs.errors import BlobStoreError, translated
 
@@ -57,7 +59,7 @@ class BlobWriter:
     """
 
     def __init__(self, store: ObjectStore, name: str, key: str, settle: Callable[[], None]) -> None:
-        self._name = name
+        self._store, self._name, self._key = store, name, key
         self._file = obstore.open_writer_async(store, key, buffer_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT)
         self._tally = Tally()
         self._settle = settle
@@ -87,8 +89,20 @@ class BlobWriter:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # obstore aborts the upload when it is told of an exception, so that a bucket keeps no orphaned parts.
         with translated(self._name, missing=BlobStoreError):
-            await self._file.__aexit__(kind, error, traceback)
-            if kind is None:
-                await asyncio.to_thread(self._settle)
+            if kind is not None:
+                # obstore aborts the upload when it is told of an exception, so that a bucket keeps no orphaned parts.
+                await self._file.__aexit__(kind, error, traceback)
+                return
+            finishing = asyncio.ensure_future(self._finish())
+            try:
+                await asyncio.shield(finishing)
+            except BaseException:
+                await asyncio.wait([finishing])  # cannot be called back under way; what comes of it is taken away
+                with suppress(BaseError, OSError):  # it may not have come to be, and the exception that brought us here matters more
+                    await obstore.delete_async(self._store, self._key)
+                raise
+
+    async def _finish(self) -> None:
+        await self._file.__aexit__(None, None, None)
+        await asyncio.to_thread(self._settle)

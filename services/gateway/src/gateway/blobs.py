@@ -54,11 +54,16 @@ class Blobs:
             async with self._store.writer(name) as writer:
                 await _receive(requests, header, writer)
         blob = Blob(name=name, size_bytes=writer.size_bytes, sha256=writer.sha256, media_type=header.media_type or DEFAULT_MEDIA_TYPE)
-        stored = await self._calls.run(records.add, call.owner, blob)
-        if stored.name != name:
+        # Whoever hangs up from here on is too late: the bytes are there, and without a record nobody would find them.
+        return UploadBlobResponse(blob=await asyncio.shield(self._keep(call.owner, blob)))
+
+    async def _keep(self, owner: str, blob: Blob) -> Blob:
+        """Adds the record. The bytes go if the owner has the same already; the record is then the earlier one."""
+        stored = await self._calls.run(records.add, owner, blob)
+        if stored.name != blob.name:
             with blob_errors():
-                await asyncio.to_thread(self._store.delete, name)
-        return UploadBlobResponse(blob=stored)
+                await asyncio.to_thread(self._store.delete, blob.name)
+        return stored
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
         """Reads no faster than the caller takes it."""
