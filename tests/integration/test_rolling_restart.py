@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fluoro.v1 import event_pb2, job_pb2
 from fluoro_client import AsyncClient
-from fluoro_jobs.testing.rig import OWNER, TERMINAL, Rig
+from fluoro_jobs.testing.rig import OWNER, TERMINAL, Rig, until
 from fluoro_local.folders import free_port
 
 CLIENTS = 4
@@ -88,6 +88,9 @@ async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: R
             if message.HasField("event"):
                 events.setdefault(message.event.job, []).append(message.event)
 
+    def all_followed() -> bool:
+        return all(name in events and events[name][-1].job_changed.state in TERMINAL for name in names)
+
     async with AsyncClient(fleet.target, owner=OWNER) as client, asyncio.TaskGroup() as group:
         follower = group.create_task(follow(client))
         names.append(await submitted(client, {"do": "wait", "path": str(tmp_path / "go")}))  # runs all the time
@@ -98,9 +101,7 @@ async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: R
         (tmp_path / "go").touch()
         await asyncio.gather(*workers)
         jobs = [await client.wait(name) for name in names]
-        async with asyncio.timeout(30):
-            while not all(name in events and events[name][-1].job_changed.state in TERMINAL for name in names):  # noqa: ASYNC110 - no signal
-                await asyncio.sleep(0.05)
+        await asyncio.to_thread(until, all_followed, 30, "the end of every job in the watch of all")
         follower.cancel()
 
     attempts = [attempt for job in jobs for attempt in job.steps[0].tasks[0].attempts]

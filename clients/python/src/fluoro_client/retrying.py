@@ -32,7 +32,7 @@ class Contact:
 class Patience:
     """The state of one operation that survives lost connections.
 
-    seconds: how long it goes on after a failure without any sign of life from a server that has answered before.
+    seconds: how long it goes on after a failure without any sign of life; with a server that never answered, it gives up sooner.
     what: for the log: the operation and the resource.
     """
 
