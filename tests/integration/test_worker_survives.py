@@ -194,6 +194,15 @@ def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(rig: Rig, t
     assert rig.finished(job_id, seconds=10).state == SUCCEEDED, "another worker takes it at once, without waiting for the lease"
 
 
+def test_a_worker_whose_first_heartbeat_is_late_starts_what_waited_for_it(rig: Rig) -> None:
+    job_id = rig.submit(rig.job_of())
+    with rig.connection() as connection, connection.transaction():
+        connection.execute("LOCK TABLE workers IN SHARE MODE")  # may be read; not written to
+        process = rig.start("fluoro_jobs.testing.worker", "dicom", "prefork")
+        until(lambda: "worker_ready" in rig.logs() or process.poll() is not None, what="a consuming worker")
+    assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
+
+
 def test_a_redis_wipe_loses_nothing(rig: Rig, tmp_path: Path) -> None:
     rig.worker(slots=1)
     first = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))

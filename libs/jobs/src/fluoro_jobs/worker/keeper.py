@@ -48,16 +48,16 @@ class Keeper(threading.Thread):
         redis_url: str,
         worker: Worker,
         stop_task: Callable[[Any], None],
-        on_finished: Callable[[], None],
+        on_slots: Callable[[], None],
         on_beat: Callable[[], None],
     ) -> None:
-        """stop_task: stops a Celery request's compute. on_finished: a slot became free. on_beat: the loop is alive."""
+        """stop_task: stops a Celery request's compute. on_slots: slots are free and the ledger knows them. on_beat: the loop is alive."""
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
         self._publisher = publisher
         self._worker = worker
         self._stop_task = stop_task
-        self._on_finished = on_finished
+        self._on_slots = on_slots
         self._on_beat = on_beat
         self._woken = threading.Event()
         self._lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()
@@ -68,7 +68,7 @@ class Keeper(threading.Thread):
 
     def finished(self) -> None:
         """A slot is free. Called by Celery's main loop, or a thread of the pool; cheap."""
-        self._on_finished()
+        self._on_slots()
 
     def report(self, report: Report) -> None:
         """An attempt ended in the pool: counted here, because only the main process serves metrics."""
@@ -118,7 +118,7 @@ class Keeper(threading.Thread):
         for request in _active():
             self._stop_task(request)
         self._publisher.events(*jobs)
-        self._on_finished()
+        self._on_slots()
 
     def close(self) -> None:
         """Hands back what is left and takes this process off the ledger's list of workers."""
@@ -141,6 +141,7 @@ class Keeper(threading.Thread):
         metrics.LEASE_RENEWALS.inc(sum(one.worker_id == self._worker.id for one in held))
         for one in held:
             self._judge(one, requests[one.task_id])
+        self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
 
     def _judge(self, held: Held, request: Running) -> None:
         """Stops a request whose attempt is over, or takes too long."""
@@ -173,7 +174,7 @@ class Keeper(threading.Thread):
                 self._lost.put(task_id)  # at the next beat; at the latest the lease expires
                 raise
             self._publisher.events(*jobs)
-            self._on_finished()
+            self._on_slots()
 
     def _listen(self, redis_url: str) -> None:
         """Wakes the heartbeat when a cancel is announced. Without Redis, cancels are seen at the next beat."""

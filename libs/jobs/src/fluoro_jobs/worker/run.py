@@ -71,7 +71,7 @@ class WorkerProcess:
             plan.settings.redis_url,
             plan.worker,
             stop_task=self._stop_task,
-            on_finished=self._dispatcher.wake,
+            on_slots=self._dispatcher.wake,
             on_beat=self._health.beat,
         )
         app.keeper = self._keeper
@@ -98,7 +98,6 @@ class WorkerProcess:
         os.environ.pop("_MP_FORK_LOGLEVEL_", None)  # set by Celery; with it pool children write lines of their own among ours
         self._keeper.start()
         self._dispatcher.start()
-        self._dispatcher.wake()
         try:
             self._celery.start()
         finally:
