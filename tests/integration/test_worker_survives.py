@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.dispatch import publish
+from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import control
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from fluoro_jobs.wakeups import Publisher
@@ -22,6 +24,13 @@ SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
 def outcomes(job: job_pb2.Job) -> list[str]:
     return [Outcome.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in job.steps[0].tasks[0].attempts]
+
+
+def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
+    with rig.connection() as connection:
+        row = connection.execute("SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)).fetchone()
+    assert row is not None
+    return row[0]
 
 
 def assert_gap_free(rig: Rig, job: job_pb2.Job) -> None:
@@ -201,6 +210,31 @@ def test_a_worker_whose_first_heartbeat_is_late_starts_what_waited_for_it(rig: R
         process = rig.start("fluoro_jobs.testing.worker", "dicom", "prefork")
         until(lambda: "worker_ready" in rig.logs() or process.poll() is not None, what="a consuming worker")
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
+
+
+def test_a_worker_that_takes_no_more_messages_ends_so_that_another_is_started(rig: Rig) -> None:
+    worker = rig.worker(pool="threads", slots=2, deaf_after_seconds=1)
+    rig.start("scheduler")
+    rig.finished(rig.submit(rig.job_of({"do": "deafen"})))
+    job_id = rig.submit(rig.job_of())
+    assert worker.wait(30) == 1, rig.logs()
+    assert "consumer_deaf" in rig.logs()
+    rig.worker()
+    assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_messages_that_wait_for_a_slot_are_no_reason_to_end(rig: Rig, tmp_path: Path, pool: str) -> None:
+    worker = rig.worker(pool=pool, slots=1, deaf_after_seconds=0.01)
+    jobs = [rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")})) for _ in range(3)]
+    rig.running(jobs[0])
+    for _ in range(3):
+        before = lease_of(rig, jobs[0])
+        Publisher(rig.redis_url).cancel(new_id())  # some job's: workers look at once
+        until(lambda before=before: lease_of(rig, jobs[0]) != before, what="a heartbeat beside a full slot")
+    (tmp_path / "go").touch()
+    assert {rig.finished(job_id).state for job_id in jobs} == {SUCCEEDED}, rig.logs()
+    assert worker.poll() is None
 
 
 def test_a_redis_wipe_loses_nothing(rig: Rig, tmp_path: Path) -> None:

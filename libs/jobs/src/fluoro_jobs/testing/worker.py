@@ -8,6 +8,7 @@
     {"do": "die"}                  this process kills itself, every time
     {"do": "die_once", "path": P}  the same, unless file P exists; makes it first
     {"do": "spin"}                 computes for ever without looking at anything
+    {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
     {"do": "progress", "stage": S, "done": N, "total": N}
     {"do": "artifact", "name": N, "text": T, "times": K}  the text K times over; K is optional
@@ -17,11 +18,13 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
+from kombu.asynchronous import get_event_loop
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
@@ -55,6 +58,12 @@ def _spin(_command: dict[str, Any], _context: StepContext) -> None:
         pow(3, 100_000)
 
 
+def _deafen(_command: dict[str, Any], _context: StepContext) -> None:
+    hub = get_event_loop()
+    assert hub is not None
+    hub.call_soon(threading.Event().wait)
+
+
 def _fail(command: dict[str, Any], _context: StepContext) -> None:
     if not ("unless" in command and Path(command["unless"]).exists()):
         raise FluoroError(Reason(command["reason"]), "As told.", retryable=command.get("retryable"))
@@ -67,6 +76,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
     "die": _die,
     "die_once": _die_once,
     "spin": _spin,
+    "deafen": _deafen,
     "fail": _fail,
     "progress": lambda command, context: context.progress(command["stage"], command["done"], command["total"]),
     "artifact": lambda command, context: context.put(

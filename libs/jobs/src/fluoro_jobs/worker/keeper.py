@@ -2,11 +2,12 @@
 
 Every five seconds, and at once when a cancel is announced, one statement renews the leases of everything this process runs and
 brings back what the ledger says of it. What was cancelled, fenced off or ran too long is stopped: a pool child is killed, a
-pool thread is told.
+pool thread is told. It also finds out when Celery no longer takes messages.
 """
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -50,8 +51,13 @@ class Keeper(threading.Thread):
         stop_task: Callable[[Any], None],
         on_slots: Callable[[], None],
         on_beat: Callable[[], None],
+        on_deaf: Callable[[], None],
+        deaf_after_seconds: float,
     ) -> None:
-        """stop_task: stops a Celery request's compute. on_slots: slots are free and the ledger knows them. on_beat: the loop is alive."""
+        """stop_task: stops a Celery request's compute. on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
+
+        on_deaf: Celery has left a message where it was for deaf_after_seconds, beside a free slot. Called at each beat from then on.
+        """
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
         self._publisher = publisher
@@ -59,6 +65,11 @@ class Keeper(threading.Thread):
         self._stop_task = stop_task
         self._on_slots = on_slots
         self._on_beat = on_beat
+        self._on_deaf = on_deaf
+        self._deaf_after_seconds = deaf_after_seconds
+        self._redis = connect(redis_url)
+        self._next_message: Any = None
+        self._next_message_since = 0.0
         self._woken = threading.Event()
         self._lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()
         self._mine: dict[UUID, Held] = {}
@@ -138,10 +149,24 @@ class Keeper(threading.Thread):
         with self._ledger.connection() as connection:
             held = attempts.beat(connection, self._worker, list(requests), self._told_task_seconds)
         self._mine = {task: known for task, known in self._mine.items() if task in requests}
-        metrics.LEASE_RENEWALS.inc(sum(one.worker_id == self._worker.id for one in held))
+        running = sum(one.worker_id == self._worker.id for one in held)
+        metrics.LEASE_RENEWALS.inc(running)
         for one in held:
             self._judge(one, requests[one.task_id])
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
+        self._watch_consumer(running)
+
+    def _watch_consumer(self, running: int) -> None:
+        """Celery has been known to stay connected to Redis and take nothing more. A free slot takes a message within milliseconds."""
+        try:
+            following = self._redis.lindex(self._worker.queue, -1) if running < self._worker.slots else None
+        except redis.RedisError:  # then nobody can take any
+            following = None
+        now = time.monotonic()
+        if following is None or following != self._next_message:
+            self._next_message, self._next_message_since = following, now
+        elif now - self._next_message_since > self._deaf_after_seconds:
+            self._on_deaf()
 
     def _judge(self, held: Held, request: Running) -> None:
         """Stops a request whose attempt is over, or takes too long."""

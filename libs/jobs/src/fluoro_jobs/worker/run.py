@@ -1,6 +1,7 @@
 """Runs a worker process: `run_worker(...)` is all that a worker's `__main__` calls."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -64,6 +65,8 @@ class WorkerProcess:
         self._consuming = False
         self._health.add_check("consumer", self._check_consumer)
         self._celery: Any = None
+        self._draining = False
+        self._exit_code = 0
         self._stopped = threading.Event()
         self._keeper = Keeper(
             self._ledger,
@@ -73,6 +76,8 @@ class WorkerProcess:
             stop_task=self._stop_task,
             on_slots=self._dispatcher.wake,
             on_beat=self._health.beat,
+            on_deaf=self._on_deaf,
+            deaf_after_seconds=plan.settings.deaf_after_seconds,
         )
         app.keeper = self._keeper
 
@@ -104,7 +109,7 @@ class WorkerProcess:
             self._stopped.set()
             self._close()
             server.close()
-        sys.exit(self._celery.exitcode or 0)
+        sys.exit(self._celery.exitcode or self._exit_code)
 
     def _close(self) -> None:
         self._keeper.close()
@@ -114,8 +119,20 @@ class WorkerProcess:
 
     def _on_shutdown(self, **_: Any) -> None:
         """SIGTERM: Celery takes no more messages and waits for what runs; this thread sees to it that it does not wait for ever."""
+        if self._draining:
+            return
+        self._draining = True
         self._health.set_draining()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _on_deaf(self) -> None:
+        """Whoever looks after this process starts another one, which hears again."""
+        if self._draining:
+            return
+        log.error("consumer_deaf", queue=self._app.plan.worker.queue)
+        self._exit_code = 1
+        self._on_shutdown()  # not left to the signal: the thread that would see it may be the one that hangs
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _drain(self) -> None:
         deadline = time.monotonic() + self._app.plan.settings.shutdown_grace_seconds
@@ -125,7 +142,7 @@ class WorkerProcess:
         if not self._stopped.wait(TEARDOWN_SECONDS):
             log.warning("teardown_cut_short")
             self._close()
-            os._exit(0)  # nothing is lost: what ran has been committed or handed back
+            os._exit(self._exit_code)  # nothing is lost: what ran has been committed or handed back
 
     def _warm_up(self) -> None:
         if self._app.plan.warm_up:

@@ -28,5 +28,11 @@ class WorkerSettings(BaseSettings):
         ge=1,
         description="After SIGTERM: how long running tasks may finish; then they are handed back. Shorter than the pod's grace period.",
     )
+    deaf_after_seconds: float = Field(
+        90,
+        gt=0,
+        description="A worker beside whose free slot one message has waited this long hands back what runs, and ends with exit code 1. "
+        "Longer than a pool child may take to start (60 s) and than Celery waits before it tries Redis again (30 s).",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")
