@@ -178,6 +178,24 @@ async def test_a_job_is_shown_with_steps_failed_items_and_artifacts(gateway, flu
     assert json_format.Parse((await fluoro("get", job.name, "--output", "json"))[1], job_pb2.Job()) == job
 
 
+async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
+    failed = {"state": job_pb2.Item.STATE_FAILED, "reason": "NOT_DICOM", "message": "No DICM prefix."}
+    step = job_pb2.Step(
+        name="render",
+        items=[job_pb2.Item(input=number, **failed) for number in range(990)] + [job_pb2.Item(input=999, **failed | {"reason": "OTHER"})],
+        artifacts=[job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2) for number in range(1000)]
+        + [job_pb2.Artifact(name="all.zip", role="archive", size_bytes=7)],
+    )
+    code, out, _ = await fluoro("get", gateway.add_job(steps=[step]).name)
+    assert code == 0
+    words = [line.split() for line in out.splitlines()]
+    assert ["render", "990", "inputs", "failed", "NOT_DICOM", "No", "DICM", "prefix."] in words
+    assert ["render", "999", "failed", "OTHER", "No", "DICM", "prefix."] in words
+    assert ["render", "1000", "artifacts", "preview", "2000", "fluoro", "download", "…", "--role", "preview"] in words
+    assert ["render", "all.zip", "archive", "7"] in words
+    assert len(words) < 12
+
+
 async def test_lists_are_filtered_and_limited(gateway, fluoro):
     jobs = [gateway.add_job(labels={"study": "a"}) for _ in range(3)] + [done(gateway)]
     code, out, _ = await fluoro("list", "--state", "pending", "--label", "study=a", "--limit", "2", "--output", "json")

@@ -1,9 +1,9 @@
 """What the `fluoro` command prints: proto3 JSON, or tables for people."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
 from google.protobuf import timestamp_pb2
@@ -16,6 +16,11 @@ from rich.text import Text
 from fluoro_client.board import step_items
 from fluoro_client.display import items_text, state_text
 
+MOST_ROWS_ALIKE: Final = 10
+"""More items or artifacts of one kind than this are one row."""
+
+Thing = TypeVar("Thing")
+
 
 def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> str:
     """Proto3 JSON of a message, or JSON of a dict that already is."""
@@ -24,19 +29,17 @@ def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> st
 
 
 def job_view(job: job_pb2.Job) -> RenderableType:
-    """A job with its steps, failed items and artifacts."""
+    """A job with its steps, failed items and artifacts. Of a study with thousands of images it fits on a screen."""
     head = Text.assemble((job.name, "bold"), "  ", state_text(job_pb2.Job.State.Name(job.state)), f"  {job.reason}".rstrip())
     parts: list[RenderableType] = [head]
     if job.message:
         parts.append(Text(job.message))
     if job.steps:
         parts.append(_steps(job.steps))
-    troubles = [(step, item) for step in job.steps for item in step.items if item.reason]
-    if troubles:
-        parts.append(_items(troubles))
-    artifacts = [(step.name, artifact) for step in job.steps for artifact in step.artifacts]
-    if artifacts:
-        parts.append(_artifacts(artifacts))
+    if any(item.reason for step in job.steps for item in step.items):
+        parts.append(_items(job.steps))
+    if any(step.artifacts for step in job.steps):
+        parts.append(_artifacts(job.steps))
     return Group(*parts)
 
 
@@ -77,19 +80,39 @@ def _steps(steps: Iterable[job_pb2.Step]) -> Table:
     return table
 
 
-def _items(troubles: Iterable[tuple[job_pb2.Step, job_pb2.Item]]) -> Table:
+def _items(steps: Iterable[job_pb2.Step]) -> Table:
     table = _table("STEP", "INPUT", "ITEM", "REASON", "MESSAGE")
-    for step, item in troubles:
-        state = state_text(job_pb2.Item.State.Name(item.state))
-        table.add_row(Text(step.name), str(item.input), state, Text(item.reason), Text(item.message))
+    for step in steps:
+        for alike in _grouped((item for item in step.items if item.reason), lambda item: (item.state, item.reason, item.message)):
+            text = (state_text(job_pb2.Item.State.Name(alike[0].state)), Text(alike[0].reason), Text(alike[0].message))
+            if len(alike) > MOST_ROWS_ALIKE:
+                table.add_row(Text(step.name), f"{len(alike)} inputs", *text)
+            else:
+                for item in alike:
+                    table.add_row(Text(step.name), str(item.input), *text)
     return table
 
 
-def _artifacts(artifacts: Iterable[tuple[str, job_pb2.Artifact]]) -> Table:
+def _artifacts(steps: Iterable[job_pb2.Step]) -> Table:
     table = _table("STEP", "ARTIFACT", "ROLE", "BYTES", "BLOB")
-    for step, artifact in artifacts:
-        table.add_row(Text(step), Text(artifact.name), Text(artifact.role), str(artifact.size_bytes), artifact.blob)
+    for step in steps:
+        for alike in _grouped(step.artifacts, lambda artifact: artifact.role):
+            role = alike[0].role
+            if len(alike) > MOST_ROWS_ALIKE:
+                size = sum(artifact.size_bytes for artifact in alike)
+                table.add_row(Text(step.name), f"{len(alike)} artifacts", Text(role), str(size), Text(f"fluoro download … --role {role}"))
+            else:
+                for artifact in alike:
+                    table.add_row(Text(step.name), Text(artifact.name), Text(role), str(artifact.size_bytes), artifact.blob)
     return table
+
+
+def _grouped(things: Iterable[Thing], key: Callable[[Thing], object]) -> Iterable[list[Thing]]:
+    """Things with the same key together, in the order of the first of each."""
+    groups: dict[object, list[Thing]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
+    return groups.values()
 
 
 def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:

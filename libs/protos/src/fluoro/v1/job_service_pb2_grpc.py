@@ -31,6 +31,9 @@ class JobServiceStub:
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     def __init__(self, channel):
@@ -87,6 +90,9 @@ class JobServiceServicer:
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     def SubmitJob(self, request, context):
@@ -218,6 +224,9 @@ class JobService:
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     @staticmethod

@@ -32,6 +32,9 @@ class JobServiceStub:
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     @_typing.overload
@@ -83,6 +86,9 @@ class JobServiceAsyncStub(JobServiceStub):
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -130,6 +136,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
+    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
 
     @_abc_1.abstractmethod
