@@ -182,6 +182,8 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
     failed = {"state": job_pb2.Item.STATE_FAILED, "reason": "NOT_DICOM", "message": "No DICM prefix."}
     step = job_pb2.Step(
         name="render",
+        state=job_pb2.Step.STATE_FAILED,
+        tasks=[job_pb2.Task(shard=shard, attempts=[job_pb2.Attempt(number=1)] * 2) for shard in range(20)],
         items=[job_pb2.Item(input=number, **failed) for number in range(990)] + [job_pb2.Item(input=999, **failed | {"reason": "OTHER"})],
         artifacts=[job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2) for number in range(1000)]
         + [job_pb2.Artifact(name="all.zip", role="archive", size_bytes=7)],
@@ -189,6 +191,7 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
     code, out, _ = await fluoro("get", gateway.add_job(steps=[step]).name)
     assert code == 0
     words = [line.split() for line in out.splitlines()]
+    assert ["render", "failed", "0/991", "ok,", "991", "failed", "40", "in", "20", "tasks"] in words
     assert ["render", "990", "inputs", "failed", "NOT_DICOM", "No", "DICM", "prefix."] in words
     assert ["render", "999", "failed", "OTHER", "No", "DICM", "prefix."] in words
     assert ["render", "1000", "artifacts", "preview", "2000", "fluoro", "download", "…", "--role", "preview"] in words

@@ -28,22 +28,32 @@ def parse_job(source: JobSource) -> job_pb2.Job:
         raise InvalidJobError(f"not a fluoro.v1.Job in proto3 JSON: {error}") from error
 
 
-def inspect(name: str = "inspect", *, after: Sequence[str] = ()) -> job_pb2.Step:
-    """A step that validates DICOM files and returns their metadata."""
-    return job_pb2.Step(name=name, after=after, inspect_dicom=dicom_pb2.InspectDicom())
+MAX_INPUTS_PER_TASK: Final = 50
+"""For steps that work per input. Of a large study several tasks run at once, and a worker that dies takes no more than this with it."""
 
 
-def render(name: str = "render", *, after: Sequence[str] = (), window: tuple[float, float] | None = None) -> job_pb2.Step:
+def inspect(name: str = "inspect", *, after: Sequence[str] = (), max_inputs_per_task: int = MAX_INPUTS_PER_TASK) -> job_pb2.Step:
+    """A step that validates DICOM files and returns their metadata. max_inputs_per_task: 0 for one task."""
+    return job_pb2.Step(name=name, after=after, inspect_dicom=dicom_pb2.InspectDicom(), max_inputs_per_task=max_inputs_per_task)
+
+
+def render(
+    name: str = "render",
+    *,
+    after: Sequence[str] = (),
+    window: tuple[float, float] | None = None,
+    max_inputs_per_task: int = MAX_INPUTS_PER_TASK,
+) -> job_pb2.Step:
     """A step that renders DICOM images. window: centre and width that override the file's, in units after the Modality LUT."""
     operation = dicom_pb2.RenderDicom()
     if window:
         operation.window.center, operation.window.width = window
-    return job_pb2.Step(name=name, after=after, render_dicom=operation)
+    return job_pb2.Step(name=name, after=after, render_dicom=operation, max_inputs_per_task=max_inputs_per_task)
 
 
-def analyze(model: str, name: str = "analyze", *, after: Sequence[str]) -> job_pb2.Step:
+def analyze(model: str, name: str = "analyze", *, after: Sequence[str], max_inputs_per_task: int = MAX_INPUTS_PER_TASK) -> job_pb2.Step:
     """A step that runs a model (`ct-tissue`, say) on what the render steps in `after` made."""
-    return job_pb2.Step(name=name, after=after, analyze_images=ml_pb2.AnalyzeImages(model=model))
+    return job_pb2.Step(name=name, after=after, analyze_images=ml_pb2.AnalyzeImages(model=model), max_inputs_per_task=max_inputs_per_task)
 
 
 def report(

@@ -74,9 +74,11 @@ def _table(*columns: str) -> Table:
 def _steps(steps: Iterable[job_pb2.Step]) -> Table:
     table = _table("STEP", "STATE", "ITEMS", "ATTEMPTS", "REASON", "MESSAGE")
     for step in steps:
-        attempts = sum(len(task.attempts) for task in step.tasks)
+        attempts = str(sum(len(task.attempts) for task in step.tasks))
+        if len(step.tasks) > 1:
+            attempts += f" in {len(step.tasks)} tasks"
         state = state_text(job_pb2.Step.State.Name(step.state))
-        table.add_row(Text(step.name), state, items_text(step_items(step)), str(attempts), Text(step.reason), Text(step.message))
+        table.add_row(Text(step.name), state, items_text(step_items(step)), attempts, Text(step.reason), Text(step.message))
     return table
 
 
