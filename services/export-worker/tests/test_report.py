@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,7 @@ from export_worker.operations import HANDLERS
 from export_worker.operations.report import export_report
 from export_worker.typesetting import typeset
 from export_worker.wording import MINUS, NONE, TIMES
-from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.worker.context import Upstream
@@ -170,6 +171,29 @@ def test_sixty_inputs_give_a_dozen_pictured_images_and_complete_tables(clinic: A
     assert text.count("soft tissue 6,766 41.3 % 14.80 38.3") == 60
     assert text.count("CT Image Storage") == 60
     assert len(pypdf.PdfReader(io.BytesIO(pdf)).pages) < 30
+    assert "are listed" not in text
+
+
+def test_a_study_of_thousands_of_images_makes_no_book_and_no_gibibyte(clinic: Any, reader: Any) -> None:
+    numbers = range(3000)
+    instances = [dicom_pb2.DicomInstance(input=number, modality="CT") for number in numbers]
+    images = [dicom_pb2.RenderedImage(input=number) for number in numbers]
+    findings = [ml_pb2.ImageFinding(input=number, measurements=[ml_pb2.Measurement(display_name="bone")]) for number in numbers]
+    failed = [job_pb2.Item(input=n, state=job_pb2.Item.STATE_FAILED, reason="NOT_DICOM") for n in numbers]
+    upstream = [
+        Upstream("inspect", dicom_pb2.InspectDicomResult(instances=instances), [], []),
+        Upstream("render", dicom_pb2.RenderDicomResult(images=images), failed, []),
+        Upstream("analyze", ml_pb2.AnalyzeImagesResult(findings=findings), [], []),
+    ]
+    clinic.inputs = 3000
+    attempt = clinic.report(*upstream)
+    pdf = attempt.read("report.pdf")
+    text = reader.text(pdf)
+    assert text.count("The first 200 of 3,000 are listed.") == 4
+    assert "3000 0 0 3000 INPUTS SUCCEEDED SKIPPED FAILED" in text
+    assert len(pypdf.PdfReader(io.BytesIO(pdf)).pages) < 60
+    step = json.loads(attempt.read("result.json"))["steps"][0]
+    assert len(step["analyzeImagesResult"]["findings"]) == 3000
 
 
 @pytest.mark.parametrize("title", [HOSTILE, '#eval("1+1")', "]; #panic()", '"); read("/etc/passwd")'])

@@ -19,6 +19,9 @@ from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 REPORTABLE: Final = (dicom_pb2.InspectDicomResult, dicom_pb2.RenderDicomResult, ml_pb2.AnalyzeImagesResult)
 """Results a report can tell about."""
 
+LISTED: Final = 200
+"""Most rows, or images, in one table: a CT of 2,000 slices would fill 270 pages and a gibibyte. `result.json` has them all."""
+
 STATES: Final[dict[int, str]] = {job_pb2.Item.STATE_FAILED: "failed", job_pb2.Item.STATE_SKIPPED: "skipped"}
 
 Fields = dict[str, object]
@@ -50,15 +53,22 @@ def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], fi
         "created_text": f"{created.day} {created:%B %Y, %H:%M} UTC",
         "counts": _counts(inputs, upstream),
         "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
-        "problems": list(_problems(upstream)),
+        "problems": _listed(list(_problems(upstream))),
         "images": [image_block(image, files) for image in shown],
         "images_total": len(images),
-        "other_findings": list(_other_findings(images, shown)),
-        "instances": [_instance(instance) for result in results(upstream, dicom_pb2.InspectDicomResult) for instance in result.instances],
+        "other_findings": _listed(list(_other_findings(images, shown))),
+        "instances": _listed([_instance(one) for result in results(upstream, dicom_pb2.InspectDicomResult) for one in result.instances]),
         "models": _models(upstream),
-        "certificates": [_certificate(image.rendered) for image in images if image.rendered],
+        "certificates": _listed([_certificate(image.rendered) for image in images if image.rendered]),
         "software": [["export-worker", version("export-worker")], ["typst", version("typst")]],
     }
+
+
+def _listed(rows: Sequence[object]) -> Fields:
+    """A table, and what to say below it of the rows that it leaves out."""
+    total = wording.count(len(rows))
+    note = f"The first {LISTED} of {total} are listed. The job itself and the report as JSON have them all." if len(rows) > LISTED else ""
+    return {"rows": rows[:LISTED], "note": note}
 
 
 def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
