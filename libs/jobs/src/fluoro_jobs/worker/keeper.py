@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS: Final = 5
 """A third of a lease: two may be missed."""
+MISSED_SECONDS: Final = 1
+"""From a heartbeat that the ledger did not take to the next try."""
 AVERAGE_OVER_TASKS: Final = 10
 """How many of the last tasks make the average run time, about."""
 
@@ -102,16 +104,17 @@ class Keeper(threading.Thread):
         self._listener.start()
         while not self._closed:
             self._on_beat()
+            pause = HEARTBEAT_SECONDS
             try:
                 self._give_back_lost()
                 self._beat()
             except FluoroError as error:
                 log.warning("heartbeat_missed", reason=error.reason)
-                self._woken.wait(1)
+                pause = MISSED_SECONDS
             except Exception:  # without heartbeats everything that runs here would be taken away
                 log.exception("heartbeat_failed")
-                self._woken.wait(1)
-            self._woken.wait(HEARTBEAT_SECONDS)
+                pause = MISSED_SECONDS
+            self._woken.wait(pause)
             self._woken.clear()
 
     def busy(self) -> bool:
