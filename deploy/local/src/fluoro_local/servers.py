@@ -183,6 +183,7 @@ class PostgresServer(Server):
             "port": self.port or 5432,
             "unix_socket_directories": self._socket_folder,
             "max_connections": 200,
+            "wal_sync_method": "open_datasync",  # as durable as the default, with one call of the system per commit instead of two
         }
         command = [str(binaries / "postgres"), "-D", str(self._data), *(f"--{key}={value}" for key, value in options.items())]
         return spawn(

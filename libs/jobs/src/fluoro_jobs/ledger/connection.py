@@ -49,8 +49,11 @@ class Ledger:
     def connection(self) -> Iterator[LedgerConnection]:
         """A connection in autocommit for the duration of the block. FluoroError LEDGER_UNAVAILABLE when PostgreSQL cannot be reached."""
         try:
-            with self._pool.connection(timeout=self._wait_seconds) as connection:
+            connection = self._pool.getconn(self._wait_seconds)
+            try:
                 yield connection
+            finally:
+                self._pool.putconn(connection)
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
             log.warning("ledger_unavailable", exception=type(error).__qualname__)
             self._pool.check()  # the others are likely broken too; found now, they do not cost a call each
