@@ -217,7 +217,7 @@ def test_a_worker_that_takes_no_more_messages_ends_so_that_another_is_started(ri
     rig.start("scheduler")
     rig.finished(rig.submit(rig.job_of({"do": "deafen"})))
     job_id = rig.submit(rig.job_of())
-    assert worker.wait(30) == 1, rig.logs()
+    assert worker.wait(60) == 1, rig.logs()
     assert "consumer_deaf" in rig.logs()
     rig.worker()
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
