@@ -10,7 +10,7 @@ from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
 PICTURED: Final = 12
-"""Images shown with pictures; more would make a book of it. The tables name every image."""
+"""Images shown with pictures; more would make a book of it."""
 
 Result = TypeVar("Result", bound=Message)
 
