@@ -33,6 +33,9 @@ class Reason(StrEnum):
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
+    LEDGER_BUSY = "LEDGER_BUSY"
+    LEDGER_READ_ONLY = "LEDGER_READ_ONLY"
+    LEDGER_FULL = "LEDGER_FULL"
     BLOB_STORE_UNAVAILABLE = "BLOB_STORE_UNAVAILABLE"
     BLOB_STORE_FULL = "BLOB_STORE_FULL"
     INTERNAL = "INTERNAL"
@@ -101,6 +104,13 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.LEDGER_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE", True, "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe."
     ),
+    Reason.LEDGER_BUSY: ReasonSpec(
+        "UNAVAILABLE", True, "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was over. Try again."
+    ),
+    Reason.LEDGER_READ_ONLY: ReasonSpec(
+        "UNAVAILABLE", True, "The PostgreSQL that answers is a standby or read-only; a failover may be under way. Try again."
+    ),
+    Reason.LEDGER_FULL: ReasonSpec("RESOURCE_EXHAUSTED", True, "PostgreSQL has no disk space or memory left. Free some and try again."),
     Reason.BLOB_STORE_UNAVAILABLE: ReasonSpec("UNAVAILABLE", True, "The blob store cannot be reached or gave an error. Try again."),
     Reason.BLOB_STORE_FULL: ReasonSpec(
         "RESOURCE_EXHAUSTED", True, "The blob store has no space left. Nothing half-written is visible; free space and try again."
@@ -131,6 +141,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for this kind of image."),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
 }
+
+LEDGER_OUTAGES: Final = frozenset({Reason.LEDGER_UNAVAILABLE, Reason.LEDGER_BUSY, Reason.LEDGER_READ_ONLY, Reason.LEDGER_FULL})
+"""PostgreSQL could not do what it was asked. It wrote nothing, or the guard of a repeated write finds that it did."""
+STORE_OUTAGES: Final = LEDGER_OUTAGES | {Reason.BLOB_STORE_UNAVAILABLE, Reason.BLOB_STORE_FULL}
+"""Faults of a store, not of the task that met them: they cost a task none of its attempts."""
 
 
 @dataclass(frozen=True, slots=True)
