@@ -89,3 +89,6 @@ QUEUE_OLDEST_READY_AGE_SECONDS: Final = _gauge(
 WORKERS: Final = _gauge("fluoro_workers", "Worker processes with a live heartbeat.", "queue")
 WORKER_SLOTS: Final = _gauge("fluoro_worker_slots", "Attempts those workers can run at once.", "queue")
 SWEEPS: Final = _counter("fluoro_sweeps_total", "Rows changed by the scheduler's sweeps.", "action")
+LEDGER_REFUSALS: Final = _counter(
+    "fluoro_ledger_refusals_total", "Uses of the ledger that PostgreSQL did not carry out, by reason.", "reason"
+)

@@ -1,13 +1,25 @@
-"""Connections to the ledger, and what to say when there is none."""
+"""Connections to the ledger, the time they may take, and what to say when there is none.
 
+A store that is slow is worse than one that is dead, so nothing here waits without an end:
+
+- A statement has a deadline in the server (`statement_timeout`) and, for servers that do not answer at all, a later one here.
+- A transaction that idles, because its process was stopped, is ended by the server; what waited for its locks goes on.
+- Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers again, and starts a new pool.
+"""
+
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import psycopg
 import structlog
+from fluoro_telemetry import metrics
 from psycopg import Connection
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from fluoro_jobs.errors import FluoroError, Reason
 
@@ -17,57 +29,235 @@ log = structlog.get_logger(__name__)
 LedgerConnection = Connection[TupleRow]
 """What the ledger's functions take, in autocommit."""
 
+STATEMENT_SECONDS: Final = 10.0
+"""How long a statement may take before its connection is given up. The server ends it a little sooner."""
+CONNECT_SECONDS: Final = 4
+"""How long a connection to one host may take."""
+LOCK_SECONDS: Final = 5
+"""How long a statement waits for a row that another transaction holds; longer than such a transaction may idle."""
+IDLE_IN_TRANSACTION_SECONDS: Final = 3
+"""A process decides within milliseconds what to write. One that takes this long inside a transaction was stopped or cut off."""
+PROBE_SECONDS: Final = 0.5
+"""Pause between two attempts to reach a PostgreSQL that did not answer."""
+REPLACE_SECONDS: Final = 1.0
+"""Least time between two pools: a server that refuses every write is not connected to anew for each of them."""
 
-def _configure(connection: LedgerConnection) -> None:
-    """Every statement of the ledger is made for an index, and has the same best plan whatever its arguments.
+_EXPLANATIONS: Final = {
+    Reason.LEDGER_UNAVAILABLE: "PostgreSQL cannot be reached. Try again.",
+    Reason.LEDGER_BUSY: "PostgreSQL gave the statement up before it was done. Try again.",
+    Reason.LEDGER_READ_ONLY: "The PostgreSQL that answers takes no writes; a failover may be under way. Try again.",
+    Reason.LEDGER_FULL: "PostgreSQL has no disk space or memory left. Try again once there is some.",
+}
 
-    A plan is made once a connection: planning costs more than running. It never is a walk through a whole table, which PostgreSQL
-    prefers while tables are small and would keep on doing while they grow. And it is not compiled, which pays for long queries alone and
-    would befall the few that have no index to go by: PostgreSQL before 18 takes those for endless.
-    """
-    connection.execute("SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off")
+_REASONS: Final = {
+    "25006": Reason.LEDGER_READ_ONLY,  # read_only_sql_transaction
+    "25P03": Reason.LEDGER_BUSY,  # idle_in_transaction_session_timeout: this process was stopped inside a transaction
+    "40001": Reason.LEDGER_BUSY,  # serialization_failure
+    "40P01": Reason.LEDGER_BUSY,  # deadlock_detected
+    "55P03": Reason.LEDGER_BUSY,  # lock_not_available: lock_timeout
+    "57014": Reason.LEDGER_BUSY,  # query_canceled: statement_timeout, or somebody's pg_cancel_backend()
+    "53100": Reason.LEDGER_FULL,  # disk_full
+    "53200": Reason.LEDGER_FULL,  # out_of_memory
+    "53400": Reason.LEDGER_FULL,  # configuration_limit_exceeded: temp_file_limit
+}
+"""By SQLSTATE (PostgreSQL's appendix A)."""
+
+
+class StalledError(psycopg.OperationalError):
+    """PostgreSQL did not answer within the deadline. Whether it did what it was asked is unknown."""
+
+
+class _Bounded(LedgerConnection):
+    """A connection on which no statement waits for ever."""
+
+    seconds: float = STATEMENT_SECONDS
+
+    def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
+        """Drives one exchange with the server. StalledError after the deadline; the connection is closed then."""
+        seconds = self.seconds if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        try:
+            return super().wait(gen, interval, seconds)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is None and time.monotonic() >= deadline:
+                self.pgconn.finish()  # an answer that comes later would be taken for that of the next statement
+                raise StalledError(f"no answer within {seconds:g} s") from error
+            raise
+
+
+def reason_of(error: Exception) -> Reason | None:
+    """What a psycopg error means for who asked; None for one that is not an outage but a bug."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state in _REASONS:
+        return _REASONS[state]
+    return Reason.LEDGER_UNAVAILABLE if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else None
 
 
 class Ledger:
-    """A pool of connections in autocommit. Broken ones are replaced; a restart of PostgreSQL needs none here."""
+    """A pool of connections in autocommit. Broken ones are replaced; a restart of PostgreSQL needs none here. Thread-safe."""
 
-    def __init__(self, database_url: str, *, max_connections: int = 4, wait_seconds: float = 5) -> None:
-        """wait_seconds: how long `connection()` waits for a free or a new connection before it gives up."""
+    def __init__(
+        self, database_url: str, *, max_connections: int = 4, wait_seconds: float = 5, statement_seconds: float = STATEMENT_SECONDS
+    ) -> None:
+        """wait_seconds: how long `connection()` waits for a free or a new connection before it gives up.
+
+        statement_seconds: deadline of each statement.
+        """
+        self._database_url = database_url
+        self._max_connections = max_connections
         self._wait_seconds = wait_seconds
-        self._pool: ConnectionPool[LedgerConnection] = ConnectionPool(
-            database_url,
-            min_size=0,
-            max_size=max_connections,
-            open=False,
-            kwargs={"autocommit": True, "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3},
-            reconnect_timeout=wait_seconds,
-            configure=_configure,
-        )
-        self._pool.open()
+        self._statement_seconds = statement_seconds
+        self._places = threading.BoundedSemaphore(max_connections)  # apart from the pool's own wait, which is for PostgreSQL alone
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._away = False
+        self._pool = self._new_pool()
+        self._pool_since = time.monotonic()
 
     @contextmanager
     def connection(self) -> Iterator[LedgerConnection]:
-        """A connection in autocommit for the duration of the block. FluoroError LEDGER_UNAVAILABLE when PostgreSQL cannot be reached."""
+        """A connection in autocommit for the duration of the block.
+
+        FluoroError with a reason of LEDGER_OUTAGES: LEDGER_UNAVAILABLE at once while PostgreSQL is known not to answer.
+        """
+        if self._away or not self._places.acquire(timeout=self._wait_seconds):
+            raise _outage(Reason.LEDGER_UNAVAILABLE)
+        pool = self._pool
         try:
-            connection = self._pool.getconn(self._wait_seconds)
+            pool, connection = self._take()
             try:
                 yield connection
             finally:
-                self._pool.putconn(connection)
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            log.warning("ledger_unavailable", exception=type(error).__qualname__)
-            self._pool.check()  # the others are likely broken too; found now, they do not cost a call each
-            raise FluoroError(Reason.LEDGER_UNAVAILABLE, "PostgreSQL cannot be reached. Try again.") from error
+                pool.putconn(connection)
+        except psycopg.Error as error:
+            reason = self._judge(pool, error)
+            if reason is None:
+                raise
+            raise _outage(reason) from error
+        finally:
+            self._places.release()
 
     def check(self) -> None:
-        """Raises FluoroError LEDGER_UNAVAILABLE unless the ledger answers and has been migrated."""
+        """FluoroError with a reason of LEDGER_OUTAGES unless the ledger answers, takes writes and has been migrated."""
         try:
             with self.connection() as connection:
-                connection.execute("SELECT FROM jobs LIMIT 0")
+                row = connection.execute("SELECT current_setting('transaction_read_only')::bool, EXISTS (SELECT FROM jobs)").fetchone()
         except psycopg.Error as error:
             log.error("ledger_unusable", exception=type(error).__qualname__)
             raise FluoroError(Reason.LEDGER_UNAVAILABLE, "The database cannot be used; has it been migrated?") from error
+        if row is None or row[0]:
+            raise _outage(Reason.LEDGER_READ_ONLY)
 
     def close(self) -> None:
         """Closes all connections."""
+        self._closing.set()
         self._pool.close()
+
+    def _take(self) -> "tuple[ConnectionPool[_Bounded], _Bounded]":
+        while True:
+            pool = self._pool
+            if self._away:
+                raise PoolClosed
+            try:
+                return pool, pool.getconn(self._wait_seconds)
+            except PoolClosed:
+                if pool is self._pool:
+                    raise  # otherwise it was replaced between the two lines
+
+    def _judge(self, pool: "ConnectionPool[_Bounded]", error: psycopg.Error) -> Reason | None:
+        """The reason to give, and what follows from the error for later callers. None for a bug: nothing follows."""
+        reason = reason_of(error)
+        if reason is not None:
+            log.warning("ledger_refused", reason=reason, exception=type(error).__qualname__)
+        if reason is Reason.LEDGER_READ_ONLY:
+            self._replace(pool)  # another of the URL's hosts may be the one that takes writes by now
+        elif isinstance(error, (StalledError, PoolTimeout)):
+            self._refuse(pool)
+        elif reason is Reason.LEDGER_UNAVAILABLE:
+            pool.drain()  # the others are likely broken too; replaced now, they do not cost a call each
+        return reason
+
+    # --- when PostgreSQL does not answer ---
+
+    def _refuse(self, pool: "ConnectionPool[_Bounded]") -> None:
+        """Refuses all callers from now on, until PostgreSQL answers."""
+        with self._lock:
+            if self._away or pool is not self._pool or self._closing.is_set():
+                return  # known already, or news of before
+            self._away = True
+        log.error("ledger_away")
+        threading.Thread(target=self._probe, name="ledger-probe", daemon=True).start()
+        pool.close(timeout=0)  # who waits for a connection hears of it now
+
+    def _probe(self) -> None:
+        while not self._closing.wait(PROBE_SECONDS):
+            # Whatever it says: it does not answer yet.
+            with suppress(psycopg.Error), _Bounded.connect(self._database_url, **self._options()) as connection:
+                connection.seconds = CONNECT_SECONDS
+                connection.execute("SELECT")
+                with self._lock:
+                    self._pool, self._pool_since, self._away = self._new_pool(), time.monotonic(), False
+                log.info("ledger_back")
+                return
+
+    def _replace(self, pool: "ConnectionPool[_Bounded]") -> None:
+        with self._lock:
+            if pool is not self._pool or time.monotonic() - self._pool_since < REPLACE_SECONDS:
+                return
+            self._pool, self._pool_since = self._new_pool(), time.monotonic()
+        pool.close(timeout=0)
+
+    # --- making connections ---
+
+    def _new_pool(self) -> "ConnectionPool[_Bounded]":
+        pool = ConnectionPool(
+            self._database_url,
+            connection_class=_Bounded,
+            min_size=0,
+            max_size=self._max_connections,
+            open=False,
+            kwargs=self._options(),
+            reconnect_timeout=self._wait_seconds,
+            configure=self._configure,
+        )
+        pool.open()
+        return pool
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "autocommit": True,
+            "connect_timeout": CONNECT_SECONDS,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            # What was sent and is not acknowledged: keepalives are silent meanwhile, and TCP alone goes on for a quarter of an hour.
+            "tcp_user_timeout": round(self._statement_seconds * 1000),
+        }
+
+    def _configure(self, connection: _Bounded) -> None:
+        """Every statement of the ledger is made for an index, and has the same best plan whatever its arguments.
+
+        A plan is made once a connection: planning costs more than running. It never is a walk through a whole table, which PostgreSQL
+        prefers while tables are small and would keep on doing while they grow. And it is not compiled, which pays for long queries alone
+        and would befall the few that have no index to go by: PostgreSQL before 18 takes those for endless.
+
+        The server's deadlines are shorter than ours, so that a server that answers says what was wrong, and the connection stays.
+        """
+        connection.seconds = self._statement_seconds
+        settings = {
+            "plan_cache_mode": "force_generic_plan",
+            "enable_seqscan": "off",
+            "jit": "off",
+            "statement_timeout": f"{0.9 * self._statement_seconds:g}s",
+            "lock_timeout": f"{min(LOCK_SECONDS, self._statement_seconds / 2):g}s",
+            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+            # So that the server too lets go of a client that is cut off, and of the locks it may hold.
+            "tcp_user_timeout": f"{self._statement_seconds:g}s",
+            "client_connection_check_interval": "2s",
+        }
+        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
+
+
+def _outage(reason: Reason) -> FluoroError:
+    metrics.LEDGER_REFUSALS.labels(reason=reason).inc()
+    return FluoroError(reason, _EXPLANATIONS[reason])

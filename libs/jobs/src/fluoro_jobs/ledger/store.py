@@ -38,7 +38,7 @@ def load(connection: LedgerConnection, job: UUID) -> JobGraph | None:
 
 
 def lock(connection: LedgerConnection, job: UUID) -> None:
-    """Holds the job's row until the transaction ends.
+    """Holds the job's row until the transaction ends; a process that stops meanwhile loses both after a few seconds (connection.py).
 
     A statement of its own: one that waits for the lock and reads in one go sees the row as it is after the wait, but its steps and tasks
     as they were before.
