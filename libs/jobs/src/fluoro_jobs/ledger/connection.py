@@ -7,10 +7,11 @@ A store that is slow is worse than one that is dead, so nothing here waits witho
 - Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers again, and starts a new pool.
 """
 
+import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -38,7 +39,7 @@ LOCK_SECONDS: Final = 5
 IDLE_IN_TRANSACTION_SECONDS: Final = 3
 """A process decides within milliseconds what to write. One that takes this long inside a transaction was stopped or cut off."""
 PROBE_SECONDS: Final = 0.5
-"""Pause between two attempts to reach a PostgreSQL that did not answer."""
+"""Pause between two attempts to reach a PostgreSQL that did not answer, half more or less: many processes ask."""
 REPLACE_SECONDS: Final = 1.0
 """Least time between two pools: a server that refuses every write is not connected to anew for each of them."""
 
@@ -190,15 +191,24 @@ class Ledger:
         pool.close(timeout=0)  # who waits for a connection hears of it now
 
     def _probe(self) -> None:
-        while not self._closing.wait(PROBE_SECONDS):
-            # Whatever it says: it does not answer yet.
-            with suppress(psycopg.Error), _Bounded.connect(self._database_url, **self._options()) as connection:
+        """Asks until PostgreSQL answers. The first time at once: it may have been one connection alone that was cut off."""
+        while not self._answers():
+            if self._closing.wait(PROBE_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - spreads load, guards nothing
+                return
+        with self._lock:
+            self._pool, self._pool_since, self._away = self._new_pool(), time.monotonic(), False
+        if self._closing.is_set():
+            self._pool.close()
+        log.info("ledger_back")
+
+    def _answers(self) -> bool:
+        try:
+            with _Bounded.connect(self._database_url, **self._options()) as connection:
                 connection.seconds = CONNECT_SECONDS
                 connection.execute("SELECT")
-                with self._lock:
-                    self._pool, self._pool_since, self._away = self._new_pool(), time.monotonic(), False
-                log.info("ledger_back")
-                return
+        except psycopg.Error:
+            return False
+        return True
 
     def _replace(self, pool: "ConnectionPool[_Bounded]") -> None:
         with self._lock:
