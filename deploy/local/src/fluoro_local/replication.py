@@ -43,9 +43,8 @@ class StandbyServer(PostgresServer):
 
     def _initialise(self, binaries: Path, account: Account | None) -> None:
         """Copy the primary."""
-        parameters = conninfo_to_dict(self._primary.url)
         self._keep_password(self._primary.password, account)  # that of the role `postgres`, which is copied too
-        primary = make_conninfo(**parameters, application_name=self.folder.name)
+        primary = make_conninfo(self._primary.url, application_name=self.folder.name)
         slot = ["--create-slot", f"--slot={self.folder.name}"]  # the primary keeps what the standby has not got yet
         quick = ["--checkpoint=fast", "--no-sync"]  # a copy that a power cut spoils is made anew
         self._make_data([str(binaries / "pg_basebackup"), "-d", primary, "--write-recovery-conf", *quick, *slot], account)
