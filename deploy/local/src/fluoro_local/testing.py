@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from fluoro.v1 import job_pb2
 from fluoro_client import Client
 from fluoro_client.jobs import imaging_report
 
+from fluoro_local.servers import Server
 from fluoro_local.services import Service
 from fluoro_local.supervisor import Supervisor
 
@@ -37,6 +39,24 @@ def tool(command: str) -> str:
         verdict = pytest.fail if os.environ.get("CI") else pytest.skip
         verdict(f"{command} is not installed")
     return path
+
+
+@contextmanager
+def standing_still(server: Server) -> Iterator[None]:
+    """Every process of the server is stopped (SIGSTOP) for the block: its connections stay open, and nothing answers."""
+    stopped: list[int] = []
+    try:
+        while fresh := [pid for pid in _family(server.pid) if pid not in stopped]:  # the first is the parent, which then starts no more
+            os.kill(fresh[0], signal.SIGSTOP)
+            stopped.append(fresh[0])
+        yield
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _family(pid: int) -> list[int]:
+    return [pid, *(int(child) for children in Path(f"/proc/{pid}/task").glob("*/children") for child in children.read_text().split())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ log = structlog.get_logger(__name__)
 
 MESSAGE_CHARACTERS: Final = 200
 """Longest message of a failed check."""
+MAX_TURN_SECONDS: Final = 120
+"""A watched thread that has not ticked for that long is stuck. Far above the deadline of any one call of a store, for which it may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Health:
         self._cache_seconds = cache_seconds
         self._checks: dict[str, _Check] = {}
         self._last_beat: float | None = None
+        self._turns: dict[threading.Thread, float | None] = {}
         self._draining = False
 
     def add_check(self, name: str, check: Callable[[], object]) -> None:
@@ -95,18 +98,39 @@ class Health:
         self._checks[name] = _Check(name, check)
 
     def beat(self) -> None:
-        """The process's own loop ticks. Until the first beat the process counts as alive."""
-        self._last_beat = time.monotonic()
+        """The loop that calls this ticks: a watched thread's, or else the process's own, which waits for nothing outside the process.
+
+        Until its first beat a loop counts as alive.
+        """
+        thread, now = threading.current_thread(), time.monotonic()
+        if thread in self._turns:
+            self._turns[thread] = now
+        else:
+            self._last_beat = now
+
+    def watch(self, thread: threading.Thread) -> None:
+        """From its start until the process drains, this thread must not end, and once it beats it must do so every MAX_TURN_SECONDS.
+
+        For threads that wait for stores: an outage delays them, and is no reason to restart the process.
+        """
+        self._turns[thread] = None
 
     def set_draining(self) -> None:
         """Not ready any more, for good: finishing what runs, taking nothing new."""
         self._draining = True
 
     def liveness(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the process's own loop ticks, and the details for /healthz. Looks at nothing outside the process."""
-        age = None if self._last_beat is None else round(time.monotonic() - self._last_beat, 3)
-        ok = age is None or age <= self._max_beat_age_seconds
-        return ok, {"ok": ok, "beat_age_seconds": age, "max_beat_age_seconds": self._max_beat_age_seconds}
+        """Whether the process's own loop and threads tick, and the details for /healthz. Looks at nothing outside the process."""
+        age = _age(self._last_beat)
+        threads = {thread.name: self._lives(thread, turned) for thread, turned in list(self._turns.items())}
+        ok = (age is None or age <= self._max_beat_age_seconds) and all(threads.values())
+        return ok, {"ok": ok, "beat_age_seconds": age, "max_beat_age_seconds": self._max_beat_age_seconds, "threads": threads}
+
+    def _lives(self, thread: threading.Thread, turned: float | None) -> bool:
+        if self._draining or thread.ident is None:  # it may end by now, or has not been started
+            return True
+        age = _age(turned)
+        return thread.is_alive() and (age is None or age <= MAX_TURN_SECONDS)
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether every check passes and nothing drains, and the details for /readyz. Answers within check_timeout_seconds."""
@@ -117,3 +141,7 @@ class Health:
         results = {check.name: check.result(deadline) for check in checks}
         ok = not self._draining and all(result.ok for result in results.values())
         return ok, {"ok": ok, "draining": self._draining, "checks": {name: asdict(result) for name, result in results.items()}}
+
+
+def _age(since: float | None) -> float | None:
+    return None if since is None else round(time.monotonic() - since, 3)

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as grpc_health
 
 from gateway.ledger_calls import LedgerCalls
+from gateway.settings import Settings
 
 JOB_SERVICE: Final = "fluoro.v1.JobService"
 """Health of this name: SERVING while the ledger answers. The name "" stands for the process."""
@@ -21,13 +22,20 @@ _STATUS: Final = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb
 class Health:
     """Both kinds of health, kept in step. Redis is in neither: without it the gateway accepts, reads and watches all the same."""
 
-    def __init__(self, calls: LedgerCalls, ledger: Ledger, store: BlobStore, interval_seconds: float) -> None:
+    def __init__(self, calls: LedgerCalls, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
         self.servicer: Any = grpc_health.HealthServicer()
-        self.probes = Probes()
+        self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
         self._calls = calls
-        self._interval_seconds = interval_seconds
+        self._interval_seconds = settings.health_check_interval_seconds
+        self._beat_seconds = min(1, settings.liveness_seconds / 4)
+
+    async def beat(self) -> None:
+        """Shows until cancelled that the event loop turns. A task of its own: it waits for nothing, least of all for a store."""
+        while True:
+            self.probes.beat()
+            await asyncio.sleep(self._beat_seconds)
 
     async def run(self) -> None:
         """Keeps looking until cancelled."""
@@ -36,8 +44,7 @@ class Health:
             await asyncio.sleep(self._interval_seconds)
 
     async def look(self) -> None:
-        """Asks the ledger and tells the gRPC health service. Doing so also shows that the event loop turns."""
-        self.probes.beat()
+        """Asks the ledger and tells the gRPC health service."""
         await self.servicer.set(JOB_SERVICE, _STATUS[await self._ledger_answers()])
 
     async def drain(self) -> None:

@@ -59,13 +59,16 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     hub = Hub(calls, settings)
     commits = GroupCommit(ledger)
     adapter = Adapter(settings.max_message_bytes)
-    health = Health(calls, ledger, store, settings.health_check_interval_seconds)
+    health = Health(calls, ledger, store, settings)
+    health.probes.watch(commits)
+    health.probes.watch(dispatcher)
     jobs = Jobs(calls, commits, dispatcher, publisher, hub)
     try:
         grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store), health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
         dispatcher.start()
         hub.start()
+        beating = asyncio.create_task(health.beat(), name="beat")
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
         await grpc_server.start()
@@ -74,6 +77,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         finally:
             await _drain(grpc_server, adapter, health, hub, settings.shutdown_grace_seconds)
             looking.cancel()
+            beating.cancel()
             http_server.close()
     finally:
         await hub.close()

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     )
     ledger_threads: Count = Field(default=8, description="Blocking reads of the ledger at one time; each takes one of its connections.")
     health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
+    liveness_seconds: Seconds = Field(default=60, description="How long the event loop may stand still before /healthz answers 503.")
     watch_ring_events: Count = Field(
         default=1024, description="Events that may wait for one watcher before it is ended with WATCH_TOO_SLOW."
     )

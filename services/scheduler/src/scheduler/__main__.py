@@ -2,10 +2,10 @@
 
 import signal
 import threading
+from typing import Final
 
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
-from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.wakeups import Publisher, connect
 from fluoro_telemetry.http import Health, serve
@@ -16,6 +16,9 @@ from scheduler.sweep import Sweeper
 
 log = structlog.get_logger(__name__)
 
+LAST_ROUND_SECONDS: Final = 5
+"""After SIGTERM: how long the round under way may take. Every write of it is one statement, so cutting it off leaves nothing half done."""
+
 
 def main() -> None:
     """Sweeps until SIGTERM or SIGINT."""
@@ -23,23 +26,23 @@ def main() -> None:
     configure_logging("scheduler", level=settings.log_level, format=settings.log_format)
     ledger = Ledger(settings.database_url, max_connections=3)
     dispatcher = Dispatcher(ledger, settings.redis_url)
-    sweeper = Sweeper(ledger, dispatcher, Publisher(settings.redis_url))
-    health = Health()
+    health = Health(settings.liveness_seconds)
     health.add_check("ledger", ledger.check)
     health.add_check("redis", connect(settings.redis_url).ping)
     server = serve(settings.http_host, settings.http_port, health)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    sweeper = Sweeper(ledger, dispatcher, Publisher(settings.redis_url), health.beat)
+    sweeping = threading.Thread(target=sweeper.run, args=(stop, settings.sweep_interval_seconds), name="sweeper", daemon=True)
+    health.watch(sweeping)
+    sweeping.start()
+    health.beat()
     log.info("scheduler_ready")
-    while not stop.is_set():
-        health.beat()
-        try:
-            sweeper.sweep()
-        except FluoroError as error:
-            log.warning("sweep_waits", reason=error.reason)
-        stop.wait(settings.sweep_interval_seconds)
+    while not stop.wait(min(1, settings.liveness_seconds / 4)):
+        health.beat()  # here, because the sweeper may wait for a store
     health.set_draining()
+    sweeping.join(LAST_ROUND_SECONDS)
     server.close()
     ledger.close()
 

@@ -16,5 +16,6 @@ class Settings(BaseSettings):
     sweep_interval_seconds: float = Field(
         1, gt=0, description="How often leases are swept, lost messages found and ready tasks dispatched."
     )
+    liveness_seconds: float = Field(60, gt=0, description="How long the main thread may stand still before /healthz answers 503.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")

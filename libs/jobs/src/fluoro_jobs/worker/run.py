@@ -79,6 +79,8 @@ class WorkerProcess:
             on_deaf=self._on_deaf,
             deaf_after_seconds=plan.settings.deaf_after_seconds,
         )
+        self._health.watch(self._keeper)
+        self._health.watch(self._dispatcher)
         app.keeper = self._keeper
 
     def run(self) -> None:
