@@ -155,7 +155,7 @@ def back_off(bench: Bench, cancels: int, into: Measured) -> None:
     """Jobs that wait for their second attempt."""
     with bench.run.service("fluoro_jobs.testing.worker", "dicom", "threads", slots=1):
         for _ in range(cancels):
-            job = bench.rig.job_of({"do": "fail", "reason": "BLOB_STORE_UNAVAILABLE", "retryable": True})
+            job = bench.rig.job_of({"do": "fail", "reason": "INTERNAL", "retryable": True})
             job.steps[0].retry_policy.initial_backoff.FromSeconds(3600)
             job.steps[0].retry_policy.max_backoff.FromSeconds(3600)
             job_id = bench.rig.submit(job)

@@ -172,7 +172,7 @@ def _accepted(each: JobRecord, jobs: Mapping[UUID, str]) -> Iterator[Finding]:
 
 _USED_UP: Final = """
 SELECT EXISTS (SELECT FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal WHERE s.job_id = j.id AND s.state = 'FAILED'
-  AND s.reason IN ('WORKER_LOST', 'BLOB_STORE_UNAVAILABLE', 'LEDGER_UNAVAILABLE') AND s.max_attempts <= (
+  AND s.reason = 'WORKER_LOST' AND s.max_attempts <= (
     SELECT count(*) FROM attempts a WHERE a.task_id = t.id AND a.outcome IN ('LOST', 'FAILED')))
 """
 _ENDS: Final = f"""

@@ -114,6 +114,10 @@ def attempts_without_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobGraph, "fail", careless)
 
 
+def outages_that_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("fluoro_jobs.ledger.graph.MAX_RETURNS", {})
+
+
 def followers_never_start(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(JobGraph, "_settle", lambda _graph, _step: None)
 
@@ -143,6 +147,7 @@ BUGS: Final = (
     artifacts_of_fenced_attempts,
     ends_are_overwritten,
     attempts_without_end,
+    outages_that_count,
     followers_never_start,
     no_back_off,
     no_second_look,

@@ -294,9 +294,17 @@ def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
     assert outcomes(job) == ["SUCCEEDED"]
 
 
-def test_an_error_of_the_blob_store_is_tried_again(rig: Rig) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_fault_of_a_store_or_of_the_workers_disk_costs_no_attempt(rig: Rig, tmp_path: Path, pool: str) -> None:
     rig.start("scheduler")
-    rig.worker()
-    job = rig.job_of({"do": "fail", "reason": "BLOB_STORE_UNAVAILABLE"}, max_attempts=2)
-    done = rig.finished(rig.submit(job))
-    assert (done.state, outcomes(done), done.steps[0].reason) == (job_pb2.Job.STATE_FAILED, ["FAILED", "FAILED"], "BLOB_STORE_UNAVAILABLE")
+    rig.worker(pool=pool)
+    fails = {"do": "fail", "unless": str(tmp_path / "mended")}
+    reasons = ("BLOB_STORE_UNAVAILABLE", "BLOB_STORE_FULL", "LEDGER_BUSY", "SCRATCH_FULL")
+    jobs = [rig.submit(rig.job_of({**fails, "reason": reason}, max_attempts=1)) for reason in reasons]
+    until(lambda: all("RELEASED" in outcomes(rig.job(job_id)) for job_id in jobs), what="an attempt that was handed back")
+    assert [rig.job(job_id).steps[0].tasks[0].attempts[0].reason for job_id in jobs] == list(reasons)
+    (tmp_path / "mended").touch()
+    for job_id in jobs:
+        job = rig.finished(job_id)
+        assert (job.state, {*outcomes(job)}, outcomes(job)[-1]) == (SUCCEEDED, {"RELEASED", "SUCCEEDED"}, "SUCCEEDED"), rig.logs()
+        assert_gap_free(rig, job)

@@ -7,7 +7,7 @@ import pytest
 from fluoro.v1 import job_pb2
 from fluoro_jobs.errors import Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger.graph import Change, JobGraph, Step, Task, TaskResult
+from fluoro_jobs.ledger.graph import MAX_RETURN_DELAY_SECONDS, MAX_RETURNS, Change, JobGraph, Step, Task, TaskResult
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,12 +97,12 @@ def test_an_error_that_another_attempt_may_mend_goes_back_to_ready_with_growing_
     waits = []
     for attempt in (1, 2):
         task = run(graph, 0)
-        graph.fail(task, Outcome.FAILED, Reason.BLOB_STORE_UNAVAILABLE, "away", may_retry=True)
+        graph.fail(task, Outcome.FAILED, Reason.INTERNAL, "bug", may_retry=True)
         assert (task.state, task.attempt) == (TaskState.READY, attempt)
         waits.append(task.delay_seconds)
     assert 1 <= waits[0] <= 2 <= waits[1] <= 4
-    graph.fail(run(graph, 0), Outcome.FAILED, Reason.BLOB_STORE_UNAVAILABLE, "away", may_retry=True)
-    assert (graph.steps[0].state, graph.steps[0].reason) == (JobState.FAILED, Reason.BLOB_STORE_UNAVAILABLE)
+    graph.fail(run(graph, 0), Outcome.FAILED, Reason.INTERNAL, "bug", may_retry=True)
+    assert (graph.steps[0].state, graph.steps[0].reason) == (JobState.FAILED, Reason.INTERNAL)
     assert graph.state is JobState.FAILED
 
 
@@ -117,6 +117,27 @@ def test_a_released_attempt_is_ready_at_once_even_if_it_was_the_last() -> None:
     task = run(graph, 0)
     graph.release(task)
     assert (task.state, task.delay_seconds) == (TaskState.READY, 0)
+
+
+@pytest.mark.parametrize("reason", MAX_RETURNS)
+def test_an_outage_costs_no_attempt_but_does_not_go_on_for_ever(reason: str) -> None:
+    graph = job_of([], max_attempts=2)
+    waits = []
+    for _ in range(MAX_RETURNS[reason]):
+        task = run(graph, 0)
+        graph.fail(task, Outcome.FAILED, reason, "away", may_retry=True)
+        assert task.state is TaskState.READY
+        waits.append(task.delay_seconds)
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
+    assert max(waits) <= MAX_RETURN_DELAY_SECONDS
+    assert {(end.outcome, end.reason) for end in graph.ended_attempts} == {(Outcome.RELEASED, reason)}
+    for _ in range(2):
+        assert graph.state is JobState.RUNNING
+        graph.fail(run(graph, 0), Outcome.FAILED, reason, "away", may_retry=True)
+    assert (graph.state, graph.steps[0].reason) == (JobState.FAILED, reason)
+    graph.retry()
+    graph.fail(run(graph, 0), Outcome.FAILED, reason, "away", may_retry=True)
+    assert graph.ended_attempts[-1].outcome is Outcome.RELEASED, "a retried task is as new"
 
 
 def test_cancel_ends_everything_that_has_not_ended_and_keeps_what_has() -> None:

@@ -130,7 +130,7 @@ class Load:
             Shape.CHAIN: [{"do": "progress", "stage": "half", "done": 1, "total": 2}, sleep, put],
             Shape.DIES_ONCE: [sleep, {"do": "die_once", "path": str(self.folder / f"died-{index}")}, put],
             Shape.POISON: [{"do": "die"}],
-            Shape.FAILS: [sleep, {"do": "fail", "reason": "BLOB_STORE_UNAVAILABLE"}],
+            Shape.FAILS: [sleep, {"do": "fail", "reason": "REPORT_FAILED", "retryable": True}],
             Shape.RETRIED: [sleep, {"do": "fail", "reason": "REPORT_FAILED", "unless": str(self._mended(index))}, put],
             Shape.SPINS: [{"do": "spin"}],
             Shape.CANCELLED: [sleep, {"do": "wait", "path": str(self.gate)}, {"do": "touch", "path": record.late}, put],

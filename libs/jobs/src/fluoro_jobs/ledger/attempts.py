@@ -54,6 +54,10 @@ class Claim:
         """Name of its step."""
         return self.graph.steps[self.task.step].name
 
+    def outcome_of(self, error: FluoroError) -> Outcome:
+        """RELEASED if an attempt that ends with this error costs the task nothing. To be asked before it ends."""
+        return Outcome.RELEASED if error.may_retry and self.task.may_return(error.reason) else Outcome.FAILED
+
 
 _CLAIM: Final = f"""
 WITH task AS (
@@ -127,7 +131,10 @@ def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> 
 
 
 def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
-    """Ends the attempt with an error: another attempt if the error allows it and one is left. The job's state then; None if fenced off."""
+    """Ends the attempt with an error: another attempt if the error allows it and one is left. The job's state then; None if fenced off.
+
+    `Claim.outcome_of` says whether that counts.
+    """
 
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.FAILED, error.reason, error.message, may_retry=error.may_retry)

@@ -7,12 +7,21 @@ what changed; `store.py` makes the notes durable in one statement, guarded by th
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
 
-from fluoro_jobs.errors import Reason
+from fluoro_jobs.errors import STORE_OUTAGES, Reason
 from fluoro_jobs.states import JOB_REOPENINGS, JobState, Outcome, StepState, TaskState, is_terminal, move
+
+MAX_RETURNS: Final[dict[str, int]] = {**dict.fromkeys(STORE_OUTAGES, 100), Reason.SCRATCH_FULL: 10}
+"""How often a task comes back without a charge, by what ended its attempt: a fault of its surroundings, not of its own.
+
+Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full scratch may be the task's own doing: fewer.
+"""
+MAX_RETURN_DELAY_SECONDS: Final = 30
+"""Longest wait before a task that came back is tried again. The first is a second, each other one twice as long."""
 
 
 @dataclass(slots=True)
@@ -21,6 +30,7 @@ class Task:
 
     allowed: claims it may have without a result; one more for each that was handed back.
     counts: its items (total, succeeded, skipped, failed) once it has a result.
+    returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`, since it was accepted or retried.
     result: serialized result message, set by the transition that ends it. delay_seconds: from now until it may be dispatched again.
     """
 
@@ -33,8 +43,13 @@ class Task:
     first_input: int
     input_count: int
     counts: Sequence[int] | None = None
+    returned: int = 0
     result: bytes | None = None
     delay_seconds: float = 0
+
+    def may_return(self, reason: str) -> bool:
+        """Whether an attempt that ends for this reason costs nothing."""
+        return self.returned < MAX_RETURNS.get(reason, 0)
 
 
 @dataclass(slots=True)
@@ -55,9 +70,8 @@ class Step:
     message: str = ""
 
     def backoff_seconds(self, attempt: int) -> float:
-        """Wait before the attempt after `attempt`: doubled each time, capped, with jitter of up to half."""
-        ceiling: float = min(self.initial_backoff_seconds * 2 ** (attempt - 1), self.max_backoff_seconds)
-        return ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+        """Wait before the attempt after `attempt`."""
+        return _growing(self.initial_backoff_seconds, attempt - 1, self.max_backoff_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +165,14 @@ class JobGraph:
         self._join(self.steps[task.step])
 
     def fail(self, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool) -> None:
-        """An attempt ended without a result: another one, if that may help and one is left; otherwise the task fails."""
+        """An attempt ended without a result: another one, if that may help and one is left; otherwise the task fails.
+
+        For a fault of its surroundings it is released instead, and waits for them to recover.
+        """
+        if may_retry and task.may_return(reason):
+            self.release(task, reason, message, _growing(1, task.returned, MAX_RETURN_DELAY_SECONDS))
+            task.returned += 1
+            return
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, outcome, reason, message))
         step = self.steps[task.step]
         if may_retry and task.attempt < task.allowed:
@@ -165,11 +186,11 @@ class JobGraph:
         self._move_task(task, TaskState.FAILED, reason, message)
         self._join(step)
 
-    def release(self, task: Task) -> None:
-        """A worker that shuts down hands an attempt back: at once ready for another worker, and it costs the task none of its attempts."""
-        self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.RELEASED))
-        task.allowed, task.delay_seconds = task.allowed + 1, 0
-        self._move_task(task, TaskState.READY)
+    def release(self, task: Task, reason: str = "", message: str = "", delay_seconds: float = 0) -> None:
+        """A worker hands an attempt back: ready for another worker, and it costs the task none of its attempts. No reason: a shutdown."""
+        self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.RELEASED, reason, message))
+        task.allowed, task.delay_seconds = task.allowed + 1, delay_seconds
+        self._move_task(task, TaskState.READY, reason, message)
 
     def cancel(self, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:
         """Ends the job and everything in it that has not ended. No-op on a terminal job. end: FAILED when its time ran out."""
@@ -204,7 +225,8 @@ class JobGraph:
         bad = [task for task in tasks if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])]
         for task in tasks if waits or not bad else bad:
             task.state = TaskState.BLOCKED if waits else TaskState.READY
-            task.allowed, task.counts, task.result, task.delay_seconds = task.attempt + step.max_attempts, None, None, 0
+            task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
+            task.counts, task.result = None, None
             self.changed_tasks.add(task.id)
             self.redone.append(task)
 
@@ -292,6 +314,12 @@ class JobGraph:
     def _move_job(self, state: JobState, reason: str = "", message: str = "") -> None:
         self.state, self.reason, self.message = move(self.state, state), reason, message
         self.changes.append(Change(state, reason=reason, message=message))
+
+
+def _growing(first_seconds: float, doublings: int, most_seconds: float) -> float:
+    """A wait: doubled each time, capped, with jitter of up to half."""
+    ceiling: float = min(first_seconds * 2.0**doublings, most_seconds)
+    return ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
 
 
 def _count(items: Sequence[job_pb2.Item]) -> tuple[int, int, int, int]:

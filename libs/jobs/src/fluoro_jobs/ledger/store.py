@@ -23,8 +23,8 @@ from fluoro_jobs.states import JobState, TaskState, is_terminal
 PICTURE: Final = """j.id, j.owner, j.state, j.last_sequence,
   (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts, s.initial_backoff_seconds,
      s.max_backoff_seconds, s.fans_out, s.requires_all, s.state, s.reason, s.message)) FROM steps s WHERE s.job_id = j.id),
-  (SELECT json_agg(json_build_array(t.id, t.step, t.shard, t.state, t.attempt, t.allowed, t.first_input, t.input_count, t.item_counts))
-     FROM tasks t WHERE t.job_id = j.id)"""
+  (SELECT json_agg(json_build_array(t.id, t.step, t.shard, t.state, t.attempt, t.allowed, t.first_input, t.input_count, t.item_counts,
+     t.returned)) FROM tasks t WHERE t.job_id = j.id)"""
 """Columns that `parse` makes a graph of; j is the job."""
 _LOAD: Final = f"SELECT {PICTURE} FROM jobs j WHERE j.id = %s"
 
@@ -152,6 +152,7 @@ def _task_row(task: Task) -> dict[str, Any]:
         "state": task.state,
         "attempt": task.attempt,
         "allowed": task.allowed,
+        "returned": task.returned,
         "delay_seconds": task.delay_seconds,
         "item_counts": task.counts,
         "result": None if task.result is None else b64encode(task.result).decode(),
@@ -213,12 +214,12 @@ _PARTS: Final[dict[str, str]] = {
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
     # A result once there stays, until a retry takes it back together with the counts.
     "tasks": """
-  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, run_after = now() + u.delay_seconds * interval '1 s',
-    queued_time = NULL, item_counts = u.item_counts,
+  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned,
+    run_after = now() + u.delay_seconds * interval '1 s', queued_time = NULL, item_counts = u.item_counts,
     result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
     worker_id = NULL, lease_expire_time = NULL
   FROM job, json_to_recordset(%(tasks)s::json)
-    u(id uuid, state text, attempt int2, allowed int2, delay_seconds float8, item_counts int[], result text)
+    u(id uuid, state text, attempt int2, allowed int2, returned int2, delay_seconds float8, item_counts int[], result text)
   WHERE t.id = u.id AND t.job_id = job.id""",
     "redone": """
   DELETE FROM items i USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)

@@ -122,6 +122,7 @@ TASKS: Final = Table(
     Column("attempt", SmallInteger, nullable=False, server_default="0", comment="claims so far; the fencing token"),
     Column("allowed", SmallInteger, nullable=False, comment="claims it may have without a result; more after a retry"),
     Column("item_counts", ARRAY(Integer), comment="total, succeeded, skipped, failed, once it has a result"),
+    Column("returned", SmallInteger, nullable=False, server_default="0", comment="claims that a store's fault ended, which cost nothing"),
     Column("result", BYTEA, comment="the result message; a step's result is its tasks' results, joined in order of shard"),
     Column("run_after", TIME, nullable=False, server_default=sql("now()")),
     Column("dispatch_order", TIME, nullable=False, comment="accept time less a minute per point of priority: ageing that needs no upkeep"),

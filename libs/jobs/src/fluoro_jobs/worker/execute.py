@@ -106,9 +106,10 @@ class Executor:
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
-            outcome, job_state = Outcome.FAILED, self._fail(claimed, error)
+            outcome, job_state = claimed.outcome_of(error), self._fail(claimed, error)
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
-            outcome, job_state = Outcome.FAILED, self._fail(claimed, _explained(error))
+            explained = _explained(error)
+            outcome, job_state = claimed.outcome_of(explained), self._fail(claimed, explained)
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
         return Report(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)

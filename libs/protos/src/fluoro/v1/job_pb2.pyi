@@ -527,7 +527,9 @@ class Attempt(_message.Message):
         OUTCOME_CANCELLED: Attempt._Outcome.ValueType  # 4
         """Stopped because the job was cancelled."""
         OUTCOME_RELEASED: Attempt._Outcome.ValueType  # 5
-        """Handed back by a worker that was shutting down."""
+        """Handed back by a worker that was shutting down, or, with a reason, for the fault of a store or of the worker's disk. It costs none
+        of the attempts that the step may have.
+        """
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
         """What became of an attempt."""
@@ -543,7 +545,9 @@ class Attempt(_message.Message):
     OUTCOME_CANCELLED: Attempt.Outcome.ValueType  # 4
     """Stopped because the job was cancelled."""
     OUTCOME_RELEASED: Attempt.Outcome.ValueType  # 5
-    """Handed back by a worker that was shutting down."""
+    """Handed back by a worker that was shutting down, or, with a reason, for the fault of a store or of the worker's disk. It costs none
+    of the attempts that the step may have.
+    """
 
     NUMBER_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int

@@ -16,13 +16,15 @@ ENDS: Final = {*USEFUL, "FAILED", "CANCELLED"}
 class Task:
     """One task. inputs and worker: their numbers. items: a letter per input, S(ucceeded), K for skipped, F(ailed); None without result.
 
-    allowed: claims until it fails for good. due: its back-off is over. expired: its lease is.
+    allowed: claims until it fails for good. returned: those that cost nothing, of all it ever had.
+    due: its back-off is over. expired: its lease is.
     """
 
     inputs: range
     allowed: int
     stage: str = "WAITING"
     attempt: int = 0
+    returned: int = 0
     due: bool = True
     expired: bool = False
     worker: int = -1
@@ -158,10 +160,15 @@ class Model:
         self.jobs[key.job].started = self.jobs[key.job].steps[key.step].started = True
 
     def end(self, key: Key, how: str) -> None:
-        """The attempt ends. how: letters of items for a result; "again" or "never" for an error, by whether one may mend it; "released"."""
+        """The attempt ends.
+
+        how: letters of items for a result; "again" or "never" for an error, by whether one may mend it; "released" by a worker that shuts
+        down; "outage" of a store.
+        """
         task = self[key]
-        if how == "released":
-            task.stage, task.due, task.allowed = "WAITING", True, task.allowed + 1
+        if how in {"released", "outage"}:
+            task.stage, task.due = "WAITING", how == "released"
+            task.allowed, task.returned = task.allowed + 1, task.returned + 1
         elif how == "again" and task.attempt < task.allowed:
             task.stage, task.due = "WAITING", False
         elif how in {"again", "never"}:

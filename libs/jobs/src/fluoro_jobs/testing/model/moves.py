@@ -36,6 +36,13 @@ def _error(*, retryable: bool) -> FluoroError:
     return FluoroError(Reason.INTERNAL, "It went wrong.", retryable=retryable)
 
 
+def _outage(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
+    done = bool(attempts.fail(db, claim, FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "Away.")))
+    # However slow this machine is, the wait is not over before the model says so.
+    db.execute("UPDATE tasks SET run_after = now() + interval '10 min' WHERE id = %s AND state = 'READY' AND %s", (claim.task_id, done))
+    return done
+
+
 Ending = Callable[[LedgerConnection, Claim, UUID], bool]
 ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
     **{f"commit {letters}": _commit(letters) for letters in RESULTS},
@@ -43,6 +50,7 @@ ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
     "fail for good": ("never", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=False)))),
     "time out": ("again", lambda db, c, job: attempts.time_out(db, job, c.task_id, c.attempt, 1)),
     "lose": ("again", lambda db, c, job: attempts.lose(db, job, c.task_id, c.attempt, "Gone.")),
+    "outage": ("outage", _outage),
     "release": ("released", lambda db, c, job: attempts.release(db, job, c.task_id, c.attempt)),
 }
 """How an attempt can end: what the model is told, and what is done to the ledger."""

@@ -15,7 +15,8 @@ SELECT j.id, j.state, j.last_sequence,
   (SELECT array_agg(s.state ORDER BY s.ordinal) FROM steps s WHERE s.job_id = j.id),
   (SELECT json_agg(json_build_array(t.step, t.shard, t.state, t.attempt,
      (SELECT json_agg(a.number ORDER BY a.number) FROM attempts a WHERE a.task_id = t.id),
-     (SELECT json_agg(a.number) FROM attempts a WHERE a.task_id = t.id AND a.end_time IS NULL))
+     (SELECT json_agg(a.number) FROM attempts a WHERE a.task_id = t.id AND a.end_time IS NULL),
+     (SELECT count(*) FROM attempts a WHERE a.task_id = t.id AND a.outcome = 'RELEASED'))
      ORDER BY t.step, t.shard) FROM tasks t WHERE t.job_id = j.id),
   (SELECT coalesce(json_agg(json_build_array(a.step, a.name)), '[]') FROM artifacts a WHERE a.job_id = j.id),
   (SELECT coalesce(json_agg(json_build_array(i.step, i.input, i.state)), '[]') FROM items i WHERE i.job_id = j.id),
@@ -56,12 +57,13 @@ def compare(found: Picture, job: Job) -> None:
 
 
 def _compare_tasks(found: Picture, job: Job) -> None:
-    for step, shard, state, attempt, counted, running in found.tasks:
+    for step, shard, state, attempt, counted, running, returned in found.tasks:
         task = job.steps[step].tasks[shard]
         assert (state, attempt) == (job.task_state(step, shard), task.attempt)
         assert (counted or []) == list(range(1, attempt + 1)), "every claim is counted (I7)"
         assert (running or []) == ([attempt] if state == "RUNNING" else []), "none but the newest attempt runs (I2)"
         assert attempt <= task.allowed, "no poison pill (I7)"
+        assert returned == task.returned, "what a drain or an outage ends is uncounted, and nothing else is"
 
 
 def _compare_results(found: Picture, job: Job) -> None:
