@@ -1,12 +1,15 @@
 """No space left: a clear answer, nothing half-written, and work goes on once there is room.
 
-A limit on the size of one file stands for the end of the disk.
+A limit on the size of one file stands for the end of the disk, where a real small one is not needed.
 """
 
 import json
 import resource
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from uuid import UUID
 
@@ -25,6 +28,42 @@ TOO_MUCH = bytes(3 * ROOM)
 def leave_room(process: "subprocess.Popen[bytes]", size_bytes: int) -> None:
     _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size_bytes, most))
+
+
+def status(http_port: int) -> tuple[int, str]:
+    """Status of /readyz, and what the check of the blob store says."""
+    with closing(HTTPConnection("127.0.0.1", http_port, timeout=5)) as connection:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())["checks"]["blobs"]["message"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 48 MiB. Mounting takes root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_gateway_is_not_ready_while_the_disk_of_the_blobs_is_full_or_read_only(rig: Rig, disk: Path) -> None:
+    http_port = free_port()
+    rig.served("gateway", http_port, grpc_host="127.0.0.1", grpc_port=0, blob_url=f"file://{disk}")
+    filler = disk / "filler"
+    filler.write_bytes(bytes(20 * MIB))
+    until(lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a full disk")
+    assert status(http_port)[1] == "BlobStoreFullError: the blob store has no space left"
+    filler.unlink()
+    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 with room again")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    until(lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a read-only disk")
+    assert status(http_port)[1] == "BlobStoreReadOnlyError: the blob store is read-only or denies access"
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 once it can be written to")
+    assert list(disk.iterdir()) == []
 
 
 def stored(rig: Rig) -> list[str]:

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,51 @@ def test_a_forked_child_is_told_instead_of_hanging(tmp_path: Path, name: str) ->
     assert run(FORK, tmp_path, name).count("spawn instead of fork") == 3
 
 
-def test_a_folder_that_is_gone_fails_its_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "a file now"])
+def test_a_folder_that_is_gone_fails_its_check(tmp_path: Path, replaced: bool) -> None:
     folder = tmp_path / "store"
     store = BlobStore.from_url(f"file://{folder}")
     folder.rmdir()
+    if replaced:
+        folder.touch()
     with pytest.raises(BlobStoreError) as caught:
         store.check()
     assert str(folder) not in str(caught.value)
+
+
+CHECK_WITHOUT_ROOM = """
+    import resource, sys
+    from fluoro_blobs import BlobStore, BlobStoreFullError
+    store = BlobStore.from_url(f"file://{sys.argv[1]}")
+    store.check()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        store.check()
+    except BlobStoreFullError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    store.check()
+"""
+
+
+def test_a_check_tells_that_nothing_can_be_written_and_leaves_nothing(tmp_path: Path) -> None:
+    assert run(CHECK_WITHOUT_ROOM, tmp_path) == "the blob store has no space left"
+    assert files_under(tmp_path) == []
+
+
+def test_many_check_a_folder_at_once_and_leave_nothing(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(BlobStore.from_url(f"file://{tmp_path}").check) for _ in range(200)]:
+            done.result()
+    assert files_under(tmp_path) == []
+
+
+def test_a_bucket_takes_a_check_and_keeps_nothing_of_it(bucket: str, s3_options: dict[str, Any]) -> None:
+    store = BlobStore.from_url(f"s3://{bucket}", **s3_options)
+    store.check()
+    store.check()
+    with urllib.request.urlopen(f"{s3_options['endpoint']}/{bucket}?list-type=2") as reply:
+        assert b"<Key>" not in reply.read()
 
 
 async def test_no_answer_is_an_error_that_another_try_may_mend(name: str, s3_options: dict[str, Any], tmp_path: Path) -> None:

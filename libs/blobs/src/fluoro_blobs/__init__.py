@@ -1,7 +1,16 @@
 """Blob store on obstore: a folder, memory or S3."""
 
-from fluoro_blobs.errors import NO_SPACE, BlobNotFoundError, BlobStoreError, BlobStoreFullError
+from fluoro_blobs.errors import NO_SPACE, BlobNotFoundError, BlobStoreError, BlobStoreFullError, BlobStoreReadOnlyError
 from fluoro_blobs.store import BlobStore
 from fluoro_blobs.writer import BlobWriter, StoredBlob
 
-__all__ = ["NO_SPACE", "BlobNotFoundError", "BlobStore", "BlobStoreError", "BlobStoreFullError", "BlobWriter", "StoredBlob"]
+__all__ = [
+    "NO_SPACE",
+    "BlobNotFoundError",
+    "BlobStore",
+    "BlobStoreError",
+    "BlobStoreFullError",
+    "BlobStoreReadOnlyError",
+    "BlobWriter",
+    "StoredBlob",
+]

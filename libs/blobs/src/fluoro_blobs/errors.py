@@ -11,8 +11,14 @@ from obstore.exceptions import BaseError
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errnos of a disk with no space left."""
 
+_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""Errnos of a disk or folder that may not be written to."""
+
 _FULL_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(NO_SPACE)))})\b|XMinioStorageFull")
 """The same in obstore's text, which carries no errno, and the error code of a full S3-compatible server."""
+
+_READ_ONLY_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(_READ_ONLY)))})\b|AccessDenied")
+"""The same for a store that refuses, and S3's error code for it."""
 
 _NO_BUCKET: Final = "NoSuchBucket"
 """S3's error code for a missing bucket, which obstore gives as FileNotFoundError like a missing object."""
@@ -48,6 +54,12 @@ class BlobStoreFullError(BlobStoreError):
     meaning = "the blob store has no space left"
 
 
+class BlobStoreReadOnlyError(BlobStoreError):
+    """The store denies access: its disk is mounted read-only, or folder or bucket give no permission. Another try may succeed."""
+
+    meaning = "the blob store is read-only or denies access"
+
+
 @contextmanager
 def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) -> Iterator[None]:
     """Turns what obstore raises in the body into a BlobStoreError about the blob `name`.
@@ -59,5 +71,13 @@ def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) 
     except FileNotFoundError as error:
         raise (BlobStoreError if _NO_BUCKET in str(error) else missing)(name) from error
     except (BaseError, OSError) as error:
-        full = getattr(error, "errno", None) in NO_SPACE or _FULL_TEXT.search(str(error))
-        raise (BlobStoreFullError if full else BlobStoreError)(name) from error
+        raise _kind(error)(name) from error
+
+
+def _kind(error: Exception) -> type[BlobStoreError]:
+    number, text = getattr(error, "errno", None), str(error)
+    if number in NO_SPACE or _FULL_TEXT.search(text):
+        return BlobStoreFullError
+    if number in _READ_ONLY or _READ_ONLY_TEXT.search(text):
+        return BlobStoreReadOnlyError
+    return BlobStoreError

@@ -1,10 +1,17 @@
-"""What a folder needs beyond obstore: durability against power loss, and a broom for uploads whose process died."""
+"""What a folder needs beyond obstore: durability against power loss, a probe, and a broom for uploads whose process died."""
 
 import os
 import re
 import time
+from errno import ENOSPC
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
+
+RESERVE_BYTES: Final = 32 * 1024 * 1024
+"""Free space below which a folder counts as full, so that work stops before an upload runs into the end of the disk."""
+
+_PROBE: Final = bytes(4096)
 
 _UNFINISHED: Final = re.compile(r".+#\d+")
 """Names of files obstore writes to before it renames them; its other methods never show them."""
@@ -20,6 +27,28 @@ def make_durable(path: Path, top: Path) -> None:
             os.close(descriptor)
         if each == top:
             return
+
+
+def probe(top: Path) -> None:
+    """Writes a small file and removes it. OSError as the system gives it, ENOSPC too if less than RESERVE_BYTES are free.
+
+    Only a write tells: root may do anything to os.access, and a disk that turned read-only keeps its permissions.
+    """
+    # Named like an unfinished upload, so that `remove_unfinished` finds what a process killed in between leaves.
+    path = top / f"check-{uuid4()}#1"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # Some file systems tell of a full disk no sooner than at the flush.
+        if os.write(descriptor, _PROBE) < len(_PROBE):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+    disk = os.statvfs(top)
+    # A file system that does not count its blocks says 0.
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < RESERVE_BYTES:
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
 def remove_unfinished(top: Path, older_than_seconds: float) -> int:

@@ -5,13 +5,16 @@ Memory is bounded: a transfer holds at most a few parts, whatever the size of th
 """
 
 import asyncio
+import math
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
+from uuid import uuid4
 
 import obstore
 from obstore import Bytes
@@ -19,7 +22,7 @@ from obstore.store import ObjectStore
 
 from fluoro_blobs.backends import open_store
 from fluoro_blobs.errors import BlobNotFoundError, BlobStoreError, translated
-from fluoro_blobs.folder import make_durable, remove_unfinished
+from fluoro_blobs.folder import make_durable, probe, remove_unfinished
 from fluoro_blobs.writer import PART_BYTES, PARTS_IN_FLIGHT, BlobWriter, StoredBlob, Tally
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -27,6 +30,9 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes asked for at once by a reader. A few of them are held: the one in use, the one on its way and obstore's copy."""
+
+WRITE_PROBE_SECONDS: Final = 10
+"""How long a bucket that took a write counts as writable: one object for 10 s costs each process about 1.30 $ a month at S3's prices."""
 
 _PROCESS: Final = os.getpid()
 """The process that imported this module. A forked child has its parent's."""
@@ -44,6 +50,8 @@ class BlobStore:
     def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
         self._store = store
         self._folder = folder
+        self._probe_key = f"check/{uuid4()}"
+        self._written_at = -math.inf
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -111,13 +119,22 @@ class BlobStore:
             return obstore.head(self._store, key)["size"]
 
     def check(self) -> None:
-        """Asks the store one cheap question. BlobStoreError if it does not answer."""
+        """Asks the store whether it can be written to, and leaves nothing behind. Cheap enough for a probe each second.
+
+        BlobStoreFullError if it has no space left or, in a folder, less than 32 MiB; BlobStoreReadOnlyError if it denies the write;
+        BlobStoreError if it does not answer. A bucket gets an object every 10 s, and a listing in between.
+        """
         _refuse_fork()
-        if self._folder is not None and not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
-            raise BlobStoreError("")
         with translated("", missing=BlobStoreError):
-            # A listing, because S3 says "not found" to a HEAD in a bucket that does not exist.
-            next(obstore.list(self._store, prefix="check", chunk_size=1), None)
+            if self._folder is not None:
+                probe(self._folder)
+            elif time.monotonic() < self._written_at + WRITE_PROBE_SECONDS:
+                # A listing, because S3 says "not found" to a HEAD in a bucket that does not exist.
+                next(obstore.list(self._store, prefix="check", chunk_size=1), None)
+            else:
+                obstore.put(self._store, self._probe_key, b"check")
+                obstore.delete(self._store, self._probe_key)
+                self._written_at = time.monotonic()
 
     def remove_unfinished(self, older_than_seconds: float) -> int:
         """Deletes what uploads left in a folder whose process died, if that long ago; returns how many.

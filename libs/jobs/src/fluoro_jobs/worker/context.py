@@ -192,4 +192,4 @@ def blob_errors() -> Iterator[None]:
     except BlobStoreFullError as error:
         raise FluoroError(Reason.BLOB_STORE_FULL, "The blob store has no space left.") from error
     except BlobStoreError as error:
-        raise FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "The blob store cannot be reached or gave an error.") from error
+        raise FluoroError(Reason.BLOB_STORE_UNAVAILABLE, f"{error.meaning.capitalize()}.") from error
