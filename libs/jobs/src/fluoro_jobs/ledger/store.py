@@ -204,7 +204,7 @@ _JOB: Final = """job AS (
   UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s, last_sequence = last_sequence + %(bump)s,
     end_time = CASE WHEN %(ended)s THEN coalesce(end_time, now()) END,
     expire_time = CASE WHEN %(reopened)s AND expire_time < now() THEN NULL ELSE expire_time END
-  WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id
+  WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id, schedule_time
 )"""
 
 _PARTS: Final[dict[str, str]] = {
@@ -212,10 +212,10 @@ _PARTS: Final[dict[str, str]] = {
   UPDATE steps s SET state = u.state, reason = u.reason, message = u.message
   FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text)
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
-    # A result once there stays, until a retry takes it back together with the counts.
+    # A result once there stays, until a retry takes it back together with the counts. A job retried before its schedule_time waits for it.
     "tasks": """
   UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned,
-    run_after = now() + u.delay_seconds * interval '1 s', queued_time = NULL, item_counts = u.item_counts,
+    run_after = greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time), queued_time = NULL, item_counts = u.item_counts,
     result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
     worker_id = NULL, lease_expire_time = NULL
   FROM job, json_to_recordset(%(tasks)s::json)
