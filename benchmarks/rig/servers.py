@@ -64,6 +64,7 @@ class Servers:
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": http_port,
             "LOG_LEVEL": "WARNING",
+            "SINGLE_OWNER": "bench",
             "SHUTDOWN_GRACE_SECONDS": 2,
             **{name.upper(): value for name, value in settings.items()},
         }

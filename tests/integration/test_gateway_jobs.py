@@ -1,6 +1,7 @@
 """Submitting, reading and listing jobs through the gateway."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,15 @@ import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
-from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest, WatchJobRequest
+from fluoro.v1.job_service_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    ListJobsRequest,
+    RetryJobRequest,
+    SubmitJobRequest,
+    WatchJobRequest,
+)
+from fluoro_jobs import dispatch
 from fluoro_local.servers import PostgresServer
 from gateway.testing import Client, parse, refused, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -84,6 +93,30 @@ async def test_listing_pages_through_the_callers_own_jobs_newest_first(client: C
     odd = await client.jobs.ListJobs(ListJobsRequest(labels={"n": "1"}, states=[Job.STATE_PENDING]))
     assert [job.name for job in odd.jobs] == [names[3], names[1]]
     assert list((await client.jobs.ListJobs(ListJobsRequest(), metadata=(("fluoro-owner", "ann"),))).jobs) == []
+
+
+async def test_a_job_retried_before_its_schedule_time_still_waits_for_it(client: Client, database_url: str) -> None:
+    job = a_job(await upload(client))
+    job.schedule_time.FromSeconds(int(time.time()) + 3600)
+    name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
+    await client.jobs.CancelJob(CancelJobRequest(name=name))
+    retried = (await client.jobs.RetryJob(RetryJobRequest(name=name))).job
+    assert (retried.state, retried.steps[0].tasks[0].run_after_time) == (Job.STATE_PENDING, job.schedule_time)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert dispatch.take(connection) == []
+
+
+async def test_a_call_that_names_no_owner_is_told_what_to_do_and_health_needs_none(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with serving(database_url, redis_url, blob_url, single_owner="") as client:
+        for call in (client.jobs.ListJobs(ListJobsRequest()), client.jobs.WatchJob(WatchJobRequest()).read(), upload(client)):
+            how = await refused(call)
+            assert (how.code.name, how.reason) == ("UNAUTHENTICATED", "OWNER_MISSING")
+            assert "fluoro-owner" in how.message
+        await client.jobs.ListJobs(ListJobsRequest(), metadata=(("fluoro-owner", "ann"),))
+        health: Any = health_pb2_grpc.HealthStub(client.channel)  # type: ignore[no-untyped-call]  # generated without types
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
 
 async def test_health_tells_the_process_and_the_ledger_apart(client: Client, postgres: PostgresServer) -> None:

@@ -42,6 +42,7 @@ def environment(database_url: str, redis_url: str, blob_url: str, **more: str) -
         "FLUORO_HTTP_HOST": "127.0.0.1",
         "FLUORO_GRPC_PORT": str(free_port()),
         "FLUORO_HTTP_PORT": str(free_port()),
+        "FLUORO_SINGLE_OWNER": "me",
         **more,
     }
 

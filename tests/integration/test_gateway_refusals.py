@@ -136,6 +136,18 @@ CASES: dict[str, tuple[Call, str, str, list[str]]] = {
         "INVALID_ARGUMENT",
         ["timeout"],
     ),
+    "wait: longer than any time": (
+        lambda s: s.client.jobs.WaitJob(WaitJobRequest(name=s.job, timeout={"seconds": 2**62})),
+        "INVALID_ARGUMENT",
+        "INVALID_ARGUMENT",
+        ["timeout"],
+    ),
+    "wait: a second that goes back": (
+        lambda s: s.client.jobs.WaitJob(WaitJobRequest(name=s.job, timeout={"seconds": 1, "nanos": -1})),
+        "INVALID_ARGUMENT",
+        "INVALID_ARGUMENT",
+        ["timeout"],
+    ),
     "list: a negative page": (
         lambda s: s.client.jobs.ListJobs(ListJobsRequest(page_size=-1)),
         "INVALID_ARGUMENT",

@@ -77,7 +77,7 @@ class Servicer:
 
 @asynccontextmanager
 async def serving(servicer: Servicer, max_message_bytes: int = 10_000) -> AsyncIterator[tuple[Client, Adapter]]:
-    adapter = Adapter(max_message_bytes)
+    adapter = Adapter(max_message_bytes, "me")
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, servicer)])
     port = server.add_insecure_port("127.0.0.1:0")

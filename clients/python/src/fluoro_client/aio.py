@@ -33,7 +33,8 @@ class AsyncClient:
     """A connection to Fluoro for one owner. Open it inside a running event loop, best with `async with`.
 
     endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round robin.
-    owner: who the caller is; sees and owns only its own jobs and blobs. ASCII.
+    owner: who the caller is; sees and owns only its own jobs and blobs. ASCII. "" is for a proxy in front that sets it,
+        or a gateway for one user; any other refuses every call with PermissionDeniedError, reason OWNER_MISSING.
     deadline_seconds: how long a call without a stream may take; until then it is tried again while a gateway that answered before is away.
     patience_seconds: how long watches, waits, uploads and downloads go on without a sign of life from a gateway that answered before.
     credentials: of a TLS channel; None means plain text.

@@ -36,7 +36,10 @@ app = typer.Typer(
 )
 
 Endpoint = Annotated[str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")]
-Owner = Annotated[str, typer.Option("--owner", envvar="FLUORO_OWNER", help="Who you are; you see your own jobs and blobs.")]
+Owner = Annotated[
+    str,
+    typer.Option("--owner", envvar="FLUORO_OWNER", help="Who you are; you see your own jobs and blobs. Gateways for many users need it."),
+]
 Format = Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]

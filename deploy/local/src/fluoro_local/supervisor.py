@@ -22,6 +22,8 @@ from fluoro_local.folders import free_port, prepare, require_free_port
 from fluoro_local.servers import PostgresServer, Server, ValkeyServer
 from fluoro_local.services import SERVICES, Service
 
+SINGLE_OWNER: Final = "me"
+"""Whose calls are that name no owner, unless FLUORO_SINGLE_OWNER says another: whoever started it is alone on 127.0.0.1."""
 READY_SECONDS: Final = 60.0
 """How long a service may take from its start to the first 200 of /readyz."""
 STOP_SECONDS: Final = 15.0
@@ -174,6 +176,7 @@ class Supervisor:
         }
         if service.grpc:
             environment |= {"FLUORO_GRPC_HOST": "127.0.0.1", "FLUORO_GRPC_PORT": str(self.grpc_port)}
+            environment.setdefault("FLUORO_SINGLE_OWNER", SINGLE_OWNER)
         return spawn(service.command, log=self.data / "logs" / f"{service.name}.log", env=environment)
 
     def _await_ready(self) -> None:

@@ -18,6 +18,7 @@ class Reason(StrEnum):
 
     # Requests
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    OWNER_MISSING = "OWNER_MISSING"
     JOB_EMPTY = "JOB_EMPTY"
     STEP_GRAPH_CYCLE = "STEP_GRAPH_CYCLE"
     STEP_UNKNOWN = "STEP_UNKNOWN"
@@ -81,6 +82,9 @@ class ReasonSpec:
 
 REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.INVALID_ARGUMENT: ReasonSpec("INVALID_ARGUMENT", False, "A field is missing or malformed; BadRequest names it."),
+    Reason.OWNER_MISSING: ReasonSpec(
+        "UNAUTHENTICATED", False, "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the proxy in front send it."
+    ),
     Reason.JOB_EMPTY: ReasonSpec("INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."),
     Reason.STEP_GRAPH_CYCLE: ReasonSpec("INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."),
     Reason.STEP_UNKNOWN: ReasonSpec("INVALID_ARGUMENT", False, "`after` names a step that is not in the job."),

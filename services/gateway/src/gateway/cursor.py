@@ -22,6 +22,10 @@ _OWNER_LAYOUT: Final = struct.Struct(">16sQ")
 """Digest of owner and labels, transaction id."""
 
 
+MAX_BIGINT: Final = 2**63 - 1
+"""The largest number the ledger takes; no transaction id gets there."""
+
+
 def encode(job: UUID, sequence: int) -> str:
     """The cursor after event `sequence` of a job."""
     return base64.urlsafe_b64encode(_LAYOUT.pack(job.bytes, sequence)).decode("ascii")
@@ -47,6 +51,8 @@ def decode_horizon(cursor: str, owner: str, labels: Mapping[str, str]) -> int:
     digest, horizon = _unpack(_OWNER_LAYOUT, cursor)
     if digest != _digest(owner, labels):
         raise _invalid("belongs to another watch")
+    if horizon > MAX_BIGINT:
+        raise ahead()
     return int(horizon)
 
 

@@ -25,6 +25,7 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsRequest,
     WatchJobsResponse,
 )
+from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control, read
@@ -180,7 +181,7 @@ async def _end_of(watcher: Watcher) -> None:
 def _wait_seconds(request: WaitJobRequest, call: Call) -> float:
     seconds: float = DEFAULT_WAIT_SECONDS
     if request.HasField("timeout"):
-        seconds = request.timeout.ToTimedelta().total_seconds()
+        seconds = wellknown.seconds(request.timeout)
         if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
             raise names.invalid("timeout", f"Must be between 0 s and {LONGEST_WAIT_SECONDS} s.")
     left = call.seconds_left

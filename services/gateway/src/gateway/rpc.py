@@ -55,7 +55,9 @@ Body = Callable[[Any, Call], Awaitable[bytes | None]]
 class Adapter:
     """Makes gRPC handlers of servicers, knows how many calls are in flight, and can turn new ones away."""
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int, single_owner: str = "") -> None:
+        """single_owner: as for `identity.owner_of`."""
+        self._single_owner = single_owner
         self._max_message_bytes = max_message_bytes
         self._in_flight = 0
         self._turned_away: int | None = None
@@ -100,7 +102,7 @@ class Adapter:
             self._in_flight += 1
             try:
                 self._admit()
-                return await body(request, Call(owner_of(context.invocation_metadata()), context))
+                return await body(request, Call(owner_of(context.invocation_metadata(), self._single_owner), context))
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise

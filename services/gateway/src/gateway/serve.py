@@ -58,7 +58,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     dispatcher = Dispatcher(ledger, settings.redis_url)
     hub = Hub(calls, settings)
     commits = GroupCommit(ledger)
-    adapter = Adapter(settings.max_message_bytes)
+    adapter = Adapter(settings.max_message_bytes, settings.single_owner)
     health = Health(calls, ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.identity import NAME
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,6 +24,11 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="Port of the gRPC server; 0 takes a free one.")
     http_host: str = Field(default="0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - as above
     http_port: Port = Field(default=9090, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    single_owner: str = Field(
+        default="",
+        pattern=f"^({NAME})?$",
+        description="Owner of calls without the metadata fluoro-owner, where there is one user. Empty refuses them with OWNER_MISSING.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level that is logged.")
     log_format: Literal["json", "console"] = Field(default="json", description="json for machines, console for people.")
     shutdown_grace_seconds: Seconds = Field(

@@ -17,7 +17,7 @@ from gateway.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Stubs on one connection to a gateway. Calls are those of owner `default` unless they carry metadata."""
+    """Stubs on one connection to a gateway. Calls without metadata are those of the gateway's single owner."""
 
     channel: grpc.aio.Channel
     jobs: Any
@@ -33,10 +33,11 @@ async def connected(port: int) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def serving(database_url: str, redis_url: str, blob_url: str, **overrides: Any) -> AsyncIterator[Client]:
-    """A gateway in this event loop and a client of it. overrides: other fields of Settings."""
+    """A gateway in this event loop and a client of it. overrides: other fields of Settings; `single_owner` is `default`."""
     fields: dict[str, Any] = {
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
+        "single_owner": "default",
         "http_host": "127.0.0.1",
         "http_port": 0,
         "shutdown_grace_seconds": 5,

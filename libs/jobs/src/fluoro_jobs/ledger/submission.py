@@ -1,7 +1,6 @@
 """Checks a SubmitJobRequest and turns it into rows. Pure."""
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import Final, Literal
 from uuid import UUID
 
 from fluoro.v1 import export_pb2, job_pb2, job_service_pb2
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from fluoro_jobs import operations
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS, Operation
+from fluoro_jobs.wellknown import is_time, seconds
 
 MAX_STEPS: Final = 100
 MAX_INPUTS: Final = 10_000
@@ -29,11 +27,6 @@ MAX_ATTEMPTS: Final = 10
 MAX_BACKOFF_SECONDS: Final = 86_400
 MAX_TEXT: Final = 256
 """Characters of a label's key or value, and of a report's title."""
-
-MAX_DURATION_SECONDS: Final = 315_576_000_000
-FIRST_SECOND: Final = -62_135_596_800
-LAST_SECOND: Final = 253_402_300_799
-"""Limits of google.protobuf.Duration and Timestamp: 10,000 years, and the years 1 to 9999."""
 
 _STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _REQUEST_ID: Final = re.compile(r"[!-~]{0,128}")
@@ -157,8 +150,8 @@ def _check_job(request: job_service_pb2.SubmitJobRequest, violations: list[Field
         (len(job.labels) <= MAX_LABELS, "job.labels", f"At most {MAX_LABELS} labels."),
         (all(len(text) <= MAX_TEXT for text in texts), "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
         (not any(map(_CONTROL.search, texts)), "job.labels", "Keys and values hold no control characters."),
-        (_is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
-        (_is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
+        (is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
+        (is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
         (_REQUEST_ID.fullmatch(request.request_id), "request_id", "At most 128 printable ASCII characters, without spaces; a UUID, say."),
     )
     violations += [FieldViolation(field, text) for ok, field, text in rules if not ok]
@@ -166,7 +159,7 @@ def _check_job(request: job_service_pb2.SubmitJobRequest, violations: list[Field
 
 def _check_step(step: job_pb2.Step, path: str, violations: list[FieldViolation]) -> None:
     policy = step.retry_policy
-    first, ceiling, timeout = map(_seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout))
+    first, ceiling, timeout = map(seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout))
     formats = step.export_report.formats
     rules = (
         (_STEP_NAME.fullmatch(step.name), "name", "Lower case letters, digits and hyphens, at most 63, starting with a letter."),
@@ -193,15 +186,6 @@ def _check_step(step: job_pb2.Step, path: str, violations: list[FieldViolation])
         (len(step.export_report.title) <= MAX_TEXT, "export_report.title", f"At most {MAX_TEXT} characters."),
     )
     violations += [FieldViolation(f"{path}.{field}", text) for ok, field, text in rules if not ok]
-
-
-def _seconds(duration: Duration) -> float:
-    """Its length; not a number, which is in no range, if it is beyond what a duration may be."""
-    return duration.seconds + duration.nanos / 1e9 if abs(duration.seconds) <= MAX_DURATION_SECONDS else math.nan
-
-
-def _is_time(time: Timestamp) -> bool:
-    return FIRST_SECOND <= time.seconds <= LAST_SECOND and 0 <= time.nanos < 10**9
 
 
 def _ordinals(job: job_pb2.Job) -> dict[str, int]:
@@ -241,9 +225,9 @@ def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -
         request=request.SerializeToString(),
         after=sorted(set(after)),
         max_attempts=policy.max_attempts or DEFAULT_MAX_ATTEMPTS,
-        initial_backoff_seconds=policy.initial_backoff.ToTimedelta().total_seconds() or DEFAULT_INITIAL_BACKOFF_SECONDS,
-        max_backoff_seconds=policy.max_backoff.ToTimedelta().total_seconds() or DEFAULT_MAX_BACKOFF_SECONDS,
-        timeout_seconds=step.attempt_timeout.ToTimedelta().total_seconds() or operation.timeout_seconds,
+        initial_backoff_seconds=seconds(policy.initial_backoff) or DEFAULT_INITIAL_BACKOFF_SECONDS,
+        max_backoff_seconds=seconds(policy.max_backoff) or DEFAULT_MAX_BACKOFF_SECONDS,
+        timeout_seconds=seconds(step.attempt_timeout) or operation.timeout_seconds,
         fans_out=step.max_inputs_per_task > 0,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
         tasks=[(new_id(), first, min(size, inputs - first)) for first in range(0, inputs, size)],

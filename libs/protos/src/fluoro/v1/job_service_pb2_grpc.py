@@ -29,6 +29,7 @@ class JobServiceStub:
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
@@ -88,6 +89,7 @@ class JobServiceServicer:
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
@@ -160,7 +162,8 @@ class JobServiceServicer:
 
     def RetryJob(self, request, context):
         """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-        attempts. The job is PENDING again, its sequence of events goes on. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
+        attempts. The job is PENDING again, its sequence of events goes on, and
+        a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
         one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -222,6 +225,7 @@ class JobService:
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 

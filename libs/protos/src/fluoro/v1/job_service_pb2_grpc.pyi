@@ -30,6 +30,7 @@ class JobServiceStub:
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
@@ -75,7 +76,8 @@ class JobServiceStub:
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]
     """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-    attempts. The job is PENDING again, its sequence of events goes on. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
+    attempts. The job is PENDING again, its sequence of events goes on, and
+    a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
     one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
     """
 
@@ -84,6 +86,7 @@ class JobServiceAsyncStub(JobServiceStub):
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
@@ -126,7 +129,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]  # type: ignore[assignment]
     """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-    attempts. The job is PENDING again, its sequence of events goes on. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
+    attempts. The job is PENDING again, its sequence of events goes on, and
+    a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
     one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
     """
 
@@ -134,6 +138,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts jobs and tells what became of them.
 
     The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
+    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
@@ -222,7 +227,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.RetryJobResponse, _abc.Awaitable[_job_service_pb2.RetryJobResponse]]:
         """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-        attempts. The job is PENDING again, its sequence of events goes on. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
+        attempts. The job is PENDING again, its sequence of events goes on, and
+        a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
         one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
         """
 

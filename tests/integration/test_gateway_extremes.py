@@ -1,0 +1,111 @@
+"""Every field of every request at the ends of its type: whatever comes, the answer is an answer and never INTERNAL."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import grpc
+import pytest
+from fluoro.v1 import blob_service_pb2, job_service_pb2
+from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
+from fluoro.v1.job_pb2 import Job, Step
+from gateway import cursor
+from gateway.rpc import _snake
+from gateway.testing import Client, serving
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+INT32: Final = (-(2**31), -1, 1, 2**31 - 1)
+INT64: Final = (*INT32, -(2**63), 315_576_000_001, 2**62, 2**63 - 1)
+EXTREMES: Final[dict[int, tuple[Any, ...]]] = {
+    FieldDescriptor.TYPE_INT32: INT32,
+    FieldDescriptor.TYPE_ENUM: INT32,
+    FieldDescriptor.TYPE_INT64: INT64,
+    FieldDescriptor.TYPE_DOUBLE: (float("nan"), float("inf"), -float("inf"), 5e-324, -1.7e308),
+    FieldDescriptor.TYPE_BOOL: (True, False),
+    FieldDescriptor.TYPE_STRING: ("", "\0", "\U0010ffff", "x" * 10_000, "jobs/", "blobs/" + "0" * 32, "=" * 32),
+    FieldDescriptor.TYPE_BYTES: (b"", b"\0", bytes(range(256)), bytes(32)),
+}
+SERVICES: Final = (
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+    blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],
+)
+METHODS: Final = [method for service in SERVICES for method in service.methods]
+
+
+def variants(message: Message, whole: Message) -> Iterator[Message]:
+    """Copies of `whole` in which one field of `message`, a part of it, is at an end of its type. The part is put back."""
+    for field in message.DESCRIPTOR.fields:
+        before = type(message)()
+        before.CopyFrom(message)
+        value = getattr(message, field.name)
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            for text in EXTREMES[FieldDescriptor.TYPE_STRING]:
+                value[text] = text
+                yield copy(whole)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            part = (value[0] if len(value) else value.add()) if field.is_repeated else value
+            part.SetInParent()
+            yield copy(whole)
+            yield from variants(part, whole)
+        else:
+            for extreme in EXTREMES[field.type]:
+                if field.is_repeated:
+                    value[:] = [extreme]
+                else:
+                    setattr(message, field.name, extreme)
+                yield copy(whole)
+        message.CopyFrom(before)
+
+
+def copy(message: Message) -> Message:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
+
+
+def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
+    """A good request of the method, which ends soon."""
+    request = GetMessageClass(method.input_type)()
+    fields = request.DESCRIPTOR.fields_by_name
+    if "name" in fields:
+        request.name = blob if "Blob" in method.name else job
+    if isinstance(request, job_service_pb2.SubmitJobRequest):
+        request.job.CopyFrom(Job(inputs=[blob], steps=[Step(name="a", inspect_dicom={})]))
+    if isinstance(request, job_service_pb2.WaitJobRequest):
+        request.timeout.FromNanoseconds(1)
+    return request
+
+
+async def code_of(client: Client, method: MethodDescriptor, request: Message) -> grpc.StatusCode:
+    """How the call ends; a stream is read once."""
+    stub = client.blobs if "Blob" in method.name else client.jobs
+    function = getattr(stub, method.name)
+    call = function(iter([request]) if method.client_streaming else request, timeout=20)
+    try:
+        if method.server_streaming:
+            await call.read()
+            call.cancel()
+            return grpc.StatusCode.OK
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("method", METHODS, ids=[_snake(method.name) for method in METHODS])
+async def test_no_value_of_any_field_is_internal(method: MethodDescriptor, database_url: str, redis_url: str, blob_url: str) -> None:
+    async with serving(database_url, redis_url, blob_url) as client:
+        parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"x")]
+        blob = (await client.blobs.UploadBlob(iter(parts))).blob.name
+        job = (await client.jobs.SubmitJob(seed(METHODS[0], "", blob))).job.name
+        request = seed(method, job, blob)
+        requests = list(variants(request, request))
+        if isinstance(request, job_service_pb2.WatchJobsRequest):
+            requests.append(job_service_pb2.WatchJobsRequest(start_cursor=cursor.encode_horizon("default", {}, 2**64 - 1)))
+        bad = [(code, one) for one in requests if (code := await code_of(client, method, one)) in BUGS]
+        assert len(requests) >= 1
+        assert bad == []
+
+
+BUGS: Final = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
