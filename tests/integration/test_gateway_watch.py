@@ -194,7 +194,7 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
     job = await rig.submit("a")
     settings = Settings(database_url=database_url, redis_url=redis_url, blob_url="memory://", watch_safety_interval_seconds=3600)
     calls = LedgerCalls(rig.ledger, threads=1)
-    hub = Hub(calls, settings)
+    hub = Hub(calls, calls, settings)
     hub.start()
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
     SHUTTING_DOWN = "SHUTTING_DOWN"
+    GATEWAY_BUSY = "GATEWAY_BUSY"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     LEDGER_BUSY = "LEDGER_BUSY"
     LEDGER_READ_ONLY = "LEDGER_READ_ONLY"
@@ -105,6 +106,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.WATCH_TOO_SLOW: ReasonSpec("RESOURCE_EXHAUSTED", False, "The stream was read too slowly. Resume with the last cursor."),
     Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down. Connect again and resume with the last cursor."),
+    Reason.GATEWAY_BUSY: ReasonSpec(
+        "UNAVAILABLE", True, "As many calls of this owner wait in this gateway as may (`FLUORO_LEDGER_WAITING_CALLS`). Try again."
+    ),
     Reason.LEDGER_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE", True, "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe."
     ),

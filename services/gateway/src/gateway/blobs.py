@@ -59,7 +59,7 @@ class Blobs:
 
     async def _keep(self, owner: str, blob: Blob) -> Blob:
         """Adds the record. The bytes go if the owner has the same already; the record is then the earlier one."""
-        stored = await self._calls.run(records.add, owner, blob)
+        stored = await self._calls.run_for(owner, records.add, owner, blob)
         if stored.name != blob.name:
             with blob_errors():
                 await asyncio.to_thread(self._store.delete, blob.name)
@@ -67,7 +67,7 @@ class Blobs:
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
         """Reads no faster than the caller takes it."""
-        blob = await self._calls.run(records.get, call.owner, names.blob_id(request.name))
+        blob = await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name))
         if not 0 <= request.offset <= blob.size_bytes:
             raise names.invalid("offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes.")
         with blob_errors():
@@ -77,7 +77,7 @@ class Blobs:
 
     async def get_blob(self, request: GetBlobRequest, call: Call) -> GetBlobResponse:
         """The record."""
-        return GetBlobResponse(blob=await self._calls.run(records.get, call.owner, names.blob_id(request.name)))
+        return GetBlobResponse(blob=await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name)))
 
 
 async def _header(requests: AsyncIterator[UploadBlobRequest]) -> UploadBlobHeader:

@@ -22,12 +22,12 @@ _STATUS: Final = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb
 class Health:
     """Both kinds of health, kept in step. Redis is in neither: without it the gateway accepts, reads and watches all the same."""
 
-    def __init__(self, calls: LedgerCalls, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
+    def __init__(self, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
         self.servicer: Any = grpc_health.HealthServicer()
         self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
-        self._calls = calls
+        self._calls = LedgerCalls(ledger, threads=1)  # of its own: how busy the others are says nothing about the ledger
         self._interval_seconds = settings.health_check_interval_seconds
         self._beat_seconds = min(1, settings.liveness_seconds / 4)
 
@@ -52,9 +52,13 @@ class Health:
         self.probes.set_draining()
         await self.servicer.enter_graceful_shutdown()
 
+    def close(self) -> None:
+        """Waits for a look that is under way."""
+        self._calls.close()
+
     async def _ledger_answers(self) -> bool:
         try:
             await self._calls.check()
-        except FluoroError:
+        except (FluoroError, TimeoutError):
             return False
         return True

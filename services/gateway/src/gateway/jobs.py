@@ -82,12 +82,12 @@ class Jobs:
         if not set(request.states) <= STATES:
             raise names.invalid("states", "Must be states of a job.")
         _check_labels(request.labels)
-        return await self._calls.run(read.list_jobs, call.owner, request)
+        return await self._calls.run_for(call.owner, read.list_jobs, call.owner, request)
 
     async def cancel_job(self, request: CancelJobRequest, call: Call) -> CancelJobResponse:
         """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
         job_id = names.job_id(request.name)
-        job = await self._calls.run(control.cancel_job, call.owner, job_id)
+        job = await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id)
         self._hub.woken(job_id)
         self._calls.aside(self._publisher.cancel, job_id)
         return CancelJobResponse(job=job)
@@ -95,7 +95,7 @@ class Jobs:
     async def retry_job(self, request: RetryJobRequest, call: Call) -> RetryJobResponse:
         """Opens the job again in the ledger, then has it dispatched."""
         job_id = names.job_id(request.name)
-        job = await self._calls.run(control.retry_job, call.owner, job_id)
+        job = await self._calls.run_for(call.owner, control.retry_job, call.owner, job_id)
         self._hub.woken(job_id)
         self._calls.aside(self._publisher.events, job_id)
         self._dispatcher.wake()
@@ -125,7 +125,7 @@ class Jobs:
             sequence = job.last_sequence
             if request.start_cursor:
                 sequence = cursor.decode(request.start_cursor, job_id, job.last_sequence)
-                for event in await self._missed(job, job_id, sequence):
+                for event in await self._missed(call, job, job_id, sequence):
                     sequence = event.sequence
                     yield WatchJobResponse(cursor=cursor.encode(job_id, sequence), event=event)
                     if is_end(event) and sequence == job.last_sequence:
@@ -145,13 +145,13 @@ class Jobs:
             yield response
 
     async def _read(self, call: Call, job_id: UUID) -> job_pb2.Job:
-        return await self._calls.run(read.get_job, call.owner, job_id)
+        return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id)
 
-    async def _missed(self, job: job_pb2.Job, job_id: UUID, sequence: int) -> list[event_pb2.Event]:
+    async def _missed(self, call: Call, job: job_pb2.Job, job_id: UUID, sequence: int) -> list[event_pb2.Event]:
         """Events after a cursor. Sent from here at the caller's pace: an old cursor must not overflow the ring of one who is not slow."""
         if sequence >= job.last_sequence:
             return []
-        events = await self._calls.run(read.events_after, {job_id: sequence})
+        events = await self._calls.run_for(call.owner, read.events_after, {job_id: sequence})
         oldest = events[0].sequence if events else job.last_sequence + 1
         if oldest > sequence + 1:
             raise FluoroError(

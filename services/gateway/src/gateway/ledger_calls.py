@@ -1,44 +1,120 @@
 """From the event loop to the ledger, whose calls block."""
 
 import asyncio
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
+CHECK_SECONDS: Final = 2
+"""A ledger that takes longer to answer a check does not answer."""
+
 
 class LedgerCalls:
-    """Runs functions of `fluoro_jobs.ledger` in a few threads, each call on a connection of its own."""
+    """Runs functions of `fluoro_jobs.ledger` in a few threads, each call on a connection of its own.
 
-    def __init__(self, ledger: Ledger, threads: int) -> None:
+    Calls that wait for a thread do so by owner, and owners take turns: the haste of one is not the delay of the others.
+    """
+
+    def __init__(self, ledger: Ledger, threads: int, max_waiting: int = 4096) -> None:
+        """max_waiting: calls of one owner that may wait for a thread. Made in the event loop that calls come from."""
         self._ledger = ledger
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self._waiting = _Turns(max_waiting)
+        self._landing = Landing()
 
     async def run(self, function: Callable[Concatenate[LedgerConnection, Args], Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """`function(connection, *args)`. FluoroError LEDGER_UNAVAILABLE, and whatever the function raises."""
+        """`function(connection, *args)`. FluoroError with a reason of LEDGER_OUTAGES, and whatever the function raises."""
+        return await self.run_for("", function, *args, **kwargs)
+
+    async def run_for(
+        self, owner: str, function: Callable[Concatenate[LedgerConnection, Args], Result], *args: Args.args, **kwargs: Args.kwargs
+    ) -> Result:
+        """The same when the owner's turn comes. FluoroError GATEWAY_BUSY, at once, if too many of the owner's calls wait already.
+
+        A call whose caller goes while it waits is not run.
+        """
 
         def on_connection() -> Result:
             with self._ledger.connection() as connection:
                 return function(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, on_connection)
+        call: Future[Result] = Future()
+        self._waiting.put(owner, call, on_connection)
+        self._threads.submit(self._run_next)
+        try:
+            return await self._landing.of(call)
+        except asyncio.CancelledError:
+            if call.cancel():
+                self._waiting.drop(owner, call)
+            raise
 
     def aside(self, function: Callable[Args, object], *args: Args.args, **kwargs: Args.kwargs) -> None:
-        """Runs a blocking function that does not raise, and waits for nothing."""
-        self._threads.submit(function, *args, **kwargs)
+        """Runs a blocking function that does not raise, and waits for nothing. Not in the ledger's threads."""
+        self._aside.submit(function, *args, **kwargs)
 
     async def check(self) -> None:
-        """FluoroError LEDGER_UNAVAILABLE if the ledger does not answer."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._ledger.check)
+        """FluoroError with a reason of LEDGER_OUTAGES, or TimeoutError, if the ledger does not answer."""
+        async with asyncio.timeout(CHECK_SECONDS):
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._ledger.check)
 
     def close(self) -> None:
         """Waits for what runs."""
         self._threads.shutdown()
+        self._aside.shutdown()
+
+    def _run_next(self) -> None:
+        """Runs the call whose turn it is; there is one at most for each time this is called."""
+        found = self._waiting.take()
+        if found is None:
+            return
+        call, function = found
+        try:
+            call.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            call.set_exception(error)
+
+
+class _Turns:
+    """Calls that wait, by owner; owners take turns. Thread-safe."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._lock = threading.Lock()
+        self._owners: OrderedDict[str, OrderedDict[Future[Any], Callable[[], Any]]] = OrderedDict()
+
+    def put(self, owner: str, call: Future[Any], function: Callable[[], Any]) -> None:
+        with self._lock:
+            calls = self._owners.setdefault(owner, OrderedDict())
+            if len(calls) >= self._max_waiting:
+                raise FluoroError(Reason.GATEWAY_BUSY, f"{len(calls)} calls of this owner wait for the ledger already. Try again.")
+            calls[call] = function
+
+    def drop(self, owner: str, call: Future[Any]) -> None:
+        with self._lock:
+            calls = self._owners.get(owner)
+            if calls and calls.pop(call, None) and not calls:
+                del self._owners[owner]
+
+    def take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """The first call of the owner whose turn it is, from now on running. None if none waits."""
+        with self._lock:
+            while self._owners:
+                owner, calls = self._owners.popitem(last=False)
+                call, function = calls.popitem(last=False)
+                if calls:
+                    self._owners[owner] = calls  # behind the others
+                if call.set_running_or_notify_cancel():
+                    return call, function
+        return None
 
 
 class Landing:

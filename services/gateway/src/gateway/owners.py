@@ -50,8 +50,10 @@ class Reader(Protocol):
 class Owners:
     """The watchers of all jobs of an owner, and who follows which job."""
 
-    def __init__(self, calls: LedgerCalls, settings: Settings, reader: Reader) -> None:
+    def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
+        """The two kinds of calls are as for the hub."""
         self._calls = calls
+        self._callers = callers
         self._settings = settings
         self._reader = reader
         self._due = asyncio.Event()
@@ -69,7 +71,7 @@ class Owners:
         """Snapshots or missed events, then live. FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, with the cursor to resume from."""
         start = cursor.decode_horizon(start_cursor, owner, labels) if start_cursor else None
         with self._watching(owner, labels) as watcher:
-            span, news = await self._calls.run(horizon.sweep, [(owner, start)])
+            span, news = await self._callers.run_for(owner, horizon.sweep, [(owner, start)])
             if start is not None and start > span.xmax:
                 raise cursor.ahead()
             watcher.point = ResumePoint(span.xmin if start is None else start, sent=start is not None)
@@ -163,7 +165,7 @@ class Owners:
         """
         request = ListJobsRequest(page_size=read.MAX_PAGE, states=OPEN, labels=watcher.labels)
         while True:
-            page = await self._calls.run(read.list_jobs, watcher.owner, request)
+            page = await self._callers.run_for(watcher.owner, read.list_jobs, watcher.owner, request)
             watcher.raise_if_ended()
             for job in page.jobs:
                 watcher.know(UUID(job.name.removeprefix("jobs/")), job.last_sequence, ended=False)
@@ -179,7 +181,7 @@ class Owners:
         place = (watcher.owner, watcher.point.horizon)
         while True:
             sent_before = watcher.point.sent
-            span, news = await self._calls.run(horizon.sweep, [place])
+            span, news = await self._callers.run_for(watcher.owner, horizon.sweep, [place])
             found = {n.job: (watcher.sequences.get(n.job, n.first - 1), n.last) for n in news if watcher.wants(n)}
             missed = {job: after for job, (after, last) in found.items() if after < last}
             if sum(last - after for after, last in found.values() if after < last) <= self._settings.watch_ring_events // 2:
@@ -198,7 +200,7 @@ class Owners:
         jobs = iter(missed.items())
         while some := dict(islice(jobs, CATCH_UP_JOBS)):
             watcher.raise_if_ended()
-            for event in await self._calls.run(read.events_after, some):
+            for event in await self._callers.run_for(watcher.owner, read.events_after, some):
                 watcher.saw(UUID(event.job.removeprefix("jobs/")), event)
                 watcher.point.sent = True
                 yield WatchJobsResponse(cursor=_position(watcher), event=event)

@@ -26,8 +26,11 @@ from gateway.watch import Hub
 
 log = structlog.get_logger(__name__)
 
-OWN_CONNECTIONS: Final = 2
-"""Connections to the ledger besides those of the reading threads: group commit and dispatch have one each."""
+WATCH_THREADS: Final = 2
+"""Threads in which the watch hub reads the ledger, whatever its callers do with theirs."""
+
+OWN_CONNECTIONS: Final = 4
+"""Connections to the ledger besides those of threads that read: group commit, dispatch and the two kinds of health have one each."""
 
 TURN_AWAY_SECONDS: Final = 1
 """How long callers who keep coming are told to go elsewhere before the port closes."""
@@ -52,14 +55,19 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     Ledger and Redis may be down at the start.
     """
     store = BlobStore.from_url(settings.blob_url)
-    ledger = Ledger(settings.database_url, max_connections=settings.ledger_threads + OWN_CONNECTIONS)
-    calls = LedgerCalls(ledger, settings.ledger_threads)
+    ledger = Ledger(
+        settings.database_url,
+        max_connections=settings.ledger_threads + WATCH_THREADS + OWN_CONNECTIONS,
+        statement_seconds=settings.ledger_statement_seconds,
+    )
+    calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
+    hub_calls = LedgerCalls(ledger, WATCH_THREADS)
     publisher = Publisher(settings.redis_url)
     dispatcher = Dispatcher(ledger, settings.redis_url)
-    hub = Hub(calls, settings)
+    hub = Hub(hub_calls, calls, settings)
     commits = GroupCommit(ledger)
     adapter = Adapter(settings.max_message_bytes, settings.single_owner)
-    health = Health(calls, ledger, store, settings)
+    health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
     jobs = Jobs(calls, commits, dispatcher, publisher, hub)
@@ -83,7 +91,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         await hub.close()
         await asyncio.to_thread(commits.close)
         await asyncio.to_thread(dispatcher.close)
-        calls.close()
+        for each in (calls, hub_calls, health):
+            await asyncio.to_thread(each.close)
         publisher.close()
         ledger.close()
 

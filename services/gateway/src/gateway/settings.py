@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -49,7 +50,13 @@ class Settings(BaseSettings):
     keepalive_timeout_seconds: Seconds = Field(
         default=20, description="How long a ping may stay unanswered before the connection is dropped."
     )
-    ledger_threads: Count = Field(default=8, description="Blocking reads of the ledger at one time; each takes one of its connections.")
+    ledger_threads: Count = Field(default=8, description="Callers' reads and changes of the ledger at one time, a connection each.")
+    ledger_waiting_calls: Count = Field(
+        default=4096, description="Calls of one owner that may wait for one of these; more are refused with GATEWAY_BUSY at once."
+    )
+    ledger_statement_seconds: Seconds = Field(
+        default=STATEMENT_SECONDS, description="Deadline of a statement; PostgreSQL that does not answer by then is taken to be away."
+    )
     health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
     liveness_seconds: Seconds = Field(default=60, description="How long the event loop may stand still before /healthz answers 503.")
     watch_ring_events: Count = Field(

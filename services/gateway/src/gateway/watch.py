@@ -39,7 +39,8 @@ def is_end(event: event_pb2.Event) -> bool:
 class Hub:
     """Every watcher of this process, and the tasks that feed them."""
 
-    def __init__(self, calls: LedgerCalls, settings: Settings) -> None:
+    def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings) -> None:
+        """calls: for what the hub reads on its own behalf. callers: for what a caller waits for."""
         self._calls = calls
         self._settings = settings
         self._watchers: dict[UUID, set[Watcher]] = {}
@@ -47,7 +48,7 @@ class Hub:
         self._news = asyncio.Event()
         self._closing = False
         self._turn = asyncio.Lock()
-        self.owners = Owners(calls, settings, self)
+        self.owners = Owners(calls, callers, settings, self)
         self._tail = Tail(settings.redis_url, self)
         self._tasks: list[asyncio.Task[None]] = []
 
