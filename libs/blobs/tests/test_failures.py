@@ -12,8 +12,9 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fluoro_blobs import BlobNotFoundError, BlobStore, BlobStoreError
@@ -212,6 +213,82 @@ async def test_a_bucket_that_does_not_exist_is_no_missing_blob(name: str, s3_opt
         with pytest.raises(BlobStoreError) as caught:
             await asyncio.to_thread(act)
         assert not isinstance(caught.value, BlobNotFoundError)
+
+
+class Silent:
+    """A real server on loopback that takes requests and never answers, or answers a byte at a time without an end."""
+
+    def __init__(self, trickles: bool) -> None:
+        self._trickles, self._stop = trickles, threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=[self._socket.accept()[0]], daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            if self._trickles:
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nETag: x\r\nLast-Modified: Thu, 26 Nov 2026 14:00:00 GMT\r\nContent-Length: 99999\r\n\r\n"
+                )
+            while not self._stop.wait(0.2):
+                if self._trickles:
+                    connection.sendall(b"<")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._socket.close()
+
+
+@pytest.mark.parametrize("trickles", [False, True], ids=["silent", "trickling"])
+async def test_a_bucket_that_does_not_answer_ends_every_call_in_time(
+    name: str, s3_options: dict[str, Any], tmp_path: Path, trickles: bool
+) -> None:
+    request_seconds = 0.5
+    with Silent(trickles) as server:
+        store = BlobStore.from_url("s3://bucket", request_seconds=request_seconds, **{**s3_options, "endpoint": server.endpoint})
+
+        async def write() -> None:
+            async with store.writer(name) as writer:
+                for _ in range(12):
+                    await writer.write(bytes(MIB))
+
+        async def stream() -> None:
+            async for _ in store.stream(name):
+                pass
+
+        source = tmp_path / "source"
+        source.write_bytes(bytes(20 * MIB))
+        calls: dict[str, Callable[[], object]] = {
+            "check": store.check,
+            "put": lambda: store.put(name, b"abc"),
+            "put a file": lambda: store.put(name, source),
+            "read": lambda: store.read(name),
+            "fetch": lambda: store.fetch(name, tmp_path / "target"),
+            "write": lambda: asyncio.run(write()),
+            "stream": lambda: asyncio.run(stream()),
+        }
+        calls |= {"size": lambda: store.size(name), "exists": lambda: store.exists(name), "delete": lambda: store.delete(name)}
+        if trickles:  # the others look at the answer's head alone, which is there at once
+            calls = {what: calls[what] for what in ("read", "fetch", "stream")}
+
+        async def seconds_of(call: Callable[[], object]) -> float:
+            started = time.monotonic()
+            with pytest.raises(BlobStoreError):
+                await asyncio.to_thread(call)
+            return time.monotonic() - started
+
+        with ThreadPoolExecutor(len(calls)) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            took = dict(zip(calls, await asyncio.gather(*map(seconds_of, calls.values())), strict=True))
+    assert max(took.values()) < 12 * request_seconds, took
 
 
 def parts_lie_in(bucket: str, endpoint: str) -> bool:

@@ -14,21 +14,21 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_CLIENT: Final[ClientConfig] = {"connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=60)}
-"""Limits of one S3 request. A request carries one part (8 MiB) or one range, never a whole blob, so a slow reader cannot run into it."""
+_CONNECT_SECONDS: Final = 5
 
-_RETRY: Final[RetryConfig] = {"max_retries": 5, "retry_timeout": timedelta(seconds=20)}
-"""obstore's own default keeps trying for 3 minutes; a caller of Fluoro gets UNAVAILABLE sooner and tries again itself."""
+_RETRIES: Final = 5
 
 
-def open_store(url: str, options: dict[str, Any]) -> tuple[ObjectStore, Path | None]:
+def open_store(url: str, request_seconds: float, options: dict[str, Any]) -> tuple[ObjectStore, Path | None]:
     """The store behind a URL, and its folder if it is one. Creates the folder; looks at nothing else.
+
+    request_seconds: for one request to S3; tries stop after the same time once more.
 
     ValueError for a URL of another form, or with options that its kind of store does not take.
     """
     parts = urlsplit(url)
     if parts.scheme == "s3" and parts.netloc:
-        return _bucket(parts.netloc, unquote(parts.path).strip("/"), options), None
+        return _bucket(parts.netloc, unquote(parts.path).strip("/"), request_seconds, options), None
     if options:
         raise ValueError(f"{parts.scheme}:// takes no options, got {', '.join(sorted(options))}")
     if parts.scheme == "memory" and not parts.netloc + parts.path.strip("/"):
@@ -40,12 +40,16 @@ def open_store(url: str, options: dict[str, Any]) -> tuple[ObjectStore, Path | N
     raise ValueError("a blob store's URL is file:///path, memory:// or s3://bucket/prefix")
 
 
-def _bucket(bucket: str, prefix: str, options: dict[str, Any]) -> ObjectStore:
-    client: ClientConfig = dict(_CLIENT)  # type: ignore[assignment]  # a copy of a TypedDict is a dict to mypy
+def _bucket(bucket: str, prefix: str, request_seconds: float, options: dict[str, Any]) -> ObjectStore:
+    # A request carries one part or one range, never a whole blob, so a slow reader cannot run into its limit.
+    limit = timedelta(seconds=request_seconds)
+    client: ClientConfig = {"connect_timeout": min(limit, timedelta(seconds=_CONNECT_SECONDS)), "timeout": limit}
+    # obstore's own default keeps trying for 3 minutes; a caller of Fluoro gets UNAVAILABLE sooner and tries again itself.
+    retry: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": limit}
     # obstore reads the other AWS_* variables itself, but not this one.
     if options.pop("allow_http", os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"):
         client["allow_http"] = True
     try:
-        return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=_RETRY, **options)
+        return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retry, **options)
     except UnknownConfigurationKeyError as error:
         raise ValueError(f"no such option of an S3 store among {', '.join(sorted(options))}") from error

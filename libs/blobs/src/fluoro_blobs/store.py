@@ -9,27 +9,48 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self, TypeVar
 from uuid import uuid4
 
 import obstore
 from obstore import Bytes
-from obstore.store import ObjectStore
+from obstore.store import ObjectStore, S3Store
 
 from fluoro_blobs.backends import open_store
 from fluoro_blobs.errors import BlobNotFoundError, BlobStoreError, translated
 from fluoro_blobs.folder import make_durable, probe, remove_unfinished
-from fluoro_blobs.writer import PART_BYTES, PARTS_IN_FLIGHT, BlobWriter, StoredBlob, Tally
+from fluoro_blobs.writer import (
+    FOLDER_PART_BYTES,
+    PART_BYTES,
+    PARTS_HELD,
+    PARTS_IN_FLIGHT,
+    WRITER_PART_BYTES,
+    BlobWriter,
+    StoredBlob,
+    Tally,
+)
+
+Result = TypeVar("Result")
 
 CHUNK_BYTES: Final = 1024 * 1024
 """Bytes of one chunk read from or written to a local file, and of one chunk of `stream()` unless told otherwise."""
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes asked for at once by a reader. A few of them are held: the one in use, the one on its way and obstore's copy."""
+
+REQUEST_SECONDS: Final = 30
+"""For one request to S3, which carries 8 MiB at most."""
+
+CALL_REQUESTS: Final = 2.5
+"""What the awaited methods wait for one answer, in times of REQUEST_SECONDS: a request, its tries again, and some room."""
+
+THREADS: Final = 16
+"""Threads of one store for calls awaited in an event loop."""
 
 WRITE_PROBE_SECONDS: Final = 10
 """How long a bucket that took a write counts as writable: one object for 10 s costs each process about 1.30 $ a month at S3's prices."""
@@ -47,21 +68,26 @@ class BlobStore:
     BlobNotFoundError, BlobStoreFullError or BlobStoreError for what the store says.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None) -> None:
+    def __init__(self, store: ObjectStore, folder: Path | None = None, request_seconds: float = REQUEST_SECONDS) -> None:
         self._store = store
         self._folder = folder
+        self._call_seconds = request_seconds * CALL_REQUESTS
+        # Of their own: a disk that hangs takes no thread from anybody else.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
         self._probe_key = f"check/{uuid4()}"
         self._written_at = -math.inf
 
     @classmethod
-    def from_url(cls, url: str, **options: Any) -> Self:
+    def from_url(cls, url: str, *, request_seconds: float = REQUEST_SECONDS, **options: Any) -> Self:
         """The store behind `file:///path` (created if missing), `memory://` or `s3://bucket/prefix`.
+
+        request_seconds: for one request to S3. It is tried again for as long, so a call of one request ends after twice the time.
 
         options, for S3 alone: endpoint, access_key_id, secret_access_key, session_token, region, allow_http (True for an endpoint
         without TLS) and the others of obstore's S3Config. What is not given comes from the usual AWS_* variables or the machine's role.
         ValueError for another kind of URL or an unknown option.
         """
-        return cls(*open_store(url, options))
+        return cls(*open_store(url, request_seconds, options), request_seconds)
 
     def put(self, name: str, data: bytes | Path) -> StoredBlob:
         """Stores bytes, or the content of a file. A file that cannot be opened raises its own OSError."""
@@ -146,15 +172,36 @@ class BlobStore:
     def writer(self, name: str) -> BlobWriter:
         """`async with store.writer(name) as w: await w.write(chunk)`."""
         key = self._key(name)
-        return BlobWriter(self._store, name, key, lambda: self._settle(key))
+        return BlobWriter(
+            self._store, name, key, self.writer_bytes // PARTS_HELD, self._call_seconds, lambda: self._in_thread(self._settle, key)
+        )
+
+    @property
+    def writer_bytes(self) -> int:
+        """Memory that one writer takes at most."""
+        return PARTS_HELD * (WRITER_PART_BYTES if isinstance(self._store, S3Store) else FOLDER_PART_BYTES)
+
+    async def delete_soon(self, name: str) -> None:
+        """`delete` for an event loop."""
+        with translated(name):
+            await self._in_thread(self.delete, name)
 
     async def stream(self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
         """The content from a byte offset on, in chunks of at most chunk_bytes. Nothing from an offset at or past the end."""
         parts = self._parts(name, offset)
-        # In threads: an interpreter that ends right after an await of obstore's own aborts about one time in ten.
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        while True:
+            with translated(name):
+                # In threads: an interpreter that ends right after an await of obstore's own aborts about one time in ten.
+                part = await self._in_thread(next, parts, None)
+            if part is None:
+                return
             for start in range(0, len(part), chunk_bytes):
                 yield bytes(memoryview(part)[start : start + chunk_bytes])
+
+    async def _in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
+        """TimeoutError, an OSError, if it takes too long; the thread stays taken until the store lets it go."""
+        async with asyncio.timeout(self._call_seconds):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _parts(self, name: str, offset: int = 0) -> Iterator[Bytes]:
         """The content range by range, so that a slow reader never holds a connection open until it times out."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import obstore
-from obstore.exceptions import BaseError
 
 from fluoro_blobs.errors import BlobStoreError, translated
 
@@ -23,7 +21,20 @@ PART_BYTES: Final = 8 * 1024 * 1024
 """Bytes of one part of a multipart upload. S3 wants at least 5 MiB and takes 10 000 parts: 78 GiB a blob."""
 
 PARTS_IN_FLIGHT: Final = 2
-"""Parts sent at once. With the one being filled, an upload holds at most three parts."""
+"""Parts sent at once by `BlobStore.put`. With the one being filled, it holds at most three parts."""
+
+WRITER_PART_BYTES: Final = 5 * 1024 * 1024
+"""Bytes of one part of a `BlobWriter`, of which a process has many at once: the least that S3 takes; 48 GiB a blob."""
+
+FOLDER_PART_BYTES: Final = 1024 * 1024
+"""The same in a folder, where a part needs no request."""
+
+PARTS_HELD: Final = 2
+"""Parts that a `BlobWriter` holds: one filling, one on its way."""
+
+
+TIDY_SECONDS: Final = 5
+"""For each step of clearing up after a writer that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +66,17 @@ class Tally:
 class BlobWriter:
     """One blob in the making: there when the `async with` ends well, and never if it ends in an exception or a cancellation.
 
-    Every method raises BlobStoreError or BlobStoreFullError.
+    It holds what came, up to two parts. Every method ends within `seconds`, and 10 s more for clearing up, and raises BlobStoreError
+    or its kinds. What a store completes after that has no record in the ledger, and is collected.
     """
 
-    def __init__(self, store: ObjectStore, name: str, key: str, settle: Callable[[], None]) -> None:
+    def __init__(
+        self, store: ObjectStore, name: str, key: str, part_bytes: int, seconds: float, settle: Callable[[], Awaitable[object]]
+    ) -> None:
         self._store, self._name, self._key = store, name, key
-        self._file = obstore.open_writer_async(store, key, buffer_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT)
+        self._file = obstore.open_writer_async(store, key, buffer_size=part_bytes, max_concurrency=PARTS_HELD - 1)
         self._tally = Tally()
+        self._seconds = seconds
         self._settle = settle
 
     @property
@@ -80,29 +95,37 @@ class BlobWriter:
         return self._tally.stored
 
     async def write(self, chunk: bytes) -> None:
-        """Appends a chunk of any size. Waits while earlier parts are still on their way: memory stays bounded."""
+        """Appends a chunk of any size. Waits while an earlier part is still on its way: memory stays bounded."""
         with translated(self._name, missing=BlobStoreError):
-            await self._file.write(chunk)
+            async with asyncio.timeout(self._seconds):
+                await self._file.write(chunk)
         self._tally.add(chunk)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is not None:
+            # obstore aborts the upload when it is told of an exception, so that a bucket keeps no orphaned parts.
+            await self._tidied(self._file.__aexit__(kind, error, traceback))
+            return
+        finishing = asyncio.ensure_future(self._finish())
         with translated(self._name, missing=BlobStoreError):
-            if kind is not None:
-                # obstore aborts the upload when it is told of an exception, so that a bucket keeps no orphaned parts.
-                await self._file.__aexit__(kind, error, traceback)
-                return
-            finishing = asyncio.ensure_future(self._finish())
             try:
-                await asyncio.shield(finishing)
+                async with asyncio.timeout(self._seconds):
+                    await asyncio.shield(finishing)
             except BaseException:
-                await asyncio.wait([finishing])  # cannot be called back under way; what comes of it is taken away
-                with suppress(BaseError, OSError):  # it may not have come to be, and the exception that brought us here matters more
-                    await obstore.delete_async(self._store, self._key)
+                # It cannot be called back under way; what comes of it is taken away.
+                await self._tidied(finishing)
+                await self._tidied(obstore.delete_async(self._store, self._key))
                 raise
 
     async def _finish(self) -> None:
         await self._file.__aexit__(None, None, None)
-        await asyncio.to_thread(self._settle)
+        await self._settle()
+
+    async def _tidied(self, work: Awaitable[Any]) -> None:
+        """Waits for what clears up after an exception, which matters more than how this ends."""
+        done, _ = await asyncio.wait([asyncio.ensure_future(work)], timeout=TIDY_SECONDS)
+        for each in done:
+            each.exception()  # looked at, so that asyncio does not call it forgotten
