@@ -107,7 +107,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.WATCH_TOO_SLOW: ReasonSpec("RESOURCE_EXHAUSTED", False, "The stream was read too slowly. Resume with the last cursor."),
     Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down. Connect again and resume with the last cursor."),
     Reason.GATEWAY_BUSY: ReasonSpec(
-        "UNAVAILABLE", True, "As many calls of this owner wait in this gateway as may (`FLUORO_LEDGER_WAITING_CALLS`). Try again."
+        "UNAVAILABLE", True, "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, `FLUORO_SUBMIT_QUEUE_JOBS`). Try again."
     ),
     Reason.LEDGER_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE", True, "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe."

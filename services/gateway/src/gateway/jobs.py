@@ -29,7 +29,7 @@ from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control, read
-from fluoro_jobs.ledger.accept import GroupCommit, validate
+from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -53,7 +53,11 @@ ANSWER_SECONDS: Final = 0.25
 class Jobs:
     """The methods of fluoro.v1.JobService."""
 
-    def __init__(self, calls: LedgerCalls, commits: GroupCommit, dispatcher: Dispatcher, publisher: Publisher, hub: Hub) -> None:
+    def __init__(
+        self, calls: LedgerCalls, commits: GroupCommit, dispatcher: Dispatcher, publisher: Publisher, hub: Hub, *, submit_seconds: float
+    ) -> None:
+        """submit_seconds: how long a submit may wait for its commit."""
+        self._submit_seconds = submit_seconds
         self._calls = calls
         self._commits = commits
         self._dispatcher = dispatcher
@@ -67,7 +71,7 @@ class Jobs:
         submission = validate(request, call.owner)
         if request.validate_only:
             return SubmitJobResponse(job=_nameless(submission.as_job()))
-        job = await self._landing.of(self._commits.submit(submission))
+        job = await self._committed(submission)
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
         self._dispatcher.wake()
         self._hub.woken(UUID(job.name.removeprefix("jobs/")))
@@ -143,6 +147,20 @@ class Jobs:
         _check_labels(request.labels)
         async for response in self._hub.owners.watch(call.owner, dict(request.labels), request.start_cursor):
             yield response
+
+    async def _committed(self, submission: Submission) -> job_pb2.Job:
+        """The job once it is durable. A submit nobody waits for any more is not written, unless its transaction is under way."""
+        future = self._commits.submit(submission)
+        try:
+            async with asyncio.timeout(self._submit_seconds):
+                return await self._landing.of(future)
+        except TimeoutError as error:
+            stored = "Nothing was stored" if future.cancel() else "The job may have been stored"
+            text = f"The ledger did not take the job in time. {stored}; try again with the same request_id."
+            raise FluoroError(Reason.LEDGER_UNAVAILABLE, text) from error
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
 
     async def _read(self, call: Call, job_id: UUID) -> job_pb2.Job:
         return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id)

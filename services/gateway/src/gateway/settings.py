@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     ledger_statement_seconds: Seconds = Field(
         default=STATEMENT_SECONDS, description="Deadline of a statement; PostgreSQL that does not answer by then is taken to be away."
     )
+    submit_timeout_seconds: Seconds = Field(
+        default=20, description="How long a submit may wait for its commit before it is refused with LEDGER_UNAVAILABLE."
+    )
+    submit_queue_jobs: Count = Field(
+        default=20_000, description="Submits that may wait for their commit before others are refused with GATEWAY_BUSY."
+    )
+    submit_queue_bytes: Count = Field(default=64 * 2**20, description="What the rows of those may weigh together, in bytes of JSON.")
     health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
     liveness_seconds: Seconds = Field(default=60, description="How long the event loop may stand still before /healthz answers 503.")
     watch_ring_events: Count = Field(

@@ -3,15 +3,17 @@
 import json
 import queue
 import threading
+import time
+import traceback
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import datetime
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
 import structlog
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
@@ -24,6 +26,16 @@ __all__ = ["GroupCommit", "Submission", "accept", "validate"]
 
 MAX_BATCH: Final = 256
 """Most submits in one transaction."""
+MAX_BATCH_BYTES: Final = 2**20
+"""Most that the rows of one transaction weigh as JSON, unless one submit alone is heavier. Making them holds up the other threads."""
+MAX_WAITING: Final = 20_000
+"""Most submits that wait for their transaction."""
+MAX_WAITING_BYTES: Final = 64 * 2**20
+"""Most that their rows weigh."""
+BUSY_TRIES: Final = 3
+"""How often a transaction is tried that PostgreSQL gave up, because of a deadlock say."""
+BUSY_SECONDS: Final = 5
+"""How long that may have taken for another try. Others wait behind it."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +51,7 @@ WITH new_jobs AS (
     'PENDING', 1
   FROM json_to_recordset(%s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb, priority int2,
     schedule_time timestamptz, expire_time timestamptz)
-  ON CONFLICT (owner, request_id) WHERE request_id IS NOT NULL DO NOTHING
+  ON CONFLICT DO NOTHING
   RETURNING id, owner, priority, create_time, schedule_time
 ), new_steps AS (
   INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts, initial_backoff_seconds, max_backoff_seconds,
@@ -63,15 +75,21 @@ SELECT id, create_time FROM new_jobs
 _EARLIER: Final = """
 SELECT owner, request_id, id, request_sha256, create_time, state, last_sequence FROM jobs
 WHERE (owner, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
+UNION ALL
+SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence FROM jobs WHERE id = ANY(%s)
 """
 
 Answer = job_pb2.Job | FluoroError
 
 
 def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> list[Answer]:
-    """Makes the submissions durable in one statement, so in one transaction. One answer each, in order: the job, or why it was refused."""
+    """Makes the submissions durable in one statement, so in one transaction. One answer each, in order: the job, or why it was refused.
+
+    May be repeated: a submission that an earlier try made durable is found by its id.
+    """
     missing = _missing_blobs(connection, submissions)
-    good = [s for s in submissions if s.id not in missing]
+    # All gateways insert in one order: two that hold the same request_ids wait for each other, rather than in a circle.
+    good = sorted((s for s in submissions if s.id not in missing), key=attrgetter("owner", "request_id"))
     times: dict[UUID, datetime] = dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
     repeated = [s for s in good if s.id not in times]
     earlier = _earlier(connection, repeated) if repeated else {}
@@ -156,36 +174,68 @@ def _accepted(submission: Submission, create_time: datetime) -> job_pb2.Job:
 
 def _earlier(connection: LedgerConnection, repeated: Sequence[Submission]) -> dict[UUID, Answer]:
     """What an earlier submit with the same request_id left: the same job again, or an error if the body was another."""
-    rows = connection.execute(_EARLIER, [[s.owner for s in repeated], [s.request_id for s in repeated]]).fetchall()
-    found = {(owner, request_id): rest for owner, request_id, *rest in rows}
-    answers: dict[UUID, Answer] = {}
-    for submission in repeated:
-        job_id, sha256, create_time, state, last_sequence = found[submission.owner, submission.request_id]
-        if sha256 != submission.sha256:
-            violation = FieldViolation("request_id", "Was used for a job with another body. Take a new one.")
-            answers[submission.id] = FluoroError(Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation])
-            continue
-        job = _accepted(submission, create_time)
-        job.name, job.last_sequence, job.state = f"jobs/{job_id}", last_sequence, job_pb2.Job.State.Value(f"STATE_{state}")
-        answers[submission.id] = job
-    return answers
+    keys = [s.owner for s in repeated], [s.request_id for s in repeated], [s.id for s in repeated]
+    found: dict[Any, Sequence[Any]] = {}
+    for row in connection.execute(_EARLIER, keys).fetchall():
+        owner, request_id, job_id, *_ = row
+        found[(owner, request_id) if request_id else job_id] = row[2:]
+    return {s.id: _again(s, found.get(s.id) or found.get((s.owner, s.request_id))) for s in repeated}
+
+
+def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
+    if row is None:  # it kept ours from being inserted, and was gone a moment later
+        return FluoroError(Reason.LEDGER_BUSY, "An earlier job with this request_id was just removed. Try again.")
+    job_id, sha256, create_time, state, last_sequence = row
+    if sha256 != submission.sha256:
+        violation = FieldViolation("request_id", "Was used for a job with another body. Take a new one.")
+        return FluoroError(Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation])
+    job = _accepted(submission, create_time)
+    job.name, job.last_sequence, job.state = f"jobs/{job_id}", last_sequence, job_pb2.Job.State.Value(f"STATE_{state}")
+    return job
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A submission that waits for its transaction, and the future of who waits for it."""
+
+    submission: Submission
+    row_bytes: int
+    future: "Future[job_pb2.Job]"
 
 
 class GroupCommit(threading.Thread):
-    """Gathers the submits that arrive while a transaction is under way into the next one. Adds no delay of its own."""
+    """Gathers the submits that arrive while a transaction is under way into the next one. Adds no delay of its own.
 
-    def __init__(self, ledger: Ledger) -> None:
-        """Starts at once; `close()` ends it after what was submitted is answered."""
+    Every future gets an answer, and the thread goes on, whatever happens to a batch.
+    """
+
+    def __init__(self, ledger: Ledger, *, max_waiting: int = MAX_WAITING, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+        """Starts at once; `close()` ends it after what was submitted is answered.
+
+        max_waiting, max_waiting_bytes: how many submits, and rows of which weight, may wait; one alone may always.
+        """
         super().__init__(name="group-commit", daemon=True)
         self._ledger = ledger
-        self._queue: queue.SimpleQueue[tuple[Submission, Future[job_pb2.Job]] | None] = queue.SimpleQueue()
+        self._max_waiting, self._max_waiting_bytes = max_waiting, max_waiting_bytes
+        self._waiting = self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._next: _Waiting | None = None
         self.start()
 
     def submit(self, submission: Submission) -> "Future[job_pb2.Job]":
-        """A future of the accepted job; FluoroError in it if the submission is refused or the ledger cannot be reached."""
-        future: Future[job_pb2.Job] = Future()
-        self._queue.put((submission, future))
-        return future
+        """A future of the accepted job; FluoroError in it if the submission is refused or the ledger cannot be reached.
+
+        Once it cannot be cancelled any more, the job may be durable. FluoroError GATEWAY_BUSY, at once, if too much waits.
+        """
+        waiting = _Waiting(submission, submission.row_bytes, Future())
+        with self._lock:
+            if self._waiting and (self._waiting >= self._max_waiting or self._waiting_bytes + waiting.row_bytes > self._max_waiting_bytes):
+                raise FluoroError(Reason.GATEWAY_BUSY, "Too many submits wait for the ledger. Nothing was stored; try again.")
+            self._waiting += 1
+            self._waiting_bytes += waiting.row_bytes
+        self._queue.put(waiting)
+        return waiting.future
 
     def close(self) -> None:
         """Waits until everything submitted before is answered."""
@@ -194,31 +244,65 @@ class GroupCommit(threading.Thread):
 
     def run(self) -> None:
         """One transaction after another, each with all that is waiting."""
-        while (first := self._queue.get()) is not None:
-            batch, ended = [first], False
-            while len(batch) < MAX_BATCH and not self._queue.empty():
-                entry = self._queue.get()
-                if entry is None:
-                    ended = True
-                    break
-                batch.append(entry)
-            metrics.GROUP_COMMIT_BATCH_SIZE.observe(len(batch))
-            for (_, future), answer in zip(batch, self._accept([submission for submission, _ in batch]), strict=True):
+        while batch := self._gather():
+            wanted = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
+            if not wanted:
+                continue  # nobody waits for them any more, and nothing of them was written
+            metrics.GROUP_COMMIT_BATCH_SIZE.observe(len(wanted))
+            for waiting, answer in zip(wanted, self._accept([waiting.submission for waiting in wanted]), strict=True):
                 if isinstance(answer, FluoroError):
-                    future.set_exception(answer)
+                    waiting.future.set_exception(answer)
                 else:
-                    future.set_result(answer)
-            if ended:
-                return
+                    waiting.future.set_result(answer)
+
+    def _gather(self) -> list[_Waiting]:
+        """What waits, within the limits of one transaction. Waits for the first; empty once closed."""
+        first = self._next or self._queue.get()
+        if first is None:
+            return []
+        self._next = None
+        batch, row_bytes = [first], first.row_bytes
+        while len(batch) < MAX_BATCH and not self._queue.empty():
+            waiting = self._queue.get()
+            if waiting is None:
+                self._queue.put(None)  # for the next time: this batch is answered first
+                break
+            row_bytes += waiting.row_bytes
+            if row_bytes > MAX_BATCH_BYTES:
+                self._next = waiting
+                break
+            batch.append(waiting)
+        with self._lock:
+            self._waiting -= len(batch)
+            self._waiting_bytes -= sum(waiting.row_bytes for waiting in batch)
+        return batch
 
     def _accept(self, batch: Sequence[Submission]) -> Sequence[Answer]:
         try:
-            with self._ledger.connection() as connection:
-                return accept(connection, batch)
+            return self._accept_together(batch)
         except FluoroError as error:
             return [error] * len(batch)
-        except psycopg.Error as error:
-            if len(batch) > 1:  # one bad apple: each on its own, so that the others get in
-                return [answer for submission in batch for answer in self._accept([submission])]
-            log.error("submit_failed", exception=type(error).__qualname__, sqlstate=error.sqlstate)
+        except Exception as error:  # noqa: BLE001 - the last stop: a thread that ended here would leave all submits without an answer
+            if len(batch) > 1:  # one bad apple: the halves on their own, so that the others get in
+                half = len(batch) // 2
+                return [*self._accept(batch[:half]), *self._accept(batch[half:])]
+            # Not the exception's text: it may quote the request.
+            log.error(
+                "submit_failed",
+                exception=type(error).__qualname__,
+                sqlstate=getattr(error, "sqlstate", None),
+                where="".join(traceback.format_tb(error.__traceback__)),
+            )
             return [FluoroError(Reason.INTERNAL, "The job could not be stored. This is a bug in Fluoro.")]
+
+    def _accept_together(self, batch: Sequence[Submission]) -> Sequence[Answer]:
+        """In one transaction, tried again when PostgreSQL gave it up."""
+        started = time.monotonic()
+        for tries_left in reversed(range(BUSY_TRIES)):
+            try:
+                with self._ledger.connection() as connection:
+                    return accept(connection, batch)
+            except FluoroError as error:
+                if error.reason is not Reason.LEDGER_BUSY or not tries_left or time.monotonic() - started > BUSY_SECONDS:
+                    raise
+        raise AssertionError("the last try returns or raises")

@@ -72,6 +72,13 @@ class Submission:
     expire_time: datetime | None
     steps: Sequence[NewStep]
 
+    @property
+    def row_bytes(self) -> int:
+        """About what its rows weigh as JSON."""
+        labels = sum(len(key) + len(value) for key, value in self.labels.items())
+        steps = sum(400 + 2 * len(step.request) + 4 * len(step.after) + 250 * len(step.tasks) for step in self.steps)
+        return 400 + 40 * len(self.inputs) + labels + steps
+
     def as_job(self) -> job_pb2.Job:
         """The job as accepted, without steps and times."""
         job = job_pb2.Job(
