@@ -19,6 +19,7 @@ from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read,
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.ledger.migrate import engine
+from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.ledger.tables import METADATA
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from psycopg import Connection
@@ -122,7 +123,7 @@ def test_a_fenced_attempt_writes_nothing(rig: Rig, db: Db) -> None:
     job, first, second = accepted(rig, db), worker(db), worker(db)
     late = claimed(db, first)
     expire_leases(db)
-    assert attempts.sweep(db) == [job]
+    assert list(attempts.sweep(db, Backoff("test"))) == [job]
     db.execute("UPDATE tasks SET run_after = now()")
     newer = claimed(db, second)
     assert not attempts.commit(db, late, result(artifact()))
@@ -256,7 +257,7 @@ def test_a_heartbeat_renews_what_the_worker_holds_and_tells_what_it_lost(rig: Ri
     expire_leases(db)
     (held,) = attempts.beat(db, by, [claim.task_id])
     assert (held.attempt, held.worker_id) == (1, by.id)
-    assert attempts.sweep(db) == [], "the lease is alive again"
+    assert list(attempts.sweep(db, Backoff("test"))) == [], "the lease is alive again"
     control.cancel_job(db, OWNER, claim.graph.id)
     (held,) = attempts.beat(db, by, [claim.task_id])
     assert (held.state, held.worker_id) == ("CANCELLED", None)
@@ -348,11 +349,11 @@ def test_a_job_that_has_not_ended_by_its_expire_time_fails(rig: Rig, db: Db) -> 
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
     claim = claimed(db, worker(db))
-    assert attempts.expire(db) == [job_id]
+    assert list(attempts.expire(db, Backoff("test"))) == [job_id]
     done = rig.job(job_id)
     assert (done.state, done.reason) == (job_pb2.Job.STATE_FAILED, "JOB_EXPIRED")
     assert not attempts.commit(db, claim, result())
-    assert attempts.expire(db) == []
+    assert list(attempts.expire(db, Backoff("test"))) == []
 
 
 def test_a_job_is_not_dispatched_before_its_schedule_time(rig: Rig, db: Db) -> None:
@@ -395,6 +396,6 @@ def test_retry_of_an_expired_job_takes_the_passed_deadline_away(rig: Rig, db: Db
     job = rig.job_of()
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
-    assert attempts.expire(db) == [job_id]
+    assert list(attempts.expire(db, Backoff("test"))) == [job_id]
     assert not control.retry_job(db, OWNER, job_id).HasField("expire_time")
-    assert attempts.expire(db) == []
+    assert list(attempts.expire(db, Backoff("test"))) == []

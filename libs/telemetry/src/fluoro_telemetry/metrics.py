@@ -89,6 +89,11 @@ QUEUE_OLDEST_READY_AGE_SECONDS: Final = _gauge(
 WORKERS: Final = _gauge("fluoro_workers", "Worker processes with a live heartbeat.", "queue")
 WORKER_SLOTS: Final = _gauge("fluoro_worker_slots", "Attempts those workers can run at once.", "queue")
 SWEEPS: Final = _counter("fluoro_sweeps_total", "Rows changed by the scheduler's sweeps.", "action")
+SWEEP_FAILURES: Final = _counter(
+    "fluoro_sweep_failures_total",
+    "Jobs, or whole parts of a round, that a sweep could not deal with; a bug, or a job that is broken.",
+    "action",
+)
 LEDGER_REFUSALS: Final = _counter(
     "fluoro_ledger_refusals_total", "Uses of the ledger that PostgreSQL did not carry out, by reason.", "reason"
 )

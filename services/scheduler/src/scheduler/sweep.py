@@ -5,14 +5,17 @@ Rounds of several schedulers may overlap: every write is guarded by the ledger, 
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from traceback import format_tb
 from typing import Final
+from uuid import UUID
 
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
-from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError
+from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
 from fluoro_jobs.ledger import attempts, backlog
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -27,6 +30,8 @@ class Sweeper:
     dispatcher: Dispatcher
     publisher: Publisher
     beat: Callable[[], None] = lambda: None
+    bad_leases: Backoff = field(default_factory=lambda: Backoff("lease_expired"))
+    bad_expiries: Backoff = field(default_factory=lambda: Backoff("job_expired"))
 
     def run(self, stop: threading.Event, interval_seconds: float) -> None:
         """Round after round until told to stop. No error ends it."""
@@ -36,34 +41,46 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. What fails in one part keeps no other from its turn, except that without the ledger there is none to do."""
-        for part in PARTS:
+        for action, part in PARTS.items():
             self.beat()
             try:
                 part(self)
             except FluoroError as error:
-                log.warning("sweep_waits", part=part.__name__, reason=error.reason)
-                if error.reason in LEDGER_OUTAGES:
+                log.warning("sweep_waits", action=action, reason=error.reason)
+                if error.reason in LEDGER_OUTAGES and error.reason != Reason.LEDGER_BUSY:
                     return  # the next round catches up
             except Exception as error:  # noqa: BLE001 - whatever it is: without the scheduler nothing recovers
-                log.error("sweep_failed", part=part.__name__, exception=type(error).__qualname__)
+                metrics.SWEEP_FAILURES.labels(action=action).inc()
+                log.error("sweep_failed", action=action, exception=type(error).__qualname__, where=format_tb(error.__traceback__)[-1])
 
     def leases(self) -> None:
         """Takes back the tasks of workers that are gone."""
-        with self.ledger.connection() as connection:
-            moved = attempts.sweep(connection)
-        if moved:
-            log.warning("leases_expired", tasks=len(moved))
-            metrics.LEASES_EXPIRED.inc(len(moved))
-            self.publisher.events(*moved)
-        metrics.SWEEPS.labels(action="lease_expired").inc(len(moved))
+        moved: list[UUID] = []
+        try:
+            with self.ledger.connection() as connection:
+                moved.extend(attempts.sweep(connection, self.bad_leases))
+        finally:  # what moved before an error is told all the same
+            if moved:
+                log.warning("leases_expired", tasks=len(moved))
+                metrics.LEASES_EXPIRED.inc(len(moved))
+                self.publisher.events(*moved)
+            metrics.SWEEPS.labels(action="lease_expired").inc(len(moved))
 
     def expiries(self) -> None:
         """Ends the jobs whose time is over."""
+        expired: list[UUID] = []
+        try:
+            with self.ledger.connection() as connection:
+                expired.extend(attempts.expire(connection, self.bad_expiries))
+        finally:
+            for job in expired:
+                self.publisher.cancel(job)
+            metrics.SWEEPS.labels(action="job_expired").inc(len(expired))
+
+    def workers(self) -> None:
+        """Forgets workers long dead."""
         with self.ledger.connection() as connection:
-            expired = attempts.expire(connection)
-        for job in expired:
-            self.publisher.cancel(job)
-        metrics.SWEEPS.labels(action="job_expired").inc(len(expired))
+            attempts.forget_workers(connection)
 
     def messages(self) -> None:
         """Publishes again what Redis has lost."""
@@ -89,5 +106,12 @@ class Sweeper:
             metrics.WORKER_SLOTS.labels(queue=queue.name).set(queue.slots)
 
 
-PARTS: Final = (Sweeper.leases, Sweeper.expiries, Sweeper.messages, Sweeper.tasks, Sweeper.measure)
-"""A round, in order."""
+PARTS: Final = {
+    "lease_expired": Sweeper.leases,
+    "job_expired": Sweeper.expiries,
+    "published_again": Sweeper.messages,
+    "dispatched": Sweeper.tasks,
+    "workers_forgotten": Sweeper.workers,
+    "measured": Sweeper.measure,
+}
+"""A round, in order, by the action that metrics and logs call it."""

@@ -1,6 +1,6 @@
 """Claim, renew, commit, fail, lose: the life of one attempt. Every function is one or two statements and safe to repeat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -12,6 +12,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph, Task, TaskResult
+from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.operations import BY_FIELD, Operation
 from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
 
@@ -248,32 +249,45 @@ def leave(connection: LedgerConnection, worker: Worker) -> None:
 
 
 _EXPIRED_LEASES: Final = """
-SELECT job_id, id, attempt FROM tasks WHERE state = 'RUNNING' AND lease_expire_time < now() ORDER BY lease_expire_time LIMIT %s
+SELECT lease_expire_time, id, job_id, attempt FROM tasks
+WHERE state = 'RUNNING' AND lease_expire_time < now() AND (lease_expire_time, id) > (%(time)s::timestamptz, %(id)s)
+ORDER BY lease_expire_time, id LIMIT %(limit)s
 """
-_EXPIRED_JOBS: Final = "SELECT id FROM jobs WHERE end_time IS NULL AND expire_time < now() ORDER BY expire_time LIMIT %s"
+_EXPIRED_JOBS: Final = """
+SELECT expire_time, id, id FROM jobs
+WHERE end_time IS NULL AND expire_time < now() AND (expire_time, id) > (%(time)s::timestamptz, %(id)s)
+ORDER BY expire_time, id LIMIT %(limit)s
+"""
 
 
-def sweep(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
-    """Ends attempts whose lease has expired, and forgets workers long dead. Returns the jobs that moved."""
-    rows = connection.execute(_EXPIRED_LEASES, (limit,)).fetchall()
+def sweep(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
+    """Ends attempts whose lease has expired, for about a second. Yields the jobs that moved."""
     text = f"Its worker stopped renewing the lease for {LEASE_SECONDS} s."
-    moved = [job for job, task, attempt in rows if lose(connection, job, task, attempt, text)]
-    connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
-    return moved
+
+    def act(job: UUID, task: UUID, attempt: int) -> bool:
+        return lose(connection, job, task, attempt, text)
+
+    return one_by_one(connection, _EXPIRED_LEASES, act, backoff)
 
 
-def expire(connection: LedgerConnection, limit: int = 1000) -> list[UUID]:
-    """Fails jobs whose expire_time has passed. Returns them; their workers should be told, as for a cancel."""
+def expire(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
+    """Fails jobs whose expire_time has passed, for about a second. Yields them; their workers should be told, as for a cancel."""
 
-    def act(graph: JobGraph) -> JobState | None:
+    def end(graph: JobGraph) -> JobState | None:
         ends = not is_terminal(graph.state)
         graph.cancel(Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED)
         return graph.state if ends else None
 
-    jobs = [job for (job,) in connection.execute(_EXPIRED_JOBS, (limit,)).fetchall()]
-    for job in jobs:
-        store.count_end(store.transition(connection, job, act))
-    return jobs
+    def act(job: UUID, _: UUID) -> bool:
+        store.count_end(store.transition(connection, job, end))
+        return True
+
+    return one_by_one(connection, _EXPIRED_JOBS, act, backoff)
+
+
+def forget_workers(connection: LedgerConnection) -> None:
+    """Takes workers long dead off the list."""
+    connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
 
 
 _OF_WORKER: Final = "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"

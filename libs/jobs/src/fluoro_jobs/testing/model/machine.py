@@ -19,6 +19,7 @@ from fluoro_jobs.ledger import accept, attempts, blobs, control, read, store
 from fluoro_jobs.ledger.accept import Answer
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.testing.model.job import ENDS, Job, Key, Model, Step, Try
 from fluoro_jobs.testing.model.moves import ENDINGS, MOVES, Move, Overtaken, Submission, submissions
 from fluoro_jobs.testing.model.picture import Picture, compare, look, shown, told
@@ -301,13 +302,17 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [self.task_ids[key] for key in self.model.having("RUNNING") if self.model[key].expired]
         live = "UPDATE tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND id <> ALL(%s)"
         self.db.execute(live, (expired,))  # however slow this machine is
-        self._moved(attempts.sweep(self.db), [key for key in self.model.having("RUNNING") if self.model[key].expired], "again")
+        self._moved(
+            list(attempts.sweep(self.db, Backoff("test"))),
+            [key for key in self.model.having("RUNNING") if self.model[key].expired],
+            "again",
+        )
 
     def expire_job(self, number: int) -> None:
         """Its time has run out."""
         job_id = self.job_ids[number]
         self.db.execute("UPDATE jobs SET expire_time = now() - interval '1 s' WHERE id = %s", (job_id,))
-        assert attempts.expire(self.db) == ([] if self.model.jobs[number].state in ENDS else [job_id])
+        assert list(attempts.expire(self.db, Backoff("test"))) == ([] if self.model.jobs[number].state in ENDS else [job_id])
         self.db.execute("UPDATE jobs SET expire_time = NULL WHERE id = %s", (job_id,))
         self.model.jobs[number].stop("FAILED")
 

@@ -1,0 +1,106 @@
+"""Does the same to many jobs, one after the other. A job that it cannot be done to keeps no other from its turn."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from fluoro_telemetry import metrics
+from psycopg.rows import TupleRow
+
+from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
+from fluoro_jobs.ledger.connection import LedgerConnection, reason_of
+
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 1000
+"""Rows read at a time."""
+ROUND_SECONDS: Final = 1.0
+"""How long one sweep takes at most, before others get their turn; what is left is done in the next round."""
+FIRST_PAUSE_SECONDS: Final = 10
+LONGEST_PAUSE_SECONDS: Final = 600
+MAX_FAILED: Final = 100_000
+"""Most failed jobs that are remembered; of more the oldest are tried again sooner."""
+
+
+class Backoff:
+    """Jobs that an action failed for, and when it is tried again. In memory: another process finds out by itself."""
+
+    def __init__(self, action: str) -> None:
+        """action: as in the label of `fluoro_sweep_failures_total`."""
+        self._action = action
+        self._failed: dict[UUID, tuple[float, float]] = {}
+
+    def __contains__(self, job: UUID) -> bool:
+        return job in self._failed
+
+    def is_due(self, job: UUID) -> bool:
+        """Whether it is time to try this job again."""
+        due, _ = self._failed.get(job, (0.0, 0.0))
+        return time.monotonic() >= due
+
+    def failed(self, job: UUID, error: Exception) -> None:
+        """Counts and logs the failure by type: the text may quote the job."""
+        metrics.SWEEP_FAILURES.labels(action=self._action).inc()
+        _, before = self._failed.pop(job, (0.0, FIRST_PAUSE_SECONDS / 2))
+        pause = min(2 * before, LONGEST_PAUSE_SECONDS)
+        self._failed[job] = time.monotonic() + pause, pause
+        if len(self._failed) > MAX_FAILED:
+            del self._failed[next(iter(self._failed))]
+        kind = error.reason if isinstance(error, FluoroError) else type(error).__qualname__
+        log.error("job_not_swept", action=self._action, job=f"jobs/{job}", error=kind, again_in_seconds=pause)
+
+    def forget(self, job: UUID) -> None:
+        """It worked."""
+        self._failed.pop(job, None)
+
+
+def one_by_one(
+    connection: LedgerConnection, due: str, act: Callable[..., object], backoff: Backoff, seconds: float = ROUND_SECONDS
+) -> Iterator[UUID]:
+    """`act(job, id, …)` for each row of `due`; the jobs for which it is truthy, as it goes. Raises for an outage of the ledger alone.
+
+    due: a query of time, id, job and what else `act` takes, ordered by the first two and after %(time)s and %(id)s; %(limit)s rows.
+    Jobs that failed come after all others, so that however many fall due first, the good ones get their turn.
+    """
+    until = time.monotonic() + seconds
+    for _, row_id, job, *rest in _unknown_first(_rows(connection, due), backoff):
+        if time.monotonic() > until:
+            return
+        if _done(act, job, row_id, rest, backoff):
+            yield job
+
+
+def _rows(connection: LedgerConnection, due: str) -> Iterator[TupleRow]:
+    after = ("-infinity", UUID(int=0))
+    while True:
+        page = connection.execute(due, {"time": after[0], "id": after[1], "limit": PAGE}).fetchall()
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1][:2]
+
+
+def _unknown_first(rows: Iterator[TupleRow], backoff: Backoff) -> Iterator[TupleRow]:
+    again = []
+    for row in rows:
+        job = row[2]
+        if job not in backoff:
+            yield row
+        elif backoff.is_due(job):
+            again.append(row)
+    yield from again
+
+
+def _done(act: Callable[..., object], job: UUID, row_id: UUID, rest: list[Any], backoff: Backoff) -> object:
+    try:
+        done = act(job, row_id, *rest)
+    except Exception as error:
+        reason = error.reason if isinstance(error, FluoroError) else reason_of(error)
+        if reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY:  # busy may be this job's row alone
+            raise
+        backoff.failed(job, error)
+        return None
+    backoff.forget(job)
+    return done

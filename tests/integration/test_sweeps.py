@@ -1,0 +1,79 @@
+"""One broken job stops no other: the scheduler goes round it."""
+
+import urllib.request
+from typing import LiteralString
+from uuid import UUID
+
+import pytest
+from fluoro.v1 import job_pb2
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.testing.rig import Rig, until
+from fluoro_local.folders import free_port
+from prometheus_client.parser import text_string_to_metric_families
+
+COPIES: LiteralString = """
+WITH new AS MATERIALIZED (SELECT gen_random_uuid() AS job, gen_random_uuid() AS task FROM generate_series(1, %(copies)s)),
+j AS (INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', n.job))).* FROM jobs j, new n WHERE j.id = %(job)s),
+s AS (INSERT INTO steps SELECT (jsonb_populate_record(s, jsonb_build_object('job_id', n.job))).*
+  FROM steps s, new n WHERE s.job_id = %(job)s),
+t AS (INSERT INTO tasks SELECT (jsonb_populate_record(t, jsonb_build_object('id', n.task, 'job_id', n.job))).*
+  FROM tasks t, new n WHERE t.job_id = %(job)s)
+INSERT INTO events SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', n.job))).* FROM events e, new n WHERE e.job_id = %(job)s
+"""
+
+FALL_DUE: dict[str, LiteralString] = {
+    "lease_expired": "UPDATE tasks SET lease_expire_time = now() - %s * interval '1 s' WHERE job_id = %s",
+    "job_expired": "UPDATE jobs SET expire_time = now() - %s * interval '1 s' WHERE id = %s",
+}
+"""By the action that takes care of it."""
+BREAK: dict[str, LiteralString] = {
+    # It cannot be written: its next event has been there before.
+    "event": "INSERT INTO events (job_id, owner, sequence, state) SELECT id, owner, last_sequence + 1, state FROM jobs WHERE id = %s",
+    # It cannot be decided: its step has ended, and its last attempt has not.
+    "step": "WITH t AS (UPDATE tasks SET allowed = attempt WHERE job_id = %s RETURNING job_id) "
+    "UPDATE steps s SET state = 'SUCCEEDED' FROM t WHERE s.job_id = t.job_id",
+}
+
+
+def failures(port: int, action: str) -> float:
+    """`fluoro_sweep_failures_total`, as the scheduler exposes it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.name == "fluoro_sweep_failures_total"]
+    return sum(sample.value for sample in samples if sample.labels == {"action": action})
+
+
+def running(rig: Rig, by: Worker) -> UUID:
+    """A job whose task this worker, which does not exist, has claimed."""
+    job_id = rig.submit(rig.job_of())
+    with rig.connection() as connection:
+        ((task,),) = connection.execute("UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)).fetchall()
+        assert attempts.claim(connection, task, by) is not None
+    return job_id
+
+
+@pytest.mark.parametrize(
+    ("action", "how", "broken"),
+    [("lease_expired", "step", 1100), ("lease_expired", "event", 10), ("job_expired", "event", 10)],  # it reads 1000 at a time
+)
+def test_jobs_that_cannot_be_recovered_keep_no_other_from_it(rig: Rig, action: str, how: str, broken: int) -> None:
+    by = Worker(new_id(), "host:1", "dicom", 4, "0")
+    bad, good = running(rig, by), [running(rig, by) for _ in range(3)]
+    with rig.connection() as connection:
+        for job_id, seconds in [(bad, 100), *((job_id, 1) for job_id in good)]:
+            connection.execute(FALL_DUE[action], (seconds, job_id))
+        connection.execute(BREAK[how], (bad,))
+        connection.execute(COPIES, {"job": bad, "copies": broken - 1})
+    port = free_port()
+    scheduler = rig.served("scheduler", port)
+
+    def recovered(job_id: UUID) -> bool:
+        (task,) = rig.job(job_id).steps[0].tasks
+        return task.state != job_pb2.Task.STATE_RUNNING
+
+    until(lambda: all(map(recovered, good)), 30, "the recovery of the good ones")
+    assert scheduler.poll() is None, rig.logs()
+    assert failures(port, action) >= broken
+    assert f"jobs/{bad}" in next(rig.folder.glob("scheduler-*.log")).read_text()
