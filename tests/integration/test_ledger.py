@@ -15,11 +15,10 @@ from fluoro.v1 import dicom_pb2, job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read, store
+from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read, store, sweeps
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.ledger.migrate import engine
-from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.ledger.tables import METADATA
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from psycopg import Connection
@@ -123,7 +122,7 @@ def test_a_fenced_attempt_writes_nothing(rig: Rig, db: Db) -> None:
     job, first, second = accepted(rig, db), worker(db), worker(db)
     late = claimed(db, first)
     expire_leases(db)
-    assert list(attempts.sweep(db, Backoff("test"))) == [job]
+    assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [job]
     db.execute("UPDATE tasks SET run_after = now()")
     newer = claimed(db, second)
     assert not attempts.commit(db, late, result(artifact()))
@@ -257,7 +256,7 @@ def test_a_heartbeat_renews_what_the_worker_holds_and_tells_what_it_lost(rig: Ri
     expire_leases(db)
     (held,) = attempts.beat(db, by, [claim.task_id])
     assert (held.attempt, held.worker_id) == (1, by.id)
-    assert list(attempts.sweep(db, Backoff("test"))) == [], "the lease is alive again"
+    assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [], "the lease is alive again"
     control.cancel_job(db, OWNER, claim.graph.id)
     (held,) = attempts.beat(db, by, [claim.task_id])
     assert (held.state, held.worker_id) == ("CANCELLED", None)
@@ -349,11 +348,11 @@ def test_a_job_that_has_not_ended_by_its_expire_time_fails(rig: Rig, db: Db) -> 
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
     claim = claimed(db, worker(db))
-    assert list(attempts.expire(db, Backoff("test"))) == [job_id]
+    assert list(attempts.expire(db, sweeps.Backoff("test"))) == [job_id]
     done = rig.job(job_id)
     assert (done.state, done.reason) == (job_pb2.Job.STATE_FAILED, "JOB_EXPIRED")
     assert not attempts.commit(db, claim, result())
-    assert list(attempts.expire(db, Backoff("test"))) == []
+    assert list(attempts.expire(db, sweeps.Backoff("test"))) == []
 
 
 def test_a_job_is_not_dispatched_before_its_schedule_time(rig: Rig, db: Db) -> None:
@@ -396,6 +395,6 @@ def test_retry_of_an_expired_job_takes_the_passed_deadline_away(rig: Rig, db: Db
     job = rig.job_of()
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
-    assert list(attempts.expire(db, Backoff("test"))) == [job_id]
+    assert list(attempts.expire(db, sweeps.Backoff("test"))) == [job_id]
     assert not control.retry_job(db, OWNER, job_id).HasField("expire_time")
-    assert list(attempts.expire(db, Backoff("test"))) == []
+    assert list(attempts.expire(db, sweeps.Backoff("test"))) == []
