@@ -17,7 +17,8 @@ from fluoro.v1.event_pb2 import Progress
 from fluoro.v1.job_pb2 import Job
 from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
-from fluoro_jobs.wakeups import Publisher, connect
+from fluoro_jobs.redis_url import connect
+from fluoro_jobs.wakeups import Publisher
 from peers.pubsub import CHANNEL, METHOD
 from rig.figures import latencies, quick, say
 from rig.servers import servers

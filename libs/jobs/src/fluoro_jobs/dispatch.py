@@ -20,7 +20,7 @@ from kombu.exceptions import KombuError
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.operations import QUEUES
-from fluoro_jobs.wakeups import connect
+from fluoro_jobs.redis_url import connect
 from fluoro_jobs.worker.celery_app import make_app
 
 log = structlog.get_logger(__name__)

@@ -8,6 +8,8 @@ import redis
 import structlog
 from fluoro.v1 import event_pb2
 
+from fluoro_jobs.redis_url import connect
+
 log = structlog.get_logger(__name__)
 
 EVENTS_CHANNEL: Final = "fluoro:events"
@@ -25,11 +27,6 @@ PROGRESS_TTL_SECONDS: Final = 3600
 def progress_key(job: UUID | str) -> str:
     """Key of the hash with the latest progress of a job: field `{step}/{shard}`, value a serialized fluoro.v1.Progress."""
     return f"fluoro:progress:{job}"
-
-
-def connect(redis_url: str) -> "redis.Redis":
-    """A client that notices a dead server within seconds."""
-    return redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2, socket_keepalive=True, health_check_interval=10)
 
 
 class Publisher:

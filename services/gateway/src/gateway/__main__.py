@@ -5,8 +5,8 @@ import signal
 import sys
 
 import structlog
+from fluoro_jobs.settings import from_environment
 from fluoro_telemetry.logs import configure_logging
-from pydantic import ValidationError
 
 from gateway.serve import running
 from gateway.server import PortTakenError
@@ -28,13 +28,7 @@ async def serve(settings: Settings) -> None:
 
 def main() -> None:
     """Exits 0 after a drain, 1 with one line that says what to change."""
-    try:
-        settings = Settings()  # type: ignore[call-arg]  # from the environment
-    except ValidationError as error:
-        # Not pydantic's own text: it quotes the values, and database_url holds a password.
-        sys.exit(
-            "\n".join(f"FLUORO_{'_'.join(map(str, part['loc'])).upper()}: {part['msg']}" for part in error.errors(include_input=False))
-        )
+    settings = from_environment(Settings)
     configure_logging("gateway", level=settings.log_level, format=settings.log_format)
     try:
         asyncio.run(serve(settings))

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
+from fluoro_jobs.redis_url import FORMS, RedisUrl
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -19,7 +20,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
     database_url: str = Field(min_length=1, description="The ledger: postgresql://user:password@host/database.")
-    redis_url: str = Field(min_length=1, description="Wake-ups and live progress: redis://host:port/0. May be down; nothing is lost.")
+    redis_url: RedisUrl = Field(description=f"Wake-ups and live progress: {FORMS}. May be down; nothing is lost.")
     blob_url: str = Field(min_length=1, description="The blob store: file:///path or s3://bucket/prefix.")
     grpc_host: str = Field(default="0.0.0.0", description="Address the gRPC server listens on.")  # noqa: S104 - a pod has one address and it is not known before
     grpc_port: Port = Field(default=50051, description="Port of the gRPC server; 0 takes a free one.")

@@ -7,11 +7,9 @@ from uuid import UUID
 
 import structlog
 from fluoro.v1 import event_pb2
+from fluoro_jobs.redis_url import RedisServer
 from fluoro_jobs.wakeups import EVENTS_CHANNEL, PROGRESS_CHANNEL, progress_key
 from google.protobuf.message import DecodeError
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
@@ -43,8 +41,7 @@ class Tail:
     """The process's one subscription."""
 
     def __init__(self, redis_url: str, listener: Listener) -> None:
-        options: dict[str, Any] = {"socket_connect_timeout": 2, "socket_keepalive": True, "retry": Retry(NoBackoff(), 0)}
-        self._redis: Redis = Redis.from_url(redis_url, **options)
+        self._redis = RedisServer.from_url(redis_url).aio_client()
         self._listener = listener
         self._up = False
         self._heard = 0.0

@@ -7,7 +7,9 @@ from typing import Final
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.wakeups import Publisher, connect
+from fluoro_jobs.redis_url import connect
+from fluoro_jobs.settings import from_environment
+from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry.http import Health, serve
 from fluoro_telemetry.logs import configure_logging
 
@@ -22,7 +24,7 @@ LAST_ROUND_SECONDS: Final = 5
 
 def main() -> None:
     """Sweeps until SIGTERM or SIGINT."""
-    settings = Settings()  # type: ignore[call-arg]  # from the environment
+    settings = from_environment(Settings)
     configure_logging("scheduler", level=settings.log_level, format=settings.log_format)
     ledger = Ledger(settings.database_url, max_connections=3)
     dispatcher = Dispatcher(ledger, settings.redis_url)

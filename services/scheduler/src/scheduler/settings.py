@@ -1,5 +1,6 @@
 """Settings of the scheduler, from the environment."""
 
+from fluoro_jobs.redis_url import FORMS, RedisUrl
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -10,7 +11,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
     database_url: str = Field(description="The ledger: postgresql://user@host/database.")
-    redis_url: str = Field(description="Celery's broker and the wake-ups: redis://host:6379/0.")
+    redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
     http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
     sweep_interval_seconds: float = Field(

@@ -23,6 +23,7 @@ from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.wakeups import BackgroundPublisher
+from fluoro_jobs.worker.broker import Amqp
 from fluoro_jobs.worker.celery_app import configure
 from fluoro_jobs.worker.execute import Executor, Report
 from fluoro_jobs.worker.handler import Handler
@@ -157,9 +158,9 @@ def _log_as(plan: Plan, **_: Any) -> None:
 
 def make_worker_app(plan: Plan) -> WorkerApp:
     """The app of a worker process or of one of its pool children."""
-    app = WorkerApp(plan.service, broker=plan.settings.redis_url, set_as_current=False)
+    app = WorkerApp(plan.service, set_as_current=False, amqp=Amqp)
     app.plan = plan
-    configure(app)
+    configure(app, plan.settings.redis_url)
     # A receiver keeps Celery from setting up logging of its own, in the main process and in each child.
     signals.setup_logging.connect(partial(_log_as, plan), weak=False, dispatch_uid="fluoro")
     queue = plan.worker.queue

@@ -8,20 +8,26 @@ from typing import Final
 
 from celery import Celery
 
+from fluoro_jobs.redis_url import HEALTH_CHECK_SECONDS, RedisServer
+from fluoro_jobs.worker import broker
+
 CHILD_START_SECONDS: Final = 60
 """How long a pool child may take to start before it is killed and another one started."""
 
 
 def make_app(redis_url: str, main: str = "fluoro") -> Celery:
     """A Celery app without tasks. Workers register theirs; publishers need none."""
-    app = Celery(main, broker=redis_url, set_as_current=False)
-    configure(app)
+    app = Celery(main, set_as_current=False, amqp=broker.Amqp)
+    configure(app, redis_url)
     return app
 
 
-def configure(app: Celery) -> None:
-    """Every setting that matters, for all apps alike."""
+def configure(app: Celery, redis_url: str) -> None:
+    """Every setting that matters, for all apps alike. ValueError for a URL of an unknown kind."""
+    host, port = RedisServer.from_url(redis_url).hosts[0]
     app.conf.update(
+        broker_url=f"redis://{f'[{host}]' if ':' in host else host}:{port}",  # for Celery's log; the options have the whole one
+        broker_transport=broker.Transport,
         task_acks_late=True,
         # A killed child's message is acknowledged: the ledger says what happens next, and counts.
         task_reject_on_worker_lost=False,
@@ -41,12 +47,14 @@ def configure(app: Celery) -> None:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # An error that Redis answers is no reason to end either.
+        broker_channel_error_retry=True,
         broker_pool_acquire_timeout=2,
         broker_transport_options={
             "priority_steps": [0],
-            "socket_timeout": 10,
-            "socket_connect_timeout": 3,
-            "socket_keepalive": True,
-            "health_check_interval": 10,
+            "health_check_interval": HEALTH_CHECK_SECONDS,
+            # Who publishes does not wait for a Redis that is away. Celery's consumer brings a number of its own, without end.
+            "max_retries": 0,
+            broker.URL_OPTION: redis_url,
         },
     )

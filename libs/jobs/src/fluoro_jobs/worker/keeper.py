@@ -21,8 +21,9 @@ from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, Worker
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.redis_url import connect
 from fluoro_jobs.states import TaskState
-from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher, connect
+from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher
 from fluoro_jobs.worker.execute import Report
 
 log = structlog.get_logger(__name__)

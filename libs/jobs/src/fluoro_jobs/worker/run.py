@@ -21,7 +21,9 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.wakeups import Publisher, connect
+from fluoro_jobs.redis_url import connect
+from fluoro_jobs.settings import from_environment
+from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app
 from fluoro_jobs.worker.keeper import Keeper
 from fluoro_jobs.worker.settings import WorkerSettings
@@ -39,7 +41,7 @@ def run_worker(
     service: str, queue: str, pool: str, handlers: str, version: str, warm_up: str = "", settings: WorkerSettings | None = None
 ) -> None:
     """Drains `queue` with the handlers at `handlers` until SIGTERM. Arguments as in `fluoro_jobs.worker.app.Plan`."""
-    settings = settings or WorkerSettings()  # type: ignore[call-arg]  # from the environment
+    settings = settings or from_environment(WorkerSettings)
     # Celery warns root for the sake of pickle; we take JSON only. Images run as nobody anyway.
     warnings.simplefilter("ignore", SecurityWarning)
     configure_logging(service, level=settings.log_level, format=settings.log_format)

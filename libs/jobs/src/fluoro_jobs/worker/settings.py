@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fluoro_jobs.redis_url import FORMS, RedisUrl
+
 
 class WorkerSettings(BaseSettings):
     """Read once at start, from FLUORO_… variables."""
@@ -12,7 +14,7 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
     database_url: str = Field(description="The ledger: postgresql://user@host/database.")
-    redis_url: str = Field(description="Celery's broker and the wake-ups: redis://host:6379/0.")
+    redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     blob_url: str = Field(description="The blob store: file:///folder or s3://bucket/prefix.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
     http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
@@ -32,7 +34,7 @@ class WorkerSettings(BaseSettings):
         90,
         gt=0,
         description="A worker beside whose free slot one message has waited this long hands back what runs, and ends with exit code 1. "
-        "Longer than a pool child may take to start (60 s) and than Celery waits before it tries Redis again (30 s).",
+        "Longer than a pool child may take to start (60 s).",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")

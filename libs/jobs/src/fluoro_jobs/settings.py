@@ -1,0 +1,19 @@
+"""Settings of a process, from its environment."""
+
+import sys
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def from_environment(kind: type[Settings]) -> Settings:
+    """The settings; or the process ends with exit code 1 and a line for each that is missing or wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        # Not pydantic's own text: it quotes the values, and some hold a password.
+        parts = error.errors(include_input=False)
+        sys.exit("\n".join(f"FLUORO_{'_'.join(map(str, part['loc'])).upper()}: {part['msg']}" for part in parts))
