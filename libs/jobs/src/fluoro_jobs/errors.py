@@ -29,6 +29,9 @@ class Reason(StrEnum):
     NOTHING_TO_RETRY = "NOTHING_TO_RETRY"
     BLOB_NOT_FOUND = "BLOB_NOT_FOUND"
     UPLOAD_MISMATCH = "UPLOAD_MISMATCH"
+    BLOB_TOO_LARGE = "BLOB_TOO_LARGE"
+    UPLOAD_TOO_SLOW = "UPLOAD_TOO_SLOW"
+    UPLOADS_BUSY = "UPLOADS_BUSY"
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
@@ -99,6 +102,15 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such blob for this caller. Upload it first."),
     Reason.UPLOAD_MISMATCH: ReasonSpec(
         "INVALID_ARGUMENT", False, "Size or SHA-256 differ from the header's. Nothing was stored; upload again."
+    ),
+    Reason.BLOB_TOO_LARGE: ReasonSpec(
+        "INVALID_ARGUMENT", False, "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was stored."
+    ),
+    Reason.UPLOAD_TOO_SLOW: ReasonSpec(
+        "DEADLINE_EXCEEDED", False, "The bytes of the upload came too slowly, or stopped coming. Nothing was stored; upload again."
+    ),
+    Reason.UPLOADS_BUSY: ReasonSpec(
+        "UNAVAILABLE", True, "As many uploads are under way as may, of this owner or in this gateway (`FLUORO_MAX_UPLOADS`). Try again."
     ),
     Reason.CURSOR_INVALID: ReasonSpec("INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."),
     Reason.CURSOR_EXPIRED: ReasonSpec(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Final
 
 from fluoro.v1.blob_service_pb2 import (
@@ -24,6 +25,8 @@ from fluoro_telemetry import metrics
 from gateway import names
 from gateway.ledger_calls import LedgerCalls
 from gateway.rpc import Call
+from gateway.settings import Settings
+from gateway.uploads import SMALL_BYTES, Pace, Places
 
 CHUNK_BYTES: Final = 2**20
 """Largest chunk, both ways."""
@@ -38,9 +41,13 @@ SHA256_BYTES: Final = 32
 class Blobs:
     """The methods of fluoro.v1.BlobService."""
 
-    def __init__(self, calls: LedgerCalls, store: BlobStore) -> None:
+    def __init__(self, calls: LedgerCalls, store: BlobStore, settings: Settings) -> None:
         self._calls = calls
         self._store = store
+        self._settings = settings
+        self._uploads = Places("uploads", settings.max_uploads, settings.upload_owner_share)
+        writers = max(1, settings.upload_memory_bytes // store.writer_bytes)
+        self._large = Places(f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share)
 
     async def upload_blob(self, requests: AsyncIterator[UploadBlobRequest], call: Call) -> UploadBlobResponse:
         """Writes while it reads. The record comes after the bytes, so a blob that can be seen can be read.
@@ -48,11 +55,15 @@ class Blobs:
         grpc.aio ends the requests of a caller who hung up like those of one who is done, and cancels the call a moment later, while
         the writer closes. A header that says what is to come makes sure.
         """
-        header = await _header(requests)
-        name = f"blobs/{new_id()}"
-        with blob_errors():
-            async with self._store.writer(name) as writer:
-                await _receive(requests, header, writer)
+        settings = self._settings
+        pace = Pace(requests, settings.upload_idle_seconds, settings.upload_min_bytes_per_second)
+        async with AsyncExitStack() as places:
+            await places.enter_async_context(self._uploads.taken(call.owner))
+            header = await _header(pace, settings.max_blob_bytes)
+            name = f"blobs/{new_id()}"
+            with blob_errors():
+                async with self._store.writer(name) as writer:
+                    await self._receive(pace, header, writer, call.owner, places)
         blob = Blob(name=name, size_bytes=writer.size_bytes, sha256=writer.sha256, media_type=header.media_type or DEFAULT_MEDIA_TYPE)
         # Whoever hangs up from here on is too late: the bytes are there, and without a record nobody would find them.
         return UploadBlobResponse(blob=await asyncio.shield(self._keep(call.owner, blob)))
@@ -62,8 +73,33 @@ class Blobs:
         stored = await self._calls.run_for(owner, records.add, owner, blob)
         if stored.name != blob.name:
             with blob_errors():
-                await asyncio.to_thread(self._store.delete, blob.name)
+                await self._store.delete_soon(blob.name)
         return stored
+
+    async def _receive(self, pace: Pace, header: UploadBlobHeader, writer: BlobWriter, owner: str, places: AsyncExitStack) -> None:
+        """Chunks into the writer. UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second header."""
+        most_bytes, large = self._settings.max_blob_bytes, False
+        while (request := await pace.next()) is not None:
+            if request.WhichOneof("part") != "chunk":
+                raise names.invalid("chunk", "Every message of an upload after the first must be a chunk.")
+            if len(request.chunk) > CHUNK_BYTES:
+                raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.")
+            size_bytes = writer.size_bytes + len(request.chunk)
+            if header.size_bytes and size_bytes > header.size_bytes:
+                raise FluoroError(Reason.UPLOAD_MISMATCH, f"More came than the {header.size_bytes} bytes that the header declares.")
+            if size_bytes > most_bytes:
+                raise _too_large(most_bytes)
+            if size_bytes > SMALL_BYTES and not large:
+                # Waits, while gRPC makes the caller wait: those before it give their places back as fast as they send.
+                await places.enter_async_context(self._large.taken(owner, self._settings.upload_idle_seconds))
+                large = True
+            await writer.write(request.chunk)
+            metrics.BLOB_BYTES_RECEIVED.inc(len(request.chunk))
+            del request  # or it would be held for as long as the caller takes for the next
+        if header.size_bytes and writer.size_bytes != header.size_bytes:
+            raise FluoroError(Reason.UPLOAD_MISMATCH, f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.")
+        if header.sha256 and writer.sha256 != header.sha256:
+            raise FluoroError(Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's.")
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
         """Reads no faster than the caller takes it."""
@@ -80,13 +116,15 @@ class Blobs:
         return GetBlobResponse(blob=await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name)))
 
 
-async def _header(requests: AsyncIterator[UploadBlobRequest]) -> UploadBlobHeader:
-    first = await anext(requests, UploadBlobRequest())
-    if first.WhichOneof("part") != "header":
+async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
+    first = await pace.next()
+    if first is None or first.WhichOneof("part") != "header":
         raise names.invalid("header", "The first message of an upload must be the header.")
     header = first.header
     if header.size_bytes < 0:
         raise names.invalid("header.size_bytes", "Must not be negative; 0 means unknown.")
+    if header.size_bytes > most_bytes:
+        raise _too_large(most_bytes)
     if header.sha256 and len(header.sha256) != SHA256_BYTES:
         raise names.invalid("header.sha256", f"Must be {SHA256_BYTES} bytes, or empty if unknown.")
     if len(header.media_type) > LONGEST_MEDIA_TYPE or not header.media_type.isprintable():
@@ -94,18 +132,5 @@ async def _header(requests: AsyncIterator[UploadBlobRequest]) -> UploadBlobHeade
     return header
 
 
-async def _receive(requests: AsyncIterator[UploadBlobRequest], header: UploadBlobHeader, writer: BlobWriter) -> None:
-    """Chunks into the writer. UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second header."""
-    async for request in requests:
-        if request.WhichOneof("part") != "chunk":
-            raise names.invalid("chunk", "Every message of an upload after the first must be a chunk.")
-        if len(request.chunk) > CHUNK_BYTES:
-            raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.")
-        if header.size_bytes and writer.size_bytes + len(request.chunk) > header.size_bytes:
-            raise FluoroError(Reason.UPLOAD_MISMATCH, f"More came than the {header.size_bytes} bytes that the header declares.")
-        await writer.write(request.chunk)
-        metrics.BLOB_BYTES_RECEIVED.inc(len(request.chunk))
-    if header.size_bytes and writer.size_bytes != header.size_bytes:
-        raise FluoroError(Reason.UPLOAD_MISMATCH, f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.")
-    if header.sha256 and writer.sha256 != header.sha256:
-        raise FluoroError(Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's.")
+def _too_large(most_bytes: int) -> FluoroError:
+    return FluoroError(Reason.BLOB_TOO_LARGE, f"A blob may have {most_bytes} bytes at most.")

@@ -159,8 +159,16 @@ class Adapter:
 
     @staticmethod
     def _streaming_request(parse: Callable[[bytes], Message], function: Any) -> Body:
+        # Not a generator expression: it would touch gRPC's iterator at once, which complains if it is not read after that.
+        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            async for request in requests:
+                message = parse(request)
+                del request  # or it would be held for as long as the next message takes
+                yield message
+                del message
+
         async def body(requests: AsyncIterator[bytes], call: Call) -> bytes:
-            response: Message = await function((parse(request) async for request in requests), call)
+            response: Message = await function(parsed(requests), call)
             return response.SerializeToString()
 
         return body

@@ -54,7 +54,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     server.PortTakenError, OSError about the HTTP port, ValueError for a blob URL of an unknown kind.
     Ledger and Redis may be down at the start.
     """
-    store = BlobStore.from_url(settings.blob_url)
+    store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = Ledger(
         settings.database_url,
         max_connections=settings.ledger_threads + WATCH_THREADS + OWN_CONNECTIONS,
@@ -72,7 +72,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     health.probes.watch(dispatcher)
     jobs = Jobs(calls, commits, dispatcher, publisher, hub, submit_seconds=settings.submit_timeout_seconds)
     try:
-        grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store), health.servicer)
+        grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store, settings), health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
         dispatcher.start()
         hub.start()

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+from fluoro_blobs.store import REQUEST_SECONDS
 from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
 from fluoro_jobs.redis_url import FORMS, RedisUrl
 from pydantic import Field
@@ -38,6 +39,26 @@ class Settings(BaseSettings):
     )
     max_message_bytes: Count = Field(
         default=4 * 2**20, description="Largest request message; one above it is refused with MESSAGE_TOO_LARGE."
+    )
+    blob_request_seconds: Seconds = Field(
+        default=REQUEST_SECONDS,
+        description="For one request to a bucket. A call of the blob store, of whichever kind, is given up after 2.5 times as long.",
+    )
+    max_blob_bytes: Count = Field(default=16 * 2**30, description="Largest blob that may be uploaded; above it, BLOB_TOO_LARGE.")
+    max_uploads: Count = Field(default=64, description="Uploads under way at one time; more are refused with UPLOADS_BUSY.")
+    upload_memory_bytes: Count = Field(
+        default=128 * 2**20,
+        description="Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a folder, 10 MiB with a bucket. Others wait.",
+    )
+    upload_owner_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Share of either that the uploads of one owner may take."
+    )
+    upload_idle_seconds: Seconds = Field(
+        default=30,
+        description="Silence of a caller, and the wait for memory, after which an upload is ended with UPLOAD_TOO_SLOW or UPLOADS_BUSY.",
+    )
+    upload_min_bytes_per_second: Count = Field(
+        default=16 * 2**10, description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller."
     )
     max_pending_requests: Count = Field(
         default=100_000,

@@ -59,6 +59,8 @@ class BlobServiceServicer:
     def UploadBlob(self, request_iterator, context):
         """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
         chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
+        A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
+        and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,6 +36,8 @@ class BlobServiceStub:
     UploadBlob: _grpc.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]
     """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
     chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
+    A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
+    and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset."""
@@ -50,6 +52,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     UploadBlob: _aio.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
     chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
+    A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
+    and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset."""
@@ -67,6 +71,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_blob_service_pb2.UploadBlobResponse, _abc.Awaitable[_blob_service_pb2.UploadBlobResponse]]:
         """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
         chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
+        A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
+        and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
         """
 
     @_abc_1.abstractmethod

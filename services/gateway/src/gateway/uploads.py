@@ -1,0 +1,84 @@
+"""What uploads may take of a gateway: how many at once, how much memory, and how slow they may be."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from fluoro.v1.blob_service_pb2 import UploadBlobRequest
+from fluoro_jobs.errors import FluoroError, Reason
+
+SMALL_BYTES: Final = 256 * 1024
+"""An upload up to this size needs no share of the memory for parts."""
+
+
+class Places:
+    """A number of places for uploads, of which one owner gets at most a share. For one event loop."""
+
+    def __init__(self, what: str, number: int, owner_share: float) -> None:
+        """what: for the message of a refusal: "uploads", say."""
+        self._what, self._number, self._of_owner = what, number, max(1, int(number * owner_share))
+        self._taken: Counter[str] = Counter()
+        self._left = asyncio.Event()
+
+    @asynccontextmanager
+    async def taken(self, owner: str, wait_seconds: float = 0) -> AsyncIterator[None]:
+        """Takes a place for the time of the body. FluoroError UPLOADS_BUSY if none gets free for this owner in time."""
+        until = asyncio.get_running_loop().time() + wait_seconds
+        while refusal := self._refusal(owner):
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._left.wait()
+            except TimeoutError:
+                raise FluoroError(Reason.UPLOADS_BUSY, refusal) from None
+        self._taken[owner] += 1
+        try:
+            yield
+        finally:
+            self._taken[owner] -= 1
+            if not self._taken[owner]:
+                del self._taken[owner]  # or the names of all owners there ever were would stay
+            self._left.set()
+            self._left = asyncio.Event()
+
+    def _refusal(self, owner: str) -> str:
+        if self._taken.get(owner, 0) >= self._of_owner:
+            return f"{self._of_owner} {self._what} of this owner are under way in this gateway, as many as may. Try again."
+        if self._taken.total() >= self._number:
+            return f"{self._number} {self._what} are under way in this gateway, as many as may. Try again."
+        return ""
+
+
+class Pace:
+    """The messages of one upload, as long as they keep coming.
+
+    Only the time counts in which the gateway waits for the caller, not that in which it waits for the store.
+    """
+
+    def __init__(self, requests: AsyncIterator[UploadBlobRequest], idle_seconds: float, min_bytes_per_second: float) -> None:
+        self._requests = requests
+        self._idle_seconds, self._min_bytes_per_second = idle_seconds, min_bytes_per_second
+        self._waited_seconds = 0.0
+        self._bytes = 0
+
+    async def next(self) -> UploadBlobRequest | None:
+        """The next message; None at the end.
+
+        FluoroError UPLOAD_TOO_SLOW after idle_seconds without one, or once all waits together exceed idle_seconds and what the bytes so
+        far take at the least rate.
+        """
+        left_seconds = self._idle_seconds + self._bytes / self._min_bytes_per_second - self._waited_seconds
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(min(left_seconds, self._idle_seconds)):
+                request = await anext(self._requests, None)
+        except TimeoutError as error:
+            raise FluoroError(
+                Reason.UPLOAD_TOO_SLOW,
+                f"Nothing came for {self._idle_seconds:g} s, or less than {self._min_bytes_per_second:g} bytes a second. Upload again.",
+            ) from error
+        self._waited_seconds += time.monotonic() - started
+        self._bytes += len(request.chunk) if request is not None else 0
+        return request

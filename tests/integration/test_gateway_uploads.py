@@ -1,0 +1,139 @@
+"""Uploads that stall, trickle, are too large or too many: each ends, and what they hold of a gateway is bounded."""
+
+import asyncio
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from fluoro.v1.blob_service_pb2 import GetBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro_client import AsyncClient
+from fluoro_jobs.testing.rig import Rig
+from fluoro_local.folders import free_port
+from gateway.testing import Client, connected, refused, serving
+
+MIB = 2**20
+IDLE_SECONDS = 3
+STALLED_BYTES = MIB // 2
+
+
+def stored(blob_url: str) -> list[Path]:
+    """Every file in the blob store, finished or not."""
+    return [path for path in Path(urlsplit(blob_url).path).rglob("*") if path.is_file()]
+
+
+def memory_bytes(pid: int, what: str) -> int:
+    """VmRSS is what a process has now, VmHWM the most it ever had."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines[what].removesuffix("kB")) * 1024
+
+
+def ended_uploads(http_port: int) -> Counter[str]:
+    """How many uploads the gateway ended, by code."""
+    with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as reply:
+        lines = reply.read().decode()
+    pattern = r'^fluoro_rpc_requests_total\{code="(\w+)",method="fluoro.v1.BlobService.UploadBlob"\} (\S+)$'
+    return Counter({code: int(float(count)) for code, count in re.findall(pattern, lines, flags=re.MULTILINE)})
+
+
+async def stall(client: Client, owner: str, opening: asyncio.Semaphore) -> str:
+    """The reason for which an upload is ended that sends more than fits into no part of the memory, and then nothing."""
+    call = client.blobs.UploadBlob(metadata=(("fluoro-owner", owner),))
+    async with opening:
+        try:
+            await call.write(UploadBlobRequest(header=UploadBlobHeader()))
+            await call.write(UploadBlobRequest(chunk=bytes(STALLED_BYTES)))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # it has been refused already, which the call tells
+    return (await refused(call)).reason
+
+
+@pytest.mark.parametrize("owners", [1, 10])
+async def test_a_thousand_stalled_uploads_cost_little_memory_and_end_by_themselves(rig: Rig, owners: int) -> None:
+    port, http_port = free_port(), free_port()
+    gateway = rig.served("gateway", http_port, grpc_host="127.0.0.1", grpc_port=port, upload_idle_seconds=IDLE_SECONDS)
+    before = memory_bytes(gateway.pid, "VmRSS")
+    opening = asyncio.Semaphore(50)
+    async with connected(port) as one, connected(port) as two, AsyncClient(f"127.0.0.1:{port}", owner="other") as other:
+        stalled = [asyncio.create_task(stall((one, two)[n % 2], f"owner-{n % owners}", opening)) for n in range(1000)]
+        await asyncio.wait(stalled, return_when=asyncio.FIRST_COMPLETED)
+        # One owner leaves room for others; ten leave none, and the client waits until there is some.
+        blob = await other.upload(bytes(3 * MIB))
+        assert (await other.get_blob(blob.name)).size_bytes == 3 * MIB
+        assert owners > 1 or not all(task.done() for task in stalled), "others are served meanwhile"
+        async with asyncio.timeout(5 * IDLE_SECONDS):
+            reasons = Counter(await asyncio.gather(*stalled))
+    grown = memory_bytes(gateway.pid, "VmHWM") - before
+    # grpc.aio puts a status without a reason over that of a call that ended while it was written to.
+    assert set(reasons) <= {"UPLOAD_TOO_SLOW", "UPLOADS_BUSY", ""}, rig.logs()
+    ended = ended_uploads(http_port)
+    assert ended["UNAVAILABLE"] + ended["DEADLINE_EXCEEDED"] >= 1000, ended
+    assert reasons["UPLOAD_TOO_SLOW"] == ended["DEADLINE_EXCEEDED"] >= (32 if owners == 1 else 64)
+    assert set(ended) == {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    assert grown <= 256 * MIB
+    assert [path.stat().st_size for path in stored(rig.blob_url)] == [3 * MIB]
+
+
+@pytest.fixture
+async def client(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Client]:
+    limits = {
+        "max_blob_bytes": 2 * MIB,
+        "upload_idle_seconds": 0.5,
+        "upload_min_bytes_per_second": 1000,
+        "upload_memory_bytes": 4 * MIB,
+        "blob_request_seconds": 0.4,
+    }
+    async with serving(database_url, redis_url, blob_url, **limits) as made:
+        yield made
+
+
+async def parts(total_bytes: int, chunk_bytes: int = MIB, pause_seconds: float = 0, **header: int) -> AsyncIterator[UploadBlobRequest]:
+    yield UploadBlobRequest(header=UploadBlobHeader(**header))
+    for start in range(0, total_bytes, chunk_bytes):
+        await asyncio.sleep(pause_seconds)
+        yield UploadBlobRequest(chunk=bytes(min(chunk_bytes, total_bytes - start)))
+
+
+async def test_a_blob_over_the_limit_is_refused_by_its_header_or_as_soon_as_it_is_over(client: Client, blob_url: str) -> None:
+    assert (await refused(client.blobs.UploadBlob(parts(0, size_bytes=2 * MIB + 1)))).reason == "BLOB_TOO_LARGE"
+    assert (await refused(client.blobs.UploadBlob(parts(3 * MIB)))).reason == "BLOB_TOO_LARGE"
+    assert (await client.blobs.UploadBlob(parts(2 * MIB))).blob.size_bytes == 2 * MIB
+    assert len(stored(blob_url)) == 1
+
+
+async def test_an_upload_that_trickles_is_ended_though_it_never_falls_silent(client: Client, blob_url: str) -> None:
+    assert (await refused(client.blobs.UploadBlob(parts(1000, chunk_bytes=10, pause_seconds=0.1)))).reason == "UPLOAD_TOO_SLOW"
+    assert stored(blob_url) == []
+
+
+async def test_uploads_that_find_no_memory_wait_for_it(client: Client) -> None:
+    async def upload(number: int) -> int:
+        call = client.blobs.UploadBlob(parts(MIB, chunk_bytes=300_000 + number), metadata=(("fluoro-owner", f"owner-{number}"),))
+        return int((await call).blob.size_bytes)
+
+    assert await asyncio.gather(*map(upload, range(12))) == [MIB] * 12
+
+
+async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = (await client.blobs.UploadBlob(parts(10))).blob
+    go_on, fsync = threading.Event(), os.fsync
+
+    def hung_disk(descriptor: int) -> None:
+        go_on.wait(20)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", hung_disk)
+    try:
+        hung = [asyncio.create_task(refused(client.blobs.UploadBlob(parts(20 + number)))) for number in range(30)]
+        assert (await client.blobs.GetBlob(GetBlobRequest(name=blob.name), timeout=1)).blob == blob
+        async with asyncio.timeout(10):
+            reasons = Counter(ended.reason for ended in await asyncio.gather(*hung))
+        assert reasons == {"BLOB_STORE_UNAVAILABLE": 30}
+    finally:
+        go_on.set()
