@@ -68,6 +68,11 @@ EVENTS_DELIVERED: Final = _counter("fluoro_events_delivered_total", "Durable eve
 BLOB_BYTES_RECEIVED: Final = _counter("fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients.")
 BLOB_BYTES_SENT: Final = _counter("fluoro_blob_sent_bytes_total", "Bytes of blobs downloaded by clients.")
 
+# Every service
+CLOCK_OFFSET_SECONDS: Final = _gauge(
+    "fluoro_clock_offset_seconds", "How far this machine's clock is ahead of PostgreSQL's; measured every half minute."
+)
+
 # Tasks
 TASKS_DISPATCHED: Final = _counter("fluoro_tasks_dispatched_total", "Tasks handed to Celery, again after a lost message too.", "queue")
 TASK_ATTEMPTS_FINISHED: Final = _counter("fluoro_task_attempts_finished_total", "Attempts that ended, by outcome.", "operation", "outcome")

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from fluoro_blobs import BlobStore
 from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_telemetry.health import Health as Probes
 from grpc_health.v1 import health_pb2
@@ -29,6 +30,7 @@ class Health:
         self.probes.add_check("blobs", store.check)
         self._calls = LedgerCalls(ledger, threads=1)  # of its own: how busy the others are says nothing about the ledger
         self._interval_seconds = settings.health_check_interval_seconds
+        self._clock = Clock()
         self._beat_seconds = min(1, settings.liveness_seconds / 4)
 
     async def beat(self) -> None:
@@ -59,6 +61,7 @@ class Health:
     async def _ledger_answers(self) -> bool:
         try:
             await self._calls.check()
+            await self._calls.run(self._clock.compare)
         except (FluoroError, TimeoutError):
             return False
         return True

@@ -14,6 +14,7 @@ import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
 from fluoro_jobs.ledger import attempts, backlog
+from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.wakeups import Publisher
@@ -30,6 +31,7 @@ class Sweeper:
     dispatcher: Dispatcher
     publisher: Publisher
     beat: Callable[[], None] = lambda: None
+    clock: Clock = field(default_factory=Clock)
     bad_leases: Backoff = field(default_factory=lambda: Backoff("lease_expired"))
     bad_expiries: Backoff = field(default_factory=lambda: Backoff("job_expired"))
 
@@ -97,6 +99,7 @@ class Sweeper:
         """Sets the gauges of the backlog, for dashboards and scaling."""
         with self.ledger.connection() as connection:
             queues = backlog.by_queue(connection)
+            self.clock.compare(connection)
         for queue in queues:
             for state, tasks in queue.tasks.items():
                 metrics.QUEUE_TASKS.labels(queue=queue.name, state=state).set(tasks)

@@ -20,6 +20,7 @@ from fluoro_telemetry import metrics
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, Worker
+from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.redis_url import connect
 from fluoro_jobs.states import TaskState
@@ -71,6 +72,7 @@ class Keeper(threading.Thread):
         self._on_deaf = on_deaf
         self._deaf_after_seconds = deaf_after_seconds
         self._redis = connect(redis_url)
+        self._clock = Clock()
         self._next_message: Any = None
         self._next_message_since = 0.0
         self._woken = threading.Event()
@@ -152,6 +154,7 @@ class Keeper(threading.Thread):
         self._told_task_seconds = self._task_seconds
         with self._ledger.connection() as connection:
             held = attempts.beat(connection, self._worker, list(requests), self._told_task_seconds)
+            self._clock.compare(connection)
         self._mine = {task: known for task, known in self._mine.items() if task in requests}
         running = sum(one.worker_id == self._worker.id for one in held)
         metrics.LEASE_RENEWALS.inc(running)
