@@ -45,3 +45,8 @@ def test_a_status_fits_a_trailer_however_many_violations_there_are() -> None:
     shown = details(error)[1].field_violations
     assert shown[0].field == "job.inputs[0]"
     assert shown[-1].description == f"{10_000 - (len(shown) - 1)} more are left out."
+
+
+def test_violations_that_were_not_listed_are_counted() -> None:
+    error = FluoroError(Reason.INVALID_ARGUMENT, "Bad.", [FieldViolation("name", "No.")], more_violations=7)
+    assert [v.description for v in details(error)[1].field_violations] == ["No.", "7 more are left out."]

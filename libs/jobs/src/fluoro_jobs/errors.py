@@ -183,6 +183,7 @@ class FluoroError(Exception):
     message never holds patient data, paths or a traceback: it is shown to clients and kept in the ledger.
     metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
     retryable: None takes the table's word.
+    more_violations: how many more there are; the first ones are told.
     """
 
     reason: Reason
@@ -190,6 +191,7 @@ class FluoroError(Exception):
     violations: Sequence[FieldViolation] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     retryable: bool | None = None
+    more_violations: int = 0
 
     def __str__(self) -> str:
         """`REASON: message`."""

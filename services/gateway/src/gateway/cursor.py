@@ -22,6 +22,8 @@ _OWNER_LAYOUT: Final = struct.Struct(">16sQ")
 """Digest of owner and labels, transaction id."""
 
 
+LONGEST: Final = 64
+"""Characters of a cursor, with room for what later layouts may need."""
 MAX_BIGINT: Final = 2**63 - 1
 """The largest number the ledger takes; no transaction id gets there."""
 
@@ -66,6 +68,8 @@ def _digest(owner: str, labels: Mapping[str, str]) -> bytes:
 
 
 def _unpack(layout: struct.Struct, cursor: str) -> tuple[bytes, int]:
+    if len(cursor) > LONGEST:
+        raise _invalid("is not one that this service gave out")
     try:
         head, number = layout.unpack(base64.b64decode(cursor, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, struct.error) as error:

@@ -59,6 +59,8 @@ def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.Bad
         bad.field_violations.add(field=violation.field, description=violation.description)
         if bad.ByteSize() > budget_bytes:
             del bad.field_violations[-1]
-            bad.field_violations.add(description=f"{len(error.violations) - count} more are left out.")
-            break
+            bad.field_violations.add(description=f"{len(error.violations) - count + error.more_violations} more are left out.")
+            return bad
+    if error.more_violations:
+        bad.field_violations.add(description=f"{error.more_violations} more are left out.")
     return bad

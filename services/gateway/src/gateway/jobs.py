@@ -30,6 +30,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control, read
 from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
+from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -41,6 +42,9 @@ from gateway.watch import Hub, is_end
 from gateway.watcher import Watcher
 
 STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
+
+MAX_STATES: Final = 64
+"""Most states in a filter; repeating one says nothing."""
 
 DEFAULT_WAIT_SECONDS: Final = 30
 LONGEST_WAIT_SECONDS: Final = 600
@@ -68,9 +72,12 @@ class Jobs:
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
         started = time.monotonic()
-        submission = validate(request, call.owner)
-        if request.validate_only:
-            return SubmitJobResponse(job=_nameless(submission.as_job()))
+        if call.is_large:
+            submission, checked = await call.heavy.run(call.request_bytes, _checked, request, call.owner)
+        else:
+            submission, checked = _checked(request, call.owner)
+        if checked:
+            return SubmitJobResponse(job=checked)
         job = await self._committed(submission)
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
         self._dispatcher.wake()
@@ -83,7 +90,7 @@ class Jobs:
 
     async def list_jobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """A page of the caller's jobs."""
-        if not set(request.states) <= STATES:
+        if len(request.states) > MAX_STATES or not set(request.states) <= STATES:
             raise names.invalid("states", "Must be states of a job.")
         _check_labels(request.labels)
         return await self._calls.run_for(call.owner, read.list_jobs, call.owner, request)
@@ -180,13 +187,19 @@ class Jobs:
         return events
 
 
-def _nameless(job: job_pb2.Job) -> job_pb2.Job:
-    """What validate_only answers: nothing was stored, so there is nothing to name."""
+def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:
+    """The submission, and what validate_only answers: nothing was stored, so there is nothing to name."""
+    submission = validate(request, owner)
+    if not request.validate_only:
+        return submission, None
+    job = submission.as_job()
     job.ClearField("name")
-    return job
+    return submission, job
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS or any(len(text) > MAX_TEXT for label in labels.items() for text in label):
+        raise names.invalid("labels", f"At most {MAX_LABELS}, of {MAX_TEXT} characters each; no job has more.")
     if any("\0" in text for label in labels.items() for text in label):
         raise names.invalid("labels", "Must not hold NUL; no label does.")
 

@@ -1,8 +1,12 @@
 """Resource names: `jobs/{uuid}` and `blobs/{uuid}`."""
 
+from typing import Final
 from uuid import UUID
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+
+LENGTH: Final = 36
+"""Characters of a UUID (RFC 9562)."""
 
 
 def job_id(name: str) -> UUID:
@@ -18,7 +22,7 @@ def blob_id(name: str) -> UUID:
 def _id(name: str, collection: str) -> UUID:
     prefix, _, text = name.partition("/")
     try:
-        found = UUID(text)
+        found = UUID(text) if len(text) == LENGTH else None
     except ValueError:
         found = None
     if prefix != collection or str(found) != text:

@@ -23,7 +23,9 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import Counter
 
+from gateway import wire
 from gateway.errors import UNFORESEEN, refusal, shutting_down
+from gateway.heavy import Heavy
 from gateway.identity import owner_of
 
 log = structlog.get_logger(__name__)
@@ -31,15 +33,38 @@ log = structlog.get_logger(__name__)
 QUIET_SECONDS: Final = 0.05
 """How long no call may come for `Adapter.close` to take it that those that gRPC held are through."""
 
+MAX_FIELDS_IN_STREAM: Final = 1_024
+"""Most fields of a message in a stream of requests: counted on the event loop, because it is a chunk of bytes and has few."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 @dataclass(slots=True)
 class Call:
-    """What a servicer knows of a call besides its request. owner: the identity of the caller."""
+    """What a servicer knows of a call besides its request.
+
+    owner: the identity of the caller. request_bytes: size of the request, where it is one message.
+    heavy: where work on a large request goes.
+    """
 
     owner: str
     context: Context
+    heavy: Heavy
+    request_bytes: int = 0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether work on the request would hold the event loop up."""
+        return self.request_bytes > wire.SMALL_BYTES
+
+    async def parsed(self, parse: Callable[[bytes], Message], request: bytes) -> Message:
+        """The request. FluoroError if it is none, too large, or too many wait."""
+        self.request_bytes = len(request)
+        return await self.heavy.run(len(request), parse, request) if self.is_large else parse(request)
+
+    async def serialized(self, response: Message) -> bytes:
+        """The response as bytes."""
+        return await self.heavy.run(0, wire.serialized_in_pieces, response) if wire.is_large(response) else response.SerializeToString()
 
     @property
     def seconds_left(self) -> float | None:
@@ -59,6 +84,7 @@ class Adapter:
         """single_owner: as for `identity.owner_of`."""
         self._single_owner = single_owner
         self._max_message_bytes = max_message_bytes
+        self._heavy = Heavy()
         self._in_flight = 0
         self._turned_away: int | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -102,7 +128,7 @@ class Adapter:
             self._in_flight += 1
             try:
                 self._admit()
-                return await body(request, Call(owner_of(context.invocation_metadata(), self._single_owner), context))
+                return await body(request, Call(owner_of(context.invocation_metadata(), self._single_owner), context, self._heavy))
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
@@ -126,10 +152,14 @@ class Adapter:
     def _parser(self, method: MethodDescriptor) -> Callable[[bytes], Message]:
         parse = GetMessageClass(method.input_type).FromString
         limit = self._max_message_bytes
+        max_fields = MAX_FIELDS_IN_STREAM if method.client_streaming else wire.MAX_FIELDS
 
         def parsed(data: bytes) -> Message:
             if len(data) > limit:
                 raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A message of {len(data)} bytes is over the limit of {limit}.")
+            if len(data) > wire.SMALL_BYTES and wire.has_too_many_fields(data, method.input_type, max_fields):
+                text = f"A message of more than {max_fields} fields is over the limit. Leave out what is output only."
+                raise FluoroError(Reason.MESSAGE_TOO_LARGE, text)
             try:
                 return parse(data)
             except DecodeError as error:
@@ -140,18 +170,17 @@ class Adapter:
     @staticmethod
     def _unary(parse: Callable[[bytes], Message], function: Any) -> Body:
         async def body(request: bytes, call: Call) -> bytes:
-            response: Message = await function(parse(request), call)
-            return response.SerializeToString()
+            return await call.serialized(await function(await call.parsed(parse, request), call))
 
         return body
 
     @staticmethod
     def _streaming_response(parse: Callable[[bytes], Message], function: Any) -> Body:
         async def body(request: bytes, call: Call) -> None:
-            async with aclosing(function(parse(request), call)) as responses:
+            async with aclosing(function(await call.parsed(parse, request), call)) as responses:
                 async for response in responses:
                     try:
-                        await call.context.write(response.SerializeToString())
+                        await call.context.write(await call.serialized(response))
                     except grpc.aio.InternalError as error:  # the caller has gone; that the call is cancelled is news still to come
                         raise asyncio.CancelledError from error
 

@@ -20,7 +20,7 @@ from fluoro_telemetry import metrics
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.ledger.submission import NewStep, Submission, validate
+from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, validate
 
 __all__ = ["GroupCommit", "Submission", "accept", "validate"]
 
@@ -104,12 +104,10 @@ def _missing_blobs(connection: LedgerConnection, submissions: Sequence[Submissio
 
 
 def _no_such_blob(submission: Submission, missing: set[tuple[Any, ...]]) -> FluoroError:
-    violations = [
-        FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.")
-        for i, blob in enumerate(submission.inputs)
-        if (submission.owner, blob) in missing
-    ]
-    return FluoroError(Reason.BLOB_NOT_FOUND, f"{len(violations)} of the inputs do not exist for this caller.", violations)
+    places = [i for i, blob in enumerate(submission.inputs) if (submission.owner, blob) in missing]
+    violations = [FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.") for i in places[:MAX_TOLD]]
+    text = f"{len(places)} of the inputs do not exist for this caller."
+    return FluoroError(Reason.BLOB_NOT_FOUND, text, violations, more_violations=len(places) - len(violations))
 
 
 def _rows(submissions: Sequence[Submission]) -> list[str]:

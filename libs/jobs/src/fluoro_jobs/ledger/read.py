@@ -3,13 +3,15 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 from psycopg.types.json import Jsonb
 
@@ -17,8 +19,12 @@ from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.operations import BY_FIELD
 
+FETCHED_ROWS: Final = 500
+"""Rows that a read takes from its result at a time."""
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 1000
+LONGEST_TOKEN: Final = 128
+"""Characters of a page token, and more."""
 
 _JOB_COLUMNS: Final = """id, owner, inputs, labels, priority, state, reason, message, last_sequence,
   create_time, schedule_time, expire_time, start_time, end_time"""
@@ -69,22 +75,34 @@ def get_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.J
         head = connection.execute(_JOB, (job_id, owner))
         parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)]
         row = head.fetchone()
-        steps, tasks, attempts, items, artifacts = (part.fetchall() for part in parts)
     if row is None:
         raise job_not_found(job_id)
     job = _job(row)
-    by_ordinal = {step[0]: _step(step, [s[1] for s in steps]) for step in steps}
+    steps, (tasks, attempts, items, artifacts) = list(_rows(parts[0])), map(_rows, parts[1:])
+    step_names = [step[1] for step in steps]
+    by_ordinal: dict[int, job_pb2.Step] = {}
+    for step in steps:
+        by_ordinal[step[0]] = job.steps.add()
+        by_ordinal[step[0]].MergeFrom(_step(step, step_names))
+    attempts_of: dict[UUID, list[job_pb2.Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        attempts_of[attempt[0]].append(_attempt(attempt))
     for task_id, ordinal, shard, queue, state, run_after, first_input, input_count in tasks:
         task = by_ordinal[ordinal].tasks.add(shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}"))
         task.first_input, task.input_count = first_input, input_count
         _set_time(task.run_after_time, run_after)
-        task.attempts.extend(_attempt(a) for a in attempts if a[0] == task_id)
+        task.attempts.extend(attempts_of[task_id])
     for ordinal, *item in items:
         by_ordinal[ordinal].items.append(_item(item))
     for ordinal, *artifact in artifacts:
         by_ordinal[ordinal].artifacts.append(_artifact(artifact))
-    job.steps.extend(by_ordinal.values())
     return job
+
+
+def _rows(cursor: Cursor[TupleRow]) -> Iterator[TupleRow]:
+    """All rows. A few at a time: a fetch keeps Python's interpreter lock until it is through."""
+    while rows := cursor.fetchmany(FETCHED_ROWS):
+        yield from rows
 
 
 def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest) -> job_service_pb2.ListJobsResponse:
@@ -237,7 +255,7 @@ def _read_token(request: job_service_pb2.ListJobsRequest) -> UUID | None:
     if not request.page_token:
         return None
     try:
-        last, digest = base64.urlsafe_b64decode(request.page_token.encode()).decode().split("/")
+        last, digest = base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode()).decode().split("/")
         if digest == _filter_digest(request):
             return UUID(last)
     except ValueError:

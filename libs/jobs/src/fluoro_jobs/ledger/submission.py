@@ -1,6 +1,7 @@
 """Checks a SubmitJobRequest and turns it into rows. Pure."""
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,17 +23,28 @@ MAX_STEPS: Final = 100
 MAX_INPUTS: Final = 10_000
 MAX_TASKS: Final = 1000
 MAX_LABELS: Final = 64
+MAX_FORMATS: Final = 8
+"""Entries of a report's list of formats, of which there are two."""
 MAX_PRIORITY: Final = 9
 MAX_ATTEMPTS: Final = 10
 MAX_BACKOFF_SECONDS: Final = 86_400
 MAX_TEXT: Final = 256
-"""Characters of a label's key or value, and of a report's title."""
+"""Characters of a label's key or value, of a report's title and of a model's name."""
+MAX_OPERATION_BYTES: Final = 16 * 2**10
+"""Most that an operation's message weighs; it may hold fields that only a newer worker knows."""
+MAX_TOLD: Final = 20
+"""Most bad fields that one refusal names."""
+
+MAX_NAMES: Final = 12
+"""Most names of steps that a refusal lists; one is up to 63 characters."""
 
 _STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_BLOB_LENGTHS: Final = range(32, 46)
+"""Characters of the UUID in a blob's name, in any of its spellings."""
 _REQUEST_ID: Final = re.compile(r"[!-~]{0,128}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_OUTPUT_ONLY_JOB: Final = ("name", "state", "owner", "reason", "message", "create_time", "start_time", "end_time", "last_sequence")
-_OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
+OUTPUT_ONLY_JOB: Final = ("name", "state", "owner", "reason", "message", "create_time", "start_time", "end_time", "last_sequence")
+OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
 
 DEFAULT_MAX_ATTEMPTS: Final = 3
 DEFAULT_INITIAL_BACKOFF_SECONDS: Final = 2.0
@@ -97,27 +109,51 @@ class Submission:
         return job
 
 
+class _Violations:
+    """The bad fields of a request: the first ones, and how many there are."""
+
+    def __init__(self) -> None:
+        self._told: list[FieldViolation] = []
+        self._count = 0
+
+    def add(self, field: str, description: str) -> None:
+        """One more."""
+        self._count += 1
+        if len(self._told) < MAX_TOLD:
+            self._told.append(FieldViolation(field, description))
+
+    def check(self) -> None:
+        """FluoroError INVALID_ARGUMENT if there is one."""
+        if self._told:
+            first = self._told[0]
+            text = f"{self._count} bad field(s): {first.field}: {first.description}"
+            raise FluoroError(Reason.INVALID_ARGUMENT, text, self._told, more_violations=self._count - len(self._told))
+
+
 def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submission:
-    """The request as rows. FluoroError with every bad field named, or with the reason JOB_EMPTY, STEP_UNKNOWN or STEP_GRAPH_CYCLE."""
+    """The request as rows. Takes it over: clears what is output only.
+
+    FluoroError with the bad fields named, the first 20 of them, or with the reason JOB_EMPTY, STEP_UNKNOWN or STEP_GRAPH_CYCLE.
+    Numbers are checked before anything is made of what they count.
+    """
     job = request.job
     if not job.steps or not job.inputs:
         what = "steps" if not job.steps else "inputs"
         violation = FieldViolation(f"job.{what}", "Add at least one.")
         raise FluoroError(Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation])
-    violations: list[FieldViolation] = []
+    violations = _Violations()
+    _check_numbers(job, violations)
+    violations.check()
     inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
     _check_job(request, violations)
     for i, step in enumerate(job.steps):
         _check_step(step, f"job.steps[{i}]", violations)
-    if violations:
-        raise FluoroError(
-            Reason.INVALID_ARGUMENT, f"{len(violations)} bad field(s): {violations[0].field}: {violations[0].description}", violations
-        )
-    ordinals = _ordinals(job)
-    steps = [_new_step(i, step, [ordinals[name] for name in step.after], len(inputs)) for i, step in enumerate(job.steps)]
-    if sum(len(step.tasks) for step in steps) > MAX_TASKS:
+    violations.check()
+    if sum(_task_count(step, len(inputs)) for step in job.steps) > MAX_TASKS:
         violation = FieldViolation("job.steps", f"At most {MAX_TASKS} tasks in all: raise max_inputs_per_task.")
         raise FluoroError(Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation])
+    ordinals = _ordinals(job)
+    steps = [_new_step(i, step, [ordinals[name] for name in step.after], len(inputs)) for i, step in enumerate(job.steps)]
     return Submission(
         id=new_id(),
         owner=owner,
@@ -132,39 +168,58 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     )
 
 
+def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
+    """How many there are of everything that is repeated."""
+    counts = (("steps", job.steps, MAX_STEPS), ("inputs", job.inputs, MAX_INPUTS), ("labels", job.labels, MAX_LABELS))
+    for name, values, limit in counts:
+        if len(values) > limit:
+            violations.add(f"job.{name}", f"At most {limit} {name}; this job has {len(values)}.")
+    if len(job.steps) > MAX_STEPS:
+        return
+    for i, step in enumerate(job.steps):
+        if len(step.after) > MAX_STEPS:
+            violations.add(f"job.steps[{i}].after", f"At most {MAX_STEPS} steps.")
+        if len(step.export_report.formats) > MAX_FORMATS:
+            violations.add(f"job.steps[{i}].export_report.formats", f"At most {MAX_FORMATS} formats.")
+
+
+def _task_count(step: job_pb2.Step, inputs: int) -> int:
+    return math.ceil(inputs / (step.max_inputs_per_task or inputs))
+
+
 def _time(job: job_pb2.Job, field: Literal["schedule_time", "expire_time"]) -> datetime | None:
     return getattr(job, field).ToDatetime(UTC) if job.HasField(field) else None
 
 
-def _blob_id(name: str, field: str, violations: list[FieldViolation]) -> UUID | None:
+def _blob_id(name: str, field: str, violations: _Violations) -> UUID | None:
     prefix, _, text = name.partition("/")
     try:
-        if prefix == "blobs":
+        if prefix == "blobs" and len(text) in _BLOB_LENGTHS:
             return UUID(text)
     except ValueError:
         prefix = ""
-    violations.append(FieldViolation(field, "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it."))
+    violations.add(field, "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it.")
     return None
 
 
-def _check_job(request: job_service_pb2.SubmitJobRequest, violations: list[FieldViolation]) -> None:
+def _check_job(request: job_service_pb2.SubmitJobRequest, violations: _Violations) -> None:
     job = request.job
     texts = [*job.labels.keys(), *job.labels.values()]
+    short = all(len(text) <= MAX_TEXT for text in texts)
     rules = (
-        (len(job.steps) <= MAX_STEPS, "job.steps", f"At most {MAX_STEPS} steps; this job has {len(job.steps)}."),
-        (len(job.inputs) <= MAX_INPUTS, "job.inputs", f"At most {MAX_INPUTS} inputs; this job has {len(job.inputs)}."),
         (0 <= job.priority <= MAX_PRIORITY, "job.priority", f"Must be 0 to {MAX_PRIORITY}."),
-        (len(job.labels) <= MAX_LABELS, "job.labels", f"At most {MAX_LABELS} labels."),
-        (all(len(text) <= MAX_TEXT for text in texts), "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
-        (not any(map(_CONTROL.search, texts)), "job.labels", "Keys and values hold no control characters."),
+        (short, "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
+        (not short or not any(map(_CONTROL.search, texts)), "job.labels", "Keys and values hold no control characters."),
         (is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
         (is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
         (_REQUEST_ID.fullmatch(request.request_id), "request_id", "At most 128 printable ASCII characters, without spaces; a UUID, say."),
     )
-    violations += [FieldViolation(field, text) for ok, field, text in rules if not ok]
+    for ok, field, text in rules:
+        if not ok:
+            violations.add(field, text)
 
 
-def _check_step(step: job_pb2.Step, path: str, violations: list[FieldViolation]) -> None:
+def _check_step(step: job_pb2.Step, path: str, violations: _Violations) -> None:
     policy = step.retry_policy
     first, ceiling, timeout = map(seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout))
     formats = step.export_report.formats
@@ -184,15 +239,23 @@ def _check_step(step: job_pb2.Step, path: str, violations: list[FieldViolation])
         (step.item_failure_policy in job_pb2.Step.ItemFailurePolicy.values(), "item_failure_policy", "Unknown policy."),
         (not step.HasField("analyze_images") or step.analyze_images.model, "analyze_images.model", "Name a model, ct-tissue say."),
         (
-            not step.render_dicom.HasField("window") or step.render_dicom.window.width >= 1,
+            not step.render_dicom.HasField("window") or 1 <= step.render_dicom.window.width < math.inf,
             "render_dicom.window.width",
             "Must be at least 1 (PS3.3 C.11.2.1.2).",
         ),
+        (math.isfinite(step.render_dicom.window.center), "render_dicom.window.center", "Must be a number."),
         (export_pb2.ExportReport.FORMAT_UNSPECIFIED not in formats, "export_report.formats", "FORMAT_UNSPECIFIED is not a format."),
         (all(f in export_pb2.ExportReport.Format.values() for f in formats), "export_report.formats", "Unknown format."),
-        (len(step.export_report.title) <= MAX_TEXT, "export_report.title", f"At most {MAX_TEXT} characters."),
+        (_is_text(step.export_report.title), "export_report.title", f"At most {MAX_TEXT} characters, none of them control characters."),
+        (_is_text(step.analyze_images.model), "analyze_images.model", f"At most {MAX_TEXT} characters, none of them control characters."),
     )
-    violations += [FieldViolation(f"{path}.{field}", text) for ok, field, text in rules if not ok]
+    for ok, field, text in rules:
+        if not ok:
+            violations.add(f"{path}.{field}", text)
+
+
+def _is_text(text: str) -> bool:
+    return len(text) <= MAX_TEXT and not _CONTROL.search(text)
 
 
 def _ordinals(job: job_pb2.Job) -> dict[str, int]:
@@ -206,7 +269,7 @@ def _ordinals(job: job_pb2.Job) -> dict[str, int]:
     for i, step in enumerate(job.steps):
         for k, name in enumerate(step.after):
             if name not in ordinals:
-                violation = FieldViolation(f"job.steps[{i}].after[{k}]", f"Must be one of {', '.join(ordinals)}.")
+                violation = FieldViolation(f"job.steps[{i}].after[{k}]", f"Must be one of {_some(list(ordinals))}.")
                 raise FluoroError(Reason.STEP_UNKNOWN, f"Step {step.name} comes after a step that is not in the job.", [violation])
     if all(ordinals[name] < i for i, step in enumerate(job.steps) for name in step.after):
         return ordinals  # steps in the order they run in, as most write them, hold no circle
@@ -214,22 +277,32 @@ def _ordinals(job: job_pb2.Job) -> dict[str, int]:
         TopologicalSorter({step.name: step.after for step in job.steps}).prepare()
     except CycleError as error:
         circle = error.args[1]
-        violation = FieldViolation(f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {' -> '.join(circle)}.")
-        raise FluoroError(Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {' -> '.join(circle)}.", [violation]) from None
+        drawn = _some(circle, " -> ")
+        violation = FieldViolation(f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {drawn}.")
+        raise FluoroError(Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {drawn}.", [violation]) from None
     return ordinals
+
+
+def _some(step_names: Sequence[str], between: str = ", ") -> str:
+    """As many of the names as fit into a refusal."""
+    more = [f"and {len(step_names) - MAX_NAMES} more"] if len(step_names) > MAX_NAMES else []
+    return between.join([*step_names[:MAX_NAMES], *more])
 
 
 def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -> NewStep:
     operation = operations.of_step(step)
     assert operation is not None
-    request: Message = getattr(step, operation.field)
+    request = getattr(step, operation.field).SerializeToString()
+    if len(request) > MAX_OPERATION_BYTES:
+        violation = FieldViolation(f"job.steps[{ordinal}].{operation.field}", f"At most {MAX_OPERATION_BYTES} bytes.")
+        raise FluoroError(Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation])
     policy = step.retry_policy
     size = step.max_inputs_per_task or inputs
     return NewStep(
         ordinal=ordinal,
         name=step.name,
         operation=operation,
-        request=request.SerializeToString(),
+        request=request,
         after=sorted(set(after)),
         max_attempts=policy.max_attempts or DEFAULT_MAX_ATTEMPTS,
         initial_backoff_seconds=seconds(policy.initial_backoff) or DEFAULT_INITIAL_BACKOFF_SECONDS,
@@ -242,12 +315,10 @@ def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -
 
 
 def _digest(job: job_pb2.Job) -> bytes:
-    """SHA-256 of what the caller chose: the job without what only the server sets."""
-    canonical = job_pb2.Job()
-    canonical.CopyFrom(job)
-    messages: list[tuple[Message, tuple[str, ...]]] = [(canonical, _OUTPUT_ONLY_JOB)]
-    messages += [(step, _OUTPUT_ONLY_STEP) for step in canonical.steps]
+    """SHA-256 of what the caller chose: the job without what only the server sets, which is cleared."""
+    messages: list[tuple[Message, tuple[str, ...]]] = [(job, OUTPUT_ONLY_JOB)]
+    messages += [(step, OUTPUT_ONLY_STEP) for step in job.steps]
     for message, fields in messages:
         for field in fields:
             message.ClearField(field)
-    return hashlib.sha256(canonical.SerializeToString(deterministic=True)).digest()
+    return hashlib.sha256(job.SerializeToString(deterministic=True)).digest()

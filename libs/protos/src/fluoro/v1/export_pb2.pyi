@@ -55,10 +55,10 @@ class ExportReport(_message.Message):
     FORMATS_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """Title on the first page; empty means `Imaging report`. Do not put patient data here."""
+    """Title on the first page, at most 256 characters; empty means `Imaging report`. Do not put patient data here."""
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportReport.Format.ValueType]:
-        """Which formats to write; empty means PDF and JSON."""
+        """Which formats to write, at most 8; empty means PDF and JSON."""
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class Job(_message.Message):
     """Output only. Sequence of the newest event; starts at 1 and has no gaps."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, in the order items are numbered."""
+        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, in the order items are numbered. At most 10,000."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
@@ -131,7 +131,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels for the caller's own bookkeeping, at most 64. Do not put patient data here: labels appear in listings."""
+        """Free labels for the caller's own bookkeeping, at most 64, keys and values of at most 256 characters. Do not put patient data here: labels appear in listings."""
 
     @_builtins.property
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
@@ -284,7 +284,7 @@ class Step(_message.Message):
     """Output only. A sentence for people that goes with the reason."""
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the steps this one waits for. It sees the job's inputs and the results and artifacts of exactly these."""
+        """Names of the steps this one waits for, at most 100. It sees the job's inputs and the results and artifacts of exactly these."""
 
     @_builtins.property
     def inspect_dicom(self) -> _dicom_pb2.InspectDicom:

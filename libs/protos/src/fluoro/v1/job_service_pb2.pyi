@@ -36,7 +36,7 @@ class SubmitJobRequest(_message.Message):
     """Only check the request; nothing is stored, and the answer has no name."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job. Fields marked output only are ignored."""
+        """The job. Fields marked output only are ignored; leave out those of a job with many inputs, they count for the size of the request."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class ListJobsRequest(_message.Message):
     """From the previous answer; the other fields must be the same."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Job.State.ValueType]:
-        """Only jobs in these states; empty means all."""
+        """Only jobs in these states, at most 64; empty means all."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

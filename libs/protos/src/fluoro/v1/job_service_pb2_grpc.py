@@ -33,6 +33,9 @@ class JobServiceStub:
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
+    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
+    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
+
     A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
     told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
     """
@@ -92,6 +95,9 @@ class JobServiceServicer:
     A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
+    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
     A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
     told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
@@ -228,6 +234,9 @@ class JobService:
     A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
     google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+
+    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
+    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
     A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
     told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.

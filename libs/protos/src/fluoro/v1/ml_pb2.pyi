@@ -31,7 +31,7 @@ class AnalyzeImages(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Which model: `ct-tissue` today."""
+    """Which model: `ct-tissue` today. At most 256 characters."""
     def __init__(
         self,
         *,
