@@ -2,15 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote, urlencode
 
 import psycopg
-from psycopg import sql
+from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
 
 from fluoro_local.children import Account
 from fluoro_local.errors import StartError
@@ -73,6 +75,24 @@ def wait_for_none(primary: PostgresServer) -> None:
     with psycopg.connect(primary.url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
         connection.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def read_only(server: PostgresServer) -> Iterator[None]:
+    """Meanwhile the server takes no writes in transactions that begin now, on connections old and new."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        try:
+            _reload(connection, "on")
+            yield
+        finally:
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            _reload(connection, "off")
+
+
+def _reload(connection: Connection[TupleRow], read_only: str) -> None:
+    connection.execute("SELECT pg_reload_conf()")
+    _await(lambda: connection.execute("SHOW default_transaction_read_only").fetchone() == (read_only,), "The setting did not arrive")
 
 
 def url_of_hosts(*servers: PostgresServer, database: str = "postgres") -> str:

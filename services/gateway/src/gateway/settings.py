@@ -20,7 +20,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
-    database_url: str = Field(min_length=1, description="The ledger: postgresql://user:password@host/database.")
+    database_url: str = Field(
+        min_length=1,
+        description="The ledger: postgresql://user:password@host/database; with a standby: "
+        "postgresql://user:password@host-1,host-2/database?target_session_attrs=read-write.",
+    )
     redis_url: RedisUrl = Field(description=f"Wake-ups and live progress: {FORMS}. May be down; nothing is lost.")
     blob_url: str = Field(min_length=1, description="The blob store: file:///path or s3://bucket/prefix.")
     grpc_host: str = Field(default="0.0.0.0", description="Address the gRPC server listens on.")  # noqa: S104 - a pod has one address and it is not known before

@@ -10,7 +10,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
-    database_url: str = Field(description="The ledger: postgresql://user@host/database.")
+    database_url: str = Field(
+        description="The ledger: postgresql://user:password@host/database; with a standby: "
+        "postgresql://user:password@host-1,host-2/database?target_session_attrs=read-write."
+    )
     redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
     http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")

@@ -79,6 +79,12 @@ UNION ALL
 SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence FROM jobs WHERE id = ANY(%s)
 """
 
+_CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'fluoro', 'repeated')"
+"""A commit that writes, so that PostgreSQL acknowledges it when the synchronous standby has all that came before.
+
+Reading alone proves nothing: after a restart the primary shows jobs whose standby never got them.
+"""
+
 Answer = job_pb2.Job | FluoroError
 
 
@@ -93,6 +99,8 @@ def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> l
     times: dict[UUID, datetime] = dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
     repeated = [s for s in good if s.id not in times]
     earlier = _earlier(connection, repeated) if repeated else {}
+    if earlier:
+        connection.execute(_CONFIRM)
     metrics.JOBS_ACCEPTED.inc(len(times))
     return [missing.get(s.id) or (earlier[s.id] if s.id in earlier else _accepted(s, times[s.id])) for s in submissions]
 

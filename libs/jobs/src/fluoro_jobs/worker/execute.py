@@ -13,7 +13,7 @@ from fluoro.v1 import event_pb2
 from fluoro_blobs import NO_SPACE, BlobStore
 from google.protobuf.message import Message
 
-from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
+from fluoro_jobs.errors import LEDGER_OUTAGES, CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import Ledger
@@ -163,7 +163,7 @@ class Executor:
                     log.warning("attempt_fenced_off", task=str(claimed.task_id))
                 return job_state  # noqa: TRY300 - reads in order
             except FluoroError as error:
-                if error.reason is not Reason.LEDGER_UNAVAILABLE or time.monotonic() > deadline:
+                if error.reason not in LEDGER_OUTAGES or time.monotonic() > deadline:
                     raise
                 threading.Event().wait(0.5)
 

@@ -13,7 +13,10 @@ class WorkerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUORO_", frozen=True, extra="ignore")
 
-    database_url: str = Field(description="The ledger: postgresql://user@host/database.")
+    database_url: str = Field(
+        description="The ledger: postgresql://user:password@host/database; with a standby: "
+        "postgresql://user:password@host-1,host-2/database?target_session_attrs=read-write."
+    )
     redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     blob_url: str = Field(description="The blob store: file:///folder or s3://bucket/prefix.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
