@@ -53,7 +53,7 @@ def accepted(rig: Rig, db: Db, job: job_pb2.Job | None = None, owner: str = OWNE
 
 
 def claimed(db: Db, by: Worker) -> Claim:
-    ((task, _, _), *_) = dispatch.take(db)
+    ((task, *_), *_) = dispatch.take(db)
     claim = attempts.claim(db, task, by)
     assert claim is not None
     return claim
@@ -137,7 +137,7 @@ def test_a_fenced_attempt_writes_nothing(rig: Rig, db: Db) -> None:
 def test_a_task_is_claimed_once_however_many_try(rig: Rig, db: Db, database_url: str) -> None:
     accepted(rig, db)
     by = worker(db)
-    ((task, _, _),) = dispatch.take(db)
+    ((task, *_),) = dispatch.take(db)
 
     def race(_: int) -> Claim | None:
         with psycopg.connect(database_url, autocommit=True) as connection:
@@ -151,7 +151,7 @@ def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(rig: 
     job = rig.job_of()
     job.steps.add(name="other").inspect_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db)
-    (first, _, _), (second, _, _) = dispatch.take(db)
+    (first, *_), (second, *_) = dispatch.take(db)
     waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waits' AND wait_event_type = 'Lock'"
 
     def wait() -> Claim | None:
@@ -174,7 +174,7 @@ def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, da
     for i in range(7):
         job.steps.add(name=f"step-{i}").inspect_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db, slots=8)
-    tasks = [task for task, _, _ in dispatch.take(db)]
+    tasks = [task for task, *_ in dispatch.take(db)]
     barrier = threading.Barrier(len(tasks))
 
     def run(task: UUID) -> None:
@@ -230,7 +230,7 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
     worker(db, slots=1)  # two places, one of them taken
 
     def next_job() -> UUID:
-        ((task, _, _),) = dispatch.take(db)
+        ((task, *_),) = dispatch.take(db)
         db.execute("UPDATE tasks SET state = 'READY' WHERE id = %s", (task,))
         row = db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone()
         assert row is not None
@@ -245,7 +245,7 @@ def test_a_busy_owner_does_not_keep_a_quiet_one_waiting(rig: Rig, db: Db) -> Non
     busy = [accepted(rig, db, owner="busy") for _ in range(10)]
     quiet = accepted(rig, db, owner="quiet")
     worker(db, slots=1)
-    taken = {db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone() for task, _, _ in dispatch.take(db)}
+    taken = {db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone() for task, *_ in dispatch.take(db)}
     assert taken == {(busy[0],), (quiet,)}
 
 
@@ -254,12 +254,12 @@ def test_a_heartbeat_renews_what_the_worker_holds_and_tells_what_it_lost(rig: Ri
     by = worker(db)
     claim = claimed(db, by)
     expire_leases(db)
-    (held,) = attempts.beat(db, by, [claim.task_id])
-    assert (held.attempt, held.worker_id) == (1, by.id)
+    (held,) = attempts.beat(db, by, [(claim.task_id, 1)])
+    assert (held.attempt, held.outcome, held.taken_away) == (1, None, False)
     assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [], "the lease is alive again"
     control.cancel_job(db, OWNER, claim.graph.id)
-    (held,) = attempts.beat(db, by, [claim.task_id])
-    assert (held.state, held.worker_id) == ("CANCELLED", None)
+    (held,) = attempts.beat(db, by, [(claim.task_id, None)])  # as after a message of the previous release
+    assert (held.attempt, held.outcome, held.taken_away) == (1, "CANCELLED", True)
 
 
 def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: Db) -> None:
@@ -297,7 +297,7 @@ def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(rig: 
     job.steps[0].max_inputs_per_task = 2
     job.steps.add(name="after", after=["step"]).render_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db, slots=4)
-    claims = [attempts.claim(db, task, by) for task, _, _ in dispatch.take(db)]
+    claims = [attempts.claim(db, task, by) for task, *_ in dispatch.take(db)]
     shares = {(claim.task.first_input, claim.task.input_count) for claim in claims if claim}
     assert shares == {(0, 2), (2, 2), (4, 1)}
     for claim in reversed(claims):

@@ -288,7 +288,7 @@ def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
     with rig.connection() as connection:
         job_id = rig.submit(rig.job_of())
         (task_id,) = connection.execute("SELECT id FROM tasks WHERE job_id = %s", (job_id,)).fetchone() or ()
-    publish(make_app(rig.redis_url), [(task_id, "dicom.inspect", "dicom")] * 3)
+    publish(make_app(rig.redis_url), [(task_id, "dicom.inspect", "dicom", 1)] * 3)
     rig.worker()
     job = rig.finished(job_id)
     assert outcomes(job) == ["SUCCEEDED"]

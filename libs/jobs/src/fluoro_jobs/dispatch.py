@@ -72,17 +72,17 @@ WITH RECURSIVE open AS (
 )
 UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE id IN (
   SELECT t.id FROM tasks t JOIN ranked r ON r.id = t.id AND r.place <= r.places WHERE t.state = 'READY' FOR UPDATE OF t SKIP LOCKED)
-RETURNING id, task_name, queue
+RETURNING id, task_name, queue, attempt + 1
 """
 
 _QUEUED: Final = f"""
-SELECT id, task_name, queue FROM tasks
+SELECT id, task_name, queue, attempt + 1 FROM tasks
 WHERE state = 'QUEUED' AND queue = ANY(%s) AND queued_time < now() - interval '{LOST_AFTER_SECONDS} s'
 """
 _QUEUED_AGAIN: Final = "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
 
-Message = tuple[UUID, str, str]
-"""Task id, Celery task name, queue."""
+Message = tuple[UUID, str, str, int]
+"""Task id, Celery task name, queue, number of the attempt that it asks for."""
 
 
 def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
@@ -94,22 +94,25 @@ def publish(app: Celery, messages: Iterable[Message]) -> int:
     """Sends the messages in one pipeline through the anonymous exchange. kombu's OperationalError if Redis is down."""
     sent: Counter[str] = Counter()
     with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():  # type: ignore[attr-defined]  # the stubs are older
-        for task_id, name, queue in messages:
+        for task_id, name, queue, attempt in messages:
             # What send_task() does, without its routes, declarations and signals, which are most of its time.
             message = app.amqp.as_task_v2(str(task_id), name, args=(str(task_id),), argsrepr="", kwargsrepr="", ignore_result=True)
-            producer.publish(message.body, exchange="", routing_key=queue, headers=message.headers, **message.properties)
+            # A header, not an argument or a part of the id: workers of the previous release pass over it.
+            headers = {**message.headers, "attempt": attempt}
+            producer.publish(message.body, exchange="", routing_key=queue, headers=headers, **message.properties)
             sent[queue] += 1
     for queue, count in sent.items():
         metrics.TASKS_DISPATCHED.labels(queue=queue).inc(count)
     return sent.total()
 
 
-def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[str]:
-    """Ids of all tasks whose message waits in a queue."""
+def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str, int | None]]:
+    """Task and attempt of all messages that wait in a queue. None: a message of the previous release, for whichever attempt is next."""
     pipeline = client.pipeline(transaction=False)
     for queue in queues:
         pipeline.lrange(queue, 0, -1)
-    return {json.loads(message)["headers"]["id"] for messages in pipeline.execute() for message in messages}
+    headers = [json.loads(message)["headers"] for messages in pipeline.execute() for message in messages]
+    return {(one["id"], one.get("attempt")) for one in headers}
 
 
 class Dispatcher(threading.Thread):
@@ -170,7 +173,7 @@ class Dispatcher(threading.Thread):
         except redis.RedisError as error:
             log.warning("redis_unavailable", exception=type(error).__qualname__)
             return 0
-        lost = [message for message in queued if str(message[0]) not in held]
+        lost = [message for message in queued if held.isdisjoint({(str(message[0]), message[3]), (str(message[0]), None)})]
         if not lost:
             return 0
         with self._ledger.connection() as connection:

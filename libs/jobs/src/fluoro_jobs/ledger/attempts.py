@@ -63,7 +63,8 @@ class Claim:
 _CLAIM: Final = f"""
 WITH task AS (
   SELECT t.id, t.job_id, t.step, t.shard, t.attempt + 1 AS attempt, t.run_after, s.request, j.last_sequence AS version,
-    t.state = 'QUEUED' AS queued,  -- not a condition here: the planner would go through all that is queued instead of looking the id up
+    -- Not a condition here: the planner would go through all that is queued instead of looking the id up.
+    t.state = 'QUEUED' AND t.attempt + 1 = coalesce(%(number)s::int, t.attempt + 1) AS queued,
     (j.state = 'PENDING')::int AS first_of_job, (s.state = 'PENDING')::int AS first_of_step
   FROM tasks t JOIN jobs j ON j.id = t.job_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
   WHERE t.id = %(task)s
@@ -94,19 +95,24 @@ FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs. Returns the picture from before it."""
 
 
-def claim(connection: LedgerConnection, task_id: UUID, worker: Worker) -> Claim | None:
-    """Takes a queued task: QUEUED → RUNNING, attempt + 1, a lease. None if the message is stale: someone else has it, or it ended."""
-    job, claimed = _try_claim(connection, task_id, worker)
+def claim(connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None = None) -> Claim | None:
+    """Takes a queued task: QUEUED → RUNNING, attempt + 1, a lease.
+
+    number: of the attempt that the message asks for; None for whichever is next. None if the message is stale: someone else has the task,
+    or had it and it is queued for a later attempt, or it ended.
+    """
+    job, claimed = _try_claim(connection, task_id, worker, number)
     if job is None or claimed is not None:
         return claimed
     with connection.transaction():  # another task of the same job moved meanwhile
         store.lock(connection, job)
-        return _try_claim(connection, task_id, worker)[1]
+        return _try_claim(connection, task_id, worker, number)[1]
 
 
-def _try_claim(connection: LedgerConnection, task_id: UUID, worker: Worker) -> tuple[UUID | None, Claim | None]:
+def _try_claim(connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None) -> tuple[UUID | None, Claim | None]:
     """The job, if the task is queued; and the claim, unless the job moved while the statement waited for its row."""
-    row = connection.execute(_CLAIM, {"task": task_id, "worker_id": worker.id, "worker": worker.name}).fetchone()
+    parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
+    row = connection.execute(_CLAIM, parameters).fetchone()
     if row is None:
         return None, None
     *picture, inputs, request, waited_seconds, done = row
@@ -200,47 +206,64 @@ def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: 
 _BEAT: Final = f"""
 WITH beat AS (
   INSERT INTO workers (id, name, queue, slots, version, task_seconds, expire_time)
-  VALUES (%(id)s, %(name)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
+  VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
   ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds
+), asked AS (
+  SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
 ), renewed AS (
   UPDATE tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE id IN (
-    SELECT id FROM tasks WHERE id = ANY(%(tasks)s) AND worker_id = %(id)s FOR UPDATE SKIP LOCKED)  -- only what runs has a worker
+    SELECT t.id FROM asked JOIN tasks t ON t.id = asked.task_id
+    WHERE t.worker_id = %(id)s AND t.attempt = coalesce(asked.number, t.attempt)  -- only what runs has a worker
+    FOR UPDATE OF t SKIP LOCKED)
 )
-SELECT t.id, t.job_id, t.state, t.attempt, t.worker_id, coalesce(extract(epoch FROM now() - a.start_time), 0)::float8, s.timeout_seconds
-FROM tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-LEFT JOIN attempts a ON a.task_id = t.id AND a.number = t.attempt WHERE t.id = ANY(%(tasks)s)
+SELECT t.id, asked.number, t.job_id, a.number, a.outcome, a.reason, extract(epoch FROM now() - a.start_time)::float8, s.timeout_seconds
+FROM asked JOIN tasks t ON t.id = asked.task_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
+JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, t.attempt) WHERE a.worker = %(worker)s
 """
+
+TaskAttempt = tuple[UUID, int | None]
+"""A task, and the number of an attempt of it. None: its newest, for messages of the previous release, which do not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the ledger says of a task that a worker process believes to run. seconds: since its newest claim, of timeout_seconds."""
+    """What the ledger says of an attempt that a worker process has claimed. seconds: since then, of timeout_seconds.
 
-    task_id: UUID
+    asked: what the worker called it. outcome: None while it runs.
+    """
+
+    asked: TaskAttempt
     job_id: UUID
-    state: TaskState
     attempt: int
-    worker_id: UUID | None
+    outcome: Outcome | None
+    reason: str
     seconds: float
     timeout_seconds: float
 
+    @property
+    def taken_away(self) -> bool:
+        """Whether it was ended by others than who runs it, and so may go on computing for nobody."""
+        by_others = self.outcome in {Outcome.LOST, Outcome.CANCELLED} or self.reason == Reason.ATTEMPT_TIMEOUT
+        return by_others or (self.outcome is Outcome.RELEASED and not self.reason)
 
-def beat(connection: LedgerConnection, worker: Worker, tasks: Sequence[UUID], task_seconds: float = 0) -> list[Held]:
+
+def beat(connection: LedgerConnection, worker: Worker, running: Sequence[TaskAttempt], task_seconds: float = 0) -> list[Held]:
     """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
 
-    task_seconds: how long one ran lately, on average; 0 if none has.
+    Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on average; 0 if none has.
     """
     parameters: dict[str, Any] = {
         "id": worker.id,
-        "name": worker.name,
+        "worker": worker.name,
         "queue": worker.queue,
         "slots": worker.slots,
         "version": worker.version,
         "task_seconds": task_seconds,
-        "tasks": list(tasks),
+        "tasks": [task for task, _ in running],
+        "numbers": [number for _, number in running],
     }
     rows = connection.execute(_BEAT, parameters).fetchall()
-    return [Held(task, job, TaskState(state), *rest) for task, job, state, *rest in rows]
+    return [Held((task, asked), job, number, outcome and Outcome(outcome), *rest) for task, asked, job, number, outcome, *rest in rows]
 
 
 def leave(connection: LedgerConnection, worker: Worker) -> None:
@@ -293,9 +316,9 @@ def forget_workers(connection: LedgerConnection) -> None:
 _OF_WORKER: Final = "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
 
 
-def lose_of_worker(connection: LedgerConnection, worker: Worker, task_id: UUID) -> list[UUID]:
-    """Ends the attempt of this task if this worker process holds it: its pool child died. Returns the job if it moved."""
-    rows = connection.execute(_OF_WORKER + " AND id = %s", (worker.id, task_id)).fetchall()
+def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttempt) -> list[UUID]:
+    """Ends this attempt if this worker process holds it: its pool child died. Returns the job if it moved."""
+    rows = connection.execute(_OF_WORKER + " AND id = %s AND attempt = coalesce(%s::int, attempt)", (worker.id, *lost)).fetchall()
     return [job for job, task, attempt in rows if lose(connection, job, task, attempt, "The process that ran it died.")]
 
 

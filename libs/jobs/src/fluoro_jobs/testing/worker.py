@@ -3,6 +3,7 @@
 `python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of commands run in order; `[]` does nothing:
 
     {"do": "wait", "path": P}      until file P exists, looking at cancellation
+    {"do": "stay_once", "path": P, "until": Q}  until file Q exists, without looking at cancellation; unless file P exists; makes it first
     {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
     {"do": "touch", "path": P}     makes file P
     {"do": "die"}                  this process kills itself, every time
@@ -38,6 +39,13 @@ def _wait(command: dict[str, Any], context: StepContext) -> None:
         context.check()
 
 
+def _stay_once(command: dict[str, Any], _context: StepContext) -> None:
+    if not Path(command["path"]).exists():
+        Path(command["path"]).touch()
+        while not Path(command["until"]).exists():
+            threading.Event().wait(0.02)
+
+
 def _sleep(command: dict[str, Any], context: StepContext) -> None:
     context.cancelled.wait(command["seconds"])
     context.check()
@@ -71,6 +79,7 @@ def _fail(command: dict[str, Any], _context: StepContext) -> None:
 
 COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
     "wait": _wait,
+    "stay_once": _stay_once,
     "sleep": _sleep,
     "touch": lambda command, _: Path(command["path"]).touch(),
     "die": _die,

@@ -3,6 +3,8 @@
 import gc
 import importlib
 import logging
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +21,7 @@ from kombu import Queue
 from kombu.asynchronous import get_event_loop
 
 from fluoro_jobs.errors import FluoroError
-from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.attempts import TaskAttempt, Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.wakeups import BackgroundPublisher
@@ -94,10 +96,30 @@ class WorkerApp(Celery):
         return executor
 
 
+_ENDS: Final = threading.Lock()
+"""Held while a pool child is killed, and when a request ends: a child gets its next request after the end of the one before."""
+
+
 class LedgerRequest(Request):
     """Celery's view of one message, in the worker's main process. Tells the keeper what happens to it."""
 
     _app: WorkerApp
+    _over = False
+
+    @property
+    def task_attempt(self) -> TaskAttempt:
+        """Which attempt of which task its message asks for."""
+        return UUID(self.id), self.request_dict.get("attempt")
+
+    def kill(self, pool: Any) -> None:
+        """Kills the pool child that runs this request, unless the request is over: the child may run another one by then."""
+        with _ENDS:
+            if not self._over:
+                self.terminate(pool, signal.SIGKILL)
+
+    def _end(self) -> None:
+        with _ENDS:
+            self._over = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Celery derives a class per task whose `on_success` does not call its base: what the child returned is seen by wrapping it."""
@@ -105,6 +127,7 @@ class LedgerRequest(Request):
         inner = cls.on_success
 
         def on_success(self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any) -> Any:
+            self._end()
             failed, returned, _ = failed__retval__runtime
             if not failed and returned != "None":  # a result comes back as its repr()
                 self._app.keeper.report(Report.from_line(returned.strip("'")))
@@ -124,9 +147,10 @@ class LedgerRequest(Request):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A pool child that died gives its lease back at once."""
+        self._end()
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, (WorkerLostError, SystemExit)):
-            self._app.keeper.lost(UUID(self.id))
+            self._app.keeper.lost(self.task_attempt)
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
 
@@ -135,7 +159,7 @@ def _nothing() -> None:
 
 
 class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
-    """The body of every Celery task: its argument names a task of the ledger."""
+    """The body of every Celery task: its argument names a task of the ledger, its message's header the attempt."""
 
     Request = LedgerRequest  # type: ignore[assignment]  # a class will do
     app: WorkerApp
@@ -144,7 +168,7 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
     def run(self, task_id: str) -> str | None:
         """Runs the attempt in this pool child or thread. What it reports, as a line; None if it did not run."""
         try:
-            report: Report | None = self.app.executor.run(UUID(task_id))
+            report: Report | None = self.app.executor.run(UUID(task_id), self.request.get("attempt"))
         except FluoroError as error:  # the ledger is away: the task is still queued there, and its message is sent again
             log.warning("task_not_run", task=task_id, reason=error.reason)
             return None

@@ -75,12 +75,12 @@ class Executor:
         self._worker = worker
         self._handlers = handlers
         self._scratch_folder = scratch_folder
-        self._running: dict[UUID, StepContext] = {}
+        self._running: dict[tuple[UUID, int], StepContext] = {}
 
-    def run(self, task_id: UUID) -> Report | None:
-        """Claims the task and runs it to a commit. None, at once, if the message is stale."""
+    def run(self, task_id: UUID, number: int | None = None) -> Report | None:
+        """Claims that attempt of the task, or the next one, and runs it to a commit. None, at once, if the message is stale."""
         with self._ledger.connection() as connection:
-            claimed = attempts.claim(connection, task_id, self._worker)
+            claimed = attempts.claim(connection, task_id, self._worker, number)
         if claimed is None:
             log.debug("stale_message", task=str(task_id))
             return None
@@ -90,11 +90,11 @@ class Executor:
         self._publisher.events(claimed.graph.id)
         return report
 
-    def cancel(self, task_id: UUID) -> None:
-        """Tells the attempt of this task, if it runs here, to stop."""
-        context = self._running.get(task_id)
-        if context is not None:
-            context.cancelled.set()
+    def cancel(self, task_id: UUID, number: int | None) -> None:
+        """Tells this attempt, if it runs here, to stop; None: every attempt of the task."""
+        for (task, attempt), context in list(self._running.items()):
+            if task == task_id and number in {attempt, None}:
+                context.cancelled.set()
 
     def _attempt(self, claimed: Claim) -> Report:
         started = time.monotonic()
@@ -120,12 +120,12 @@ class Executor:
             raise FluoroError(Reason.OPERATION_UNKNOWN, f"Worker {self._worker.version} does not know the operation of this step.")
         request = handler.operation.request.FromString(claimed.request)
         context = self._context(claimed)
-        self._running[claimed.task_id] = context
+        self._running[claimed.task_id, claimed.attempt] = context
         try:
             message: Message = handler(request, context)
             context.check()
         finally:
-            del self._running[claimed.task_id]
+            del self._running[claimed.task_id, claimed.attempt]
             context.folder.remove()
         items = [context.items[i] for i in sorted(context.items)]
         return TaskResult(message.SerializeToString(), items, list(context.artifacts.values()))

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
-from uuid import UUID
 
 import redis
 import structlog
@@ -19,11 +18,10 @@ from fluoro_telemetry import metrics
 
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import attempts
-from fluoro_jobs.ledger.attempts import Held, Worker
+from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.redis_url import connect
-from fluoro_jobs.states import TaskState
 from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher
 from fluoro_jobs.worker.execute import Report
 
@@ -40,7 +38,9 @@ AVERAGE_OVER_TASKS: Final = 10
 class Running(Protocol):
     """What the keeper needs of a Celery request."""
 
-    id: str
+    @property
+    def task_attempt(self) -> TaskAttempt:
+        """Which attempt it asks for."""
 
 
 class Keeper(threading.Thread):
@@ -76,8 +76,7 @@ class Keeper(threading.Thread):
         self._next_message: Any = None
         self._next_message_since = 0.0
         self._woken = threading.Event()
-        self._lost: queue.SimpleQueue[UUID] = queue.SimpleQueue()
-        self._mine: dict[UUID, Held] = {}
+        self._lost: queue.SimpleQueue[TaskAttempt] = queue.SimpleQueue()
         self._task_seconds = self._told_task_seconds = 0.0
         self._closed = False
         self._listener = threading.Thread(target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True)
@@ -97,9 +96,9 @@ class Keeper(threading.Thread):
         if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
             self._woken.set()  # tasks are shorter than dispatch knows: its window is too small for them
 
-    def lost(self, task_id: UUID) -> None:
-        """The pool child that ran this task is gone."""
-        self._lost.put(task_id)
+    def lost(self, attempt: TaskAttempt) -> None:
+        """The pool child that ran this attempt is gone."""
+        self._lost.put(attempt)
         self._woken.set()
 
     def run(self) -> None:
@@ -150,18 +149,18 @@ class Keeper(threading.Thread):
             log.warning("not_signed_off", reason=error.reason)  # the row expires
 
     def _beat(self) -> None:
-        requests: dict[UUID, Running] = {UUID(request.id): request for request in _active()}
+        requests = _active()
         self._told_task_seconds = self._task_seconds
+        asked = {request.task_attempt for request in requests}
         with self._ledger.connection() as connection:
-            held = attempts.beat(connection, self._worker, list(requests), self._told_task_seconds)
+            held = {one.asked: one for one in attempts.beat(connection, self._worker, list(asked), self._told_task_seconds)}
             self._clock.compare(connection)
-        self._mine = {task: known for task, known in self._mine.items() if task in requests}
-        running = sum(one.worker_id == self._worker.id for one in held)
-        metrics.LEASE_RENEWALS.inc(running)
-        for one in held:
-            self._judge(one, requests[one.task_id])
+        metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
+        for request in requests:
+            if request.task_attempt in held:  # else its message is stale and about to be dropped, or it is about to be claimed
+                self._judge(held[request.task_attempt], request)
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
-        self._watch_consumer(running)
+        self._watch_consumer(len(requests))
 
     def _watch_consumer(self, running: int) -> None:
         """Celery has been known to stay connected to Redis and take nothing more. A free slot takes a message within milliseconds."""
@@ -176,34 +175,27 @@ class Keeper(threading.Thread):
             self._on_deaf()
 
     def _judge(self, held: Held, request: Running) -> None:
-        """Stops a request whose attempt is over, or takes too long."""
-        if held.state is TaskState.RUNNING and held.worker_id == self._worker.id:
-            known = self._mine.setdefault(held.task_id, held)
-            late = held.seconds > held.timeout_seconds
-            if known.attempt == held.attempt and not late:
-                return
-            if late:
-                self._time_out(held)
-        elif held.state is not TaskState.CANCELLED and held.task_id not in self._mine:
-            return  # a stale message, about to be dropped
-        elif held.state in {TaskState.SUCCEEDED, TaskState.FAILED}:
-            return  # just finishing
-        log.warning("attempt_stopped", task=str(held.task_id), state=held.state)
+        """Stops a request whose attempt was taken away, or takes too long. One that ended by itself is just finishing."""
+        if held.outcome is None and held.seconds > held.timeout_seconds:
+            self._time_out(held)
+        elif not held.taken_away:
+            return
+        log.warning("attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome)
         self._stop_task(request)
 
     def _time_out(self, held: Held) -> None:
         with self._ledger.connection() as connection:
-            attempts.time_out(connection, held.job_id, held.task_id, held.attempt, held.timeout_seconds)
+            attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
         self._publisher.events(held.job_id)
 
     def _give_back_lost(self) -> None:
         while not self._lost.empty():
-            task_id = self._lost.get()
+            attempt = self._lost.get()
             try:
                 with self._ledger.connection() as connection:
-                    jobs = attempts.lose_of_worker(connection, self._worker, task_id)
+                    jobs = attempts.lose_of_worker(connection, self._worker, attempt)
             except FluoroError:
-                self._lost.put(task_id)  # at the next beat; at the latest the lease expires
+                self._lost.put(attempt)  # at the next beat; at the latest the lease expires
                 raise
             self._publisher.events(*jobs)
             self._on_slots()

@@ -8,7 +8,6 @@ import threading
 import time
 import warnings
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 from celery import signals
@@ -164,6 +163,6 @@ class WorkerProcess:
 
     def _stop_task(self, request: Any) -> None:
         if self._app.plan.pool == "threads":
-            self._app.executor.cancel(UUID(request.id))
+            self._app.executor.cancel(*request.task_attempt)
         else:
-            request.terminate(self._celery.pool, signal="KILL")
+            request.kill(self._celery.pool)

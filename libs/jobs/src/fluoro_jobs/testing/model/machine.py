@@ -41,8 +41,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.job_ids: list[UUID] = []
         self.task_ids: dict[Key, UUID] = {}
         self.keys: dict[UUID, Key] = {}
-        self.messages: list[Key] = []
+        self.messages: list[Try] = []
         self.claims: dict[Try, Claim] = {}
+        self.claimed_by: dict[Try, int] = {}
         self.requests: dict[Submission, int] = {}
         self.ended: dict[int, Picture] = {}
         self.workers = [Worker(new_id(), f"host:{i}", "dicom", SLOTS, "0") for i in range(2)]
@@ -72,6 +73,11 @@ class LedgerMachine(RuleBasedStateMachine):
         return [attempt for attempt in self.late if self.model.state(attempt.task) == "RUNNING"]
 
     @property
+    def stale(self) -> list[Try]:
+        """Messages for an attempt that was made already, of tasks that wait for a later one."""
+        return [one for one in self.messages if one.task in self.model.having("QUEUED") and self.model[one.task].attempt >= one.number]
+
+    @property
     def tried(self) -> list[Try]:
         """All attempts."""
         return list(self.claims)
@@ -97,7 +103,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return [pair for job in self.jobs for pair in product(self._swift(job), self._swift(job))]
 
     def _swift(self, job: int) -> list[Move]:
-        messages = [Move("deliver", (message, 0)) for message in self.messages if message.job == job]
+        messages = [Move("deliver", (message, 0)) for message in self.messages if message.task.job == job]
         ends = [Move("end", (attempt, how)) for attempt in self.live if attempt.task.job == job for how in ("commit SF", "lose", "release")]
         return [*messages, *ends, Move("cancel_job", (job,)), Move("retry_job", (job,))]
 
@@ -202,16 +208,17 @@ class LedgerMachine(RuleBasedStateMachine):
     def take(self) -> None:
         """As many go to the queue as its window has places for."""
         self.db.execute("UPDATE workers SET expire_time = now() + interval '1 min'")  # however slow this machine is
-        taken = sorted(self.keys[task] for task, _, _ in dispatch.take(self.db))
+        messages = [Try(self.keys[task], number) for task, _, _, number in dispatch.take(self.db)]
+        taken = sorted(message.task for message in messages)
         due = {key for key in self.model.having("READY") if self.model[key].due}
         places = 2 * SLOTS * len(self.alive) - len(self.model.having("QUEUED"))
         assert set(taken) <= due
         assert len(taken) == max(0, min(places, len(due)))
         for key in taken:
             self.model[key].stage = "QUEUED"
-        self.messages += taken
+        self.messages += sorted(messages)
 
-    def redis(self, message: Key, fate: str) -> None:
+    def redis(self, message: Try, fate: str) -> None:
         """What Redis may do to messages."""
         if fate == "duplicated":
             self.messages.append(message)
@@ -224,29 +231,30 @@ class LedgerMachine(RuleBasedStateMachine):
         """What is queued and has no message gets a new one."""
         self.db.execute("UPDATE tasks SET queued_time = now() - interval '1 min' WHERE state = 'QUEUED'")
         query = dispatch._QUEUED  # noqa: SLF001 - reconcile() itself needs a Redis
-        queued = {self.keys[task] for task, *_ in self.db.execute(query, (["dicom"],)).fetchall()}
-        assert queued == set(self.model.having("QUEUED"))
+        queued = {Try(self.keys[task], number) for task, _, _, number in self.db.execute(query, (["dicom"],)).fetchall()}
+        assert queued == {Try(key, self.model[key].attempt + 1) for key in self.model.having("QUEUED")}
         self.messages += sorted(queued.difference(self.messages))
 
     # --- workers ---
 
-    def deliver(self, message: Key, worker: int) -> None:
+    def deliver(self, message: Try, worker: int) -> None:
         """A worker gets the message."""
-        claim = attempts.claim(self.db, self.task_ids[message], self.workers[worker])
+        claim = attempts.claim(self.db, self.task_ids[message.task], self.workers[worker], message.number)
         if message in self.messages:  # not if it was overtaken by itself
             self.messages.remove(message)
-        assert (claim is not None) == (self.model.state(message) == "QUEUED")
+        task = self.model[message.task]
+        assert (claim is not None) == (self.model.state(message.task) == "QUEUED" and task.attempt + 1 == message.number)
         if claim is not None:
-            self.model.claim(message, worker)
-            assert claim.attempt == self.model[message].attempt
+            self.model.claim(message.task, worker)
+            assert claim.attempt == task.attempt
             assert claim.graph == store.load(self.plain, claim.graph.id), "a claim knows what the ledger holds"
-            self.claims[Try(message, claim.attempt)] = claim
+            self.claims[message], self.claimed_by[message] = claim, worker
 
-    def run(self, message: Key, worker: int, how: str) -> None:
+    def run(self, message: Try, worker: int, how: str) -> None:
         """All that a worker does, without anything in between."""
         self.deliver(message, worker)
-        if self.model.state(message) == "RUNNING":
-            self.end(Try(message, self.model[message].attempt), how)
+        if self.model.runs(message):
+            self.end(message, how)
         self.take()
 
     def end(self, attempt: Try, how: str) -> None:
@@ -258,14 +266,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self.model.end(attempt.task, told)
 
     def beat(self, worker: int) -> None:
-        """It believes to run whatever it ever claimed."""
-        by = self.workers[worker]
-        tried = {self.task_ids[attempt.task] for attempt in self.claims}
-        for held in attempts.beat(self.db, by, sorted(tried)):
-            task, state = self.model[self.keys[held.task_id]], self.model.state(self.keys[held.task_id])
-            holder = self.workers[task.worker].id if state == "RUNNING" else None
-            assert (held.state, held.attempt, held.worker_id) == (state, task.attempt, holder)
-            task.expired &= holder != by.id
+        """It believes to run whatever was ever claimed; of its own it is told."""
+        asked = [(self.task_ids[attempt.task], attempt.number) for attempt in self.claims]
+        held = {Try(self.keys[one.asked[0]], one.attempt): one for one in attempts.beat(self.db, self.workers[worker], asked)}
+        assert set(held) == {attempt for attempt, by in self.claimed_by.items() if by == worker}
+        for attempt, one in held.items():
+            assert (one.outcome is None) == self.model.runs(attempt)
+            self.model[attempt.task].expired &= not self.model.runs(attempt)
         self.alive.add(worker)
 
     def leave(self, worker: int) -> None:
@@ -279,8 +286,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def pool_child_dies(self, attempt: Try, worker: int) -> None:
         """Of this worker, if it runs the task."""
-        moved = attempts.lose_of_worker(self.db, self.workers[worker], self.task_ids[attempt.task])
-        self._moved(moved, [key for key in self._held_by(worker) if key == attempt.task], "again")
+        moved = attempts.lose_of_worker(self.db, self.workers[worker], (self.task_ids[attempt.task], attempt.number))
+        self._moved(moved, [key for key in self._held_by(worker) if key == attempt.task and self.model.runs(attempt)], "again")
 
     def _held_by(self, worker: int) -> list[Key]:
         return [key for key in self.model.having("RUNNING") if self.model[key].worker == worker]
