@@ -206,7 +206,7 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
                 rig.publisher.events(UUID(job[5:]))
                 while not watcher.woken or hub._news.is_set():  # noqa: ASYNC110 - until the wake-up found nobody who knows where to start
                     await asyncio.sleep(0.01)
-                got = [response async for response in hub.stream(watcher, sequence=1)]
+                got = [response async for response in hub.stream(watcher, "", sequence=1, last=1)]
     finally:
         await hub.close()
         calls.close()
@@ -277,7 +277,7 @@ async def test_an_idle_watch_gets_bookmarks(database_url: str, redis_url: str, b
 async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothing(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50) as rig:
+    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5) as rig:
         job = await rig.submit("a")
         call = rig.watch(job)
         got = await read(call, lambda _: True)

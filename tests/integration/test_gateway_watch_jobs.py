@@ -258,7 +258,7 @@ async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) 
 async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothing(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50) as rig:
+    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5) as rig:
         job = await rig.submit()
         call = rig.watch()
         got = await read(call, bool)

@@ -43,6 +43,12 @@ def decode(cursor: str, job: UUID, last_sequence: int) -> int:
     return int(sequence)
 
 
+def expired(job: UUID, oldest: int) -> FluoroError:
+    """What a cursor from before the oldest event of its job that is kept is told."""
+    text = "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor."
+    return FluoroError(Reason.CURSOR_EXPIRED, text, metadata={"oldest_cursor": encode(job, oldest - 1)})
+
+
 def encode_horizon(owner: str, labels: Mapping[str, str], horizon: int) -> str:
     """The cursor after everything that transactions below `horizon` did to the owner's jobs with these labels."""
     return base64.urlsafe_b64encode(_OWNER_LAYOUT.pack(_digest(owner, labels), horizon)).decode("ascii")

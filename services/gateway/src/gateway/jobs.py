@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 from uuid import UUID
 
-from fluoro.v1 import event_pb2, job_pb2
+from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import (
     CancelJobRequest,
     CancelJobResponse,
@@ -38,8 +38,7 @@ from gateway import cursor, names
 from gateway.ledger_calls import Landing, LedgerCalls
 from gateway.owner_watcher import TERMINAL
 from gateway.rpc import Call
-from gateway.watch import Hub, is_end
-from gateway.watcher import Watcher
+from gateway.watch import Hub
 
 STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
 
@@ -116,37 +115,33 @@ class Jobs:
         """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
         job_id = names.job_id(request.name)
         seconds = _wait_seconds(request, call)
-        with self._hub.watching(job_id) as watcher:
-            job = await self._read(call, job_id)
-            if job.state in TERMINAL:
-                return WaitJobResponse(job=job)
-            self._hub.follow(watcher, job.last_sequence)
-            try:
-                async with asyncio.timeout(seconds):
-                    await _end_of(watcher)
-            except TimeoutError:
-                pass  # not being finished is not an error
+        with self._hub.waiting(job_id) as ended:
+            _, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
+            if state not in TERMINAL:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await ended
+                except TimeoutError:
+                    pass  # not being finished is not an error
         return WaitJobResponse(job=await self._read(call, job_id))
 
     async def watch_job(self, request: WatchJobRequest, call: Call) -> AsyncIterator[WatchJobResponse]:
         """Snapshot or missed events first, then live from the hub. The watcher is there before the read, so nothing falls in between."""
         job_id = names.job_id(request.name)
         with self._hub.watching(job_id) as watcher:
-            job = await self._read(call, job_id)
-            sequence = job.last_sequence
             if request.start_cursor:
-                sequence = cursor.decode(request.start_cursor, job_id, job.last_sequence)
-                for event in await self._missed(call, job, job_id, sequence):
-                    sequence = event.sequence
-                    yield WatchJobResponse(cursor=cursor.encode(job_id, sequence), event=event)
-                    if is_end(event) and sequence == job.last_sequence:
-                        return  # an earlier end was not the last word: the job was retried
+                last, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
+                sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
-                yield WatchJobResponse(cursor=cursor.encode(job_id, sequence), snapshot=job)
-            if job.state in TERMINAL:
+                job = await self._read(call, job_id)
+                sequence, last, state = job.last_sequence, job.last_sequence, job.state
+                first = [WatchJobResponse(cursor=cursor.encode(job_id, sequence), snapshot=job)]
+                del job  # it may be many MB, and this call lives as long as its caller likes
+                yield first.pop()
+            if state in TERMINAL and sequence == last:
                 return
             await self._hub.recall_progress(watcher)
-            async for response in self._hub.stream(watcher, sequence):
+            async for response in self._hub.stream(watcher, call.owner, sequence, last):
                 yield response
 
     async def watch_jobs(self, request: WatchJobsRequest, call: Call) -> AsyncIterator[WatchJobsResponse]:
@@ -172,20 +167,6 @@ class Jobs:
     async def _read(self, call: Call, job_id: UUID) -> job_pb2.Job:
         return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id)
 
-    async def _missed(self, call: Call, job: job_pb2.Job, job_id: UUID, sequence: int) -> list[event_pb2.Event]:
-        """Events after a cursor. Sent from here at the caller's pace: an old cursor must not overflow the ring of one who is not slow."""
-        if sequence >= job.last_sequence:
-            return []
-        events = await self._calls.run_for(call.owner, read.events_after, {job_id: sequence})
-        oldest = events[0].sequence if events else job.last_sequence + 1
-        if oldest > sequence + 1:
-            raise FluoroError(
-                Reason.CURSOR_EXPIRED,
-                "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor.",
-                metadata={"oldest_cursor": cursor.encode(job_id, oldest - 1)},
-            )
-        return events
-
 
 def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:
     """The submission, and what validate_only answers: nothing was stored, so there is nothing to name."""
@@ -202,11 +183,6 @@ def _check_labels(labels: Mapping[str, str]) -> None:
         raise names.invalid("labels", f"At most {MAX_LABELS}, of {MAX_TEXT} characters each; no job has more.")
     if any("\0" in text for label in labels.items() for text in label):
         raise names.invalid("labels", "Must not hold NUL; no label does.")
-
-
-async def _end_of(watcher: Watcher) -> None:
-    while not any(is_end(event) for event in (await watcher.take()).events):
-        continue
 
 
 def _wait_seconds(request: WaitJobRequest, call: Call) -> float:

@@ -1,6 +1,6 @@
 """What one call that follows all jobs of an owner holds: where it is in each of them, and where it can be resumed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -8,7 +8,7 @@ from fluoro.v1 import event_pb2, job_pb2
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.horizon import News, Place, Span
 
-from gateway.watcher import Mailbox
+from gateway.watcher import Mailbox, after
 
 TERMINAL: Final = frozenset(
     {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_PARTIALLY_SUCCEEDED, job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED}
@@ -44,15 +44,18 @@ class ResumePoint:
 class OwnerWatcher(Mailbox):
     """One call that follows all jobs of an owner that have some labels.
 
-    place: owner and horizon below which everything was put in; None until the call has caught up, and after its end.
+    horizon: everything below it was put in, or read by the call.
+    place: owner and horizon while the hub feeds it; None until the call has caught up, while it lags, and after its end.
     sequences: per job the newest event put in. Jobs are forgotten once they have ended and all their events are below the horizon.
     """
 
-    __slots__ = ("_ended", "labels", "owner", "place", "point", "sequences")
+    __slots__ = ("_ended", "horizon", "labels", "owner", "place", "point", "sequences")
 
     def __init__(self, owner: str, labels: Mapping[str, str], limit: int, now: float) -> None:
         super().__init__(limit, now)
+        self.lagging = True
         self.owner, self.labels = owner, dict(labels)
+        self.horizon = 0
         self.place: Place | None = None
         self.point = ResumePoint(0)
         self.sequences: dict[UUID, int] = {}
@@ -67,35 +70,42 @@ class OwnerWatcher(Mailbox):
         self.sequences[job] = sequence
         (self._ended.add if ended else self._ended.discard)(job)
 
-    def put_event(self, event: event_pb2.Event) -> bool:
-        """Takes the event if it is the next one of its job. False if there is no room for it: the watcher is to be ended."""
-        job = UUID(event.job.removeprefix("jobs/"))
-        sequence = self.sequences.get(job)
-        if sequence is None or event.sequence != sequence + 1:
-            return True
-        if not self._put(event):
-            return False
-        self.saw(job, event)
-        return True
+    def put_events(self, events: Sequence[event_pb2.Event]) -> None:
+        """Takes the next events from consecutive ones of a job, as many as there is room for. Without room for all it lags."""
+        job = UUID(events[0].job.removeprefix("jobs/"))
+        if self.place is None or job not in self.sequences:
+            return
+        following = after(events, self.sequences[job])
+        for event in self._put(following) if following else ():
+            self.saw(job, event)
+        if self.lagging:
+            self.place = None
 
     def saw(self, job: UUID, event: event_pb2.Event) -> None:
         """The event is in the stream."""
         ended = event.job_changed.state in TERMINAL if event.HasField("job_changed") else job in self._ended
         self.know(job, event.sequence, ended=ended)
 
-    def advance(self, span: Span, *, sent_before: bool, recent: Collection[UUID]) -> list[UUID]:
-        """Moves on to span.xmin; everything below is put in. Returns the jobs it forgets: the ended ones that are not `recent`."""
+    def live(self) -> None:
+        """The call has read everything below the horizon: the hub feeds it from here on."""
+        self.lagging, self.place = False, (self.owner, self.horizon)
+
+    def all_ended(self) -> dict[UUID, int]:
+        """The ended jobs it knows, and the newest event of each."""
+        return {job: self.sequences[job] for job in self._ended}
+
+    def advance(self, span: Span, *, sent_before: bool) -> None:
+        """Moves on to span.xmin; everything below is put in."""
+        self.horizon = span.xmin
         self.place = (self.owner, span.xmin)
         self.point.observe(span, sent_before=sent_before)
-        gone = [job for job in self._ended if job not in recent]
-        for job in gone:
-            del self.sequences[job]
-        self._ended.difference_update(gone)
-        return gone
+
+    def forget(self, job: UUID) -> None:
+        """The job has ended, and all its events are below the horizon."""
+        del self.sequences[job]
+        self._ended.discard(job)
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
         """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
         self.place = None
-        self.sequences = {}
-        self._ended = set()
         super().end(error, keep=keep)

@@ -3,12 +3,14 @@
 Whatever has news is read by the hub, job by job. Which jobs these are is told by wake-ups, at once, and by a sweep: once a second one
 query for all watched owners, of the jobs with events at or above the horizon. The sweep finds what wake-ups did not tell and moves the
 horizon on; while some transaction holds the horizon, wake-ups go on bringing events.
+
+A call that is not live, because it begins with a cursor or has no room for more events, reads the ledger by itself, at its own pace.
+Everything is read in pages: of so many events, in the order of transactions.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -23,14 +25,21 @@ from gateway import cursor
 from gateway.ledger_calls import LedgerCalls
 from gateway.owner_watcher import OwnerWatcher, ResumePoint
 from gateway.settings import Settings
+from gateway.watcher import Pending
 
 log = structlog.get_logger(__name__)
 
 OPEN: Final = (job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING)
 """States of the jobs that a watch begins with."""
 
-CATCH_UP_JOBS: Final = 100
-"""Of how many jobs the missed events are read at once."""
+PAGE_EVENTS: Final = 256
+"""Events that a call which is not live looks for, and then reads, at once."""
+
+SWEEP_EVENTS: Final = 4096
+"""Events of an owner that the sweep looks for at once; it holds what it finds out about their jobs, not the events."""
+
+HUB_PAGE_EVENTS: Final = 1024
+"""Events that the sweep reads at once for all who are live."""
 
 
 class Reader(Protocol):
@@ -40,7 +49,7 @@ class Reader(Protocol):
     def turn(self) -> asyncio.Lock:
         """Held by whoever reads events and hands them out."""
 
-    def hand_out(self, events: list[event_pb2.Event]) -> None:
+    async def hand_out(self, events: list[event_pb2.Event]) -> object:
         """Gives events to those who follow their jobs."""
 
     def refuse_if_closing(self) -> None:
@@ -50,7 +59,7 @@ class Reader(Protocol):
 class Owners:
     """The watchers of all jobs of an owner, and who follows which job."""
 
-    def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
+    def __init__(self, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
         """The two kinds of calls are as for the hub."""
         self._calls = calls
         self._callers = callers
@@ -58,44 +67,49 @@ class Owners:
         self._reader = reader
         self._due = asyncio.Event()
         self._followers: dict[UUID, set[OwnerWatcher]] = {}
+        self._by_owner: dict[str, set[OwnerWatcher]] = {}
         self.watchers: set[OwnerWatcher] = set()
 
     def __bool__(self) -> bool:
         return bool(self.watchers)
 
     def followers(self, job: UUID) -> Collection[OwnerWatcher]:
-        """Who has begun to follow the job, and has not been ended."""
-        return [watcher for watcher in self._followers.get(job, ()) if job in watcher.sequences]
+        """Who follows the job and is live."""
+        return [watcher for watcher in self._followers.get(job, ()) if watcher.place is not None]
 
     async def watch(self, owner: str, labels: dict[str, str], start_cursor: str) -> AsyncIterator[WatchJobsResponse]:
-        """Snapshots or missed events, then live. FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, with the cursor to resume from."""
+        """Snapshots or missed events, then live.
+
+        FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger, with the cursor to resume from.
+        """
         start = cursor.decode_horizon(start_cursor, owner, labels) if start_cursor else None
         with self._watching(owner, labels) as watcher:
-            span, news = await self._callers.run_for(owner, horizon.sweep, [(owner, start)])
-            if start is not None and start > span.xmax:
-                raise cursor.ahead()
-            watcher.point = ResumePoint(span.xmin if start is None else start, sent=start is not None)
             if start is None:
-                for known in filter(watcher.wants, news):
-                    watcher.know(known.job, known.last, ended=known.ended)
                 async for response in self._snapshots(watcher):
                     yield response
+            else:
+                watcher.horizon, watcher.point = start, ResumePoint(start, sent=True)
             try:
-                async for response in self._missed(watcher):
-                    yield response
-                async for response in self._live(watcher):
-                    yield response
+                while True:  # live, until too much comes at once
+                    async for response in self._missed(watcher, resumed=start is not None):
+                        yield response
+                    start = None
+                    async for response in self._live(watcher):
+                        yield response
             except FluoroError as error:
                 error.metadata.setdefault("cursor", _position(watcher))
                 raise
 
     async def locate(self, woken: Collection[UUID]) -> None:
         """Finds out who is to follow those of the woken jobs that nobody followed yet."""
-        places = {watcher.place for watcher in self.watchers if watcher.place is not None}
-        unknown = [job for job in woken if any(job not in watcher.sequences for watcher in self.watchers if watcher.place)]
-        if places and unknown:
-            _, news = await self._calls.run(horizon.sweep, places, unknown)
-            self._follow(news)
+        if not self.watchers:
+            return
+        unknown = [job for job in woken if not self._is_known(job)]
+        if unknown:
+            news = await self._calls.run(horizon.heads, unknown)
+            await self._follow(
+                (watcher, found, found.last + 1) for found in news for watcher in self._by_owner.get(found.owner, ()) if watcher.place
+            )
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
@@ -107,36 +121,79 @@ class Owners:
                 pass  # nobody asked for it sooner
             self._due.clear()
             try:
-                async with self._reader.turn:
-                    await self._sweep()
+                await self._sweep()
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the streams live on and the next sweep does it again
                 log.warning("owners_not_swept", error=error.reason if isinstance(error, FluoroError) else type(error).__qualname__)
 
     async def _sweep(self) -> None:
-        swept = [(watcher, watcher.place, watcher.point.sent) for watcher in self.watchers if watcher.place is not None]
-        if not swept:
-            return
-        span, news = await self._calls.run(horizon.sweep, {place for _, place, _ in swept})
-        self._follow(news)
-        recent = {found.job for found in news}
-        positions: dict[UUID, int] = {}
-        for found in news:
-            behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
-            if behind and min(behind) < found.last:
-                positions[found.job] = min(behind)
-        if positions:
-            self._reader.hand_out(await self._calls.run(read.events_after, positions))
-        for watcher, place, sent_before in swept:
-            if watcher.place is place:  # otherwise it was ended meanwhile
-                for job in watcher.advance(span, sent_before=sent_before, recent=recent):
-                    self._unfollow(watcher, job)
+        """Brings what those who are live have not got, page by page, and moves them on to where the first page was read."""
+        swept = [
+            (watcher, watcher.place, watcher.point.sent, watcher.all_ended()) for watcher in self.watchers if watcher.place is not None
+        ]
+        places: set[horizon.Place] = {place for _, place, _, _ in swept}
+        first: horizon.Span | None = None
+        recent: set[UUID] = set()
+        while places:
+            async with self._reader.turn:
+                span, pages = await self._calls.run(horizon.sweep, places, SWEEP_EVENTS)
+                news = [found for page in pages.values() for found in page.news]
+                await self._follow(
+                    (watcher, found, found.first)
+                    for (owner, start), page in pages.items()
+                    for found in page.news
+                    for watcher in self._by_owner.get(owner, ())
+                    if watcher.place and start is not None and watcher.horizon <= start
+                )
+            await self._bring(news)
+            first = first or span
+            recent.update(found.job for found in news)
+            places = {(owner, page.following) for (owner, _), page in pages.items() if page.following is not None}
+        for watcher, place, sent_before, ended in swept:
+            if first is not None and watcher.place is place:  # otherwise it was ended meanwhile, or lags
+                watcher.advance(first, sent_before=sent_before)
+                for job in [job for job, last in ended.items() if job not in recent and watcher.sequences.get(job) == last]:
+                    self._forget(watcher, job)
 
-    def _follow(self, news: Collection[horizon.News]) -> None:
-        for found in news:
-            for watcher in self.watchers:
-                if watcher.place == found.place and found.job not in watcher.sequences and watcher.wants(found):
-                    watcher.know(found.job, found.first - 1, ended=False)
-                    self._followers.setdefault(found.job, set()).add(watcher)
+    async def _bring(self, news: Collection[horizon.News]) -> None:
+        """Hands out the events of these jobs to those who are live and behind."""
+        before: dict[UUID, int] | None = None
+        while True:
+            async with self._reader.turn:
+                positions: dict[UUID, int] = {}
+                for found in news:
+                    behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
+                    if behind and min(behind) < found.last:
+                        positions[found.job] = min(behind)
+                if not positions or positions == before:  # the same again: what is missing there is not kept any more
+                    return
+                events = await self._calls.run(read.events_after, positions, limit=HUB_PAGE_EVENTS)
+                await self._reader.hand_out(events)
+            before = positions
+
+    async def _follow(self, news: Iterable[tuple[OwnerWatcher, horizon.News, int]]) -> None:
+        """Has live watchers follow what they do not know yet. With each of the news a sequence that is not below the watcher's horizon."""
+        missing = [
+            (watcher, watcher.place, found, before)
+            for watcher, found, before in news
+            if found.job not in watcher.sequences and watcher.wants(found)
+        ]
+        if not missing:
+            return
+        seen = await self._calls.run(horizon.seen, {(found.job, before, watcher.horizon) for watcher, _, found, before in missing})
+        for watcher, place, found, _ in missing:
+            sequence = seen[found.job, watcher.horizon] if watcher.place is place else found.last
+            if sequence < found.last and found.job not in watcher.sequences:
+                watcher.know(found.job, sequence, ended=False)
+                self._followers.setdefault(found.job, set()).add(watcher)
+
+    def _is_known(self, job: UUID) -> bool:
+        """Whether all who are live and watch the job's owner know it. Nobody's job is not: who its owner is, the ledger has to say."""
+        someone = next(iter(self._followers.get(job, ())), None)
+        return someone is not None and all(job in w.sequences or w.place is None for w in self._by_owner[someone.owner])
+
+    def _forget(self, watcher: OwnerWatcher, job: UUID) -> None:
+        watcher.forget(job)
+        self._unfollow(watcher, job)
 
     def _unfollow(self, watcher: OwnerWatcher, job: UUID) -> None:
         others = self._followers.get(job, set())
@@ -149,13 +206,18 @@ class Owners:
         self._reader.refuse_if_closing()
         watcher = OwnerWatcher(owner, labels, self._settings.watch_ring_events, asyncio.get_running_loop().time())
         self.watchers.add(watcher)
+        self._by_owner.setdefault(owner, set()).add(watcher)
         metrics.WATCH_STREAMS.inc()
         try:
             yield watcher
         finally:
             metrics.WATCH_STREAMS.dec()
             self.watchers.discard(watcher)
-            for job in [job for job, watchers in self._followers.items() if watcher in watchers]:
+            others = self._by_owner[owner]
+            others.discard(watcher)
+            if not others:
+                del self._by_owner[owner]
+            for job in watcher.sequences:
                 self._unfollow(watcher, job)
 
     async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
@@ -163,68 +225,129 @@ class Owners:
 
         Only that has a cursor: a watch that breaks off before it must start anew to hear of all jobs.
         """
+        await self._begin(watcher)
         request = ListJobsRequest(page_size=read.MAX_PAGE, states=OPEN, labels=watcher.labels)
         while True:
             page = await self._callers.run_for(watcher.owner, read.list_jobs, watcher.owner, request)
             watcher.raise_if_ended()
             for job in page.jobs:
                 watcher.know(UUID(job.name.removeprefix("jobs/")), job.last_sequence, ended=False)
+                watcher.sending()
                 yield WatchJobsResponse(job=job)
+                watcher.sent()
             request.page_token = page.next_page_token
             if not page.next_page_token:
                 break
         watcher.point.sent = True
         yield WatchJobsResponse(cursor=_position(watcher), bookmark=Bookmark())
 
-    async def _missed(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
-        """Events since the cursor, at the caller's pace: an old cursor must not overflow the ring of one who is not slow."""
-        place = (watcher.owner, watcher.point.horizon)
-        while True:
-            sent_before = watcher.point.sent
-            span, news = await self._callers.run_for(watcher.owner, horizon.sweep, [place])
-            found = {n.job: (watcher.sequences.get(n.job, n.first - 1), n.last) for n in news if watcher.wants(n)}
-            missed = {job: after for job, (after, last) in found.items() if after < last}
-            if sum(last - after for after, last in found.values() if after < last) <= self._settings.watch_ring_events // 2:
-                break
-            async for response in self._told(watcher, missed):
+    async def _begin(self, watcher: OwnerWatcher) -> None:
+        """What is there when a watch without a cursor begins is its past: events at or above its horizon are known, not told."""
+        first: horizon.Span | None = None
+        place: horizon.Place | None = (watcher.owner, None)
+        while place is not None:
+            span, pages = await self._callers.run_for(watcher.owner, horizon.sweep, [place], SWEEP_EVENTS)
+            watcher.raise_if_ended()
+            first = first or span
+            for found in filter(watcher.wants, pages[place].news):
+                watcher.know(found.job, found.last, ended=found.ended)
+            following = pages[place].following
+            place = None if following is None else (watcher.owner, following)
+        if first is not None:
+            watcher.horizon, watcher.point = first.xmin, ResumePoint(first.xmin)
+
+    async def _missed(self, watcher: OwnerWatcher, *, resumed: bool) -> AsyncIterator[WatchJobsResponse]:
+        """Events from the watcher's horizon on, page by page at the caller's pace. Then the watcher is live.
+
+        resumed: this is what the stream begins with. Otherwise the cursor moves only beyond what may have been told before.
+        """
+        start: int | None = watcher.horizon
+        told_below = 0
+        while start is not None:
+            place, sent_before = (watcher.owner, start), watcher.point.sent
+            span, pages = await self._callers.run_for(watcher.owner, horizon.sweep, [place], PAGE_EVENTS)
+            watcher.raise_if_ended()
+            if start > span.xmax:
+                raise cursor.ahead()
+            told_below = max(told_below, 0 if resumed else span.xmax)
+            news, following = [found for found in pages[place].news if watcher.wants(found)], pages[place].following
+            told_below = max(told_below, 1 + await self._prepare(watcher, news))
+            async for response in self._told(watcher, news):
                 yield response
-            watcher.point.observe(span, sent_before=sent_before)
-            place = (watcher.owner, span.xmin)
-        watcher.raise_if_ended()
+            if start == watcher.horizon:  # all below it was told; once that is not so, because some still ran, it stays
+                watcher.horizon = span.xmin if following is None else min(following, span.xmin)
+                watcher.point.observe(horizon.Span(watcher.horizon, told_below), sent_before=sent_before)
+            for found in news if told_below <= watcher.horizon else ():
+                if found.ended:
+                    self._forget(watcher, found.job)
+            if watcher.take_bookmark():
+                watcher.point.sent = True
+                watcher.sending()
+                yield WatchJobsResponse(cursor=_position(watcher), bookmark=Bookmark())
+                watcher.sent()
+            resumed, start = True, following
         for job in watcher.sequences:
             self._followers.setdefault(job, set()).add(watcher)
-        watcher.place = place
+        watcher.live()
         self._due.set()
 
-    async def _told(self, watcher: OwnerWatcher, missed: dict[UUID, int]) -> AsyncIterator[WatchJobsResponse]:
-        jobs = iter(missed.items())
-        while some := dict(islice(jobs, CATCH_UP_JOBS)):
-            watcher.raise_if_ended()
-            for event in await self._callers.run_for(watcher.owner, read.events_after, some):
+    async def _prepare(self, watcher: OwnerWatcher, news: Collection[horizon.News]) -> int:
+        """Finds out where to begin with jobs that are new to the watcher. Returns the highest transaction of what is to be told."""
+        if not news:
+            return 0
+        unknown = [(found.job, found.first, watcher.horizon) for found in news if found.job not in watcher.sequences]
+        for (job, _), sequence in (await self._callers.run_for(watcher.owner, horizon.seen, unknown)).items():
+            watcher.know(job, sequence, ended=False)
+        newest = await self._callers.run_for(
+            watcher.owner, horizon.newest, [(found.job, watcher.sequences[found.job], found.last) for found in news]
+        )
+        return max(newest.values(), default=0)
+
+    async def _told(self, watcher: OwnerWatcher, news: Collection[horizon.News]) -> AsyncIterator[WatchJobsResponse]:
+        while missed := {found.job: watcher.sequences[found.job] for found in news if watcher.sequences[found.job] < found.last}:
+            upto = {found.job: found.last for found in news}
+            events = await self._callers.run_for(watcher.owner, read.events_after, missed, upto=upto, limit=PAGE_EVENTS)
+            if not events:
+                return  # they are not kept any more
+            for event in events:
+                watcher.raise_if_ended()
                 watcher.saw(UUID(event.job.removeprefix("jobs/")), event)
                 watcher.point.sent = True
+                watcher.sending()
                 yield WatchJobsResponse(cursor=_position(watcher), event=event)
+                watcher.sent()
                 metrics.EVENTS_DELIVERED.inc()
 
     async def _live(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
+        """What the hub brings, until the watcher lags."""
         position = _position(watcher)
         while True:
             try:
+                if watcher.behind:
+                    watcher.raise_if_ended()
+                    return
                 pending = await watcher.take()
             except FluoroError as error:
                 error.metadata["cursor"] = position  # not the point: it may be after events that were dropped
                 raise
             # The point may have moved on while these waited: it is good only after the last of them.
             after, watcher.point.sent = _position(watcher), True
-            for number, event in enumerate(pending.events, 1):
-                yield WatchJobsResponse(cursor=after if number == len(pending.events) else position, event=event)
-            position = after
-            for progress in pending.progress:
-                yield WatchJobsResponse(cursor=position, progress=progress)
-            if pending.bookmark and not (pending.events or pending.progress):
-                yield WatchJobsResponse(cursor=position, bookmark=Bookmark())
+            for response in _responses(pending, position, after):
+                watcher.sending()
+                yield response
+                watcher.sent()
             metrics.EVENTS_DELIVERED.inc(len(pending.events))
-            watcher.last_taken = asyncio.get_running_loop().time()
+            position = after
+
+
+def _responses(pending: Pending, before: str, after: str) -> Iterator[WatchJobsResponse]:
+    """Events, progress, or a bookmark if there is nothing else. Cursors: `after` from the last event on, `before` until then."""
+    for number, event in enumerate(pending.events, 1):
+        yield WatchJobsResponse(cursor=after if number == len(pending.events) else before, event=event)
+    for progress in pending.progress:
+        yield WatchJobsResponse(cursor=after, progress=progress)
+    if pending.bookmark and not (pending.events or pending.progress):
+        yield WatchJobsResponse(cursor=after, bookmark=Bookmark())
 
 
 def _position(watcher: OwnerWatcher) -> str:

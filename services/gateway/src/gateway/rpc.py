@@ -179,10 +179,13 @@ class Adapter:
         async def body(request: bytes, call: Call) -> None:
             async with aclosing(function(await call.parsed(parse, request), call)) as responses:
                 async for response in responses:
+                    data = await call.serialized(response)
+                    del response  # the next one may be hours away, and this one a job of many MB
                     try:
-                        await call.context.write(await call.serialized(response))
+                        await call.context.write(data)
                     except grpc.aio.InternalError as error:  # the caller has gone; that the call is cancelled is news still to come
                         raise asyncio.CancelledError from error
+                    del data
 
         return body
 

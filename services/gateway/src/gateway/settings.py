@@ -93,7 +93,11 @@ class Settings(BaseSettings):
     health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
     liveness_seconds: Seconds = Field(default=60, description="How long the event loop may stand still before /healthz answers 503.")
     watch_ring_events: Count = Field(
-        default=1024, description="Events that may wait for one watcher before it is ended with WATCH_TOO_SLOW."
+        default=1024, description="Events that may wait in memory for one watcher; what is more, it reads from the ledger at its own pace."
+    )
+    watch_stall_seconds: Seconds = Field(
+        default=30,
+        description="How long a caller may take no message while its watch lags (see watch_ring_events) before it ends: WATCH_TOO_SLOW.",
     )
     watch_bookmark_interval_seconds: Seconds = Field(default=15, description="Silence after which a watch gets a bookmark.")
     watch_poll_interval_seconds: Seconds = Field(default=1, description="How often the ledger is read for watchers while Redis is down.")

@@ -2,11 +2,15 @@
 
 Redis says which jobs have news; the ledger says what the news is. Jobs that were woken while a read was under way share the
 next read, so the load on the ledger does not grow with the streams. Without Redis the same read happens every second for all watched jobs.
+
+However much happens at once, the hub holds one page of events and gives the event loop back every few milliseconds. A watcher that has no
+room for its events lags: it reads them from the ledger page by page, as fast as its caller takes them, and then is fed by the hub again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Final
 from uuid import UUID
 
@@ -23,12 +27,22 @@ from gateway.owner_watcher import TERMINAL
 from gateway.owners import Owners
 from gateway.settings import Settings
 from gateway.tail import Tail
-from gateway.watcher import Mailbox, Watcher
+from gateway.watcher import Mailbox, Pending, Watcher
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS: Final = 0.25
 """How often the hub looks for idle streams, as long as that is shorter than the bookmark interval."""
+
+
+PAGE_EVENTS: Final = 1024
+"""Events that the hub reads at once, of all jobs together."""
+
+PAGE_EVENTS_OF_A_JOB: Final = 256
+"""Of these, and of what a lagging watcher reads at once, events of one job."""
+
+SLICE_SECONDS: Final = 0.005
+"""How long the hub hands out events before it lets others have the event loop."""
 
 
 def is_end(event: event_pb2.Event) -> bool:
@@ -41,10 +55,11 @@ class Hub:
 
     def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings) -> None:
         """calls: for what the hub reads on its own behalf. callers: for what a caller waits for."""
-        self._calls = calls
+        self._calls, self._callers = calls, callers
         self._settings = settings
         self._watchers: dict[UUID, set[Watcher]] = {}
-        self._woken: set[UUID] = set()
+        self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._woken: dict[UUID, None] = {}  # a set in the order in which the jobs' turn comes
         self._news = asyncio.Event()
         self._closing = False
         self._turn = asyncio.Lock()
@@ -69,6 +84,8 @@ class Hub:
         self._closing = True
         for watcher in self._all():
             watcher.end(shutting_down(), keep=True)
+        for ended in [ended for waiting in self._waiting.values() for ended in waiting if not ended.done()]:
+            ended.set_exception(shutting_down())
 
     async def close(self) -> None:
         """Stops listening and reading."""
@@ -96,6 +113,21 @@ class Hub:
             if not others:
                 del self._watchers[job]
 
+    @contextmanager
+    def waiting(self, job: UUID) -> Iterator[asyncio.Future[None]]:
+        """Completes when the job is seen terminal. Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future."""
+        self.refuse_if_closing()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(job, set()).add(ended)
+        try:
+            yield ended
+        finally:
+            ended.cancel()
+            others = self._waiting[job]
+            others.discard(ended)
+            if not others:
+                del self._waiting[job]
+
     def refuse_if_closing(self) -> None:
         """FluoroError SHUTTING_DOWN if no watcher may begin any more."""
         if self._closing:
@@ -105,36 +137,54 @@ class Hub:
         """The watcher gets the events after `sequence`, from now on."""
         watcher.sequence = sequence
         if watcher.woken:
-            self.woken(watcher.job)
+            self._call_for(watcher.job)
 
-    async def stream(self, watcher: Watcher, sequence: int) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
+    async def stream(self, watcher: Watcher, owner: str, sequence: int, last: int) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
         """Events after `sequence`, latest progress and bookmarks until the job is terminal.
 
-        FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN; its metadata has the cursor to resume from.
+        owner: of the job. last: newest event when the call began; an end before it was not the last word.
+        FluoroError CURSOR_EXPIRED, WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger; its metadata has the cursor to resume from.
         """
+        watcher.lagging = sequence < last
         self.follow(watcher, sequence)
         position = cursor.encode(watcher.job, sequence)
         metrics.WATCH_STREAMS.inc()
         try:
             while True:
-                pending = await watcher.take()
+                pending = await (self._page(watcher, owner, last) if watcher.behind else watcher.take())
                 for event in pending.events:
                     position = cursor.encode(watcher.job, event.sequence)
+                    watcher.sending()
                     yield job_service_pb2.WatchJobResponse(cursor=position, event=event)
+                    watcher.sent()
                     sequence = event.sequence
-                    if is_end(event):
+                    metrics.EVENTS_DELIVERED.inc()
+                    if is_end(event) and sequence >= last:
                         return
-                for progress in pending.progress:
-                    yield job_service_pb2.WatchJobResponse(cursor=position, progress=progress)
-                if pending.bookmark and not (pending.events or pending.progress):
-                    yield job_service_pb2.WatchJobResponse(cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence))
-                metrics.EVENTS_DELIVERED.inc(len(pending.events))
-                watcher.last_taken = asyncio.get_running_loop().time()
+                for other in _others(pending, position, sequence):
+                    watcher.sending()
+                    yield other
+                    watcher.sent()
         except FluoroError as error:
             error.metadata["cursor"] = position
             raise
         finally:
             metrics.WATCH_STREAMS.dec()
+
+    async def _page(self, watcher: Watcher, owner: str, last: int) -> Pending:
+        """The next events of a watcher that lags. It does no more when these were the newest."""
+        watcher.raise_if_ended()
+        sequence = watcher.sequence or 0
+        events = await self._callers.run_for(owner, read.events_after, {watcher.job: sequence}, limit=PAGE_EVENTS_OF_A_JOB)
+        watcher.raise_if_ended()
+        oldest = events[0].sequence if events else last + 1
+        if oldest > sequence + 1:
+            raise cursor.expired(watcher.job, oldest)
+        watcher.sequence = events[-1].sequence if events else sequence
+        if len(events) < PAGE_EVENTS_OF_A_JOB:
+            watcher.lagging = False
+            self._call_for(watcher.job)  # what came since the read
+        return Pending(events, [], bookmark=watcher.take_bookmark())
 
     async def recall_progress(self, watcher: Watcher) -> None:
         """Gives the watcher what was the latest progress when it came."""
@@ -145,12 +195,11 @@ class Hub:
 
     def woken(self, job: UUID) -> None:
         """The job has events that its watchers have not seen."""
-        watchers = self._watchers.get(job)
-        if watchers is None and not self.owners:
+        watchers = self._watchers.get(job, ())
+        if not (watchers or job in self._waiting or self.owners):
             return
-        self._woken.add(job)
-        self._news.set()
-        for watcher in watchers or ():
+        self._call_for(job)
+        for watcher in watchers:
             watcher.woken = True
 
     def progressed(self, progress: event_pb2.Progress) -> None:
@@ -166,27 +215,50 @@ class Hub:
 
     # --- the tasks ---
 
+    def _call_for(self, job: UUID) -> None:
+        """The next read looks at the job."""
+        self._woken[job] = None
+        self._news.set()
+
     async def _read(self) -> None:
-        """Reads the woken jobs' events in one query, again and again; all jobs' when no wake-up came for a while."""
+        """Reads a page of the woken jobs' events in one query, again and again; of all jobs when no wake-up came for a while."""
         while True:
             await self._wait_for_news()
             self._news.clear()
-            woken, self._woken = self._woken, set()
-            positions: dict[UUID, int] = {}
+            woken, self._woken = self._woken, {}
             try:
                 async with self._turn:
                     await self.owners.locate(woken)
-                    positions = self._positions(woken)
-                    if positions:
-                        self.hand_out(await self._calls.run(read.events_after, positions))
+                    unread = await self._read_page(woken)
+                await self._end_waiting(woken)
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the streams live on and the next round reads it again
                 log.warning(
-                    "watch_not_read",
-                    jobs=len(positions),
-                    error=error.reason if isinstance(error, FluoroError) else type(error).__qualname__,
+                    "watch_not_read", jobs=len(woken), error=error.reason if isinstance(error, FluoroError) else type(error).__qualname__
                 )
-                self._woken |= woken
+                unread = list(woken)
                 await asyncio.sleep(self._settings.watch_poll_interval_seconds)
+            if unread:
+                self._woken = dict.fromkeys([*unread, *self._woken])
+                self._news.set()
+
+    async def _read_page(self, woken: Collection[UUID]) -> list[UUID]:
+        """Hands out a page of events. Returns the jobs that may have more; those that got nothing come first."""
+        positions = self._positions(woken)
+        if not positions:
+            return []
+        events = await self._calls.run(read.events_after, positions, each=PAGE_EVENTS_OF_A_JOB, limit=PAGE_EVENTS)
+        read_of = await self.hand_out(events)
+        if len(events) == PAGE_EVENTS:
+            return [*(job for job in positions if job not in read_of), *read_of]
+        return [job for job, count in read_of.items() if count == PAGE_EVENTS_OF_A_JOB]
+
+    async def _end_waiting(self, woken: Collection[UUID]) -> None:
+        """Tells those who wait for the end of a job that it has come."""
+        waited_for = [job for job in woken if job in self._waiting]
+        if waited_for:
+            for job in await self._calls.run(read.ended, waited_for):
+                for ended in [ended for ended in self._waiting.get(job, ()) if not ended.done()]:
+                    ended.set_result(None)
 
     async def _wait_for_news(self) -> None:
         seconds = self._settings.watch_safety_interval_seconds if self._tail.up else self._settings.watch_poll_interval_seconds
@@ -197,37 +269,45 @@ class Hub:
             self._wake_all()
 
     async def _tick(self) -> None:
-        """Sends bookmarks to idle streams: one timer for all of them."""
-        interval = self._settings.watch_bookmark_interval_seconds
+        """Sends bookmarks to idle streams and ends those that nobody reads: one timer for all of them."""
+        interval, stall = self._settings.watch_bookmark_interval_seconds, self._settings.watch_stall_seconds
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(min(TICK_SECONDS, interval))
-            due = loop.time() - interval
+            await asyncio.sleep(min(TICK_SECONDS, interval, stall))
+            now = loop.time()
             for watcher in self._all():
-                if watcher.last_taken <= due:
-                    watcher.last_taken = loop.time()
+                if watcher.last_sent <= now - interval:
                     watcher.put_bookmark()
+                if watcher.lagging and watcher.sending_since is not None and watcher.sending_since <= now - stall:
+                    watcher.end(_too_slow(), keep=False)
 
     def _positions(self, jobs: Iterable[UUID]) -> dict[UUID, int]:
-        """Per job the sequence that its hindmost watcher has."""
+        """Per job the sequence that its hindmost watcher has, of those that the hub feeds."""
         positions: dict[UUID, int] = {}
         for job in jobs:
-            known = [watcher.sequence for watcher in self._watchers.get(job, ()) if watcher.sequence is not None]
+            known = [w.sequence for w in self._watchers.get(job, ()) if w.sequence is not None and not w.lagging]
             known += [watcher.sequences[job] for watcher in self.owners.followers(job)]
             if known:
                 positions[job] = min(known)
         return positions
 
-    def hand_out(self, events: Iterable[event_pb2.Event]) -> None:
-        """Gives every event to those who follow its job and have got to it. Those without room for it are ended."""
-        for event in events:
-            job = UUID(event.job.removeprefix("jobs/"))
-            for watcher in (*self._watchers.get(job, ()), *self.owners.followers(job)):
-                if not watcher.put_event(event):
-                    watcher.end(_too_slow(), keep=False)
+    async def hand_out(self, events: Iterable[event_pb2.Event]) -> dict[UUID, int]:
+        """Gives a job's consecutive events to those who follow it and have got to them. Returns how many there were of each job."""
+        loop = asyncio.get_running_loop()
+        counts: dict[UUID, int] = {}
+        began = loop.time()
+        for name, group in groupby(events, key=lambda event: event.job):
+            job, some = UUID(name.removeprefix("jobs/")), list(group)
+            counts[job] = len(some)
+            for watcher in [*self._watchers.get(job, ()), *self.owners.followers(job)]:
+                watcher.put_events(some)
+                if loop.time() - began > SLICE_SECONDS:
+                    await asyncio.sleep(0)
+                    began = loop.time()
+        return counts
 
     def _wake_all(self) -> None:
-        for job in self._watchers:
+        for job in [*self._watchers, *self._waiting]:
             self.woken(job)
 
     def _all(self) -> list[Mailbox]:
@@ -236,3 +316,11 @@ class Hub:
 
 def _too_slow() -> FluoroError:
     return FluoroError(Reason.WATCH_TOO_SLOW, "The stream was read too slowly. Resume with the last cursor.")
+
+
+def _others(pending: Pending, position: str, sequence: int) -> Iterator[job_service_pb2.WatchJobResponse]:
+    """Progress; a bookmark if there is nothing else to send."""
+    for progress in pending.progress:
+        yield job_service_pb2.WatchJobResponse(cursor=position, progress=progress)
+    if pending.bookmark and not (pending.events or pending.progress):
+        yield job_service_pb2.WatchJobResponse(cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence))

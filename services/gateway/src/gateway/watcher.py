@@ -1,6 +1,7 @@
 """What one watching call holds: the little that waits to be sent, and a way to sleep until there is some."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -21,19 +22,31 @@ class Pending:
 class Mailbox:
     """What waits for one call. Everything happens on the event loop: no locks.
 
-    Events are never dropped: one too many ends the watcher. Progress is kept per task, only the latest.
+    Events are never dropped. Those for which there is no room stay in the ledger, and the mailbox lags: it takes no more events until the
+    call has read those by itself, at its own pace. Progress is kept per task, only the latest.
+
+    lagging: whether the call reads the ledger itself.
+    last_sent: when the caller last took a message.
+    sending_since: since when a message waits for the caller to take it; None while none does.
     """
 
-    __slots__ = ("_bookmark", "_error", "_events", "_limit", "_progress", "_sleeper", "last_taken")
+    __slots__ = ("_bookmark", "_error", "_events", "_limit", "_progress", "_sleeper", "lagging", "last_sent", "sending_since")
 
     def __init__(self, limit: int, now: float) -> None:
-        self.last_taken = now
+        self.lagging = False
+        self.last_sent = now
+        self.sending_since: float | None = None
         self._limit: Final = limit
         self._events: list[event_pb2.Event] = []
         self._progress: dict[tuple[str, str, int], event_pb2.Progress] = {}
         self._bookmark = False
         self._error: FluoroError | None = None
         self._sleeper: asyncio.Future[None] | None = None
+
+    @property
+    def behind(self) -> bool:
+        """Whether the next events are in the ledger and not here."""
+        return self.lagging and not self._events
 
     def put_progress(self, progress: event_pb2.Progress, *, replace: bool = True) -> None:
         """Keeps the latest of each task. replace=False: unless there is a newer one already."""
@@ -47,6 +60,11 @@ class Mailbox:
         if self._error is None:
             self._bookmark = True
             self._wake()
+
+    def take_bookmark(self) -> bool:
+        """Whether a sign of life was asked for."""
+        due, self._bookmark = self._bookmark, False
+        return due
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
         """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
@@ -70,12 +88,21 @@ class Mailbox:
         if self._error is not None:
             raise self._error
 
-    def _put(self, event: event_pb2.Event) -> bool:
-        if len(self._events) >= self._limit:
-            return False
-        self._events.append(event)
+    def sending(self) -> None:
+        """A message is on its way to the caller."""
+        self.sending_since = asyncio.get_running_loop().time()
+
+    def sent(self) -> None:
+        """The caller took it."""
+        self.sending_since, self.last_sent = None, asyncio.get_running_loop().time()
+
+    def _put(self, events: Sequence[event_pb2.Event]) -> Sequence[event_pb2.Event]:
+        """Takes the events that there is room for, and returns them. Lags if these are not all."""
+        taken = events[: self._limit - len(self._events)]
+        self.lagging = len(taken) < len(events)
+        self._events.extend(taken)
         self._wake()
-        return True
+        return taken
 
     def _wake(self) -> None:
         if self._sleeper is not None and not self._sleeper.done():
@@ -86,7 +113,7 @@ class Watcher(Mailbox):
     """One call that follows a job.
 
     job: id of the job.
-    sequence: newest event put in; None until the call knows where it starts (see `Hub.follow`), and after its end.
+    sequence: newest event that was put in, or read by the call; None until the call knows where it starts, and after its end.
     """
 
     __slots__ = ("job", "sequence", "woken")
@@ -97,16 +124,19 @@ class Watcher(Mailbox):
         self.sequence: int | None = None
         self.woken = False
 
-    def put_event(self, event: event_pb2.Event) -> bool:
-        """Takes the event if it is the next one. False if there is no room for it: the watcher is to be ended."""
-        if self.sequence is None or event.sequence != self.sequence + 1:
-            return True
-        if not self._put(event):
-            return False
-        self.sequence = event.sequence
-        return True
+    def put_events(self, events: Sequence[event_pb2.Event]) -> None:
+        """Takes the next events from consecutive ones of its job, as many as there is room for."""
+        if self.sequence is not None and not self.lagging:
+            following = after(events, self.sequence)
+            self.sequence += len(self._put(following)) if following else 0
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
         """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
         self.sequence = None
         super().end(error, keep=keep)
+
+
+def after(events: Sequence[event_pb2.Event], sequence: int) -> Sequence[event_pb2.Event]:
+    """Those of consecutive events that come after `sequence`; none if there is a gap in between."""
+    start = sequence + 1 - events[0].sequence
+    return events[start:] if start >= 0 else ()

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.operations import BY_FIELD
+from fluoro_jobs.states import JobState, is_terminal
 
 FETCHED_ROWS: Final = 500
 """Rows that a read takes from its result at a time."""
@@ -25,6 +26,7 @@ DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 1000
 LONGEST_TOKEN: Final = 128
 """Characters of a page token, and more."""
+MAX_SEQUENCE: Final = 2**63 - 1
 
 _JOB_COLUMNS: Final = """id, owner, inputs, labels, priority, state, reason, message, last_sequence,
   create_time, schedule_time, expire_time, start_time, end_time"""
@@ -54,12 +56,16 @@ WHERE owner = %(owner)s AND (%(before)s::uuid IS NULL OR id < %(before)s) AND (%
   AND labels @> %(labels)s
 ORDER BY id DESC LIMIT %(limit)s
 """
+_HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
+_ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
 _EVENTS: Final = """
-SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts, s.name
-FROM unnest(%s::uuid[], %s::int8[]) w(job_id, after)
-JOIN events e ON e.job_id = w.job_id AND e.sequence > w.after
-LEFT JOIN steps s ON s.job_id = e.job_id AND s.ordinal = e.step
-ORDER BY e.job_id, e.sequence
+SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts,
+  (SELECT s.name FROM steps s WHERE s.job_id = e.job_id AND s.ordinal = e.step)
+FROM unnest(%s::uuid[], %s::int8[], %s::int8[]) w(job_id, after, upto)
+CROSS JOIN LATERAL (
+  SELECT * FROM events WHERE job_id = w.job_id AND sequence > w.after AND sequence <= w.upto ORDER BY sequence LIMIT %s::int8
+) e
+LIMIT %s::int8
 """
 
 
@@ -122,10 +128,34 @@ def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2
     return job_service_pb2.ListJobsResponse(jobs=map(_job, rows[:limit]), next_page_token=token)
 
 
-def events_after(connection: LedgerConnection, after: Mapping[UUID, int]) -> list[event_pb2.Event]:
-    """Every event newer than the given sequence of each job, by job and sequence. One query, however many jobs."""
-    rows = connection.execute(_EVENTS, (list(after), list(after.values()))).fetchall()
-    return list(map(_event, rows))
+def job_head(connection: LedgerConnection, owner: str, job_id: UUID) -> tuple[int, job_pb2.Job.State.ValueType]:
+    """Newest sequence and state of a job, whatever its size. FluoroError JOB_NOT_FOUND if it is not the owner's."""
+    row = connection.execute(_HEAD, (job_id, owner)).fetchone()
+    if row is None:
+        raise job_not_found(job_id)
+    return row[0], job_pb2.Job.State.Value(f"STATE_{row[1]}")
+
+
+def ended(connection: LedgerConnection, jobs: Collection[UUID]) -> set[UUID]:
+    """Those of the jobs that are terminal."""
+    rows = connection.execute(_ENDED, (list(jobs), [state for state in JobState if not is_terminal(state)])).fetchall()
+    return {job_id for (job_id,) in rows}
+
+
+def events_after(
+    connection: LedgerConnection,
+    after: Mapping[UUID, int],
+    *,
+    upto: Mapping[UUID, int] | None = None,
+    each: int | None = None,
+    limit: int | None = None,
+) -> list[event_pb2.Event]:
+    """Events newer than the given sequence of each job, job by job and by sequence. One query, however many jobs.
+
+    upto: newest sequence wanted of each job. each, limit: most events of one job, and of all together. It costs what it returns.
+    """
+    newest = [MAX_SEQUENCE] * len(after) if upto is None else [upto[job] for job in after]
+    return list(map(_event, _rows(connection.execute(_EVENTS, (list(after), list(after.values()), newest, each, limit)))))
 
 
 # --- upstream: what a step sees of those before it; see attempts.py ---
