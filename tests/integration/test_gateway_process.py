@@ -234,3 +234,22 @@ def test_a_missing_or_bad_setting_is_named_without_any_value(blob_url: str) -> N
     assert done.returncode == 1
     assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"FLUORO_REDIS_URL", "FLUORO_BLOB_URL", "FLUORO_GRPC_PORT"}
     assert "s3cret" not in done.stderr
+
+
+async def test_an_idle_watch_does_not_keep_the_snapshot_it_began_with(gateway: Process) -> None:
+    client = gateway.client
+    blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
+    job = Job(inputs=[blob] * 10_000, steps=[Step(name="inspect", inspect_dicom={}, max_inputs_per_task=10)])
+    name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
+
+    async def opened(count: int) -> list[Any]:
+        calls = [client.jobs.WatchJob(WatchJobRequest(name=name)) for _ in range(count)]
+        for call in calls:
+            assert len((await call.read()).snapshot.inputs) == 10_000
+        return calls
+
+    calls = await opened(16)
+    before = gateway.status("VmRSS")
+    calls += [call for _ in range(8) for call in await opened(8)]
+    grown = (gateway.status("VmRSS") - before) / 64
+    assert grown < 150, f"{grown:.0f} KiB a watch"  # the snapshot has a MB

@@ -116,7 +116,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.CURSOR_EXPIRED: ReasonSpec(
         "OUT_OF_RANGE", False, "Events after the cursor are no longer kept. Watch without one, or from `oldest_cursor` in the metadata."
     ),
-    Reason.WATCH_TOO_SLOW: ReasonSpec("RESOURCE_EXHAUSTED", False, "The stream was read too slowly. Resume with the last cursor."),
+    Reason.WATCH_TOO_SLOW: ReasonSpec(
+        "RESOURCE_EXHAUSTED", False, "Nothing was read from the stream for long. Resume with the last cursor."
+    ),
     Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down. Connect again and resume with the last cursor."),
     Reason.GATEWAY_BUSY: ReasonSpec(
         "UNAVAILABLE", True, "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, `FLUORO_SUBMIT_QUEUE_JOBS`). Try again."

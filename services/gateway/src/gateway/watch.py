@@ -315,7 +315,7 @@ class Hub:
 
 
 def _too_slow() -> FluoroError:
-    return FluoroError(Reason.WATCH_TOO_SLOW, "The stream was read too slowly. Resume with the last cursor.")
+    return FluoroError(Reason.WATCH_TOO_SLOW, "Nothing was read from the stream for long. Resume with the last cursor.")
 
 
 def _others(pending: Pending, position: str, sequence: int) -> Iterator[job_service_pb2.WatchJobResponse]:

@@ -131,9 +131,9 @@ class JobServiceServicer:
     def WatchJob(self, request, context):
         """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
         event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-        then the stream starts with the event after it instead of a snapshot. A reader too slow for its buffer gets RESOURCE_EXHAUSTED,
-        a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is OUT_OF_RANGE, reason
-        CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+        then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+        RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
+        OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,9 +59,9 @@ class JobServiceStub:
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
     event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-    then the stream starts with the event after it instead of a snapshot. A reader too slow for its buffer gets RESOURCE_EXHAUSTED,
-    a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is OUT_OF_RANGE, reason
-    CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+    then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+    RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
+    OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
     """Streams all jobs of the caller that have the labels: first a snapshot, without steps, of each that is not terminal, and a bookmark after the
@@ -115,9 +115,9 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
     event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-    then the stream starts with the event after it instead of a snapshot. A reader too slow for its buffer gets RESOURCE_EXHAUSTED,
-    a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is OUT_OF_RANGE, reason
-    CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+    then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+    RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
+    OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams all jobs of the caller that have the labels: first a snapshot, without steps, of each that is not terminal, and a bookmark after the
@@ -192,9 +192,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
         """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
         event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-        then the stream starts with the event after it instead of a snapshot. A reader too slow for its buffer gets RESOURCE_EXHAUSTED,
-        a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is OUT_OF_RANGE, reason
-        CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+        then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+        RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
+        OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
         """
 
     @_abc_1.abstractmethod
