@@ -9,6 +9,7 @@ from uuid import UUID
 
 import grpc.aio
 import pytest
+import structlog
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.event_pb2 import Event, Progress
 from fluoro.v1.job_pb2 import Job, Step
@@ -21,7 +22,7 @@ from fluoro_jobs.wakeups import Publisher
 from fluoro_local.servers import ValkeyServer
 from gateway.ledger_calls import LedgerCalls
 from gateway.settings import Settings
-from gateway.testing import Client, parse, serving
+from gateway.testing import Client, logged, parse, serving
 from gateway.watch import Hub
 
 PATIENCE_SECONDS = 20
@@ -281,8 +282,10 @@ async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothi
         job = await rig.submit("a")
         call = rig.watch(job)
         got = await read(call, lambda _: True)
-        for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
-            await rig.retry_often(job, 8, "x" * 100_000)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
+                await rig.retry_often(job, 8, "x" * 100_000)
+            await logged("watch_too_slow", logs)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             got += await read(_also(call, got))
         how = parse(caught.value)

@@ -14,6 +14,7 @@ from uuid import UUID
 import grpc.aio
 import psycopg
 import pytest
+import structlog
 from fluoro.v1.event_pb2 import Event, Progress
 from fluoro.v1.job_pb2 import Job
 from fluoro.v1.job_service_pb2 import (
@@ -26,7 +27,7 @@ from fluoro_client import AsyncClient
 from fluoro_jobs.ledger import control
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_local.servers import ValkeyServer
-from gateway.testing import parse
+from gateway.testing import logged, parse
 from gateway.testing_jobs import Rig, claim, rigged
 
 PATIENCE_SECONDS = 30
@@ -262,8 +263,10 @@ async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothi
         job = await rig.submit()
         call = rig.watch()
         got = await read(call, bool)
-        for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
-            await rig.fail_often(job, 8, "x" * 100_000)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
+                await rig.fail_often(job, 8, "x" * 100_000)
+            await logged("watch_too_slow", logs)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             got += await read(_also(call, got), lambda _: False)
         how = parse(caught.value)

@@ -59,7 +59,7 @@ class Reader(Protocol):
 class Owners:
     """The watchers of all jobs of an owner, and who follows which job."""
 
-    def __init__(self, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
+    def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
         """The two kinds of calls are as for the hub."""
         self._calls = calls
         self._callers = callers

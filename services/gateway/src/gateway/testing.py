@@ -1,6 +1,7 @@
 """What tests that talk to a gateway need: a real one on a free port, and a look at how it refuses."""
 
-from collections.abc import AsyncIterator, Awaitable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,13 @@ async def serving(database_url: str, redis_url: str, blob_url: str, **overrides:
     settings = Settings(database_url=database_url, redis_url=redis_url, blob_url=blob_url, **fields)
     async with running(settings) as gateway, connected(gateway.grpc_port) as client:
         yield client
+
+
+async def logged(event: str, logs: Sequence[Mapping[str, Any]], seconds: float = 20) -> None:
+    """Returns once the event is in captured logs. TimeoutError if it does not come."""
+    async with asyncio.timeout(seconds):
+        while not any(line["event"] == event for line in logs):  # noqa: ASYNC110 - a log sets no Event
+            await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,6 +279,7 @@ class Hub:
                 if watcher.last_sent <= now - interval:
                     watcher.put_bookmark()
                 if watcher.lagging and watcher.sending_since is not None and watcher.sending_since <= now - stall:
+                    log.info("watch_too_slow", seconds=round(now - watcher.sending_since, 1))
                     watcher.end(_too_slow(), keep=False)
 
     def _positions(self, jobs: Iterable[UUID]) -> dict[UUID, int]:

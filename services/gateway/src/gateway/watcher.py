@@ -69,6 +69,7 @@ class Mailbox:
     def end(self, error: FluoroError, *, keep: bool) -> None:
         """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
         self._error = error
+        self.lagging = False
         if not keep:
             self._events, self._progress, self._bookmark = [], {}, False
         self._wake()
