@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,18 @@ def test_fetch_never_touches_a_file_that_was_there(store: BlobStore, name: str, 
     with pytest.raises(FileExistsError):
         store.fetch(name, target)
     assert target.read_bytes() == b"mine"
+
+
+def test_a_listing_tells_names_sizes_and_times_of_one_folder(store: BlobStore) -> None:
+    names = [f"blobs/0192b1a8-0000-7000-8000-00000000{number}{end}" for number in ("00", "01") for end in ("ab", "cd")]
+    for name in names:
+        store.put(name, b"abc")
+    [page] = store.pages("ab")
+    assert sorted(found.name for found in page) == [names[0], names[2]]
+    assert {found.size_bytes for found in page} == {3}
+    assert all(abs(found.modified - datetime.now(UTC)) < timedelta(minutes=1) for found in page)
+    assert list(store.pages("ef")) == []
+
+
+def test_a_store_belongs_to_the_first_ledger_that_asks(store: BlobStore) -> None:
+    assert [store.claim(ledger) for ledger in ("one", "two", "one")] == [True, False, True]

@@ -1,10 +1,11 @@
 """Blob store on obstore: a folder, memory or S3."""
 
 from fluoro_blobs.errors import NO_SPACE, BlobNotFoundError, BlobStoreError, BlobStoreFullError, BlobStoreReadOnlyError
-from fluoro_blobs.store import BlobStore
+from fluoro_blobs.store import FOLDERS, BlobStore, FoundBlob
 from fluoro_blobs.writer import BlobWriter, StoredBlob
 
 __all__ = [
+    "FOLDERS",
     "NO_SPACE",
     "BlobNotFoundError",
     "BlobStore",
@@ -12,5 +13,6 @@ __all__ = [
     "BlobStoreFullError",
     "BlobStoreReadOnlyError",
     "BlobWriter",
+    "FoundBlob",
     "StoredBlob",
 ]

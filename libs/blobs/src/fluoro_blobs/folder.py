@@ -3,7 +3,10 @@
 import os
 import re
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from errno import ENOSPC
+from itertools import chain
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -51,12 +54,13 @@ def probe(top: Path) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
-def remove_unfinished(top: Path, older_than_seconds: float) -> int:
+def remove_unfinished(folders: Iterable[Path], older_than_seconds: float) -> int:
     """Deletes what uploads left whose process died, if nobody wrote to it for that long. Returns how many files that were."""
     limit = time.time() - older_than_seconds
     removed = 0
-    for path in top.rglob("*#*"):
-        if _UNFINISHED.fullmatch(path.name) and path.stat().st_mtime < limit:
-            path.unlink(missing_ok=True)
-            removed += 1
+    for path in chain.from_iterable(folder.glob("*#*") for folder in folders):
+        with suppress(FileNotFoundError):  # another process may sweep too, or the upload end
+            if _UNFINISHED.fullmatch(path.name) and path.stat().st_mtime < limit:
+                path.unlink()
+                removed += 1
     return removed

@@ -1,6 +1,7 @@
 """The blob store: immutable bytes under `blobs/{uuid}`, in a folder, in memory or in an S3 bucket.
 
-Blobs are written once and never changed, so there is no locking and no listing: the ledger knows which blobs there are.
+Blobs are written once and never changed, so there is no locking, and the ledger knows which blobs there are: only what collects those
+that it does not know lists them.
 Memory is bounded: a transfer holds at most a few parts, whatever the size of the blob.
 """
 
@@ -9,9 +10,11 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, TypeVar
@@ -59,6 +62,22 @@ _PROCESS: Final = os.getpid()
 """The process that imported this module. A forked child has its parent's."""
 
 _NAME: Final = re.compile(r"blobs/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{10}([0-9a-f]{2}))")
+
+
+FOLDERS: Final = tuple(f"{number:02x}" for number in range(256))
+"""Where blobs lie, by the last two digits of their names."""
+
+PAGE_BLOBS: Final = 1000
+"""As many as one listing of S3 gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBlob:
+    """What a listing tells. modified: by the store's clock."""
+
+    name: str
+    size_bytes: int
+    modified: datetime
 
 
 class BlobStore:
@@ -162,12 +181,39 @@ class BlobStore:
                 obstore.delete(self._store, self._probe_key)
                 self._written_at = time.monotonic()
 
-    def remove_unfinished(self, older_than_seconds: float) -> int:
-        """Deletes what uploads left in a folder whose process died, if that long ago; returns how many.
+    def claim(self, ledger: str) -> bool:
+        """Whether the store belongs to this ledger: the first to ask gets it, and its name stays in the object `ledger`."""
+        _refuse_fork()
+        with translated("", missing=BlobStoreError):
+            try:
+                owner = obstore.get(self._store, "ledger").bytes().to_bytes().decode()
+            except FileNotFoundError:
+                obstore.put(self._store, "ledger", ledger.encode())
+                return True
+        return owner == ledger
+
+    def pages(self, folder: str) -> Iterator[list[FoundBlob]]:
+        """The blobs in one of FOLDERS, up to 1000 at a time. For collecting what the ledger does not know; nothing else lists."""
+        _refuse_fork()
+        listing = iter(obstore.list(self._store, prefix=f"blobs/{folder}", chunk_size=PAGE_BLOBS))
+        while True:
+            with translated("", missing=BlobStoreError):
+                page = next(listing, None)
+            if page is None:
+                return
+            names = ((f"blobs/{each['path'].rpartition('/')[2]}", each) for each in page)
+            yield [FoundBlob(name, each["size"], each["last_modified"]) for name, each in names if _NAME.fullmatch(name)]
+
+    def remove_unfinished(self, older_than_seconds: float, folders: Sequence[str] = FOLDERS) -> int:
+        """Deletes what uploads to these of FOLDERS left whose process died, if that long ago; returns how many.
 
         In a bucket this is the work of a lifecycle rule (AbortIncompleteMultipartUpload), and 0.
         """
-        return 0 if self._folder is None else remove_unfinished(self._folder, older_than_seconds)
+        if self._folder is None:
+            return 0
+        with translated("", missing=BlobStoreError):
+            # Probes lie at the top.
+            return remove_unfinished([self._folder, *(self._folder / "blobs" / folder for folder in folders)], older_than_seconds)
 
     def writer(self, name: str) -> BlobWriter:
         """`async with store.writer(name) as w: await w.write(chunk)`."""

@@ -67,6 +67,8 @@ WATCH_STREAMS: Final = _gauge("fluoro_watch_streams", "Watch streams that are op
 EVENTS_DELIVERED: Final = _counter("fluoro_events_delivered_total", "Durable events sent on watch streams.")
 BLOB_BYTES_RECEIVED: Final = _counter("fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients.")
 BLOB_BYTES_SENT: Final = _counter("fluoro_blob_sent_bytes_total", "Bytes of blobs downloaded by clients.")
+BLOBS_COLLECTED: Final = _counter("fluoro_blobs_collected_total", "Blobs without a record that were deleted, and unfinished files.")
+BLOB_BYTES_COLLECTED: Final = _counter("fluoro_blob_collected_bytes_total", "Bytes of the blobs without a record that were deleted.")
 
 # Every service
 CLOCK_OFFSET_SECONDS: Final = _gauge(

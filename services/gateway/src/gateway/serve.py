@@ -17,6 +17,7 @@ from fluoro_telemetry import http
 
 from gateway import server
 from gateway.blobs import Blobs
+from gateway.collector import Collector
 from gateway.health import Health
 from gateway.jobs import Jobs
 from gateway.ledger_calls import LedgerCalls
@@ -29,8 +30,8 @@ log = structlog.get_logger(__name__)
 WATCH_THREADS: Final = 2
 """Threads in which the watch hub reads the ledger, whatever its callers do with theirs."""
 
-OWN_CONNECTIONS: Final = 4
-"""Connections to the ledger besides those of threads that read: group commit, dispatch and the two kinds of health have one each."""
+OWN_CONNECTIONS: Final = 5
+"""Connections to the ledger besides those of threads that read: group commit, dispatch, the collector and the two kinds of health."""
 
 TURN_AWAY_SECONDS: Final = 1
 """How long callers who keep coming are told to go elsewhere before the port closes."""
@@ -70,12 +71,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
+    collector = Collector(ledger, store, settings)
     jobs = Jobs(calls, commits, dispatcher, publisher, hub, submit_seconds=settings.submit_timeout_seconds)
     try:
         grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store, settings), health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
         dispatcher.start()
         hub.start()
+        collector.start()
         beating = asyncio.create_task(health.beat(), name="beat")
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
@@ -88,6 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             beating.cancel()
             http_server.close()
     finally:
+        collector.close()
         await hub.close()
         await asyncio.to_thread(commits.close)
         await asyncio.to_thread(dispatcher.close)

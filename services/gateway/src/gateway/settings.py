@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     upload_min_bytes_per_second: Count = Field(
         default=16 * 2**10, description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller."
     )
+    collect_interval_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60, description="How often a page of up to 1000 blobs is looked through for those without a record; 0 collects nothing."
+    )
+    collect_after_seconds: Annotated[float, Field(ge=8 * 3600)] = Field(
+        default=24 * 3600, description="Age at which bytes without a record are deleted; an attempt may take 6 h to record them."
+    )
     max_pending_requests: Count = Field(
         default=100_000,
         description="Calls that may wait for the event loop before gRPC turns callers away; its own default of 1000 refuses bursts.",

@@ -1,5 +1,7 @@
 """The records of blobs: who owns which bytes. The bytes are in the blob store, under the same name."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -15,6 +17,8 @@ _ADD: Final = f"""
 INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded) VALUES (%s, %s, %s, %s, %s, true)
 ON CONFLICT (owner, sha256) WHERE uploaded DO UPDATE SET owner = excluded.owner RETURNING {_COLUMNS}
 """
+_UNRECORDED: Final = "SELECT now(), array(SELECT id FROM unnest(%s::uuid[]) u(id) WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id))"
+_IDENTITY: Final = "SELECT system_identifier || '/' || current_database() FROM pg_control_system()"
 _GET: Final = f"SELECT {_COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
 
 
@@ -32,6 +36,20 @@ def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service
     if row is None:
         raise FluoroError(Reason.BLOB_NOT_FOUND, f"blobs/{blob_id} does not exist for this caller.", metadata={"blob": f"blobs/{blob_id}"})
     return _blob(row)
+
+
+def unrecorded(connection: LedgerConnection, ids: Sequence[UUID]) -> tuple[datetime, set[UUID]]:
+    """The ledger's time, and those of the ids that are of no record: one look into an index for each."""
+    row = connection.execute(_UNRECORDED, (list(ids),)).fetchone()
+    assert row is not None
+    return row[0], set(row[1])
+
+
+def ledger_name(connection: LedgerConnection) -> str:
+    """Tells this ledger from every other: the same after a failover or a restored base backup, another in a new cluster or database."""
+    row = connection.execute(_IDENTITY).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def _blob(row: TupleRow) -> blob_service_pb2.Blob:

@@ -1,0 +1,92 @@
+"""Collects bytes that no record names: of attempts that were fenced off, and of uploads that broke between bytes and record.
+
+Its cost is bounded: one page of names at an interval, in a thread of its own, and one statement on an index for each page. Several gateways
+collect side by side without harm, each from a folder of its own choice; deleting twice is deleting.
+"""
+
+import random
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from fluoro_blobs import FOLDERS, BlobStore, FoundBlob
+from fluoro_jobs.ledger import blobs as records
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_telemetry import metrics
+
+from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+class Collector:
+    """One round after the other through the folders of the store."""
+
+    def __init__(self, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
+        self._ledger, self._store = ledger, store
+        self._interval_seconds = settings.collect_interval_seconds
+        self._after = timedelta(seconds=settings.collect_after_seconds)
+        self._stop = threading.Event()
+        # A daemon, because a disk that hangs must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+        self._folders = list(FOLDERS)
+        random.shuffle(self._folders)
+        self._ours = False
+        self._pages: Iterator[list[FoundBlob]] = iter(())
+
+    def start(self) -> None:
+        """Begins, unless it is turned off."""
+        if self._interval_seconds:
+            self._thread.start()
+
+    def close(self) -> None:
+        """No further page. What it does right now may end later."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_seconds):
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next page has its turn
+                log.warning("collecting_waits", exception=type(error).__qualname__)
+
+    def _turn(self) -> None:
+        self._ours = self._ours or self._claim()
+        if not self._ours:
+            return
+        page = next(self._pages, None)
+        if page is None:
+            folder = self._folders.pop()
+            self._folders.insert(0, folder)
+            removed = self._store.remove_unfinished(self._after.total_seconds(), [folder])
+            metrics.BLOBS_COLLECTED.inc(removed)
+            self._pages = self._store.pages(folder)
+            page = next(self._pages, [])
+        self._collect(page)
+
+    def _claim(self) -> bool:
+        """To a gateway with a wrong FLUORO_DATABASE_URL or FLUORO_BLOB_URL every blob would be one without a record."""
+        with self._ledger.connection() as connection:
+            name = records.ledger_name(connection)
+        if self._store.claim(name):
+            return True
+        log.error("blob_store_of_another_ledger", meaning="nothing is collected; see docs/operations/disk-full.md")
+        return False
+
+    def _collect(self, page: list[FoundBlob]) -> None:
+        """Deletes those that are old and have no record.
+
+        Nobody can be about to add the record: bytes are recorded within seconds after an upload, and at the latest with the commit of an
+        attempt, which may take 6 h. What is older than `collect_after_seconds`, by the ledger's clock, comes too late.
+        """
+        ids = [UUID(found.name.removeprefix("blobs/")) for found in page]
+        with self._ledger.connection() as connection:
+            now, unrecorded = records.unrecorded(connection, ids)
+        for found, id_ in zip(page, ids, strict=True):
+            if id_ in unrecorded and found.modified < now - self._after and not self._stop.is_set():
+                self._store.delete(found.name)
+                metrics.BLOBS_COLLECTED.inc()
+                metrics.BLOB_BYTES_COLLECTED.inc(found.size_bytes)
+                log.info("blob_collected", blob=found.name, size_bytes=found.size_bytes)
