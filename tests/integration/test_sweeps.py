@@ -5,6 +5,7 @@ from typing import LiteralString
 from uuid import UUID
 
 import pytest
+import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
@@ -35,6 +36,21 @@ BREAK: dict[str, LiteralString] = {
     "step": "WITH t AS (UPDATE tasks SET allowed = attempt WHERE job_id = %s RETURNING job_id) "
     "UPDATE steps s SET state = 'SUCCEEDED' FROM t WHERE s.job_id = t.job_id",
 }
+
+
+@pytest.mark.parametrize("foreign", [b"not json", b"[]", b'{"headers": null}', b"\xff"])
+def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(rig: Rig, foreign: bytes) -> None:
+    by = Worker(new_id(), "host:1", "dicom", 4, "0")
+    with rig.connection() as connection:
+        attempts.beat(connection, by, [])
+        job_id = rig.submit(rig.job_of())
+        with redis.Redis.from_url(rig.redis_url) as client:
+            assert client.llen("dicom") == 1
+            client.delete("dicom")
+            client.lpush("dicom", foreign)
+            connection.execute("UPDATE tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s", (job_id,))
+            assert rig.dispatcher.reconcile() == 1
+            assert client.llen("dicom") == 2
 
 
 def failures(port: int, action: str) -> float:

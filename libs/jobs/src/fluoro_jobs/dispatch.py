@@ -111,8 +111,16 @@ def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str
     pipeline = client.pipeline(transaction=False)
     for queue in queues:
         pipeline.lrange(queue, 0, -1)
-    headers = [json.loads(message)["headers"] for messages in pipeline.execute() for message in messages]
-    return {(one["id"], one.get("attempt")) for one in headers}
+    return {held for messages in pipeline.execute() for held in map(_held, messages) if held is not None}
+
+
+def _held(message: bytes) -> tuple[str, int | None] | None:
+    """None for a message that is not ours: whoever put it there, the search for lost ones goes on."""
+    try:
+        headers = json.loads(message)["headers"]
+        return str(headers["id"]), headers.get("attempt")
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 class Dispatcher(threading.Thread):
