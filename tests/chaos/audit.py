@@ -18,14 +18,17 @@ from uuid import UUID
 
 import psycopg
 from fluoro_blobs import BlobNotFoundError, BlobStore
+from fluoro_jobs.errors import STORE_OUTAGES
 from harness import record
 from harness.record import JobRecord, WatchRecord
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-KINDS: Final = ("lost", "duplicated", "gaps", "stuck", "late", "overrun")
+KINDS: Final = ("lost", "duplicated", "gaps", "stuck", "late", "overrun", "spent", "stalled", "exited", "unhealthy")
 """lost: accepted, and gone or not done. duplicated: made visible twice. gaps: events missing, doubled or out of order. stuck: not over at
-rest. late: effects after a cancel or of a fenced attempt. overrun: more attempts than allowed, or two at once."""
+rest. late: effects after a cancel or of a fenced attempt. overrun: more attempts than allowed, or two at once. spent: an outage of a store
+cost an attempt that counts. The others are not in the ledger, `run.py` sees them. stalled: what could go on waited too long after the last
+fault. exited: a process ended by itself. unhealthy: a process called itself dead."""
 
 ENDS: Final = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED")
 
@@ -129,6 +132,17 @@ RULES: Final = (
         JOIN attempts b ON b.task_id = t.id AND b.number > a.number
         WHERE t.job_id = ANY(%(jobs)s) AND b.start_time < coalesce(a.end_time, 'infinity')""",
     ),
+    Rule(
+        "spent",
+        "Attempt {1} of step {0} failed with {2}, and counts.",
+        """SELECT t.job_id, t.step, a.number, a.reason FROM tasks t JOIN attempts a ON a.task_id = t.id
+        WHERE t.job_id = ANY(%(jobs)s) AND a.outcome = 'FAILED' AND a.reason = ANY(%(outages)s)""",
+    ),
+    Rule(
+        "spent",
+        "Step {0} failed with {1}.",
+        "SELECT job_id, name, reason FROM steps WHERE job_id = ANY(%(jobs)s) AND state = 'FAILED' AND reason = ANY(%(outages)s)",
+    ),
 )
 
 
@@ -136,7 +150,7 @@ def audit(database_url: str, blob_url: str, records: Sequence[JobRecord]) -> lis
     """Every broken promise to the jobs of these records, and to jobs that carry their keys."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         jobs = _jobs(connection, records)
-        parameters = {"jobs": list(jobs), "ends": list(ENDS)}
+        parameters = {"jobs": list(jobs), "ends": list(ENDS), "outages": list(STORE_OUTAGES)}
         findings = [
             Finding(rule.kind, f"jobs/{job}", rule.detail.format(*blanks))
             for rule in RULES
@@ -183,7 +197,7 @@ FROM jobs j WHERE j.id = ANY(%s) AND j.state = ANY(%s)
 
 
 def _ends(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> Iterator[Finding]:
-    """Jobs that ended as they may not. Every attempt meeting a fault may happen to any (I7)."""
+    """Jobs that ended as they may not. Every attempt meeting the end of its worker may happen to any (I7)."""
     known = {UUID(each.name.removeprefix("jobs/")): each for each in records if each.name}
     for job, state, steps, artifacts, used_up in connection.execute(_ENDS.encode(), (list(known), list(ENDS))):
         each = known[job]

@@ -5,9 +5,10 @@
 The same seed makes the same plan of faults; what runs is told on standard error, findings and figures on standard output as JSON lines.
 `--first N --rounds 1` plays round N alone. Exits with 1 if there is any finding. Bounded: ends with what it has after `--minutes`.
 
-Last line: lost, duplicated, gaps, stuck, late and overrun count findings (audit.py says what they mean). `ratio` is Fluoro's lost jobs
-per SIGKILL of one of its processes over stock Celery's lost tasks per SIGKILL of its worker; 0 when Fluoro lost none, null when only
-Fluoro lost any.
+Last line: lost, duplicated and so on count findings (audit.py says what they mean). `stalls` has for each kind of fault how many seconds
+anything waited at most that could have gone on, after the last fault of a round with one of them; `stalls_during` the same before that.
+`ratio` is Fluoro's lost jobs per SIGKILL of one of its processes over stock Celery's lost tasks per SIGKILL of its worker; 0 when Fluoro
+lost none, null when only Fluoro lost any.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,10 +30,13 @@ from typing import Any, Final
 import psycopg
 from audit import ENDS, KINDS, Finding, audit
 from fluoro_client import AsyncClient
+from fluoro_jobs.ids import new_id
 from harness import faults, record
 from harness.deployment import Deployment, until
+from harness.disk import enter_namespace
 from harness.load import OWNER, Load
-from harness.plan import Round, make_round
+from harness.plan import Kind, Round, Store, make_round
+from harness.pulse import Pulse, longest
 from harness.stock import Stock
 
 REST_SECONDS: Final = 120
@@ -39,8 +44,14 @@ REST_SECONDS: Final = 120
 WATCHERS_SECONDS: Final = 20
 """How long after that watchers may take to see it."""
 CANCEL_SECONDS: Final = 6
-"""How long after a cancel something may compute on: a heartbeat, when Redis did not pass the word. A worker that was stopped
-meanwhile hears of it a heartbeat after it goes on."""
+"""How long after a cancel something may compute on: a heartbeat, when Redis did not pass the word. A worker that a fault kept from
+hearing it hears it a heartbeat after that."""
+STATEMENT_SECONDS: Final = 11
+"""How long a heartbeat may hang that was sent into a connection that leads nowhere any more, and when it is tried again."""
+STALL_SECONDS: Final = 30
+"""How long anything that can go on may wait once the last fault has ended: a lease, a back-off, deadlines of calls, and room."""
+PROBE_AFTER_SECONDS: Final = 2
+"""How long after the last fault calls are measured."""
 LATE_SECONDS: Final = 0.5
 """How long what should not compute is given to show itself once the gate is open."""
 
@@ -53,6 +64,8 @@ class Score:
     accepted: int = 0
     kills: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    stalls: dict[str, float] = field(default_factory=dict)
+    stalls_during: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -78,7 +91,7 @@ class Run:
                 stack.callback(self._stock.stop)
                 await asyncio.to_thread(self._stock.start)
             watchdog = asyncio.create_task(self._fluoro.watchdog())
-            async with AsyncClient(f"127.0.0.1:{self._fluoro.grpc_port}", owner=OWNER, deadline_seconds=10, patience_seconds=90) as client:
+            async with AsyncClient(self._fluoro.endpoint, owner=OWNER, deadline_seconds=10, patience_seconds=90) as client:
                 for number in range(self._arguments.first, self._arguments.first + self._arguments.rounds):
                     if time.monotonic() > deadline:
                         tell("Out of time.")
@@ -98,25 +111,42 @@ class Run:
         load = Load(client, plan, folder)
         strike = asyncio.create_task(asyncio.to_thread(self._stock.strike)) if self._stock else None
         started = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(load.play(started))
-            group.create_task(faults.play(self._fluoro, plan, started))
-        mended = time.monotonic()
-        names = [each.name for each in load.records if each.name]
-        await until(lambda: self._at_rest(names), REST_SECONDS, 0.2)
-        rest = time.monotonic()
+        ports = {service.name: service.http_port for service in self._fluoro.services.values()}
+        with Pulse(lambda: self._fluoro.postgres.url, new_id(), ports) as pulse:
+            done = await self._hurt(load, plan, started)
+            names = [each.name for each in load.records if each.name]
+            await until(lambda: self._at_rest(names), REST_SECONDS, 0.2)
+            rest = time.monotonic()
+        mended = max(each.ended for each in done)
         await load.watched(await asyncio.to_thread(self._last_sequences, names), WATCHERS_SECONDS)
-        heard = mended if any(fault.kind in faults.STOPS for fault in plan.faults) else load.last_cancel
-        await asyncio.sleep(max(0, heard + CANCEL_SECONDS - time.monotonic()))
+        await asyncio.sleep(max(0, _heard(done, load.last_cancel) - time.monotonic()))
         load.gate.touch()
         await asyncio.sleep(LATE_SECONDS)
         findings += await asyncio.to_thread(audit, self._fluoro.postgres.url, self._fluoro.blob_url, load.records)
+        findings += [Finding("unhealthy", name, "It said 503 at /healthz.") for name in sorted(pulse.unhealthy)]
+        waits = [*load.calls, *pulse.waits]
+        during, stall = (longest(waits, *span) for span in ((started, mended), (mended, rest)))
+        if stall[0] > STALL_SECONDS:
+            findings.append(Finding("stalled", stall[1], f"It could go on and waited {stall[0]} s after the last fault."))
         if strike:
             await strike
         record.write(self._folder / "records.jsonl", load.records)
-        self._note(plan, load, findings)
+        self._note(plan, load, findings, (during[0], stall[0]))
         seconds = {"until_mended": mended - started, "until_rest": rest - mended, "all": time.monotonic() - began}
-        say("round", number=plan.number, plan=plan.digest, accepted=len(names), seconds=seconds, findings=len(findings))
+        told = {"accepted": len(names), "seconds": seconds, "stall": stall, "stall_during": during, "findings": len(findings)}
+        say("round", number=plan.number, plan=plan.digest, **told)
+
+    async def _hurt(self, load: Load, plan: Round, started: float) -> list[faults.Done]:
+        """Load, probes and faults at once, until all are over."""
+        over = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            probe = group.create_task(load.probe(over))
+            group.create_task(load.play(started))
+            done = await faults.play(self._fluoro, plan, started)
+            await asyncio.sleep(PROBE_AFTER_SECONDS)
+            over.set()
+            await probe
+        return done
 
     def _at_rest(self, names: list[str]) -> bool:
         ids = [name.removeprefix("jobs/") for name in names]
@@ -130,18 +160,24 @@ class Run:
             query = "SELECT 'jobs/' || id, last_sequence FROM jobs WHERE 'jobs/' || id = ANY(%s)"
             return dict(connection.execute(query, (names,)).fetchall())
 
-    def _note(self, plan: Round, load: Load, findings: list[Finding]) -> None:
+    def _note(self, plan: Round, load: Load, findings: list[Finding], stalls: tuple[float, float]) -> None:
+        """stalls: seconds of the longest while the round's faults lasted, and after that."""
         score = self._score
+        findings += [Finding("exited", name, f"It {text}") for name, text in self._fluoro.exits]
+        self._fluoro.exits.clear()
         score.rounds += 1
         score.accepted += sum(bool(each.name) for each in load.records)
         score.kills += sum(fault.kind in faults.KILLS for fault in plan.faults)
-        score.faults.update(fault.kind for fault in plan.faults)
+        score.faults.update(fault.name for fault in plan.faults)
+        for name in {fault.name for fault in plan.faults}:
+            for longest_so_far, seconds in zip((score.stalls_during, score.stalls), stalls, strict=True):
+                longest_so_far[name] = max(longest_so_far.get(name, 0), seconds)
         score.findings += findings
-        for finding in findings:
-            say("finding", round=plan.number, **asdict(finding))
-        for end in self._fluoro.exits[:]:
-            self._fluoro.exits.remove(end)
-            say("exit", round=plan.number, text=end)
+        with (self._folder / "findings.jsonl").open("a") as file:
+            for finding in findings:
+                told = {"round": plan.number} | asdict(finding)
+                say("finding", **told)
+                file.write(json.dumps(told) + "\n")
         if findings:
             arguments = self._arguments
             tell(f"Replay: python tests/chaos/run.py --seed {arguments.seed} --first {plan.number} --rounds 1")
@@ -152,12 +188,20 @@ class Run:
         counts = Counter(finding.kind for finding in score.findings)
         figures: dict[str, Any] = {"rounds": score.rounds, "seed": self._arguments.seed, "accepted": score.accepted}
         figures |= {kind: counts[kind] for kind in KINDS} | {"kills": score.kills, "faults": dict(score.faults)}
+        figures |= {"stalls": score.stalls, "stalls_during": score.stalls_during}
         if stock:
             lost, theirs = counts["lost"] / max(1, score.kills), stock_lost / max(1, stock.kills)
             ratio = 0.0 if not lost else (lost / theirs if theirs else None)
             figures |= {"stock_celery_published": stock.published, "stock_celery_kills": stock.kills}
             figures |= {"stock_celery_lost": stock_lost, "stock_celery_twice": stock_twice, "ratio": ratio}
         return figures
+
+
+def _heard(done: Sequence[faults.Done], last_cancel: float) -> float:
+    """When every worker should know of every cancel, in seconds of time.monotonic()."""
+    kept = [each for each in done if each.fault.kind in faults.DEAFENS and each.fault.target not in {Store.VALKEY, Store.BLOBS}]
+    hanging = [each.ended + STATEMENT_SECONDS for each in kept if each.fault.kind is Kind.HALF_OPEN]
+    return max([last_cancel, *(each.ended for each in kept), *hanging]) + CANCEL_SECONDS
 
 
 def say(name: str, **figures: object) -> None:
@@ -190,6 +234,7 @@ def main() -> None:
         for number in range(arguments.first, arguments.first + arguments.rounds):
             say("plan", **asdict(make_round(arguments.seed, number)))
         return
+    enter_namespace()
     logging.getLogger("fluoro_client").setLevel(logging.ERROR)  # that connections break off is the point
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Not in a folder that is ours alone: PostgreSQL runs as another user when we are root.

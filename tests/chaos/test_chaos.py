@@ -10,8 +10,11 @@ from typing import Any, Final
 from uuid import UUID
 
 import pytest
+from audit import KINDS
 from fluoro.v1 import job_pb2
 from fluoro_jobs.testing.rig import Rig
+from harness.faults import MANNERS
+from harness.plan import STORE_FAULTS
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -26,17 +29,28 @@ def run(program: str, *arguments: object, seconds: float = 60) -> tuple[int, lis
 
 
 @pytest.mark.timeout(300)
-def test_two_rounds_of_faults_break_no_promise() -> None:
-    status, lines = run("run.py", "--rounds", 2, "--seed", 7, seconds=280)
+def test_three_rounds_with_every_manner_in_which_a_store_fails_break_no_promise() -> None:
+    status, lines = run("run.py", "--rounds", 3, "--seed", 3495, seconds=280)
     last = lines[-1]
-    assert status == 0, lines
-    assert {kind: last[kind] for kind in ("lost", "duplicated", "gaps", "stuck", "late", "overrun")} == dict.fromkeys(
-        ("lost", "duplicated", "gaps", "stuck", "late", "overrun"), 0
-    )
-    assert (last["name"], last["rounds"]) == ("chaos", 2)
-    assert last["accepted"] > 100
+    assert [line for line in lines if line["name"] == "finding"] == []
+    assert status == 0
+    assert {kind: last[kind] for kind in KINDS} == dict.fromkeys(KINDS, 0)
+    assert (last["name"], last["rounds"]) == ("chaos", 3)
+    assert last["accepted"] > 150
     assert last["kills"] > 0
-    assert last["stock_celery_kills"] == 2
+    assert last["stock_celery_kills"] == 3
+    manners = {name.rpartition("_")[0] for name in last["faults"]}
+    assert manners >= {"stopped", "half_open", "slow", "reset", "read_only", "full"}
+    assert set(last["stalls"]) == set(last["faults"])
+    assert max(last["stalls"].values()) <= 30
+
+
+def test_ten_rounds_meet_every_manner_in_which_each_store_can_fail() -> None:
+    for first in (0, 20):
+        _, plan = run("run.py", "--plan", "--rounds", 10, "--first", first, "--seed", 11)
+        met = {(fault["target"], fault["kind"]) for each in plan for fault in each["faults"]}
+        assert met >= {(str(store), str(kind)) for store, kind in STORE_FAULTS}
+    assert set(MANNERS) == set(STORE_FAULTS)
 
 
 def test_a_seed_gives_the_same_plan_always_and_another_seed_another() -> None:
@@ -82,6 +96,12 @@ class Scene:
         columns = "task_id, number, worker, start_time, end_time, outcome"
         self.sql(
             f"INSERT INTO attempts ({columns}) SELECT id, {number}, 'w', {start}, now(), '{outcome}' FROM tasks WHERE job_id = %(job)s"
+        )
+
+    def give_up_for_an_outage(self) -> None:
+        self.attempt(2, "FAILED")
+        self.sql(
+            "UPDATE attempts SET reason = 'BLOB_STORE_FULL' WHERE number = 2 AND task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"
         )
 
     def try_too_often(self) -> None:
@@ -134,6 +154,11 @@ HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "it had been cancelled": ({"late"}, lambda on: on.record.update(cancelled_as="CANCELLED")),
     "something computed on": ({"late"}, Scene.touch_late),
     "a cancelled step has an artifact": ({"late"}, lambda on: on.sql("UPDATE steps SET state = 'CANCELLED' WHERE job_id = %(job)s")),
+    "an outage of a store cost it an attempt": ({"spent"}, Scene.give_up_for_an_outage),
+    "an outage of a store failed its step": (
+        {"spent", "late"},
+        lambda on: on.sql("UPDATE steps SET state = 'FAILED', reason = 'LEDGER_BUSY' WHERE job_id = %(job)s"),
+    ),
     "it was tried too often": ({"overrun"}, Scene.try_too_often),
     "two attempts ran at once": ({"overrun"}, lambda on: on.attempt(2, "LOST", "(SELECT start_time FROM jobs WHERE id = job_id)")),
 }

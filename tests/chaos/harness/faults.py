@@ -4,13 +4,19 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import redis
+from fluoro_local.replication import fence
 
 from harness.deployment import Deployment
-from harness.plan import Fault, Kind, Round
+from harness.plan import Fault, Kind, Round, Store
+from harness.proxy import Proxy
 
 REDIS_PATIENCE_SECONDS: Final = 5
 """How long a fault that needs Redis waits for it when another fault has taken it away."""
@@ -19,21 +25,35 @@ MESSAGE_SECONDS: Final = 2
 DRAIN_SECONDS: Final = 15
 """How long a worker may take to end on SIGTERM before it is killed."""
 
-STOPS: Final = frozenset({Kind.LONG_STOP, Kind.SHORT_STOP})
+RESET_EVERY_SECONDS: Final = 0.3
+NOBODY: Final = 9
+"""A port that nobody listens on: what a Valkey is a replica of that has lost its primary."""
+
+DEAFENS: Final = frozenset({Kind.FREEZE, Kind.SHORT_STOP, Kind.STOPPED, Kind.DEAF, Kind.HALF_OPEN, Kind.SLOW, Kind.RESET, Kind.READ_ONLY})
+"""Faults that keep a worker from hearing of a cancel while they last, if they befall it or the ledger."""
 KILLS: Final = frozenset({Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN, Kind.KILL_CHILD, Kind.KILL_GATEWAY, Kind.KILL_SCHEDULER})
 """Faults that are a SIGKILL of a process of Fluoro's own."""
 
 
-async def play(deployment: Deployment, plan: Round, started: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A fault that is over, and when it began and ended, in seconds of time.monotonic()."""
+
+    fault: Fault
+    began: float
+    ended: float
+
+
+async def play(deployment: Deployment, plan: Round, started: float) -> list[Done]:
     """Every fault of the round at its time, in seconds of time.monotonic() since `started`; returns when the last has ended."""
-    async with asyncio.TaskGroup() as group:
-        for fault in plan.faults:
-            group.create_task(_at(deployment, fault, started))
+    return await asyncio.gather(*(_at(deployment, fault, started) for fault in plan.faults))
 
 
-async def _at(deployment: Deployment, fault: Fault, started: float) -> None:
+async def _at(deployment: Deployment, fault: Fault, started: float) -> Done:
     await asyncio.sleep(max(0, started + fault.at_seconds - time.monotonic()))
+    began = time.monotonic()
     await _DOES[fault.kind](deployment, fault)
+    return Done(fault, began, time.monotonic())
 
 
 async def _kill(deployment: Deployment, fault: Fault) -> None:
@@ -47,14 +67,18 @@ async def _kill_child(deployment: Deployment, fault: Fault) -> None:
     async with deployment.services[fault.target].lock:
         children = deployment.pool_children(fault.target)
         if children:
-            os.kill(children[fault.count % len(children)], signal.SIGKILL)
+            child = children[fault.count % len(children)]
+            # Not one of the pool, but what cleans up after it: without that the pool makes no more children, and the worker ends.
+            if b"semaphore_tracker" in await asyncio.to_thread(Path(f"/proc/{child}/cmdline").read_bytes):
+                deployment.services[fault.target].excused = True
+            os.kill(child, signal.SIGKILL)
 
 
 async def _stop_for_a_while(deployment: Deployment, fault: Fault) -> None:
     async with deployment.services[fault.target].lock:
-        deployment.signal(fault.target, signal.SIGSTOP)
+        deployment.send(fault.target, signal.SIGSTOP)
         await asyncio.sleep(fault.seconds)
-        deployment.signal(fault.target, signal.SIGCONT)
+        deployment.send(fault.target, signal.SIGCONT)
 
 
 async def _drain(deployment: Deployment, fault: Fault) -> None:
@@ -65,31 +89,17 @@ async def _drain(deployment: Deployment, fault: Fault) -> None:
         await asyncio.to_thread(deployment.start_again, fault.target)
 
 
+async def _wrong_clock(deployment: Deployment, fault: Fault) -> None:
+    async with deployment.services[fault.target].lock:
+        for offset in (fault.amount, 0):
+            deployment.services[fault.target].meant = True
+            await asyncio.to_thread(deployment.services[fault.target].child.stop, signal.SIGTERM, DRAIN_SECONDS)
+            await asyncio.to_thread(deployment.start_again, fault.target, offset)
+            await asyncio.sleep(fault.seconds if offset else 0)
+
+
 async def _flushall(deployment: Deployment, _fault: Fault) -> None:
     await _with_redis(deployment, lambda client: client.flushall())
-
-
-async def _kill_valkey(deployment: Deployment, fault: Fault) -> None:
-    async with deployment.valkey_lock:
-        await asyncio.to_thread(deployment.valkey.kill)
-        await asyncio.sleep(fault.seconds)
-        deployment.swap_valkey(appendonly=fault.kind is Kind.KILL_VALKEY)
-        await asyncio.to_thread(deployment.valkey.start)
-
-
-async def _hurt_postgres(deployment: Deployment, fault: Fault) -> None:
-    async with deployment.postgres_lock:
-        await asyncio.to_thread(deployment.postgres.stop if fault.kind is Kind.RESTART_POSTGRES else deployment.postgres.kill)
-        await asyncio.sleep(fault.seconds)
-        await asyncio.to_thread(deployment.postgres.start)
-
-
-async def _blob_outage(deployment: Deployment, fault: Fault) -> None:
-    nowhere = deployment.folder / "nowhere"
-    nowhere.touch()
-    deployment.point_blobs_at(nowhere)
-    await asyncio.sleep(fault.seconds)
-    deployment.point_blobs_at(deployment.folder / "bytes")
 
 
 async def _take_messages(deployment: Deployment, fault: Fault) -> None:
@@ -105,7 +115,8 @@ async def _take_messages(deployment: Deployment, fault: Fault) -> None:
     await _with_redis(deployment, take)
 
 
-async def _with_redis(deployment: Deployment, act: Callable[["redis.Redis"], object]) -> None:
+async def _with_redis(deployment: Deployment, act: Callable[["redis.Redis"], object]) -> bool:
+    """Whether it was done."""
     deadline = time.monotonic() + REDIS_PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -114,8 +125,151 @@ async def _with_redis(deployment: Deployment, act: Callable[["redis.Redis"], obj
         except redis.RedisError:  # another fault has it
             await asyncio.sleep(0.1)
         else:
-            return
+            return True
+    return False
 
+
+async def _hurt_store(deployment: Deployment, fault: Fault) -> None:
+    """Lets a store fail in one manner for a while."""
+    store = Store(fault.target)
+    async with deployment.locks[store], MANNERS[store, fault.kind](deployment, fault):
+        await asyncio.sleep(fault.seconds)
+
+
+async def _network(deployment: Deployment, fault: Fault, act: Callable[[Proxy], None]) -> None:
+    for proxy in deployment.proxies[Store(fault.target)]:
+        await asyncio.to_thread(act, proxy)
+
+
+@asynccontextmanager
+async def _killed(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    server = deployment.valkey if fault.target == Store.VALKEY else deployment.postgres
+    await asyncio.to_thread(server.stop if fault.kind is Kind.RESTARTED else server.kill)
+    await _network(deployment, fault, Proxy.refuse)
+    yield
+    if fault.target == Store.VALKEY:
+        deployment.swap_valkey(appendonly=fault.kind is Kind.KILLED)
+        server = deployment.valkey
+    await asyncio.to_thread(server.start)
+    await _network(deployment, fault, Proxy.mend)
+
+
+@asynccontextmanager
+async def _failed_over(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
+    """A synchronous standby is made first, so that what was acknowledged is on both when the primary is lost."""
+    await asyncio.to_thread(deployment.pair.rebuild)
+    await asyncio.to_thread(fence, deployment.postgres)
+    yield
+    await asyncio.to_thread(deployment.pair.fail_over)
+
+
+@asynccontextmanager
+async def _stopped(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    """Every process of the server, or the one alone that takes connections."""
+    deployment.send_store(Store(fault.target), signal.SIGSTOP, whole=fault.kind is Kind.STOPPED)
+    yield
+    deployment.send_store(Store(fault.target), signal.SIGCONT)
+
+
+@asynccontextmanager
+async def _half_open(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    await _network(deployment, fault, Proxy.half_open)
+    yield
+    await _network(deployment, fault, Proxy.mend)
+
+
+@asynccontextmanager
+async def _slow(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    await _network(deployment, fault, lambda proxy: proxy.delay(fault.amount))
+    yield
+    await _network(deployment, fault, Proxy.mend)
+
+
+@asynccontextmanager
+async def _reset(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    async def again_and_again() -> None:
+        while True:
+            await _network(deployment, fault, Proxy.reset)
+            await asyncio.sleep(RESET_EVERY_SECONDS)
+
+    resets = asyncio.create_task(again_and_again())
+    yield
+    resets.cancel()
+    await asyncio.wait([resets])
+
+
+@asynccontextmanager
+async def _read_only_postgres(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
+    def let(change: str) -> None:
+        with psycopg.connect(deployment.postgres.url, autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM {change}".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+    await asyncio.to_thread(let, "SET default_transaction_read_only = on")
+    yield
+    await asyncio.to_thread(let, "RESET default_transaction_read_only")
+
+
+@asynccontextmanager
+async def _replica(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
+    await _with_redis(deployment, lambda client: client.replicaof("127.0.0.1", NOBODY))
+    yield
+    assert await _with_redis(deployment, lambda client: client.replicaof("NO", "ONE"))
+
+
+@asynccontextmanager
+async def _full_valkey(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
+    await _with_redis(deployment, lambda client: client.config_set("maxmemory", 1))
+    yield
+    assert await _with_redis(deployment, lambda client: client.config_set("maxmemory", 0))
+
+
+@asynccontextmanager
+async def _blobs_away(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
+    nowhere = deployment.folder / "nowhere"
+    nowhere.touch()
+    deployment.point_blobs_at(nowhere)
+    yield
+    deployment.point_blobs_at(deployment.disk.folder)
+
+
+@asynccontextmanager
+async def _hurt_disk(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
+    """The disk below the blobs is full, or can be read alone; without a disk of their own they are away instead."""
+    disk = deployment.disk
+    if not disk.mounted:
+        async with _blobs_away(deployment, fault):
+            yield
+        return
+    hurt, mend = (disk.fill, disk.empty) if fault.kind is Kind.FULL else (disk.make_read_only, disk.make_writable)
+    await asyncio.to_thread(hurt)
+    yield
+    await asyncio.to_thread(mend)
+
+
+MANNERS: Final = {
+    (Store.POSTGRES, Kind.KILLED): _killed,
+    (Store.POSTGRES, Kind.RESTARTED): _killed,
+    (Store.POSTGRES, Kind.STOPPED): _stopped,
+    (Store.POSTGRES, Kind.DEAF): _stopped,
+    (Store.POSTGRES, Kind.HALF_OPEN): _half_open,
+    (Store.POSTGRES, Kind.SLOW): _slow,
+    (Store.POSTGRES, Kind.RESET): _reset,
+    (Store.POSTGRES, Kind.READ_ONLY): _read_only_postgres,
+    (Store.POSTGRES, Kind.FAILED_OVER): _failed_over,
+    (Store.VALKEY, Kind.KILLED): _killed,
+    (Store.VALKEY, Kind.WIPED): _killed,
+    (Store.VALKEY, Kind.STOPPED): _stopped,
+    (Store.VALKEY, Kind.HALF_OPEN): _half_open,
+    (Store.VALKEY, Kind.SLOW): _slow,
+    (Store.VALKEY, Kind.RESET): _reset,
+    (Store.VALKEY, Kind.READ_ONLY): _replica,
+    (Store.VALKEY, Kind.FULL): _full_valkey,
+    (Store.BLOBS, Kind.AWAY): _blobs_away,
+    (Store.BLOBS, Kind.READ_ONLY): _hurt_disk,
+    (Store.BLOBS, Kind.FULL): _hurt_disk,
+}
+"""What each row of `STORE_FAULTS` is: entered when the fault begins, left when it ends."""
 
 _DOES: Final[dict[Kind, Callable[[Deployment, Fault], Awaitable[None]]]] = {
     Kind.KILL_WORKER: _kill,
@@ -123,15 +277,12 @@ _DOES: Final[dict[Kind, Callable[[Deployment, Fault], Awaitable[None]]]] = {
     Kind.KILL_GATEWAY: _kill,
     Kind.KILL_SCHEDULER: _kill,
     Kind.KILL_CHILD: _kill_child,
-    Kind.LONG_STOP: _stop_for_a_while,
+    Kind.FREEZE: _stop_for_a_while,
     Kind.SHORT_STOP: _stop_for_a_while,
     Kind.DRAIN_WORKER: _drain,
+    Kind.WRONG_CLOCK: _wrong_clock,
     Kind.FLUSHALL: _flushall,
-    Kind.KILL_VALKEY: _kill_valkey,
-    Kind.WIPE_VALKEY: _kill_valkey,
-    Kind.RESTART_POSTGRES: _hurt_postgres,
-    Kind.KILL_POSTGRES: _hurt_postgres,
-    Kind.BLOB_OUTAGE: _blob_outage,
     Kind.DROP_MESSAGES: _take_messages,
     Kind.DUPLICATE_MESSAGES: _take_messages,
+    **{kind: _hurt_store for _, kind in MANNERS},
 }

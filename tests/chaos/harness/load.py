@@ -10,24 +10,29 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc
-from fluoro.v1 import event_pb2, job_pb2
+from audit import ENDS
+from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
 from fluoro_client import AsyncClient, FluoroApiError
+from fluoro_jobs.errors import STORE_OUTAGES
 from google.protobuf.duration_pb2 import Duration
 
 from harness.deployment import until
 from harness.plan import QUEUES, Round, Shape, Watch, Work
+from harness.pulse import Wait
 from harness.record import JobRecord, WatchRecord
 
 OWNER: Final = "chaos"
-PATIENCE_SECONDS: Final = 60
+PATIENCE_SECONDS: Final = 120
 """How long a client repeats a call whose outcome it does not know."""
 NOOPS_AT_ONCE: Final = 8
+PROBE_EVERY_SECONDS: Final = 0.5
 MAX_ATTEMPTS: Final = 6
 """Of steps that should succeed: more than a round has faults that can end an attempt of one task."""
 
 Command = dict[str, Any]
 Value = TypeVar("Value")
 
+_TERMINAL: Final = {job_pb2.Job.State.Value(f"STATE_{name}") for name in ENDS}
 _FAILED_ON_PURPOSE: Final = {Shape.POISON: 2, Shape.FAILS: 2}
 """Attempts of steps that cannot succeed."""
 _ENDS: Final = {Shape.POISON: "FAILED", Shape.FAILS: "FAILED", Shape.SPINS: "CANCELLED", Shape.CANCELLED: "CANCELLED"}
@@ -47,6 +52,7 @@ class Load:
     plan: Round
     folder: Path
     records: list[JobRecord] = field(default_factory=list)
+    calls: list[Wait] = field(default_factory=list)
     last_cancel: float = 0
     _watching: list[asyncio.Task[None]] = field(default_factory=list)
     _seen: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -69,11 +75,22 @@ class Load:
                 await self._watches_all.wait()
         except TimeoutError:
             self._all_error = "it got no first message"
+            self._watches_all.set()
         async with asyncio.TaskGroup() as group:
             for index, work in enumerate(self.plan.works):
                 group.create_task(self._work(index, work, started))
             for index in range(NOOPS_AT_ONCE):
                 group.create_task(self._noops(index))
+
+    async def probe(self, done: asyncio.Event) -> None:
+        """Submits a job that does nothing and reads it, again and again until `done`, and notes how long each call took."""
+        number = 0
+        await self._watches_all.wait()
+        async with asyncio.TaskGroup() as group:
+            while not done.is_set():
+                group.create_task(self._probe(number))
+                number += 1
+                await asyncio.sleep(PROBE_EVERY_SECONDS)
 
     async def watched(self, last: Mapping[str, int], seconds: float) -> None:
         """Waits for all watchers to see the end; those that do not say so in their record. last: sequence of each job's last event."""
@@ -108,9 +125,20 @@ class Load:
 
     async def _noops(self, index: int) -> None:
         for number in range(index, self.plan.noops, NOOPS_AT_ONCE):
-            step = job_pb2.Step(name="noop", retry_policy=_policy(MAX_ATTEMPTS))
-            step.render_dicom.SetInParent()
-            await self._submit(self._record(f"noop-{number}", Shape.NOOP), [], [step])
+            await self._submit(self._record(f"noop-{number}", Shape.NOOP), [], [_noop()])
+
+    async def _probe(self, number: int) -> None:
+        record = self._record(f"probe-{number}", Shape.NOOP)
+        began = time.monotonic()
+        await self._submit(record, [], [_noop()])
+        self.calls.append(Wait("submit", began, time.monotonic()))
+        if record.name:
+            began = time.monotonic()
+            try:
+                await _persist(lambda: self.client.get(record.name))
+            except FluoroApiError as error:
+                record.refused = f"Not read: {error}"
+            self.calls.append(Wait("read", began, time.monotonic()))
 
     def _record(self, suffix: str, shape: Shape) -> JobRecord:
         record = JobRecord(f"{self._label}-{suffix}", shape, _ENDS.get(shape, "SUCCEEDED"))
@@ -194,7 +222,7 @@ class Load:
         return f"{self.plan.seed}-{self.plan.number}"
 
     async def _watch_from(self, name: str, cursor: str, break_after: int, record: WatchRecord) -> str:
-        """Watches to the end, or hangs up after so many messages and returns where."""
+        """Watches to the end, or hangs up after so many messages and returns where; not at the end, after which a retry may follow."""
         async with aclosing(self.client.watch(name, cursor)) as messages:
             count = 0
             async for message in messages:
@@ -204,9 +232,20 @@ class Load:
                     case "event":
                         record.seen.append((message.event.sequence, _state(message.event)))
                 count += 1
-                if count == break_after and message.cursor:
+                if count == break_after and message.cursor and not _ends_stream(message):
                     return message.cursor
         return ""
+
+
+def _ends_stream(message: job_service_pb2.WatchJobResponse) -> bool:
+    state = message.event.job_changed.state if message.WhichOneof("update") == "event" else message.snapshot.state
+    return state in _TERMINAL
+
+
+def _noop() -> job_pb2.Step:
+    step = job_pb2.Step(name="noop", retry_policy=_policy(MAX_ATTEMPTS))
+    step.render_dicom.SetInParent()
+    return step
 
 
 def _steps(work: Work) -> list[job_pb2.Step]:
@@ -242,7 +281,7 @@ async def _persist(call: Callable[[], Awaitable[Value]]) -> Value:
         try:
             return await call()
         except FluoroApiError as error:
-            unknown = error.resumable or error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            unknown = error.resumable or error.code is grpc.StatusCode.DEADLINE_EXCEEDED or error.reason in STORE_OUTAGES
             if not unknown or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)

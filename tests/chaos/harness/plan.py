@@ -15,35 +15,60 @@ WINDOW_SECONDS: Final = 3.5
 """Submits and faults begin within this time of a round."""
 LEASE_SECONDS: Final = 15
 """`fluoro_jobs.ledger.attempts.LEASE_SECONDS`: what a round with a lost worker has to wait for."""
-COSTLY_SHARE: Final = 0.5
+COSTLY_SHARE: Final = 0.4
 """Share of rounds in which a whole worker is lost and a lease has to expire. The others are over in half the time."""
-LONG_STOP_SHARE: Final = 0.08
-"""Share of the costly rounds in which a worker is stopped beyond its lease, instead of killed."""
+FREEZE_SHARE: Final = 0.08
+"""Share of the costly rounds in which a process is stopped beyond the lease, instead of killed."""
+LONG_SHARE: Final = 0.12
+"""Share of the faults of `_LONG` that outlast every deadline of a statement."""
+LONG_SECONDS: Final = (11.0, 13.0)
+ENDLESS_EVERY: Final = 50
+"""One round of so many has a store that answers nobody for `ENDLESS_SECONDS`: longer than a process may be without a sign of life."""
+ENDLESS_SECONDS: Final = (62.0, 65.0)
 
-PREFORK_WORKERS: Final = ("dicom-prefork", "export-prefork")
+GATEWAYS: Final = ("gateway-1", "gateway-2")
+SCHEDULERS: Final = ("scheduler-1", "scheduler-2")
+PREFORK_WORKERS: Final = ("dicom-prefork", "export-prefork-1", "export-prefork-2")
 WORKERS: Final = (*PREFORK_WORKERS, "dicom-threads")
 QUEUES: Final = ("dicom", "export")
 
 
+class Store(StrEnum):
+    """What Fluoro keeps things in."""
+
+    POSTGRES = "postgres"
+    VALKEY = "valkey"
+    BLOBS = "blobs"
+
+
 class Kind(StrEnum):
-    """A fault."""
+    """A fault. Those of the second part befall a store, in one of the manners in which stores fail; `STORE_FAULTS` says which which."""
 
     KILL_WORKER = "kill_worker"
     KILL_WORKER_MAIN = "kill_worker_main"
-    LONG_STOP = "long_stop"
+    FREEZE = "freeze"
     KILL_CHILD = "kill_child"
     KILL_GATEWAY = "kill_gateway"
     KILL_SCHEDULER = "kill_scheduler"
     SHORT_STOP = "short_stop"
     DRAIN_WORKER = "drain_worker"
+    WRONG_CLOCK = "wrong_clock"
     FLUSHALL = "flushall"
-    KILL_VALKEY = "kill_valkey"
-    WIPE_VALKEY = "wipe_valkey"
-    RESTART_POSTGRES = "restart_postgres"
-    KILL_POSTGRES = "kill_postgres"
-    BLOB_OUTAGE = "blob_outage"
     DROP_MESSAGES = "drop_messages"
     DUPLICATE_MESSAGES = "duplicate_messages"
+
+    KILLED = "killed"
+    RESTARTED = "restarted"
+    WIPED = "wiped"
+    STOPPED = "stopped"
+    DEAF = "deaf"
+    HALF_OPEN = "half_open"
+    SLOW = "slow"
+    RESET = "reset"
+    READ_ONLY = "read_only"
+    FULL = "full"
+    AWAY = "away"
+    FAILED_OVER = "failed_over"
 
 
 class Shape(StrEnum):
@@ -63,13 +88,27 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """at_seconds: after the round's start. seconds: how long it lasts, or the killed stays down. count: messages, or which child."""
+    """at_seconds: after the round's start. seconds: how long it lasts, or the killed stays down. target: a service, store or queue.
+
+    count: messages, or which child. amount: of a slow store, seconds that each piece of an answer takes longer; of a clock, its offset.
+    """
 
     at_seconds: float
     kind: Kind
     target: str = ""
     seconds: float = 0
     count: int = 0
+    amount: float = 0
+
+    @property
+    def name(self) -> str:
+        """What figures call it: `half_open_postgres`, `kill_worker`."""
+        return f"{self.kind}_{self.target}" if self.of_store else str(self.kind)
+
+    @property
+    def of_store(self) -> bool:
+        """Whether it befalls a store."""
+        return any(kind is self.kind for _, kind in STORE_FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +147,36 @@ class Round:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        told = (f"{f.at_seconds:.1f}s {f.kind}{f'({f.target})' if f.target else ''}" for f in self.faults)
+        told = (f"{f.at_seconds:.1f}s {f.kind}{f'({f.target})' if f.target else ''} {f.seconds:.1f}s" for f in self.faults)
         return f"round {self.number} [{self.digest}]: {len(self.works)} jobs, {self.noops} no-ops; {', '.join(told)}"
 
+
+STORE_FAULTS: Final[dict[tuple[Store, Kind], tuple[float, float]]] = {
+    (Store.POSTGRES, Kind.KILLED): (0, 1),
+    (Store.POSTGRES, Kind.RESTARTED): (0, 1),
+    (Store.POSTGRES, Kind.STOPPED): (1, 6),
+    (Store.POSTGRES, Kind.DEAF): (1, 6),
+    (Store.POSTGRES, Kind.HALF_OPEN): (1, 6),
+    (Store.POSTGRES, Kind.SLOW): (2, 5),
+    (Store.POSTGRES, Kind.RESET): (1, 3),
+    (Store.POSTGRES, Kind.READ_ONLY): (1, 5),
+    (Store.POSTGRES, Kind.FAILED_OVER): (0, 2),
+    (Store.VALKEY, Kind.KILLED): (0, 2),
+    (Store.VALKEY, Kind.WIPED): (0, 2),
+    (Store.VALKEY, Kind.STOPPED): (1, 6),
+    (Store.VALKEY, Kind.HALF_OPEN): (1, 6),
+    (Store.VALKEY, Kind.SLOW): (2, 5),
+    (Store.VALKEY, Kind.RESET): (1, 3),
+    (Store.VALKEY, Kind.READ_ONLY): (1, 5),
+    (Store.VALKEY, Kind.FULL): (1, 5),
+    (Store.BLOBS, Kind.AWAY): (0.3, 4),
+    (Store.BLOBS, Kind.READ_ONLY): (1, 5),
+    (Store.BLOBS, Kind.FULL): (1, 5),
+}
+"""Which store fails in which manner, and for how many seconds."""
+_LONG: Final = {(Store.POSTGRES, Kind.STOPPED), (Store.POSTGRES, Kind.HALF_OPEN), (Store.VALKEY, Kind.STOPPED)}
+_SLOW_SECONDS: Final = (0.05, 0.3)
+_CLOCK_OFFSETS: Final = (3_600.0, -86_400.0)
 
 _CHEAP: Final = (
     Kind.KILL_CHILD,
@@ -118,34 +184,28 @@ _CHEAP: Final = (
     Kind.KILL_SCHEDULER,
     Kind.SHORT_STOP,
     Kind.DRAIN_WORKER,
+    Kind.WRONG_CLOCK,
     Kind.FLUSHALL,
-    Kind.KILL_VALKEY,
-    Kind.WIPE_VALKEY,
-    Kind.RESTART_POSTGRES,
-    Kind.KILL_POSTGRES,
-    Kind.BLOB_OUTAGE,
     Kind.DROP_MESSAGES,
     Kind.DUPLICATE_MESSAGES,
 )
 _TARGETS: Final[dict[Kind, Sequence[str]]] = {
     Kind.KILL_WORKER: WORKERS,
     Kind.KILL_WORKER_MAIN: PREFORK_WORKERS,
-    Kind.LONG_STOP: WORKERS,
+    Kind.FREEZE: (*WORKERS, *GATEWAYS, *SCHEDULERS),
     Kind.KILL_CHILD: PREFORK_WORKERS,
-    Kind.SHORT_STOP: (*WORKERS, "gateway", "scheduler"),
+    Kind.SHORT_STOP: (*WORKERS, *GATEWAYS, *SCHEDULERS),
     Kind.DRAIN_WORKER: WORKERS,
-    Kind.KILL_GATEWAY: ("gateway",),
-    Kind.KILL_SCHEDULER: ("scheduler",),
+    Kind.WRONG_CLOCK: WORKERS,
+    Kind.KILL_GATEWAY: GATEWAYS,
+    Kind.KILL_SCHEDULER: SCHEDULERS,
     Kind.DROP_MESSAGES: QUEUES,
     Kind.DUPLICATE_MESSAGES: QUEUES,
 }
 _LASTS: Final[dict[Kind, tuple[float, float]]] = {
-    Kind.LONG_STOP: (LEASE_SECONDS + 1.5, LEASE_SECONDS + 3),
+    Kind.FREEZE: (LEASE_SECONDS + 1.5, LEASE_SECONDS + 3),
     Kind.SHORT_STOP: (0.5, 4),
-    Kind.BLOB_OUTAGE: (0.3, 2),
-    Kind.KILL_VALKEY: (0, 2),
-    Kind.WIPE_VALKEY: (0, 2),
-    Kind.KILL_POSTGRES: (0, 1),
+    Kind.WRONG_CLOCK: (4, 7),
 }
 """Seconds; others are down for up to one."""
 _SHAPES: Final[dict[Shape, int]] = {
@@ -167,29 +227,45 @@ _PREFORK_ONLY: Final = {Shape.DIES_ONCE, Shape.POISON, Shape.SPINS}
 def make_round(seed: int, number: int) -> Round:
     """The plan of a round; the same for the same arguments, always."""
     rng = random.Random(f"{seed}:{number}")
-    faults = sorted(_draw_faults(rng), key=lambda fault: fault.at_seconds)
+    faults = sorted((*_draw_store_faults(rng, seed, number), *_draw_faults(rng)), key=lambda fault: fault.at_seconds)
     works = sorted((_draw_work(rng) for _ in range(rng.randint(12, 20))), key=lambda work: work.at_seconds)
     return Round(seed, number, works, rng.randint(60, 200), faults)
 
 
+def _draw_store_faults(rng: random.Random, seed: int, number: int) -> list[Fault]:
+    """Two of a deck of all that is shuffled when it is used up, so that a few rounds meet every one of them."""
+    deck = list(STORE_FAULTS)
+    rounds = len(deck) // 2
+    random.Random(f"{seed}:{number // rounds}").shuffle(deck)
+    if (number + seed) % ENDLESS_EVERY == ENDLESS_EVERY - 1:
+        return [_fault(rng, rng.choice((Kind.STOPPED, Kind.HALF_OPEN)), Store.POSTGRES, ENDLESS_SECONDS)]
+    faults: list[Fault] = []
+    for store, kind in deck[2 * (number % rounds) :][:2]:
+        long = (store, kind) in _LONG and rng.random() < LONG_SHARE
+        faults.append(_fault(rng, kind, store, LONG_SECONDS if long else STORE_FAULTS[store, kind]))
+    return faults
+
+
 def _draw_faults(rng: random.Random) -> list[Fault]:
-    kinds = rng.sample(_CHEAP, rng.randint(1, 4))
+    kinds = rng.sample(_CHEAP, rng.randint(0, 3))
     if rng.random() < COSTLY_SHARE:
-        if rng.random() < LONG_STOP_SHARE:
-            # The rest must leave the stopped worker alone: a lock per target would make the round longer still.
-            kinds = [Kind.LONG_STOP, *(kind for kind in kinds if WORKERS[0] not in _TARGETS.get(kind, ()))]
-            return [_draw_fault(rng, kind) for kind in kinds]
-        kinds += rng.choices((Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN), (3, 1), k=rng.randint(1, 3))
-    return [_draw_fault(rng, kind) for kind in kinds]
+        if rng.random() < FREEZE_SHARE:
+            # The rest must leave processes alone: a lock per target would make the round longer still.
+            kinds = [Kind.FREEZE, *(kind for kind in kinds if kind not in _TARGETS)]
+        else:
+            kinds += rng.choices((Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN), (3, 1), k=rng.randint(1, 3))
+    return [_fault(rng, kind, rng.choice(_TARGETS.get(kind, ("",))), _LASTS.get(kind, (0, 1))) for kind in kinds]
 
 
-def _draw_fault(rng: random.Random, kind: Kind) -> Fault:
+def _fault(rng: random.Random, kind: Kind, target: str, lasts: tuple[float, float]) -> Fault:
+    amount = round(rng.uniform(*_SLOW_SECONDS), 3) if kind is Kind.SLOW else 0
     return Fault(
         at_seconds=round(rng.uniform(0.2, WINDOW_SECONDS), 2),
         kind=kind,
-        target=rng.choice(_TARGETS.get(kind, ("",))),
-        seconds=round(rng.uniform(*_LASTS.get(kind, (0, 1))), 2),
+        target=target,
+        seconds=round(rng.uniform(*lasts), 2),
         count=rng.randint(1, 4),
+        amount=rng.choice(_CLOCK_OFFSETS) if kind is Kind.WRONG_CLOCK else amount,
     )
 
 

@@ -1,0 +1,110 @@
+"""How long anything waited that could have gone on, and whether processes called themselves alive meanwhile.
+
+Looks straight into the ledger, past the proxy, and at every /healthz, from threads of its own.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from harness.deployment import ask
+
+LOOK_SECONDS: Final = 0.25
+"""How often the ledger is looked at."""
+HEALTH_SECONDS: Final = 1.0
+"""How often processes are asked whether they are alive."""
+CONNECT_SECONDS: Final = 2
+
+_CAN_GO_ON: Final = """
+SELECT t.id, t.attempt, t.state = 'RUNNING', 'jobs/' || t.job_id || ' step ' || t.step || ' ' || t.state FROM tasks t
+WHERE t.job_id >= %s AND (t.state IN ('READY', 'QUEUED') AND t.run_after <= now() OR t.state = 'RUNNING' AND t.lease_expire_time < now())
+"""
+"""Tasks that could be claimed, or whose lease is over, of jobs from one on: ids are in order of time."""
+
+
+@dataclass(slots=True)
+class Wait:
+    """Something that could go on and did not yet, in seconds of time.monotonic(): a call without an answer, a task that nobody claims."""
+
+    what: str
+    began: float
+    ended: float
+
+    def within(self, since: float, until: float) -> float:
+        """Seconds of it that lie between two times."""
+        return min(self.ended, until) - max(self.began, since)
+
+
+def longest(waits: Iterable[Wait], since: float, until: float) -> tuple[float, str]:
+    """Of what waited between two times: seconds, and what it was; 0 and "" for nothing."""
+    return max(((round(wait.within(since, until), 2), wait.what) for wait in waits if wait.within(since, until) > 0), default=(0.0, ""))
+
+
+class Pulse:
+    """Watches until left. unhealthy: services that said 503 at /healthz."""
+
+    def __init__(self, database_url: Callable[[], str], first: UUID, ports: Mapping[str, int]) -> None:
+        """database_url: of the ledger now. first: of the jobs to look at. ports: of each service's /healthz, by its name."""
+        self.unhealthy: set[str] = set()
+        self._database_url = database_url
+        self._first = first
+        self._ports = ports
+        self._waits: list[Wait] = []
+        self._open: dict[tuple[UUID, int, bool], Wait] = {}
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=arguments, daemon=True)
+            for arguments in ((LOOK_SECONDS, self._look), (HEALTH_SECONDS, self._ask))
+        ]
+        self._connection: Connection[TupleRow] | None = None
+
+    @property
+    def waits(self) -> list[Wait]:
+        """Of tasks, so far."""
+        return [*self._waits, *self._open.values()]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _repeat(self, every_seconds: float, look: Callable[[], None]) -> None:
+        while not self._over.wait(every_seconds):
+            look()
+
+    def _look(self) -> None:
+        try:
+            if self._connection is None:
+                self._connection = psycopg.connect(self._database_url(), autocommit=True, connect_timeout=CONNECT_SECONDS)
+            rows = self._connection.execute(_CAN_GO_ON, (self._first,)).fetchall()
+        except psycopg.Error:  # a fault has it; what waits is seen to wait afterwards
+            self._connection = None
+            return
+        now, before, self._open = time.monotonic(), self._open, {}
+        for task, attempt, running, what in rows:
+            wait = before.pop((task, attempt, running), None) or Wait(what, now, now)
+            wait.what, wait.ended = what, now
+            self._open[task, attempt, running] = wait
+        self._waits += before.values()
+
+    def _ask(self) -> None:
+        with ThreadPoolExecutor(len(self._ports)) as pool:
+            answers = pool.map(lambda port: ask(port, "/healthz"), self._ports.values())
+            self.unhealthy |= {name for name, status in zip(self._ports, answers, strict=True) if status == HTTPStatus.SERVICE_UNAVAILABLE}
