@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -20,6 +22,10 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.operations import BY_FIELD
 from fluoro_jobs.states import JobState, is_terminal
 
+FEW_ROWS: Final = 2_000
+"""A job of more rows is made in turn with other such jobs."""
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""Threads that compute take turns of Python's interpreter lock with those that should not wait, such as an event loop's."""
 FETCHED_ROWS: Final = 500
 """Rows that a read takes from its result at a time."""
 DEFAULT_PAGE: Final = 50
@@ -83,6 +89,11 @@ def get_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.J
         row = head.fetchone()
     if row is None:
         raise job_not_found(job_id)
+    with _ONE_AT_A_TIME if sum(part.rowcount for part in parts) > FEW_ROWS else nullcontext():
+        return _whole_job(row, parts)
+
+
+def _whole_job(row: TupleRow, parts: Sequence[Cursor[TupleRow]]) -> job_pb2.Job:
     job = _job(row)
     steps, (tasks, attempts, items, artifacts) = list(_rows(parts[0])), map(_rows, parts[1:])
     step_names = [step[1] for step in steps]
