@@ -85,7 +85,9 @@ class Jobs:
 
     async def get_job(self, request: GetJobRequest, call: Call) -> GetJobResponse:
         """The job from the ledger."""
-        return GetJobResponse(job=await self._read(call, names.job_id(request.name)))
+        response = GetJobResponse()
+        await self._read(call, names.job_id(request.name), response.job)
+        return response
 
     async def list_jobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """A page of the caller's jobs."""
@@ -97,19 +99,21 @@ class Jobs:
     async def cancel_job(self, request: CancelJobRequest, call: Call) -> CancelJobResponse:
         """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
         job_id = names.job_id(request.name)
-        job = await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id)
+        response = CancelJobResponse()
+        await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id, response.job)
         self._hub.woken(job_id)
         self._calls.aside(self._publisher.cancel, job_id)
-        return CancelJobResponse(job=job)
+        return response
 
     async def retry_job(self, request: RetryJobRequest, call: Call) -> RetryJobResponse:
         """Opens the job again in the ledger, then has it dispatched."""
         job_id = names.job_id(request.name)
-        job = await self._calls.run_for(call.owner, control.retry_job, call.owner, job_id)
+        response = RetryJobResponse()
+        await self._calls.run_for(call.owner, control.retry_job, call.owner, job_id, response.job)
         self._hub.woken(job_id)
         self._calls.aside(self._publisher.events, job_id)
         self._dispatcher.wake()
-        return RetryJobResponse(job=job)
+        return response
 
     async def wait_job(self, request: WaitJobRequest, call: Call) -> WaitJobResponse:
         """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
@@ -123,7 +127,9 @@ class Jobs:
                         await ended
                 except TimeoutError:
                     pass  # not being finished is not an error
-        return WaitJobResponse(job=await self._read(call, job_id))
+        response = WaitJobResponse()
+        await self._read(call, job_id, response.job)
+        return response
 
     async def watch_job(self, request: WatchJobRequest, call: Call) -> AsyncIterator[WatchJobResponse]:
         """Snapshot or missed events first, then live from the hub. The watcher is there before the read, so nothing falls in between."""
@@ -133,10 +139,12 @@ class Jobs:
                 last, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
                 sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
-                job = await self._read(call, job_id)
+                snapshot = WatchJobResponse()
+                job = await self._read(call, job_id, snapshot.snapshot)
                 sequence, last, state = job.last_sequence, job.last_sequence, job.state
-                first = [WatchJobResponse(cursor=cursor.encode(job_id, sequence), snapshot=job)]
-                del job  # it may be many MB, and this call lives as long as its caller likes
+                snapshot.cursor = cursor.encode(job_id, sequence)
+                first = [snapshot]
+                del job, snapshot  # it may be many MB, and this call lives as long as its caller likes
                 yield first.pop()
             if state in TERMINAL and sequence == last:
                 return
@@ -164,8 +172,9 @@ class Jobs:
             future.cancel()
             raise
 
-    async def _read(self, call: Call, job_id: UUID) -> job_pb2.Job:
-        return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id)
+    async def _read(self, call: Call, job_id: UUID, into: job_pb2.Job) -> job_pb2.Job:
+        """The job, in a part of the answer."""
+        return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id, into)
 
 
 def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:

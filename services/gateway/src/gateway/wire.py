@@ -90,7 +90,7 @@ def _elements(message: Message) -> int:
     for field, value in message.ListFields():
         if field.is_repeated:
             count += len(value)
-            if field.message_type is not None and _nests(field.message_type):
+            if count <= SMALL_ELEMENTS and field.message_type is not None and _nests(field.message_type):
                 count += sum(map(_elements, value))
         elif field.message_type is not None and _nests(field.message_type):
             count += _elements(value)

@@ -12,10 +12,10 @@ from fluoro_jobs.ledger.store import count_end, transition
 from fluoro_jobs.states import JobState, is_terminal
 
 
-def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
+def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:
     """The job after the cancel; unchanged if it was terminal. CANCELLED is durable then, and what still computes is fenced off (I6).
 
-    FluoroError JOB_NOT_FOUND if it is not the owner's.
+    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
 
     def act(graph: JobGraph) -> JobState | None:
@@ -26,13 +26,13 @@ def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb
         return graph.state if ends else None
 
     count_end(transition(connection, job_id, act))
-    return get_job(connection, owner, job_id)
+    return get_job(connection, owner, job_id, into)
 
 
-def retry_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2.Job:
+def retry_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:
     """The job after what failed in it was made to run again; attempts there were stay on record.
 
-    FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
+    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
     """
 
     def act(graph: JobGraph) -> None:
@@ -44,4 +44,4 @@ def retry_job(connection: LedgerConnection, owner: str, job_id: UUID) -> job_pb2
             raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
 
     transition(connection, job_id, act)
-    return get_job(connection, owner, job_id)
+    return get_job(connection, owner, job_id, into)
