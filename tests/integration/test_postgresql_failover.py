@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import grpc
+import psycopg
 import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import SubmitJobRequest
@@ -117,6 +119,24 @@ def test_a_repeated_submit_is_acknowledged_only_when_the_standby_has_the_job(pai
     with paired.connection() as connection:
         assert connection.execute("SELECT id FROM jobs").fetchall() == stored
     ledger.close()
+
+
+def test_a_claim_whose_answer_is_lost_costs_no_attempt(paired: Rig, postgres_pair: PostgresPair) -> None:
+    worker = paired.worker(pool="threads")
+    worker.send_signal(signal.SIGSTOP)
+    job_id = paired.submit(paired.job_of(max_attempts=1))
+    postgres_pair.standby.kill()
+    worker.send_signal(signal.SIGCONT)
+    with psycopg.connect(postgres_pair.primary.url, autocommit=True) as connection:
+        query = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%WITH task AS%'"
+        until(lambda: connection.execute(query).fetchone() is not None, 20, "a claim that waits for the standby")
+    postgres_pair.primary.restart()  # the claim is on its disk
+    postgres_pair.standby.start()
+    paired.start("scheduler")
+    job = paired.finished(job_id)
+    assert job.state == job_pb2.Job.STATE_SUCCEEDED, paired.logs()
+    outcomes = [attempt.outcome for attempt in job.steps[0].tasks[0].attempts]
+    assert outcomes == [job_pb2.Attempt.OUTCOME_RELEASED, job_pb2.Attempt.OUTCOME_SUCCEEDED]
 
 
 def test_while_postgresql_takes_no_writes_callers_are_told_so_and_running_work_loses_no_attempt(

@@ -201,6 +201,13 @@ def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: 
     return end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task)) is not None
 
 
+def disclaim(connection: LedgerConnection, task_id: UUID, attempt: int, worker: Worker) -> bool:
+    """Hands back an attempt that this worker may have claimed without hearing of it. False if it has not."""
+    query = "SELECT job_id FROM tasks WHERE id = %s AND attempt = %s AND worker_id = %s"  # only what runs has a worker
+    row = connection.execute(query, (task_id, attempt, worker.id)).fetchone()
+    return row is not None and release(connection, row[0], task_id, attempt)
+
+
 # --- heartbeats and sweeps ---
 
 _BEAT: Final = f"""

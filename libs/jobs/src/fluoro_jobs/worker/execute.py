@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 import structlog
@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from fluoro_jobs.errors import LEDGER_OUTAGES, CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
-from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.states import JobState, Outcome, is_terminal
 from fluoro_jobs.wakeups import Publisher
@@ -24,6 +24,8 @@ from fluoro_jobs.worker.context import Scratch, StepContext, Upstream
 from fluoro_jobs.worker.handler import Handler
 
 log = structlog.get_logger(__name__)
+
+Answer = TypeVar("Answer")
 
 PROGRESS_INTERVAL_SECONDS: Final = 0.1
 """Least time between two progress messages of a task."""
@@ -79,8 +81,7 @@ class Executor:
 
     def run(self, task_id: UUID, number: int | None = None) -> Report | None:
         """Claims that attempt of the task, or the next one, and runs it to a commit. None, at once, if the message is stale."""
-        with self._ledger.connection() as connection:
-            claimed = attempts.claim(connection, task_id, self._worker, number)
+        claimed = self._claim(task_id, number)
         if claimed is None:
             log.debug("stale_message", task=str(task_id))
             return None
@@ -89,6 +90,16 @@ class Executor:
             report = self._attempt(claimed)
         self._publisher.events(claimed.graph.id)
         return report
+
+    def _claim(self, task_id: UUID, number: int | None) -> Claim | None:
+        try:
+            with self._ledger.connection() as connection:
+                return attempts.claim(connection, task_id, self._worker, number)
+        except FluoroError:
+            # PostgreSQL may have claimed it, and only its answer been lost. Nobody renews that lease, and its end would count.
+            if number is not None and (task_id, number) not in self._running:
+                self._patiently(lambda connection: attempts.disclaim(connection, task_id, number, self._worker))
+            raise
 
     def cancel(self, task_id: UUID, number: int | None) -> None:
         """Tells this attempt, if it runs here, to stop; None: every attempt of the task."""
@@ -154,14 +165,17 @@ class Executor:
 
     def _end(self, claimed: Claim, act: Callable[[Any], JobState | None]) -> JobState | None:
         """Tells the ledger how it ended, waiting for it if it is away: work done is not thrown away for a restart of PostgreSQL."""
+        job_state = self._patiently(act)
+        if job_state is None:
+            log.warning("attempt_fenced_off", task=str(claimed.task_id))
+        return job_state
+
+    def _patiently(self, act: Callable[[LedgerConnection], Answer]) -> Answer:
         deadline = time.monotonic() + COMMIT_PATIENCE_SECONDS
         while True:
             try:
                 with self._ledger.connection() as connection:
-                    job_state = act(connection)
-                if job_state is None:
-                    log.warning("attempt_fenced_off", task=str(claimed.task_id))
-                return job_state  # noqa: TRY300 - reads in order
+                    return act(connection)
             except FluoroError as error:
                 if error.reason not in LEDGER_OUTAGES or time.monotonic() > deadline:
                     raise
