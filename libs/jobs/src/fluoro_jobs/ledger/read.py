@@ -64,13 +64,13 @@ ORDER BY id DESC LIMIT %(limit)s
 """
 _HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
 _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
+# The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather sort all of them than follow the index.
 _EVENTS: Final = """
 SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts,
   (SELECT s.name FROM steps s WHERE s.job_id = e.job_id AND s.ordinal = e.step)
 FROM unnest(%s::uuid[], %s::int8[], %s::int8[]) w(job_id, after, upto)
-CROSS JOIN LATERAL (
-  SELECT * FROM events WHERE job_id = w.job_id AND sequence > w.after AND sequence <= w.upto ORDER BY sequence LIMIT %s::int8
-) e
+CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = w.job_id AND sequence > w.after ORDER BY sequence LIMIT %s::int8) e
+WHERE e.sequence <= w.upto
 LIMIT %s::int8
 """
 
@@ -168,6 +168,7 @@ def events_after(
 
     upto: newest sequence wanted of each job. each, limit: most events of one job, and of all together. It costs what it returns.
     """
+    each = limit if each is None else each
     newest = [MAX_SEQUENCE] * len(after) if upto is None else [upto[job] for job in after]
     return list(map(_event, _rows(connection.execute(_EVENTS, (list(after), list(after.values()), newest, each, limit)))))
 
