@@ -78,6 +78,7 @@ CLOCK_OFFSET_SECONDS: Final = _gauge(
 # Tasks
 TASKS_DISPATCHED: Final = _counter("fluoro_tasks_dispatched_total", "Tasks handed to Celery, again after a lost message too.", "queue")
 TASK_ATTEMPTS_FINISHED: Final = _counter("fluoro_task_attempts_finished_total", "Attempts that ended, by outcome.", "operation", "outcome")
+WORKER_PAUSED: Final = _gauge("fluoro_worker_paused", "1 while this worker takes no tasks, because a store that they need does not answer.")
 TASK_RUN_SECONDS: Final = _histogram(
     "fluoro_task_run_seconds", "Time from the claim of an attempt to its end.", "operation", buckets=_TASK_SECONDS
 )

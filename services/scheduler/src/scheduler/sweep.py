@@ -4,6 +4,7 @@ Rounds of several schedulers may overlap: every write is guarded by the ledger, 
 """
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from traceback import format_tb
@@ -23,15 +24,23 @@ from fluoro_telemetry import metrics
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+CATCH_UP_SECONDS: Final = 5
+"""After an outage of the ledger: how long no lease is taken back, because workers could not renew them either."""
+
+
+@dataclass(slots=True)
 class Sweeper:
-    """What a round needs. beat: told before each part of a round."""
+    """What a round needs. beat: told before each part of a round.
+
+    leases_from: when leases may be taken back again, by the monotonic clock.
+    """
 
     ledger: Ledger
     dispatcher: Dispatcher
     publisher: Publisher
     beat: Callable[[], None] = lambda: None
     clock: Clock = field(default_factory=Clock)
+    leases_from: float = 0
     bad_leases: Backoff = field(default_factory=lambda: Backoff("lease_expired"))
     bad_expiries: Backoff = field(default_factory=lambda: Backoff("job_expired"))
 
@@ -50,6 +59,7 @@ class Sweeper:
             except FluoroError as error:
                 log.warning("sweep_waits", action=action, reason=error.reason)
                 if error.reason in LEDGER_OUTAGES and error.reason != Reason.LEDGER_BUSY:
+                    self.leases_from = time.monotonic() + CATCH_UP_SECONDS
                     return  # the next round catches up
             except Exception as error:  # noqa: BLE001 - whatever it is: without the scheduler nothing recovers
                 metrics.SWEEP_FAILURES.labels(action=action).inc()
@@ -57,6 +67,8 @@ class Sweeper:
 
     def leases(self) -> None:
         """Takes back the tasks of workers that are gone."""
+        if time.monotonic() < self.leases_from:
+            return
         moved: list[UUID] = []
         try:
             with self.ledger.connection() as connection:

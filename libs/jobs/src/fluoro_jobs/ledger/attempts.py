@@ -201,20 +201,14 @@ def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: 
     return end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task)) is not None
 
 
-def disclaim(connection: LedgerConnection, task_id: UUID, attempt: int, worker: Worker) -> bool:
-    """Hands back an attempt that this worker may have claimed without hearing of it. False if it has not."""
-    query = "SELECT job_id FROM tasks WHERE id = %s AND attempt = %s AND worker_id = %s"  # only what runs has a worker
-    row = connection.execute(query, (task_id, attempt, worker.id)).fetchone()
-    return row is not None and release(connection, row[0], task_id, attempt)
-
-
 # --- heartbeats and sweeps ---
 
 _BEAT: Final = f"""
 WITH beat AS (
   INSERT INTO workers (id, name, queue, slots, version, task_seconds, expire_time)
   VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
-  ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds
+  ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds,
+    slots = excluded.slots
 ), asked AS (
   SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
 ), renewed AS (
@@ -321,12 +315,19 @@ def forget_workers(connection: LedgerConnection) -> None:
 
 
 _OF_WORKER: Final = "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
+_OF_ATTEMPT: Final = f"{_OF_WORKER} AND id = %s AND attempt = coalesce(%s::int, attempt)"
 
 
 def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttempt) -> list[UUID]:
     """Ends this attempt if this worker process holds it: its pool child died. Returns the job if it moved."""
-    rows = connection.execute(_OF_WORKER + " AND id = %s AND attempt = coalesce(%s::int, attempt)", (worker.id, *lost)).fetchall()
+    rows = connection.execute(_OF_ATTEMPT, (worker.id, *lost)).fetchall()
     return [job for job, task, attempt in rows if lose(connection, job, task, attempt, "The process that ran it died.")]
+
+
+def release_of_worker(connection: LedgerConnection, worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    """Hands this attempt back if this worker process holds it. Returns the job if it moved."""
+    rows = connection.execute(_OF_ATTEMPT, (worker.id, *attempt)).fetchall()
+    return [job for job, task, number in rows if release(connection, job, task, number)]
 
 
 def release_all(connection: LedgerConnection, worker: Worker) -> list[UUID]:

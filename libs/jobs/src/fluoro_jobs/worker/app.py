@@ -96,6 +96,8 @@ class WorkerApp(Celery):
         return executor
 
 
+UNREPORTED: Final = "unreported"
+"""What a task's body returns when the ledger did not hear of its attempt, or of its end."""
 _ENDS: Final = threading.Lock()
 """Held while a pool child is killed, and when a request ends: a child gets its next request after the end of the one before."""
 
@@ -129,8 +131,11 @@ class LedgerRequest(Request):
         def on_success(self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any) -> Any:
             self._end()
             failed, returned, _ = failed__retval__runtime
-            if not failed and returned != "None":  # a result comes back as its repr()
-                self._app.keeper.report(Report.from_line(returned.strip("'")))
+            line = "None" if failed else returned.strip("'")  # a result comes back as its repr()
+            if line == UNREPORTED:
+                self._app.keeper.unreported(self.task_attempt)
+            elif line != "None":
+                self._app.keeper.report(Report.from_line(line))
             return inner(self, failed__retval__runtime, **options)
 
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
@@ -141,9 +146,7 @@ class LedgerRequest(Request):
             self.acknowledged = True
             self._app.keeper.finished()
             # In a pool of threads this is not the thread that fetches messages, and nothing else would tell that one.
-            hub = get_event_loop()
-            if hub is not None:  # it goes before the threads do
-                hub.call_soon(_nothing)
+            wake_consumer()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A pool child that died gives its lease back at once."""
@@ -152,6 +155,13 @@ class LedgerRequest(Request):
         if isinstance(exception, (WorkerLostError, SystemExit)):
             self._app.keeper.lost(self.task_attempt)
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+def wake_consumer() -> None:
+    """Lets Celery's main loop see at once that it may fetch messages."""
+    hub = get_event_loop()
+    if hub is not None:  # it goes before the threads do
+        hub.call_soon(_nothing)
 
 
 def _nothing() -> None:
@@ -169,9 +179,9 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
         """Runs the attempt in this pool child or thread. What it reports, as a line; None if it did not run."""
         try:
             report: Report | None = self.app.executor.run(UUID(task_id), self.request.get("attempt"))
-        except FluoroError as error:  # the ledger is away: the task is still queued there, and its message is sent again
+        except FluoroError as error:  # the ledger is away: not claimed, it is queued there still, and its message is sent again
             log.warning("task_not_run", task=task_id, reason=error.reason)
-            return None
+            return UNREPORTED
         return None if report is None else report.line()
 
 

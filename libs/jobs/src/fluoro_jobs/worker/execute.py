@@ -81,7 +81,8 @@ class Executor:
 
     def run(self, task_id: UUID, number: int | None = None) -> Report | None:
         """Claims that attempt of the task, or the next one, and runs it to a commit. None, at once, if the message is stale."""
-        claimed = self._claim(task_id, number)
+        with self._ledger.connection() as connection:
+            claimed = attempts.claim(connection, task_id, self._worker, number)
         if claimed is None:
             log.debug("stale_message", task=str(task_id))
             return None
@@ -90,16 +91,6 @@ class Executor:
             report = self._attempt(claimed)
         self._publisher.events(claimed.graph.id)
         return report
-
-    def _claim(self, task_id: UUID, number: int | None) -> Claim | None:
-        try:
-            with self._ledger.connection() as connection:
-                return attempts.claim(connection, task_id, self._worker, number)
-        except FluoroError:
-            # PostgreSQL may have claimed it, and only its answer been lost. Nobody renews that lease, and its end would count.
-            if number is not None and (task_id, number) not in self._running:
-                self._patiently(lambda connection: attempts.disclaim(connection, task_id, number, self._worker))
-            raise
 
     def cancel(self, task_id: UUID, number: int | None) -> None:
         """Tells this attempt, if it runs here, to stop; None: every attempt of the task."""
@@ -144,8 +135,7 @@ class Executor:
     def _context(self, claimed: Claim) -> StepContext:
         upstream: list[Upstream] = []
         if claimed.graph.steps[claimed.task.step].after:
-            with self._ledger.connection() as connection:
-                upstream = [Upstream(*row) for row in attempts.upstream(connection, claimed)]
+            upstream = [Upstream(*row) for row in self._patiently(lambda connection: attempts.upstream(connection, claimed))]
         return StepContext(
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
@@ -164,13 +154,14 @@ class Executor:
         return self._end(claimed, lambda connection: attempts.fail(connection, claimed, error))
 
     def _end(self, claimed: Claim, act: Callable[[Any], JobState | None]) -> JobState | None:
-        """Tells the ledger how it ended, waiting for it if it is away: work done is not thrown away for a restart of PostgreSQL."""
+        """Tells the ledger how it ended."""
         job_state = self._patiently(act)
         if job_state is None:
             log.warning("attempt_fenced_off", task=str(claimed.task_id))
         return job_state
 
     def _patiently(self, act: Callable[[LedgerConnection], Answer]) -> Answer:
+        """Asks the ledger, and waits for it if it is away: work done is not thrown away for a restart of PostgreSQL."""
         deadline = time.monotonic() + COMMIT_PATIENCE_SECONDS
         while True:
             try:

@@ -5,11 +5,14 @@ brings back what the ledger says of it. What was cancelled, fenced off or ran to
 pool thread is told. It also finds out when Celery no longer takes messages.
 """
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import redis
 import structlog
@@ -20,10 +23,12 @@ from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
 from fluoro_jobs.ledger.clock import Clock
-from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.redis_url import connect
+from fluoro_jobs.states import Outcome
 from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher
 from fluoro_jobs.worker.execute import Report
+from fluoro_jobs.worker.gate import Gate
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +36,14 @@ HEARTBEAT_SECONDS: Final = 5
 """A third of a lease: two may be missed."""
 MISSED_SECONDS: Final = 1
 """From a heartbeat that the ledger did not take to the next try."""
+CATCH_UP_SECONDS: Final = 5
+"""After an outage of the ledger: how long nothing is timed out, because what waited for it to commit is about to."""
 AVERAGE_OVER_TASKS: Final = 10
 """How many of the last tasks make the average run time, about."""
+
+
+Ending = Callable[[LedgerConnection, Worker, TaskAttempt], list[UUID]]
+"""Ends an attempt if this worker holds it; the jobs that moved."""
 
 
 class Running(Protocol):
@@ -57,6 +68,7 @@ class Keeper(threading.Thread):
         on_beat: Callable[[], None],
         on_deaf: Callable[[], None],
         deaf_after_seconds: float,
+        gate: Gate,
     ) -> None:
         """stop_task: stops a Celery request's compute. on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
 
@@ -71,12 +83,14 @@ class Keeper(threading.Thread):
         self._on_beat = on_beat
         self._on_deaf = on_deaf
         self._deaf_after_seconds = deaf_after_seconds
+        self._gate = gate
         self._redis = connect(redis_url)
         self._clock = Clock()
         self._next_message: Any = None
         self._next_message_since = 0.0
         self._woken = threading.Event()
-        self._lost: queue.SimpleQueue[TaskAttempt] = queue.SimpleQueue()
+        self._left: queue.SimpleQueue[tuple[TaskAttempt, Ending]] = queue.SimpleQueue()
+        self._missed_time = -math.inf
         self._task_seconds = self._told_task_seconds = 0.0
         self._closed = False
         self._listener = threading.Thread(target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True)
@@ -90,6 +104,8 @@ class Keeper(threading.Thread):
         metrics.TASK_ATTEMPTS_FINISHED.labels(operation=report.operation, outcome=report.outcome).inc()
         metrics.TASK_WAIT_SECONDS.labels(operation=report.operation).observe(report.waited_seconds)
         metrics.TASK_RUN_SECONDS.labels(operation=report.operation).observe(report.run_seconds)
+        if report.outcome == Outcome.RELEASED.lower():
+            self._gate.look()
         if report.job_state:
             metrics.JOBS_FINISHED.labels(state=report.job_state).inc()
         self._task_seconds += (report.run_seconds - self._task_seconds) / (AVERAGE_OVER_TASKS if self._task_seconds else 1)
@@ -98,7 +114,17 @@ class Keeper(threading.Thread):
 
     def lost(self, attempt: TaskAttempt) -> None:
         """The pool child that ran this attempt is gone."""
-        self._lost.put(attempt)
+        self._left.put((attempt, attempts.lose_of_worker))
+        self._woken.set()
+
+    def unreported(self, attempt: TaskAttempt) -> None:
+        """The ledger could not be told of its end, or of its claim, which may have happened all the same."""
+        self._left.put((attempt, attempts.release_of_worker))
+        self._gate.look()
+        self._woken.set()
+
+    def wake(self) -> None:
+        """The ledger should hear from this process soon."""
         self._woken.set()
 
     def run(self) -> None:
@@ -108,11 +134,12 @@ class Keeper(threading.Thread):
             self._on_beat()
             pause = HEARTBEAT_SECONDS
             try:
-                self._give_back_lost()
+                self._end_what_is_left()
                 self._beat()
             except FluoroError as error:
                 log.warning("heartbeat_missed", reason=error.reason)
-                pause = MISSED_SECONDS
+                pause, self._missed_time = MISSED_SECONDS, time.monotonic()
+                self._gate.look()
             except Exception:  # without heartbeats everything that runs here would be taken away
                 log.exception("heartbeat_failed")
                 pause = MISSED_SECONDS
@@ -153,7 +180,7 @@ class Keeper(threading.Thread):
         self._told_task_seconds = self._task_seconds
         asked = {request.task_attempt for request in requests}
         with self._ledger.connection() as connection:
-            held = {one.asked: one for one in attempts.beat(connection, self._worker, list(asked), self._told_task_seconds)}
+            held = {one.asked: one for one in attempts.beat(connection, self._as_listed(), list(asked), self._told_task_seconds)}
             self._clock.compare(connection)
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:
@@ -162,10 +189,14 @@ class Keeper(threading.Thread):
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
         self._watch_consumer(len(requests))
 
+    def _as_listed(self) -> Worker:
+        """Without slots while the gate is closed, so that nothing is dispatched for this process."""
+        return self._worker if self._gate.is_open else replace(self._worker, slots=0)
+
     def _watch_consumer(self, running: int) -> None:
         """Celery has been known to stay connected to Redis and take nothing more. A free slot takes a message within milliseconds."""
         try:
-            following = self._redis.lindex(self._worker.queue, -1) if running < self._worker.slots else None
+            following = self._redis.lindex(self._worker.queue, -1) if running < self._as_listed().slots else None
         except redis.RedisError:  # then nobody can take any
             following = None
         now = time.monotonic()
@@ -177,6 +208,8 @@ class Keeper(threading.Thread):
     def _judge(self, held: Held, request: Running) -> None:
         """Stops a request whose attempt was taken away, or takes too long. One that ended by itself is just finishing."""
         if held.outcome is None and held.seconds > held.timeout_seconds:
+            if time.monotonic() < self._missed_time + CATCH_UP_SECONDS:
+                return
             self._time_out(held)
         elif not held.taken_away:
             return
@@ -188,14 +221,16 @@ class Keeper(threading.Thread):
             attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
         self._publisher.events(held.job_id)
 
-    def _give_back_lost(self) -> None:
-        while not self._lost.empty():
-            attempt = self._lost.get()
+    def _end_what_is_left(self) -> None:
+        while not self._left.empty():
+            attempt, end = self._left.get()
+            if end is attempts.release_of_worker and attempt in {request.task_attempt for request in _active()}:
+                continue  # another message asked for the same attempt, and got it
             try:
                 with self._ledger.connection() as connection:
-                    jobs = attempts.lose_of_worker(connection, self._worker, attempt)
+                    jobs = end(connection, self._worker, attempt)
             except FluoroError:
-                self._lost.put(attempt)  # at the next beat; at the latest the lease expires
+                self._left.put((attempt, end))  # at the next beat; at the latest the lease expires
                 raise
             self._publisher.events(*jobs)
             self._on_slots()

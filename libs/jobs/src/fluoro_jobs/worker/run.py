@@ -23,7 +23,8 @@ from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.redis_url import connect
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
-from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app
+from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app, wake_consumer
+from fluoro_jobs.worker.gate import Gate, gated
 from fluoro_jobs.worker.keeper import Keeper
 from fluoro_jobs.worker.settings import WorkerSettings
 
@@ -69,6 +70,8 @@ class WorkerProcess:
         self._draining = False
         self._exit_code = 0
         self._stopped = threading.Event()
+        self._gate = Gate(self._health, ("ledger", "blobs"), self._on_gate)
+        app.steps["consumer"].add(gated(self._gate))
         self._keeper = Keeper(
             self._ledger,
             self._publisher,
@@ -79,7 +82,9 @@ class WorkerProcess:
             on_beat=self._health.beat,
             on_deaf=self._on_deaf,
             deaf_after_seconds=plan.settings.deaf_after_seconds,
+            gate=self._gate,
         )
+        self._health.watch(self._gate)
         self._health.watch(self._keeper)
         self._health.watch(self._dispatcher)
         app.keeper = self._keeper
@@ -104,6 +109,7 @@ class WorkerProcess:
             loglevel=plan.settings.log_level,
         )
         os.environ.pop("_MP_FORK_LOGLEVEL_", None)  # set by Celery; with it pool children write lines of their own among ours
+        self._gate.start()
         self._keeper.start()
         self._dispatcher.start()
         try:
@@ -115,6 +121,7 @@ class WorkerProcess:
         sys.exit(self._celery.exitcode or self._exit_code)
 
     def _close(self) -> None:
+        self._gate.close()
         self._keeper.close()
         self._dispatcher.close()
         self._ledger.close()
@@ -151,6 +158,10 @@ class WorkerProcess:
         if self._app.plan.warm_up:
             load(self._app.plan.warm_up)()
         _ = self._app.executor
+
+    def _on_gate(self) -> None:
+        self._keeper.wake()
+        wake_consumer()
 
     def _on_ready(self, **_: Any) -> None:
         self._consuming = True
