@@ -36,7 +36,7 @@ from harness.deployment import Deployment, until
 from harness.disk import enter_namespace
 from harness.load import OWNER, Load
 from harness.plan import Kind, Round, Store, make_round
-from harness.pulse import Pulse, longest
+from harness.pulse import Pulse, judge, longest
 from harness.stock import Stock
 
 REST_SECONDS: Final = 120
@@ -48,8 +48,6 @@ CANCEL_SECONDS: Final = 6
 hearing it hears it a heartbeat after that."""
 STATEMENT_SECONDS: Final = 11
 """How long a heartbeat may hang that was sent into a connection that leads nowhere any more, and when it is tried again."""
-STALL_SECONDS: Final = 30
-"""How long anything that can go on may wait once the last fault has ended: a lease, a back-off, deadlines of calls, and room."""
 PROBE_AFTER_SECONDS: Final = 2
 """How long after the last fault calls are measured."""
 LATE_SECONDS: Final = 0.5
@@ -123,11 +121,10 @@ class Run:
         load.gate.touch()
         await asyncio.sleep(LATE_SECONDS)
         findings += await asyncio.to_thread(audit, self._fluoro.postgres.url, self._fluoro.blob_url, load.records)
-        findings += [Finding("unhealthy", name, "It said 503 at /healthz.") for name in sorted(pulse.unhealthy)]
         waits = [*load.calls, *pulse.waits]
         during, stall = (longest(waits, *span) for span in ((started, mended), (mended, rest)))
-        if stall[0] > STALL_SECONDS:
-            findings.append(Finding("stalled", stall[1], f"It could go on and waited {stall[0]} s after the last fault."))
+        findings += judge(stall, pulse.unhealthy, self._fluoro.exits)
+        self._fluoro.exits.clear()
         if strike:
             await strike
         record.write(self._folder / "records.jsonl", load.records)
@@ -163,8 +160,6 @@ class Run:
     def _note(self, plan: Round, load: Load, findings: list[Finding], stalls: tuple[float, float]) -> None:
         """stalls: seconds of the longest while the round's faults lasted, and after that."""
         score = self._score
-        findings += [Finding("exited", name, f"It {text}") for name, text in self._fluoro.exits]
-        self._fluoro.exits.clear()
         score.rounds += 1
         score.accepted += sum(bool(each.name) for each in load.records)
         score.kills += sum(fault.kind in faults.KILLS for fault in plan.faults)

@@ -16,7 +16,7 @@ from fluoro_local.folders import free_port
 from fluoro_telemetry.http import Health, serve
 from harness.deployment import Deployment, Service
 from harness.proxy import Proxy
-from harness.pulse import Pulse, Wait, longest
+from harness.pulse import Pulse, Wait, judge, longest
 
 
 @pytest.fixture
@@ -90,6 +90,16 @@ def test_a_wait_counts_as_far_as_it_lies_between_two_times() -> None:
     assert longest(waits, 10, 20) == (2, "across")
     assert longest(waits, 0, 10) == (9, "before")
     assert longest(waits, 13, 20) == (0, "")
+
+
+def test_a_stall_a_dead_process_and_an_exit_are_findings() -> None:
+    assert judge((30, "a submit"), [], []) == []
+    findings = judge((30.1, "a submit"), ["gateway-1"], [("scheduler-1", "ended with 3: why")])
+    assert {(finding.kind, finding.job) for finding in findings} == {
+        ("stalled", "a submit"),
+        ("unhealthy", "gateway-1"),
+        ("exited", "scheduler-1"),
+    }
 
 
 @pytest.fixture

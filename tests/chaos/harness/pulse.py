@@ -14,6 +14,7 @@ from typing import Final, Self
 from uuid import UUID
 
 import psycopg
+from audit import Finding
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -24,6 +25,9 @@ LOOK_SECONDS: Final = 0.25
 HEALTH_SECONDS: Final = 1.0
 """How often processes are asked whether they are alive."""
 CONNECT_SECONDS: Final = 2
+
+STALL_SECONDS: Final = 30
+"""How long anything that can go on may wait once the last fault has ended: a lease, a back-off, deadlines of calls, and room."""
 
 _CAN_GO_ON: Final = """
 SELECT t.id, t.attempt, t.state = 'RUNNING', 'jobs/' || t.job_id || ' step ' || t.step || ' ' || t.state FROM tasks t
@@ -48,6 +52,15 @@ class Wait:
 def longest(waits: Iterable[Wait], since: float, until: float) -> tuple[float, str]:
     """Of what waited between two times: seconds, and what it was; 0 and "" for nothing."""
     return max(((round(wait.within(since, until), 2), wait.what) for wait in waits if wait.within(since, until) > 0), default=(0.0, ""))
+
+
+def judge(stall: tuple[float, str], unhealthy: Iterable[str], exits: Iterable[tuple[str, str]]) -> list[Finding]:
+    """What is wrong with a deployment. stall: what `longest` says of the time after the last fault. exits: names, and what they said."""
+    findings = [Finding("unhealthy", name, "It said 503 at /healthz.") for name in sorted(unhealthy)]
+    findings += [Finding("exited", name, f"It {text}") for name, text in exits]
+    if stall[0] > STALL_SECONDS:
+        findings.append(Finding("stalled", stall[1], f"It could go on and waited {stall[0]} s after the last fault."))
+    return findings
 
 
 class Pulse:
