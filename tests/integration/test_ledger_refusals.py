@@ -49,9 +49,15 @@ def cancel_the_backend(mine: Connection[TupleRow], _job_id: UUID, pid: int) -> N
     mine.execute("SELECT pg_cancel_backend(%s)", (pid,))
 
 
-@pytest.mark.parametrize("end", [make_a_circle, cancel_the_backend])
-async def test_a_statement_that_lost_a_deadlock_or_was_cancelled_wrote_nothing_and_the_caller_may_try_again(
-    rig: Rig, database_url: str, end: Callable[[Connection[TupleRow], UUID, int], None]
+def end_the_backend(mine: Connection[TupleRow], _job_id: UUID, pid: int) -> None:
+    mine.execute("SELECT pg_terminate_backend(%s)", (pid,))
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(make_a_circle, "LEDGER_BUSY"), (cancel_the_backend, "LEDGER_BUSY"), (end_the_backend, "LEDGER_UNAVAILABLE")]
+)
+async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_may_try_again(
+    rig: Rig, database_url: str, end: Callable[[Connection[TupleRow], UUID, int], None], reason: str
 ) -> None:
     name = await rig.submit()
     job_id = UUID(name.removeprefix("jobs/"))
@@ -62,7 +68,7 @@ async def test_a_statement_that_lost_a_deadlock_or_was_cancelled_wrote_nothing_a
         call = asyncio.create_task(refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA)))
         (pid,) = await asyncio.to_thread(until, lambda: mine.execute(waiting).fetchone(), 5, "a statement that waits for ours")
         await asyncio.to_thread(end, mine, job_id, pid)
-        assert meaning(await call) == (Code.UNAVAILABLE, "LEDGER_BUSY")
+        assert meaning(await call) == (Code.UNAVAILABLE, reason)
         assert await state(rig, name) == "STATE_PENDING"
     await rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA)
     assert await state(rig, name) == "STATE_CANCELLED"
