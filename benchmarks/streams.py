@@ -11,11 +11,12 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import grpc.aio
 from blobs import resident
@@ -27,13 +28,13 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs
 from fluoro_jobs.ledger.accept import accept, validate
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.wakeups import PROGRESS_CHANNEL
+from fluoro_jobs.wakeups import pack, shard_of, wakeups_channel
 from peers.fanout import CHANNEL
 from rig.figures import quick, say
 from rig.servers import Process, Servers, servers
 
 METHOD: Final = "/fluoro.v1.JobService/WatchJob"
-OWNER: Final = "default"
+OWNER: Final = "bench"
 CONNECTIONS: Final = 8
 """gRPC shares one connection between channels that look alike; these do not."""
 OPENING: Final = 200
@@ -69,9 +70,9 @@ async def main(rounds: int, streams: int) -> None:
     with servers() as run:
         jobs = submit(run, streams)
         with run.service("gateway", watch_bookmark_interval_seconds=3600) as gateway:
-            ours = await measure(run, gateway, jobs, PROGRESS_CHANNEL, rounds)
+            ours = await measure(run, gateway, jobs, wakeups_channel(shard_of(OWNER)), rounds, _as_workers_do)
         with run.peer("peers.fanout") as peer:
-            theirs = await measure(run, peer, jobs, CHANNEL, rounds)
+            theirs = await measure(run, peer, jobs, CHANNEL, rounds, Progress.SerializeToString)
     for name, figures in (("gateway", ours), ("bare grpc.aio", theirs)):
         say(name, **figures, streams=streams, rounds=rounds)
     rate = ours["per_second"]
@@ -94,7 +95,13 @@ def submit(run: Servers, count: int) -> list[str]:
     return names
 
 
-async def measure(run: Servers, server: Process, jobs: Sequence[str], channel: str, rounds: int) -> dict[str, float]:
+def _as_workers_do(progress: Progress) -> bytes:
+    return pack(UUID(progress.job.removeprefix("jobs/")), OWNER, progress.SerializeToString())
+
+
+async def measure(
+    run: Servers, server: Process, jobs: Sequence[str], channel: str, rounds: int, packed: Callable[[Progress], bytes]
+) -> dict[str, float]:
     """Memory per stream, how fast they open, and the median rate of the rounds."""
     async with AsyncExitStack() as stack:
         options = [[("grpc.primary_user_agent", f"connection-{number}")] for number in range(CONNECTIONS)]
@@ -109,7 +116,7 @@ async def measure(run: Servers, server: Process, jobs: Sequence[str], channel: s
         seconds, grown = time.perf_counter() - started, resident(server.child.pid, "VmRSS") - before
         state = Streams(len(jobs))
         following = [asyncio.create_task(state.follow(stream)) for stream in warm + opened]
-        rates = [await round_of(state, writer, channel, jobs, number) for number in range(rounds + 1)]
+        rates = [await round_of(state, writer, channel, jobs, number, packed) for number in range(rounds + 1)]
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
@@ -135,13 +142,15 @@ async def open_all(connections: Sequence[grpc.aio.Channel], jobs: Sequence[str])
         return list(await asyncio.gather(*(open_one(number, job) for number, job in enumerate(jobs))))
 
 
-async def round_of(state: Streams, writer: "Writer", channel: str, jobs: Sequence[str], number: int) -> float:
+async def round_of(
+    state: Streams, writer: "Writer", channel: str, jobs: Sequence[str], number: int, packed: Callable[[Progress], bytes]
+) -> float:
     """Messages per second of one round, from the first write to the last arrival."""
     progress = Progress(step="inspect", attempt=1, stage="decode", fraction=number / 100)
     messages = []
     for job in jobs:
         progress.job = job
-        messages.append(progress.SerializeToString())
+        messages.append(packed(progress))
     state.begin()
     started = time.perf_counter()
     await writer.publish(channel, messages)

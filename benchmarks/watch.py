@@ -29,6 +29,8 @@ WARM_UP: Final = 50
 """First messages, which are not counted."""
 POLL_SECONDS: Final = 2.0
 """What a client that polls would wait between two looks."""
+OWNER: Final = "bench"
+"""Whose the job is: the rig's gateways serve one owner."""
 GETS: Final = 200
 PATIENCE_SECONDS: Final = 20
 """How long the client waits for a message: for the first one until the writer has started."""
@@ -47,7 +49,7 @@ def write(redis_url: str, job: str, messages: int) -> None:
     begin = time.monotonic()
     for number in range(1, messages + 1):
         _sleep_until(begin + number * PACE_SECONDS)
-        publisher.progress(stamped(number))
+        publisher.progress(OWNER, stamped(number))
         _sleep_until(begin + (number + 0.5) * PACE_SECONDS)
         bare.publish(CHANNEL, stamped(number).SerializeToString())
 

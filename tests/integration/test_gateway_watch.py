@@ -14,6 +14,7 @@ from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.event_pb2 import Event, Progress
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest, WatchJobResponse
+from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.graph import JobGraph, TaskResult
 from fluoro_jobs.ledger.store import transition
@@ -50,8 +51,9 @@ class Rig:
         def there() -> None:
             with self.ledger.connection() as connection:
                 transition(connection, UUID(job[5:]), act)
-            if wake:
-                self.publisher.events(UUID(job[5:]))
+                told = audience(connection, [UUID(job[5:])]) if wake else []
+            for one in told:
+                self.publisher.events(one.job, one.owner)
 
         await asyncio.to_thread(there)
 
@@ -201,10 +203,10 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not hub.redis_up:  # noqa: ASYNC110 - the hub sets no Event for it
                 await asyncio.sleep(0.01)
-            with hub.watching(UUID(job[5:])) as watcher:
+            with hub.watching(UUID(job[5:]), "default") as watcher:
                 await rig.run_step(job, wake=False)
                 watcher.woken = False  # that the subscription began is no longer news
-                rig.publisher.events(UUID(job[5:]))
+                rig.publisher.events(UUID(job[5:]), "default")
                 while not watcher.woken or hub._news.is_set():  # noqa: ASYNC110 - until the wake-up found nobody who knows where to start
                     await asyncio.sleep(0.01)
                 got = [response async for response in hub.stream(watcher, "", sequence=1, last=1)]
@@ -257,7 +259,7 @@ async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_la
     call = rig.watch(job)
     (first,) = await read(call, lambda _: True)
     sent = Progress(job=job, step="a", stage="decode", fraction=0.25)
-    rig.publisher.progress(sent)
+    rig.publisher.progress("default", sent)
     (live,) = await read(call, lambda _: True)
     assert (live.progress, live.cursor) == (sent, first.cursor)
     late = await read(rig.watch(job), lambda response: response.HasField("progress"))

@@ -252,7 +252,7 @@ async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) 
     call = rig.watch()
     await read(call, lambda got: bookmarked(got) and len(got) > 5)
     sent = Progress(job=job, step="a", stage="decode", fraction=0.25)
-    rig.publisher.progress(sent)
+    rig.publisher.progress("ada", sent)
     assert (await read(call, lambda got: got[-1].HasField("progress")))[-1].progress == sent
 
 

@@ -197,10 +197,10 @@ def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, da
 def test_cancel_wins_over_what_comes_after_it(rig: Rig, db: Db, end: Callable[[Db, Claim], bool]) -> None:
     job_id = accepted(rig, db)
     claim = claimed(db, worker(db))
-    assert control.cancel_job(db, OWNER, job_id).state == job_pb2.Job.STATE_CANCELLED
+    assert control.cancel_job(db, OWNER, job_id).job.state == job_pb2.Job.STATE_CANCELLED
     assert not end(db, claim)
     assert rig.job(job_id).state == job_pb2.Job.STATE_CANCELLED
-    assert control.cancel_job(db, OWNER, job_id).last_sequence == rig.job(job_id).last_sequence, "a second cancel changes nothing"
+    assert control.cancel_job(db, OWNER, job_id).job.last_sequence == rig.job(job_id).last_sequence, "a second cancel changes nothing"
 
 
 def test_another_owner_can_neither_see_nor_cancel_a_job(rig: Rig, db: Db) -> None:

@@ -137,7 +137,7 @@ def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path:
 
 def cancel(rig: Rig, job_id: UUID) -> job_pb2.Job:
     with rig.connection() as connection:
-        job = control.cancel_job(connection, OWNER, job_id)
+        job = control.cancel_job(connection, OWNER, job_id).job
     Publisher(rig.redis_url).cancel(job_id)
     assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
     return job

@@ -3,6 +3,7 @@
 A crash between the COMMIT and the publish costs latency, never a job: `reconcile` finds what Redis does not hold.
 """
 
+import itertools
 import json
 import threading
 import time
@@ -20,7 +21,7 @@ from kombu.exceptions import KombuError
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.operations import QUEUES
-from fluoro_jobs.redis_url import connect
+from fluoro_jobs.redis_url import Breaker, connect
 from fluoro_jobs.worker.celery_app import make_app
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,10 @@ WINDOW_SECONDS: Final = 0.5
 the ledger's hands, so that order is decided late."""
 MAX_WINDOW_TASKS: Final = 100
 """Most tasks a queue holds for each slot, however short they are."""
+PAGE_MESSAGES: Final = 1000
+"""Messages of a queue read at once."""
+HELD_SECONDS: Final = 5
+"""How long reading the queues may take; with more in them than can be read, none of their messages is called lost."""
 LOST_AFTER_SECONDS: Final = 5
 """A task queued this long ago whose message Redis does not hold is published again. From receipt to claim a worker takes milliseconds."""
 
@@ -107,11 +112,22 @@ def publish(app: Celery, messages: Iterable[Message]) -> int:
 
 
 def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str, int | None]]:
-    """Task and attempt of all messages that wait in a queue. None: a message of the previous release, for whichever attempt is next."""
-    pipeline = client.pipeline(transaction=False)
+    """Task and attempt of all messages that wait in a queue. None: a message of the previous release, for whichever attempt is next.
+
+    Messages come in at the front, from where it reads, so it passes none over, whatever comes and goes meanwhile.
+    redis.RedisError; TimeoutError if there are too many.
+    """
+    deadline = time.monotonic() + HELD_SECONDS
+    held: set[tuple[str, int | None]] = set()
     for queue in queues:
-        pipeline.lrange(queue, 0, -1)
-    return {held for messages in pipeline.execute() for held in map(_held, messages) if held is not None}
+        for start in itertools.count(0, PAGE_MESSAGES):
+            messages = client.lrange(queue, start, start + PAGE_MESSAGES - 1)
+            held.update(ours for ours in map(_held, messages) if ours is not None)
+            if len(messages) < PAGE_MESSAGES:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{queue} holds more messages than can be read in {HELD_SECONDS} s.")
+    return held
 
 
 def _held(message: bytes) -> tuple[str, int | None] | None:
@@ -133,6 +149,7 @@ class Dispatcher(threading.Thread):
         self._queues = tuple(queues)
         self._app = make_app(redis_url)
         self._redis = connect(redis_url)
+        self._breaker = Breaker(redis_url)
         self._every = every_seconds
         self._woken = threading.Event()
         self._closing = threading.Event()
@@ -165,13 +182,20 @@ class Dispatcher(threading.Thread):
                 self._closing.wait(1)
 
     def dispatch(self) -> int:
-        """Moves what fits to the queues; how many tasks that were. FluoroError LEDGER_UNAVAILABLE if the ledger is."""
+        """Moves what fits to the queues; how many tasks that were. None while Redis is away: what is READY keeps its order.
+
+        FluoroError LEDGER_UNAVAILABLE if the ledger is.
+        """
+        if not self._breaker.admits():
+            return 0
         with self._ledger.connection() as connection:
             messages = take(connection, self._queues)
         return self._publish(messages) if messages else 0
 
     def reconcile(self) -> int:
         """Publishes again what the ledger calls queued and no queue holds: after a wipe, or the death of a worker that had taken it."""
+        if not self._breaker.admits():
+            return 0
         with self._ledger.connection() as connection:
             queued = connection.execute(_QUEUED, (list(self._queues),)).fetchall()
         if not queued:
@@ -179,7 +203,11 @@ class Dispatcher(threading.Thread):
         try:
             held = held_by_redis(self._redis, self._queues)
         except redis.RedisError as error:
+            self._breaker.failed()
             log.warning("redis_unavailable", exception=type(error).__qualname__)
+            return 0
+        except TimeoutError:
+            log.warning("queues_not_compared", meaning="they hold too many messages; lost ones are found when they are shorter")
             return 0
         lost = [message for message in queued if held.isdisjoint({(str(message[0]), message[3]), (str(message[0]), None)})]
         if not lost:
@@ -192,6 +220,7 @@ class Dispatcher(threading.Thread):
         try:
             return publish(self._app, messages)
         except (KombuError, redis.RedisError, OSError) as error:
+            self._breaker.failed()
             # They stay QUEUED in the ledger; reconcile publishes them once Redis is back.
             log.warning("publish_failed", exception=type(error).__qualname__, tasks=len(messages))
             return 0

@@ -10,6 +10,7 @@ Every connection is to a primary: one that answers as a replica, or as a server 
 `redis.ConnectionError`. So whoever outlives a Redis that is away outlives a failover, and comes to the new primary.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -36,6 +37,12 @@ TIMEOUT_SECONDS: Final = 2
 """How long connecting, or one answer, may take."""
 HEALTH_CHECK_SECONDS: Final = 10
 """A connection that was idle this long is tried before it is used."""
+PROBE_KEY: Final = "fluoro:probe"
+PROBE_TTL_SECONDS: Final = 60
+PROBE_SECONDS: Final = 1
+"""Pause between two probes of a Redis that is away."""
+PROBE_TIMEOUT_SECONDS: Final = 0.5
+"""How long a probe waits for a connection, and for its answer."""
 AWAY: Final = frozenset({"READONLY", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "NOPERM"})
 """Error answers of a server that cannot serve us now, besides those that redis-py calls connection errors itself (LOADING, NOAUTH)."""
 
@@ -167,6 +174,41 @@ RedisUrl = Annotated[str, AfterValidator(_checked)]
 def connect(redis_url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> "SyncClient":
     """A client of the primary, as `RedisServer.client`. ValueError for a URL of an unknown kind."""
     return RedisServer.from_url(redis_url).client(timeout_seconds)
+
+
+def probe(client: "SyncClient") -> None:
+    """Makes sure that the server takes writes: a replica answers PING, and even PUBLISH. redis.RedisError."""
+    client.set(PROBE_KEY, b"", ex=PROBE_TTL_SECONDS)
+
+
+async def probe_aio(client: "AioClient") -> None:
+    """The same on an event loop. It has no deadline of its own."""
+    await client.set(PROBE_KEY, b"", ex=PROBE_TTL_SECONDS)
+
+
+class Breaker:
+    """Spares callers the wait for a Redis that is away: after a failure it is not asked before a probe works, one a second."""
+
+    def __init__(self, redis_url: str) -> None:
+        """ValueError for a URL of an unknown kind."""
+        self._client = connect(redis_url, PROBE_TIMEOUT_SECONDS)
+        self._away = False
+        self._probe_at = 0.0
+
+    def admits(self) -> bool:
+        """Whether Redis is worth asking. Takes about a second at most, and that at most once a second."""
+        if self._away and time.monotonic() >= self._probe_at:
+            try:
+                probe(self._client)
+            except redis.RedisError:
+                self._probe_at = time.monotonic() + PROBE_SECONDS
+            else:
+                self._away = False
+        return not self._away
+
+    def failed(self) -> None:
+        """A call has failed: Redis is away."""
+        self._away, self._probe_at = True, time.monotonic() + PROBE_SECONDS
 
 
 def _hosts(text: str, default_port: int, *, several: bool) -> tuple[tuple[str, int], ...]:

@@ -1,27 +1,44 @@
-"""Wake-ups through Redis pub/sub: who should look now. Losing one costs latency, never truth, so none of this raises when Redis is down."""
+"""Wake-ups through Redis pub/sub: who should look now. Losing one costs latency, never truth, so none of this raises or waits for Redis.
 
+Each goes to those whom it concerns: news and progress to the channel of the owner's shard, which gateways listen to while somebody there
+watches one of its owners; a cancel to the worker processes that ran the job.
+"""
+
+import struct
 import threading
-from typing import Final
+import time
+import zlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, Final
 from uuid import UUID
 
 import redis
 import structlog
 from fluoro.v1 import event_pb2
+from fluoro_telemetry import metrics
 
-from fluoro_jobs.redis_url import connect
+from fluoro_jobs.redis_url import connect, probe
 
 log = structlog.get_logger(__name__)
 
-EVENTS_CHANNEL: Final = "fluoro:events"
-"""A job has new events. Payload: the 16 bytes of its UUID."""
-PROGRESS_CHANNEL: Final = "fluoro:progress"
-"""Live progress. Payload: a serialized fluoro.v1.Progress."""
-CANCELS_CHANNEL: Final = "fluoro:cancels"
-"""A job was cancelled: workers look at what they run. Payload: the 16 bytes of its UUID."""
+SHARDS: Final = 256
+"""Channels that the owners share: many enough to keep a gateway from hearing of everybody, few enough to be subscribed to at once."""
 GATHER_SECONDS: Final = 0.01
-"""How long a `BackgroundPublisher` waits for more to tell."""
+"""How long a `Publisher` waits for more to tell. Progress and a cancel do not wait."""
+AWAY_SECONDS: Final = 1
+"""Pause after Redis did not take what was told."""
+MAX_PENDING: Final = 20_000
+"""Wake-ups that wait while Redis is away; of more the oldest are dropped. One per job, task (its latest progress) and cancelled worker."""
+BATCH: Final = 1000
+"""Wake-ups sent in one go."""
+CLOSE_SECONDS: Final = 5
+"""How long the end of a process waits for the last ones to be sent."""
 PROGRESS_TTL_SECONDS: Final = 3600
 """How long the latest progress of a job is kept for those who start to watch later."""
+
+_HEAD: Final = struct.Struct("!16sH")
+_Command = tuple[str | bytes | int, ...]
 
 
 def progress_key(job: UUID | str) -> str:
@@ -29,83 +46,127 @@ def progress_key(job: UUID | str) -> str:
     return f"fluoro:progress:{job}"
 
 
+def shard_of(owner: str) -> int:
+    """The owner's shard: the same in every process and release."""
+    return zlib.crc32(owner.encode()) % SHARDS
+
+
+def wakeups_channel(shard: int) -> str:
+    """Where news and progress of a shard's owners are told. Payload: `pack`."""
+    return f"fluoro:wakeups:{shard}"
+
+
+def cancels_channel(worker: str) -> str:
+    """Where a worker process, by its name, is told to look at what it runs. Payload: the 16 bytes of a cancelled job's UUID."""
+    return f"fluoro:cancels:{worker}"
+
+
+def pack(job: UUID, owner: str, progress: bytes = b"") -> bytes:
+    """A wake-up: the job has new events; or, with a serialized fluoro.v1.Progress, that."""
+    name = owner.encode()
+    return _HEAD.pack(job.bytes, len(name)) + name + progress
+
+
+def unpack(payload: bytes) -> tuple[UUID, str, bytes]:
+    """What `pack` was given. ValueError if it is not from `pack`."""
+    try:
+        job, length = _HEAD.unpack_from(payload)
+    except struct.error as error:
+        raise ValueError("Too short for a wake-up.") from error
+    end = _HEAD.size + length
+    return UUID(bytes=job), payload[_HEAD.size : end].decode(), payload[end:]
+
+
 class Publisher:
-    """Sends wake-ups. Thread-safe."""
+    """Sends wake-ups from a thread of its own. Thread-safe; no call waits for Redis."""
 
     def __init__(self, redis_url: str) -> None:
-        """Connects on first use."""
+        """Starts the thread. ValueError for a URL of an unknown kind."""
         self._redis = connect(redis_url)
-
-    def events(self, *jobs: UUID) -> None:
-        """These jobs have new events."""
-        self._publish(EVENTS_CHANNEL, *(job.bytes for job in jobs))
-
-    def cancel(self, job: UUID) -> None:
-        """This job was cancelled: watchers and workers should look."""
-        self._publish(EVENTS_CHANNEL, job.bytes)
-        self._publish(CANCELS_CHANNEL, job.bytes)
-
-    def progress(self, progress: event_pb2.Progress) -> None:
-        """The latest of one task: told to watchers and kept for late ones."""
-        data, key = progress.SerializeToString(), progress_key(progress.job.removeprefix("jobs/"))
-        try:
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.publish(PROGRESS_CHANNEL, data)
-            pipeline.hset(key, f"{progress.step}/{progress.shard}", data)
-            pipeline.expire(key, PROGRESS_TTL_SECONDS)
-            pipeline.execute()
-        except redis.RedisError as error:
-            log.debug("wakeup_not_sent", channel=PROGRESS_CHANNEL, exception=type(error).__qualname__)
-
-    def _publish(self, channel: str, *payloads: bytes) -> None:
-        try:
-            pipeline = self._redis.pipeline(transaction=False)
-            for payload in payloads:
-                pipeline.publish(channel, payload)
-            pipeline.execute()
-        except redis.RedisError as error:
-            log.debug("wakeup_not_sent", channel=channel, exception=type(error).__qualname__)
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self._redis.close()
-
-
-class BackgroundPublisher(Publisher):
-    """Tells of events from a thread of its own, so that attempts do not wait for Redis; start and end of a short one are told at once."""
-
-    def __init__(self, redis_url: str) -> None:
-        """Starts the thread."""
-        super().__init__(redis_url)
-        self._pending: set[UUID] = set()
+        self._pending: dict[tuple[object, ...], tuple[_Command, ...]] = {}
         self._lock = threading.Lock()
         self._woken = threading.Event()
+        self._hurried = threading.Event()
         self._closing = threading.Event()
+        self._probe_at = 0.0
         self._thread = threading.Thread(target=self._run, name="wakeups", daemon=True)
         self._thread.start()
 
-    def events(self, *jobs: UUID) -> None:
-        """These jobs have new events. Never blocks."""
-        with self._lock:
-            self._pending.update(jobs)
-        self._woken.set()
+    def events(self, job: UUID, owner: str) -> None:
+        """The job has new events."""
+        self._tell("events", job, commands=[("PUBLISH", wakeups_channel(shard_of(owner)), pack(job, owner))])
+
+    def cancel(self, job: UUID, owner: str, workers: Iterable[str]) -> None:
+        """The job was cancelled: watchers should look, and these worker processes, by their names, which ran its tasks."""
+        self.events(job, owner)
+        for worker in workers:
+            self._tell("cancel", worker, commands=[("PUBLISH", cancels_channel(worker), job.bytes)])
+        self._hurried.set()
+
+    def progress(self, owner: str, progress: event_pb2.Progress) -> None:
+        """The latest of one task: told to watchers and kept for late ones."""
+        data, job = progress.SerializeToString(), UUID(progress.job.removeprefix("jobs/"))
+        key, field = progress_key(job), f"{progress.step}/{progress.shard}"
+        publish: _Command = ("PUBLISH", wakeups_channel(shard_of(owner)), pack(job, owner, data))
+        self._tell("progress", job, field, commands=[publish, ("HSET", key, field, data), ("EXPIRE", key, PROGRESS_TTL_SECONDS)])
+        self._hurried.set()
 
     def close(self) -> None:
-        """Tells what is left and closes the connections."""
+        """Sends what is left, if Redis takes it, and closes the connections. Seconds at most."""
         self._closing.set()
+        self._hurried.set()
         self._woken.set()
-        self._thread.join()
-        self._tell()
-        super().close()
+        self._thread.join(CLOSE_SECONDS)
+        self._redis.close()
+
+    def _tell(self, *key: object, commands: Iterable[_Command]) -> None:
+        with self._lock:
+            self._pending[key] = tuple(commands)
+            self._bound()
+        self._woken.set()
+
+    def _bound(self) -> None:
+        while len(self._pending) > MAX_PENDING:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            metrics.WAKEUPS_DROPPED.labels(kind=str(oldest[0])).inc()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             self._woken.wait()
-            self._closing.wait(GATHER_SECONDS)
+            self._hurried.wait(GATHER_SECONDS)
+            self._hurried.clear()
             self._woken.clear()
-            self._tell()
+            try:
+                self._send()
+            except redis.RedisError as error:
+                log.debug("wakeups_wait", exception=type(error).__qualname__)
+                self._closing.wait(AWAY_SECONDS)
+                self._woken.set()
+            except Exception:  # a thread that ended here would leave everybody to find out by themselves, and nobody would know
+                log.exception("wakeups_failed")
+                self._closing.wait(AWAY_SECONDS)
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
+        """Sends all that waits; what Redis did not take waits on, unless there is something newer. redis.RedisError."""
         with self._lock:
-            jobs, self._pending = self._pending, set()
-        super().events(*jobs)
+            batch, self._pending = self._pending, {}
+        try:
+            if batch and time.monotonic() >= self._probe_at:
+                probe(self._redis)  # a replica takes what is published as gladly as a primary, and tells hardly anybody
+                self._probe_at = time.monotonic() + AWAY_SECONDS
+            while batch:
+                some = list(islice(batch, BATCH))
+                pipeline: Any = self._redis.pipeline(transaction=False)
+                for key in some:
+                    for command in batch[key]:
+                        pipeline.execute_command(*command)
+                # Progress that a full Redis does not keep is no reason to tell everything again.
+                pipeline.execute(raise_on_error=False)
+                for key in some:
+                    del batch[key]
+        except redis.RedisError:
+            with self._lock:
+                self._pending = batch | self._pending
+                self._bound()
+            raise

@@ -80,7 +80,7 @@ class Jobs:
         job = await self._committed(submission)
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
         self._dispatcher.wake()
-        self._hub.woken(UUID(job.name.removeprefix("jobs/")))
+        self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)
         return SubmitJobResponse(job=job)
 
     async def get_job(self, request: GetJobRequest, call: Call) -> GetJobResponse:
@@ -100,9 +100,9 @@ class Jobs:
         """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
         job_id = names.job_id(request.name)
         response = CancelJobResponse()
-        await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id, response.job)
-        self._hub.woken(job_id)
-        self._calls.aside(self._publisher.cancel, job_id)
+        _, workers = await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id, response.job)
+        self._hub.woken(job_id, call.owner)
+        self._publisher.cancel(job_id, call.owner, workers)
         return response
 
     async def retry_job(self, request: RetryJobRequest, call: Call) -> RetryJobResponse:
@@ -110,8 +110,8 @@ class Jobs:
         job_id = names.job_id(request.name)
         response = RetryJobResponse()
         await self._calls.run_for(call.owner, control.retry_job, call.owner, job_id, response.job)
-        self._hub.woken(job_id)
-        self._calls.aside(self._publisher.events, job_id)
+        self._hub.woken(job_id, call.owner)
+        self._publisher.events(job_id, call.owner)
         self._dispatcher.wake()
         return response
 
@@ -119,7 +119,7 @@ class Jobs:
         """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
         job_id = names.job_id(request.name)
         seconds = _wait_seconds(request, call)
-        with self._hub.waiting(job_id) as ended:
+        with self._hub.waiting(job_id, call.owner) as ended:
             _, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
             if state not in TERMINAL:
                 try:
@@ -134,7 +134,7 @@ class Jobs:
     async def watch_job(self, request: WatchJobRequest, call: Call) -> AsyncIterator[WatchJobResponse]:
         """Snapshot or missed events first, then live from the hub. The watcher is there before the read, so nothing falls in between."""
         job_id = names.job_id(request.name)
-        with self._hub.watching(job_id) as watcher:
+        with self._hub.watching(job_id, call.owner) as watcher:
             if request.start_cursor:
                 last, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
                 sequence = cursor.decode(request.start_cursor, job_id, last)

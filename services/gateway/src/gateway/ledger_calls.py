@@ -27,7 +27,6 @@ class LedgerCalls:
         """max_waiting: calls of one owner that may wait for a thread. Made in the event loop that calls come from."""
         self._ledger = ledger
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._waiting = _Turns(max_waiting)
         self._landing = Landing()
 
@@ -57,10 +56,6 @@ class LedgerCalls:
                 self._waiting.drop(owner, call)
             raise
 
-    def aside(self, function: Callable[Args, object], *args: Args.args, **kwargs: Args.kwargs) -> None:
-        """Runs a blocking function that does not raise, and waits for nothing. Not in the ledger's threads."""
-        self._aside.submit(function, *args, **kwargs)
-
     async def check(self) -> None:
         """FluoroError with a reason of LEDGER_OUTAGES, or TimeoutError, if the ledger does not answer."""
         async with asyncio.timeout(CHECK_SECONDS):
@@ -69,7 +64,6 @@ class LedgerCalls:
     def close(self) -> None:
         """Waits for what runs."""
         self._threads.shutdown()
-        self._aside.shutdown()
 
     def _run_next(self) -> None:
         """Runs the call whose turn it is; there is one at most for each time this is called."""

@@ -10,7 +10,7 @@ Everything is read in pages: of so many events, in the order of transactions.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -55,6 +55,9 @@ class Reader(Protocol):
     def refuse_if_closing(self) -> None:
         """FluoroError SHUTTING_DOWN if no watcher may begin any more."""
 
+    def listening(self, owner: str) -> AbstractContextManager[None]:
+        """Has wake-ups of the owner's jobs brought here during the block."""
+
 
 class Owners:
     """The watchers of all jobs of an owner, and who follows which job."""
@@ -72,6 +75,10 @@ class Owners:
 
     def __bool__(self) -> bool:
         return bool(self.watchers)
+
+    def watched(self, owner: str) -> bool:
+        """Whether somebody watches all jobs of the owner."""
+        return owner in self._by_owner
 
     def followers(self, job: UUID) -> Collection[OwnerWatcher]:
         """Who follows the job and is live."""
@@ -209,7 +216,8 @@ class Owners:
         self._by_owner.setdefault(owner, set()).add(watcher)
         metrics.WATCH_STREAMS.inc()
         try:
-            yield watcher
+            with self._reader.listening(owner):
+                yield watcher
         finally:
             metrics.WATCH_STREAMS.dec()
             self.watchers.discard(watcher)

@@ -1,14 +1,14 @@
-"""Redis pub/sub: wake-ups and live progress of every job. Redis may go and come back at any time."""
+"""Redis pub/sub: wake-ups and live progress of the owners that somebody watches here. Redis may go and come back at any time."""
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
 from typing import Any, Final, Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from fluoro.v1 import event_pb2
-from fluoro_jobs.redis_url import RedisServer
-from fluoro_jobs.wakeups import EVENTS_CHANNEL, PROGRESS_CHANNEL, progress_key
+from fluoro_jobs.redis_url import RedisServer, probe_aio
+from fluoro_jobs.wakeups import progress_key, shard_of, unpack, wakeups_channel
 from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
@@ -17,24 +17,28 @@ log = structlog.get_logger(__name__)
 RECONNECT_SECONDS: Final = 0.5
 """Pause between attempts to subscribe while Redis is down."""
 
-PING_SECONDS: Final = 5
-"""How often the subscription is pinged, and how long an answer may take: finds connections that died without a word."""
+ECHO_SECONDS: Final = 5
+"""How often the subscription tells itself something, and how long that may take: finds connections that died without a word, and servers
+that are no primary any more. Also how long connecting may take."""
 
 RECALL_SECONDS: Final = 0.5
 """How long a new watcher waits for the progress of before; without an answer it starts with the next one."""
 
 
 class Listener(Protocol):
-    """Who is told. All three are called on the event loop and must be quick."""
+    """Who is told. All are called on the event loop and must be quick."""
 
-    def woken(self, job: UUID) -> None:
+    def woken(self, job: UUID, owner: str) -> None:
         """The job has new events in the ledger."""
 
-    def progressed(self, progress: event_pb2.Progress) -> None:
-        """A worker wrote progress."""
+    def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
+        """A worker wrote progress: a serialized fluoro.v1.Progress. google.protobuf DecodeError if it is none."""
+
+    def joined(self, shard: int) -> None:
+        """From now on wake-ups of the shard's owners arrive. What happened before was missed."""
 
     def subscribed(self, now: bool) -> None:
-        """From now on wake-ups arrive, or they do not. What happened in between was missed."""
+        """From now on wake-ups arrive, of all that were asked for so far, or they do not. What happened in between was missed."""
 
 
 class Tail:
@@ -44,16 +48,27 @@ class Tail:
         self._redis = RedisServer.from_url(redis_url).aio_client()
         self._listener = listener
         self._up = False
+        self._echo = f"fluoro:echo:{uuid4()}".encode()
         self._heard = 0.0
-        self._hear: dict[bytes, Callable[[bytes], None]] = {
-            EVENTS_CHANNEL.encode(): lambda data: listener.woken(UUID(bytes=data)),
-            PROGRESS_CHANNEL.encode(): lambda data: listener.progressed(event_pb2.Progress.FromString(data)),
-        }
+        self._wanted: Counter[int] = Counter()
+        self._asked: set[int] = set()
+        self._missing = asyncio.Event()
 
     @property
     def up(self) -> bool:
         """Whether wake-ups arrive."""
         return self._up
+
+    def watch(self, owner: str) -> None:
+        """Somebody here watches the owner. Sends nothing by itself: those who come together are subscribed for together."""
+        shard = shard_of(owner)
+        self._wanted[shard] += 1
+        if shard not in self._asked:
+            self._missing.set()
+
+    def unwatch(self, owner: str) -> None:
+        """Undoes one `watch`. The subscription stays for some seconds, for whoever comes next."""
+        self._wanted[shard_of(owner)] -= 1
 
     async def run(self) -> None:
         """Listens until cancelled; tries again whenever Redis is gone."""
@@ -84,34 +99,72 @@ class Tail:
 
     async def _listen(self) -> None:
         async with self._redis.pubsub() as pubsub:
-            await pubsub.subscribe(*self._hear)
+            self._asked = {shard for shard, watchers in self._wanted.items() if watchers}
+            async with asyncio.timeout(ECHO_SECONDS):
+                # The echo comes last: its confirmation is that of all.
+                await pubsub.subscribe(*map(wakeups_channel, self._asked), self._echo)
             async with asyncio.timeout(None) as patience:
-                pinger = asyncio.create_task(self._ping(pubsub, patience))
+                others = [asyncio.create_task(self._keep_echoing(pubsub, patience)), asyncio.create_task(self._join(pubsub, patience))]
                 try:
                     async for message in pubsub.listen():
                         self._handle(message)
                 finally:
-                    pinger.cancel()
+                    for other in others:
+                        other.cancel()
 
     def _handle(self, message: dict[str, Any]) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if message["type"] == "message":
+        kind, channel = message["type"], message["channel"]
+        if channel == self._echo:
+            if kind == "subscribe":
+                self._set_up(True)
+        elif kind == "message":
             try:
-                self._hear[message["channel"]](message["data"])
+                job, owner, progress = unpack(message["data"])
+                if progress:
+                    self._listener.progressed(job, owner, progress)
+                else:
+                    self._listener.woken(job, owner)
             except (DecodeError, ValueError) as error:
-                log.warning("wakeup_unreadable", channel=message["channel"].decode(), exception=type(error).__qualname__)
-        elif message["type"] == "subscribe" and message["data"] == len(self._hear):
-            self._set_up(True)
+                log.warning("wakeup_unreadable", channel=channel.decode(), exception=type(error).__qualname__)
+        elif kind == "subscribe" and self._up:
+            self._listener.joined(int(channel.rpartition(b":")[2]))
 
-    async def _ping(self, pubsub: Any, patience: asyncio.Timeout) -> None:
-        """Ends the listening when a whole round went by without an answer."""
+    async def _join(self, pubsub: Any, patience: asyncio.Timeout) -> None:
+        """Subscribes to what is asked for meanwhile."""
+        while True:
+            await self._missing.wait()
+            self._missing.clear()
+            more = {shard for shard, watchers in self._wanted.items() if watchers} - self._asked
+            if more:
+                self._asked |= more
+                await self._or_end(pubsub.subscribe(*map(wakeups_channel, more)), patience)
+
+    async def _keep_echoing(self, pubsub: Any, patience: asyncio.Timeout) -> None:
+        """Ends the listening when what is published does not arrive; leaves the shards that nobody watches any more."""
         loop = asyncio.get_running_loop()
         while True:
             asked = loop.time()
-            await pubsub.ping()
-            await asyncio.sleep(PING_SECONDS)
+            await self._or_end(self._publish_echo(), patience)
+            await asyncio.sleep(ECHO_SECONDS)
             if self._heard < asked:
                 patience.reschedule(loop.time())
+            if left := {shard for shard in self._asked if not self._wanted[shard]}:
+                self._asked -= left
+                await self._or_end(pubsub.unsubscribe(*map(wakeups_channel, left)), patience)
+
+    async def _publish_echo(self) -> None:
+        await probe_aio(self._redis)
+        await self._redis.publish(self._echo, b"")
+
+    async def _or_end(self, call: Any, patience: asyncio.Timeout) -> None:
+        """Awaits the call; the listening ends if it fails or takes too long."""
+        try:
+            async with asyncio.timeout(ECHO_SECONDS):
+                await call
+        except (RedisError, OSError, TimeoutError) as error:
+            log.info("subscription_ended", exception=type(error).__qualname__)
+            patience.reschedule(asyncio.get_running_loop().time())
 
     def _set_up(self, up: bool) -> None:
         if up != self._up:

@@ -14,6 +14,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph, TaskResult
 from fluoro_jobs.ledger.store import transition
@@ -46,8 +47,9 @@ class Rig:
         def there() -> None:
             with self.ledger.connection() as connection:
                 act(connection, UUID(job[5:]))
-            if wake:
-                self.publisher.events(UUID(job[5:]))
+                told = audience(connection, [UUID(job[5:])]) if wake else []
+            for one in told:
+                self.publisher.events(one.job, one.owner)
 
         await asyncio.to_thread(there)
 

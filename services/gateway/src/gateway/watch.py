@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from fluoro.v1 import event_pb2, job_service_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read
+from fluoro_jobs.wakeups import shard_of
 from fluoro_telemetry import metrics
 
 from gateway import cursor
@@ -59,6 +60,7 @@ class Hub:
         self._settings = settings
         self._watchers: dict[UUID, set[Watcher]] = {}
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
+        self._shards: dict[UUID, int] = {}
         self._woken: dict[UUID, None] = {}  # a set in the order in which the jobs' turn comes
         self._news = asyncio.Event()
         self._closing = False
@@ -100,33 +102,36 @@ class Hub:
         return self._tail.up
 
     @contextmanager
-    def watching(self, job: UUID) -> Iterator[Watcher]:
-        """A watcher for the block. Open it before reading the job: then no event falls in between. FluoroError SHUTTING_DOWN."""
+    def watching(self, job: UUID, owner: str) -> Iterator[Watcher]:
+        """A watcher for the block. Open it before reading the owner's job: then no event falls in between. FluoroError SHUTTING_DOWN."""
         self.refuse_if_closing()
         watcher = Watcher(job, self._settings.watch_ring_events, asyncio.get_running_loop().time())
-        self._watchers.setdefault(job, set()).add(watcher)
-        try:
+        with self.listening(owner, job), _member(self._watchers, job, watcher):
             yield watcher
-        finally:
-            others = self._watchers[job]
-            others.discard(watcher)
-            if not others:
-                del self._watchers[job]
 
     @contextmanager
-    def waiting(self, job: UUID) -> Iterator[asyncio.Future[None]]:
+    def waiting(self, job: UUID, owner: str) -> Iterator[asyncio.Future[None]]:
         """Completes when the job is seen terminal. Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future."""
         self.refuse_if_closing()
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(job, set()).add(ended)
+        with self.listening(owner, job), _member(self._waiting, job, ended):
+            try:
+                yield ended
+            finally:
+                ended.cancel()
+
+    @contextmanager
+    def listening(self, owner: str, *jobs: UUID) -> Iterator[None]:
+        """Has wake-ups of the owner's jobs brought here. What these jobs miss before that begins is read then (see `joined`)."""
+        self._shards.update(dict.fromkeys(jobs, shard_of(owner)))
+        self._tail.watch(owner)
         try:
-            yield ended
+            yield
         finally:
-            ended.cancel()
-            others = self._waiting[job]
-            others.discard(ended)
-            if not others:
-                del self._waiting[job]
+            self._tail.unwatch(owner)
+            for job in jobs:
+                if job not in self._watchers and job not in self._waiting:
+                    self._shards.pop(job, None)
 
     def refuse_if_closing(self) -> None:
         """FluoroError SHUTTING_DOWN if no watcher may begin any more."""
@@ -193,20 +198,32 @@ class Hub:
 
     # --- what the tail tells ---
 
-    def woken(self, job: UUID) -> None:
+    def woken(self, job: UUID, owner: str) -> None:
         """The job has events that its watchers have not seen."""
-        watchers = self._watchers.get(job, ())
-        if not (watchers or job in self._waiting or self.owners):
-            return
+        watched = job in self._watchers or job in self._waiting or self.owners.watched(owner)
+        metrics.WAKEUPS_HEARD.labels(watched=str(watched).lower()).inc()
+        if watched:
+            self._wake(job)
+
+    def _wake(self, job: UUID) -> None:
         self._call_for(job)
-        for watcher in watchers:
+        for watcher in self._watchers.get(job, ()):
             watcher.woken = True
 
-    def progressed(self, progress: event_pb2.Progress) -> None:
-        """Hands progress to those who watch the job."""
-        job = UUID(progress.job.removeprefix("jobs/"))
-        for watcher in (*self._watchers.get(job, ()), *self.owners.followers(job)):
-            watcher.put_progress(progress)
+    def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
+        """Hands progress to those who watch the job. For others it is not even parsed."""
+        watchers = [*self._watchers.get(job, ()), *(self.owners.followers(job) if self.owners.watched(owner) else ())]
+        metrics.WAKEUPS_HEARD.labels(watched=str(bool(watchers)).lower()).inc()
+        if watchers:
+            message = event_pb2.Progress.FromString(progress)
+            for watcher in watchers:
+                watcher.put_progress(message)
+
+    def joined(self, shard: int) -> None:
+        """Wake-ups of the shard's owners begin here: what was missed of them is read."""
+        for job, its in self._shards.items():
+            if its == shard:
+                self._wake(job)
 
     def subscribed(self, now: bool) -> None:
         """Wake-ups begin or end here: whatever was missed is read."""
@@ -309,7 +326,7 @@ class Hub:
 
     def _wake_all(self) -> None:
         for job in [*self._watchers, *self._waiting]:
-            self.woken(job)
+            self._wake(job)
 
     def _all(self) -> list[Mailbox]:
         return [*(watcher for watchers in self._watchers.values() for watcher in watchers), *self.owners.watchers]
@@ -325,3 +342,15 @@ def _others(pending: Pending, position: str, sequence: int) -> Iterator[job_serv
         yield job_service_pb2.WatchJobResponse(cursor=position, progress=progress)
     if pending.bookmark and not (pending.events or pending.progress):
         yield job_service_pb2.WatchJobResponse(cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence))
+
+
+@contextmanager
+def _member(sets: dict[UUID, set[Any]], job: UUID, one: object) -> Iterator[None]:
+    """Keeps `one` in the job's set during the block, and no set that is empty."""
+    sets.setdefault(job, set()).add(one)
+    try:
+        yield
+    finally:
+        sets[job].discard(one)
+        if not sets[job]:
+            del sets[job]

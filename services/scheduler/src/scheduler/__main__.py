@@ -2,12 +2,13 @@
 
 import signal
 import threading
+from functools import partial
 from typing import Final
 
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.redis_url import connect
+from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry.http import Health, serve
@@ -30,7 +31,7 @@ def main() -> None:
     dispatcher = Dispatcher(ledger, settings.redis_url)
     health = Health(settings.liveness_seconds)
     health.add_check("ledger", ledger.check)
-    health.add_check("redis", connect(settings.redis_url).ping)
+    health.add_check("redis", partial(probe, connect(settings.redis_url)))
     server = serve(settings.http_host, settings.http_port, health)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -15,6 +15,7 @@ import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
 from fluoro_jobs.ledger import attempts, backlog
+from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.sweeps import Backoff
@@ -77,7 +78,9 @@ class Sweeper:
             if moved:
                 log.warning("leases_expired", tasks=len(moved))
                 metrics.LEASES_EXPIRED.inc(len(moved))
-                self.publisher.events(*moved)
+                with self.ledger.connection() as connection:
+                    for one in audience(connection, moved):
+                        self.publisher.events(one.job, one.owner)
             metrics.SWEEPS.labels(action="lease_expired").inc(len(moved))
 
     def expiries(self) -> None:
@@ -87,8 +90,10 @@ class Sweeper:
             with self.ledger.connection() as connection:
                 expired.extend(attempts.expire(connection, self.bad_expiries))
         finally:
-            for job in expired:
-                self.publisher.cancel(job)
+            if expired:
+                with self.ledger.connection() as connection:
+                    for one in audience(connection, expired):
+                        self.publisher.cancel(*one)
             metrics.SWEEPS.labels(action="job_expired").inc(len(expired))
 
     def workers(self) -> None:

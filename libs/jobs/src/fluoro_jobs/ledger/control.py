@@ -1,10 +1,12 @@
 """What an owner does to a job once it is accepted: cancel it, or have what failed done again."""
 
+from typing import NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.read import get_job, job_not_found
@@ -12,8 +14,15 @@ from fluoro_jobs.ledger.store import count_end, transition
 from fluoro_jobs.states import JobState, is_terminal
 
 
-def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:
-    """The job after the cancel; unchanged if it was terminal. CANCELLED is durable then, and what still computes is fenced off (I6).
+class Cancelled(NamedTuple):
+    """job: as it is after the cancel. workers: names of the processes that ran its tasks until then; none if it had ended before."""
+
+    job: job_pb2.Job
+    workers: list[str]
+
+
+def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> Cancelled:
+    """Cancels the job unless it is terminal. CANCELLED is durable then, and what still computes is fenced off (I6).
 
     into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
@@ -25,8 +34,10 @@ def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job
         graph.cancel(Reason.JOB_CANCELLED, "Cancelled by its owner.")
         return graph.state if ends else None
 
-    count_end(transition(connection, job_id, act))
-    return get_job(connection, owner, job_id, into)
+    ended = transition(connection, job_id, act)
+    count_end(ended)
+    workers = [worker for one in audience(connection, [job_id]) for worker in one.workers] if ended else []
+    return Cancelled(get_job(connection, owner, job_id, into), workers)
 
 
 def retry_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:

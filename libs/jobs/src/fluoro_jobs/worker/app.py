@@ -24,7 +24,7 @@ from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.attempts import TaskAttempt, Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.operations import OPERATIONS
-from fluoro_jobs.wakeups import BackgroundPublisher
+from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.broker import Amqp
 from fluoro_jobs.worker.celery_app import configure
 from fluoro_jobs.worker.execute import Executor, Report
@@ -87,7 +87,7 @@ class WorkerApp(Celery):
         executor = Executor(
             Ledger(settings.database_url, max_connections=threads),
             BlobStore.from_url(settings.blob_url),
-            BackgroundPublisher(settings.redis_url),
+            Publisher(settings.redis_url),
             self.plan.worker,
             handlers,
             settings.scratch_folder,

@@ -4,6 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -86,10 +87,10 @@ class Executor:
         if claimed is None:
             log.debug("stale_message", task=str(task_id))
             return None
-        self._publisher.events(claimed.graph.id)
+        self._publisher.events(claimed.graph.id, claimed.graph.owner)
         with structlog.contextvars.bound_contextvars(job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt):
             report = self._attempt(claimed)
-        self._publisher.events(claimed.graph.id)
+        self._publisher.events(claimed.graph.id, claimed.graph.owner)
         return report
 
     def cancel(self, task_id: UUID, number: int | None) -> None:
@@ -144,7 +145,7 @@ class Executor:
             upstream=upstream,
             folder=Scratch(self._scratch_folder),
             blobs=self._blobs,
-            report=ProgressThrottle(self._publisher.progress),
+            report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
             numbers=range(claimed.task.first_input, claimed.task.first_input + claimed.task.input_count),
             shard=claimed.task.shard,
         )

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -22,11 +22,12 @@ from fluoro_telemetry import metrics
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
+from fluoro_jobs.ledger.audience import Audience, audience
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.redis_url import connect
+from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.states import Outcome
-from fluoro_jobs.wakeups import CANCELS_CHANNEL, Publisher
+from fluoro_jobs.wakeups import Publisher, cancels_channel
 from fluoro_jobs.worker.execute import Report
 from fluoro_jobs.worker.gate import Gate
 
@@ -38,6 +39,11 @@ MISSED_SECONDS: Final = 1
 """From a heartbeat that the ledger did not take to the next try."""
 CATCH_UP_SECONDS: Final = 5
 """After an outage of the ledger: how long nothing is timed out, because what waited for it to commit is about to."""
+ASK_SECONDS: Final = 0.5
+"""How long a heartbeat waits for what Redis says of the queue."""
+ECHO: Final = b""
+ECHO_SECONDS: Final = 5
+"""How often the listener tells itself something. What does not arrive shows a connection that is dead, or to a replica left behind."""
 AVERAGE_OVER_TASKS: Final = 10
 """How many of the last tasks make the average run time, about."""
 
@@ -84,7 +90,7 @@ class Keeper(threading.Thread):
         self._on_deaf = on_deaf
         self._deaf_after_seconds = deaf_after_seconds
         self._gate = gate
-        self._redis = connect(redis_url)
+        self._redis = connect(redis_url, timeout_seconds=ASK_SECONDS)
         self._clock = Clock()
         self._next_message: Any = None
         self._next_message_since = 0.0
@@ -154,13 +160,13 @@ class Keeper(threading.Thread):
         """Makes everything this process still runs READY for another worker, at once, and stops computing it."""
         try:
             with self._ledger.connection() as connection:
-                jobs = attempts.release_all(connection, self._worker)
+                told = audience(connection, attempts.release_all(connection, self._worker))
         except FluoroError as error:
             log.warning("not_handed_back", reason=error.reason)  # the leases expire
-            jobs = []
+            told = []
         for request in _active():
             self._stop_task(request)
-        self._publisher.events(*jobs)
+        self._tell(told)
         self._on_slots()
 
     def close(self) -> None:
@@ -219,7 +225,8 @@ class Keeper(threading.Thread):
     def _time_out(self, held: Held) -> None:
         with self._ledger.connection() as connection:
             attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
-        self._publisher.events(held.job_id)
+            told = audience(connection, [held.job_id])
+        self._tell(told)
 
     def _end_what_is_left(self) -> None:
         while not self._left.empty():
@@ -228,23 +235,37 @@ class Keeper(threading.Thread):
                 continue  # another message asked for the same attempt, and got it
             try:
                 with self._ledger.connection() as connection:
-                    jobs = end(connection, self._worker, attempt)
+                    told = audience(connection, end(connection, self._worker, attempt))
             except FluoroError:
                 self._left.put((attempt, end))  # at the next beat; at the latest the lease expires
                 raise
-            self._publisher.events(*jobs)
+            self._tell(told)
             self._on_slots()
+
+    def _tell(self, told: Iterable[Audience]) -> None:
+        for one in told:
+            self._publisher.events(one.job, one.owner)
 
     def _listen(self, redis_url: str) -> None:
         """Wakes the heartbeat when a cancel is announced. Without Redis, cancels are seen at the next beat."""
-        client = connect(redis_url)
+        client, channel = connect(redis_url), cancels_channel(self._worker.name)
         while not self._closed:
             try:
                 with client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]  # redis-py left it out
-                    pubsub.subscribe(CANCELS_CHANNEL)
+                    pubsub.subscribe(channel)
+                    asked = heard = 0.0
                     while not self._closed:
-                        if pubsub.get_message(timeout=1) is not None:
-                            self._woken.set()
+                        message, now = pubsub.get_message(timeout=1), time.monotonic()
+                        if message is not None:
+                            heard = now
+                            if message["data"] != ECHO:
+                                self._woken.set()
+                        if now - asked > ECHO_SECONDS:
+                            if heard < asked:
+                                raise redis.ConnectionError("What is published does not arrive here.")
+                            asked = time.monotonic()
+                            probe(client)
+                            client.publish(channel, ECHO)
             except redis.RedisError as error:
                 log.debug("cancels_not_heard", exception=type(error).__qualname__)
                 threading.Event().wait(1)

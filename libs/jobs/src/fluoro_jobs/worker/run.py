@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -20,7 +21,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.redis_url import connect
+from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app, wake_consumer
@@ -62,7 +63,7 @@ class WorkerProcess:
         self._dispatcher = Dispatcher(self._ledger, plan.settings.redis_url)
         self._health = Health()
         self._health.add_check("ledger", self._ledger.check)
-        self._health.add_check("redis", connect(plan.settings.redis_url).ping)
+        self._health.add_check("redis", partial(probe, connect(plan.settings.redis_url)))
         self._health.add_check("blobs", BlobStore.from_url(plan.settings.blob_url).check)
         self._consuming = False
         self._health.add_check("consumer", self._check_consumer)

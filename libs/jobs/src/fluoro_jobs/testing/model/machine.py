@@ -186,7 +186,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Another owner cannot; its owner can, again and again."""
         job, job_id = self.model.jobs[number], self.job_ids[number]
         assert _refusal(lambda: control.cancel_job(self.db, "eve", job_id)) is Reason.JOB_NOT_FOUND
-        answer = control.cancel_job(self.db, job.owner, job_id)
+        answer = control.cancel_job(self.db, job.owner, job_id).job
         job.stop("CANCELLED")
         assert job_pb2.Job.State.Name(answer.state) == f"STATE_{job.state}"
 
