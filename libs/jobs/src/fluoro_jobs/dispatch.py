@@ -130,7 +130,7 @@ def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str
     return held
 
 
-def _held(message: bytes) -> tuple[str, int | None] | None:
+def _held(message: bytes | str) -> tuple[str, int | None] | None:
     """None for a message that is not ours: whoever put it there, the search for lost ones goes on."""
     try:
         headers = json.loads(message)["headers"]
@@ -182,7 +182,7 @@ class Dispatcher(threading.Thread):
                 self._closing.wait(1)
 
     def dispatch(self) -> int:
-        """Moves what fits to the queues; how many tasks that were. None while Redis is away: what is READY keeps its order.
+        """Moves what fits to the queues; how many tasks that were. Nothing while Redis is away: what is READY stays so, in order.
 
         FluoroError LEDGER_UNAVAILABLE if the ledger is.
         """
