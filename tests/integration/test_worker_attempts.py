@@ -8,11 +8,9 @@ import pytest
 import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.dispatch import publish
-from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts, control
 from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.testing.rig import OWNER, Rig, until
-from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.celery_app import make_app
 
 SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
@@ -34,7 +32,7 @@ def beat(rig: Rig, job_id: UUID) -> None:
     """Returns after the job's worker has looked at what it runs, twice: the first look may have begun before."""
     for _ in range(2):
         before = lease_of(rig, job_id)
-        Publisher(rig.redis_url).cancel(new_id())  # some job's: workers look at once
+        rig.have_workers_look()
         until(lambda before=before: lease_of(rig, job_id) != before, what="a heartbeat")
 
 
@@ -91,7 +89,7 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
     cancelled_id = two_attempts("cancelled")
     with rig.connection() as connection:
         control.cancel_job(connection, OWNER, cancelled_id)
-    Publisher(rig.redis_url).cancel(cancelled_id)
+    rig.have_workers_look()
     assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, (
         "the second attempt's slot is free, the first one's is not"
     )
@@ -107,7 +105,7 @@ def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(rig
     with rig.connection() as connection, rig.connection() as other:
         with connection.transaction():
             connection.execute("LOCK TABLE workers IN SHARE MODE")  # a heartbeat waits for it, knowing what runs now
-            Publisher(rig.redis_url).cancel(new_id())
+            rig.have_workers_look()
             until(lambda: other.execute(waits).fetchone() is not None, what="a heartbeat")
             control.cancel_job(other, OWNER, job_id)
             Path(first).touch()

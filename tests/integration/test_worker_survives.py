@@ -11,7 +11,6 @@ import pytest
 import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.dispatch import publish
-from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import control
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from fluoro_jobs.wakeups import Publisher
@@ -137,8 +136,10 @@ def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path:
 
 def cancel(rig: Rig, job_id: UUID) -> job_pb2.Job:
     with rig.connection() as connection:
-        job = control.cancel_job(connection, OWNER, job_id).job
-    Publisher(rig.redis_url).cancel(job_id)
+        job, workers = control.cancel_job(connection, OWNER, job_id)
+    publisher = Publisher(rig.redis_url)
+    publisher.cancel(job_id, OWNER, workers)
+    publisher.close()
     assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
     return job
 
@@ -230,7 +231,7 @@ def test_messages_that_wait_for_a_slot_are_no_reason_to_end(rig: Rig, tmp_path: 
     rig.running(jobs[0])
     for _ in range(3):
         before = lease_of(rig, jobs[0])
-        Publisher(rig.redis_url).cancel(new_id())  # some job's: workers look at once
+        rig.have_workers_look()
         until(lambda before=before: lease_of(rig, jobs[0]) != before, what="a heartbeat beside a full slot")
     (tmp_path / "go").touch()
     assert {rig.finished(job_id).state for job_id in jobs} == {SUCCEEDED}, rig.logs()

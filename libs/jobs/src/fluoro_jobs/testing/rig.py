@@ -29,6 +29,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, blobs, read
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.states import JobState
+from fluoro_jobs.wakeups import Publisher
 
 Value = TypeVar("Value")
 OWNER = "tester"
@@ -169,6 +170,14 @@ class Rig:
 
         until(listed, 30, "the worker's first heartbeat")
         return process
+
+    def have_workers_look(self) -> None:
+        """Has every worker process look at what it runs, as after a cancel."""
+        with self.connection() as connection:
+            names = [name for (name,) in connection.execute("SELECT name FROM workers").fetchall()]
+        publisher = Publisher(self.redis_url)
+        publisher.cancel(new_id(), OWNER, names)
+        publisher.close()
 
     def logs(self) -> str:
         """What the processes wrote, for a failing assertion."""
