@@ -1,7 +1,7 @@
 """Bytes in and out through the gateway: whole, once, and with little memory."""
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import DownloadBlobRequest, GetBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro_client.sending import send
 from gateway.testing import Client, refused, serving
 
 MIB = 2**20
@@ -25,6 +26,11 @@ def parts(data: bytes, chunk_bytes: int = MIB, **header: Any) -> Iterator[Upload
     yield UploadBlobRequest(header=UploadBlobHeader(**header))
     for start in range(0, len(data), chunk_bytes):
         yield UploadBlobRequest(chunk=data[start : start + chunk_bytes])
+
+
+async def one_by_one(requests: Iterator[UploadBlobRequest]) -> AsyncGenerator[UploadBlobRequest, None]:
+    for request in requests:
+        yield request
 
 
 async def download(client: Client, name: str, offset: int = 0) -> list[bytes]:
@@ -65,7 +71,8 @@ async def test_the_same_bytes_of_one_owner_are_one_blob_and_take_their_place_onc
 
 @pytest.mark.parametrize("header", [{"size_bytes": 7}, {"size_bytes": 8 * MIB}, {"sha256": bytes(32)}], ids=["more", "less", "other"])
 async def test_a_mismatched_upload_leaves_nothing(client: Client, database_url: str, blob_url: str, header: dict[str, Any]) -> None:
-    assert (await refused(client.blobs.UploadBlob(parts(DATA, **header)))).reason == "UPLOAD_MISMATCH"
+    # Not by the stub alone: grpc.aio puts a status of its own over that of a call that ends while it is written to.
+    assert (await refused(send(client.blobs.UploadBlob(), one_by_one(parts(DATA, **header))))).reason == "UPLOAD_MISMATCH"
     assert stored(blob_url) == []
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM blobs").fetchone() == (0,)

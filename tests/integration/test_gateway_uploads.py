@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -14,6 +14,7 @@ import grpc
 import pytest
 from fluoro.v1.blob_service_pb2 import GetBlobRequest, UploadBlobHeader, UploadBlobRequest
 from fluoro_client import AsyncClient
+from fluoro_client.sending import send
 from fluoro_jobs.testing.rig import Rig
 from fluoro_local.folders import free_port
 from gateway.testing import Client, connected, refused, serving
@@ -93,7 +94,9 @@ async def client(database_url: str, redis_url: str, blob_url: str) -> AsyncItera
         yield made
 
 
-async def parts(total_bytes: int, chunk_bytes: int = MIB, pause_seconds: float = 0, **header: int) -> AsyncIterator[UploadBlobRequest]:
+async def parts(
+    total_bytes: int, chunk_bytes: int = MIB, pause_seconds: float = 0, **header: int
+) -> AsyncGenerator[UploadBlobRequest, None]:
     yield UploadBlobRequest(header=UploadBlobHeader(**header))
     for start in range(0, total_bytes, chunk_bytes):
         await asyncio.sleep(pause_seconds)
@@ -102,13 +105,14 @@ async def parts(total_bytes: int, chunk_bytes: int = MIB, pause_seconds: float =
 
 async def test_a_blob_over_the_limit_is_refused_by_its_header_or_as_soon_as_it_is_over(client: Client, blob_url: str) -> None:
     assert (await refused(client.blobs.UploadBlob(parts(0, size_bytes=2 * MIB + 1)))).reason == "BLOB_TOO_LARGE"
-    assert (await refused(client.blobs.UploadBlob(parts(3 * MIB)))).reason == "BLOB_TOO_LARGE"
+    # Not by the stub alone: grpc.aio puts a status of its own over that of a call that ends while it is written to.
+    assert (await refused(send(client.blobs.UploadBlob(), parts(3 * MIB)))).reason == "BLOB_TOO_LARGE"
     assert (await client.blobs.UploadBlob(parts(2 * MIB))).blob.size_bytes == 2 * MIB
     assert len(stored(blob_url)) == 1
 
 
 async def test_an_upload_that_trickles_is_ended_though_it_never_falls_silent(client: Client, blob_url: str) -> None:
-    assert (await refused(client.blobs.UploadBlob(parts(1000, chunk_bytes=10, pause_seconds=0.1)))).reason == "UPLOAD_TOO_SLOW"
+    assert (await refused(send(client.blobs.UploadBlob(), parts(1000, chunk_bytes=10, pause_seconds=0.1)))).reason == "UPLOAD_TOO_SLOW"
     assert stored(blob_url) == []
 
 

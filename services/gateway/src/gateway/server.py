@@ -26,9 +26,10 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # Twice what the adapter allows: what is in between is refused with a reason, what is over by gRPC itself with the bare code.
         ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
         ("grpc.so_reuseport", 0),
-        # gRPC reads ahead of the store no further than this; left to itself it grows its window with the bandwidth, 100 MiB an upload.
+        # gRPC reads ahead of the store no further than this, also for uploads that nobody looks at yet; left to itself it grows its
+        # window with the bandwidth, 100 MiB an upload. A message that is waited for comes whole all the same.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", 2 * 2**20),
+        ("grpc.http2.lookahead_bytes", 64 * 2**10),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
