@@ -185,12 +185,12 @@ def test_a_service_that_found_a_standby_says_so_and_needs_no_restart_once_it_is_
     ledger.close()
 
 
-def test_a_lost_primary_whose_address_swallows_what_is_sent_there_delays_the_others_connections_by_seconds(
+def test_lost_hosts_whose_addresses_swallow_what_is_sent_there_delay_the_others_connections_by_seconds(
     postgres: PostgresServer,
 ) -> None:
     socket_folder = conninfo_to_dict(postgres.url)["host"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        hosts = f"host=127.0.0.1,{socket_folder}&port={silent.getsockname()[1]},5432"
+        hosts = f"host={'127.0.0.1,' * 2}{socket_folder}&port={f'{silent.getsockname()[1]},' * 2}5432"
         ledger = Ledger(f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write")
         until(lambda: answers(ledger), RECOVERY_SECONDS, "an answer of the other host")
         ledger.close()

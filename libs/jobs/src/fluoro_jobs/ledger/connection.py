@@ -19,6 +19,7 @@ import structlog
 from fluoro_telemetry import metrics
 from psycopg import Connection
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -40,6 +41,7 @@ IDLE_IN_TRANSACTION_SECONDS: Final = 3
 """A process decides within milliseconds what to write. One that takes this long inside a transaction was stopped or cut off."""
 PROBE_SECONDS: Final = 0.5
 """Pause between two attempts to reach a PostgreSQL that did not answer, half more or less: many processes ask."""
+DEFAULT_PORT: Final = "5432"
 REPLACE_SECONDS: Final = 1.0
 """Least time between two pools: a server that refuses every write is not connected to anew for each of them."""
 
@@ -206,6 +208,8 @@ class Ledger:
             with _Bounded.connect(self._database_url, **self._options()) as connection:
                 connection.seconds = CONNECT_SECONDS
                 connection.execute("SELECT")
+                # Each host before it that swallows what is sent there would cost a caller CONNECT_SECONDS.
+                self._database_url = _beginning_with(connection.info.host, str(connection.info.port), self._database_url)
         except psycopg.Error:
             return False
         return True
@@ -266,6 +270,18 @@ class Ledger:
             "client_connection_check_interval": "2s",
         }
         connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
+
+
+def _beginning_with(host: str, port: str, conninfo: str) -> str:
+    """The same hosts, in another order."""
+    parameters = conninfo_to_dict(conninfo)
+    hosts = str(parameters.get("host", "")).split(",")
+    ports = str(parameters.get("port", "")).split(",")
+    if len(hosts) == 1 or "hostaddr" in parameters:
+        return conninfo
+    pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))
+    pairs.sort(key=lambda pair: (pair[0], pair[1] or DEFAULT_PORT) != (host, port))  # stable: the others stay as they are
+    return make_conninfo(conninfo, host=",".join(h for h, _ in pairs), port=",".join(p for _, p in pairs))
 
 
 def _outage(reason: Reason) -> FluoroError:
