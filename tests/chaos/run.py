@@ -109,8 +109,7 @@ class Run:
         load = Load(client, plan, folder)
         strike = asyncio.create_task(asyncio.to_thread(self._stock.strike)) if self._stock else None
         started = time.monotonic()
-        ports = {service.name: service.http_port for service in self._fluoro.services.values()}
-        with Pulse(lambda: self._fluoro.postgres.url, new_id(), ports) as pulse:
+        with Pulse(lambda: self._fluoro.postgres.url, new_id(), self._fluoro.living) as pulse:
             done = await self._hurt(load, plan, started)
             names = [each.name for each in load.records if each.name]
             await until(lambda: self._at_rest(names), REST_SECONDS, 0.2)

@@ -112,7 +112,7 @@ def rig(database_url: str, redis_url: str, blob_url: str, tmp_path: Path) -> Ite
 def test_a_task_that_nobody_claims_is_seen_to_wait_and_one_that_runs_is_not(rig: Rig) -> None:
     first = new_id()
     health = Health()
-    with closing(serve("127.0.0.1", 0, health)) as server, Pulse(lambda: rig.database_url, first, {"here": server.port}) as pulse:
+    with closing(serve("127.0.0.1", 0, health)) as server, Pulse(lambda: rig.database_url, first, lambda: {"here": server.port}) as pulse:
         job = rig.submit(rig.job_of({"do": "wait", "path": str(rig.folder / "gate")}))
         until(lambda: longest(pulse.waits, 0, time.monotonic())[0] > 0.5, what="a wait")
         rig.worker(pool="threads")
@@ -130,7 +130,8 @@ def test_a_task_that_nobody_claims_is_seen_to_wait_and_one_that_runs_is_not(rig:
 def test_a_process_that_calls_itself_dead_is_seen(rig: Rig) -> None:
     health = Health(max_beat_age_seconds=0)
     with closing(serve("127.0.0.1", 0, health)) as server:
-        with Pulse(lambda: rig.database_url, new_id(), {"dead": server.port, "gone": free_port()}) as pulse:
+        ports = {"dead": server.port, "gone": free_port()}
+        with Pulse(lambda: rig.database_url, new_id(), lambda: ports) as pulse:
             health.beat()
             until(lambda: pulse.unhealthy, what="a look")
         assert pulse.unhealthy == {"dead"}
@@ -152,6 +153,7 @@ def test_a_process_that_ends_by_itself_is_told_and_started_again(server_folder: 
     }
     deployment.services = services
     try:
+        assert list(deployment.living()) == ["scheduler-1"]
         deployment.look_after()
         assert deployment.exits == [("scheduler-1", "ended with 3: ")]
         assert [service.child.running for service in services.values()] == [True, False, True]

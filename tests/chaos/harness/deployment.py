@@ -208,6 +208,10 @@ class Deployment:
                     self.exits.append((service.name, f"ended with {service.child.process.returncode}: {service.child.log_tail()}"))
                 self.start_again(service.name)
 
+    def living(self) -> dict[str, int]:
+        """Ports of the health of services that should live now; not of those that a fault has told to end, or that may."""
+        return {service.name: service.http_port for service in self.services.values() if not (service.meant or service.excused)}
+
     def _not_ready(self) -> list[str]:
         return [service.name for service in self.services.values() if ask(service.http_port, "/readyz") != HTTPStatus.OK]
 

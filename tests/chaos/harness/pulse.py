@@ -66,8 +66,8 @@ def judge(stall: tuple[float, str], unhealthy: Iterable[str], exits: Iterable[tu
 class Pulse:
     """Watches until left. unhealthy: services that said 503 at /healthz."""
 
-    def __init__(self, database_url: Callable[[], str], first: UUID, ports: Mapping[str, int]) -> None:
-        """database_url: of the ledger now. first: of the jobs to look at. ports: of each service's /healthz, by its name."""
+    def __init__(self, database_url: Callable[[], str], first: UUID, ports: Callable[[], Mapping[str, int]]) -> None:
+        """database_url: of the ledger now. first: of the jobs to look at. ports: of the health of each service that should live now."""
         self.unhealthy: set[str] = set()
         self._database_url = database_url
         self._first = first
@@ -118,6 +118,8 @@ class Pulse:
         self._waits += before.values()
 
     def _ask(self) -> None:
-        with ThreadPoolExecutor(len(self._ports)) as pool:
-            answers = pool.map(lambda port: ask(port, "/healthz"), self._ports.values())
-            self.unhealthy |= {name for name, status in zip(self._ports, answers, strict=True) if status == HTTPStatus.SERVICE_UNAVAILABLE}
+        ports = self._ports()
+        with ThreadPoolExecutor(max(1, len(ports))) as pool:
+            answers = dict(zip(ports, pool.map(lambda port: ask(port, "/healthz"), ports.values()), strict=True))
+        # Who was told to end meanwhile may have said so.
+        self.unhealthy |= {name for name in self._ports() if answers.get(name) == HTTPStatus.SERVICE_UNAVAILABLE}
