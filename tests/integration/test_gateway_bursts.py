@@ -159,7 +159,7 @@ async def test_a_read_that_failed_is_tried_again_at_once_and_not_with_the_next_w
         with psycopg.connect(database_url, autocommit=True) as ledger:
             ledger.execute("ALTER TABLE events RENAME TO events_away")
             with structlog.testing.capture_logs() as logs:
-                await asyncio.to_thread(rig.publisher.events, UUID(job[5:]))
+                rig.publisher.events(UUID(job[5:]), "ada")
                 await logged("watch_not_read", logs)
             ledger.execute("ALTER TABLE events_away RENAME TO events")
         assert await sequences_of(call) == [2, 3, 4, 5, 6, 7]
