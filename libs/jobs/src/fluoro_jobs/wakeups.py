@@ -32,7 +32,7 @@ MAX_PENDING: Final = 20_000
 """Wake-ups that wait while Redis is away; of more the oldest are dropped. One per job, task (its latest progress) and cancelled worker."""
 BATCH: Final = 1000
 """Wake-ups sent in one go."""
-CLOSE_SECONDS: Final = 5
+CLOSE_SECONDS: Final = 2
 """How long the end of a process waits for the last ones to be sent."""
 PROGRESS_TTL_SECONDS: Final = 3600
 """How long the latest progress of a job is kept for those who start to watch later."""

@@ -66,7 +66,9 @@ RPC_SECONDS: Final = _histogram(
 WATCH_STREAMS: Final = _gauge("fluoro_watch_streams", "Watch streams that are open.")
 EVENTS_DELIVERED: Final = _counter("fluoro_events_delivered_total", "Durable events sent on watch streams.")
 WAKEUPS_HEARD: Final = _counter(
-    "fluoro_wakeups_heard_total", "Wake-ups that a gateway heard: of jobs or owners that somebody watches there, or of others.", "watched"
+    "fluoro_wakeups_heard_total",
+    "Wake-ups that reached a gateway, its own included: of jobs or owners that somebody watches there, or of others.",
+    "watched",
 )
 WAKEUPS_DROPPED: Final = _counter("fluoro_wakeups_dropped_total", "Wake-ups dropped because too many waited for Redis.", "kind")
 BLOB_BYTES_RECEIVED: Final = _counter("fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients.")

@@ -36,7 +36,8 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    sweeper = Sweeper(ledger, dispatcher, Publisher(settings.redis_url), health.beat)
+    publisher = Publisher(settings.redis_url)
+    sweeper = Sweeper(ledger, dispatcher, publisher, health.beat)
     sweeping = threading.Thread(target=sweeper.run, args=(stop, settings.sweep_interval_seconds), name="sweeper", daemon=True)
     health.watch(sweeping)
     sweeping.start()
@@ -46,6 +47,7 @@ def main() -> None:
         health.beat()  # here, because the sweeper may wait for a store
     health.set_draining()
     sweeping.join(LAST_ROUND_SECONDS)
+    publisher.close()
     server.close()
     ledger.close()
 

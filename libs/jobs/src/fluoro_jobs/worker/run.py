@@ -124,6 +124,7 @@ class WorkerProcess:
     def _close(self) -> None:
         self._gate.close()
         self._keeper.close()
+        self._publisher.close()
         self._dispatcher.close()
         self._ledger.close()
         log.info("worker_stopped")
