@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -21,6 +22,7 @@ from fluoro_jobs.ledger.connection import IDLE_IN_TRANSACTION_SECONDS, Ledger
 from fluoro_jobs.testing.proxy import Proxy
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.servers import PostgresServer
+from psycopg_pool import ConnectionPool
 
 STATEMENT_SECONDS = 2
 AT_ONCE_SECONDS = 0.5
@@ -101,6 +103,27 @@ def test_a_stopped_postgresql_is_told_within_the_deadline_and_found_again_once_i
             assert max(first) < STATEMENT_SECONDS + 3, first
             assert seconds_of_refusal(ledger) < AT_ONCE_SECONDS
         until(lambda: answers(ledger), BACK_SECONDS, "an answer of the ledger")
+
+
+def test_a_process_that_cannot_have_another_thread_for_a_moment_finds_the_ledger_afterwards(
+    proxy: Proxy, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = iter([RuntimeError("can't start new thread")] * 2)
+
+    def open_when_there_is_one(pool: ConnectionPool[Any]) -> None:
+        if error := next(opened, None):
+            raise error
+        opens(pool)
+
+    with ledger_at(through(proxy, database_url)) as ledger:
+        ledger.check()
+        proxy.silent = True
+        seconds_of_refusal(ledger)
+        opens = ConnectionPool.open
+        monkeypatch.setattr(ConnectionPool, "open", open_when_there_is_one)
+        proxy.silent = False
+        until(lambda: answers(ledger), BACK_SECONDS, "an answer of the ledger")
+        assert next(opened, None) is None
 
 
 def test_callers_who_wait_for_each_other_are_no_outage(database_url: str) -> None:

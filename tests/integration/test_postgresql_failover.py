@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from uuid import UUID
 
 import grpc
@@ -18,6 +19,7 @@ from fluoro.v1.job_service_pb2 import SubmitJobRequest
 from fluoro_client import AsyncClient, Client, FluoroApiError
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import accept
+from fluoro_jobs.ledger import connection as connection_module
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.folders import free_port
@@ -193,4 +195,26 @@ def test_lost_hosts_whose_addresses_swallow_what_is_sent_there_delay_the_others_
         hosts = f"host={'127.0.0.1,' * 2}{socket_folder}&port={f'{silent.getsockname()[1]},' * 2}5432"
         ledger = Ledger(f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write")
         until(lambda: answers(ledger), RECOVERY_SECONDS, "an answer of the other host")
+        ledger.close()
+
+
+def test_a_lost_host_that_swallows_what_is_sent_there_delays_the_first_connection_alone(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "CONNECT_SECONDS", 2)
+    socket_folder = conninfo_to_dict(postgres.url)["host"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"host=127.0.0.1,{socket_folder}&port={silent.getsockname()[1]},5432"
+        ledger = Ledger(f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write", max_connections=CLIENTS)
+        assert answers(ledger)
+        began, all_have_one = time.monotonic(), Barrier(CLIENTS)
+
+        def call() -> None:
+            with ledger.connection():
+                all_have_one.wait(10)
+
+        with ThreadPoolExecutor(CLIENTS) as callers:
+            for called in [callers.submit(call) for _ in range(CLIENTS)]:
+                called.result()
+        assert time.monotonic() - began < 1
         ledger.close()

@@ -54,6 +54,7 @@ _EXPLANATIONS: Final = {
 
 _REASONS: Final = {
     "25006": Reason.LEDGER_READ_ONLY,  # read_only_sql_transaction
+    "25P04": Reason.LEDGER_BUSY,  # transaction_timeout, which is not ours
     "25P03": Reason.LEDGER_BUSY,  # idle_in_transaction_session_timeout: this process was stopped inside a transaction
     "40001": Reason.LEDGER_BUSY,  # serialization_failure
     "40P01": Reason.LEDGER_BUSY,  # deadlock_detected
@@ -187,32 +188,34 @@ class Ledger:
         with self._lock:
             if self._away or pool is not self._pool or self._closing.is_set():
                 return  # known already, or news of before
+            threading.Thread(target=self._probe, name="ledger-probe", daemon=True).start()  # if it cannot start, nobody is refused for good
             self._away = True
         log.error("ledger_away")
-        threading.Thread(target=self._probe, name="ledger-probe", daemon=True).start()
         pool.close(timeout=0)  # who waits for a connection hears of it now
 
     def _probe(self) -> None:
         """Asks until PostgreSQL answers. The first time at once: it may have been one connection alone that was cut off."""
-        while not self._answers():
+        while (pool := self._pool_if_it_answers()) is None:
             if self._closing.wait(PROBE_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - spreads load, guards nothing
                 return
         with self._lock:
-            self._pool, self._pool_since, self._away = self._new_pool(), time.monotonic(), False
+            self._pool, self._pool_since, self._away = pool, time.monotonic(), False
         if self._closing.is_set():
             self._pool.close()
         log.info("ledger_back")
 
-    def _answers(self) -> bool:
+    def _pool_if_it_answers(self) -> "ConnectionPool[_Bounded] | None":
         try:
             with _Bounded.connect(self._database_url, **self._options()) as connection:
                 connection.seconds = CONNECT_SECONDS
                 connection.execute("SELECT")
-                # Each host before it that swallows what is sent there would cost a caller CONNECT_SECONDS.
-                self._database_url = _beginning_with(connection.info.host, str(connection.info.port), self._database_url)
+                self._prefer(connection)
+            return self._new_pool()
         except psycopg.Error:
-            return False
-        return True
+            return None
+        except Exception as error:  # noqa: BLE001 - no thread to be had, say: without this one all callers were refused for good
+            log.error("ledger_not_asked", exception=type(error).__qualname__)
+            return None
 
     def _replace(self, pool: "ConnectionPool[_Bounded]") -> None:
         with self._lock:
@@ -225,7 +228,7 @@ class Ledger:
 
     def _new_pool(self) -> "ConnectionPool[_Bounded]":
         pool = ConnectionPool(
-            self._database_url,
+            lambda: self._database_url,
             connection_class=_Bounded,
             min_size=0,
             max_size=self._max_connections,
@@ -236,6 +239,10 @@ class Ledger:
         )
         pool.open()
         return pool
+
+    def _prefer(self, connection: _Bounded) -> None:
+        """New connections try this one's host first: not each of them is to wait CONNECT_SECONDS for a lost one that swallows packets."""
+        self._database_url = _beginning_with(connection.info.host, str(connection.info.port), self._database_url)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -258,6 +265,7 @@ class Ledger:
         The server's deadlines are shorter than ours, so that a server that answers says what was wrong, and the connection stays.
         """
         connection.seconds = self._statement_seconds
+        self._prefer(connection)
         settings = {
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
