@@ -24,6 +24,7 @@ SLICE: Final = 500
 _LENGTH_DELIMITED: Final = 2
 _LOW_BITS: Final = 0x7F
 """What each byte of a varint brings; the highest bit says that more follow."""
+_LONGEST_VARINT_BITS: Final = 70
 _SKIPPED_BYTES: Final = {1: 8, 5: 4}
 """Bytes of a value by wire type (protobuf's encoding, "Message structure"); groups have none of their own."""
 
@@ -32,7 +33,7 @@ def has_too_many_fields(data: bytes, message: Descriptor, limit: int = MAX_FIELD
     """Whether a serialized message holds more fields than that, with those of its parts. False for bytes that the parser will refuse."""
     try:
         return _fields_left(data, 0, len(data), message, limit) < 0
-    except IndexError:  # it ends in the middle of a field
+    except IndexError:  # it ends in the middle of a field, or has a number that is too long
         return False
 
 
@@ -57,10 +58,12 @@ def _fields_left(data: bytes, at: int, end: int, message: Descriptor, left: int)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at this place, and the place after it."""
+    """The number at this place, and the place after it. IndexError if it is cut off or longer than protobuf's ten bytes."""
     byte = data[at]
     value, shift = byte & _LOW_BITS, 7
     while byte & 0x80:
+        if shift == _LONGEST_VARINT_BITS:  # or a megabyte of 0xff would be one number, made by copying it for each byte
+            raise IndexError
         at += 1
         byte = data[at]
         value |= (byte & _LOW_BITS) << shift
