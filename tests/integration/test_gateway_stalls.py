@@ -34,6 +34,12 @@ inputs AS (SELECT generate_series(0, %s - 1) AS input), items AS (
 """
 """What ten steps leave that worked on each input."""
 
+COPIES: Final = 60
+COPY: Final = """
+INSERT INTO jobs (id, owner, inputs, labels, priority, state, last_sequence)
+SELECT %s, owner, inputs, labels, priority, state, last_sequence FROM jobs LIMIT 1
+"""
+
 SENDER: Final = """
 import pathlib, sys
 import grpc
@@ -118,6 +124,7 @@ def hostile(size: int, blob: str) -> dict[str, bytes]:
         "instances": step(wrapped(40, wrapped(1, b""))),
         "operations": step(wrapped(10, b"") + wrapped(11, b"")),
         "unknown fields": job(b"\xc0\x3e\x00"),
+        "a number without end": b"\xff" * size,
         "one label": SubmitJobRequest(job=job_pb2.Job(inputs=[blob], labels={"a": text[:-200]})).SerializeToString(),
         "one input": wrapped(1, wrapped(2, b"blobs/" + text[:-200].encode()) + wrapped(3, b"")),
         "a title": wrapped(1, wrapped(2, blob.encode()) + wrapped(3, wrapped(13, wrapped(2, text[:-200].encode())))),
@@ -131,7 +138,7 @@ def hostile(size: int, blob: str) -> dict[str, bytes]:
         ],
         "JobService/WatchJobs": [WatchJobsRequest(start_cursor=text[:-20]).SerializeToString()],
         "JobService/GetJob": [GetJobRequest(name=f"jobs/{text[:-20]}").SerializeToString()],
-        "BlobService/UploadBlob": [wrapped(1, b"") * (size // 2), wrapped(2, b"") * (size // 2)],
+        "BlobService/UploadBlob": [wrapped(1, b"") * (size // 2), wrapped(2, b"") * (size // 2), b"\xff" * size],
     }
     found = {f"JobService/SubmitJob~{shape}": data for shape, data in submits.items()}
     return found | {f"{method}~{number}": data for method, several in others.items() for number, data in enumerate(several)}
@@ -201,3 +208,25 @@ async def test_the_largest_jobs_do_not_hold_the_event_loop_up_on_their_way_in_an
         longest, codes = await send(unused_tcp_port, tmp_path / "out", reads)
     assert set(codes.values()) == {"OK"}
     assert longest <= LONGEST_SECONDS
+
+
+async def test_lists_of_the_largest_jobs_come_in_short_pages_that_do_not_hold_the_event_loop_up(
+    database_url: str, redis_url: str, blob_url: str, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    async with serving(database_url, redis_url, blob_url, grpc_port=unused_tcp_port) as client:
+        job = job_pb2.Job(inputs=[await uploaded(client)] * INPUTS, steps=[job_pb2.Step(name="a", inspect_dicom={})])
+        await client.jobs.SubmitJob(SubmitJobRequest(job=job))
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.cursor().executemany(COPY, [(new_id(),) for _ in range(COPIES)])
+        request = ListJobsRequest(page_size=1000)
+        reads = {"JobService/ListJobs~all": request.SerializeToString(), "JobService/WatchJobs~all": WatchJobsRequest().SerializeToString()}
+        longest, codes = await send(unused_tcp_port, tmp_path / "lists", reads)
+        names: list[str] = []
+        while page := await client.jobs.ListJobs(request):
+            names += [job.name for job in page.jobs]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+    assert set(codes.values()) == {"OK"}
+    assert longest <= LONGEST_SECONDS
+    assert len(names) == len(set(names)) == COPIES + 1

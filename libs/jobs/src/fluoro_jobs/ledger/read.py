@@ -30,6 +30,10 @@ FETCHED_ROWS: Final = 500
 """Rows that a read takes from its result at a time."""
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 1000
+PAGE_CHARACTERS: Final = 2**20
+"""Of names of inputs and of labels, after which a page takes no further job."""
+INPUT_CHARACTERS: Final = 44
+"""Of the name of an input, with what the protocol adds."""
 LONGEST_TOKEN: Final = 128
 """Characters of a page token, and more."""
 MAX_SEQUENCE: Final = 2**63 - 1
@@ -56,11 +60,16 @@ _ARTIFACTS: Final = """
 SELECT a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
 FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = %s ORDER BY a.step, a.name
 """
+# A job may have 10,000 inputs, and a page 1000 jobs: it ends with the one that takes it over PAGE_CHARACTERS.
 _LIST: Final = f"""
-SELECT {_JOB_COLUMNS} FROM jobs
-WHERE owner = %(owner)s AND (%(before)s::uuid IS NULL OR id < %(before)s) AND (%(states)s::text[] = '{{}}' OR state = ANY(%(states)s))
-  AND labels @> %(labels)s
-ORDER BY id DESC LIMIT %(limit)s
+SELECT {_JOB_COLUMNS}, found FROM (
+  SELECT *, count(*) OVER () AS found, sum(characters) OVER (ORDER BY id DESC) - characters AS before FROM (
+    SELECT {_JOB_COLUMNS}, cardinality(inputs) * {INPUT_CHARACTERS} + length(labels::text) AS characters FROM jobs
+    WHERE owner = %(owner)s AND (%(before)s::uuid IS NULL OR id < %(before)s) AND (%(states)s::text[] = '{{}}' OR state = ANY(%(states)s))
+      AND labels @> %(labels)s
+    ORDER BY id DESC LIMIT %(limit)s
+  ) candidates
+) weighed WHERE before < {PAGE_CHARACTERS} ORDER BY id DESC
 """
 _HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
 _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
@@ -126,7 +135,7 @@ def _rows(cursor: Cursor[TupleRow]) -> Iterator[TupleRow]:
 
 
 def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest) -> job_service_pb2.ListJobsResponse:
-    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile."""
+    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile. Jobs with many inputs make it shorter."""
     if request.page_size < 0:
         raise FluoroError(Reason.INVALID_ARGUMENT, "page_size is negative.", [FieldViolation("page_size", "Must not be negative.")])
     limit = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
@@ -137,9 +146,9 @@ def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2
         "labels": Jsonb(dict(request.labels)),
         "limit": limit + 1,
     }
-    rows = connection.execute(_LIST, parameters).fetchall()
-    token = _write_token(request, rows[limit - 1][0]) if len(rows) > limit else ""
-    return job_service_pb2.ListJobsResponse(jobs=map(_job, rows[:limit]), next_page_token=token)
+    rows = list(_rows(connection.execute(_LIST, parameters)))[:limit]
+    token = _write_token(request, rows[-1][0]) if rows and rows[0][-1] > len(rows) else ""
+    return job_service_pb2.ListJobsResponse(jobs=(_job(row[:-1]) for row in rows), next_page_token=token)
 
 
 def job_head(connection: LedgerConnection, owner: str, job_id: UUID) -> tuple[int, job_pb2.Job.State.ValueType]:

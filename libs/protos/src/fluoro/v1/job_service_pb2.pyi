@@ -154,7 +154,7 @@ class ListJobsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many, 1 to 1000; 0 means 50, more is coerced to 1000."""
+    """At most this many, 1 to 1000; 0 means 50, more is coerced to 1000. A page of jobs with many inputs may be shorter."""
     page_token: _builtins.str
     """From the previous answer; the other fields must be the same."""
     @_builtins.property
