@@ -236,6 +236,26 @@ async def test_a_wake_up_that_got_lost_delays_an_event_and_loses_none(database_u
         assert sequences(await read(call)) == [2, 3, 4, 5, 6, 7]
 
 
+async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(database_url: str, redis_url: str, blob_url: str) -> None:
+    async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3) as rig:
+        job, busy = await rig.submit("a"), await rig.submit("a")
+        calls = [rig.watch(job), rig.watch(busy)]
+        for call in calls:
+            await read(call, lambda _: True)
+
+        async def news() -> None:
+            while True:
+                rig.publisher.events(UUID(busy[5:]))
+                await asyncio.sleep(0.05)
+
+        incessant = asyncio.create_task(news())
+        try:
+            await rig.run_step(job, wake=False)
+            assert sequences(await read(calls[0])) == [2, 3, 4, 5, 6, 7]
+        finally:
+            incessant.cancel()
+
+
 async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer) -> None:
     async with rigged(database_url, redis_url, blob_url, watch_poll_interval_seconds=0.1) as rig:
         job = await rig.submit("a", "b", "c")

@@ -63,6 +63,7 @@ class Hub:
         self._shards: dict[UUID, int] = {}
         self._woken: dict[UUID, None] = {}  # a set in the order in which the jobs' turn comes
         self._news = asyncio.Event()
+        self._all_woken_at = 0.0
         self._closing = False
         self._turn = asyncio.Lock()
         self.owners = Owners(calls, callers, settings, self)
@@ -278,11 +279,15 @@ class Hub:
                     ended.set_result(None)
 
     async def _wait_for_news(self) -> None:
+        """Also for the time to look at all jobs, in case a wake-up got lost; news of some do not put it off."""
         seconds = self._settings.watch_safety_interval_seconds if self._tail.up else self._settings.watch_poll_interval_seconds
+        due = self._all_woken_at + seconds
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(due):
                 await self._news.wait()
         except TimeoutError:
+            pass  # then it is due
+        if asyncio.get_running_loop().time() >= due:
             self._wake_all()
 
     async def _tick(self) -> None:
@@ -325,6 +330,7 @@ class Hub:
         return counts
 
     def _wake_all(self) -> None:
+        self._all_woken_at = asyncio.get_running_loop().time()
         for job in [*self._watchers, *self._waiting]:
             self._wake(job)
 
