@@ -3,6 +3,8 @@
 A file system needs root, and a namespace to be mounted in; who lacks either gets the nearest thing, see `Disk.mounted`.
 """
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +17,8 @@ BYTES: Final = 96 * 2**20
 """Size of the file system. It is memory."""
 REMOUNT_SECONDS: Final = 3
 """How long to wait for a moment in which nobody has a file open for writing."""
+FILLS: Final = 50
+"""How often to try to take what space is left, while others write."""
 _APART: Final = "CHAOS_APART"
 
 
@@ -41,22 +45,32 @@ class Disk:
             self.mounted = not _mount("-t", "tmpfs", "-o", f"size={BYTES}", "tmpfs", str(self.folder))
 
     def fill(self) -> None:
-        """From now on there is no space for anything."""
+        """From now on there is no space for anything. OSError without a file system of its own."""
+        self._refuse_others()
         with self._ballast.open("wb") as file:
-            while free := os.statvfs(self.folder).f_bavail * os.statvfs(self.folder).f_frsize:
-                os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), free)
+            for _ in range(FILLS):
+                space = os.statvfs(self.folder)
+                if not space.f_bavail:
+                    return
+                with contextlib.suppress(OSError):  # somebody was quicker, and there is less
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), space.f_bavail * space.f_frsize)
 
     def empty(self) -> None:
         """Undoes `fill`."""
         self._ballast.unlink(missing_ok=True)
 
     def make_read_only(self) -> None:
-        """From now on nothing can be written. A file that is just being written delays that."""
+        """From now on nothing can be written. OSError without a file system of its own, or while somebody has a file open for writing."""
+        self._refuse_others()
         self._remount("ro")
 
     def make_writable(self) -> None:
         """Undoes `make_read_only`."""
         self._remount("rw")
+
+    def _refuse_others(self) -> None:
+        if not self.mounted:
+            raise OSError(errno.ENOTSUP, "The folder is no file system of its own.")
 
     def _remount(self, how: str) -> None:
         deadline = time.monotonic() + REMOUNT_SECONDS

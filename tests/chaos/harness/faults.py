@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -68,10 +68,11 @@ async def _kill_child(deployment: Deployment, fault: Fault) -> None:
         children = deployment.pool_children(fault.target)
         if children:
             child = children[fault.count % len(children)]
-            # Not one of the pool, but what cleans up after it: without that the pool makes no more children, and the worker ends.
-            if b"semaphore_tracker" in await asyncio.to_thread(Path(f"/proc/{child}/cmdline").read_bytes):
-                deployment.services[fault.target].excused = True
-            os.kill(child, signal.SIGKILL)
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                # Not one of the pool, but what cleans up after it: without that the pool makes no more children, and the worker ends.
+                if b"semaphore_tracker" in await asyncio.to_thread(Path(f"/proc/{child}/cmdline").read_bytes):
+                    deployment.services[fault.target].excused = True
+                os.kill(child, signal.SIGKILL)
 
 
 async def _stop_for_a_while(deployment: Deployment, fault: Fault) -> None:
@@ -235,16 +236,17 @@ async def _blobs_away(deployment: Deployment, _fault: Fault) -> AsyncIterator[No
 
 @asynccontextmanager
 async def _hurt_disk(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
-    """The disk below the blobs is full, or can be read alone; without a disk of their own they are away instead."""
+    """The disk below the blobs is full, or can be read alone; where that cannot be, they are away instead."""
     disk = deployment.disk
-    if not disk.mounted:
+    hurt, mend = (disk.fill, disk.empty) if fault.kind is Kind.FULL else (disk.make_read_only, disk.make_writable)
+    try:
+        await asyncio.to_thread(hurt)
+    except OSError:  # somebody was stopped while writing
         async with _blobs_away(deployment, fault):
             yield
-        return
-    hurt, mend = (disk.fill, disk.empty) if fault.kind is Kind.FULL else (disk.make_read_only, disk.make_writable)
-    await asyncio.to_thread(hurt)
-    yield
-    await asyncio.to_thread(mend)
+    else:
+        yield
+        await asyncio.to_thread(mend)
 
 
 MANNERS: Final = {
