@@ -42,13 +42,15 @@ def test_a_ledger_that_stands_still_longer_than_a_loop_may_restarts_nothing(rig:
 
 
 HARNESS = textwrap.dedent("""\
-    import ctypes, os, pathlib, runpy, signal, sys, threading
+    import asyncio, ctypes, gc, os, pathlib, runpy, signal, sys, threading
 
     def strike(name, when):
         while not when.exists():
             threading.Event().wait(0.02)
         if name == "MainThread":
             return os.kill(os.getpid(), signal.SIGUSR1)
+        for task in [found for found in gc.get_objects() if isinstance(found, asyncio.Task) and found.get_name() == name]:
+            return task.get_loop().call_soon_threadsafe(task.cancel)
         (thread,) = [thread for thread in threading.enumerate() if thread.name == name]
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
@@ -59,13 +61,14 @@ HARNESS = textwrap.dedent("""\
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 """)
-"""Runs a service. Once a file is there, its main thread stands still, or another thread ends by an exception that nobody foresees."""
+"""Runs a service. Once a file is there, its main thread stands still, or another thread or a task ends in a manner that nobody foresees."""
 
 
 @pytest.mark.parametrize(
     ("thread", "service"),
     [
         ("MainThread", ["gateway"]),
+        ("read", ["gateway"]),
         ("MainThread", ["scheduler"]),
         ("sweeper", ["scheduler"]),
         ("keeper", ["fluoro_jobs.testing.worker", "dicom", "threads"]),

@@ -10,6 +10,7 @@ from fluoro.v1 import job_pb2
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.testing.rig import Rig, until
 from fluoro_local.folders import free_port
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,6 +52,27 @@ def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(ri
             connection.execute("UPDATE tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s", (job_id,))
             assert rig.dispatcher.reconcile() == 1
             assert client.llen("dicom") == 2
+
+
+THREE: LiteralString = "SELECT now(), id, id FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 3)) j, pg_sleep(0.3)"
+
+
+def test_a_round_gets_something_done_however_long_it_took_to_find_it(rig: Rig) -> None:
+    with rig.connection() as connection:
+        assert len(list(one_by_one(connection, THREE, lambda *_: True, Backoff("lease_expired"), seconds=0.1))) == 3
+
+
+def test_a_job_whose_statement_is_too_much_for_postgresql_keeps_no_other_from_its_turn(rig: Rig) -> None:
+    done: list[UUID] = []
+
+    def act(job: UUID, _: UUID) -> bool:
+        done.append(job)
+        connection.execute("SELECT " + "+".join(["1"] * (50_000 if len(done) == 1 else 1)))
+        return True
+
+    with rig.connection() as connection:
+        assert list(one_by_one(connection, THREE, act, Backoff("lease_expired"))) == done[1:]
+    assert len(done) == 3
 
 
 def failures(port: int, action: str) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, Final
 
+import structlog
 from fluoro_blobs import BlobStore
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.clock import Clock
@@ -13,6 +14,8 @@ from grpc_health.v1.health import aio as grpc_health
 
 from gateway.ledger_calls import LedgerCalls
 from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 JOB_SERVICE: Final = "fluoro.v1.JobService"
 """Health of this name: SERVING while the ledger answers. The name "" stands for the process."""
@@ -33,11 +36,15 @@ class Health:
         self._clock = Clock()
         self._beat_seconds = min(1, settings.liveness_seconds / 4)
 
-    async def beat(self) -> None:
-        """Shows until cancelled that the event loop turns. A task of its own: it waits for nothing, least of all for a store."""
-        while True:
+    async def beat(self, *needed: asyncio.Task[None]) -> None:
+        """Shows until cancelled that the event loop turns and that none of the needed tasks has ended.
+
+        A task of its own: it waits for nothing, least of all for a store.
+        """
+        while not (ended := [task.get_name() for task in needed if task.done()]):
             self.probes.beat()
             await asyncio.sleep(self._beat_seconds)
+        log.error("tasks_ended", tasks=ended)
 
     async def run(self) -> None:
         """Keeps looking until cancelled."""
@@ -63,5 +70,8 @@ class Health:
             await self._calls.check()
             await self._calls.run(self._clock.compare)
         except (FluoroError, TimeoutError):
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look has its turn
+            log.error("ledger_not_looked_at", exception=type(error).__qualname__)
             return False
         return True

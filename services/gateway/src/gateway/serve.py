@@ -79,9 +79,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         dispatcher.start()
         hub.start()
         collector.start()
-        beating = asyncio.create_task(health.beat(), name="beat")
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
+        beating = asyncio.create_task(health.beat(looking, *hub.tasks), name="beat")
         await grpc_server.start()
         try:
             yield Gateway(grpc_port, http_server.port)

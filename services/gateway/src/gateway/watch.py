@@ -68,11 +68,11 @@ class Hub:
         self._turn = asyncio.Lock()
         self.owners = Owners(calls, callers, settings, self)
         self._tail = Tail(settings.redis_url, self)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Starts listening and reading."""
-        self._tasks = [
+        self.tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (("tail", self._tail.run()), ("read", self._read()), ("tick", self._tick()), ("sweep", self.owners.run()))
         ]
@@ -92,9 +92,9 @@ class Hub:
 
     async def close(self) -> None:
         """Stops listening and reading."""
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self._tail.close()
 
     @property

@@ -65,6 +65,8 @@ _REASONS: Final = {
     "53400": Reason.LEDGER_FULL,  # configuration_limit_exceeded: temp_file_limit
 }
 """By SQLSTATE (PostgreSQL's appendix A)."""
+PROGRAM_LIMIT_EXCEEDED: Final = "54"
+"""Class of SQLSTATEs: too complex, too many columns, a row or an index entry too large."""
 
 
 class StalledError(psycopg.OperationalError):
@@ -94,6 +96,8 @@ def reason_of(error: Exception) -> Reason | None:
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state in _REASONS:
         return _REASONS[state]
+    if state is not None and state.startswith(PROGRAM_LIMIT_EXCEEDED):
+        return None  # this statement is too much for any PostgreSQL; psycopg calls it operational all the same
     return Reason.LEDGER_UNAVAILABLE if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else None
 
 

@@ -64,8 +64,9 @@ def one_by_one(
     due: a query of time, id, job and what else `act` takes, ordered by the first two and after %(time)s and %(id)s; %(limit)s rows.
     Jobs that failed come after all others, so that however many fall due first, the good ones get their turn.
     """
-    until = time.monotonic() + seconds
+    until = None  # reckoned from the first: getting past those that failed may take long, and must not be all that a round does
     for _, row_id, job, *rest in _unknown_first(_rows(connection, due), backoff):
+        until = until or time.monotonic() + seconds
         if time.monotonic() > until:
             return
         if _done(act, job, row_id, rest, backoff):
