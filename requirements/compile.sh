@@ -12,7 +12,7 @@ compile() { "$uv" pip compile --quiet --python-version 3.11 --generate-hashes --
 
 # Everything a developer needs. The others are held to its versions, so that what is tested is what is shipped.
 compile --universal requirements/dev.in {libs,services}/*/pyproject.toml clients/python/pyproject.toml deploy/local/pyproject.toml \
-    --extra cpu -o requirements/dev.txt
+    --extra cpu --extra testing -o requirements/dev.txt
 for service in gateway dicom-worker export-worker scheduler; do
     compile --universal -c requirements/dev.txt "services/$service/pyproject.toml" -o "requirements/$service.txt"
 done
