@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -38,6 +38,8 @@ HELD_SECONDS: Final = 5
 LOST_AFTER_SECONDS: Final = 5
 """A task queued this long ago whose message Redis does not hold is published again. From receipt to claim a worker takes milliseconds."""
 
+MAX_ATTEMPT: Final = 2**15 - 1
+"""The ledger counts attempts in two bytes."""
 MIN_PAUSE_SECONDS: Final = 0.005
 MAX_PAUSE_SECONDS: Final = 0.1
 PAUSE_FACTOR: Final = 20
@@ -130,11 +132,17 @@ def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str
     return held
 
 
+def attempt_of(headers: Mapping[str, object]) -> int | None:
+    """The attempt that a message asks for; None for whichever is next: it does not say, or no attempt has such a number."""
+    number = headers.get("attempt")
+    return number if isinstance(number, int) and 0 < number <= MAX_ATTEMPT else None
+
+
 def _held(message: bytes | str) -> tuple[str, int | None] | None:
     """None for a message that is not ours: whoever put it there, the search for lost ones goes on."""
     try:
         headers = json.loads(message)["headers"]
-        return str(headers["id"]), headers.get("attempt")
+        return str(headers["id"]), attempt_of(headers)
     except (ValueError, LookupError, TypeError):
         return None
 

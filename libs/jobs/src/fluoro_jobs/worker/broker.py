@@ -4,13 +4,20 @@ kombu has a transport for Redis and another for Sentinel. Ours takes its connect
 server that is no primary any more, or cannot serve now, is a lost connection, and Celery connects again rather than end the worker.
 """
 
+import json
+from base64 import b64decode
+from queue import Empty
 from typing import Any, Final
+from uuid import UUID
 
 import kombu
+import structlog
 from celery.app.amqp import AMQP
 from kombu.transport import redis as kombu_redis
 
 from fluoro_jobs.redis_url import RedisServer
+
+log = structlog.get_logger(__name__)
 
 URL_OPTION: Final = "fluoro_redis_url"
 """The transport option with the whole URL. Celery gets one without passwords, because it writes it into its log."""
@@ -29,11 +36,34 @@ class Channel(kombu_redis.Channel):
         # The class that kombu derives from ours tells its poller when a connection ends.
         return server.pool(self._connparams(asynchronous)["connection_class"])  # type: ignore[attr-defined]  # the stubs left it out
 
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs left it out
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            log.warning("foreign_message_dropped", exception=type(error).__qualname__)
+            raise Empty from error
+
 
 class Transport(kombu_redis.Transport):
-    """kombu's, with our channels."""
+    """kombu's, with our channels. What somebody else put into a queue goes no further: Celery would end the worker."""
 
     Channel = Channel
+
+    def _deliver(self, message: Any, queue: str | None) -> None:
+        if _is_ours(message):
+            super()._deliver(message, queue)
+        else:
+            log.warning("foreign_message_dropped", queue=queue)
+
+
+def _is_ours(message: Any) -> bool:
+    """Whether it is of the form that `dispatch.publish` gives it."""
+    try:
+        task, properties = message["headers"]["id"], message["properties"]
+        arguments, _, _ = json.loads(b64decode(message["body"]))
+        return arguments == [task] and bool(UUID(task)) and {"delivery_tag", "delivery_info", "body_encoding"} <= properties.keys()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 class Connection(kombu.Connection):
