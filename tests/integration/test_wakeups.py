@@ -2,19 +2,22 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 import redis
-from fluoro.v1 import event_pb2
+from fluoro.v1 import event_pb2, job_pb2
 from fluoro.v1.job_service_pb2 import SubmitJobRequest
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, attempts
+from fluoro_jobs.testing.rig import OWNER as TESTER
 from fluoro_jobs.testing.rig import Rig, until
 from fluoro_jobs.wakeups import MAX_PENDING, Publisher, cancels_channel, shard_of, unpack, wakeups_channel
 from fluoro_local.servers import ValkeyServer
@@ -43,10 +46,10 @@ def _hung(valkey: ValkeyServer) -> Iterator[None]:
         os.kill(valkey.pid, signal.SIGCONT)
 
 
-def _await_job(heard: Any, job: UUID, seconds: float) -> None:
+def _await_job(heard: Any, job: UUID, seconds: float, owner: str = OWNER) -> None:
     def is_heard() -> bool:
         message = heard.get_message(timeout=0.1)
-        return message is not None and unpack(message["data"])[:2] == (job, OWNER)
+        return message is not None and unpack(message["data"])[:2] == (job, owner)
 
     until(is_heard, seconds, "news of the job")
 
@@ -67,6 +70,33 @@ def test_every_job_is_told_of_also_the_last_one_before_the_end(redis_url: str) -
             return not missing
 
         until(all_heard, 10, "news of every job")
+
+
+def test_what_is_told_while_the_last_wake_ups_are_on_their_way_is_told_before_the_end(redis_url: str, valkey: ValkeyServer) -> None:
+    publisher, last = Publisher(redis_url), new_id()
+    with _heard(redis_url, CHANNEL) as heard:
+        with _hung(valkey):
+            publisher.events(new_id(), OWNER)
+            until(lambda: not publisher._pending, 5, "the first one on its way")
+            publisher.events(last, OWNER)
+            closing = threading.Thread(target=publisher.close)
+            closing.start()
+            until(publisher._closing.is_set, 5, "the end")
+        closing.join()
+        _await_job(heard, last, 5)
+
+
+def test_a_pool_child_that_is_replaced_tells_of_the_job_that_it_ended(rig: Rig, valkey: ValkeyServer, tmp_path: Path) -> None:
+    rig.worker(slots=1, max_memory_per_child_kib=1)  # each child has grown beyond that after its first task
+    job = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    with _heard(rig.redis_url, wakeups_channel(shard_of(TESTER))) as heard:
+        rig.running(job)
+        while heard.get_message(timeout=0.5) is not None:
+            pass
+        with _hung(valkey):
+            (tmp_path / "go").touch()
+            until(lambda: rig.job(job).state == job_pb2.Job.STATE_SUCCEEDED, what="the end of the job")
+        _await_job(heard, job, 5, TESTER)
 
 
 def test_what_was_told_while_redis_was_away_is_sent_once_it_is_back(redis_url: str, valkey: ValkeyServer) -> None:

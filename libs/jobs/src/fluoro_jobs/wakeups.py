@@ -137,15 +137,19 @@ class Publisher:
             self._hurried.wait(GATHER_SECONDS)
             self._hurried.clear()
             self._woken.clear()
-            try:
-                self._send()
-            except redis.RedisError as error:
-                log.debug("wakeups_wait", exception=type(error).__qualname__)
-                self._closing.wait(AWAY_SECONDS)
-                self._woken.set()
-            except Exception:  # a thread that ended here would leave everybody to find out by themselves, and nobody would know
-                log.exception("wakeups_failed")
-                self._closing.wait(AWAY_SECONDS)
+            self._try_to_send()
+        self._try_to_send()  # what was told while those before were on their way
+
+    def _try_to_send(self) -> None:
+        try:
+            self._send()
+        except redis.RedisError as error:
+            log.debug("wakeups_wait", exception=type(error).__qualname__)
+            self._closing.wait(AWAY_SECONDS)
+            self._woken.set()
+        except Exception:  # a thread that ended here would leave everybody to find out by themselves, and nobody would know
+            log.exception("wakeups_failed")
+            self._closing.wait(AWAY_SECONDS)
 
     def _send(self) -> None:
         """Sends all that waits; what Redis did not take waits on, unless there is something newer. redis.RedisError."""

@@ -20,6 +20,7 @@ from fluoro_telemetry.logs import configure_logging
 from kombu import Queue
 from kombu.asynchronous import get_event_loop
 
+from fluoro_jobs.dispatch import attempt_of
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.attempts import TaskAttempt, Worker
 from fluoro_jobs.ledger.connection import Ledger
@@ -95,6 +96,11 @@ class WorkerApp(Celery):
         calm_collector()
         return executor
 
+    def close_executor(self, **_: Any) -> None:
+        """At the end of this process: wake-ups of its last task may still wait."""
+        if "executor" in vars(self):
+            self.executor.close()
+
 
 UNREPORTED: Final = "unreported"
 """What a task's body returns when the ledger did not hear of its attempt, or of its end."""
@@ -111,7 +117,7 @@ class LedgerRequest(Request):
     @property
     def task_attempt(self) -> TaskAttempt:
         """Which attempt of which task its message asks for."""
-        return UUID(self.id), self.request_dict.get("attempt")
+        return UUID(self.id), attempt_of(self.request_dict)
 
     def kill(self, pool: Any) -> None:
         """Kills the pool child that runs this request, unless the request is over: the child may run another one by then."""
@@ -178,7 +184,7 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
     def run(self, task_id: str) -> str | None:
         """Runs the attempt in this pool child or thread. What it reports, as a line; None if it did not run."""
         try:
-            report: Report | None = self.app.executor.run(UUID(task_id), self.request.get("attempt"))
+            report: Report | None = self.app.executor.run(UUID(task_id), attempt_of(vars(self.request)))
         except FluoroError as error:  # the ledger is away: not claimed, it is queued there still, and its message is sent again
             log.warning("task_not_run", task=task_id, reason=error.reason)
             return UNREPORTED
@@ -197,6 +203,7 @@ def make_worker_app(plan: Plan) -> WorkerApp:
     configure(app, plan.settings.redis_url)
     # A receiver keeps Celery from setting up logging of its own, in the main process and in each child.
     signals.setup_logging.connect(partial(_log_as, plan), weak=False, dispatch_uid="fluoro")
+    signals.worker_process_shutdown.connect(app.close_executor, weak=False, dispatch_uid="fluoro")  # of a pool child
     queue = plan.worker.queue
     app.conf.update(
         # Without acknowledgements: what a dead worker had taken, the ledger sends again.

@@ -93,6 +93,10 @@ class Executor:
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
         return report
 
+    def close(self) -> None:
+        """Sends the wake-ups that wait. Seconds at most."""
+        self._publisher.close()
+
     def cancel(self, task_id: UUID, number: int | None) -> None:
         """Tells this attempt, if it runs here, to stop; None: every attempt of the task."""
         for (task, attempt), context in list(self._running.items()):

@@ -125,6 +125,7 @@ class WorkerProcess:
         self._gate.close()
         self._keeper.close()
         self._publisher.close()
+        self._app.close_executor()
         self._dispatcher.close()
         self._ledger.close()
         log.info("worker_stopped")
