@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +45,9 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes asked for at once by a reader. A few of them are held: the one in use, the one on its way and obstore's copy."""
+
+STREAM_RANGE_BYTES: Final = 1024 * 1024
+"""The same for `stream()`, of which a process has many at once."""
 
 REQUEST_SECONDS: Final = 30
 """For one request to S3, which carries 8 MiB at most."""
@@ -232,9 +235,9 @@ class BlobStore:
         with translated(name):
             await self._in_thread(self.delete, name)
 
-    async def stream(self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+    async def stream(self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> AsyncGenerator[bytes, None]:
         """The content from a byte offset on, in chunks of at most chunk_bytes. Nothing from an offset at or past the end."""
-        parts = self._parts(name, offset)
+        parts = self._parts(name, offset, STREAM_RANGE_BYTES)
         while True:
             with translated(name):
                 # In threads: an interpreter that ends right after an await of obstore's own aborts about one time in ten.
@@ -249,12 +252,12 @@ class BlobStore:
         async with asyncio.timeout(self._call_seconds):
             return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def _parts(self, name: str, offset: int = 0) -> Iterator[Bytes]:
+    def _parts(self, name: str, offset: int = 0, part_bytes: int = RANGE_BYTES) -> Iterator[Bytes]:
         """The content range by range, so that a slow reader never holds a connection open until it times out."""
         key = self._key(name)
-        for start in range(offset, self.size(name), RANGE_BYTES):
+        for start in range(offset, self.size(name), part_bytes):
             with translated(name):
-                part = obstore.get_range(self._store, key, start=start, length=RANGE_BYTES)
+                part = obstore.get_range(self._store, key, start=start, length=part_bytes)
             yield part
 
     def _put(self, name: str, key: str, data: bytes | Iterator[bytes]) -> None:

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     BLOB_TOO_LARGE = "BLOB_TOO_LARGE"
     UPLOAD_TOO_SLOW = "UPLOAD_TOO_SLOW"
     UPLOADS_BUSY = "UPLOADS_BUSY"
+    DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
@@ -111,6 +112,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.UPLOADS_BUSY: ReasonSpec(
         "UNAVAILABLE", True, "As many uploads are under way as may, of this owner or in this gateway (`FLUORO_MAX_UPLOADS`). Try again."
+    ),
+    Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
+        "UNAVAILABLE", True, "Nothing was read from the download for long. Go on with the number of bytes received as offset."
     ),
     Reason.CURSOR_INVALID: ReasonSpec("INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."),
     Reason.CURSOR_EXPIRED: ReasonSpec(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from fluoro.v1.blob_service_pb2 import (
@@ -29,7 +29,13 @@ from gateway.settings import Settings
 from gateway.uploads import SMALL_BYTES, Pace, Places
 
 CHUNK_BYTES: Final = 2**20
-"""Largest chunk, both ways."""
+"""Largest chunk of an upload."""
+
+SENT_CHUNK_BYTES: Final = 128 * 1024
+"""Chunks sent: small, because each has to reach its caller within the time in which a download is not yet taken to be stalled."""
+
+DOWNLOAD_WAIT_SECONDS: Final = 30
+"""How long a download waits for those before it."""
 
 DEFAULT_MEDIA_TYPE: Final = "application/octet-stream"
 LONGEST_MEDIA_TYPE: Final = 255
@@ -47,6 +53,7 @@ class Blobs:
         self._settings = settings
         self._uploads = Places("uploads", settings.max_uploads, settings.upload_owner_share)
         writers = max(1, settings.upload_memory_bytes // store.writer_bytes)
+        self._downloads = Places("downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY)
         self._large = Places(f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share)
 
     async def upload_blob(self, requests: AsyncIterator[UploadBlobRequest], call: Call) -> UploadBlobResponse:
@@ -102,14 +109,19 @@ class Blobs:
             raise FluoroError(Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's.")
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
-        """Reads no faster than the caller takes it."""
+        """Reads no faster than the caller takes it, and ends with DOWNLOAD_TOO_SLOW if it takes nothing for long."""
         blob = await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name))
         if not 0 <= request.offset <= blob.size_bytes:
             raise names.invalid("offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes.")
-        with blob_errors():
-            async for chunk in self._store.stream(blob.name, request.offset, CHUNK_BYTES):
-                yield DownloadBlobResponse(chunk=chunk)
-                metrics.BLOB_BYTES_SENT.inc(len(chunk))
+        call.write_seconds = self._settings.download_stall_seconds
+        async with (
+            self._downloads.taken(call.owner, DOWNLOAD_WAIT_SECONDS),
+            aclosing(self._store.stream(blob.name, request.offset, SENT_CHUNK_BYTES)) as chunks,
+        ):
+            with blob_errors():
+                async for chunk in chunks:
+                    yield DownloadBlobResponse(chunk=chunk)
+                    metrics.BLOB_BYTES_SENT.inc(len(chunk))
 
     async def get_blob(self, request: GetBlobRequest, call: Call) -> GetBlobResponse:
         """The record."""

@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,13 +44,14 @@ class Call:
     """What a servicer knows of a call besides its request.
 
     owner: the identity of the caller. request_bytes: size of the request, where it is one message.
-    heavy: where work on a large request goes.
+    heavy: where work on a large request goes. write_seconds: how long a message of a download may wait for its caller.
     """
 
     owner: str
     context: Context
     heavy: Heavy
     request_bytes: int = 0
+    write_seconds: float | None = None
 
     @property
     def is_large(self) -> bool:
@@ -65,6 +66,23 @@ class Call:
     async def serialized(self, response: Message) -> bytes:
         """The response as bytes."""
         return await self.heavy.run(0, wire.serialized_in_pieces, response) if wire.is_large(response) else response.SerializeToString()
+
+    async def write(self, data: bytes, responses: AsyncGenerator[Message, None]) -> None:
+        """Sends a message of a stream. After `write_seconds` the stream is closed, and its caller hears of that once it reads on."""
+        if self.write_seconds is None:
+            await self.context.write(data)
+            return
+        writing = asyncio.ensure_future(self.context.write(data))
+        try:
+            await asyncio.wait([writing], timeout=self.write_seconds)
+            late = not writing.done()
+            if late:
+                await responses.aclose()
+            await writing  # gRPC has no end for a call whose write was cancelled
+        finally:
+            writing.cancel()
+        if late:
+            raise FluoroError(Reason.DOWNLOAD_TOO_SLOW, "Nothing was read for long. Go on with the number of bytes received as offset.")
 
     @property
     def seconds_left(self) -> float | None:
@@ -182,7 +200,7 @@ class Adapter:
                     data = await call.serialized(response)
                     del response  # the next one may be hours away, and this one a job of many MB
                     try:
-                        await call.context.write(data)
+                        await call.write(data, responses)
                     except grpc.aio.InternalError as error:  # the caller has gone; that the call is cancelled is news still to come
                         raise asyncio.CancelledError from error
                     del data

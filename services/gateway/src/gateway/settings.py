@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     upload_min_bytes_per_second: Count = Field(
         default=16 * 2**10, description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller."
     )
+    max_downloads: Count = Field(
+        default=64,
+        description="Downloads under way at one time, of one owner the same share; more wait: GATEWAY_BUSY after 30 s.",
+    )
+    download_stall_seconds: Seconds = Field(
+        default=30, description="How long a caller may read nothing of a download before it ends with DOWNLOAD_TOO_SLOW; resume it."
+    )
     collect_interval_seconds: Annotated[float, Field(ge=0)] = Field(
         default=60, description="How often a page of up to 1000 blobs is looked through for those without a record; 0 collects nothing."
     )

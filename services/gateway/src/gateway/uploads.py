@@ -1,4 +1,4 @@
-"""What uploads may take of a gateway: how many at once, how much memory, and how slow they may be."""
+"""What uploads and downloads may take of a gateway: how many at once, how much memory, and how slow uploads may be."""
 
 import asyncio
 import time
@@ -15,24 +15,25 @@ SMALL_BYTES: Final = 256 * 1024
 
 
 class Places:
-    """A number of places for uploads, of which one owner gets at most a share. For one event loop."""
+    """A number of places for transfers, of which one owner gets at most a share. For one event loop."""
 
-    def __init__(self, what: str, number: int, owner_share: float) -> None:
-        """what: for the message of a refusal: "uploads", say."""
+    def __init__(self, what: str, number: int, owner_share: float, reason: Reason = Reason.UPLOADS_BUSY) -> None:
+        """what: for the message of a refusal: "uploads", say. reason: of a refusal."""
+        self._reason = reason
         self._what, self._number, self._of_owner = what, number, max(1, int(number * owner_share))
         self._taken: Counter[str] = Counter()
         self._left = asyncio.Event()
 
     @asynccontextmanager
     async def taken(self, owner: str, wait_seconds: float = 0) -> AsyncIterator[None]:
-        """Takes a place for the time of the body. FluoroError UPLOADS_BUSY if none gets free for this owner in time."""
+        """Takes a place for the time of the body. FluoroError with the reason if none gets free for this owner in time."""
         until = asyncio.get_running_loop().time() + wait_seconds
         while refusal := self._refusal(owner):
             try:
                 async with asyncio.timeout_at(until):
                     await self._left.wait()
             except TimeoutError:
-                raise FluoroError(Reason.UPLOADS_BUSY, refusal) from None
+                raise FluoroError(self._reason, refusal) from None
         self._taken[owner] += 1
         try:
             yield

@@ -67,7 +67,8 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadBlob(self, request, context):
-        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset.
+        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
+        also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

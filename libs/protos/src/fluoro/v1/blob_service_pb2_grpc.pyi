@@ -40,7 +40,9 @@ class BlobServiceStub:
     and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
-    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset."""
+    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
+    also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+    """
     GetBlob: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]
     """Returns the record of a blob."""
 
@@ -56,7 +58,9 @@ class BlobServiceAsyncStub(BlobServiceStub):
     and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
-    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset."""
+    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
+    also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+    """
     GetBlob: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]  # type: ignore[assignment]
     """Returns the record of a blob."""
 
@@ -81,7 +85,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_service_pb2.DownloadBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_service_pb2.DownloadBlobResponse], _abc.AsyncIterator[_blob_service_pb2.DownloadBlobResponse]]:
-        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset."""
+        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
+        also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+        """
 
     @_abc_1.abstractmethod
     def GetBlob(
