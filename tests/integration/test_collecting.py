@@ -14,6 +14,8 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.folders import free_port
 
+SEEN_SECONDS = 3
+"""Longer than two rounds of a collector that looks every 2 ms, so that one that only asks for the age is too quick."""
 DAY_SECONDS = timedelta(days=1).total_seconds()
 
 
@@ -35,7 +37,7 @@ def beside(blob: str) -> str:
 
 def test_bytes_of_a_failed_attempt_and_of_a_broken_upload_are_collected_and_no_others(rig: Rig) -> None:
     port = free_port()
-    rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port, collect_interval_seconds=0.005)
+    rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port, collect_interval_seconds=0.005, collect_seen_seconds=0)
     rig.worker(pool="threads")
     commands = {"do": "artifact", "name": "a", "text": "x"}, {"do": "fail", "reason": "NOT_DICOM"}
     job = rig.finished(rig.submit(rig.job_of(*commands, max_attempts=1)))
@@ -63,6 +65,21 @@ def test_bytes_of_a_failed_attempt_and_of_a_broken_upload_are_collected_and_no_o
     expected = {*kept, young.removeprefix("blobs/")}
     until(lambda: lie(rig).keys() <= expected, 30, "the end of bytes without a record")
     assert lie(rig).keys() == expected
+
+
+def test_bytes_that_a_wrong_clock_made_old_have_time_to_get_their_record(rig: Rig) -> None:
+    rig.served(
+        "gateway", free_port(), grpc_host="127.0.0.1", grpc_port=0, collect_interval_seconds=0.002, collect_seen_seconds=SEEN_SECONDS
+    )
+    with rig.connection() as connection:
+        until(lambda: Path(rig.blob_url.removeprefix("file://"), "ledger").exists(), 30, "the first look of the collector")
+        young = f"blobs/{new_id()}"
+        rig.blobs.put(young, b"written by a machine whose clock is two days behind")
+        make_old(lie(rig)[young.removeprefix("blobs/")])
+        written = time.monotonic()
+        until(lambda: not rig.blobs.exists(young), 30, "the end of what got no record")
+        assert time.monotonic() - written >= SEEN_SECONDS
+        assert connection.execute("SELECT count(*) FROM blobs").fetchone() == (0,)
 
 
 def test_a_gateway_with_the_wrong_ledger_deletes_nothing(rig: Rig) -> None:

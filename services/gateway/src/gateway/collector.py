@@ -6,8 +6,10 @@ collect side by side without harm, each from a folder of its own choice; deletin
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 import structlog
@@ -17,6 +19,9 @@ from fluoro_jobs.ledger.connection import Ledger
 from fluoro_telemetry import metrics
 
 from gateway.settings import Settings
+
+MAX_REMEMBERED: Final = 100_000
+"""Names without a record that a gateway remembers; further ones have their turn when these are gone. Some 20 MB."""
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +33,11 @@ class Collector:
         self._ledger, self._store = ledger, store
         self._interval_seconds = settings.collect_interval_seconds
         self._after = timedelta(seconds=settings.collect_after_seconds)
+        self._seen_seconds = settings.collect_seen_seconds
+        # When this process first found names without a record, by folder: in the round before, and in this one.
+        self._seen: dict[str, dict[UUID, float]] = {}
+        self._before: dict[UUID, float] = {}
+        self._found: dict[UUID, float] = {}
         self._stop = threading.Event()
         # A daemon, because a disk that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
@@ -62,6 +72,8 @@ class Collector:
             self._folders.insert(0, folder)
             removed = self._store.remove_unfinished(self._after.total_seconds(), [folder])
             metrics.BLOBS_COLLECTED.inc(removed)
+            self._before = self._seen.pop(folder, {})
+            self._found = self._seen[folder] = {}
             self._pages = self._store.pages(folder)
             page = next(self._pages, [])
         self._collect(page)
@@ -76,17 +88,28 @@ class Collector:
         return False
 
     def _collect(self, page: list[FoundBlob]) -> None:
-        """Deletes those that are old and have no record.
+        """Deletes those that are old and have had no record for long.
 
         Nobody can be about to add the record: bytes are recorded within seconds after an upload, and at the latest with the commit of an
-        attempt, which may take 6 h. What is older than `collect_after_seconds`, by the ledger's clock, comes too late.
+        attempt, which may take 6 h. Their age alone does not tell: it is the difference of two machines' clocks, and S3 dates a blob by the
+        begin of its upload. So what goes has also been seen here for `collect_seen_seconds`, by the clock that nobody sets.
         """
         ids = [UUID(found.name.removeprefix("blobs/")) for found in page]
         with self._ledger.connection() as connection:
             now, unrecorded = records.unrecorded(connection, ids)
         for found, id_ in zip(page, ids, strict=True):
-            if id_ in unrecorded and found.modified < now - self._after and not self._stop.is_set():
+            if id_ in unrecorded and found.modified < now - self._after and self._seen_long(id_) and not self._stop.is_set():
                 self._store.delete(found.name)
                 metrics.BLOBS_COLLECTED.inc()
                 metrics.BLOB_BYTES_COLLECTED.inc(found.size_bytes)
                 log.info("blob_collected", blob=found.name, size_bytes=found.size_bytes)
+
+    def _seen_long(self, id_: UUID) -> bool:
+        """Whether an earlier round found it, long ago. Remembers it otherwise."""
+        now = time.monotonic()
+        first = self._before.get(id_, now)
+        if now - first >= self._seen_seconds:
+            return True
+        if sum(map(len, self._seen.values())) < MAX_REMEMBERED:
+            self._found[id_] = first
+        return False

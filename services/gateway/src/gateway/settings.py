@@ -77,6 +77,10 @@ class Settings(BaseSettings):
     collect_after_seconds: Annotated[float, Field(ge=8 * 3600)] = Field(
         default=24 * 3600, description="Age at which bytes without a record are deleted; an attempt may take 6 h to record them."
     )
+    collect_seen_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=8 * 3600,
+        description="How long a gateway itself has seen bytes without a record before it deletes them, whatever age clocks say.",
+    )
     max_pending_requests: Count = Field(
         default=100_000,
         description="Calls that may wait for the event loop before gRPC turns callers away; its own default of 1000 refuses bursts.",
