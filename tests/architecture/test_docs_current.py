@@ -16,9 +16,12 @@ CODE = re.compile(r"`([^`\n]+)`")
 FILE = re.compile(r"[\w./-]+/|[\w./-]+\.(py|proto|md|toml|yaml|txt|in|onnx|typ|sh)|Makefile|LICENSE")
 """A folder with its slash, or a file: alone in backticks, both are a promise that it exists."""
 TEST = re.compile(r"test_\w+")
+INVARIANT = re.compile(r"^\| (I\d+) \| (.+) \|$", re.MULTILINE)
+"""The row that states an invariant: its number; the rest, with the tests."""
+CITED = re.compile(r"\bI\d+\b")
 DIFF = re.compile(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMING = ("architecture.md", "reliability.md")
-"""Pages that name files and tests of the whole tree."""
+"""Pages that name files of the whole tree."""
 GENERATED = ("errors.md", "metrics.md", "settings.md")
 
 
@@ -70,12 +73,35 @@ def test_every_file_that_a_page_about_the_whole_names_exists(root: Path, tracked
     assert missing(root / "docs" / page, tracked) == []
 
 
-@pytest.mark.parametrize("page", NAMING)
-def test_every_test_that_a_page_about_the_whole_names_exists(root: Path, tracked: list[Path], page: str) -> None:
+def names_of_tests(text: str) -> list[str]:
+    return [code for code in CODE.findall(text) if TEST.fullmatch(code)]
+
+
+def test_every_test_that_the_documentation_names_exists(root: Path, tracked: list[Path]) -> None:
     code = "".join((root / path).read_text() for path in tracked if path.name.startswith("test_") and path.suffix == ".py")
-    named = [name for name in CODE.findall((root / "docs" / page).read_text()) if TEST.fullmatch(name)]
+    named = [(str(path), name) for path in markdown(tracked) for name in names_of_tests((root / path).read_text())]
     assert named
-    assert [name for name in named if f"def {name}(" not in code] == []
+    assert [(page, name) for page, name in named if f"def {name}(" not in code] == []
+
+
+def untested(rows: list[tuple[str, str]]) -> list[str]:
+    return [number for number, row in rows if not names_of_tests(row)]
+
+
+def test_one_table_states_the_invariants_each_with_its_tests(root: Path, tracked: list[Path]) -> None:
+    rows = {path: INVARIANT.findall((root / path).read_text()) for path in markdown(tracked)}
+    tables = [table for table in rows.values() if table]
+    assert len(tables) == 1
+    assert [number for number, _ in tables[0]] == [f"I{number}" for number in range(1, len(tables[0]) + 1)]
+    assert untested(tables[0]) == []
+
+
+def test_every_invariant_that_code_or_documentation_names_is_stated(root: Path, tracked: list[Path]) -> None:
+    stated = {number for number, _ in INVARIANT.findall((root / "docs/reliability.md").read_text())}
+    texts = {path: (root / path).read_text() for path in tracked if path.suffix in {".py", ".md"}}
+    named = {str(path): set(CITED.findall(text)) for path, text in texts.items()}
+    assert any(named.values())
+    assert {path: numbers - stated for path, numbers in named.items() if numbers - stated} == {}
 
 
 def test_the_architecture_page_says_what_every_setting_of_celery_is_for(root: Path) -> None:
@@ -117,3 +143,7 @@ def test_a_dead_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
     page.write_text("# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n`a/b.py` `b.py` `x/b.py` `gone/`\n")
     assert list(broken(page)) == [f"{page}: gone.md", f"{page}: #two"]
     assert missing(page, [Path("a/b.py")]) == ["x/b.py", "gone/"]
+
+
+def test_an_invariant_without_a_test_is_found() -> None:
+    assert untested(INVARIANT.findall("| I1 | Holds. | `test_it` |\n| I2 | Holds too. | see I1 |\n")) == ["I2"]

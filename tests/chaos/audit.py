@@ -1,4 +1,4 @@
-"""Compares the ledger and the blob store with what clients were told, against the invariants of docs/architecture.md.
+"""Compares the ledger and the blob store with what clients were told, against the invariants of docs/reliability.md.
 
     python tests/chaos/audit.py --database-url URL --blob-url URL RECORDS
 
