@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
+import psycopg
 import pytest
 from fluoro.v1 import blob_service_pb2, job_service_pb2
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
+from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest
 from gateway import cursor
 from gateway.rpc import _snake
 from gateway.testing import Client, serving
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 
 INT32: Final = (-(2**31), -1, 1, 2**31 - 1)
 INT64: Final = (*INT32, -(2**63), 315_576_000_001, 2**62, 2**63 - 1)
@@ -109,3 +112,18 @@ async def test_no_value_of_any_field_is_internal(method: MethodDescriptor, datab
 
 
 BUGS: Final = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+@pytest.mark.parametrize(("zone", "seconds"), [("Asia/Tokyo", 253_402_300_799), ("America/New_York", -62_135_596_800)])
+async def test_the_first_and_last_time_there_is_can_be_read_whatever_the_time_zone_of_the_ledger(
+    database_url: str, redis_url: str, blob_url: str, zone: str, seconds: int
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE \"{connection.info.dbname}\" SET timezone = '{zone}'".encode())
+    async with serving(database_url, redis_url, blob_url) as client:
+        parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"x")]
+        blob = (await client.blobs.UploadBlob(iter(parts))).blob.name
+        job = Job(inputs=[blob], steps=[Step(name="a", inspect_dicom={})], schedule_time=Timestamp(seconds=seconds))
+        name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
+        (listed,) = (await client.jobs.ListJobs(ListJobsRequest())).jobs
+        assert listed.schedule_time.seconds == (await client.jobs.GetJob(GetJobRequest(name=name))).job.schedule_time.seconds == seconds

@@ -271,6 +271,8 @@ class Ledger:
         connection.seconds = self._statement_seconds
         self._prefer(connection)
         settings = {
+            # Elsewhere the first and the last hours that a caller may name lie outside the years that Python knows.
+            "timezone": "UTC",
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
             "jit": "off",
