@@ -35,6 +35,9 @@ PAGE_MESSAGES: Final = 1000
 """Messages of a queue read at once."""
 HELD_SECONDS: Final = 5
 """How long reading the queues may take; with more in them than can be read, none of their messages is called lost."""
+MAX_CANDIDATES: Final = 20_000
+"""Most ready tasks of a queue that one dispatch chooses from, shared by their owners; what still fits then, the next one takes. It bounds
+what a dispatch costs, however many wait: one that takes longer than a statement may would never happen."""
 LOST_AFTER_SECONDS: Final = 5
 """A task queued this long ago whose message Redis does not hold is published again. From receipt to claim a worker takes milliseconds."""
 
@@ -58,7 +61,7 @@ WITH RECURSIVE open AS (
   SELECT o.queue, o.places, (SELECT min(t.owner) FROM tasks t WHERE t.queue = o.queue AND t.state = 'READY' AND t.owner > o.owner)
   FROM owners o WHERE o.owner IS NOT NULL
 ), shares AS (  -- what each owner has in flight here, and how many more its limit allows over all queues
-  SELECT o.queue, o.places, o.owner, (
+  SELECT o.queue, o.places, o.owner, least(o.places, greatest(1, {MAX_CANDIDATES} / count(*) OVER (PARTITION BY o.queue))) AS most, (
     SELECT count(*) FROM tasks f WHERE f.queue = o.queue AND f.owner = o.owner AND f.state IN ('QUEUED', 'RUNNING')) AS in_flight,
     l.max_tasks - (
       SELECT count(*) FROM tasks f
@@ -71,7 +74,7 @@ WITH RECURSIVE open AS (
     SELECT t.id, t.dispatch_order, row_number() OVER (ORDER BY t.dispatch_order) AS nth FROM (
       SELECT t.id, t.dispatch_order FROM tasks t
       WHERE t.queue = s.queue AND t.state = 'READY' AND t.owner = s.owner AND t.run_after <= now()
-      ORDER BY t.dispatch_order LIMIT s.places) t
+      ORDER BY t.dispatch_order LIMIT s.most) t
   ) c
 ), ranked AS (  -- fair share: an owner's n-th task competes as the (in flight + n)-th; of one rank the older goes first
   SELECT c.id, c.places, row_number() OVER (PARTITION BY c.queue ORDER BY c.rank, c.dispatch_order) AS place

@@ -1,0 +1,41 @@
+"""What a dispatch costs has a bound: PostgreSQL ends a statement that takes too long, and then nothing would ever be dispatched."""
+
+from fluoro_jobs import dispatch
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.testing.rig import Rig
+
+OWNERS = 30
+TASKS = 1_000
+"""Of each owner."""
+PLACES = 2_000
+
+_COPY = """
+INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, allowed, run_after, dispatch_order)
+SELECT gen_random_uuid(), job_id, step, %(tasks)s * o + n, queue, task_name, 'o' || o, state, first_input, input_count, allowed, run_after,
+  dispatch_order
+FROM tasks, generate_series(0, %(owners)s - 1) o, generate_series(1, %(tasks)s) n
+"""
+
+
+def entries_read(connection: LedgerConnection) -> int:
+    """Of the index of ready tasks, so far."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    ((entries,),) = connection.execute("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'tasks_ready_idx'").fetchall()
+    return int(entries)
+
+
+def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_many_wait(rig: Rig) -> None:
+    rig.submit(rig.job_of())
+    with rig.connection() as connection:
+        connection.execute(_COPY, {"owners": OWNERS, "tasks": TASKS})
+        connection.execute("ANALYZE tasks")
+        by = Worker(new_id(), "host:1", "dicom", PLACES // dispatch.MAX_WINDOW_TASKS, "0")
+        attempts.beat(connection, by, [], 0.001)
+        before = entries_read(connection)
+        assert len(dispatch.take(connection)) == PLACES
+        assert entries_read(connection) - before < dispatch.MAX_CANDIDATES + 10 * OWNERS
+        shares = connection.execute("SELECT count(*) FROM tasks WHERE state = 'QUEUED' GROUP BY owner").fetchall()
+        assert max(shares) <= (PLACES // OWNERS + 1,), "of each owner as many"
