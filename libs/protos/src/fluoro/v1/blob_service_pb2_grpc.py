@@ -61,6 +61,7 @@ class BlobServiceServicer:
         chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
         A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
         and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
+        A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,6 +38,7 @@ class BlobServiceStub:
     chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
     A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
     and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
+    A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
@@ -56,6 +57,7 @@ class BlobServiceAsyncStub(BlobServiceStub):
     chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
     A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
     and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
+    A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
@@ -77,6 +79,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
         A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
         and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
+        A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
         """
 
     @_abc_1.abstractmethod
