@@ -3,12 +3,15 @@
 import asyncio
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from fluoro_blobs import BlobNotFoundError, BlobStore, StoredBlob
 
+CLAIMS = 8
 MIB = 1024 * 1024
 SIZES = pytest.mark.parametrize(
     "size", [0, 1, 3 * MIB, 8 * MIB, 20 * MIB + 1], ids=["empty", "one_byte", "one_part", "exact_part", "three_parts"]
@@ -156,3 +159,16 @@ def test_a_listing_tells_names_sizes_and_times_of_one_folder(store: BlobStore) -
 
 def test_a_store_belongs_to_the_first_ledger_that_asks(store: BlobStore) -> None:
     assert [store.claim(ledger) for ledger in ("one", "two", "one")] == [True, False, True]
+
+
+def test_of_many_ledgers_that_claim_a_store_at_the_same_time_one_gets_it(store: BlobStore) -> None:
+    barrier = Barrier(CLAIMS)
+
+    def claim(number: int) -> bool:
+        barrier.wait()
+        return store.claim(f"ledger {number}")
+
+    with ThreadPoolExecutor(CLAIMS) as pool:
+        claims = list(pool.map(claim, range(CLAIMS)))
+    assert claims.count(True) == 1
+    assert store.claim(f"ledger {claims.index(True)}")

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import obstore
 from obstore import Bytes
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import ObjectStore, S3Store
 
 from fluoro_blobs.backends import open_store
@@ -188,12 +189,9 @@ class BlobStore:
         """Whether the store belongs to this ledger: the first to ask gets it, and its name stays in the object `ledger`."""
         _refuse_fork()
         with translated("", missing=BlobStoreError):
-            try:
-                owner = obstore.get(self._store, "ledger").bytes().to_bytes().decode()
-            except FileNotFoundError:
-                obstore.put(self._store, "ledger", ledger.encode())
-                return True
-        return owner == ledger
+            with suppress(AlreadyExistsError):  # of two that ask at the same time one is the first
+                obstore.put(self._store, "ledger", ledger.encode(), mode="create", use_multipart=False)
+            return obstore.get(self._store, "ledger").bytes().to_bytes().decode() == ledger
 
     def pages(self, folder: str) -> Iterator[list[FoundBlob]]:
         """The blobs in one of FOLDERS, up to 1000 at a time. For collecting what the ledger does not know; nothing else lists."""
