@@ -138,11 +138,12 @@ class LedgerRequest(Request):
             self._end()
             failed, returned, _ = failed__retval__runtime
             line = "None" if failed else returned.strip("'")  # a result comes back as its repr()
-            if line == UNREPORTED:
-                self._app.keeper.unreported(self.task_attempt)
-            elif line != "None":
+            if line not in {UNREPORTED, "None"}:
                 self._app.keeper.report(Report.from_line(line))
-            return inner(self, failed__retval__runtime, **options)
+            answer = inner(self, failed__retval__runtime, **options)
+            if line == UNREPORTED:  # after Celery is done with the request, which the keeper would spare
+                self._app.keeper.unreported(self.task_attempt)
+            return answer
 
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
 

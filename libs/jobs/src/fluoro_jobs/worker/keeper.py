@@ -6,11 +6,11 @@ pool thread is told. It also finds out when Celery no longer takes messages.
 """
 
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -19,7 +19,7 @@ import structlog
 from celery.worker import state as celery_state
 from fluoro_telemetry import metrics
 
-from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
 from fluoro_jobs.ledger.audience import Audience, audience
@@ -39,6 +39,10 @@ MISSED_SECONDS: Final = 1
 """From a heartbeat that the ledger did not take to the next try."""
 CATCH_UP_SECONDS: Final = 5
 """After an outage of the ledger: how long nothing is timed out, because what waited for it to commit is about to."""
+ENDING_SECONDS: Final = 2
+"""How much of a beat goes into telling the ledger of ends, besides the last of them."""
+LATE_SECONDS: Final = 10
+"""How long a claim may come after the answer that it has not happened. No statement takes longer."""
 ASK_SECONDS: Final = 0.5
 """How long a heartbeat waits for what Redis says of the queue."""
 ECHO: Final = b""
@@ -50,6 +54,14 @@ AVERAGE_OVER_TASKS: Final = 10
 
 Ending = Callable[[LedgerConnection, Worker, TaskAttempt], list[UUID]]
 """Ends an attempt if this worker holds it; the jobs that moved."""
+
+
+@dataclass(slots=True)
+class Left:
+    """An attempt that the ledger has to be told the end of. looks_until: by the monotonic clock; None before the first look at it."""
+
+    end: Ending
+    looks_until: float | None = None
 
 
 class Running(Protocol):
@@ -95,7 +107,7 @@ class Keeper(threading.Thread):
         self._next_message: Any = None
         self._next_message_since = 0.0
         self._woken = threading.Event()
-        self._left: queue.SimpleQueue[tuple[TaskAttempt, Ending]] = queue.SimpleQueue()
+        self._left: dict[TaskAttempt, Left] = {}
         self._missed_time = -math.inf
         self._task_seconds = self._told_task_seconds = 0.0
         self._closed = False
@@ -120,12 +132,12 @@ class Keeper(threading.Thread):
 
     def lost(self, attempt: TaskAttempt) -> None:
         """The pool child that ran this attempt is gone."""
-        self._left.put((attempt, attempts.lose_of_worker))
+        self._left[attempt] = Left(attempts.lose_of_worker)
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
         """The ledger could not be told of its end, or of its claim, which may have happened all the same."""
-        self._left.put((attempt, attempts.release_of_worker))
+        self._left[attempt] = Left(attempts.release_of_worker)
         self._gate.look()
         self._woken.set()
 
@@ -140,8 +152,8 @@ class Keeper(threading.Thread):
             self._on_beat()
             pause = HEARTBEAT_SECONDS
             try:
-                self._end_what_is_left()
                 self._beat()
+                self._end_what_is_left()
             except FluoroError as error:
                 log.warning("heartbeat_missed", reason=error.reason)
                 pause, self._missed_time = MISSED_SECONDS, time.monotonic()
@@ -216,31 +228,47 @@ class Keeper(threading.Thread):
         if held.outcome is None and held.seconds > held.timeout_seconds:
             if time.monotonic() < self._missed_time + CATCH_UP_SECONDS:
                 return
-            self._time_out(held)
-        elif not held.taken_away:
-            return
-        log.warning("attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome)
-        self._stop_task(request)
-
-    def _time_out(self, held: Held) -> None:
-        with self._ledger.connection() as connection:
-            attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
-            told = audience(connection, [held.job_id])
-        self._tell(told)
+            self._left.setdefault(held.asked, Left(partial(_time_out, held)))  # it is stopped by the beat after that
+        elif held.taken_away:
+            log.warning("attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome)
+            try:
+                self._stop_task(request)
+            except Exception:  # the others are judged all the same, and this one again at the next beat
+                log.exception("attempt_not_stopped", task=str(held.asked[0]), attempt=held.attempt)
 
     def _end_what_is_left(self) -> None:
-        while not self._left.empty():
-            attempt, end = self._left.get()
-            if end is attempts.release_of_worker and attempt in {request.task_attempt for request in _active()}:
-                continue  # another message asked for the same attempt, and got it
+        """Does so for some seconds, lest a beat comes too late. What fails is tried again at the next one."""
+        until = time.monotonic() + ENDING_SECONDS
+        for attempt, left in list(self._left.items()):
+            if time.monotonic() > until:
+                break
+            if left.end is attempts.release_of_worker and any(_may_be(attempt, request) for request in _received()):
+                continue  # another message asked for the same attempt, and may get it
+            del self._left[attempt]
             try:
                 with self._ledger.connection() as connection:
-                    told = audience(connection, end(connection, self._worker, attempt))
-            except FluoroError:
-                self._left.put((attempt, end))  # at the next beat; at the latest the lease expires
-                raise
-            self._tell(told)
-            self._on_slots()
+                    told = audience(connection, left.end(connection, self._worker, attempt))
+            except FluoroError as error:
+                self._left.setdefault(attempt, left)  # now behind the others
+                if error.reason != Reason.LEDGER_BUSY:  # busy may be this job alone
+                    raise
+                log.warning("attempt_not_ended", task=str(attempt[0]), reason=error.reason)
+                continue
+            except Exception:  # its job is broken; the lease expires
+                log.exception("attempt_not_ended", task=str(attempt[0]))
+                continue
+            if not told and left.end is attempts.release_of_worker:
+                self._look_again(attempt, left)
+            elif told:
+                self._tell(told)
+                self._woken.set()
+
+    def _look_again(self, attempt: TaskAttempt, left: Left) -> None:
+        """A claim that PostgreSQL took before it hung may be done after it was asked what became of it."""
+        if left.looks_until is None:
+            left.looks_until = time.monotonic() + LATE_SECONDS
+        if time.monotonic() < left.looks_until:
+            self._left.setdefault(attempt, left)
 
     def _tell(self, told: Iterable[Audience]) -> None:
         for one in told:
@@ -269,6 +297,22 @@ class Keeper(threading.Thread):
             except redis.RedisError as error:
                 log.debug("cancels_not_heard", exception=type(error).__qualname__)
                 threading.Event().wait(1)
+
+
+def _time_out(held: Held, connection: LedgerConnection, _worker: Worker, _attempt: TaskAttempt) -> list[UUID]:
+    ended = attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
+    return [held.job_id] if ended else []
+
+
+def _may_be(attempt: TaskAttempt, request: Running) -> bool:
+    """Whether the request asks for this attempt. Messages of the previous release do not say for which."""
+    task, number = request.task_attempt
+    return task == attempt[0] and (number == attempt[1] or None in {number, attempt[1]})
+
+
+def _received() -> list[Running]:
+    """Celery requests that this process has taken, and not done with."""
+    return list(celery_state.reserved_requests)
 
 
 def _active() -> list[Running]:
