@@ -11,8 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro_client.errors import FieldViolation
 from fluoro_client.jobs import PIPELINES, imaging_report
 from fluoro_client.options import PipelineName, StateName
+from fluoro_client.testing import Fault
 from google.protobuf import json_format
 
 COMMAND = str(Path(sys.executable).with_name("fluoro"))
@@ -55,10 +57,10 @@ def fluoro(gateway):
             command.process.kill()
 
 
-def done(gateway, **fields):
+def done(gateway):
     """A finished job with artifacts and one failed item."""
     preview, report = gateway.add_blob(b"png", "image/png"), gateway.add_blob(b"%PDF-", "application/pdf")
-    job = gateway.add_job(
+    job = job_pb2.Job(
         inputs=["blobs/a", "blobs/b"],
         steps=[
             job_pb2.Step(
@@ -79,10 +81,8 @@ def done(gateway, **fields):
                 artifacts=[job_pb2.Artifact(name="report.pdf", role="report", blob=report.name, size_bytes=5, sha256=report.sha256)],
             ),
         ],
-        **fields,
     )
-    gateway.push(job.name, job_changed=event_pb2.JobChanged(state=State.STATE_PARTIALLY_SUCCEEDED, reason="ITEMS_FAILED"))
-    return job
+    return gateway.add_job(job, events=[event_pb2.JobChanged(state=State.STATE_PARTIALLY_SUCCEEDED, reason="ITEMS_FAILED")])
 
 
 async def test_help_documents_the_exit_codes_and_every_command_takes_output(fluoro):
@@ -117,24 +117,33 @@ async def test_files_and_folders_are_uploaded_and_told_in_json(gateway, fluoro, 
         ("2", b"two"),
         ("last", b"three"),
     ]
-    assert (await fluoro("upload", str(tmp_path / "last")))[1].split()[5:7] == [str(tmp_path / "last"), list(gateway.blobs)[-1]]
+    assert (await fluoro("upload", str(tmp_path / "last")))[1].split()[5:7] == [str(tmp_path / "last"), blobs[2].name]
 
 
 async def test_a_pipeline_is_submitted_with_blobs_and_paths_in_order(gateway, fluoro, tmp_path):
     (tmp_path / "ct.dcm").write_bytes(b"ct")
-    words = ["--pipeline", "imaging-report", "--input", "blobs/1", "--input", str(tmp_path / "ct.dcm"), "--label", "study=a"]
+    words = [
+        "--pipeline",
+        "imaging-report",
+        "--input",
+        gateway.add_blob(b"x").name,
+        "--input",
+        str(tmp_path / "ct.dcm"),
+        "--label",
+        "study=a",
+    ]
     code, out, _ = await fluoro("submit", *words, "--priority", "3", "--output", "json")
     assert code == 0
     [job] = gateway.jobs.values()
     assert json_format.Parse(out, job_pb2.Job()).name == job.name
-    assert list(job.inputs) == ["blobs/1", next(iter(gateway.blobs))]
+    assert list(job.inputs) == list(gateway.blobs)
     assert [step.name for step in job.steps] == ["inspect", "render", "analyze", "report"]
     assert (dict(job.labels), job.priority) == ({"study": "a"}, 3)
-    assert {owner for _, owner in gateway.calls} == {"ada"}
+    assert {owner for _, owner, _ in gateway.calls} == {"ada"}
 
 
 async def test_a_job_comes_from_standard_input_and_a_request_id_makes_it_safe_to_repeat(gateway, fluoro):
-    text = json_format.MessageToJson(imaging_report(["blobs/1"]))
+    text = json_format.MessageToJson(imaging_report([gateway.add_blob(b"x")]))
     for _ in range(2):
         code, out, _ = await fluoro("submit", "--file", "-", "--request-id", "once", input=text)
         assert code == 0
@@ -188,7 +197,7 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
         artifacts=[job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2) for number in range(1000)]
         + [job_pb2.Artifact(name="all.zip", role="archive", size_bytes=7)],
     )
-    code, out, _ = await fluoro("get", gateway.add_job(steps=[step]).name)
+    code, out, _ = await fluoro("get", gateway.add_job(job_pb2.Job(steps=[step])).name)
     assert code == 0
     words = [line.split() for line in out.splitlines()]
     assert ["render", "failed", "0/991", "ok,", "991", "failed", "40", "in", "20", "tasks"] in words
@@ -200,7 +209,7 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
 
 
 async def test_lists_are_filtered_and_limited(gateway, fluoro):
-    jobs = [gateway.add_job(labels={"study": "a"}) for _ in range(3)] + [done(gateway)]
+    jobs = [gateway.add_job(job_pb2.Job(labels={"study": "a"})) for _ in range(3)] + [done(gateway)]
     code, out, _ = await fluoro("list", "--state", "pending", "--label", "study=a", "--limit", "2", "--output", "json")
     assert code == 0
     assert [job["name"] for job in json.loads(out)["jobs"]] == [jobs[2].name, jobs[1].name]
@@ -216,7 +225,7 @@ async def test_a_job_is_cancelled(gateway, fluoro):
 
 
 async def test_a_job_that_failed_is_retried_and_one_that_runs_is_not(gateway, fluoro):
-    job = gateway.add_job()
+    job = gateway.add_job(imaging_report([]))
     assert (await fluoro("retry", job.name))[0] == 3
     await fluoro("cancel", job.name)
     code, out, _ = await fluoro("retry", job.name, "--output", "json")
@@ -233,17 +242,17 @@ async def test_a_job_that_failed_is_retried_and_one_that_runs_is_not(gateway, fl
     ],
 )
 async def test_the_outcome_of_a_watched_job_is_the_exit_code(gateway, fluoro, state, expected):
-    job = gateway.add_job(events=[{"job_changed": event_pb2.JobChanged(state=state, reason="STEP_FAILED")}])
+    job = gateway.add_job(events=[event_pb2.JobChanged(state=state, reason="STEP_FAILED")])
     assert (await fluoro("watch", job.name))[0] == expected
 
 
 async def test_a_watch_in_json_is_one_message_per_line_and_goes_on_after_a_cursor(gateway, fluoro):
-    job = gateway.add_job(events=[{"step_changed": event_pb2.StepChanged(step="a", state=job_pb2.Step.STATE_RUNNING)}])
+    job = gateway.add_job(events=[event_pb2.StepChanged(step="a", state=job_pb2.Step.STATE_RUNNING)])
     command = fluoro.start("watch", job.name, "--output", "json")
     first = json_format.Parse(await command.line(), job_service_pb2.WatchJobResponse())
     assert first.snapshot == job
-    await gateway.say(job.name, job_changed=event_pb2.JobChanged(state=State.STATE_RUNNING))
-    await gateway.finish(job.name, State.STATE_FAILED)
+    gateway.tell(job.name, event_pb2.JobChanged(state=State.STATE_RUNNING))
+    gateway.end(job.name, State.STATE_FAILED)
     code, out, _ = await command.end()
     lines = [json_format.Parse(line, job_service_pb2.WatchJobResponse()) for line in out.splitlines()]
     assert [line.event.sequence for line in lines] == [3, 4]
@@ -254,10 +263,10 @@ async def test_a_watch_in_json_is_one_message_per_line_and_goes_on_after_a_curso
 
 @pytest.mark.parametrize("output", ["table", "json"])
 async def test_all_jobs_are_watched_a_line_each_time_until_ctrl_c(gateway, fluoro, output):
-    job = gateway.add_job(labels={"study": "a"})
+    job = gateway.add_job(job_pb2.Job(labels={"study": "a"}))
     command = fluoro.start("watch", "--all", "--label", "study=a", "--output", output)
     lines = [await command.line()]
-    await gateway.say(job.name, step_changed=event_pb2.StepChanged(step="render", state=job_pb2.Step.STATE_RUNNING))
+    gateway.tell(job.name, event_pb2.StepChanged(step="render", state=job_pb2.Step.STATE_RUNNING))
     lines += [await command.line() for _ in range(1 if output == "table" else 2)]
     command.process.send_signal(signal.SIGINT)
     code, _, err = await command.end()
@@ -277,15 +286,15 @@ async def test_ctrl_c_detaches_from_a_watch_and_tells_how_to_resume(gateway, flu
     command.process.send_signal(signal.SIGINT)
     code, _, err = await command.end()
     assert code == 130
-    hint = f"fluoro watch {job.name} --endpoint {gateway.endpoint} --owner ada --output json --cursor 1"
+    hint = f"fluoro watch {job.name} --endpoint {gateway.endpoint} --owner ada --output json --cursor {job.name[5:]}.1"
     assert err.decode() == f"Detached; the job goes on. Resume with: {hint}\n"
     assert job.state == State.STATE_PENDING
 
 
 async def test_submit_and_watch_in_one_go(gateway, fluoro):
-    command = fluoro.start("submit", "--pipeline", "imaging-report", "--input", "blobs/1", "--watch", "--output", "json")
+    command = fluoro.start("submit", "--pipeline", "imaging-report", "--input", gateway.add_blob(b"x").name, "--watch", "--output", "json")
     job = json.loads(await command.line())["snapshot"]["name"]
-    await gateway.finish(job)
+    gateway.finish(job)
     assert (await command.end())[0] == 0
 
 
@@ -316,14 +325,14 @@ async def test_a_file_name_that_leaves_the_folder_is_not_followed(gateway, fluor
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_refusal_exits_with_3_and_tells_reason_and_fields(gateway, fluoro, fault):
+async def test_a_refusal_exits_with_3_and_tells_reason_and_fields(gateway, fluoro):
     refusal = {
         "code": grpc.StatusCode.INVALID_ARGUMENT,
         "reason": "STEP_UNKNOWN",
         "message": "No such step.",
-        "violations": (("job.steps[0].after[0]", "name a step"),),
+        "violations": [FieldViolation("job.steps[0].after[0]", "name a step")],
     }
-    gateway.fail("SubmitJob", fault(**refusal), fault(**refusal))
+    gateway.fail("SubmitJob", Fault(**refusal), Fault(**refusal))
     words = ["submit", "--pipeline", "imaging-report", "--input", "blobs/1"]
     code, out, err = await fluoro(*words)
     assert (code, out) == (3, "")

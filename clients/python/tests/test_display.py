@@ -21,16 +21,16 @@ async def client(gateway):
 
 
 def step(name, state, **fields):
-    return {"step_changed": event_pb2.StepChanged(step=name, state=state, **fields)}
+    return event_pb2.StepChanged(step=name, state=state, **fields)
 
 
 def task(name, state, **fields):
-    return {"task_changed": event_pb2.TaskChanged(step=name, state=state, **fields)}
+    return event_pb2.TaskChanged(step=name, state=state, **fields)
 
 
 COUNTS = event_pb2.ItemCounts(total=4, succeeded=2, skipped=1, failed=1)
 STORY = [
-    {"job_changed": event_pb2.JobChanged(state=Job.STATE_RUNNING)},
+    event_pb2.JobChanged(state=Job.STATE_RUNNING),
     step("inspect", Step.STATE_RUNNING),
     task("inspect", Task.STATE_RUNNING, attempt=1),
     task("inspect", Task.STATE_READY, attempt=1, reason="WORKER_LOST", message="The worker died."),
@@ -38,23 +38,20 @@ STORY = [
     task("inspect", Task.STATE_SUCCEEDED, attempt=2, items=COUNTS),
     step("inspect", Step.STATE_PARTIALLY_SUCCEEDED, reason="ITEMS_FAILED"),
     step("render", Step.STATE_FAILED, reason="ALL_ITEMS_FAILED", message="Every item failed."),
-    {"job_changed": event_pb2.JobChanged(state=Job.STATE_FAILED, reason="STEP_FAILED", message="render failed.")},
+    event_pb2.JobChanged(state=Job.STATE_FAILED, reason="STEP_FAILED", message="render failed."),
 ]
 
 
 async def shown(gateway, client, console):
     """What the console shows of the story, and the job that is returned."""
-    job = gateway.add_job(inputs=["blobs/1"], steps=imaging_report([]).steps)
-    gateway.progress = [
-        event_pb2.Progress(job=job.name, step="inspect", attempt=1, stage="decode", fraction=0.25),
-        event_pb2.Progress(job=job.name, step="inspect", attempt=1, stage="decode", fraction=0.5),
-    ]
+    job = gateway.add_job(job_pb2.Job(inputs=["blobs/1"], steps=imaging_report([]).steps))
+    gateway.progress(job, event_pb2.Progress(step="inspect", attempt=1, stage="decode", fraction=0.5))
     following = asyncio.create_task(follow(client, job.name, console))
     async with asyncio.timeout(20):
-        while not gateway.cursors:  # noqa: ASYNC110 - the server's state is not ours to signal
+        while not gateway.calls:  # noqa: ASYNC110 - the server's state is not ours to signal
             await asyncio.sleep(0.01)
     for change in STORY:
-        await gateway.say(job.name, **change)
+        gateway.tell(job.name, change)
     result = await following
     assert result == gateway.jobs[job.name]
     return console.file.getvalue(), job
@@ -96,7 +93,8 @@ def response(**update):
 
 
 def event(change):
-    return response(event=event_pb2.Event(**change))
+    field = "step_changed" if isinstance(change, event_pb2.StepChanged) else "task_changed"
+    return response(event=event_pb2.Event(**{field: change}))
 
 
 def test_a_step_is_as_far_as_its_shards_are_on_average():

@@ -4,10 +4,10 @@ import hashlib
 import os
 from pathlib import Path
 
-import grpc
 import pytest
 from fluoro_client import AsyncClient
 from fluoro_client.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+from fluoro_client.testing import Fault
 
 DATA = os.urandom(1_500_000)
 
@@ -18,12 +18,16 @@ async def client(gateway):
         yield client
 
 
+def offsets(gateway):
+    return [call.request.offset for call in gateway.calls]
+
+
 async def test_a_file_goes_up_in_chunks_with_size_and_digest_announced(gateway, client, tmp_path):
     path = tmp_path / "report.pdf"
     path.write_bytes(DATA)
     blob = await client.upload(path)
     assert gateway.data[blob.name] == DATA
-    [header] = gateway.headers
+    [header] = [call.request for call in gateway.calls]
     assert (header.media_type, header.size_bytes, header.sha256) == ("application/pdf", len(DATA), hashlib.sha256(DATA).digest())
 
 
@@ -54,20 +58,20 @@ async def test_bytes_and_bytes_as_they_come_are_uploaded(gateway, client):
 
 
 @pytest.mark.parametrize("after", [0, 600_000])
-async def test_an_upload_that_breaks_off_begins_again(gateway, client, fault, tmp_path, after):
+async def test_an_upload_that_breaks_off_begins_again(gateway, client, tmp_path, after):
     path = tmp_path / "big.bin"
     path.write_bytes(DATA)
-    gateway.fail("UploadBlob", fault(after=after), fault(after=after, reason="BLOB_STORE_UNAVAILABLE"))
+    gateway.fail("UploadBlob", Fault(after=after), Fault("BLOB_STORE_UNAVAILABLE", after=after))
     blob = await client.upload(path)
     assert gateway.data[blob.name] == DATA
     assert len(gateway.calls) == 3
 
 
-async def test_bytes_as_they_come_cannot_be_sent_twice(gateway, client, fault):
+async def test_bytes_as_they_come_cannot_be_sent_twice(gateway, client):
     async def source():
         yield DATA
 
-    gateway.fail("UploadBlob", fault(after=600_000))
+    gateway.fail("UploadBlob", Fault(after=600_000))
     with pytest.raises(UnavailableError):
         await client.upload(source())
     assert len(gateway.calls) == 1
@@ -83,10 +87,10 @@ async def test_a_source_that_fails_fails_the_upload_with_its_own_error(gateway, 
     assert not gateway.blobs
 
 
-async def test_an_upload_that_is_refused_midway_always_tells_the_reason_and_is_not_repeated(gateway, client, fault):
+async def test_an_upload_that_is_refused_midway_always_tells_the_reason_and_is_not_repeated(gateway, client):
     # Whether the refusal or the failure of the next write is seen first is a race; many rounds meet both orders.
     for _ in range(100):
-        gateway.fail("UploadBlob", fault(after=1, code=grpc.StatusCode.INVALID_ARGUMENT, reason="UPLOAD_MISMATCH"))
+        gateway.fail("UploadBlob", Fault(after=1, reason="UPLOAD_MISMATCH"))
         with pytest.raises(InvalidArgumentError) as caught:
             await client.upload(DATA)
         assert caught.value.reason == "UPLOAD_MISMATCH"
@@ -100,12 +104,12 @@ async def test_a_download_is_whole_and_leaves_nothing_else_behind(gateway, clien
     assert list(tmp_path.iterdir()) == [path]
 
 
-async def test_a_broken_download_resumes_where_it_broke(gateway, client, fault, tmp_path):
+async def test_a_broken_download_resumes_where_it_broke(gateway, client, tmp_path):
     blob = gateway.add_blob(DATA)
-    gateway.fail("DownloadBlob", fault(after=3), fault(after=0), fault(after=5, reason=""))
+    gateway.fail("DownloadBlob", Fault(after=3), Fault(after=0), Fault(after=5))
     path = await client.download(blob, tmp_path / "out.bin")
     assert path.read_bytes() == DATA
-    assert gateway.cursors == [0, 3 * 65536, 3 * 65536, 8 * 65536]
+    assert offsets(gateway) == [0, 3 * 65536, 3 * 65536, 8 * 65536]
 
 
 async def test_a_download_survives_a_connection_that_is_cut(gateway, relay, tmp_path):
@@ -115,8 +119,8 @@ async def test_a_download_survives_a_connection_that_is_cut(gateway, relay, tmp_
         relay.cut_after(3_000_000)
         path = await client.download(blob, tmp_path / "out.bin")
     assert path.read_bytes() == data
-    assert len(gateway.cursors) == 2
-    assert gateway.cursors[1] > 0
+    assert len(offsets(gateway)) == 2
+    assert offsets(gateway)[1] > 0
 
 
 async def test_a_damaged_download_never_gets_its_name(gateway, client, tmp_path):
@@ -127,11 +131,11 @@ async def test_a_damaged_download_never_gets_its_name(gateway, client, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_failed_download_keeps_the_file_that_was_there(gateway, client, fault, tmp_path):
+async def test_a_failed_download_keeps_the_file_that_was_there(gateway, client, tmp_path):
     path = tmp_path / "out.bin"
     path.write_bytes(b"earlier")
     blob = gateway.add_blob(DATA)
-    gateway.fail("DownloadBlob", fault(after=2, code=grpc.StatusCode.NOT_FOUND, reason="BLOB_NOT_FOUND"))
+    gateway.fail("DownloadBlob", Fault(after=2, reason="BLOB_NOT_FOUND"))
     with pytest.raises(NotFoundError):
         await client.download(blob, path)
     assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"out.bin": b"earlier"}
