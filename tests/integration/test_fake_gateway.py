@@ -160,6 +160,8 @@ async def a_job_that_fails_and_is_retried(ada: AsyncClient, work: Work, seen: Tr
     for step in ("analyze", "report"):
         await work(name, step, Outcome())
     seen.note("succeeded", await ada.get(name))
+    async with aclosing(ada.watch(name, messages[-1].cursor)) as rest:
+        seen.note("since the retry", *[message async for message in rest if message.HasField("event")])
     await seen.refused("nothing to retry", ada.retry(name))
     seen.note("cancelled too late", await ada.cancel(name))
 
