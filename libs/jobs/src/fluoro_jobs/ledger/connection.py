@@ -7,6 +7,7 @@ A store that is slow is worse than one that is dead, so nothing here waits witho
 - Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers again, and starts a new pool.
 """
 
+import logging
 import random
 import threading
 import time
@@ -26,6 +27,8 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from fluoro_jobs.errors import FluoroError, Reason
 
 log = structlog.get_logger(__name__)
+# A pool that is given up is not waited for; its threads end by themselves when what they try to connect to lets them.
+logging.getLogger("psycopg.pool").addFilter(lambda record: not str(record.msg).startswith("couldn't stop thread"))
 
 
 LedgerConnection = Connection[TupleRow]
