@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +18,10 @@ import pytest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control
 from fluoro_jobs.ledger.connection import IDLE_IN_TRANSACTION_SECONDS, Ledger
-from fluoro_jobs.testing.proxy import Proxy
 from fluoro_jobs.testing.rig import OWNER, Rig, until
+from fluoro_local.folders import free_port
 from fluoro_local.servers import PostgresServer
+from harness.proxy import Proxy
 from psycopg_pool import ConnectionPool
 
 STATEMENT_SECONDS = 2
@@ -33,8 +33,10 @@ BACK_SECONDS = 10
 def proxy(database_url: str) -> Iterator[Proxy]:
     """In front of the session's PostgreSQL."""
     info = psycopg.conninfo.conninfo_to_dict(database_url)
-    with Proxy(socket.AF_UNIX, f"{info['host']}/.s.PGSQL.5432") as proxy:
-        yield proxy
+    proxy = Proxy(free_port(), Path(f"{info['host']}/.s.PGSQL.5432"))
+    proxy.start()
+    yield proxy
+    proxy.close()
 
 
 @contextmanager
@@ -85,11 +87,11 @@ def answers(ledger: Ledger) -> bool:
 def test_a_statement_into_a_connection_gone_silent_ends_and_later_callers_are_refused_at_once(proxy: Proxy, database_url: str) -> None:
     with ledger_at(through(proxy, database_url)) as ledger:
         ledger.check()
-        proxy.silent = True
+        proxy.half_open()
         assert seconds_of_refusal(ledger) < STATEMENT_SECONDS + 1
         for _ in range(100):
             assert seconds_of_refusal(ledger) < AT_ONCE_SECONDS
-        proxy.silent = False
+        proxy.mend()
         until(lambda: answers(ledger), BACK_SECONDS, "an answer of the ledger")
 
 
@@ -117,11 +119,11 @@ def test_a_process_that_cannot_have_another_thread_for_a_moment_finds_the_ledger
 
     with ledger_at(through(proxy, database_url)) as ledger:
         ledger.check()
-        proxy.silent = True
+        proxy.half_open()
         seconds_of_refusal(ledger)
         opens = ConnectionPool.open
         monkeypatch.setattr(ConnectionPool, "open", open_when_there_is_one)
-        proxy.silent = False
+        proxy.mend()
         until(lambda: answers(ledger), BACK_SECONDS, "an answer of the ledger")
         assert next(opened, None) is None
 
@@ -185,7 +187,7 @@ def test_a_process_stopped_inside_a_transition_holds_up_the_job_for_seconds_only
 def test_closing_a_ledger_that_is_away_ends_its_search(proxy: Proxy, database_url: str) -> None:
     with ledger_at(through(proxy, database_url)) as ledger:
         ledger.check()
-        proxy.silent = True
+        proxy.half_open()
         seconds_of_refusal(ledger)
         assert "ledger-probe" in {thread.name for thread in threading.enumerate()}
     until(lambda: "ledger-probe" not in {thread.name for thread in threading.enumerate()}, BACK_SECONDS, "the end of the search")
