@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psycopg
 import pytest
-from fluoro.v1.blob_service_pb2 import DownloadBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro.v1.blob_service_pb2 import Blob, DownloadBlobRequest, UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import blobs
 from gateway.testing import Client, connected, parse, refused
 
 MIB = 2**20
@@ -184,6 +187,36 @@ async def test_a_call_that_does_not_end_is_cut_off_after_the_grace(database_url:
         assert await gateway.ends(signal.SIGTERM) == 0
         assert time.monotonic() - began < 3
         assert await upload.code() is not grpc.StatusCode.OK
+
+
+async def test_a_bucket_that_does_not_answer_keeps_no_gateway_from_ending(database_url: str, redis_url: str) -> None:
+    asked, callers = asyncio.Event(), list[asyncio.StreamWriter]()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        callers.append(writer)
+        if (await reader.read(1024)).startswith(b"HEAD"):
+            asked.set()
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        blob = blobs.add(connection, "me", Blob(name=f"blobs/{new_id()}", size_bytes=1, sha256=bytes(32), media_type="text/plain"))
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as bucket:
+        keys = {"AWS_ENDPOINT": f"http://127.0.0.1:{bucket.sockets[0].getsockname()[1]}", "AWS_ALLOW_HTTP": "true"}
+        keys |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a", "AWS_REGION": "us-east-1"}
+        settings = environment(database_url, redis_url, "s3://bucket", FLUORO_SHUTDOWN_GRACE_SECONDS="1", **keys)
+        process = spawn(settings)
+        try:
+            async with connected(int(settings["FLUORO_GRPC_PORT"])) as client:
+                download = client.blobs.DownloadBlob(DownloadBlobRequest(name=blob.name), wait_for_ready=True)
+                async with asyncio.timeout(READY_SECONDS):
+                    await asked.wait()
+                assert await Process(process, client, 0).ends(signal.SIGTERM) == 0
+                assert await download.code() is not grpc.StatusCode.OK
+        finally:
+            process.kill()
+            process.wait()
+            for caller in callers:
+                caller.close()
+                await caller.wait_closed()
 
 
 async def test_without_redis_it_is_ready(database_url: str, blob_url: str) -> None:

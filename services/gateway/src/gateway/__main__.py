@@ -1,6 +1,7 @@
 """Starts the gateway: `python -m gateway`."""
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -34,6 +35,10 @@ def main() -> None:
         asyncio.run(serve(settings))
     except (PortTakenError, OSError, ValueError) as error:
         sys.exit(f"The gateway cannot start: {error}")
+    # Not by returning: the interpreter would wait, without a deadline, for threads that a disk or bucket keeps.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
