@@ -1,8 +1,11 @@
-"""What a dispatch costs has a bound: PostgreSQL ends a statement that takes too long, and then nothing would ever be dispatched."""
+"""What a dispatch and a look at the backlog cost has a bound.
+
+PostgreSQL ends a statement that takes too long, and then nothing would ever be dispatched or measured.
+"""
 
 from fluoro_jobs import dispatch
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import attempts, backlog
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.testing.rig import Rig
@@ -27,6 +30,13 @@ def entries_read(connection: LedgerConnection) -> int:
     return int(entries)
 
 
+def rows_walked(connection: LedgerConnection) -> int:
+    """Of the table of tasks, by statements that used no index, so far."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    ((rows,),) = connection.execute("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'tasks'").fetchall()
+    return int(rows)
+
+
 def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_many_wait(rig: Rig) -> None:
     rig.submit(rig.job_of())
     with rig.connection() as connection:
@@ -39,3 +49,14 @@ def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_man
         assert entries_read(connection) - before < dispatch.MAX_CANDIDATES + 10 * OWNERS
         shares = connection.execute("SELECT count(*) FROM tasks WHERE state = 'QUEUED' GROUP BY owner").fetchall()
         assert max(shares) <= (PLACES // OWNERS + 1,), "of each owner as many"
+
+
+def test_a_look_at_the_backlog_reads_nothing_of_the_tasks_that_have_ended(rig: Rig) -> None:
+    rig.submit(rig.job_of())
+    with rig.ledger.connection() as connection:
+        connection.execute(_COPY, {"owners": 3, "tasks": TASKS})
+        connection.execute("UPDATE tasks SET state = 'SUCCEEDED' WHERE owner LIKE 'o%'")
+        before = rows_walked(connection)
+        dicom = next(queue for queue in backlog.by_queue(connection) if queue.name == "dicom")
+        assert sum(dicom.tasks.values()) == 1
+        assert rows_walked(connection) == before

@@ -7,9 +7,11 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.operations import QUEUES
 from fluoro_jobs.states import TaskState
 
+# Each half as the condition of an index has it: with all states in one PostgreSQL walks over every task there ever was.
 _TASKS: Final = """
-SELECT queue, state, count(*), coalesce(max(extract(epoch FROM now() - run_after)) FILTER (WHERE state = 'READY'), 0)
-FROM tasks WHERE state IN ('READY', 'QUEUED', 'RUNNING') GROUP BY queue, state
+SELECT queue, state, count(*), 0 FROM tasks WHERE state IN ('QUEUED', 'RUNNING') GROUP BY queue, state
+UNION ALL
+SELECT queue, state, count(*), max(extract(epoch FROM now() - run_after)) FROM tasks WHERE state = 'READY' GROUP BY queue, state
 """
 _WORKERS: Final = "SELECT queue, count(*), sum(slots), max(task_seconds) FROM workers WHERE expire_time > now() GROUP BY queue"
 
