@@ -128,6 +128,26 @@ def test_a_process_that_cannot_have_another_thread_for_a_moment_finds_the_ledger
         assert next(opened, None) is None
 
 
+def test_a_connection_that_was_cut_off_while_it_idled_is_found_out_sooner_than_a_statement_would(
+    proxy: Proxy, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluoro_jobs.ledger.connection.IDLE_SECONDS", 0)
+    monkeypatch.setattr("fluoro_jobs.ledger.connection.ASK_SECONDS", 0.5)
+    with ledger_at(through(proxy, database_url)) as ledger:
+        ledger.check()
+        proxy.half_open()
+        assert seconds_of_refusal(ledger) < STATEMENT_SECONDS - 0.5
+
+
+def test_connections_that_ended_while_they_idled_cost_no_call(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluoro_jobs.ledger.connection.IDLE_SECONDS", 0)
+    with ledger_at(database_url) as ledger, ledger.connection() as one:
+        with ledger.connection() as other:
+            pid = other.info.backend_pid
+        one.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        ledger.check()
+
+
 def test_callers_who_wait_for_each_other_are_no_outage(database_url: str) -> None:
     with ledger_at(database_url, connections=1) as ledger:
         with ledger.connection(), ThreadPoolExecutor(1) as other:

@@ -36,6 +36,10 @@ LedgerConnection = Connection[TupleRow]
 
 STATEMENT_SECONDS: Final = 10.0
 """How long a statement may take before its connection is given up. The server ends it a little sooner."""
+IDLE_SECONDS: Final = 2
+"""A connection that was used within this time is taken to work."""
+ASK_SECONDS: Final = 3
+"""How long one that idled may take to answer before it is used: one that was cut off meanwhile costs no statement's deadline."""
 CONNECT_SECONDS: Final = 4
 """How long a connection to one host may take."""
 LOCK_SECONDS: Final = 5
@@ -80,6 +84,8 @@ class _Bounded(LedgerConnection):
     """A connection on which no statement waits for ever."""
 
     seconds: float = STATEMENT_SECONDS
+    used_time: float = 0
+    """When it was last given back, by the monotonic clock; 0 for a new one."""
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Drives one exchange with the server. StalledError after the deadline; the connection is closed then."""
@@ -139,6 +145,7 @@ class Ledger:
             try:
                 yield connection
             finally:
+                connection.used_time = time.monotonic()
                 pool.putconn(connection)
         except psycopg.Error as error:
             reason = self._judge(pool, error)
@@ -165,15 +172,30 @@ class Ledger:
         self._pool.close()
 
     def _take(self) -> "tuple[ConnectionPool[_Bounded], _Bounded]":
+        """A connection that works, as far as one can know. StalledError if one that idled does not answer; broken ones cost nothing."""
         while True:
             pool = self._pool
             if self._away:
                 raise PoolClosed
             try:
-                return pool, pool.getconn(self._wait_seconds)
+                connection = pool.getconn(self._wait_seconds)
             except PoolClosed:
                 if pool is self._pool:
-                    raise  # otherwise it was replaced between the two lines
+                    raise
+                continue  # it was replaced between the two lines
+            if not connection.used_time or time.monotonic() - connection.used_time < IDLE_SECONDS:
+                return pool, connection
+            try:
+                connection.seconds = ASK_SECONDS
+                connection.execute("SELECT")
+                connection.seconds = self._statement_seconds
+            except StalledError:
+                pool.putconn(connection)
+                raise
+            except psycopg.OperationalError:
+                pool.putconn(connection)  # the pool throws it away
+            else:
+                return pool, connection
 
     def _judge(self, pool: "ConnectionPool[_Bounded]", error: psycopg.Error) -> Reason | None:
         """The reason to give, and what follows from the error for later callers. None for a bug: nothing follows."""
