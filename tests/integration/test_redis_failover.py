@@ -81,3 +81,18 @@ def test_a_worker_outlives_a_server_that_becomes_a_replica_and_one_started_meanw
                     client.client_kill_filter(_id=connection["id"])
             rig.finished(rig.submit(rig.job_of()), 30)
     assert [worker.poll(), late.poll()] == [None, None], rig.logs()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_is_as_quick_after_a_lost_connection_as_before(rig: Rig, pool: str) -> None:
+    rig.worker(pool=pool)
+    rig.finished(rig.submit(rig.job_of()))
+    with redis.Redis.from_url(rig.redis_url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    jobs = [rig.submit(rig.job_of({"do": "sleep", "seconds": 0.05})) for _ in range(40)]
+    rig.start("scheduler")
+    rig.finished(jobs[0])
+    began = time.monotonic()
+    for job in jobs:
+        rig.finished(job)
+    assert time.monotonic() - began < 10, "a message for each slot and second"

@@ -18,7 +18,6 @@ from celery.worker.request import Request
 from fluoro_blobs import BlobStore
 from fluoro_telemetry.logs import configure_logging
 from kombu import Queue
-from kombu.asynchronous import get_event_loop
 
 from fluoro_jobs.dispatch import attempt_of
 from fluoro_jobs.errors import FluoroError
@@ -75,10 +74,17 @@ class WorkerApp(Celery):
 
     plan: Plan
     keeper: Keeper
+    hub: Any = None
+    """Celery's event loop in the worker's main process. kombu's `get_event_loop` forgets it with the first connection that is lost."""
 
     def __reduce__(self) -> tuple[Callable[[Plan], "WorkerApp"], tuple[Plan]]:
         """Pickled as its plan."""
         return make_worker_app, (self.plan,)
+
+    def wake_consumer(self) -> None:
+        """Lets Celery's main loop see at once that it may fetch messages; by itself it looks once a second."""
+        if self.hub is not None:
+            self.hub.call_soon(_nothing)
 
     @cached_property
     def executor(self) -> Executor:
@@ -153,7 +159,7 @@ class LedgerRequest(Request):
             self.acknowledged = True
             self._app.keeper.finished()
             # In a pool of threads this is not the thread that fetches messages, and nothing else would tell that one.
-            wake_consumer()
+            self._app.wake_consumer()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """A pool child that died gives its lease back at once."""
@@ -162,13 +168,6 @@ class LedgerRequest(Request):
         if isinstance(exception, (WorkerLostError, SystemExit)):
             self._app.keeper.lost(self.task_attempt)
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
-
-
-def wake_consumer() -> None:
-    """Lets Celery's main loop see at once that it may fetch messages."""
-    hub = get_event_loop()
-    if hub is not None:  # it goes before the threads do
-        hub.call_soon(_nothing)
 
 
 def _nothing() -> None:

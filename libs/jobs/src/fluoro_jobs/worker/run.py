@@ -24,7 +24,7 @@ from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
-from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app, wake_consumer
+from fluoro_jobs.worker.app import Plan, WorkerApp, calm_collector, load, make_worker_app
 from fluoro_jobs.worker.gate import Gate, gated
 from fluoro_jobs.worker.keeper import Keeper
 from fluoro_jobs.worker.settings import WorkerSettings
@@ -109,6 +109,7 @@ class WorkerProcess:
             quiet=True,
             loglevel=plan.settings.log_level,
         )
+        self._app.hub = self._celery.hub
         os.environ.pop("_MP_FORK_LOGLEVEL_", None)  # set by Celery; with it pool children write lines of their own among ours
         self._gate.start()
         self._keeper.start()
@@ -164,7 +165,7 @@ class WorkerProcess:
 
     def _on_gate(self) -> None:
         self._keeper.wake()
-        wake_consumer()
+        self._app.wake_consumer()
 
     def _on_ready(self, **_: Any) -> None:
         self._consuming = True
