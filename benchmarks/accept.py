@@ -1,8 +1,8 @@
 """Submits per second that become durable through the gateway, and how long one takes.
 
-64 callers in one process against, in turn: a bare grpc.aio server that answers the same messages (what gRPC in Python costs), the
-gateway with its PostgreSQL, and the habit it replaces: FastAPI in front of Celery's `.delay()`, where an answered job is in Redis and
-may be lost.
+64 callers in one process against, in turn: a bare grpc.aio server that answers the same messages
+(what gRPC in Python costs), the gateway with its PostgreSQL, and the habit it replaces: FastAPI in
+front of Celery's `.delay()`, where an answered job is in Redis and may be lost.
 No workers run. Last line: `ratio` = gateway / FastAPI, `ratio_echo` = gateway / bare gRPC.
 """
 
@@ -28,16 +28,28 @@ IN_FLIGHT: Final = 64
 
 async def main(rounds: int, seconds: float) -> None:
     """Rounds in turn, figures at the end."""
-    with servers() as run, run.service("gateway") as gateway, run.peer("peers.grpc_server") as echo, web(run) as fastapi:
+    with (
+        servers() as run,
+        run.service("gateway") as gateway,
+        run.peer("peers.grpc_server") as echo,
+        web(run) as fastapi,
+    ):
         async with AsyncExitStack() as stack:
-            ours, bare = [await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{p.port}")) for p in (gateway, echo)]
+            ours, bare = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{p.port}"))
+                for p in (gateway, echo)
+            ]
             job = job_pb2.Job(inputs=[await upload(ours)], labels={"study": "benchmark"})
             job.steps.add(name="inspect").inspect_dicom.SetInParent()
             targets: dict[str, Sequence[Call]] = {
                 "bare grpc.aio": [submitter(bare, job)] * IN_FLIGHT,
                 "gateway": [submitter(ours, job)] * IN_FLIGHT,
-                "fastapi+celery": [await poster(stack, fastapi.port, "/jobs", job) for _ in range(IN_FLIGHT)],
-                "fastapi+celery async": [await poster(stack, fastapi.port, "/jobs-async", job) for _ in range(IN_FLIGHT)],
+                "fastapi+celery": [
+                    await poster(stack, fastapi.port, "/jobs", job) for _ in range(IN_FLIGHT)
+                ],
+                "fastapi+celery async": [
+                    await poster(stack, fastapi.port, "/jobs-async", job) for _ in range(IN_FLIGHT)
+                ],
             }
             measured = {name: Measured() for name in targets}
             for callers in targets.values():
@@ -50,9 +62,19 @@ async def main(rounds: int, seconds: float) -> None:
 
 def report(measured: dict[str, Measured], durable: str) -> None:
     """Prints."""
-    notes = {"gateway": f"PostgreSQL: {durable}", "fastapi+celery": "sync endpoint", "fastapi+celery async": "blocks its event loop"}
+    notes = {
+        "gateway": f"PostgreSQL: {durable}",
+        "fastapi+celery": "sync endpoint",
+        "fastapi+celery async": "blocks its event loop",
+    }
     for name, figures in measured.items():
-        say(name, **figures.figures(), in_flight=IN_FLIGHT, calls=len(figures.seconds), note=notes.get(name, ""))
+        say(
+            name,
+            **figures.figures(),
+            in_flight=IN_FLIGHT,
+            calls=len(figures.seconds),
+            note=notes.get(name, ""),
+        )
     ours = measured["gateway"].rates
     say(
         "accept",
@@ -74,7 +96,9 @@ def web(run: Servers) -> Any:
 async def upload(channel: grpc.aio.Channel) -> str:
     """A small input; its name."""
     parts = [
-        blob_service_pb2.UploadBlobRequest(header=blob_service_pb2.UploadBlobHeader(media_type="application/dicom")),
+        blob_service_pb2.UploadBlobRequest(
+            header=blob_service_pb2.UploadBlobHeader(media_type="application/dicom")
+        ),
         blob_service_pb2.UploadBlobRequest(chunk=b"not looked at"),
     ]
     response: Any = await BlobServiceStub(channel).UploadBlob(iter(parts))

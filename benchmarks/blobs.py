@@ -1,9 +1,11 @@
 """Bytes per second of a 1 GiB blob through the gateway, both ways, and how much its memory grows meanwhile.
 
-Peer: a bare grpc.aio server that counts and forgets what is sent to it, and sends zeros out of memory; the gateway hashes, stores durably
-and reads back. What hashing, writing and syncing a file cost in a plain loop without gRPC is `disk_mib_per_second`; `ratio_disk` compares
-uploads with that. Client, messages and chunks of 1 MiB are the same. Growth is the peak of resident memory (VmHWM) over what was resident
-before. Last line: `ratio` = gateway / peer, the worse of upload and download.
+Peer: a bare grpc.aio server that counts and forgets what is sent to it, and sends zeros out of
+memory; the gateway hashes, stores durably and reads back. What hashing, writing and syncing a file
+cost in a plain loop without gRPC is `disk_mib_per_second`; `ratio_disk` compares uploads with that.
+Client, messages and chunks of 1 MiB are the same. Growth is the peak of resident memory (VmHWM)
+over what was resident before. Last line: `ratio` = gateway / peer, the worse of upload and
+download.
 """
 
 import asyncio
@@ -28,7 +30,9 @@ UNLIMITED: Final = [("grpc.max_receive_message_length", -1)]
 
 def resident(pid: int, field: str) -> int:
     """VmRSS or VmHWM of a process, bytes (proc_pid_status(5))."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+    )
     if found is None:
         raise SystemExit(f"/proc does not tell {field}")
     return int(found[1]) * 1024
@@ -91,7 +95,13 @@ async def download(stub: Any, name: str, offset: int, size_mib: int) -> float:
 
 async def main(rounds: int, size_mib: int) -> None:
     """Rounds in turn, figures at the end."""
-    rates: dict[str, list[float]] = {"up": [], "down": [], "peer up": [], "peer down": [], "disk": []}
+    rates: dict[str, list[float]] = {
+        "up": [],
+        "down": [],
+        "peer up": [],
+        "peer down": [],
+        "disk": [],
+    }
     grown = {"up": 0.0, "down": 0.0}
     with servers() as run, run.service("gateway") as gateway, run.peer("peers.grpc_server") as peer:
         async with (
@@ -126,8 +136,19 @@ def report(rates: dict[str, list[float]], grown: dict[str, float], size_mib: int
             "memory_growth_mib": grown[way],
         }
         say(title, **figures, size_mib=size_mib, rounds=len(rates[way]))
-    say("disk", disk_mib_per_second=statistics.median(rates["disk"]), ratio_disk=ratio(rates["up"], rates["disk"]), size_mib=size_mib)
-    say("blobs", ratio=min(ratios.values()), memory_growth_mib=max(grown.values()), size_mib=size_mib, cpus=os.cpu_count())
+    say(
+        "disk",
+        disk_mib_per_second=statistics.median(rates["disk"]),
+        ratio_disk=ratio(rates["up"], rates["disk"]),
+        size_mib=size_mib,
+    )
+    say(
+        "blobs",
+        ratio=min(ratios.values()),
+        memory_growth_mib=max(grown.values()),
+        size_mib=size_mib,
+        cpus=os.cpu_count(),
+    )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ Per kind of work, one after the other, on real workers:
 
 - `prefork`: a pool child that computes and looks at nothing; until its process is gone.
 - `threads`: a thread that waits and looks at its cancellation; until its scratch folder is gone.
-- `ml-worker`: ONNX Runtime inside a model that never ends, on a certified CT slice; until its scratch folder is gone.
+- `ml-worker`: ONNX Runtime inside a model that never ends, on a certified CT slice; until its
+  scratch folder is gone.
 - `queued` and `back-off`: nothing computes; the answer is the end.
 
-Peer: stock Celery's `revoke(terminate=True)` of the same computation in a prefork child; until its process is gone. Revoke answers nothing.
-Last line: `ratio` = p50 of prefork, ours / Celery's; smaller is better. `p99_ms` is the worst of all kinds; the aim is 2 s.
+Peer: stock Celery's `revoke(terminate=True)` of the same computation in a prefork child; until its
+process is gone. Revoke answers nothing. Last line: `ratio` = p50 of prefork, ours / Celery's;
+smaller is better. `p99_ms` is the worst of all kinds; the aim is 2 s.
 """
 
 import hashlib
@@ -49,7 +51,13 @@ class Measured:
     def say(self, name: str) -> float:
         """Prints; p99 of the stop in milliseconds."""
         figures = latencies(self.stopped)
-        say(name, **figures, answer_p50_ms=latencies(self.answered)["p50_ms"], aim_p99_ms=AIM_MS, cancels=len(self.stopped))
+        say(
+            name,
+            **figures,
+            answer_p50_ms=latencies(self.answered)["p50_ms"],
+            aim_p99_ms=AIM_MS,
+            cancels=len(self.stopped),
+        )
         return figures["p99_ms"]
 
 
@@ -64,7 +72,9 @@ class Bench:
     def cancel(self, job: UUID, stopped: Callable[[], bool], into: Measured) -> None:
         """Cancels, checks the answer, and waits until nothing computes."""
         started = time.perf_counter()
-        answer = self.jobs.CancelJob(CancelJobRequest(name=f"jobs/{job}"), metadata=(("fluoro-owner", OWNER),))
+        answer = self.jobs.CancelJob(
+            CancelJobRequest(name=f"jobs/{job}"), metadata=(("fluoro-owner", OWNER),)
+        )
         into.answered.append(time.perf_counter() - started)
         if answer.job.state != Job.STATE_CANCELLED:
             raise SystemExit(f"the answer says {Job.State.Name(answer.job.state)}")
@@ -83,9 +93,19 @@ def wait(probe: Callable[[], object], what: str) -> None:
 
 def main(cancels: int) -> None:
     """Every kind in turn, then Celery."""
-    kinds = {"prefork": prefork, "threads": threads, "ml-worker": ml_worker, "queued": queued, "back-off": back_off}
+    kinds = {
+        "prefork": prefork,
+        "threads": threads,
+        "ml-worker": ml_worker,
+        "queued": queued,
+        "back-off": back_off,
+    }
     measured = {name: Measured() for name in kinds}
-    with rig_and_servers() as (run, rig), run.service("gateway") as gateway, grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+    with (
+        rig_and_servers() as (run, rig),
+        run.service("gateway") as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel,
+    ):
         bench = Bench(run, rig, JobServiceStub(channel))
         worst = 0.0
         for name, kind in kinds.items():
@@ -102,7 +122,9 @@ def prefork(bench: Bench, cancels: int, into: Measured) -> None:
     with bench.run.service("fluoro_jobs.testing.worker", "dicom", "prefork", slots=1) as worker:
         for number in range(cancels):
             started = bench.run.folder / f"spinning-{number}"
-            job = bench.rig.submit(bench.rig.job_of({"do": "touch", "path": str(started)}, {"do": "spin"}))
+            job = bench.rig.submit(
+                bench.rig.job_of({"do": "touch", "path": str(started)}, {"do": "spin"})
+            )
             wait(started.exists, "the computation")
             (pid,) = pool_children(worker.child.pid)
             bench.cancel(job, lambda: gone(pid), into)  # noqa: B023 - called before the next round
@@ -111,15 +133,25 @@ def prefork(bench: Bench, cancels: int, into: Measured) -> None:
 
 def pool_children(pid: int) -> list[int]:
     """Spawned children of a worker that live."""
-    children = [int(child) for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()]
-    return [child for child in children if not gone(child) and b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    children = [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in thread.read_text().split()
+    ]
+    return [
+        child
+        for child in children
+        if not gone(child) and b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def threads(bench: Bench, cancels: int, into: Measured) -> None:
     """A thread that waits."""
     with (
         scratch(bench.run, "threads") as folder,
-        bench.run.service("fluoro_jobs.testing.worker", "dicom", "threads", slots=1, scratch_folder=folder),
+        bench.run.service(
+            "fluoro_jobs.testing.worker", "dicom", "threads", slots=1, scratch_folder=folder
+        ),
     ):
         for _ in range(cancels):
             job = bench.rig.submit(bench.rig.job_of({"do": "wait", "path": "/nowhere"}))
@@ -208,7 +240,9 @@ def make_endless(models: Path) -> None:
     folder.mkdir(parents=True)
     data = tests["endless_graph"]().SerializeToString()
     (folder / "model.onnx").write_bytes(data)
-    (folder / "model.toml").write_text(tests["ENDLESS"].format(sha256=hashlib.sha256(data).hexdigest()))
+    (folder / "model.toml").write_text(
+        tests["ENDLESS"].format(sha256=hashlib.sha256(data).hexdigest())
+    )
     (folder / "CARD.md").write_text("# endless\n")
 
 

@@ -1,9 +1,11 @@
 """Tasks per second, end to end, when the task does nothing: what the ledger costs over a Celery that may lose work.
 
-Ours: jobs of one step, submitted through the library as the gateway does it (group commit, then dispatch), run by a real worker, counted
-until the ledger calls all of them SUCCEEDED. Peer: stock Celery with acks_late, published by `.delay()` and counted until queue and
-unacknowledged messages are gone. Both start with idle, warm workers, pool and number of slots are the same, both pools are measured.
-`…_cpu_ms` is CPU time per task, by process. Last line: `ratio` = ours / Celery with prefork, `ratio_threads` with threads.
+Ours: jobs of one step, submitted through the library as the gateway does it (group commit, then
+dispatch), run by a real worker, counted until the ledger calls all of them SUCCEEDED. Peer: stock
+Celery with acks_late, published by `.delay()` and counted until queue and unacknowledged messages
+are gone. Both start with idle, warm workers, pool and number of slots are the same, both pools are
+measured. `…_cpu_ms` is CPU time per task, by process. Last line: `ratio` = ours / Celery with
+prefork, `ratio_threads` with threads.
 """
 
 import os
@@ -44,7 +46,10 @@ OWNER: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two. round: runs so many tasks; returns the seconds from the first submit to the last end."""
+    """One of the two.
+
+    round: runs so many tasks; returns the seconds from the first submit to the last end.
+    """
 
     round: Callable[[int], float]
     worker_pid: int
@@ -63,31 +68,49 @@ def main(rounds: int, tasks: int) -> None:
             until = time.monotonic() + POOL_SECONDS
             while len(measured) < rounds and (not measured or time.monotonic() < until):
                 measured.append((measure(ours, tasks), measure(theirs, tasks)))
-        rates = [mine["per_second"] for mine, _ in measured], [peer["per_second"] for _, peer in measured]
+        rates = (
+            [mine["per_second"] for mine, _ in measured],
+            [peer["per_second"] for _, peer in measured],
+        )
         for name, figures in zip(("fluoro", "celery"), zip(*measured, strict=True), strict=True):
             medians = {key: statistics.median(one[key] for one in figures) for key in figures[0]}
             say(f"{name} {pool}", **medians, slots=SLOTS, tasks=tasks, rounds=len(measured))
         ratios[pool] = ratio(*rates)
-    say("noop", ratio=ratios["prefork"], ratio_threads=ratios["threads"], slots=SLOTS, cpus=os.cpu_count(), submit="library, group commit")
+    say(
+        "noop",
+        ratio=ratios["prefork"],
+        ratio_threads=ratios["threads"],
+        slots=SLOTS,
+        cpus=os.cpu_count(),
+        submit="library, group commit",
+    )
 
 
 def measure(side: Side, tasks: int) -> dict[str, float]:
     """One round: tasks per second, and where the CPU time of a task goes."""
     before = cpu(side)
     seconds = side.round(tasks)
-    return {"per_second": tasks / seconds} | {f"{name}_cpu_ms": 1000 * (now - before[name]) / tasks for name, now in cpu(side).items()}
+    return {"per_second": tasks / seconds} | {
+        f"{name}_cpu_ms": 1000 * (now - before[name]) / tasks for name, now in cpu(side).items()
+    }
 
 
 def cpu(side: Side) -> dict[str, float]:
     """CPU seconds so far of everything that takes part."""
     main, pool = cpu_seconds(side.worker_pid)
     servers = {name: sum(cpu_seconds(pid)) for name, pid in side.server_pids.items()}
-    return {"submitter": time.process_time(), "worker_main": main, "worker_children": pool} | servers
+    return {
+        "submitter": time.process_time(),
+        "worker_main": main,
+        "worker_children": pool,
+    } | servers
 
 
 def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
     """A worker, and a submitter in this process."""
-    worker = stack.enter_context(run.service("fluoro_jobs.testing.worker", "dicom", pool, slots=SLOTS))
+    worker = stack.enter_context(
+        run.service("fluoro_jobs.testing.worker", "dicom", pool, slots=SLOTS)
+    )
     ledger = Ledger(run.database_url)
     stack.callback(ledger.close)
     commits, dispatcher = GroupCommit(ledger), Dispatcher(ledger, run.redis_url)
@@ -96,7 +119,11 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
     dispatcher.start()
     looking = stack.enter_context(psycopg.connect(run.database_url, autocommit=True))
     with ledger.connection() as connection:
-        blob = blobs.add(connection, OWNER, Blob(name=f"blobs/{new_id()}", sha256=bytes(32), media_type="application/dicom"))
+        blob = blobs.add(
+            connection,
+            OWNER,
+            Blob(name=f"blobs/{new_id()}", sha256=bytes(32), media_type="application/dicom"),
+        )
     job = Job(inputs=[blob.name])
     job.steps.add(name="noop").render_dicom.SetInParent()
 
@@ -109,7 +136,10 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
 
     def round_of(tasks: int) -> float:
         goal, started = succeeded() + tasks, time.perf_counter()
-        answers = [commits.submit(validate(SubmitJobRequest(job=job, request_id=str(uuid4())), OWNER)) for _ in range(tasks)]
+        answers = [
+            commits.submit(validate(SubmitJobRequest(job=job, request_id=str(uuid4())), OWNER))
+            for _ in range(tasks)
+        ]
         for answer in answers:
             answer.add_done_callback(lambda _: dispatcher.wake())
         wait(answers)
@@ -119,12 +149,24 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
             raise SystemExit("a job did not succeed")
         return seconds
 
-    return Side(round_of, worker.child.pid, {"postgres": run.postgres_pid, "valkey": run.valkey_pid})
+    return Side(
+        round_of, worker.child.pid, {"postgres": run.postgres_pid, "valkey": run.valkey_pid}
+    )
 
 
 def stock_celery(stack: ExitStack, run: Servers, pool: str) -> Side:
     """A worker, and `.delay()` in this process."""
-    arguments = ("-A", "peers.stock_celery", "worker", "-P", pool, "-c", str(SLOTS), "--loglevel", "INFO")
+    arguments = (
+        "-A",
+        "peers.stock_celery",
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        str(SLOTS),
+        "--loglevel",
+        "INFO",
+    )
     worker = stack.enter_context(run.peer("celery", *arguments, ready=" ready."))
     app = Celery(broker=run.redis_url, set_as_current=False)
     client = stack.enter_context(redis.Redis.from_url(run.redis_url))
@@ -141,7 +183,10 @@ def stock_celery(stack: ExitStack, run: Servers, pool: str) -> Side:
 
 
 def _until(probe: Callable[[], bool], *, twice: bool = False) -> None:
-    """Returns when it is so. twice: two looks in a row, because a message between queue and unacknowledged is in neither."""
+    """Returns when it is so.
+
+    twice: two looks in a row, because a message between queue and unacknowledged is in neither.
+    """
     deadline, seen = time.monotonic() + PATIENCE_SECONDS, 0
     while seen <= twice:
         seen = seen + 1 if probe() else 0

@@ -1,12 +1,14 @@
 """How long until work goes on after a kill, and until Redis holds everything again after a wipe.
 
-- child: a pool child kills itself with SIGKILL while another one is up; until its task runs again. In turn with its peer, stock Celery with
-  `task_reject_on_worker_lost`.
-- worker: SIGKILL of a whole worker; until the ledger says that attempt 2 runs elsewhere. Peer: stock Celery, whose only clock for this is
-  the visibility timeout: set to 30 s here (a task may then take no longer), with its own default pace of looking. Its default of an hour
-  is the lower bound of an unchanged installation.
-- wipe: FLUSHALL while 20,000 jobs wait; until Redis holds all that the dispatch window allows, for a window of 32 and one of all. `fresh`:
-  the messages were sent right before; the scheduler gives those 5 s to be found.
+- child: a pool child kills itself with SIGKILL while another one is up; until its task runs again.
+  In turn with its peer, stock Celery with `task_reject_on_worker_lost`.
+- worker: SIGKILL of a whole worker; until the ledger says that attempt 2 runs elsewhere. Peer:
+  stock Celery, whose only clock for this is the visibility timeout: set to 30 s here (a task may
+  then take no longer), with its own default pace of looking. Its default of an hour is the lower
+  bound of an unchanged installation.
+- wipe: FLUSHALL while 20,000 jobs wait; until Redis holds all that the dispatch window allows, for
+  a window of 32 and one of all. `fresh`: the messages were sent right before; the scheduler gives
+  those 5 s to be found.
 
 Back-off is 0.05 s in all. Last line: `ratio` = p50 of child, ours / Celery's; smaller is better.
 """
@@ -47,7 +49,10 @@ PATIENCE_SECONDS: Final = 60
 
 
 def main(kills: int, workers: int, celery_seconds: float, queued: int) -> None:
-    """Each question on servers of its own. celery_seconds: how long Celery may take to give a killed worker's task to another."""
+    """Each question on servers of its own.
+
+    celery_seconds: how long Celery may take to give a killed worker's task to another.
+    """
     with rig_and_servers() as (run, rig):
         ours, theirs = children(run, rig, kills)
     mine, its = latencies(ours), latencies(theirs)
@@ -57,12 +62,28 @@ def main(kills: int, workers: int, celery_seconds: float, queued: int) -> None:
         peer = beside.submit(celery_worker, run, celery_seconds)
         moved = whole_workers(run, rig, workers)
         say("worker", **latencies(moved), aim_p99_ms=20_000, kills=workers, lease_seconds=15)
-        say("worker celery", **peer.result(), visibility_timeout_seconds=VISIBILITY_SECONDS, default_seconds=3600, kills=1)
+        say(
+            "worker celery",
+            **peer.result(),
+            visibility_timeout_seconds=VISIBILITY_SECONDS,
+            default_seconds=3600,
+            kills=1,
+        )
     with servers() as run:
         wiped = wipe(run, queued)
     say("wipe", **wiped, jobs=queued, aim_seconds=10)
-    summary = {"child_p99_ms": mine["p99_ms"], "worker_p99_ms": latencies(moved)["p99_ms"], "wipe_seconds": wiped["all_seconds"]}
-    say("recovery", ratio=mine["p50_ms"] / its["p50_ms"], **summary, cpus=os.cpu_count(), load=os.getloadavg()[0])
+    summary = {
+        "child_p99_ms": mine["p99_ms"],
+        "worker_p99_ms": latencies(moved)["p99_ms"],
+        "wipe_seconds": wiped["all_seconds"],
+    }
+    say(
+        "recovery",
+        ratio=mine["p50_ms"] / its["p50_ms"],
+        **summary,
+        cpus=os.cpu_count(),
+        load=os.getloadavg()[0],
+    )
 
 
 @contextmanager
@@ -81,7 +102,19 @@ def worker(run: Servers, pool: str, slots: int) -> AbstractContextManager[Proces
 
 def celery(run: Servers, pool: str, slots: int) -> AbstractContextManager[Process]:
     """One of theirs."""
-    return run.peer("celery", "-A", "peers.stock_recovery", "worker", "-P", pool, "-c", str(slots), "--loglevel", "INFO", ready=" ready.")
+    return run.peer(
+        "celery",
+        "-A",
+        "peers.stock_recovery",
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        str(slots),
+        "--loglevel",
+        "INFO",
+        ready=" ready.",
+    )
 
 
 def children(run: Servers, rig: Rig, kills: int) -> tuple[list[float], list[float]]:
@@ -96,9 +129,16 @@ def children(run: Servers, rig: Rig, kills: int) -> tuple[list[float], list[floa
                 break
             fill(run, rig, number)
             died, again = run.folder / f"died-{number}", run.folder / f"again-{number}"
-            rig.submit(rig.job_of({"do": "die_once", "path": str(died)}, {"do": "touch", "path": str(again)}))
+            rig.submit(
+                rig.job_of(
+                    {"do": "die_once", "path": str(died)}, {"do": "touch", "path": str(again)}
+                )
+            )
             ours.append(between(died, again))
-            died, again = run.folder / f"celery-died-{number}", run.folder / f"celery-again-{number}"
+            died, again = (
+                run.folder / f"celery-died-{number}",
+                run.folder / f"celery-again-{number}",
+            )
             app.send_task("die_once", (str(died), str(again)))
             theirs.append(between(died, again))
         for process in (mine, its):
@@ -143,7 +183,9 @@ def whole_workers(run: Servers, rig: Rig, count: int) -> list[float]:
 
 def second_attempt(rig: Rig, job: UUID) -> float:
     """When it started, by PostgreSQL's clock: that of this machine."""
-    found: list[Any] = until(lambda: rig.job(job).steps[0].tasks[0].attempts[1:], PATIENCE_SECONDS, "a second attempt")
+    found: list[Any] = until(
+        lambda: rig.job(job).steps[0].tasks[0].attempts[1:], PATIENCE_SECONDS, "a second attempt"
+    )
     return float(found[0].start_time.ToNanoseconds()) / 1e9
 
 
@@ -157,7 +199,10 @@ def celery_worker(run: Servers, patience_seconds: float) -> dict[str, object]:
         with celery(run, "threads", 1) as survivor:
             killed = time.time()
             victim.child.kill()
-            while len(files := list(folder.iterdir())) == 1 and time.time() < killed + patience_seconds:
+            while (
+                len(files := list(folder.iterdir())) == 1
+                and time.time() < killed + patience_seconds
+            ):
                 time.sleep(POLL_SECONDS)
             survivor.child.kill()
     if len(files) == 1:

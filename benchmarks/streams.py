@@ -1,10 +1,11 @@
 """10,000 watch streams on one gateway process: memory of each, and messages per second when every job has news at once.
 
-The client opens the streams with at most 200 calls under way, over a few connections. A round writes one progress message per job to Redis
-and ends when each stream had its own.
-Peer: a bare grpc.aio server with one Redis subscription that does the same fan-out; it knows no ledger, cursors, snapshots or slow readers.
-The client does not parse what it counts. Bookmarks are off; the reads of the ledger that make up for lost wake-ups are on.
-Last line: `ratio` = median rate of the gateway / that of the peer, with progress; `kib_per_stream` is the growth of resident memory.
+The client opens the streams with at most 200 calls under way, over a few connections. A round
+writes one progress message per job to Redis and ends when each stream had its own. Peer: a bare
+grpc.aio server with one Redis subscription that does the same fan-out; it knows no ledger, cursors,
+snapshots or slow readers. The client does not parse what it counts. Bookmarks are off; the reads of
+the ledger that make up for lost wake-ups are on. Last line: `ratio` = median rate of the gateway /
+that of the peer, with progress; `kib_per_stream` is the growth of resident memory.
 """
 
 import asyncio
@@ -46,7 +47,10 @@ PATIENCE_SECONDS: Final = 60
 
 @dataclass
 class Streams:
-    """All streams to one server. arrived: messages since the round began, the opening ones apart."""
+    """All streams to one server.
+
+    arrived: messages since the round began, the opening ones apart.
+    """
 
     expected: int
     arrived: int = 0
@@ -70,13 +74,21 @@ async def main(rounds: int, streams: int) -> None:
     with servers() as run:
         jobs = submit(run, streams)
         with run.service("gateway", watch_bookmark_interval_seconds=3600) as gateway:
-            ours = await measure(run, gateway, jobs, wakeups_channel(shard_of(OWNER)), rounds, _as_workers_do)
+            ours = await measure(
+                run, gateway, jobs, wakeups_channel(shard_of(OWNER)), rounds, _as_workers_do
+            )
         with run.peer("peers.fanout") as peer:
             theirs = await measure(run, peer, jobs, CHANNEL, rounds, Progress.SerializeToString)
     for name, figures in (("gateway", ours), ("bare grpc.aio", theirs)):
         say(name, **figures, streams=streams, rounds=rounds)
     rate = ours["per_second"]
-    say("streams", ratio=rate / theirs["per_second"], kib_per_stream=ours["kib_per_stream"], per_second=rate, load=os.getloadavg()[0])
+    say(
+        "streams",
+        ratio=rate / theirs["per_second"],
+        kib_per_stream=ours["kib_per_stream"],
+        per_second=rate,
+        load=os.getloadavg()[0],
+    )
 
 
 def submit(run: Servers, count: int) -> list[str]:
@@ -84,12 +96,18 @@ def submit(run: Servers, count: int) -> list[str]:
     ledger = Ledger(run.database_url)
     names: list[str] = []
     with ledger.connection() as connection:
-        blob = blobs.add(connection, OWNER, Blob(name=f"blobs/{new_id()}", sha256=bytes(32), media_type="application/dicom"))
+        blob = blobs.add(
+            connection,
+            OWNER,
+            Blob(name=f"blobs/{new_id()}", sha256=bytes(32), media_type="application/dicom"),
+        )
         job = Job(inputs=[blob.name])
         job.steps.add(name="inspect").inspect_dicom.SetInParent()
         while len(names) < count:
             some = min(IN_ONE_COMMIT, count - len(names))
-            answers = accept(connection, [validate(SubmitJobRequest(job=job), OWNER) for _ in range(some)])
+            answers = accept(
+                connection, [validate(SubmitJobRequest(job=job), OWNER) for _ in range(some)]
+            )
             names += [answer.name for answer in answers if isinstance(answer, Job)]
     ledger.close()
     return names
@@ -100,13 +118,23 @@ def _as_workers_do(progress: Progress) -> bytes:
 
 
 async def measure(
-    run: Servers, server: Process, jobs: Sequence[str], channel: str, rounds: int, packed: Callable[[Progress], bytes]
+    run: Servers,
+    server: Process,
+    jobs: Sequence[str],
+    channel: str,
+    rounds: int,
+    packed: Callable[[Progress], bytes],
 ) -> dict[str, float]:
     """Memory per stream, how fast they open, and the median rate of the rounds."""
     async with AsyncExitStack() as stack:
-        options = [[("grpc.primary_user_agent", f"connection-{number}")] for number in range(CONNECTIONS)]
+        options = [
+            [("grpc.primary_user_agent", f"connection-{number}")] for number in range(CONNECTIONS)
+        ]
         connections = [
-            await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=one)) for one in options
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=one)
+            )
+            for one in options
         ]
         writer = await Writer.connect(run.redis_url)
         stack.callback(writer.close)
@@ -116,7 +144,10 @@ async def measure(
         seconds, grown = time.perf_counter() - started, resident(server.child.pid, "VmRSS") - before
         state = Streams(len(jobs))
         following = [asyncio.create_task(state.follow(stream)) for stream in warm + opened]
-        rates = [await round_of(state, writer, channel, jobs, number, packed) for number in range(rounds + 1)]
+        rates = [
+            await round_of(state, writer, channel, jobs, number, packed)
+            for number in range(rounds + 1)
+        ]
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
@@ -139,11 +170,18 @@ async def open_all(connections: Sequence[grpc.aio.Channel], jobs: Sequence[str])
             return stream
 
     async with asyncio.timeout(PATIENCE_SECONDS):
-        return list(await asyncio.gather(*(open_one(number, job) for number, job in enumerate(jobs))))
+        return list(
+            await asyncio.gather(*(open_one(number, job) for number, job in enumerate(jobs)))
+        )
 
 
 async def round_of(
-    state: Streams, writer: "Writer", channel: str, jobs: Sequence[str], number: int, packed: Callable[[Progress], bytes]
+    state: Streams,
+    writer: "Writer",
+    channel: str,
+    jobs: Sequence[str],
+    number: int,
+    packed: Callable[[Progress], bytes],
 ) -> float:
     """Messages per second of one round, from the first write to the last arrival."""
     progress = Progress(step="inspect", attempt=1, stage="decode", fraction=number / 100)
@@ -178,7 +216,9 @@ class Writer:
     async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
         """Sends all in one pipeline of the Redis protocol and waits for the answers."""
         head = f"*3\r\n$7\r\nPUBLISH\r\n${len(channel)}\r\n{channel}\r\n".encode()
-        self._writer.write(b"".join(head + b"$%d\r\n%s\r\n" % (len(message), message) for message in messages))
+        self._writer.write(
+            b"".join(head + b"$%d\r\n%s\r\n" % (len(message), message) for message in messages)
+        )
         await self._writer.drain()
         for _ in messages:
             answer = await self._reader.readline()

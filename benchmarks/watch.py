@@ -1,8 +1,9 @@
 """Time from a worker writing progress to a watching client holding it.
 
-A writer process (this file with arguments) publishes as a worker does and, in turn, to a bare Redis channel; both messages carry the time
-of writing. The client holds WatchJob of the gateway and the stream of a bare server that passes the channel on.
-Last line: `ratio` = p50 of the gateway / p50 of the bare hop; smaller is better.
+A writer process (this file with arguments) publishes as a worker does and, in turn, to a bare Redis
+channel; both messages carry the time of writing. The client holds WatchJob of the gateway and the
+stream of a bare server that passes the channel on. Last line: `ratio` = p50 of the gateway / p50 of
+the bare hop; smaller is better.
 """
 
 import asyncio
@@ -72,9 +73,12 @@ async def main(messages: int) -> None:
             await anext(watching)
             await anext(hop)
             collecting = asyncio.gather(
-                collect(watching, lambda response: response.progress, messages), collect(hop, Progress.FromString, messages)
+                collect(watching, lambda response: response.progress, messages),
+                collect(hop, Progress.FromString, messages),
             )
-            writer = await asyncio.create_subprocess_exec(sys.executable, __file__, run.redis_url, job, str(messages))
+            writer = await asyncio.create_subprocess_exec(
+                sys.executable, __file__, run.redis_url, job, str(messages)
+            )
             await writer.wait()
             watched, hopped = await collecting
             gets = await get_seconds(jobs, job)
@@ -83,7 +87,13 @@ async def main(messages: int) -> None:
 
 def report(sent: int, watched: list[float], hopped: list[float], gets: list[float]) -> None:
     """Prints."""
-    say("WatchJob", **latencies(watched), sent=sent, received=len(watched), pace_ms=1000 * PACE_SECONDS)
+    say(
+        "WatchJob",
+        **latencies(watched),
+        sent=sent,
+        received=len(watched),
+        pace_ms=1000 * PACE_SECONDS,
+    )
     say("bare redis to grpc.aio", **latencies(hopped), sent=sent, received=len(hopped))
     get = latencies(gets)
     say(
@@ -94,7 +104,12 @@ def report(sent: int, watched: list[float], hopped: list[float], gets: list[floa
         interval_seconds=POLL_SECONDS,
         note="computed: evenly spread over the interval, plus the measured call",
     )
-    say("watch", ratio=latencies(watched)["p50_ms"] / latencies(hopped)["p50_ms"], **latencies(watched), messages=len(watched))
+    say(
+        "watch",
+        ratio=latencies(watched)["p50_ms"] / latencies(hopped)["p50_ms"],
+        **latencies(watched),
+        messages=len(watched),
+    )
 
 
 async def submit(channel: grpc.aio.Channel, jobs: Any) -> str:
@@ -105,7 +120,9 @@ async def submit(channel: grpc.aio.Channel, jobs: Any) -> str:
     return str(response.job.name)
 
 
-async def collect(stream: AsyncIterator[Any], parse: Callable[[Any], Progress], messages: int) -> list[float]:
+async def collect(
+    stream: AsyncIterator[Any], parse: Callable[[Any], Progress], messages: int
+) -> list[float]:
     """Age of each message when it is here and parsed, until the last one came or none for a while."""
     ages: list[float] = []
     fraction = 0.0

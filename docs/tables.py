@@ -1,4 +1,7 @@
-"""Writes the tables in docs/ from the code that they describe: `make docs`. A test compares the committed files with what this gives."""
+"""Writes the tables in docs/ from the code that they describe: `make docs`.
+
+A test compares the committed files with what this gives.
+"""
 # ruff: noqa: INP001 - a script, not a package
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +30,12 @@ SETTINGS: Final[dict[str, type[BaseSettings]]] = {
 }
 """Headings of settings.md and the class that each is about."""
 
-LIMITS: Final = {"minimum": "≥ ", "exclusiveMinimum": "> ", "maximum": "≤ ", "exclusiveMaximum": "< "}
+LIMITS: Final = {
+    "minimum": "≥ ",
+    "exclusiveMinimum": "> ",
+    "maximum": "≤ ",
+    "exclusiveMaximum": "< ",
+}
 """Keys of JSON Schema, and how they are shown."""
 
 ERRORS_HEAD: Final = """\
@@ -55,7 +63,11 @@ Environment variables, read once at start. A value that is missing or not accept
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     columns = list(head)
-    cells = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [
+        columns,
+        ["---"] * len(columns),
+        *([cell.replace("|", "\\|") for cell in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
@@ -72,7 +84,12 @@ def _reasons(*, of_requests: bool) -> Iterator[list[str]]:
     for reason in Reason:
         spec = REASONS[reason]
         if bool(spec.code) == of_requests:
-            yield [f"`{reason}`", *([f"`{spec.code}`"] if spec.code else []), "yes" if spec.retryable else "no", spec.meaning]
+            yield [
+                f"`{reason}`",
+                *([f"`{spec.code}`"] if spec.code else []),
+                "yes" if spec.retryable else "no",
+                spec.meaning,
+            ]
 
 
 def metrics() -> Iterator[str]:
@@ -92,7 +109,12 @@ def settings() -> Iterator[str]:
 def _settings_rows(model: type[BaseSettings]) -> Iterator[list[str]]:
     prefix = model.model_config.get("env_prefix", "")
     for name, schema in model.model_json_schema()["properties"].items():
-        yield [f"`{(prefix + name).upper()}`", _accepted(schema), _default(model, name), schema["description"]]
+        yield [
+            f"`{(prefix + name).upper()}`",
+            _accepted(schema),
+            _default(model, name),
+            schema["description"],
+        ]
 
 
 def _accepted(schema: dict[str, Any]) -> str:
@@ -100,7 +122,9 @@ def _accepted(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(_accepted(option) for option in schema["anyOf"] if option["type"] != "null")
+        return " or ".join(
+            _accepted(option) for option in schema["anyOf"] if option["type"] != "null"
+        )
     kind = {"string": "text"}.get(schema["type"], schema["type"])
     if schema.get("format", "").endswith("path"):
         kind = "folder"

@@ -13,7 +13,10 @@ from fluoro.v1.job_service_pb2 import WatchJobRequest
 from redis.asyncio import Redis
 
 CHANNEL: Final = "bare"
-OPTIONS: Final = [("grpc.server.max_pending_requests", 100_000), ("grpc.server.max_pending_requests_hard_limit", 100_000)]
+OPTIONS: Final = [
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+]
 """As the gateway: gRPC's own limit turns bursts away."""
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -30,7 +33,10 @@ async def watch(request: bytes, _: Context) -> AsyncIterator[bytes]:
 
 async def tail() -> None:
     """Hands out what comes: the message is parsed, because only it says whose it is."""
-    async with Redis.from_url(os.environ["PEER_REDIS_URL"]) as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
+    async with (
+        Redis.from_url(os.environ["PEER_REDIS_URL"]) as client,
+        client.pubsub(ignore_subscribe_messages=True) as pubsub,
+    ):
         await pubsub.subscribe(CHANNEL)
         async for message in pubsub.listen():
             queue = waiting.get(Progress.FromString(message["data"]).job)
@@ -42,7 +48,9 @@ async def main(port: int) -> None:
     """Serves until killed."""
     server = grpc.aio.server(options=OPTIONS)
     handlers: dict[str, Any] = {"WatchJob": grpc.unary_stream_rpc_method_handler(watch)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("fluoro.v1.JobService", handlers)])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("fluoro.v1.JobService", handlers)]
+    )
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print("ready", flush=True)

@@ -1,7 +1,7 @@
 """A bare grpc.aio server with the gateway's messages: what gRPC in Python costs before anything useful is done.
 
-SubmitJob answers with the job it was given, as the gateway's answer looks. UploadBlob counts bytes and throws them away. DownloadBlob
-sends `offset` bytes out of memory.
+SubmitJob answers with the job it was given, as the gateway's answer looks. UploadBlob counts bytes
+and throws them away. DownloadBlob sends `offset` bytes out of memory.
 """
 
 import asyncio
@@ -12,7 +12,13 @@ from uuid import uuid4
 
 import grpc
 import grpc.aio
-from fluoro.v1.blob_service_pb2 import Blob, DownloadBlobRequest, DownloadBlobResponse, UploadBlobRequest, UploadBlobResponse
+from fluoro.v1.blob_service_pb2 import (
+    Blob,
+    DownloadBlobRequest,
+    DownloadBlobResponse,
+    UploadBlobRequest,
+    UploadBlobResponse,
+)
 from fluoro.v1.job_pb2 import Job
 from fluoro.v1.job_service_pb2 import SubmitJobRequest, SubmitJobResponse
 
@@ -23,7 +29,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 async def submit(request: SubmitJobRequest, _: Context) -> SubmitJobResponse:
     """The job, with a name and a time."""
     given = request.job
-    job = Job(name=f"jobs/{uuid4()}", inputs=given.inputs, labels=given.labels, state=Job.STATE_PENDING, owner="default", last_sequence=1)
+    job = Job(
+        name=f"jobs/{uuid4()}",
+        inputs=given.inputs,
+        labels=given.labels,
+        state=Job.STATE_PENDING,
+        owner="default",
+        last_sequence=1,
+    )
     job.create_time.GetCurrentTime()
     return SubmitJobResponse(job=job)
 
@@ -44,9 +57,15 @@ async def download(request: DownloadBlobRequest, _: Context) -> AsyncIterator[Do
 
 def handlers() -> list[grpc.GenericRpcHandler]:
     """The three methods under the gateway's names."""
-    jobs = {"SubmitJob": grpc.unary_unary_rpc_method_handler(submit, SubmitJobRequest.FromString, SubmitJobResponse.SerializeToString)}
+    jobs = {
+        "SubmitJob": grpc.unary_unary_rpc_method_handler(
+            submit, SubmitJobRequest.FromString, SubmitJobResponse.SerializeToString
+        )
+    }
     blobs: dict[str, Any] = {
-        "UploadBlob": grpc.stream_unary_rpc_method_handler(upload, UploadBlobRequest.FromString, UploadBlobResponse.SerializeToString),
+        "UploadBlob": grpc.stream_unary_rpc_method_handler(
+            upload, UploadBlobRequest.FromString, UploadBlobResponse.SerializeToString
+        ),
         "DownloadBlob": grpc.unary_stream_rpc_method_handler(
             download, DownloadBlobRequest.FromString, DownloadBlobResponse.SerializeToString
         ),

@@ -1,7 +1,7 @@
 """Stock Celery, with what its documentation offers against the loss of a worker, and tasks that leave traces of when they ran.
 
-`task_reject_on_worker_lost` gives the message of a killed pool child back at once. That of a killed worker comes back after the visibility
-timeout, which has to be longer than the longest task.
+`task_reject_on_worker_lost` gives the message of a killed pool child back at once. That of a killed
+worker comes back after the visibility timeout, which has to be longer than the longest task.
 """
 
 import os
@@ -12,7 +12,10 @@ from pathlib import Path
 from peers import VISIBILITY_SECONDS
 from peers.stock_celery import app
 
-app.conf.update(task_reject_on_worker_lost=True, broker_transport_options={"visibility_timeout": VISIBILITY_SECONDS})
+app.conf.update(
+    task_reject_on_worker_lost=True,
+    broker_transport_options={"visibility_timeout": VISIBILITY_SECONDS},
+)
 
 
 @app.task(name="die_once")

@@ -1,4 +1,7 @@
-"""The habit that the gateway replaces: a FastAPI endpoint that hands the body to Celery. `uvicorn peers.web:app`."""
+"""The habit that the gateway replaces: a FastAPI endpoint that hands the body to Celery.
+
+`uvicorn peers.web:app`.
+"""
 
 from typing import Any
 

@@ -1,1 +1,4 @@
-"""What every benchmark needs: servers and processes that end with it, load, and figures. Found because a script's folder is on the path."""
+"""What every benchmark needs: servers and processes that end with it, load, and figures.
+
+Found because a script's folder is on the path.
+"""

@@ -14,13 +14,20 @@ DIGITS: Final = 4
 def quick(description: str | None) -> bool:
     """Whether the command line asks for a smoke run of a few seconds, whose figures mean nothing."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs; the figures mean nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few seconds, to see that it runs; the figures mean nothing",
+    )
     return bool(parser.parse_args().quick)
 
 
 def say(name: str, **figures: object) -> None:
     """Prints one line of JSON. Units stand in the keys."""
-    print(json.dumps({"name": name} | {key: _rounded(value) for key, value in figures.items()}), flush=True)
+    print(
+        json.dumps({"name": name} | {key: _rounded(value) for key, value in figures.items()}),
+        flush=True,
+    )
 
 
 def _rounded(value: object) -> object:

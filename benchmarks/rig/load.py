@@ -12,7 +12,10 @@ Call = Callable[[], Awaitable[None]]
 
 @dataclass
 class Measured:
-    """What some rounds against one server gave. rates: calls per second of each round. seconds: of each call."""
+    """What some rounds against one server gave.
+
+    rates: calls per second of each round. seconds: of each call.
+    """
 
     rates: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)

@@ -33,7 +33,10 @@ _numbers = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A child. port: of its service to clients, gRPC or HTTP. http_port: of its probes, if it is one of Fluoro's."""
+    """A child. port: of its service to clients, gRPC or HTTP.
+
+    http_port: of its probes, if it is one of Fluoro's.
+    """
 
     child: Child
     port: int
@@ -69,26 +72,45 @@ class Servers:
             **{name.upper(): value for name, value in settings.items()},
         }
         environment = {f"FLUORO_{name}": str(value) for name, value in own.items()}
-        with self._process([sys.executable, "-m", module, *arguments], environment, lambda _: _probe(http_port)) as child:
+        with self._process(
+            [sys.executable, "-m", module, *arguments], environment, lambda _: _probe(http_port)
+        ) as child:
             yield Process(child, port, http_port)
 
     @contextmanager
     def peer(self, module: str, *arguments: str, ready: str = "ready") -> Iterator[Process]:
-        """`python -m MODULE PORT`, once its log says `ready`. `{port}` in arguments, if there are any, stands for the port."""
+        """`python -m MODULE PORT`, once its log says `ready`.
+
+        `{port}` in arguments, if there are any, stands for the port.
+        """
         port = free_port()
-        command = [sys.executable, "-m", module, *(part.format(port=port) for part in arguments or ("{port}",))]
+        command = [
+            sys.executable,
+            "-m",
+            module,
+            *(part.format(port=port) for part in arguments or ("{port}",)),
+        ]
         environment = {"PEER_REDIS_URL": self.redis_url, "PEER_FOLDER": str(self.folder)}
         with self._process(command, environment, lambda child: ready in child.log_tail()) as child:
             yield Process(child, port)
 
     @contextmanager
-    def _process(self, command: Sequence[str], environment: Mapping[str, str], ready: Callable[[Child], bool]) -> Iterator[Child]:
-        child = spawn(command, log=self.folder / f"{next(_numbers)}.log", env=os.environ | environment, cwd=BENCHMARKS)
+    def _process(
+        self, command: Sequence[str], environment: Mapping[str, str], ready: Callable[[Child], bool]
+    ) -> Iterator[Child]:
+        child = spawn(
+            command,
+            log=self.folder / f"{next(_numbers)}.log",
+            env=os.environ | environment,
+            cwd=BENCHMARKS,
+        )
         try:
             deadline = time.monotonic() + READY_SECONDS
             while not ready(child):
                 if not child.running or time.monotonic() > deadline:
-                    raise SystemExit(f"{' '.join(command)} did not become ready:\n{child.log_tail()}")
+                    raise SystemExit(
+                        f"{' '.join(command)} did not become ready:\n{child.log_tail()}"
+                    )
                 time.sleep(POLL_SECONDS)
             yield child
         finally:
@@ -97,14 +119,27 @@ class Servers:
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """Starts both servers in a temporary folder. SIGTERM ends the benchmark and everything it started, as Ctrl-C does."""
+    """Starts both servers in a temporary folder.
+
+    SIGTERM ends the benchmark and everything it started, as Ctrl-C does.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="fluoro-bench-"))
     try:
-        with PostgresServer(folder / "postgres") as postgres, ValkeyServer(folder / "valkey") as valkey:
+        with (
+            PostgresServer(folder / "postgres") as postgres,
+            ValkeyServer(folder / "valkey") as valkey,
+        ):
             migrate(postgres.url)
             (folder / "blobs").mkdir()
-            yield Servers(postgres.url, valkey.url, (folder / "blobs").as_uri(), folder, postgres.pid, valkey.pid)
+            yield Servers(
+                postgres.url,
+                valkey.url,
+                (folder / "blobs").as_uri(),
+                folder,
+                postgres.pid,
+                valkey.pid,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -112,7 +147,10 @@ def servers() -> Iterator[Servers]:
 def durability(database_url: str) -> str:
     """The settings that decide whether a commit survives a power cut, as PostgreSQL tells them."""
     with psycopg.connect(database_url) as connection:
-        told = {name: connection.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit", "full_page_writes")}
+        told = {
+            name: connection.execute(f"SHOW {name}").fetchone()
+            for name in ("fsync", "synchronous_commit", "full_page_writes")
+        }
     return ", ".join(f"{name} {row[0]}" for name, row in told.items() if row)
 
 

@@ -1,8 +1,9 @@
 """Prints what `kubectl kustomize DIRECTORY` prints, where no kubectl is at hand: `python deploy/k8s/build.py deploy/k8s/overlays/dev`.
 
-Neither PyPI nor Debian packages a current kustomize, and every machine that tests this repository has Python. So this is the
-part of kustomize that our manifests use and not one field more: a field it does not know is an error, never ignored. Patches are
-JSON 6902 lists in files. tests/contract compares its output with kubectl's own wherever kubectl exists. Deploy with kubectl.
+Neither PyPI nor Debian packages a current kustomize, and every machine that tests this repository
+has Python. So this is the part of kustomize that our manifests use and not one field more: a field
+it does not know is an error, never ignored. Patches are JSON 6902 lists in files. tests/contract
+compares its output with kubectl's own wherever kubectl exists. Deploy with kubectl.
 """
 
 import copy
@@ -21,7 +22,14 @@ FIELDS: Final = {
 }
 """What may stand in a kustomization.yaml here."""
 
-CLUSTER_SCOPED: Final = {"Namespace", "ClusterRole", "ClusterRoleBinding", "PersistentVolume", "StorageClass", "PriorityClass"}
+CLUSTER_SCOPED: Final = {
+    "Namespace",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "PersistentVolume",
+    "StorageClass",
+    "PriorityClass",
+}
 """Kinds without a namespace."""
 
 
@@ -30,7 +38,10 @@ class UnsupportedError(Exception):
 
 
 def build(directory: Path) -> list[Manifest]:
-    """The manifests of a kustomization, in the order of its resources. UnsupportedError for what is outside the subset."""
+    """The manifests of a kustomization, in the order of its resources.
+
+    UnsupportedError for what is outside the subset.
+    """
     return _apply(directory, [])
 
 
@@ -68,13 +79,22 @@ def _load(path: Path) -> list[Manifest]:
 def _config_map(generator: Manifest, path: Path) -> Manifest:
     _only({"name", "literals"}, generator, path)
     data = dict(literal.split("=", 1) for literal in generator["literals"])
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": generator["name"]},
+        "data": data,
+    }
 
 
 def _targets(manifests: list[Manifest], target: Manifest, path: Path) -> list[Manifest]:
     _only({"kind", "name"}, target, path)
     name = re.compile(target.get("name", ".*"))
-    found = [m for m in manifests if m["kind"] == target["kind"] and name.fullmatch(m["metadata"]["name"])]
+    found = [
+        m
+        for m in manifests
+        if m["kind"] == target["kind"] and name.fullmatch(m["metadata"]["name"])
+    ]
     if not found:
         raise UnsupportedError(f"{path}: no manifest for the patch target {target}")
     return found
@@ -83,7 +103,9 @@ def _targets(manifests: list[Manifest], target: Manifest, path: Path) -> list[Ma
 def _patch(manifest: Manifest, operation: Manifest, path: Path) -> None:
     """Applies one JSON 6902 operation (RFC 6902 section 4) at its pointer (RFC 6901)."""
     _only({"op", "path", "value"}, operation, path)
-    *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
+    *parents, last = [
+        part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]
+    ]
     node: Any = manifest
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
@@ -109,7 +131,10 @@ def _transform(manifest: Manifest, kustomization: Manifest, path: Path) -> None:
         _only({"pairs"}, label, path)
         metadata["labels"] = metadata.get("labels", {}) | label["pairs"]
     for replicas in kustomization.get("replicas", []):
-        if manifest["kind"] in {"Deployment", "StatefulSet"} and metadata["name"] == replicas["name"]:
+        if (
+            manifest["kind"] in {"Deployment", "StatefulSet"}
+            and metadata["name"] == replicas["name"]
+        ):
             manifest["spec"]["replicas"] = replicas["count"]
     pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
     for image in kustomization.get("images", []):
@@ -117,12 +142,16 @@ def _transform(manifest: Manifest, kustomization: Manifest, path: Path) -> None:
         for container in pod.get("containers", []) + pod.get("initContainers", []):
             name, _, tag = container["image"].partition(":")
             if name == image["name"]:
-                container["image"] = ":".join(filter(None, (image.get("newName", name), image.get("newTag", tag))))
+                container["image"] = ":".join(
+                    filter(None, (image.get("newName", name), image.get("newTag", tag)))
+                )
 
 
 def _only(known: set[str], given: Manifest, path: Path) -> None:
     if unknown := set(given) - known:
-        raise UnsupportedError(f"{path}: {', '.join(sorted(unknown))} is outside the subset that this builder knows; see its docstring")
+        raise UnsupportedError(
+            f"{path}: {', '.join(sorted(unknown))} is outside the subset that this builder knows; see its docstring"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checks manifests against the schema of the Kubernetes API, unknown fields refused.
 
-`python deploy/k8s/build.py deploy/k8s/overlays/dev | python deploy/k8s/validate.py`: exit status 1 names what is wrong.
+`python deploy/k8s/build.py deploy/k8s/overlays/dev | python deploy/k8s/validate.py`: exit status 1
+names what is wrong.
 """
 
 import sys
@@ -18,7 +19,9 @@ def complaints(manifests: list[dict[str, Any]], version: str) -> list[str]:
             validate(manifest, version, strict=True)
         except ValidationError as error:
             field = ".".join(str(part) for part in error.path)
-            found.append(f"{manifest['kind']}/{manifest['metadata']['name']}: {field}: {error.message}")
+            found.append(
+                f"{manifest['kind']}/{manifest['metadata']['name']}: {field}: {error.message}"
+            )
     return found
 
 
@@ -28,7 +31,9 @@ def main() -> int:
     version = latest_version()
     found = complaints(manifests, version)
     sys.stdout.write("".join(f"{line}\n" for line in found))
-    sys.stdout.write(f"{len(manifests)} manifests, {len(found)} wrong (Kubernetes {version}, strict)\n")
+    sys.stdout.write(
+        f"{len(manifests)} manifests, {len(found)} wrong (Kubernetes {version}, strict)\n"
+    )
     return 1 if found else 0
 
 

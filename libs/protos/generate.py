@@ -1,7 +1,7 @@
 """Regenerates the Python code of the public API from `protos/`: `python libs/protos/generate.py [DESTINATION]`.
 
-DESTINATION is `libs/protos/src` unless given.
-Everything that it writes is committed and nothing of it is edited; tests/architecture regenerates it and compares the bytes.
+DESTINATION is `libs/protos/src` unless given. Everything that it writes is committed and nothing of
+it is edited; tests/architecture regenerates it and compares the bytes.
 """
 
 import shutil
@@ -17,7 +17,10 @@ PACKAGE: Final = "fluoro"
 
 
 def generate(destination: Path) -> None:
-    """Writes package `fluoro` into `destination`, in place of the one there. CalledProcessError if protoc refuses the protos."""
+    """Writes package `fluoro` into `destination`, in place of the one there.
+
+    CalledProcessError if protoc refuses the protos.
+    """
     package = destination / PACKAGE
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
@@ -25,15 +28,24 @@ def generate(destination: Path) -> None:
     sources = sorted(PROTOS.rglob("*.proto"))
     command = [
         *(sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}"),
-        *(f"--plugin={name}={plugins / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
-        *(f"--{output}_out={destination}" for output in ("python", "mypy", "grpc_python", "mypy_grpc")),
+        *(
+            f"--plugin={name}={plugins / name}"
+            for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+        ),
+        *(
+            f"--{output}_out={destination}"
+            for output in ("python", "mypy", "grpc_python", "mypy_grpc")
+        ),
         *map(str, sources),
     ]
     subprocess.run(command, check=True)
     for source in sources:
         if "\nservice " not in source.read_text():
             _delete_empty_service_code(destination / source.relative_to(PROTOS))
-    for folder in {package, *(destination / source.parent.relative_to(PROTOS) for source in sources)}:
+    for folder in {
+        package,
+        *(destination / source.parent.relative_to(PROTOS) for source in sources),
+    }:
         (folder / "__init__.py").touch()
     (package / "py.typed").touch()
 

@@ -55,8 +55,19 @@ def declared(project: Path) -> set[str]:
 
 
 def modules(project: Path) -> Iterator[str]:
-    """What the code in a package's wheel imports, anywhere in a file, also under TYPE_CHECKING. Nothing runs a stub (`.pyi`)."""
-    left_out = manifest(project).get("tool", {}).get("hatch", {}).get("build", {}).get("targets", {}).get("wheel", {}).get("exclude", [])
+    """What the code in a package's wheel imports, anywhere in a file, also under TYPE_CHECKING.
+
+    Nothing runs a stub (`.pyi`).
+    """
+    left_out = (
+        manifest(project)
+        .get("tool", {})
+        .get("hatch", {})
+        .get("build", {})
+        .get("targets", {})
+        .get("wheel", {})
+        .get("exclude", [])
+    )
     for path in sorted((project / "src").rglob("*.py")):
         if any(path.match(pattern) for pattern in left_out):
             continue
@@ -78,7 +89,10 @@ def holds(distribution: str, folder: str) -> bool:
 
 
 def distributions(module: str, ours: dict[str, str]) -> set[str]:
-    """What a module may come from. Several distributions share a namespace such as `google`; there the second name decides."""
+    """What a module may come from.
+
+    Several distributions share a namespace such as `google`; there the second name decides.
+    """
     top, _, rest = module.partition(".")
     found = {ours[top]} if top in ours else installed().get(top, {top})
     if len(found) > 1:
@@ -88,7 +102,9 @@ def distributions(module: str, ours: dict[str, str]) -> set[str]:
 
 def imported(project: Path, ours: dict[str, str]) -> list[set[str]]:
     own = {folder.name for folder in (project / "src").iterdir()}
-    foreign = {name for name in modules(project) if name.split(".")[0] not in own | sys.stdlib_module_names}
+    foreign = {
+        name for name in modules(project) if name.split(".")[0] not in own | sys.stdlib_module_names
+    }
     return [distributions(module, ours) for module in foreign]
 
 
@@ -103,8 +119,13 @@ def unused(project: Path, ours: dict[str, str]) -> set[str]:
 
 @pytest.fixture(scope="session")
 def ours(packages: dict[str, Path]) -> dict[str, str]:
-    """The distribution of each import package of the repository. They are installed from their folders, so the metadata does not say."""
-    return {name: manifest(folder.parents[1])["project"]["name"] for name, folder in packages.items()}
+    """The distribution of each import package of the repository.
+
+    They are installed from their folders, so the metadata does not say.
+    """
+    return {
+        name: manifest(folder.parents[1])["project"]["name"] for name, folder in packages.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -112,17 +133,25 @@ def projects(packages: dict[str, Path]) -> list[Path]:
     return [folder.parents[1] for folder in packages.values()]
 
 
-def test_a_package_declares_every_distribution_that_it_imports(root: Path, projects: list[Path], ours: dict[str, str]) -> None:
+def test_a_package_declares_every_distribution_that_it_imports(
+    root: Path, projects: list[Path], ours: dict[str, str]
+) -> None:
     found = {str(project.relative_to(root)): undeclared(project, ours) for project in projects}
     assert {name: missing for name, missing in found.items() if missing} == {}
 
 
-def test_a_package_imports_every_distribution_that_it_declares(root: Path, projects: list[Path], ours: dict[str, str]) -> None:
+def test_a_package_imports_every_distribution_that_it_declares(
+    root: Path, projects: list[Path], ours: dict[str, str]
+) -> None:
     found = {str(project.relative_to(root)): unused(project, ours) for project in projects}
-    assert {name: idle for name, idle in found.items() if idle} == {name: set(reasons) for name, reasons in NOT_IMPORTED.items()}
+    assert {name: idle for name, idle in found.items() if idle} == {
+        name: set(reasons) for name, reasons in NOT_IMPORTED.items()
+    }
 
 
-def test_a_planted_import_and_a_planted_dependency_are_found(tmp_path: Path, ours: dict[str, str]) -> None:
+def test_a_planted_import_and_a_planted_dependency_are_found(
+    tmp_path: Path, ours: dict[str, str]
+) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nname = "planted"\ndependencies = ["Protobuf>=7", "rich"]\n'
         '[project.optional-dependencies]\nfast = ["hiredis>=3"]\n'

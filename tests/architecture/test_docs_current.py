@@ -13,7 +13,9 @@ OUTSIDE = re.compile(r"[a-z]+:")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 CODE_BLOCK = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-FILE = re.compile(r"[\w./-]+/|[\w./-]+\.(py|proto|md|toml|yaml|txt|in|onnx|typ|sh)|Makefile|LICENSE")
+FILE = re.compile(
+    r"[\w./-]+/|[\w./-]+\.(py|proto|md|toml|yaml|txt|in|onnx|typ|sh)|Makefile|LICENSE"
+)
 """A folder with its slash, or a file: alone in backticks, both are a promise that it exists."""
 TEST = re.compile(r"test_\w+")
 INVARIANT = re.compile(r"^\| (I\d+) \| (.+) \|$", re.MULTILINE)
@@ -31,7 +33,10 @@ def markdown(tracked: list[Path]) -> list[Path]:
 
 def anchors(text: str) -> set[str]:
     """Of the headings, spelt as repository hosts do."""
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in HEADING.findall(CODE_BLOCK.sub("", text))}
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in HEADING.findall(CODE_BLOCK.sub("", text))
+    }
 
 
 def broken(page: Path) -> Iterator[str]:
@@ -48,8 +53,15 @@ def broken(page: Path) -> Iterator[str]:
 
 def missing(page: Path, tracked: list[Path]) -> list[str]:
     """Files and folders in backticks that are not in the tree, neither from its root nor as the end of a path."""
-    known = {"/".join(parts) for path in tracked for end in range(1, len(path.parts) + 1) for parts in tails(path.parts[:end])}
-    named = [code for code in CODE.findall(CODE_BLOCK.sub("", page.read_text())) if FILE.fullmatch(code)]
+    known = {
+        "/".join(parts)
+        for path in tracked
+        for end in range(1, len(path.parts) + 1)
+        for parts in tails(path.parts[:end])
+    }
+    named = [
+        code for code in CODE.findall(CODE_BLOCK.sub("", page.read_text())) if FILE.fullmatch(code)
+    ]
     return [code for code in named if code.rstrip("/") not in known]
 
 
@@ -64,12 +76,16 @@ def test_a_table_in_the_documentation_is_what_the_code_gives(root: Path, name: s
     assert (root / "docs" / name).read_text() == documents[root / "docs" / name], "run `make docs`"
 
 
-def test_every_relative_link_in_the_documentation_leads_somewhere(root: Path, tracked: list[Path]) -> None:
+def test_every_relative_link_in_the_documentation_leads_somewhere(
+    root: Path, tracked: list[Path]
+) -> None:
     assert [link for path in markdown(tracked) for link in broken(root / path)] == []
 
 
 @pytest.mark.parametrize("page", NAMING)
-def test_every_file_that_a_page_about_the_whole_names_exists(root: Path, tracked: list[Path], page: str) -> None:
+def test_every_file_that_a_page_about_the_whole_names_exists(
+    root: Path, tracked: list[Path], page: str
+) -> None:
     assert missing(root / "docs" / page, tracked) == []
 
 
@@ -78,8 +94,16 @@ def names_of_tests(text: str) -> list[str]:
 
 
 def test_every_test_that_the_documentation_names_exists(root: Path, tracked: list[Path]) -> None:
-    code = "".join((root / path).read_text() for path in tracked if path.name.startswith("test_") and path.suffix == ".py")
-    named = [(str(path), name) for path in markdown(tracked) for name in names_of_tests((root / path).read_text())]
+    code = "".join(
+        (root / path).read_text()
+        for path in tracked
+        if path.name.startswith("test_") and path.suffix == ".py"
+    )
+    named = [
+        (str(path), name)
+        for path in markdown(tracked)
+        for name in names_of_tests((root / path).read_text())
+    ]
     assert named
     assert [(page, name) for page, name in named if f"def {name}(" not in code] == []
 
@@ -88,15 +112,21 @@ def untested(rows: list[tuple[str, str]]) -> list[str]:
     return [number for number, row in rows if not names_of_tests(row)]
 
 
-def test_one_table_states_the_invariants_each_with_its_tests(root: Path, tracked: list[Path]) -> None:
+def test_one_table_states_the_invariants_each_with_its_tests(
+    root: Path, tracked: list[Path]
+) -> None:
     rows = {path: INVARIANT.findall((root / path).read_text()) for path in markdown(tracked)}
     tables = [table for table in rows.values() if table]
     assert len(tables) == 1
-    assert [number for number, _ in tables[0]] == [f"I{number}" for number in range(1, len(tables[0]) + 1)]
+    assert [number for number, _ in tables[0]] == [
+        f"I{number}" for number in range(1, len(tables[0]) + 1)
+    ]
     assert untested(tables[0]) == []
 
 
-def test_every_invariant_that_code_or_documentation_names_is_stated(root: Path, tracked: list[Path]) -> None:
+def test_every_invariant_that_code_or_documentation_names_is_stated(
+    root: Path, tracked: list[Path]
+) -> None:
     stated = {number for number, _ in INVARIANT.findall((root / "docs/reliability.md").read_text())}
     texts = {path: (root / path).read_text() for path in tracked if path.suffix in {".py", ".md"}}
     named = {str(path): set(CITED.findall(text)) for path, text in texts.items()}
@@ -106,10 +136,27 @@ def test_every_invariant_that_code_or_documentation_names_is_stated(root: Path, 
 
 def test_the_architecture_page_says_what_every_setting_of_celery_is_for(root: Path) -> None:
     tree = ast.parse((root / "libs/jobs/src/fluoro_jobs/worker/celery_app.py").read_text())
-    updates = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "app.conf.update"]
-    settings = {keyword.arg for call in updates for keyword in call.keywords if keyword.arg != "broker_transport_options"}
-    options = {key for call in updates for keyword in call.keywords if isinstance(keyword.value, ast.Dict) for key in keys(keyword.value)}
-    named = {code.split("=")[0] for code in CODE.findall((root / "docs/architecture.md").read_text())}
+    updates = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "app.conf.update"
+    ]
+    settings = {
+        keyword.arg
+        for call in updates
+        for keyword in call.keywords
+        if keyword.arg != "broker_transport_options"
+    }
+    options = {
+        key
+        for call in updates
+        for keyword in call.keywords
+        if isinstance(keyword.value, ast.Dict)
+        for key in keys(keyword.value)
+    }
+    named = {
+        code.split("=")[0] for code in CODE.findall((root / "docs/architecture.md").read_text())
+    }
     assert options
     assert (settings | options) - named == set()
 
@@ -127,23 +174,39 @@ def test_the_lines_that_the_page_about_operations_adds_are_in_the_tree(root: Pat
 
 
 def test_every_decision_says_how_a_change_would_violate_it(root: Path, tracked: list[Path]) -> None:
-    decisions = [path for path in markdown(tracked) if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()]
-    assert [path.name[:4] for path in decisions] == [f"{number:04}" for number in range(1, len(decisions) + 1)]
+    decisions = [
+        path
+        for path in markdown(tracked)
+        if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()
+    ]
+    assert [path.name[:4] for path in decisions] == [
+        f"{number:04}" for number in range(1, len(decisions) + 1)
+    ]
     wanted = {"context", "decision", "consequences", "a-change-violates-this-when"}
-    assert [str(path) for path in decisions if not wanted <= anchors((root / path).read_text())] == []
+    assert [
+        str(path) for path in decisions if not wanted <= anchors((root / path).read_text())
+    ] == []
 
 
 def test_every_decision_is_in_the_list_of_decisions(root: Path, tracked: list[Path]) -> None:
-    decisions = {path.name for path in markdown(tracked) if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()}
+    decisions = {
+        path.name
+        for path in markdown(tracked)
+        if path.is_relative_to("docs/adr") and path.name[:4].isdecimal()
+    }
     assert set(LINK.findall((root / "docs/adr/README.md").read_text())) >= decisions
 
 
 def test_a_dead_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n`a/b.py` `b.py` `x/b.py` `gone/`\n")
+    page.write_text(
+        "# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n`a/b.py` `b.py` `x/b.py` `gone/`\n"
+    )
     assert list(broken(page)) == [f"{page}: gone.md", f"{page}: #two"]
     assert missing(page, [Path("a/b.py")]) == ["x/b.py", "gone/"]
 
 
 def test_an_invariant_without_a_test_is_found() -> None:
-    assert untested(INVARIANT.findall("| I1 | Holds. | `test_it` |\n| I2 | Holds too. | see I1 |\n")) == ["I2"]
+    assert untested(
+        INVARIANT.findall("| I1 | Holds. | `test_it` |\n| I2 | Holds too. | see I1 |\n")
+    ) == ["I2"]

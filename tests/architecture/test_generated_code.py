@@ -33,11 +33,17 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_committed_code_is_what_the_protos_generate(root: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, root / "libs/protos/generate.py", tmp_path], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, root / "libs/protos/generate.py", tmp_path],
+        check=True,
+        capture_output=True,
+    )
     committed = contents(root / "libs/protos/src/fluoro")
     generated = contents(tmp_path / "fluoro")
     assert sorted(committed) == sorted(generated)
-    assert {name for name in committed if committed[name] != generated[name]} == set(), "run `make gen`"
+    assert {name for name in committed if committed[name] != generated[name]} == set(), (
+        "run `make gen`"
+    )
 
 
 def test_the_protos_keep_the_rules_of_buf(root: Path) -> None:
@@ -52,7 +58,9 @@ def test_the_protos_keep_the_rules_of_buf(root: Path) -> None:
         ("// Nothing to say.\n", "", 'Field "task_name" should have a non-empty comment'),
     ],
 )
-def test_buf_refuses_a_proto_that_breaks_a_rule(root: Path, tmp_path: Path, good: str, bad: str, complaint: str) -> None:
+def test_buf_refuses_a_proto_that_breaks_a_rule(
+    root: Path, tmp_path: Path, good: str, bad: str, complaint: str
+) -> None:
     shutil.copy(root / "buf.yaml", tmp_path)
     shutil.copytree(root / "protos", tmp_path / "protos")
     (tmp_path / "protos/fluoro/v1/planted.proto").write_text(PLANTED.replace(good, bad))

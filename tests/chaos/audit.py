@@ -2,8 +2,8 @@
 
     python tests/chaos/audit.py --database-url URL --blob-url URL RECORDS
 
-RECORDS: a file as `harness.record` writes it. Prints one JSON line per finding and exits with 1 if there is one.
-It is meant for a ledger at rest: a job that still runs is a finding.
+RECORDS: a file as `harness.record` writes it. Prints one JSON line per finding and exits with 1 if
+there is one. It is meant for a ledger at rest: a job that still runs is a finding.
 """
 
 import argparse
@@ -24,7 +24,18 @@ from harness.record import JobRecord, WatchRecord
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-KINDS: Final = ("lost", "duplicated", "gaps", "stuck", "late", "overrun", "spent", "stalled", "exited", "unhealthy")
+KINDS: Final = (
+    "lost",
+    "duplicated",
+    "gaps",
+    "stuck",
+    "late",
+    "overrun",
+    "spent",
+    "stalled",
+    "exited",
+    "unhealthy",
+)
 """lost: accepted, and gone or not done. duplicated: made visible twice. gaps: events missing, doubled or out of order. stuck: not over at
 rest. late: effects after a cancel or of a fenced attempt. overrun: more attempts than allowed, or two at once. spent: an outage of a store
 cost an attempt that counts. The others are not in the ledger, `run.py` sees them. stalled: what could go on waited too long after the last
@@ -44,7 +55,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A query of the ledger that must find nothing. Its rows are a job's id and what the detail's blanks are filled with."""
+    """A query of the ledger that must find nothing.
+
+    Its rows are a job's id and what the detail's blanks are filled with.
+    """
 
     kind: str
     detail: str
@@ -52,7 +66,11 @@ class Rule:
 
 
 RULES: Final = (
-    Rule("stuck", "The job is {0}.", "SELECT id, state FROM jobs WHERE id = ANY(%(jobs)s) AND NOT state = ANY(%(ends)s)"),
+    Rule(
+        "stuck",
+        "The job is {0}.",
+        "SELECT id, state FROM jobs WHERE id = ANY(%(jobs)s) AND NOT state = ANY(%(ends)s)",
+    ),
     Rule(
         "stuck",
         "The job is over and a task of step {0} is {1}.",
@@ -167,7 +185,11 @@ def audit(database_url: str, blob_url: str, records: Sequence[JobRecord]) -> lis
 def _jobs(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> dict[UUID, str]:
     """Jobs in the ledger by these keys, also those whose accept was never answered, and their states."""
     keys = [each.key for each in records]
-    return dict(connection.execute("SELECT id, state FROM jobs WHERE labels->>'key' = ANY(%s)", (keys,)).fetchall())
+    return dict(
+        connection.execute(
+            "SELECT id, state FROM jobs WHERE labels->>'key' = ANY(%s)", (keys,)
+        ).fetchall()
+    )
 
 
 def _accepted(each: JobRecord, jobs: Mapping[UUID, str]) -> Iterator[Finding]:
@@ -179,7 +201,11 @@ def _accepted(each: JobRecord, jobs: Mapping[UUID, str]) -> Iterator[Finding]:
     if state is None:
         yield Finding("lost", each.name, "It was accepted and is not in the ledger.")
     elif each.cancelled_as in ENDS and state != each.cancelled_as:
-        yield Finding("late", each.name, f"A cancel was answered with {each.cancelled_as}, the job is {state}.")
+        yield Finding(
+            "late",
+            each.name,
+            f"A cancel was answered with {each.cancelled_as}, the job is {state}.",
+        )
     if each.late and Path(each.late).exists():
         yield Finding("late", each.name, "An attempt computed on after its cancel.")
 
@@ -197,14 +223,21 @@ FROM jobs j WHERE j.id = ANY(%s) AND j.state = ANY(%s)
 
 
 def _ends(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> Iterator[Finding]:
-    """Jobs that ended as they may not. Every attempt meeting the end of its worker may happen to any (I7)."""
+    """Jobs that ended as they may not.
+
+    Every attempt meeting the end of its worker may happen to any (I7).
+    """
     known = {UUID(each.name.removeprefix("jobs/")): each for each in records if each.name}
-    for job, state, steps, artifacts, used_up in connection.execute(_ENDS.encode(), (list(known), list(ENDS))):
+    for job, state, steps, artifacts, used_up in connection.execute(
+        _ENDS.encode(), (list(known), list(ENDS))
+    ):
         each = known[job]
         if state != each.end and not (state == "FAILED" and used_up):
             yield Finding("lost", each.name, f"A {each.shape} job ended {state}: {steps}.")
         elif state == "SUCCEEDED" and artifacts != each.artifacts:
-            yield Finding("lost", each.name, f"It succeeded with {artifacts} artifacts of {each.artifacts}.")
+            yield Finding(
+                "lost", each.name, f"It succeeded with {artifacts} artifacts of {each.artifacts}."
+            )
 
 
 def _watches(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> Iterator[Finding]:
@@ -229,17 +262,30 @@ class Told:
 
 
 def _trouble(watch: WatchRecord, told: Sequence[Told]) -> str:
-    """What a watcher did not see as it is in the ledger; "" if nothing. Its stream ends where the job first did, retried or not."""
-    ends = (event.sequence for event in told if event.sequence >= watch.start and (event.ends or watch.whole))
+    """What a watcher did not see as it is in the ledger; "" if nothing.
+
+    Its stream ends where the job first did, retried or not.
+    """
+    ends = (
+        event.sequence
+        for event in told
+        if event.sequence >= watch.start and (event.ends or watch.whole)
+    )
     end = max(ends, default=0) if watch.whole else next(ends, 0)
-    expected = [(event.sequence, event.state) for event in told if watch.start < event.sequence <= end]
+    expected = [
+        (event.sequence, event.state) for event in told if watch.start < event.sequence <= end
+    ]
     if watch.error:
         return f"broke off after event {watch.seen[-1][0] if watch.seen else watch.start}: {watch.error}"
     if watch.start < 0:
         return "never got its snapshot."
     if watch.seen != expected:
         seen, should = ([sequence for sequence, _ in events] for events in (watch.seen, expected))
-        return f"saw the events {seen} after {watch.start}, not {should}." if seen != should else "saw other states than the ledger's."
+        return (
+            f"saw the events {seen} after {watch.start}, not {should}."
+            if seen != should
+            else "saw other states than the ledger's."
+        )
     return ""
 
 
@@ -250,14 +296,22 @@ WHERE j.id = ANY(%(jobs)s)
 """
 
 
-def _bytes(connection: Connection[TupleRow], store: BlobStore, jobs: Sequence[UUID]) -> Iterator[Finding]:
+def _bytes(
+    connection: Connection[TupleRow], store: BlobStore, jobs: Sequence[UUID]
+) -> Iterator[Finding]:
     """Artifacts and inputs whose bytes are not in the store as recorded. Each blob is read once."""
     right: dict[UUID, bool] = {}
-    for job, name, blob, size_bytes, sha256 in connection.execute(_BLOBS.encode(), {"jobs": list(jobs)}):
+    for job, name, blob, size_bytes, sha256 in connection.execute(
+        _BLOBS.encode(), {"jobs": list(jobs)}
+    ):
         if blob not in right:
             right[blob] = _is_stored(store, f"blobs/{blob}", size_bytes, sha256)
         if not right[blob]:
-            yield Finding("lost", f"jobs/{job}", f"The bytes of {name}, blobs/{blob}, are not in the store as recorded.")
+            yield Finding(
+                "lost",
+                f"jobs/{job}",
+                f"The bytes of {name}, blobs/{blob}, are not in the store as recorded.",
+            )
 
 
 def _is_stored(store: BlobStore, name: str, size_bytes: int, sha256: bytes) -> bool:
@@ -270,7 +324,9 @@ def _is_stored(store: BlobStore, name: str, size_bytes: int, sha256: bytes) -> b
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--blob-url", required=True)
     parser.add_argument("records", type=Path)

@@ -2,13 +2,15 @@
 
     python tests/chaos/run.py --rounds 20 --seed 7
 
-The same seed makes the same plan of faults; what runs is told on standard error, findings and figures on standard output as JSON lines.
-`--first N --rounds 1` plays round N alone. Exits with 1 if there is any finding. Bounded: ends with what it has after `--minutes`.
+The same seed makes the same plan of faults; what runs is told on standard error, findings and
+figures on standard output as JSON lines. `--first N --rounds 1` plays round N alone. Exits with 1
+if there is any finding. Bounded: ends with what it has after `--minutes`.
 
-Last line: lost, duplicated and so on count findings (audit.py says what they mean). `stalls` has for each kind of fault how many seconds
-anything waited at most that could have gone on, after the last fault of a round with one of them; `stalls_during` the same before that.
-`ratio` is Fluoro's lost jobs per SIGKILL of one of its processes over stock Celery's lost tasks per SIGKILL of its worker; 0 when Fluoro
-lost none, null when only Fluoro lost any.
+Last line: lost, duplicated and so on count findings (audit.py says what they mean). `stalls` has
+for each kind of fault how many seconds anything waited at most that could have gone on, after the
+last fault of a round with one of them; `stalls_during` the same before that. `ratio` is Fluoro's
+lost jobs per SIGKILL of one of its processes over stock Celery's lost tasks per SIGKILL of its
+worker; 0 when Fluoro lost none, null when only Fluoro lost any.
 """
 
 import argparse
@@ -89,8 +91,12 @@ class Run:
                 stack.callback(self._stock.stop)
                 await asyncio.to_thread(self._stock.start)
             watchdog = asyncio.create_task(self._fluoro.watchdog())
-            async with AsyncClient(self._fluoro.endpoint, owner=OWNER, deadline_seconds=10, patience_seconds=90) as client:
-                for number in range(self._arguments.first, self._arguments.first + self._arguments.rounds):
+            async with AsyncClient(
+                self._fluoro.endpoint, owner=OWNER, deadline_seconds=10, patience_seconds=90
+            ) as client:
+                for number in range(
+                    self._arguments.first, self._arguments.first + self._arguments.rounds
+                ):
                     if time.monotonic() > deadline:
                         tell("Out of time.")
                         break
@@ -119,7 +125,9 @@ class Run:
         await asyncio.sleep(max(0, _heard(done, load.last_cancel) - time.monotonic()))
         load.gate.touch()
         await asyncio.sleep(LATE_SECONDS)
-        findings += await asyncio.to_thread(audit, self._fluoro.postgres.url, self._fluoro.blob_url, load.records)
+        findings += await asyncio.to_thread(
+            audit, self._fluoro.postgres.url, self._fluoro.blob_url, load.records
+        )
         waits = [*load.calls, *pulse.waits]
         during, stall = (longest(waits, *span) for span in ((started, mended), (mended, rest)))
         findings += judge(stall, pulse.unhealthy, self._fluoro.exits)
@@ -128,8 +136,18 @@ class Run:
             await strike
         record.write(self._folder / "records.jsonl", load.records)
         self._note(plan, load, findings, (during[0], stall[0]))
-        seconds = {"until_mended": mended - started, "until_rest": rest - mended, "all": time.monotonic() - began}
-        told = {"accepted": len(names), "seconds": seconds, "stall": stall, "stall_during": during, "findings": len(findings)}
+        seconds = {
+            "until_mended": mended - started,
+            "until_rest": rest - mended,
+            "all": time.monotonic() - began,
+        }
+        told = {
+            "accepted": len(names),
+            "seconds": seconds,
+            "stall": stall,
+            "stall_during": during,
+            "findings": len(findings),
+        }
         say("round", number=plan.number, plan=plan.digest, **told)
 
     async def _hurt(self, load: Load, plan: Round, started: float) -> list[faults.Done]:
@@ -156,7 +174,9 @@ class Run:
             query = "SELECT 'jobs/' || id, last_sequence FROM jobs WHERE 'jobs/' || id = ANY(%s)"
             return dict(connection.execute(query, (names,)).fetchall())
 
-    def _note(self, plan: Round, load: Load, findings: list[Finding], stalls: tuple[float, float]) -> None:
+    def _note(
+        self, plan: Round, load: Load, findings: list[Finding], stalls: tuple[float, float]
+    ) -> None:
         """stalls: seconds of the longest while the round's faults lasted, and after that."""
         score = self._score
         score.rounds += 1
@@ -164,7 +184,9 @@ class Run:
         score.kills += sum(fault.kind in faults.KILLS for fault in plan.faults)
         score.faults.update(fault.name for fault in plan.faults)
         for name in {fault.name for fault in plan.faults}:
-            for longest_so_far, seconds in zip((score.stalls_during, score.stalls), stalls, strict=True):
+            for longest_so_far, seconds in zip(
+                (score.stalls_during, score.stalls), stalls, strict=True
+            ):
                 longest_so_far[name] = max(longest_so_far.get(name, 0), seconds)
         score.findings += findings
         with (self._folder / "findings.jsonl").open("a") as file:
@@ -174,26 +196,49 @@ class Run:
                 file.write(json.dumps(told) + "\n")
         if findings:
             arguments = self._arguments
-            tell(f"Replay: python tests/chaos/run.py --seed {arguments.seed} --first {plan.number} --rounds 1")
-            tell(f"    or: python tests/chaos/run.py --seed {arguments.seed} --first {arguments.first} --rounds {score.rounds}")
+            tell(
+                f"Replay: python tests/chaos/run.py --seed {arguments.seed} --first {plan.number} --rounds 1"
+            )
+            tell(
+                f"    or: python tests/chaos/run.py --seed {arguments.seed} --first {arguments.first} --rounds {score.rounds}"
+            )
 
     def _figures(self, stock_lost: int, stock_twice: int) -> dict[str, Any]:
         score, stock = self._score, self._stock
         counts = Counter(finding.kind for finding in score.findings)
-        figures: dict[str, Any] = {"rounds": score.rounds, "seed": self._arguments.seed, "accepted": score.accepted}
-        figures |= {kind: counts[kind] for kind in KINDS} | {"kills": score.kills, "faults": dict(score.faults)}
+        figures: dict[str, Any] = {
+            "rounds": score.rounds,
+            "seed": self._arguments.seed,
+            "accepted": score.accepted,
+        }
+        figures |= {kind: counts[kind] for kind in KINDS} | {
+            "kills": score.kills,
+            "faults": dict(score.faults),
+        }
         figures |= {"stalls": score.stalls, "stalls_during": score.stalls_during}
         if stock:
             lost, theirs = counts["lost"] / max(1, score.kills), stock_lost / max(1, stock.kills)
             ratio = 0.0 if not lost else (lost / theirs if theirs else None)
-            figures |= {"stock_celery_published": stock.published, "stock_celery_kills": stock.kills}
-            figures |= {"stock_celery_lost": stock_lost, "stock_celery_twice": stock_twice, "ratio": ratio}
+            figures |= {
+                "stock_celery_published": stock.published,
+                "stock_celery_kills": stock.kills,
+            }
+            figures |= {
+                "stock_celery_lost": stock_lost,
+                "stock_celery_twice": stock_twice,
+                "ratio": ratio,
+            }
         return figures
 
 
 def _heard(done: Sequence[faults.Done], last_cancel: float) -> float:
     """When every worker should know of every cancel, in seconds of time.monotonic()."""
-    kept = [each for each in done if each.fault.kind in faults.DEAFENS and each.fault.target not in {Store.VALKEY, Store.BLOBS}]
+    kept = [
+        each
+        for each in done
+        if each.fault.kind in faults.DEAFENS
+        and each.fault.target not in {Store.VALKEY, Store.BLOBS}
+    ]
     hanging = [each.ended + STATEMENT_SECONDS for each in kept if each.fault.kind is Kind.HALF_OPEN]
     return max([last_cancel, *(each.ended for each in kept), *hanging]) + CANCEL_SECONDS
 
@@ -210,14 +255,22 @@ def tell(text: str) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
     parser.add_argument("--minutes", type=float, default=60, help="no round begins after this")
     parser.add_argument("--plan", action="store_true", help="print the plan and do nothing")
-    parser.add_argument("--no-stock", dest="stock", action="store_false", help="without the comparison")
-    parser.add_argument("--keep", action="store_true", help="keep the folder with logs and records also when nothing was found")
+    parser.add_argument(
+        "--no-stock", dest="stock", action="store_false", help="without the comparison"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the folder with logs and records also when nothing was found",
+    )
     return parser.parse_args()
 
 
@@ -229,7 +282,9 @@ def main() -> None:
             say("plan", **asdict(make_round(arguments.seed, number)))
         return
     enter_namespace()
-    logging.getLogger("fluoro_client").setLevel(logging.ERROR)  # that connections break off is the point
+    logging.getLogger("fluoro_client").setLevel(
+        logging.ERROR
+    )  # that connections break off is the point
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Not in a folder that is ours alone: PostgreSQL runs as another user when we are root.
     folder = Path(tempfile.mkdtemp(prefix="fluoro-chaos-"))

@@ -56,7 +56,9 @@ def test_ten_rounds_meet_every_manner_in_which_each_store_can_fail() -> None:
 def test_a_seed_gives_the_same_plan_always_and_another_seed_another() -> None:
     _, plan = run("run.py", "--plan", "--rounds", 5, "--seed", 7)
     assert run("run.py", "--plan", "--rounds", 5, "--seed", 7) == (0, plan)
-    assert run("run.py", "--plan", "--rounds", 1, "--first", 3, "--seed", 7) == (0, plan[3:4]), "a round can be played alone"
+    assert run("run.py", "--plan", "--rounds", 1, "--first", 3, "--seed", 7) == (0, plan[3:4]), (
+        "a round can be played alone"
+    )
     assert run("run.py", "--plan", "--rounds", 5, "--seed", 8) != (0, plan)
 
 
@@ -129,16 +131,33 @@ SELECT (jsonb_populate_record(e, '{"sequence": 8}')).* FROM events e WHERE e.job
 HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "none": (set(), lambda _: None),
     "its row is gone": ({"lost", "gaps"}, lambda on: on.sql("DELETE FROM jobs WHERE id = %(job)s")),
-    "its artifact's bytes are gone": ({"lost"}, lambda on: on.rig.blobs.delete(on.bytes_of_artifact)),
-    "its artifact's bytes are others": ({"lost"}, lambda on: on.rig.blobs.put(on.bytes_of_artifact, b"others")),
-    "its artifact's row is gone": ({"lost"}, lambda on: on.sql("DELETE FROM artifacts WHERE job_id = %(job)s")),
+    "its artifact's bytes are gone": (
+        {"lost"},
+        lambda on: on.rig.blobs.delete(on.bytes_of_artifact),
+    ),
+    "its artifact's bytes are others": (
+        {"lost"},
+        lambda on: on.rig.blobs.put(on.bytes_of_artifact, b"others"),
+    ),
+    "its artifact's row is gone": (
+        {"lost"},
+        lambda on: on.sql("DELETE FROM artifacts WHERE job_id = %(job)s"),
+    ),
     "it failed with attempts left": ({"lost"}, Scene.fail),
     "it was refused": ({"lost"}, lambda on: on.record.update(refused="Not accepted: INTERNAL")),
-    "it runs on": ({"stuck"}, lambda on: on.sql("UPDATE jobs SET state = 'RUNNING' WHERE id = %(job)s")),
-    "its task runs on": ({"stuck"}, lambda on: on.sql("UPDATE tasks SET state = 'RUNNING' WHERE job_id = %(job)s")),
+    "it runs on": (
+        {"stuck"},
+        lambda on: on.sql("UPDATE jobs SET state = 'RUNNING' WHERE id = %(job)s"),
+    ),
+    "its task runs on": (
+        {"stuck"},
+        lambda on: on.sql("UPDATE tasks SET state = 'RUNNING' WHERE job_id = %(job)s"),
+    ),
     "its attempt never ended": (
         {"stuck"},
-        lambda on: on.sql("UPDATE attempts SET outcome = NULL WHERE task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"),
+        lambda on: on.sql(
+            "UPDATE attempts SET outcome = NULL WHERE task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"
+        ),
     ),
     "it was committed twice": ({"duplicated"}, lambda on: on.attempt(2, "SUCCEEDED")),
     "it ended twice": (
@@ -153,14 +172,22 @@ HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "a watcher broke off": ({"gaps"}, lambda on: on.record["watches"][0].update(error="INTERNAL")),
     "it had been cancelled": ({"late"}, lambda on: on.record.update(cancelled_as="CANCELLED")),
     "something computed on": ({"late"}, Scene.touch_late),
-    "a cancelled step has an artifact": ({"late"}, lambda on: on.sql("UPDATE steps SET state = 'CANCELLED' WHERE job_id = %(job)s")),
+    "a cancelled step has an artifact": (
+        {"late"},
+        lambda on: on.sql("UPDATE steps SET state = 'CANCELLED' WHERE job_id = %(job)s"),
+    ),
     "an outage of a store cost it an attempt": ({"spent"}, Scene.give_up_for_an_outage),
     "an outage of a store failed its step": (
         {"spent", "late"},
-        lambda on: on.sql("UPDATE steps SET state = 'FAILED', reason = 'LEDGER_BUSY' WHERE job_id = %(job)s"),
+        lambda on: on.sql(
+            "UPDATE steps SET state = 'FAILED', reason = 'LEDGER_BUSY' WHERE job_id = %(job)s"
+        ),
     ),
     "it was tried too often": ({"overrun"}, Scene.try_too_often),
-    "two attempts ran at once": ({"overrun"}, lambda on: on.attempt(2, "LOST", "(SELECT start_time FROM jobs WHERE id = job_id)")),
+    "two attempts ran at once": (
+        {"overrun"},
+        lambda on: on.attempt(2, "LOST", "(SELECT start_time FROM jobs WHERE id = job_id)"),
+    ),
 }
 """What was done to a job, and the kinds of finding that has to give for it."""
 
@@ -180,17 +207,32 @@ def finished(rig: Rig, key: str) -> job_pb2.Job:
 
 def told(rig: Rig, job: job_pb2.Job, key: str) -> dict[str, Any]:
     """What a client was told that saw everything."""
-    changes = [getattr(event, str(event.WhichOneof("change"))) for event in rig.events(UUID(job.name.removeprefix("jobs/")))]
-    names = [change.DESCRIPTOR.fields_by_name["state"].enum_type.values_by_number[change.state].name for change in changes]
+    changes = [
+        getattr(event, str(event.WhichOneof("change")))
+        for event in rig.events(UUID(job.name.removeprefix("jobs/")))
+    ]
+    names = [
+        change.DESCRIPTOR.fields_by_name["state"].enum_type.values_by_number[change.state].name
+        for change in changes
+    ]
     seen = [(sequence, name.removeprefix("STATE_")) for sequence, name in enumerate(names, 1)]
     watches = [{"start": 1, "seen": seen[1:]}, {"start": 0, "seen": seen, "whole": True}]
-    return {"key": key, "shape": "quick", "end": "SUCCEEDED", "artifacts": 1, "name": job.name, "watches": watches}
+    return {
+        "key": key,
+        "shape": "quick",
+        "end": "SUCCEEDED",
+        "artifacts": 1,
+        "name": job.name,
+        "watches": watches,
+    }
 
 
 def audit(rig: Rig, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     path = rig.folder / "records.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    status, findings = run("audit.py", "--database-url", rig.database_url, "--blob-url", rig.blob_url, path)
+    status, findings = run(
+        "audit.py", "--database-url", rig.database_url, "--blob-url", rig.blob_url, path
+    )
     assert status == bool(findings)
     return findings
 
@@ -204,7 +246,10 @@ def test_the_audit_names_what_was_done_to_each_job_and_nothing_else(rig: Rig) ->
         for key, (_, do_harm) in HARM.items():
             do_harm(Scene(rig, db, jobs[key], records[key]))
     findings = audit(rig, list(records.values()))
-    found = {key: {finding["kind"] for finding in findings if finding["job"] == jobs[key].name} for key in HARM}
+    found = {
+        key: {finding["kind"] for finding in findings if finding["job"] == jobs[key].name}
+        for key in HARM
+    }
     assert found == {key: kinds for key, (kinds, _) in HARM.items()}, findings
 
 

@@ -39,7 +39,9 @@ def answer(connection: socket.socket, seconds: float = 5) -> bytes:
     return connection.recv(100)
 
 
-def test_a_half_open_connection_takes_everything_answers_nothing_and_never_recovers(proxy: Proxy) -> None:
+def test_a_half_open_connection_takes_everything_answers_nothing_and_never_recovers(
+    proxy: Proxy,
+) -> None:
     with connected(proxy) as old:
         assert answer(old) == b"+PONG\r\n"
         proxy.half_open()
@@ -86,7 +88,12 @@ def test_a_reset_ends_connections_and_a_refusal_lets_nobody_in(proxy: Proxy) -> 
 
 
 def test_a_wait_counts_as_far_as_it_lies_between_two_times() -> None:
-    waits = [Wait("before", 0, 9), Wait("across", 5, 12), Wait("within", 11, 12.5), Wait("after", 21, 99)]
+    waits = [
+        Wait("before", 0, 9),
+        Wait("across", 5, 12),
+        Wait("within", 11, 12.5),
+        Wait("after", 21, 99),
+    ]
     assert longest(waits, 10, 20) == (2, "across")
     assert longest(waits, 0, 10) == (9, "before")
     assert longest(waits, 13, 20) == (0, "")
@@ -112,7 +119,10 @@ def rig(database_url: str, redis_url: str, blob_url: str, tmp_path: Path) -> Ite
 def test_a_task_that_nobody_claims_is_seen_to_wait_and_one_that_runs_is_not(rig: Rig) -> None:
     first = new_id()
     health = Health()
-    with closing(serve("127.0.0.1", 0, health)) as server, Pulse(lambda: rig.database_url, first, lambda: {"here": server.port}) as pulse:
+    with (
+        closing(serve("127.0.0.1", 0, health)) as server,
+        Pulse(lambda: rig.database_url, first, lambda: {"here": server.port}) as pulse,
+    ):
         job = rig.submit(rig.job_of({"do": "wait", "path": str(rig.folder / "gate")}))
         until(lambda: longest(pulse.waits, 0, time.monotonic())[0] > 0.5, what="a wait")
         rig.worker(pool="threads")
@@ -142,7 +152,9 @@ def test_a_process_that_ends_by_itself_is_told_and_started_again(server_folder: 
     (server_folder / "logs").mkdir()
 
     def ends() -> Child:
-        child = spawn([sys.executable, "-c", "raise SystemExit(3)"], log=server_folder / "logs" / "ended.log")
+        child = spawn(
+            [sys.executable, "-c", "raise SystemExit(3)"], log=server_folder / "logs" / "ended.log"
+        )
         until(lambda: not child.running, what="its end")
         return child
 

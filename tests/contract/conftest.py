@@ -24,13 +24,17 @@ def service(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def settings(service: str) -> list[type[BaseSettings]]:
     """The classes that read the service's environment: its own, and for a worker those of the worker runtime."""
-    modules = [f"{service.replace('-', '_')}.settings"] + ["fluoro_jobs.worker.settings"] * service.endswith("-worker")
+    modules = [f"{service.replace('-', '_')}.settings"] + [
+        "fluoro_jobs.worker.settings"
+    ] * service.endswith("-worker")
     classes = {
         member
         for module in modules
         if importlib.util.find_spec(module)
         for member in vars(importlib.import_module(module)).values()
-        if isinstance(member, type) and issubclass(member, BaseSettings) and member is not BaseSettings
+        if isinstance(member, type)
+        and issubclass(member, BaseSettings)
+        and member is not BaseSettings
     }
     assert classes, f"{service} has no settings class in {modules}"
     return sorted(classes, key=lambda settings: settings.__qualname__)

@@ -27,7 +27,10 @@ def runtime(dockerfile: str) -> str:
 
 def pinned(root: Path, requirements: str) -> set[str]:
     text = (root / "requirements" / requirements).read_text()
-    return {canonicalize_name(name) for name in re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==", text, re.MULTILINE)}
+    return {
+        canonicalize_name(name)
+        for name in re.findall(r"^([A-Za-z0-9._-]+)(?:\[.*\])?==", text, re.MULTILINE)
+    }
 
 
 def requirement_files(root: Path, service: str) -> list[str]:
@@ -58,7 +61,10 @@ def test_an_image_ships_no_tool_that_installs_or_builds(runtime: str, dockerfile
 def test_everything_foreign_in_an_image_is_pinned_by_hash(dockerfile: str) -> None:
     installs = re.findall(r"pip (?:--python \S+ )?install (.*)", dockerfile)
     assert len(installs) == 3
-    assert all("--require-hashes" in line or "--no-index --no-deps /wheels/*.whl" in line for line in installs)
+    assert all(
+        "--require-hashes" in line or "--no-index --no-deps /wheels/*.whl" in line
+        for line in installs
+    )
 
 
 def test_what_an_image_copies_is_in_the_context(root: Path, service: str, dockerfile: str) -> None:
@@ -66,7 +72,11 @@ def test_what_an_image_copies_is_in_the_context(root: Path, service: str, docker
     kept = [line.removeprefix("!") for line in ignored if line.startswith("!")]
     dropped = [line for line in ignored if not line.startswith(("!", "#")) and line != "*"]
     files = requirement_files(root, service)
-    sources = [source for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for source in line.split()]
+    sources = [
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE)
+        for source in line.split()
+    ]
     assert {"libs", f"services/{service}", "requirements/build.txt"} < set(sources)
     for source in sources:
         for name in files if "$" in source else [source]:
@@ -79,7 +89,9 @@ def test_what_an_image_copies_is_in_the_context(root: Path, service: str, docker
 def test_the_pins_hold_every_declared_dependency(root: Path, service: str) -> None:
     wanted = declared(root / "services" / service)
     while libraries := wanted & OURS:
-        wanted = (wanted - libraries).union(*(declared(root / "libs" / name.removeprefix("fluoro-")) for name in libraries))
+        wanted = (wanted - libraries).union(
+            *(declared(root / "libs" / name.removeprefix("fluoro-")) for name in libraries)
+        )
     for requirements in requirement_files(root, service):
         assert wanted - pinned(root, requirements) == set(), requirements
 
@@ -88,16 +100,24 @@ def test_the_base_image_has_a_python_that_every_package_allows(root: Path, docke
     tag = re.search(r"ARG PYTHON_IMAGE=\S+/python:(3[.]\d+)-slim-bookworm", dockerfile)
     assert tag
     rules = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["uv"]["environments"]
-    assert Marker(rules[0]).evaluate({"python_full_version": f"{tag[1]}.0", "sys_platform": "linux"})
+    assert Marker(rules[0]).evaluate(
+        {"python_full_version": f"{tag[1]}.0", "sys_platform": "linux"}
+    )
     for project in root.glob("*/*/pyproject.toml"):
-        assert tag[1] in SpecifierSet(tomllib.loads(project.read_text())["project"]["requires-python"])
+        assert tag[1] in SpecifierSet(
+            tomllib.loads(project.read_text())["project"]["requires-python"]
+        )
 
 
 @pytest.mark.parametrize("lean", ["gateway", "scheduler"])
-def test_the_gateway_and_the_scheduler_ship_nothing_that_decodes_pixels(root: Path, lean: str) -> None:
+def test_the_gateway_and_the_scheduler_ship_nothing_that_decodes_pixels(
+    root: Path, lean: str
+) -> None:
     assert pinned(root, f"{lean}.txt") & PIXELS == set()
 
 
 def test_only_one_onnx_runtime_is_in_an_image(root: Path) -> None:
     assert pinned(root, "ml-worker-cpu.txt") & {"onnxruntime", "onnxruntime-gpu"} == {"onnxruntime"}
-    assert pinned(root, "ml-worker-gpu.txt") & {"onnxruntime", "onnxruntime-gpu"} == {"onnxruntime-gpu"}
+    assert pinned(root, "ml-worker-gpu.txt") & {"onnxruntime", "onnxruntime-gpu"} == {
+        "onnxruntime-gpu"
+    }

@@ -47,7 +47,11 @@ class Overlay:
     manifests: list[dict[str, Any]]
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        return {manifest["metadata"]["name"]: manifest for manifest in self.manifests if manifest["kind"] == kind}
+        return {
+            manifest["metadata"]["name"]: manifest
+            for manifest in self.manifests
+            if manifest["kind"] == kind
+        }
 
     def pod(self, service: str) -> dict[str, Any]:
         pod: dict[str, Any] = self.of("Deployment")[service]["spec"]["template"]["spec"]
@@ -60,7 +64,10 @@ class Overlay:
     def environment(self, service: str) -> dict[str, str]:
         """What the process sees: ConfigMap, Secret, and the container's own, in Kubernetes' order of precedence."""
         container = self.container(service)
-        assert container["envFrom"] == [{"configMapRef": {"name": "fluoro-config"}}, {"secretRef": {"name": "fluoro-secrets"}}]
+        assert container["envFrom"] == [
+            {"configMapRef": {"name": "fluoro-config"}},
+            {"secretRef": {"name": "fluoro-secrets"}},
+        ]
         own = {variable["name"]: variable["value"] for variable in container.get("env", [])}
         return {**self.of("ConfigMap")["fluoro-config"]["data"], **SECRET, **own}
 
@@ -88,7 +95,9 @@ def with_gpu(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "deploy/k8s", tmp_path / "k8s")
     overlay = tmp_path / "k8s/overlays/dev"
     text = (overlay / "kustomization.yaml").read_text()
-    (overlay / "kustomization.yaml").write_text(text.replace("components:\n", "components:\n  - ../../components/gpu\n"))
+    (overlay / "kustomization.yaml").write_text(
+        text.replace("components:\n", "components:\n  - ../../components/gpu\n")
+    )
     return overlay
 
 
@@ -115,13 +124,21 @@ def test_an_empty_build_is_not_valid() -> None:
     assert validate("").returncode == 1
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl to compare with; it is in neither PyPI nor Debian")
+@pytest.mark.skipif(
+    not shutil.which("kubectl"),
+    reason="no kubectl to compare with; it is in neither PyPI nor Debian",
+)
 def test_our_builder_prints_what_kubectl_prints(with_gpu: Path) -> None:
     def by_name(text: str) -> dict[tuple[str, str], Any]:
-        return {(manifest["kind"], manifest["metadata"]["name"]): manifest for manifest in yaml.safe_load_all(text)}
+        return {
+            (manifest["kind"], manifest["metadata"]["name"]): manifest
+            for manifest in yaml.safe_load_all(text)
+        }
 
     for overlay in (ROOT / "deploy/k8s/overlays/dev", with_gpu):
-        theirs = subprocess.run(["kubectl", "kustomize", overlay], check=True, capture_output=True, text=True).stdout
+        theirs = subprocess.run(
+            ["kubectl", "kustomize", overlay], check=True, capture_output=True, text=True
+        ).stdout
         assert by_name(build(overlay)) == by_name(theirs)
 
 
@@ -144,7 +161,12 @@ def test_the_gpu_component_asks_for_a_gpu_and_the_image_that_uses_it(with_gpu: P
 
 def test_every_service_is_deployed_and_nothing_else_is(dev: Overlay) -> None:
     services = {path.parent.name for path in ROOT.glob("services/*/pyproject.toml")}
-    assert set(dev.of("Deployment")) == set(dev.of("PodDisruptionBudget")) == set(dev.of("ServiceAccount")) == services
+    assert (
+        set(dev.of("Deployment"))
+        == set(dev.of("PodDisruptionBudget"))
+        == set(dev.of("ServiceAccount"))
+        == services
+    )
 
 
 def test_a_service_is_found_by_its_selectors(dev: Overlay, service: str) -> None:
@@ -156,12 +178,16 @@ def test_a_service_is_found_by_its_selectors(dev: Overlay, service: str) -> None
     assert dev.container(service)["name"] == service
 
 
-def test_a_service_understands_every_variable_it_is_given(dev: Overlay, service: str, variables: dict[str, Any]) -> None:
+def test_a_service_understands_every_variable_it_is_given(
+    dev: Overlay, service: str, variables: dict[str, Any]
+) -> None:
     shared = set(dev.of("ConfigMap")["fluoro-config"]["data"]) | set(SECRET)
     assert set(dev.environment(service)) - shared - set(variables) == set()
 
 
-def test_every_shared_variable_is_read_by_some_service(dev: Overlay, service: str, variables: dict[str, Any]) -> None:
+def test_every_shared_variable_is_read_by_some_service(
+    dev: Overlay, service: str, variables: dict[str, Any]
+) -> None:
     needless = {"scheduler": {"FLUORO_BLOB_URL"}}.get(service, set())
     assert set(dev.of("ConfigMap")["fluoro-config"]["data"]) - needless <= set(variables)
 
@@ -175,7 +201,9 @@ def test_a_service_starts_with_the_variables_it_is_given(
         settings_class()
 
 
-def test_a_service_listens_where_its_manifest_says(dev: Overlay, service: str, variables: dict[str, Any]) -> None:
+def test_a_service_listens_where_its_manifest_says(
+    dev: Overlay, service: str, variables: dict[str, Any]
+) -> None:
     ports = {port["name"]: port["containerPort"] for port in dev.container(service)["ports"]}
     defaults = {name: variables[f"FLUORO_{name.upper()}_PORT"] for name in ports}
     assert ports == defaults
@@ -184,13 +212,21 @@ def test_a_service_listens_where_its_manifest_says(dev: Overlay, service: str, v
 
 
 def test_an_image_exposes_the_ports_of_its_manifest(dev: Overlay, service: str) -> None:
-    [exposed] = re.findall(r"^EXPOSE (.*)$", (ROOT / "services" / service / "Dockerfile").read_text(), re.MULTILINE)
-    assert [int(port) for port in exposed.split()] == [port["containerPort"] for port in dev.container(service)["ports"]]
+    [exposed] = re.findall(
+        r"^EXPOSE (.*)$", (ROOT / "services" / service / "Dockerfile").read_text(), re.MULTILINE
+    )
+    assert [int(port) for port in exposed.split()] == [
+        port["containerPort"] for port in dev.container(service)["ports"]
+    ]
 
 
 def test_prometheus_is_told_the_http_port(dev: Overlay, service: str) -> None:
     annotations = dev.of("Deployment")[service]["spec"]["template"]["metadata"]["annotations"]
-    assert annotations == {"prometheus.io/scrape": "true", "prometheus.io/port": "9090", "prometheus.io/path": "/metrics"}
+    assert annotations == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": "9090",
+        "prometheus.io/path": "/metrics",
+    }
 
 
 @pytest.mark.parametrize(("healthy", "status"), [(True, 200), (False, 503)])
@@ -204,7 +240,9 @@ def test_every_probe_asks_for_what_the_health_endpoint_answers(
     health.add_check("ledger", ledger)
     container = dev.container(service)
     for probe in ("startupProbe", "livenessProbe"):
-        assert answer(health_url + container[probe]["httpGet"]["path"]) == 200, "a ledger that is down is no reason to restart"
+        assert answer(health_url + container[probe]["httpGet"]["path"]) == 200, (
+            "a ledger that is down is no reason to restart"
+        )
     if service != "gateway":
         assert answer(health_url + container["readinessProbe"]["httpGet"]["path"]) == status
     annotations = dev.of("Deployment")[service]["spec"]["template"]["metadata"]["annotations"]
@@ -225,7 +263,12 @@ def test_the_gateway_is_ready_when_its_job_service_is(dev: Overlay) -> None:
 def test_the_gateways_service_gives_clients_every_pod(dev: Overlay) -> None:
     spec = dev.of("Service")["gateway"]["spec"]
     assert spec["clusterIP"] == "None"
-    assert spec["ports"][0] | {"appProtocol": "grpc"} == {"name": "grpc", "port": 50051, "targetPort": "grpc", "appProtocol": "grpc"}
+    assert spec["ports"][0] | {"appProtocol": "grpc"} == {
+        "name": "grpc",
+        "port": 50051,
+        "targetPort": "grpc",
+        "appProtocol": "grpc",
+    }
     assert spec["selector"] == dev.of("Deployment")["gateway"]["spec"]["selector"]["matchLabels"]
 
 
@@ -237,17 +280,28 @@ def test_a_pod_lives_longer_than_its_service_takes_to_stop(dev: Overlay, service
 
 
 @pytest.mark.parametrize("service", ["dicom-worker", "export-worker"], indirect=True)
-def test_the_children_of_a_worker_fit_into_its_pod(dev: Overlay, service: str, variables: dict[str, Any]) -> None:
+def test_the_children_of_a_worker_fit_into_its_pod(
+    dev: Overlay, service: str, variables: dict[str, Any]
+) -> None:
     limit = dev.container(service)["resources"]["limits"]["memory"]
     assert limit.endswith("Gi")
     given = dev.environment(service)
-    slots, per_child = (int(given.get(name, variables[name])) for name in ("FLUORO_SLOTS", "FLUORO_MAX_MEMORY_PER_CHILD_KIB"))
+    slots, per_child = (
+        int(given.get(name, variables[name]))
+        for name in ("FLUORO_SLOTS", "FLUORO_MAX_MEMORY_PER_CHILD_KIB")
+    )
     assert slots * per_child < 0.9 * int(limit.removesuffix("Gi")) * 1024 * 1024
 
 
-def test_a_rollout_never_takes_a_replica_first_but_where_accelerators_are_scarce(dev: Overlay, service: str) -> None:
+def test_a_rollout_never_takes_a_replica_first_but_where_accelerators_are_scarce(
+    dev: Overlay, service: str
+) -> None:
     rolling = dev.of("Deployment")[service]["spec"]["strategy"]["rollingUpdate"]
-    expected = {"maxSurge": 0, "maxUnavailable": 1} if service == "ml-worker" else {"maxSurge": 1, "maxUnavailable": 0}
+    expected = (
+        {"maxSurge": 0, "maxUnavailable": 1}
+        if service == "ml-worker"
+        else {"maxSurge": 1, "maxUnavailable": 0}
+    )
     assert rolling == expected
 
 
@@ -258,7 +312,11 @@ def test_a_pod_keeps_the_restricted_security_standard(dev: Overlay, service: str
     assert pod["securityContext"]["runAsUser"] == 10001
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for container in pod["containers"] + pod.get("initContainers", []):
-        context = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        context = {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert container["securityContext"] == context
         assert container["resources"]["limits"]["memory"]
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}
@@ -271,7 +329,9 @@ def test_every_volume_is_mounted_and_every_mount_has_its_volume(dev: Overlay, se
 
 def test_every_image_has_the_overlays_tag_and_a_dockerfile(dev: Overlay, service: str) -> None:
     pod = dev.pod(service)
-    assert {container["image"] for container in pod["containers"] + pod.get("initContainers", [])} == {f"fluoro/{service}:dev"}
+    assert {
+        container["image"] for container in pod["containers"] + pod.get("initContainers", [])
+    } == {f"fluoro/{service}:dev"}
     assert (ROOT / "services" / service / "Dockerfile").is_file()
 
 

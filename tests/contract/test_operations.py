@@ -10,13 +10,19 @@ from fluoro_jobs.worker.handler import Handler
 
 STEP = job_pb2.Step.DESCRIPTOR
 
-each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.field)
+each_operation = pytest.mark.parametrize(
+    "operation", OPERATIONS, ids=lambda operation: operation.field
+)
 each_queue = pytest.mark.parametrize("queue", QUEUES)
 
 
 def messages_of(oneof: str) -> dict[str, str]:
     """Fields of a oneof of Step and the messages they hold."""
-    return {field.name: field.message_type.full_name for field in STEP.oneofs_by_name[oneof].fields if field.message_type}
+    return {
+        field.name: field.message_type.full_name
+        for field in STEP.oneofs_by_name[oneof].fields
+        if field.message_type
+    }
 
 
 def test_every_operation_of_the_api_has_a_line_in_the_table_and_no_other_has() -> None:
@@ -28,7 +34,10 @@ def test_every_operation_of_the_api_has_a_line_in_the_table_and_no_other_has() -
 
 def test_every_operation_has_a_result_of_its_name_and_no_result_is_without_an_operation() -> None:
     in_api = messages_of("result")
-    assert {f"{operation.field}_result": operation.result.DESCRIPTOR.full_name for operation in OPERATIONS} == in_api
+    assert {
+        f"{operation.field}_result": operation.result.DESCRIPTOR.full_name
+        for operation in OPERATIONS
+    } == in_api
 
 
 def test_no_task_name_is_used_twice() -> None:
@@ -36,7 +45,9 @@ def test_no_task_name_is_used_twice() -> None:
 
 
 @each_operation
-def test_the_api_documents_the_queue_and_the_task_name_of_the_table(root: Path, operation: Operation) -> None:
+def test_the_api_documents_the_queue_and_the_task_name_of_the_table(
+    root: Path, operation: Operation
+) -> None:
     text = (root / "protos" / operation.request.DESCRIPTOR.file.name).read_text()
     comment = re.search(rf"((?://.*\n)+)message {operation.request.DESCRIPTOR.name} \{{", text)
     assert comment
@@ -51,11 +62,17 @@ def test_every_queue_has_the_service_that_drains_it(root: Path, queue: str) -> N
 
 
 def test_every_worker_drains_a_queue(root: Path) -> None:
-    assert {path.name.removesuffix("-worker") for path in root.glob("services/*-worker")} == set(QUEUES)
+    assert {path.name.removesuffix("-worker") for path in root.glob("services/*-worker")} == set(
+        QUEUES
+    )
 
 
 @each_queue
 def test_a_worker_handles_exactly_the_operations_of_its_queue(queue: str) -> None:
-    handlers: tuple[Handler[Any, Any], ...] = importlib.import_module(f"{queue}_worker.operations").HANDLERS
+    handlers: tuple[Handler[Any, Any], ...] = importlib.import_module(
+        f"{queue}_worker.operations"
+    ).HANDLERS
     handled = [handler.operation.task_name for handler in handlers]
-    assert sorted(handled) == sorted(operation.task_name for operation in OPERATIONS if operation.queue == queue)
+    assert sorted(handled) == sorted(
+        operation.task_name for operation in OPERATIONS if operation.queue == queue
+    )

@@ -19,7 +19,13 @@ def fluoro() -> Iterator[RunningFluoro]:
 @pytest.fixture(scope="module")
 def core() -> Iterator[RunningFluoro]:
     """Gateway, one worker and scheduler, for tests that take their servers away."""
-    with running([service for service in SERVICES if service.name in {"gateway", "dicom-worker", "scheduler"}]) as fluoro:
+    with running(
+        [
+            service
+            for service in SERVICES
+            if service.name in {"gateway", "dicom-worker", "scheduler"}
+        ]
+    ) as fluoro:
         yield fluoro
 
 

@@ -1,4 +1,7 @@
-"""Every benchmark runs and ends with a figure. What the figures are is not for tests on shared machines."""
+"""Every benchmark runs and ends with a figure.
+
+What the figures are is not for tests on shared machines.
+"""
 
 import json
 import subprocess
@@ -14,7 +17,9 @@ MINUTES = {"cancel", "recovery", "streams"}
 
 
 def ran(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def test_every_benchmark_is_explained() -> None:

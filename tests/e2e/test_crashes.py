@@ -48,7 +48,9 @@ class Up:
         settings = os.environ | {"FLUORO_GRPC_PORT": str(first), "FLUORO_HTTP_PORT": str(first + 1)}
         command = [sys.executable, "-m", "fluoro_local", "up", "--data", str(folder / "data")]
         with self.output.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=settings)
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=settings
+            )
 
     def told(self) -> str:
         assert self.process.poll() is None, self.output.read_text()
@@ -56,7 +58,9 @@ class Up:
 
     def pid_of(self, module: str) -> int | None:
         """The process id of a service: a child of ours that runs `-m module`."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        )
         for pid in children:
             with suppress(FileNotFoundError, ProcessLookupError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -92,13 +96,20 @@ def submit(client: Client, job: job_pb2.Job, request_id: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_every_accepted_job_succeeds_though_each_service_is_killed_while_jobs_come_in(up: Up, ct: Path) -> None:
+def test_every_accepted_job_succeeds_though_each_service_is_killed_while_jobs_come_in(
+    up: Up, ct: Path
+) -> None:
     names: list[str] = []
     with Client(up.endpoint, owner="ada") as client:
         job = imaging_report([client.upload(ct)] * 5)
 
         def claimed(queue: str) -> bool:
-            tasks = [task for name in names[-BEFORE:] for step in client.get(name).steps for task in step.tasks]
+            tasks = [
+                task
+                for name in names[-BEFORE:]
+                for step in client.get(name).steps
+                for task in step.tasks
+            ]
             return any(task.queue == queue and task.attempts for task in tasks)
 
         for service in SERVICES:
@@ -113,7 +124,10 @@ def test_every_accepted_job_succeeds_though_each_service_is_killed_while_jobs_co
             until(partial(up.restarted, module, pid), 60, f"{service.name} starting again")
         assert len(set(names)) == 20
         deadline = time.monotonic() + ALL_DONE_SECONDS
-        states = {name: client.wait(name, timeout_seconds=max(0, deadline - time.monotonic())).state for name in names}
+        states = {
+            name: client.wait(name, timeout_seconds=max(0, deadline - time.monotonic())).state
+            for name in names
+        }
     assert set(states.values()) == {job_pb2.Job.STATE_SUCCEEDED}, up.told()
     for service in SERVICES:
         assert f"{service.name} was killed by SIGKILL" in up.told()

@@ -24,7 +24,13 @@ from PIL import Image
 DEMO_SECONDS = 110
 """How long a demonstration may take on a machine that is busy with other things; alone it takes ten."""
 MARK = "FLUORO_TEST_MARK"
-EVERY_PROCESS = {"fluoro_local", "guard.py", "postgres", "valkey-server", *(service.command[-1] for service in SERVICES)}
+EVERY_PROCESS = {
+    "fluoro_local",
+    "guard.py",
+    "postgres",
+    "valkey-server",
+    *(service.command[-1] for service in SERVICES),
+}
 """A word of the command line of each process that a demonstration consists of."""
 
 
@@ -34,7 +40,10 @@ CELERY_SAYS = {"", "worker: Warm shutdown (MainProcess)"}
 
 @dataclass(frozen=True)
 class Demo:
-    """A demonstration that has ended. seen: command lines of its processes while it ran; left: of those after it."""
+    """A demonstration that has ended.
+
+    seen: command lines of its processes while it ran; left: of those after it.
+    """
 
     code: int
     output: str
@@ -50,10 +59,16 @@ def processes_of(mark: str, data: Path) -> set[str]:
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         try:
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = (
+                (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            )
             environment = (process / "environ").read_bytes().decode(errors="replace")
             folder = str((process / "cwd").readlink())
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, a zombie, or another user's and so not ours
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+            PermissionError,
+        ):  # gone, a zombie, or another user's and so not ours
             continue
         if mark in environment or str(data) in command or folder.startswith(str(data)):
             found.add(command)
@@ -63,10 +78,22 @@ def processes_of(mark: str, data: Path) -> set[str]:
 def demo(folder: Path, name: str, *arguments: object) -> Demo:
     data, out, log = folder / "data", folder / name, folder / f"{name}.txt"
     mark = f"{folder.name}-{name}"
-    command = [sys.executable, "-m", "fluoro_local", "demo", "--data", str(data), "--out", str(out), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "fluoro_local",
+        "demo",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *map(str, arguments),
+    ]
     seen: set[str] = set()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {MARK: mark})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {MARK: mark}
+        )
         try:
             deadline = time.monotonic() + DEMO_SECONDS
             while process.poll() is None and time.monotonic() < deadline:
@@ -106,8 +133,17 @@ def second(first: Demo, folder: Path, ct: Path, mr: Path) -> Demo:
 
 def test_it_exits_with_0_and_leaves_report_pictures_and_results(first: Demo) -> None:
     assert first.code == 0, first.output
-    assert {path.name for path in first.out.iterdir()} == {"report.pdf", "preview.png", "preview-2.png", "overlay.png", "result.json"}
-    pictures = [BytesIO((first.out / name).read_bytes()) for name in ("preview.png", "overlay.png", "preview-2.png")]
+    assert {path.name for path in first.out.iterdir()} == {
+        "report.pdf",
+        "preview.png",
+        "preview-2.png",
+        "overlay.png",
+        "result.json",
+    }
+    pictures = [
+        BytesIO((first.out / name).read_bytes())
+        for name in ("preview.png", "overlay.png", "preview-2.png")
+    ]
     assert [Image.open(picture).size for picture in pictures] == [(128, 128), (128, 128), (64, 64)]
     assert "SUCCEEDED" in first.output
     for name in first.out.iterdir():
@@ -119,7 +155,10 @@ def test_its_results_are_a_job_of_the_api(first: Demo) -> None:
     assert job.name in first.output
     steps = {step.name: step for step in job.steps}
     assert set(steps) == {"inspect", "render", "analyze"}
-    assert [instance.modality for instance in steps["inspect"].inspect_dicom_result.instances] == ["CT", "MR"]
+    assert [instance.modality for instance in steps["inspect"].inspect_dicom_result.instances] == [
+        "CT",
+        "MR",
+    ]
     [finding] = steps["analyze"].analyze_images_result.findings
     assert sum(measured.voxels for measured in finding.measurements) == 128 * 128
     assert [item.reason for item in steps["analyze"].items] == ["", "MODEL_NOT_APPLICABLE"]
@@ -127,7 +166,11 @@ def test_its_results_are_a_job_of_the_api(first: Demo) -> None:
 
 def test_its_report_shows_the_images_and_the_findings(first: Demo) -> None:
     report = pypdf.PdfReader(first.out / "report.pdf")
-    assert [image.image.size for page in report.pages for image in page.images if image.image] == [(128, 128), (128, 128), (64, 64)]
+    assert [image.image.size for page in report.pages for image in page.images if image.image] == [
+        (128, 128),
+        (128, 128),
+        (64, 64),
+    ]
     text = "".join(page.extract_text() for page in report.pages)
     for word in ("soft tissue", "bone", "VOXELS", "Not for diagnostic use"):
         assert word in text
@@ -135,9 +178,13 @@ def test_its_report_shows_the_images_and_the_findings(first: Demo) -> None:
 
 def test_another_reader_of_pdf_sees_the_same(first: Demo) -> None:
     report = first.out / "report.pdf"
-    images = subprocess.run([tool("pdfimages"), "-list", report], check=True, capture_output=True, text=True).stdout
+    images = subprocess.run(
+        [tool("pdfimages"), "-list", report], check=True, capture_output=True, text=True
+    ).stdout
     assert [line.split()[3] for line in images.splitlines()[2:]] == ["128", "128", "64"]
-    text = subprocess.run([tool("pdftotext"), "-layout", report, "-"], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(
+        [tool("pdftotext"), "-layout", report, "-"], check=True, capture_output=True, text=True
+    ).stdout
     [row] = [line.split() for line in text.splitlines() if line.strip().startswith("soft tissue")]
     job = json_format.Parse((first.out / "result.json").read_text(), job_pb2.Job())
     [measured] = [
@@ -158,7 +205,10 @@ def test_no_process_is_left_when_it_ends(first: Demo) -> None:
 
 @pytest.mark.usefixtures("first")
 def test_its_services_log_one_json_object_per_line_and_end_without_an_error(folder: Path) -> None:
-    logs = {service.name: (folder / "data" / "logs" / f"{service.name}.log").read_text().splitlines() for service in SERVICES}
+    logs = {
+        service.name: (folder / "data" / "logs" / f"{service.name}.log").read_text().splitlines()
+        for service in SERVICES
+    }
     for name, lines in logs.items():
         events = [json.loads(line) for line in lines if line not in CELERY_SAYS]
         assert {event["service"] for event in events} == {name}
@@ -174,13 +224,21 @@ def test_a_folder_of_ones_own_with_a_broken_file_gives_results_for_the_others(se
     assert "PARTIALLY_SUCCEEDED" in second.output
     [told] = [line for line in second.output.splitlines() if "DICOM_TRUNCATED" in line]
     assert "my own files/study/2.dcm" in told, "it says which file it was"
-    assert {path.name for path in second.out.iterdir()} >= {"report.pdf", "preview.png", "preview-2.png", "overlay.png", "result.json"}
+    assert {path.name for path in second.out.iterdir()} >= {
+        "report.pdf",
+        "preview.png",
+        "preview-2.png",
+        "overlay.png",
+        "result.json",
+    }
     assert not second.left
 
 
 def test_an_input_that_does_not_exist_is_refused_with_a_sentence(folder: Path) -> None:
     refused = demo(folder, "refused", "--input", folder / "no" / "such" / "folder")
     assert refused.code == 1
-    assert f"There is no file in {folder / 'no' / 'such' / 'folder'}" in refused.output.replace("\n", "")
+    assert f"There is no file in {folder / 'no' / 'such' / 'folder'}" in refused.output.replace(
+        "\n", ""
+    )
     assert "Traceback" not in refused.output
     assert not refused.left

@@ -9,11 +9,23 @@ from fluoro_local.testing import JOB_SECONDS, RunningFluoro
 
 def outputs(step: job_pb2.Step) -> tuple[object, ...]:
     """What a step brought, whoever brought it."""
-    artifacts = sorted((artifact.name, artifact.role, artifact.input, artifact.sha256) for artifact in step.artifacts)
-    return step.state, step.reason, step.message, list(step.items), artifacts, getattr(step, step.WhichOneof("result") or "name")
+    artifacts = sorted(
+        (artifact.name, artifact.role, artifact.input, artifact.sha256)
+        for artifact in step.artifacts
+    )
+    return (
+        step.state,
+        step.reason,
+        step.message,
+        list(step.items),
+        artifacts,
+        getattr(step, step.WhichOneof("result") or "name"),
+    )
 
 
-def test_in_shares_or_in_one_piece_the_results_are_the_same(fluoro: RunningFluoro, ct: Path, mr: Path) -> None:
+def test_in_shares_or_in_one_piece_the_results_are_the_same(
+    fluoro: RunningFluoro, ct: Path, mr: Path
+) -> None:
     with fluoro.client() as client:
         study = [client.upload(source) for source in (ct, mr, b"not DICOM", ct, ct)] * 4
         whole, shares = imaging_report(study), imaging_report(study)
@@ -21,7 +33,10 @@ def test_in_shares_or_in_one_piece_the_results_are_the_same(fluoro: RunningFluor
             step.max_inputs_per_task = 0
         for step in shares.steps[:3]:
             step.max_inputs_per_task = 3
-        done = [client.wait(client.submit(job).name, timeout_seconds=JOB_SECONDS) for job in (whole, shares)]
+        done = [
+            client.wait(client.submit(job).name, timeout_seconds=JOB_SECONDS)
+            for job in (whole, shares)
+        ]
     assert [job.state for job in done] == [job_pb2.Job.STATE_PARTIALLY_SUCCEEDED] * 2, fluoro.logs()
     assert [[len(step.tasks) for step in job.steps] for job in done] == [[1, 1, 1, 1], [7, 7, 7, 1]]
     for one, other in zip(*(job.steps[:3] for job in done), strict=True):

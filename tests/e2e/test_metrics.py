@@ -29,20 +29,36 @@ FIGURES = {
         ("fluoro_blob_received_bytes_total", {}),
     ],
     "dicom-worker": [
-        ("fluoro_task_attempts_finished_total", {"operation": "dicom.inspect", "outcome": "succeeded"}),
-        ("fluoro_task_attempts_finished_total", {"operation": "dicom.render", "outcome": "succeeded"}),
+        (
+            "fluoro_task_attempts_finished_total",
+            {"operation": "dicom.inspect", "outcome": "succeeded"},
+        ),
+        (
+            "fluoro_task_attempts_finished_total",
+            {"operation": "dicom.render", "outcome": "succeeded"},
+        ),
         ("fluoro_task_run_seconds_count", {"operation": "dicom.inspect"}),
         ("fluoro_task_wait_seconds_count", {"operation": "dicom.inspect"}),
     ],
     "ml-worker": [
-        ("fluoro_task_attempts_finished_total", {"operation": "ml.analyze", "outcome": "succeeded"}),
+        (
+            "fluoro_task_attempts_finished_total",
+            {"operation": "ml.analyze", "outcome": "succeeded"},
+        ),
         ("fluoro_task_run_seconds_count", {"operation": "ml.analyze"}),
     ],
     "export-worker": [
-        ("fluoro_task_attempts_finished_total", {"operation": "export.report", "outcome": "succeeded"}),
+        (
+            "fluoro_task_attempts_finished_total",
+            {"operation": "export.report", "outcome": "succeeded"},
+        ),
         ("fluoro_jobs_finished_total", {"state": "succeeded"}),
     ],
-    "scheduler": [(name, {"queue": queue}) for name in ("fluoro_workers", "fluoro_worker_slots") for queue in ("dicom", "ml", "export")],
+    "scheduler": [
+        (name, {"queue": queue})
+        for name in ("fluoro_workers", "fluoro_worker_slots")
+        for queue in ("dicom", "ml", "export")
+    ],
 }
 """Figures of each service that are at least 1 once a job has run."""
 
@@ -62,16 +78,23 @@ def test_every_service_is_alive_and_ready(fluoro: RunningFluoro, service: str) -
 
 
 @pytest.mark.parametrize("service", NAMES)
-def test_every_service_has_its_main_figures_once_a_job_has_run(worked: RunningFluoro, service: str) -> None:
+def test_every_service_has_its_main_figures_once_a_job_has_run(
+    worked: RunningFluoro, service: str
+) -> None:
     def missing() -> list[tuple[str, dict[str, str]]]:
         """Of the figures; a worker counts an attempt after it was committed, so a moment after the job is seen to end."""
         status, text = worked.get(service, "/metrics")
         assert status == 200
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
         return [
             (name, labels)
             for name, labels in FIGURES[service]
-            if not any(sample.name == name and sample.labels == labels and sample.value >= 1 for sample in samples)
+            if not any(
+                sample.name == name and sample.labels == labels and sample.value >= 1
+                for sample in samples
+            )
         ]
 
     with contextlib.suppress(AssertionError):  # the next line says it better
@@ -79,10 +102,17 @@ def test_every_service_has_its_main_figures_once_a_job_has_run(worked: RunningFl
     assert not missing()
 
 
-def test_a_job_is_counted_as_cancelled_once_however_often_it_is_cancelled(fluoro: RunningFluoro, ct: Path) -> None:
+def test_a_job_is_counted_as_cancelled_once_however_often_it_is_cancelled(
+    fluoro: RunningFluoro, ct: Path
+) -> None:
     def cancelled() -> float:
         families = text_string_to_metric_families(fluoro.get("gateway", "/metrics")[1])
-        samples = [sample for family in families for sample in family.samples if sample.name == "fluoro_jobs_finished_total"]
+        samples = [
+            sample
+            for family in families
+            for sample in family.samples
+            if sample.name == "fluoro_jobs_finished_total"
+        ]
         return sum(sample.value for sample in samples if sample.labels == {"state": "cancelled"})
 
     before = cancelled()
@@ -94,10 +124,17 @@ def test_a_job_is_counted_as_cancelled_once_however_often_it_is_cancelled(fluoro
     assert cancelled() == before + 1
 
 
-def test_a_submit_that_is_repeated_counts_as_one_accepted_job(worked: RunningFluoro, ct: Path) -> None:
+def test_a_submit_that_is_repeated_counts_as_one_accepted_job(
+    worked: RunningFluoro, ct: Path
+) -> None:
     def accepted() -> float:
         families = text_string_to_metric_families(worked.get("gateway", "/metrics")[1])
-        return next(sample.value for family in families for sample in family.samples if sample.name == "fluoro_jobs_accepted_total")
+        return next(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "fluoro_jobs_accepted_total"
+        )
 
     before = accepted()
     with worked.client() as client:
@@ -107,10 +144,23 @@ def test_a_submit_that_is_repeated_counts_as_one_accepted_job(worked: RunningFlu
 
 
 @pytest.mark.parametrize("service", NAMES)
-def test_promtool_finds_nothing_wrong_with_the_exposition(worked: RunningFluoro, service: str) -> None:
+def test_promtool_finds_nothing_wrong_with_the_exposition(
+    worked: RunningFluoro, service: str
+) -> None:
     _, text = worked.get(service, "/metrics")
-    done = subprocess.run([tool("promtool"), "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False)
-    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "fluoro_" in line or done.returncode not in {0, 3}]
+    done = subprocess.run(
+        [tool("promtool"), "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if "fluoro_" in line or done.returncode not in {0, 3}
+    ]
     assert not complaints
 
 
@@ -124,21 +174,43 @@ class Prometheus:
         """Values by the label `job`; empty until it listens."""
         query = urllib.parse.urlencode({"query": expression})
         try:
-            with urllib.request.urlopen(f"http://{self._address}/api/v1/query?{query}", timeout=10) as response:
+            with urllib.request.urlopen(
+                f"http://{self._address}/api/v1/query?{query}", timeout=10
+            ) as response:
                 answer: dict[str, Any] = json.load(response)
         except OSError:
             return {}
-        return {result["metric"].get("job", ""): float(result["value"][1]) for result in answer["data"]["result"]}
+        return {
+            result["metric"].get("job", ""): float(result["value"][1])
+            for result in answer["data"]["result"]
+        }
 
 
 @pytest.fixture(scope="module")
-def prometheus(worked: RunningFluoro, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    command, folder, address = tool("prometheus"), tmp_path_factory.mktemp("prometheus"), f"127.0.0.1:{free_port()}"
-    targets = {name: urllib.parse.urlsplit(url).netloc for name, url in worked.supervisor.metrics_urls.items()}
-    jobs = [{"job_name": name, "static_configs": [{"targets": [target]}]} for name, target in targets.items()]
+def prometheus(
+    worked: RunningFluoro, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    command, folder, address = (
+        tool("prometheus"),
+        tmp_path_factory.mktemp("prometheus"),
+        f"127.0.0.1:{free_port()}",
+    )
+    targets = {
+        name: urllib.parse.urlsplit(url).netloc
+        for name, url in worked.supervisor.metrics_urls.items()
+    }
+    jobs = [
+        {"job_name": name, "static_configs": [{"targets": [target]}]}
+        for name, target in targets.items()
+    ]
     config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(json.dumps(config))  # YAML is a superset of JSON
-    subprocess.run([tool("promtool"), "check", "config", folder / "prometheus.yml"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [tool("promtool"), "check", "config", folder / "prometheus.yml"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     options = [
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
@@ -154,18 +226,28 @@ def prometheus(worked: RunningFluoro, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_real_prometheus_scrapes_every_service(prometheus: Prometheus) -> None:
-    until(lambda: prometheus.query("up") == dict.fromkeys(NAMES, 1), 60, "up == 1 for every service")
+    until(
+        lambda: prometheus.query("up") == dict.fromkeys(NAMES, 1), 60, "up == 1 for every service"
+    )
 
 
 @pytest.mark.parametrize(
     ("expression", "service"),
     [
         ("sum by (job) (fluoro_jobs_accepted_total) >= 1", "gateway"),
-        ("histogram_quantile(0.95, sum by (job, le) (fluoro_submit_seconds_bucket)) > 0", "gateway"),
-        ('fluoro_task_attempts_finished_total{operation="dicom.inspect",outcome="succeeded"} >= 1', "dicom-worker"),
+        (
+            "histogram_quantile(0.95, sum by (job, le) (fluoro_submit_seconds_bucket)) > 0",
+            "gateway",
+        ),
+        (
+            'fluoro_task_attempts_finished_total{operation="dicom.inspect",outcome="succeeded"} >= 1',
+            "dicom-worker",
+        ),
         ('fluoro_workers{queue="ml"} == 1', "scheduler"),
     ],
 )
-def test_prometheus_answers_questions_about_the_work(prometheus: Prometheus, expression: str, service: str) -> None:
+def test_prometheus_answers_questions_about_the_work(
+    prometheus: Prometheus, expression: str, service: str
+) -> None:
     until(lambda: service in prometheus.query(expression), 60, expression)
     assert math.isfinite(prometheus.query(expression)[service])

@@ -49,7 +49,11 @@ def without_blobs(core: RunningFluoro) -> Iterator[None]:
 OUTAGES = {"ledger": without_ledger, "redis": without_redis, "blobs": without_blobs}
 """By the check that names them."""
 
-CHECKS = {"gateway": {"ledger", "blobs"}, "dicom-worker": {"ledger", "redis", "blobs"}, "scheduler": {"ledger", "redis"}}
+CHECKS = {
+    "gateway": {"ledger", "blobs"},
+    "dicom-worker": {"ledger", "redis", "blobs"},
+    "scheduler": {"ledger", "redis"},
+}
 """What each service cannot be ready without."""
 
 
@@ -62,7 +66,9 @@ def reads(core: RunningFluoro, service: str, status: int, failing: set[str]) -> 
 
 
 @pytest.mark.parametrize("lost", OUTAGES)
-def test_services_name_what_they_cannot_reach_and_work_again_once_it_is_back(core: RunningFluoro, ct: Path, lost: str) -> None:
+def test_services_name_what_they_cannot_reach_and_work_again_once_it_is_back(
+    core: RunningFluoro, ct: Path, lost: str
+) -> None:
     affected = {service for service, checks in CHECKS.items() if lost in checks}
     with OUTAGES[lost](core):
         for service in affected:
@@ -78,17 +84,23 @@ def test_services_name_what_they_cannot_reach_and_work_again_once_it_is_back(cor
     assert job.state == job_pb2.Job.STATE_SUCCEEDED, core.logs()
 
 
-def test_a_job_submitted_without_redis_is_accepted_and_runs_once_it_is_back(core: RunningFluoro, ct: Path) -> None:
+def test_a_job_submitted_without_redis_is_accepted_and_runs_once_it_is_back(
+    core: RunningFluoro, ct: Path
+) -> None:
     with core.client() as client, without_redis(core):
         name = client.submit(inspection(client, ct)).name
         assert client.get(name).state == job_pb2.Job.STATE_PENDING
         assert name in [job.name for job in client.list()]
         assert core.readiness("gateway") == (200, set())
     with core.client() as client:
-        assert client.wait(name, timeout_seconds=SECONDS).state == job_pb2.Job.STATE_SUCCEEDED, core.logs()
+        assert client.wait(name, timeout_seconds=SECONDS).state == job_pb2.Job.STATE_SUCCEEDED, (
+            core.logs()
+        )
 
 
-def test_without_the_ledger_nothing_is_accepted_and_the_caller_is_told_to_try_again(core: RunningFluoro, ct: Path) -> None:
+def test_without_the_ledger_nothing_is_accepted_and_the_caller_is_told_to_try_again(
+    core: RunningFluoro, ct: Path
+) -> None:
     with core.client(patience_seconds=1, deadline_seconds=15) as client:
         job = inspection(client, ct)
         known = client.submit(job).name
@@ -98,13 +110,25 @@ def test_without_the_ledger_nothing_is_accepted_and_the_caller_is_told_to_try_ag
             lambda: list(client.list()),
             lambda: client.upload(b"bytes"),
         )
-        with without_ledger(core), ThreadPoolExecutor() as threads:  # at once, because a refusal takes its time
+        with (
+            without_ledger(core),
+            ThreadPoolExecutor() as threads,
+        ):  # at once, because a refusal takes its time
             # A backend that was at work when its server was killed still answers.
-            until(partial(reads, core, "gateway", 503, {"ledger"}), SECONDS, "the gateway naming the ledger")
+            until(
+                partial(reads, core, "gateway", 503, {"ledger"}),
+                SECONDS,
+                "the gateway naming the ledger",
+            )
             refusals = [future.exception() for future in [threads.submit(call) for call in calls]]
         for refused in refusals:
             assert isinstance(refused, FluoroApiError)
-            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+            assert (refused.code, refused.reason) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "LEDGER_UNAVAILABLE",
+            )
         accepted = client.submit(job, request_id="while-the-ledger-is-away").name
         for name in (known, accepted):
-            assert client.wait(name, timeout_seconds=SECONDS).state == job_pb2.Job.STATE_SUCCEEDED, core.logs()
+            assert (
+                client.wait(name, timeout_seconds=SECONDS).state == job_pb2.Job.STATE_SUCCEEDED
+            ), core.logs()

@@ -50,7 +50,8 @@ def marked_files(ct: Path, folder: Path) -> Iterator[Path]:
     study.save_as(good)
     yield good
     data = good.read_bytes()
-    # One value for another of the same length, so that the file is well-formed and its meaning is not.
+    # One value for another of the same length, so that the file is well-formed and its meaning is
+    # not.
     for name, old, new in (
         ("intercept", b"DS\x06\x00-1024 ", b"DS\x06\x00" + MARK.encode() + b" "),
         ("date", b"DA\x08\x0020040119", b"DA\x08\x00" + MARK.encode().ljust(8)),
@@ -78,7 +79,9 @@ def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFac
         updates = "\n".join(json_format.MessageToJson(update) for update in client.watch(name))
         job = client.get(name)
         artifacts = {
-            f"{step.name}/{artifact.name}": client.download(artifact, folder / "artifact").read_bytes()
+            f"{step.name}/{artifact.name}": client.download(
+                artifact, folder / "artifact"
+            ).read_bytes()
             for step in job.steps
             for artifact in step.artifacts
         }
@@ -88,12 +91,20 @@ def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFac
 
 def test_the_data_set_is_kept_whole_as_metadata(traced: Traced) -> None:
     data_set = pydicom.Dataset.from_json(json.loads(traced.artifacts["inspect/metadata-0000.json"]))
-    assert {keyword: str(data_set[keyword].value) for keyword in IDENTITY} == IDENTITY, "or the other tests would find nothing anywhere"
+    assert {keyword: str(data_set[keyword].value) for keyword in IDENTITY} == IDENTITY, (
+        "or the other tests would find nothing anywhere"
+    )
 
 
 def test_no_artifact_but_the_metadata_says_who_the_patient_is(traced: Traced) -> None:
-    roles = {f"{step.name}/{artifact.name}": artifact.role for step in traced.job.steps for artifact in step.artifacts}
-    assert {roles[name] for name, data in traced.artifacts.items() if MARK.encode() in data} == {"metadata"}
+    roles = {
+        f"{step.name}/{artifact.name}": artifact.role
+        for step in traced.job.steps
+        for artifact in step.artifacts
+    }
+    assert {roles[name] for name, data in traced.artifacts.items() if MARK.encode() in data} == {
+        "metadata"
+    }
     assert set(roles.values()) >= {"preview", "pixels", "overlay", "label-map", "report", "result"}
     assert not [name for name in roles if MARK in name]
 
@@ -104,7 +115,9 @@ def test_neither_the_job_nor_its_events_say_who_the_patient_is(traced: Traced) -
     assert MARK not in json_format.MessageToJson(traced.job)
 
 
-def test_the_text_of_the_report_does_not_say_who_the_patient_is(traced: Traced, tmp_path: Path) -> None:
+def test_the_text_of_the_report_does_not_say_who_the_patient_is(
+    traced: Traced, tmp_path: Path
+) -> None:
     report = tmp_path / "report.pdf"
     report.write_bytes(traced.artifacts["report/report.pdf"])
     reader = pypdf.PdfReader(report)
@@ -114,10 +127,21 @@ def test_the_text_of_the_report_does_not_say_who_the_patient_is(traced: Traced, 
     assert MARK not in str(reader.metadata)
     for command in ("pdftotext", "pdfinfo"):
         target = ["-"] if command == "pdftotext" else []
-        assert MARK not in subprocess.run([tool(command), report, *target], check=True, capture_output=True, text=True, timeout=60).stdout
+        assert (
+            MARK
+            not in subprocess.run(
+                [tool(command), report, *target],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            ).stdout
+        )
 
 
-def test_the_command_does_not_say_who_the_patient_is_when_asked_about_the_job(traced: Traced) -> None:
+def test_the_command_does_not_say_who_the_patient_is_when_asked_about_the_job(
+    traced: Traced,
+) -> None:
     done = traced.fluoro.command("get", traced.job.name)
     assert "DICOM_TRUNCATED" in done.stdout
     assert MARK not in done.stdout + done.stderr
@@ -132,8 +156,16 @@ def test_neither_logs_nor_metrics_say_who_the_patient_is(traced: Traced, service
 
 
 def test_the_data_folder_holds_the_patient_in_inputs_and_metadata_alone(traced: Traced) -> None:
-    known = {*traced.job.inputs, *(each.blob for step in traced.job.steps for each in step.artifacts if each.role == "metadata")}
+    known = {
+        *traced.job.inputs,
+        *(
+            each.blob
+            for step in traced.job.steps
+            for each in step.artifacts
+            if each.role == "metadata"
+        ),
+    }
     files = [path for path in traced.fluoro.data.rglob("*") if path.is_file()]
-    assert {f"blobs/{path.name}" for path in files if MARK.encode() in path.read_bytes()} <= known, (
-        "no log of a server, no table, no scratch"
-    )
+    assert {
+        f"blobs/{path.name}" for path in files if MARK.encode() in path.read_bytes()
+    } <= known, "no log of a server, no table, no scratch"

@@ -18,7 +18,9 @@ def curl(url: str, *words: str) -> str:
     return done.stdout
 
 
-def test_buf_curl_finds_the_methods_and_lists_jobs_by_reflection(fluoro: RunningFluoro, ct: Path) -> None:
+def test_buf_curl_finds_the_methods_and_lists_jobs_by_reflection(
+    fluoro: RunningFluoro, ct: Path
+) -> None:
     name = fluoro.run([ct]).name
     assert set(curl(f"http://{fluoro.endpoint}", "--list-methods").split()) >= {
         "fluoro.v1.BlobService/UploadBlob",
@@ -28,12 +30,18 @@ def test_buf_curl_finds_the_methods_and_lists_jobs_by_reflection(fluoro: Running
         "grpc.health.v1.Health/Check",
     }
     url = f"http://{fluoro.endpoint}/fluoro.v1.JobService/ListJobs"
-    jobs = json.loads(curl(url, "-H", f"fluoro-owner: {OWNER}", "-d", '{"states": ["STATE_SUCCEEDED"]}'))["jobs"]
+    jobs = json.loads(
+        curl(url, "-H", f"fluoro-owner: {OWNER}", "-d", '{"states": ["STATE_SUCCEEDED"]}')
+    )["jobs"]
     assert name in [job["name"] for job in jobs]
     assert json.loads(curl(url, "-H", "fluoro-owner: nobody", "-d", "{}")) == {}
 
 
 @pytest.mark.parametrize("service", ["", "fluoro.v1.JobService"])
 def test_the_standard_health_service_says_serving(fluoro: RunningFluoro, service: str) -> None:
-    answer = curl(f"http://{fluoro.endpoint}/grpc.health.v1.Health/Check", "-d", json.dumps({"service": service}))
+    answer = curl(
+        f"http://{fluoro.endpoint}/grpc.health.v1.Health/Check",
+        "-d",
+        json.dumps({"service": service}),
+    )
     assert json.loads(answer) == {"status": "SERVING"}

@@ -33,7 +33,12 @@ def offset(port: int) -> float:
             families = text_string_to_metric_families(response.read().decode())
     except OSError:
         return 0
-    return next(sample.value for family in families for sample in family.samples if sample.name == "fluoro_clock_offset_seconds")
+    return next(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "fluoro_clock_offset_seconds"
+    )
 
 
 def shifted(rig: Rig, port: int, seconds: int, *service: str) -> None:
@@ -60,4 +65,9 @@ def test_jobs_run_as_ever_on_a_worker_whose_clock_is_wrong(rig: Rig, seconds: in
     job = rig.finished(rig.submit(rig.job_of({"do": "sleep", "seconds": 1})))
     assert job.state == job_pb2.Job.STATE_SUCCEEDED, rig.logs()
     (attempt,) = job.steps[0].tasks[0].attempts
-    assert job.create_time.seconds <= attempt.start_time.seconds <= attempt.end_time.seconds <= job.create_time.seconds + 60
+    assert (
+        job.create_time.seconds
+        <= attempt.start_time.seconds
+        <= attempt.end_time.seconds
+        <= job.create_time.seconds + 60
+    )

@@ -35,9 +35,18 @@ def beside(blob: str) -> str:
     return f"blobs/{UUID(int=new_id().int & ~0xFF | UUID(blob.removeprefix('blobs/')).int & 0xFF)}"
 
 
-def test_bytes_of_a_failed_attempt_and_of_a_broken_upload_are_collected_and_no_others(rig: Rig) -> None:
+def test_bytes_of_a_failed_attempt_and_of_a_broken_upload_are_collected_and_no_others(
+    rig: Rig,
+) -> None:
     port = free_port()
-    rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port, collect_interval_seconds=0.005, collect_seen_seconds=0)
+    rig.served(
+        "gateway",
+        free_port(),
+        grpc_host="127.0.0.1",
+        grpc_port=port,
+        collect_interval_seconds=0.005,
+        collect_seen_seconds=0,
+    )
     rig.worker(pool="threads")
     commands = {"do": "artifact", "name": "a", "text": "x"}, {"do": "fail", "reason": "NOT_DICOM"}
     job = rig.finished(rig.submit(rig.job_of(*commands, max_attempts=1)))
@@ -69,10 +78,19 @@ def test_bytes_of_a_failed_attempt_and_of_a_broken_upload_are_collected_and_no_o
 
 def test_bytes_that_a_wrong_clock_made_old_have_time_to_get_their_record(rig: Rig) -> None:
     rig.served(
-        "gateway", free_port(), grpc_host="127.0.0.1", grpc_port=0, collect_interval_seconds=0.002, collect_seen_seconds=SEEN_SECONDS
+        "gateway",
+        free_port(),
+        grpc_host="127.0.0.1",
+        grpc_port=0,
+        collect_interval_seconds=0.002,
+        collect_seen_seconds=SEEN_SECONDS,
     )
     with rig.connection() as connection:
-        until(lambda: Path(rig.blob_url.removeprefix("file://"), "ledger").exists(), 30, "the first look of the collector")
+        until(
+            lambda: Path(rig.blob_url.removeprefix("file://"), "ledger").exists(),
+            30,
+            "the first look of the collector",
+        )
         young = f"blobs/{new_id()}"
         rig.blobs.put(young, b"written by a machine whose clock is two days behind")
         make_old(lie(rig)[young.removeprefix("blobs/")])
@@ -87,6 +105,8 @@ def test_a_gateway_with_the_wrong_ledger_deletes_nothing(rig: Rig) -> None:
     rig.blobs.put(blob, b"of another ledger")
     make_old(lie(rig)[blob.removeprefix("blobs/")])
     assert rig.blobs.claim("another ledger")
-    rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=0, collect_interval_seconds=0.005)
+    rig.served(
+        "gateway", free_port(), grpc_host="127.0.0.1", grpc_port=0, collect_interval_seconds=0.005
+    )
     until(lambda: "blob_store_of_another_ledger" in rig.logs(), 30, "word of it in the log")
     assert rig.blobs.exists(blob)

@@ -1,6 +1,7 @@
 """No space left: a clear answer, nothing half-written, and work goes on once there is room.
 
-A limit on the size of one file stands for the end of the disk, where a real small one is not needed.
+A limit on the size of one file stands for the end of the disk, where a real small one is not
+needed.
 """
 
 import json
@@ -43,13 +44,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 48 MiB. Mounting takes root."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip("nothing can be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_gateway_is_not_ready_while_the_disk_of_the_blobs_is_full_or_read_only(rig: Rig, disk: Path) -> None:
+def test_a_gateway_is_not_ready_while_the_disk_of_the_blobs_is_full_or_read_only(
+    rig: Rig, disk: Path
+) -> None:
     http_port = free_port()
     rig.served("gateway", http_port, grpc_host="127.0.0.1", grpc_port=0, blob_url=f"file://{disk}")
     filler = disk / "filler"
@@ -59,8 +66,13 @@ def test_a_gateway_is_not_ready_while_the_disk_of_the_blobs_is_full_or_read_only
     filler.unlink()
     until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 with room again")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    until(lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a read-only disk")
-    assert status(http_port)[1] == "BlobStoreReadOnlyError: the blob store is read-only or denies access"
+    until(
+        lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a read-only disk"
+    )
+    assert (
+        status(http_port)[1]
+        == "BlobStoreReadOnlyError: the blob store is read-only or denies access"
+    )
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 once it can be written to")
     assert list(disk.iterdir()) == []
@@ -79,7 +91,9 @@ def gateway(rig: Rig) -> Iterator[tuple["subprocess.Popen[bytes]", Client]]:
         yield process, client
 
 
-def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(rig: Rig, gateway: tuple["subprocess.Popen[bytes]", Client]) -> None:
+def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(
+    rig: Rig, gateway: tuple["subprocess.Popen[bytes]", Client]
+) -> None:
     process, client = gateway
     small = client.upload(b"small")
     leave_room(process, ROOM)
@@ -94,28 +108,47 @@ def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(rig: Rig, gat
 
 def returns(rig: Rig, job_id: UUID) -> list[str]:
     attempts = rig.job(job_id).steps[0].tasks[0].attempts
-    return [attempt.reason for attempt in attempts if attempt.outcome == job_pb2.Attempt.OUTCOME_RELEASED]
+    return [
+        attempt.reason
+        for attempt in attempts
+        if attempt.outcome == job_pb2.Attempt.OUTCOME_RELEASED
+    ]
 
 
 def test_a_step_that_cannot_store_its_artifact_says_so_and_waits_for_room(rig: Rig) -> None:
     worker = rig.worker(pool="threads")
     rig.start("scheduler")
     leave_room(worker, ROOM)
-    job_id = rig.submit(rig.job_of({"do": "artifact", "name": "a", "text": "x" * 1024, "times": 6 * 1024}, max_attempts=1))
+    job_id = rig.submit(
+        rig.job_of(
+            {"do": "artifact", "name": "a", "text": "x" * 1024, "times": 6 * 1024}, max_attempts=1
+        )
+    )
     before = stored(rig)
-    assert until(lambda: returns(rig, job_id), what="an attempt that was handed back")[0] == "BLOB_STORE_FULL"
+    assert (
+        until(lambda: returns(rig, job_id), what="an attempt that was handed back")[0]
+        == "BLOB_STORE_FULL"
+    )
     assert not rig.job(job_id).steps[0].artifacts
     assert stored(rig) == before
     leave_room(worker, resource.RLIM_INFINITY)
     job = rig.finished(job_id)
-    assert (job.state, job.steps[0].artifacts[0].size_bytes) == (job_pb2.Job.STATE_SUCCEEDED, 6 * MIB), rig.logs()
+    assert (job.state, job.steps[0].artifacts[0].size_bytes) == (
+        job_pb2.Job.STATE_SUCCEEDED,
+        6 * MIB,
+    ), rig.logs()
 
 
 def test_a_worker_without_room_for_temporary_files_says_so(rig: Rig) -> None:
     job = rig.job_of(max_attempts=1)
-    job.inputs[0] = rig.blob(json.dumps([{"do": "fail", "reason": "INTERNAL", "padding": "x" * 3 * ROOM}]).encode())
+    job.inputs[0] = rig.blob(
+        json.dumps([{"do": "fail", "reason": "INTERNAL", "padding": "x" * 3 * ROOM}]).encode()
+    )
     worker = rig.worker(pool="threads")
     leave_room(worker, ROOM)
     job_id = rig.submit(job)
-    assert until(lambda: returns(rig, job_id), what="an attempt that was handed back")[0] == "SCRATCH_FULL"
+    assert (
+        until(lambda: returns(rig, job_id), what="an attempt that was handed back")[0]
+        == "SCRATCH_FULL"
+    )
     assert rig.job(job_id).state == job_pb2.Job.STATE_RUNNING, "another worker may have room"

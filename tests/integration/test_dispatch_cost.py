@@ -1,6 +1,7 @@
 """What a dispatch and a look at the backlog cost has a bound.
 
-PostgreSQL ends a statement that takes too long, and then nothing would ever be dispatched or measured.
+PostgreSQL ends a statement that takes too long, and then nothing would ever be dispatched or
+measured.
 """
 
 from fluoro_jobs import dispatch
@@ -26,18 +27,24 @@ FROM tasks, generate_series(0, %(owners)s - 1) o, generate_series(1, %(tasks)s) 
 def entries_read(connection: LedgerConnection) -> int:
     """Of the index of ready tasks, so far."""
     connection.execute("SELECT pg_stat_force_next_flush()")
-    ((entries,),) = connection.execute("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'tasks_ready_idx'").fetchall()
+    ((entries,),) = connection.execute(
+        "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'tasks_ready_idx'"
+    ).fetchall()
     return int(entries)
 
 
 def rows_walked(connection: LedgerConnection) -> int:
     """Of the table of tasks, by statements that used no index, so far."""
     connection.execute("SELECT pg_stat_force_next_flush()")
-    ((rows,),) = connection.execute("SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'tasks'").fetchall()
+    ((rows,),) = connection.execute(
+        "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'tasks'"
+    ).fetchall()
     return int(rows)
 
 
-def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_many_wait(rig: Rig) -> None:
+def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_many_wait(
+    rig: Rig,
+) -> None:
     rig.submit(rig.job_of())
     with rig.connection() as connection:
         connection.execute(_COPY, {"owners": OWNERS, "tasks": TASKS})
@@ -47,7 +54,9 @@ def test_a_dispatch_fills_its_window_and_looks_at_so_many_tasks_only_however_man
         before = entries_read(connection)
         assert len(dispatch.take(connection)) == PLACES
         assert entries_read(connection) - before < dispatch.MAX_CANDIDATES + 10 * OWNERS
-        shares = connection.execute("SELECT count(*) FROM tasks WHERE state = 'QUEUED' GROUP BY owner").fetchall()
+        shares = connection.execute(
+            "SELECT count(*) FROM tasks WHERE state = 'QUEUED' GROUP BY owner"
+        ).fetchall()
         assert max(shares) <= (PLACES // OWNERS + 1,), "of each owner as many"
 
 

@@ -91,7 +91,11 @@ def end(connection: LedgerConnection, claim: attempts.Claim, outcome: Outcome) -
         for file in outcome.artifacts
     ]  # fmt: skip
     result = outcome.result.SerializeToString() if outcome.result else b""
-    attempts.commit(connection, claim, TaskResult(result, [item for item in outcome.items if item.input in inputs], artifacts))
+    attempts.commit(
+        connection,
+        claim,
+        TaskResult(result, [item for item in outcome.items if item.input in inputs], artifacts),
+    )
 
 
 @asynccontextmanager
@@ -120,7 +124,17 @@ class Transcript:
         """The messages, without what differs from one deployment to another."""
         for message in messages:
             text = json.dumps(told(MessageToDict(message)), sort_keys=True)
-            self.lines.append((what, json.loads(UUID.sub(lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"), text))))
+            self.lines.append(
+                (
+                    what,
+                    json.loads(
+                        UUID.sub(
+                            lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"),
+                            text,
+                        )
+                    ),
+                )
+            )
 
     async def refused(self, what: str, call: Awaitable[object]) -> None:
         """How a call is refused."""
@@ -128,27 +142,49 @@ class Transcript:
             await call
         error = caught.value
         text = f"{error.code} {error.reason} {error.violations}"
-        self.lines.append((what, UUID.sub(lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"), text)))
+        self.lines.append(
+            (
+                what,
+                UUID.sub(
+                    lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"), text
+                ),
+            )
+        )
 
 
 def told(value: Any) -> Any:
     """The value of a JSON object without the fields that are UNTOLD."""
     if isinstance(value, list):
         return [told(each) for each in value]
-    return {key: told(each) for key, each in value.items() if key not in UNTOLD} if isinstance(value, dict) else value
+    return (
+        {key: told(each) for key, each in value.items() if key not in UNTOLD}
+        if isinstance(value, dict)
+        else value
+    )
 
 
-async def a_job_that_fails_and_is_retried(ada: AsyncClient, work: Work, seen: Transcript, blob: str) -> None:
+async def a_job_that_fails_and_is_retried(
+    ada: AsyncClient, work: Work, seen: Transcript, blob: str
+) -> None:
     job = imaging_report([blob])
     job.steps[1].max_inputs_per_task = 0
     name = (await ada.submit(job, request_id="once")).name
     seen.note("submitted", await ada.submit(job, request_id="once"), await ada.get(name))
     await seen.refused("another body", ada.submit(imaging_report([blob, blob]), request_id="once"))
     await seen.refused("retried too soon", ada.retry(name))
-    ok, failed = Item(input=0, state=Item.STATE_SUCCEEDED), Item(input=0, state=Item.STATE_FAILED, reason="NOT_DICOM", message="No.")
+    ok, failed = (
+        Item(input=0, state=Item.STATE_SUCCEEDED),
+        Item(input=0, state=Item.STATE_FAILED, reason="NOT_DICOM", message="No."),
+    )
     async with asyncio.timeout(PATIENCE_SECONDS), aclosing(ada.watch(name)) as watch:
         seen.note("snapshot", await anext(watch))
-        await work(name, "inspect", Outcome(items=[ok], artifacts=[File("a.json", b"{}", "metadata", "application/json", 0)]))
+        await work(
+            name,
+            "inspect",
+            Outcome(
+                items=[ok], artifacts=[File("a.json", b"{}", "metadata", "application/json", 0)]
+            ),
+        )
         await work(name, "render", Outcome(result=dicom_pb2.RenderDicomResult(), items=[ok]))
         await work(name, "analyze", Outcome(items=[failed]))
         messages = [message async for message in watch if message.HasField("event")]
@@ -161,37 +197,62 @@ async def a_job_that_fails_and_is_retried(ada: AsyncClient, work: Work, seen: Tr
         await work(name, step, Outcome())
     seen.note("succeeded", await ada.get(name))
     async with aclosing(ada.watch(name, messages[-1].cursor)) as rest:
-        seen.note("since the retry", *[message async for message in rest if message.HasField("event")])
+        seen.note(
+            "since the retry", *[message async for message in rest if message.HasField("event")]
+        )
     await seen.refused("nothing to retry", ada.retry(name))
     seen.note("cancelled too late", await ada.cancel(name))
 
 
-async def a_job_that_fans_out(ada: AsyncClient, work: Work, seen: Transcript, blobs: list[str]) -> None:
+async def a_job_that_fans_out(
+    ada: AsyncClient, work: Work, seen: Transcript, blobs: list[str]
+) -> None:
     def steps(first: job_pb2.Step, policy: Any) -> Job:
         first.item_failure_policy = policy
-        return Job(inputs=blobs, steps=[first, inspect("second", after=["first"])], labels={"kind": "wide"})
+        return Job(
+            inputs=blobs, steps=[first, inspect("second", after=["first"])], labels={"kind": "wide"}
+        )
 
     states = (Item.STATE_SUCCEEDED, Item.STATE_FAILED, Item.STATE_SKIPPED)
-    items = [Item(input=number, state=state, reason="" if number == 0 else "NO_PIXEL_DATA") for number, state in enumerate(states)]
-    for policy in (job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW, job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP):
+    items = [
+        Item(input=number, state=state, reason="" if number == 0 else "NO_PIXEL_DATA")
+        for number, state in enumerate(states)
+    ]
+    for policy in (
+        job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW,
+        job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
+    ):
         name = (await ada.submit(steps(render("first", max_inputs_per_task=2), policy))).name
         await work(name, "first", Outcome(items=items))
         seen.note("partly", await ada.get(name))
         if policy == job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW:
             await work(name, "second", Outcome("PIXELS_UNDECODABLE", "As told."))
         seen.note("through", await ada.get(name), await ada.retry(name), await ada.get(name))
-    skipped = [Item(input=number, state=Item.STATE_SKIPPED, reason="MODEL_NOT_APPLICABLE") for number in range(3)]
+    skipped = [
+        Item(input=number, state=Item.STATE_SKIPPED, reason="MODEL_NOT_APPLICABLE")
+        for number in range(3)
+    ]
     name = (await ada.submit(steps(render("first"), 0))).name
     await work(name, "first", Outcome(items=skipped))
     seen.note("skipped", await ada.get(name))
 
 
-async def jobs_of_an_owner(ada: AsyncClient, bob: AsyncClient, work: Work, seen: Transcript, blob: str) -> None:
-    mine = Job(inputs=[blob], steps=[inspect("one"), inspect("two", after=["one"])], labels={"kind": "mine"}, priority=3)
+async def jobs_of_an_owner(
+    ada: AsyncClient, bob: AsyncClient, work: Work, seen: Transcript, blob: str
+) -> None:
+    mine = Job(
+        inputs=[blob],
+        steps=[inspect("one"), inspect("two", after=["one"])],
+        labels={"kind": "mine"},
+        priority=3,
+    )
     name = (await ada.submit(mine)).name
     await seen.refused("another's job", bob.get(name))
     await seen.refused("another's blob", bob.submit(mine))
-    async with asyncio.timeout(PATIENCE_SECONDS), aclosing(ada.watch_jobs({"kind": "mine"})) as watch:
+    async with (
+        asyncio.timeout(PATIENCE_SECONDS),
+        aclosing(ada.watch_jobs({"kind": "mine"})) as watch,
+    ):
         seen.note("open", await anext(watch))
         await work(name, "one", None)
         seen.note("running", await ada.get(name), await ada.wait(name, timeout_seconds=0.01))
@@ -204,7 +265,10 @@ async def jobs_of_an_owner(ada: AsyncClient, bob: AsyncClient, work: Work, seen:
     for _ in range(3):
         await ada.submit(mine)
     seen.note("listed", *[job async for job in ada.list(labels={"kind": "mine"}, page_size=2)])
-    seen.note("listed by state", *[job async for job in ada.list(states=[Job.STATE_CANCELLED, Job.STATE_SUCCEEDED])])
+    seen.note(
+        "listed by state",
+        *[job async for job in ada.list(states=[Job.STATE_CANCELLED, Job.STATE_SUCCEEDED])],
+    )
 
 
 async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None:
@@ -225,15 +289,25 @@ async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None
             await seen.refused(name, call(name))
         await seen.refused(name, anext(ada.watch(name)))
     await seen.refused("blob", ada.get_blob(f"blobs/{NOBODY}"))
-    seen.note("checked", await ada.submit(Job(inputs=[f"blobs/{NOBODY}"], steps=[inspect()]), validate_only=True))
+    seen.note(
+        "checked",
+        await ada.submit(Job(inputs=[f"blobs/{NOBODY}"], steps=[inspect()]), validate_only=True),
+    )
 
 
 async def converse(endpoint: str, work: Work, folder: Path) -> list[tuple[str, Any]]:
     """All that a client can ask, and what it hears."""
     seen = Transcript()
-    async with AsyncClient(endpoint, owner="ada") as ada, AsyncClient(endpoint, owner="bob") as bob, AsyncClient(endpoint) as nobody:
+    async with (
+        AsyncClient(endpoint, owner="ada") as ada,
+        AsyncClient(endpoint, owner="bob") as bob,
+        AsyncClient(endpoint) as nobody,
+    ):
         await seen.refused("without an owner", nobody.get(f"jobs/{NOBODY}"))
-        blobs = [await ada.upload(data, media_type="text/plain") for data in (b"one", b"two", b"three", b"one")]
+        blobs = [
+            await ada.upload(data, media_type="text/plain")
+            for data in (b"one", b"two", b"three", b"one")
+        ]
         seen.note("uploaded", *blobs, await ada.get_blob(blobs[0].name))
         await seen.refused("another's bytes", bob.download(blobs[0].name, folder / "not"))
         assert (await ada.download(blobs[1].name, folder / "two")).read_bytes() == b"two"

@@ -19,8 +19,20 @@ FOREIGN: Final[list[bytes]] = [
     b"{}",
     b'{"headers": null}',
     b'{"headers": {"id": "x", "task": "dicom.inspect", "attempt": []}}',
-    json.dumps({"headers": {"id": str(new_id()), "task": "dicom.inspect", "attempt": 10**30}, "body": "", "properties": {}}).encode(),
-    json.dumps({"headers": {"id": str(new_id()), "task": "dicom.inspect"}, "body": "!", "properties": {"delivery_tag": 1}}).encode(),
+    json.dumps(
+        {
+            "headers": {"id": str(new_id()), "task": "dicom.inspect", "attempt": 10**30},
+            "body": "",
+            "properties": {},
+        }
+    ).encode(),
+    json.dumps(
+        {
+            "headers": {"id": str(new_id()), "task": "dicom.inspect"},
+            "body": "!",
+            "properties": {"delivery_tag": 1},
+        }
+    ).encode(),
 ]
 
 
@@ -31,11 +43,16 @@ def test_a_foreign_message_ends_no_worker(rig: Rig, pool: str) -> None:
         for foreign in FOREIGN:
             client.lpush("dicom", foreign)
             job = rig.finished(rig.submit(rig.job_of()))
-            assert (job.state, worker.poll()) == (job_pb2.Job.STATE_SUCCEEDED, None), (foreign, rig.logs())
+            assert (job.state, worker.poll()) == (job_pb2.Job.STATE_SUCCEEDED, None), (
+                foreign,
+                rig.logs(),
+            )
 
 
 @pytest.mark.parametrize("attempt", ["[]", "{}", "1e400", '"x"', str(10**30), "-1"])
-def test_a_message_that_asks_for_no_possible_attempt_keeps_no_lost_one_from_being_sent_again(rig: Rig, attempt: str) -> None:
+def test_a_message_that_asks_for_no_possible_attempt_keeps_no_lost_one_from_being_sent_again(
+    rig: Rig, attempt: str
+) -> None:
     with rig.connection() as connection, redis.Redis.from_url(rig.redis_url) as client:
         attempts.beat(connection, Worker(new_id(), "host:1", "dicom", 4, "0"), [])
         rig.submit(rig.job_of())

@@ -12,7 +12,13 @@ import pytest
 import structlog
 from fluoro.v1.dicom_pb2 import InspectDicom
 from fluoro.v1.job_pb2 import Job, Step
-from fluoro.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest
+from fluoro.v1.job_service_pb2 import (
+    CancelJobRequest,
+    ListJobsRequest,
+    SubmitJobRequest,
+    WaitJobRequest,
+    WatchJobRequest,
+)
 from gateway import cursor
 from gateway.testing import logged
 from gateway.testing_jobs import Rig, rigged
@@ -32,8 +38,15 @@ async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator
 
 async def submit_large(rig: Rig) -> str:
     """The name of a job of 1,000 tasks."""
-    blob = (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA)).jobs[0].inputs[0]
-    steps = [Step(name=f"s{number}", inspect_dicom=InspectDicom(), max_inputs_per_task=1) for number in range(STEPS)]
+    blob = (
+        (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA))
+        .jobs[0]
+        .inputs[0]
+    )
+    steps = [
+        Step(name=f"s{number}", inspect_dicom=InspectDicom(), max_inputs_per_task=1)
+        for number in range(STEPS)
+    ]
     job = Job(inputs=[blob] * TASKS_OF_A_STEP, steps=steps)
     return str((await rig.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=ADA)).job.name)
 
@@ -103,7 +116,9 @@ async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wai
         of_owner = [rig.watch(), rig.watch()]
         for call in of_owner:
             await bookmarked(call)
-        wait = rig.client.jobs.WaitJob(WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS}), metadata=ADA)
+        wait = rig.client.jobs.WaitJob(
+            WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS}), metadata=ADA
+        )
         reading = [asyncio.create_task(sequences_of(call)) for call in calls]
         reading_all = [asyncio.create_task(told(call, job)) for call in of_owner]
         await cancel(rig, job)
@@ -114,21 +129,28 @@ async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wai
         assert (await wait).job.state == Job.STATE_CANCELLED
 
 
-async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loop_turn(rig: Rig) -> None:
+async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loop_turn(
+    rig: Rig,
+) -> None:
     await rig.submit()
     jobs = [await submit_large(rig) for _ in range(20)]
     call, of_one = rig.watch(), watch(rig, jobs[0])
     await bookmarked(call)
     await anext(aiter(of_one))
     async with stalls() as late:
-        reading = [asyncio.create_task(told(call, *jobs)), asyncio.create_task(sequences_of(of_one))]
+        reading = [
+            asyncio.create_task(told(call, *jobs)),
+            asyncio.create_task(sequences_of(of_one)),
+        ]
         await asyncio.gather(*(cancel(rig, job) for job in jobs))
         found, sequences = await asyncio.gather(*reading)
     assert found == {job: list(range(2, EVENTS + 1)) for job in jobs}
     assert sequences == list(range(2, EVENTS + 1))
     late.sort()
     usual, longest = late[len(late) * 99 // 100], late[-1]
-    assert usual < 0.1, f"the event loop was late by {usual:.3f} s (p99), at most by {longest:.3f} s"
+    assert usual < 0.1, (
+        f"the event loop was late by {usual:.3f} s (p99), at most by {longest:.3f} s"
+    )
 
 
 async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(rig: Rig) -> None:
@@ -145,7 +167,9 @@ async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(rig: Rig)
     for response in responses[:-1]:
         found.setdefault(response.event.job, []).append(response.event.sequence)
     assert [found[job] for job in jobs] == [list(range(1, EVENTS + 1))] * 3
-    assert len({response.cursor for response in responses}) == 3  # one per job cancelled: whoever breaks off goes on from there
+    assert (
+        len({response.cursor for response in responses}) == 3
+    )  # one per job cancelled: whoever breaks off goes on from there
 
 
 async def test_a_read_that_failed_is_tried_again_at_once_and_not_with_the_next_wake_up(

@@ -49,7 +49,9 @@ async def looks(rig: Rig, count: int) -> list[Refused]:
     return await asyncio.gather(*(refused(look(rig)) for _ in range(count)))
 
 
-async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_once(urls: URLS, postgres: PostgresServer) -> None:
+async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_once(
+    urls: URLS, postgres: PostgresServer
+) -> None:
     async with rigged(*urls, ledger_statement_seconds=STATEMENT_SECONDS) as rig:
         assert {found.reason for found in await looks(rig, 50)} == {"JOB_NOT_FOUND"}
         with standing_still(postgres):
@@ -59,7 +61,9 @@ async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_
             began = time.monotonic()
             answers += await looks(rig, 200)
             assert time.monotonic() - began < 2, "100 calls a second and more"
-        assert {(found.code, found.reason) for found in answers} == {(grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")}
+        assert {(found.code, found.reason) for found in answers} == {
+            (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+        }
         began = time.monotonic()
         while (await refused(look(rig))).reason != "JOB_NOT_FOUND":
             assert time.monotonic() - began < 5, "PostgreSQL has been back for that long"
@@ -82,7 +86,9 @@ async def test_the_haste_of_one_owner_is_refused_and_not_the_delay_of_another(ur
             assert {task.result() for task in done} == {"GATEWAY_BUSY"}
             order.clear()
             other = asyncio.create_task(call(rig, "eve"))
-            await refused(rig.client.jobs.GetJob(GetJobRequest(name="bad"), metadata=owner("eve")))  # hers has come in before this one
+            await refused(
+                rig.client.jobs.GetJob(GetJobRequest(name="bad"), metadata=owner("eve"))
+            )  # hers has come in before this one
         assert await other == "JOB_NOT_FOUND"
         assert "eve" in order[:3], order
         assert {await task for task in waiting} == {"JOB_NOT_FOUND"}
@@ -93,10 +99,16 @@ async def test_a_call_whose_caller_has_gone_is_not_run(urls: URLS) -> None:
         name = await rig.submit()
         async with locked(urls[0], "jobs"):
             first = asyncio.create_task(refused(look(rig)))
-            gone = await refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=owner("ada"), timeout=0.5))
+            gone = await refused(
+                rig.client.jobs.CancelJob(
+                    CancelJobRequest(name=name), metadata=owner("ada"), timeout=0.5
+                )
+            )
             assert gone.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert (await first).reason == "JOB_NOT_FOUND"
-        assert (await rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=owner("ada"))).job.state == Job.STATE_PENDING
+        assert (
+            await rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=owner("ada"))
+        ).job.state == Job.STATE_PENDING
 
 
 async def test_events_come_while_every_thread_of_the_callers_is_taken(urls: URLS) -> None:
@@ -105,7 +117,10 @@ async def test_events_come_while_every_thread_of_the_callers_is_taken(urls: URLS
         watch = rig.client.jobs.WatchJob(WatchJobRequest(name=name), metadata=owner("ada"))
         assert (await watch.read()).HasField("snapshot")
         async with locked(urls[0], "items"):
-            stuck = [rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=owner("ada")) for _ in range(3)]
+            stuck = [
+                rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=owner("ada"))
+                for _ in range(3)
+            ]
             await rig.start(name)
             while not (response := await asyncio.wait_for(watch.read(), 3)).HasField("event"):
                 continue

@@ -26,7 +26,15 @@ EXTREMES: Final[dict[int, tuple[Any, ...]]] = {
     FieldDescriptor.TYPE_INT64: INT64,
     FieldDescriptor.TYPE_DOUBLE: (float("nan"), float("inf"), -float("inf"), 5e-324, -1.7e308),
     FieldDescriptor.TYPE_BOOL: (True, False),
-    FieldDescriptor.TYPE_STRING: ("", "\0", "\U0010ffff", "x" * 10_000, "jobs/", "blobs/" + "0" * 32, "=" * 32),
+    FieldDescriptor.TYPE_STRING: (
+        "",
+        "\0",
+        "\U0010ffff",
+        "x" * 10_000,
+        "jobs/",
+        "blobs/" + "0" * 32,
+        "=" * 32,
+    ),
     FieldDescriptor.TYPE_BYTES: (b"", b"\0", bytes(range(256)), bytes(32)),
 }
 SERVICES: Final = (
@@ -37,7 +45,10 @@ METHODS: Final = [method for service in SERVICES for method in service.methods]
 
 
 def variants(message: Message, whole: Message) -> Iterator[Message]:
-    """Copies of `whole` in which one field of `message`, a part of it, is at an end of its type. The part is put back."""
+    """Copies of `whole` in which one field of `message`, a part of it, is at an end of its type.
+
+    The part is put back.
+    """
     for field in message.DESCRIPTOR.fields:
         before = type(message)()
         before.CopyFrom(message)
@@ -97,7 +108,9 @@ async def code_of(client: Client, method: MethodDescriptor, request: Message) ->
 
 
 @pytest.mark.parametrize("method", METHODS, ids=[_snake(method.name) for method in METHODS])
-async def test_no_value_of_any_field_is_internal(method: MethodDescriptor, database_url: str, redis_url: str, blob_url: str) -> None:
+async def test_no_value_of_any_field_is_internal(
+    method: MethodDescriptor, database_url: str, redis_url: str, blob_url: str
+) -> None:
     async with serving(database_url, redis_url, blob_url) as client:
         parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"x")]
         blob = (await client.blobs.UploadBlob(iter(parts))).blob.name
@@ -105,8 +118,14 @@ async def test_no_value_of_any_field_is_internal(method: MethodDescriptor, datab
         request = seed(method, job, blob)
         requests = list(variants(request, request))
         if isinstance(request, job_service_pb2.WatchJobsRequest):
-            requests.append(job_service_pb2.WatchJobsRequest(start_cursor=cursor.encode_horizon("default", {}, 2**64 - 1)))
-        bad = [(code, one) for one in requests if (code := await code_of(client, method, one)) in BUGS]
+            requests.append(
+                job_service_pb2.WatchJobsRequest(
+                    start_cursor=cursor.encode_horizon("default", {}, 2**64 - 1)
+                )
+            )
+        bad = [
+            (code, one) for one in requests if (code := await code_of(client, method, one)) in BUGS
+        ]
         assert len(requests) >= 1
         assert bad == []
 
@@ -114,16 +133,28 @@ async def test_no_value_of_any_field_is_internal(method: MethodDescriptor, datab
 BUGS: Final = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
-@pytest.mark.parametrize(("zone", "seconds"), [("Asia/Tokyo", 253_402_300_799), ("America/New_York", -62_135_596_800)])
+@pytest.mark.parametrize(
+    ("zone", "seconds"), [("Asia/Tokyo", 253_402_300_799), ("America/New_York", -62_135_596_800)]
+)
 async def test_the_first_and_last_time_there_is_can_be_read_whatever_the_time_zone_of_the_ledger(
     database_url: str, redis_url: str, blob_url: str, zone: str, seconds: int
 ) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE \"{connection.info.dbname}\" SET timezone = '{zone}'".encode())
+        connection.execute(
+            f"ALTER DATABASE \"{connection.info.dbname}\" SET timezone = '{zone}'".encode()
+        )
     async with serving(database_url, redis_url, blob_url) as client:
         parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"x")]
         blob = (await client.blobs.UploadBlob(iter(parts))).blob.name
-        job = Job(inputs=[blob], steps=[Step(name="a", inspect_dicom={})], schedule_time=Timestamp(seconds=seconds))
+        job = Job(
+            inputs=[blob],
+            steps=[Step(name="a", inspect_dicom={})],
+            schedule_time=Timestamp(seconds=seconds),
+        )
         name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
         (listed,) = (await client.jobs.ListJobs(ListJobsRequest())).jobs
-        assert listed.schedule_time.seconds == (await client.jobs.GetJob(GetJobRequest(name=name))).job.schedule_time.seconds == seconds
+        assert (
+            listed.schedule_time.seconds
+            == (await client.jobs.GetJob(GetJobRequest(name=name))).job.schedule_time.seconds
+            == seconds
+        )

@@ -30,12 +30,17 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @pytest.fixture
 async def client(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Client]:
-    async with serving(database_url, redis_url, blob_url, health_check_interval_seconds=0.1) as made:
+    async with serving(
+        database_url, redis_url, blob_url, health_check_interval_seconds=0.1
+    ) as made:
         yield made
 
 
 async def upload(client: Client, data: bytes = b"x", **kwargs: Any) -> str:
-    parts = [UploadBlobRequest(header=UploadBlobHeader(size_bytes=len(data))), UploadBlobRequest(chunk=data)]
+    parts = [
+        UploadBlobRequest(header=UploadBlobHeader(size_bytes=len(data))),
+        UploadBlobRequest(chunk=data),
+    ]
     return str((await client.blobs.UploadBlob(iter(parts), **kwargs)).blob.name)
 
 
@@ -43,14 +48,29 @@ def a_job(blob: str, *, name: str = "inspect", **fields: Any) -> Job:
     return Job(inputs=[blob], steps=[Step(name=name, inspect_dicom={})], **fields)
 
 
-async def test_an_accepted_job_is_in_the_ledger_when_the_answer_comes(client: Client, database_url: str) -> None:
+async def test_an_accepted_job_is_in_the_ledger_when_the_answer_comes(
+    client: Client, database_url: str
+) -> None:
     blob = await upload(client)
-    job = (await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(blob, priority=3, labels={"ward": "7"})))).job
+    job = (
+        await client.jobs.SubmitJob(
+            SubmitJobRequest(job=a_job(blob, priority=3, labels={"ward": "7"}))
+        )
+    ).job
     with psycopg.connect(database_url) as connection:
-        assert connection.execute("SELECT state FROM jobs WHERE id = %s", (job.name[5:],)).fetchone() == ("PENDING",)
-    assert (job.state, job.owner, job.priority, dict(job.labels)) == (Job.STATE_PENDING, "default", 3, {"ward": "7"})
+        assert connection.execute(
+            "SELECT state FROM jobs WHERE id = %s", (job.name[5:],)
+        ).fetchone() == ("PENDING",)
+    assert (job.state, job.owner, job.priority, dict(job.labels)) == (
+        Job.STATE_PENDING,
+        "default",
+        3,
+        {"ward": "7"},
+    )
     got = (await client.jobs.GetJob(GetJobRequest(name=job.name))).job
-    assert [(step.name, step.WhichOneof("operation")) for step in got.steps] == [("inspect", "inspect_dicom")]
+    assert [(step.name, step.WhichOneof("operation")) for step in got.steps] == [
+        ("inspect", "inspect_dicom")
+    ]
     assert got.create_time == job.create_time
 
 
@@ -63,45 +83,80 @@ async def test_the_same_request_again_is_the_same_job(client: Client) -> None:
 
 async def test_two_owners_may_use_the_same_request_id(client: Client) -> None:
     ann = (("fluoro-owner", "ann"),)
-    first = await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(await upload(client)), request_id="once"))
-    second = await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(await upload(client, metadata=ann)), request_id="once"), metadata=ann)
+    first = await client.jobs.SubmitJob(
+        SubmitJobRequest(job=a_job(await upload(client)), request_id="once")
+    )
+    second = await client.jobs.SubmitJob(
+        SubmitJobRequest(job=a_job(await upload(client, metadata=ann)), request_id="once"),
+        metadata=ann,
+    )
     assert first.job.name != second.job.name
 
 
-async def test_one_bad_submit_does_not_spoil_those_it_shares_a_transaction_with(client: Client) -> None:
+async def test_one_bad_submit_does_not_spoil_those_it_shares_a_transaction_with(
+    client: Client,
+) -> None:
     blob = await upload(client)
     bad = SubmitJobRequest(job=a_job("blobs/00000000-0000-7000-8000-000000000000"))
-    calls = [client.jobs.SubmitJob(bad if number % 3 == 0 else SubmitJobRequest(job=a_job(blob))) for number in range(60)]
+    calls = [
+        client.jobs.SubmitJob(bad if number % 3 == 0 else SubmitJobRequest(job=a_job(blob)))
+        for number in range(60)
+    ]
     codes = [await call.code() for call in calls]
-    assert [code.name for code in codes] == ["NOT_FOUND" if number % 3 == 0 else "OK" for number in range(60)]
+    assert [code.name for code in codes] == [
+        "NOT_FOUND" if number % 3 == 0 else "OK" for number in range(60)
+    ]
 
 
 async def test_checking_only_stores_nothing_and_names_nothing(client: Client) -> None:
-    job = (await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(await upload(client)), validate_only=True))).job
+    job = (
+        await client.jobs.SubmitJob(
+            SubmitJobRequest(job=a_job(await upload(client)), validate_only=True)
+        )
+    ).job
     assert (job.name, job.state) == ("", Job.STATE_PENDING)
-    assert (await refused(client.jobs.SubmitJob(SubmitJobRequest(job=Job(), validate_only=True)))).reason == "JOB_EMPTY"
+    assert (
+        await refused(client.jobs.SubmitJob(SubmitJobRequest(job=Job(), validate_only=True)))
+    ).reason == "JOB_EMPTY"
     assert list((await client.jobs.ListJobs(ListJobsRequest())).jobs) == []
 
 
 async def test_listing_pages_through_the_callers_own_jobs_newest_first(client: Client) -> None:
     blob = await upload(client)
-    names = [(await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(blob, labels={"n": str(n % 2)})))).job.name for n in range(5)]
+    names = [
+        (
+            await client.jobs.SubmitJob(SubmitJobRequest(job=a_job(blob, labels={"n": str(n % 2)})))
+        ).job.name
+        for n in range(5)
+    ]
     page = await client.jobs.ListJobs(ListJobsRequest(page_size=3))
     rest = await client.jobs.ListJobs(ListJobsRequest(page_size=3, page_token=page.next_page_token))
     assert [job.name for job in (*page.jobs, *rest.jobs)] == names[::-1]
     assert rest.next_page_token == ""
     odd = await client.jobs.ListJobs(ListJobsRequest(labels={"n": "1"}, states=[Job.STATE_PENDING]))
     assert [job.name for job in odd.jobs] == [names[3], names[1]]
-    assert list((await client.jobs.ListJobs(ListJobsRequest(), metadata=(("fluoro-owner", "ann"),))).jobs) == []
+    assert (
+        list(
+            (
+                await client.jobs.ListJobs(ListJobsRequest(), metadata=(("fluoro-owner", "ann"),))
+            ).jobs
+        )
+        == []
+    )
 
 
-async def test_a_job_retried_before_its_schedule_time_still_waits_for_it(client: Client, database_url: str) -> None:
+async def test_a_job_retried_before_its_schedule_time_still_waits_for_it(
+    client: Client, database_url: str
+) -> None:
     job = a_job(await upload(client))
     job.schedule_time.FromSeconds(int(time.time()) + 3600)
     name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
     await client.jobs.CancelJob(CancelJobRequest(name=name))
     retried = (await client.jobs.RetryJob(RetryJobRequest(name=name))).job
-    assert (retried.state, retried.steps[0].tasks[0].run_after_time) == (Job.STATE_PENDING, job.schedule_time)
+    assert (retried.state, retried.steps[0].tasks[0].run_after_time) == (
+        Job.STATE_PENDING,
+        job.schedule_time,
+    )
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert dispatch.take(connection) == []
 
@@ -110,7 +165,11 @@ async def test_a_call_that_names_no_owner_is_told_what_to_do_and_health_needs_no
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
     async with serving(database_url, redis_url, blob_url, single_owner="") as client:
-        for call in (client.jobs.ListJobs(ListJobsRequest()), client.jobs.WatchJob(WatchJobRequest()).read(), upload(client)):
+        for call in (
+            client.jobs.ListJobs(ListJobsRequest()),
+            client.jobs.WatchJob(WatchJobRequest()).read(),
+            upload(client),
+        ):
             how = await refused(call)
             assert (how.code.name, how.reason) == ("UNAUTHENTICATED", "OWNER_MISSING")
             assert "fluoro-owner" in how.message
@@ -119,7 +178,9 @@ async def test_a_call_that_names_no_owner_is_told_what_to_do_and_health_needs_no
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
 
-async def test_health_tells_the_process_and_the_ledger_apart(client: Client, postgres: PostgresServer) -> None:
+async def test_health_tells_the_process_and_the_ledger_apart(
+    client: Client, postgres: PostgresServer
+) -> None:
     health: Any = health_pb2_grpc.HealthStub(client.channel)  # type: ignore[no-untyped-call]  # generated without types
 
     async def status(service: str) -> int:
@@ -137,7 +198,9 @@ async def test_health_tells_the_process_and_the_ledger_apart(client: Client, pos
     try:
         await becomes(NOT_SERVING)
         assert await status("") == SERVING
-        assert (await refused(client.jobs.ListJobs(ListJobsRequest()))).reason == "LEDGER_UNAVAILABLE"
+        assert (
+            await refused(client.jobs.ListJobs(ListJobsRequest()))
+        ).reason == "LEDGER_UNAVAILABLE"
     finally:
         postgres.start()
     await becomes(SERVING)
@@ -146,8 +209,14 @@ async def test_health_tells_the_process_and_the_ledger_apart(client: Client, pos
 
 async def test_the_server_tells_what_it_serves(client: Client) -> None:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)  # type: ignore[no-untyped-call]  # generated without types
-    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-    listed = {service.name async for response in call for service in response.list_services_response.service}
+    call = stub.ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
+    listed = {
+        service.name
+        async for response in call
+        for service in response.list_services_response.service
+    }
     assert {"fluoro.v1.JobService", "fluoro.v1.BlobService", "grpc.health.v1.Health"} <= listed
 
 

@@ -19,9 +19,19 @@ from typing import Any
 import grpc.aio
 import psycopg
 import pytest
-from fluoro.v1.blob_service_pb2 import Blob, DownloadBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro.v1.blob_service_pb2 import (
+    Blob,
+    DownloadBlobRequest,
+    UploadBlobHeader,
+    UploadBlobRequest,
+)
 from fluoro.v1.job_pb2 import Job, Step
-from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest
+from fluoro.v1.job_service_pb2 import (
+    GetJobRequest,
+    SubmitJobRequest,
+    WaitJobRequest,
+    WatchJobRequest,
+)
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs
 from gateway.testing import Client, connected, parse, refused
@@ -131,10 +141,16 @@ async def test_it_starts_and_serves_probes_and_metrics(gateway: Process) -> None
     await submit(gateway.client)
     status, text = await gateway.get("/metrics")
     assert status == 200
-    assert re.search(r'^fluoro_rpc_requests_total{code="OK",method="fluoro.v1.JobService.SubmitJob"} 1.0$', text, re.MULTILINE)
+    assert re.search(
+        r'^fluoro_rpc_requests_total{code="OK",method="fluoro.v1.JobService.SubmitJob"} 1.0$',
+        text,
+        re.MULTILINE,
+    )
 
 
-async def test_a_gateway_that_shuts_down_ends_watches_with_their_cursor_and_exits_0(gateway: Process) -> None:
+async def test_a_gateway_that_shuts_down_ends_watches_with_their_cursor_and_exits_0(
+    gateway: Process,
+) -> None:
     client = gateway.client
     job = await submit(client)
     watch = client.jobs.WatchJob(WatchJobRequest(name=job))
@@ -146,7 +162,12 @@ async def test_a_gateway_that_shuts_down_ends_watches_with_their_cursor_and_exit
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await watch.read()
     how = parse(caught.value)
-    assert (how.code.name, how.reason, how.metadata["cursor"], how.retry_seconds) == ("UNAVAILABLE", "SHUTTING_DOWN", first.cursor, 1)
+    assert (how.code.name, how.reason, how.metadata["cursor"], how.retry_seconds) == (
+        "UNAVAILABLE",
+        "SHUTTING_DOWN",
+        first.cursor,
+        1,
+    )
     assert (await waiting).reason == "SHUTTING_DOWN"
     assert await ending == 0
     assert time.monotonic() - began < 5
@@ -156,7 +177,9 @@ async def test_an_upload_under_way_is_finished_before_the_gateway_ends(gateway: 
     upload = gateway.client.blobs.UploadBlob()
     await upload.write(UploadBlobRequest(header=UploadBlobHeader(size_bytes=2)))
     await upload.write(UploadBlobRequest(chunk=b"a"))
-    await gateway.client.blobs.UploadBlob(parts(iter([b"x"])))  # the server has seen the first upload by now
+    await gateway.client.blobs.UploadBlob(
+        parts(iter([b"x"]))
+    )  # the server has seen the first upload by now
     ending = asyncio.create_task(gateway.ends(signal.SIGTERM))
     while (await gateway.get("/readyz"))[0] == 200:  # noqa: ASYNC110 - another process sets no Event
         await asyncio.sleep(0.02)
@@ -166,10 +189,14 @@ async def test_an_upload_under_way_is_finished_before_the_gateway_ends(gateway: 
     assert await ending == 0
 
 
-async def test_submits_in_flight_are_answered_or_refused_but_never_cut_off(gateway: Process) -> None:
+async def test_submits_in_flight_are_answered_or_refused_but_never_cut_off(
+    gateway: Process,
+) -> None:
     client = gateway.client
     blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
-    request = SubmitJobRequest(job=Job(inputs=[blob], steps=[Step(name="inspect", inspect_dicom={})]))
+    request = SubmitJobRequest(
+        job=Job(inputs=[blob], steps=[Step(name="inspect", inspect_dicom={})])
+    )
     calls = [client.jobs.SubmitJob(request) for _ in range(200)]
     await calls[0]
     ending = asyncio.create_task(gateway.ends(signal.SIGTERM))
@@ -178,8 +205,12 @@ async def test_submits_in_flight_are_answered_or_refused_but_never_cut_off(gatew
     assert await ending == 0
 
 
-async def test_a_call_that_does_not_end_is_cut_off_after_the_grace(database_url: str, redis_url: str, blob_url: str) -> None:
-    async with started(database_url, redis_url, blob_url, FLUORO_SHUTDOWN_GRACE_SECONDS="1") as gateway:
+async def test_a_call_that_does_not_end_is_cut_off_after_the_grace(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with started(
+        database_url, redis_url, blob_url, FLUORO_SHUTDOWN_GRACE_SECONDS="1"
+    ) as gateway:
         upload = gateway.client.blobs.UploadBlob()
         await upload.write(UploadBlobRequest(header=UploadBlobHeader()))
         await submit(gateway.client)
@@ -189,7 +220,9 @@ async def test_a_call_that_does_not_end_is_cut_off_after_the_grace(database_url:
         assert await upload.code() is not grpc.StatusCode.OK
 
 
-async def test_a_bucket_that_does_not_answer_keeps_no_gateway_from_ending(database_url: str, redis_url: str) -> None:
+async def test_a_bucket_that_does_not_answer_keeps_no_gateway_from_ending(
+    database_url: str, redis_url: str
+) -> None:
     asked, callers = asyncio.Event(), list[asyncio.StreamWriter]()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -198,15 +231,26 @@ async def test_a_bucket_that_does_not_answer_keeps_no_gateway_from_ending(databa
             asked.set()
 
     with psycopg.connect(database_url, autocommit=True) as connection:
-        blob = blobs.add(connection, "me", Blob(name=f"blobs/{new_id()}", size_bytes=1, sha256=bytes(32), media_type="text/plain"))
+        blob = blobs.add(
+            connection,
+            "me",
+            Blob(name=f"blobs/{new_id()}", size_bytes=1, sha256=bytes(32), media_type="text/plain"),
+        )
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as bucket:
-        keys = {"AWS_ENDPOINT": f"http://127.0.0.1:{bucket.sockets[0].getsockname()[1]}", "AWS_ALLOW_HTTP": "true"}
+        keys = {
+            "AWS_ENDPOINT": f"http://127.0.0.1:{bucket.sockets[0].getsockname()[1]}",
+            "AWS_ALLOW_HTTP": "true",
+        }
         keys |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "a", "AWS_REGION": "us-east-1"}
-        settings = environment(database_url, redis_url, "s3://bucket", FLUORO_SHUTDOWN_GRACE_SECONDS="1", **keys)
+        settings = environment(
+            database_url, redis_url, "s3://bucket", FLUORO_SHUTDOWN_GRACE_SECONDS="1", **keys
+        )
         process = spawn(settings)
         try:
             async with connected(int(settings["FLUORO_GRPC_PORT"])) as client:
-                download = client.blobs.DownloadBlob(DownloadBlobRequest(name=blob.name), wait_for_ready=True)
+                download = client.blobs.DownloadBlob(
+                    DownloadBlobRequest(name=blob.name), wait_for_ready=True
+                )
                 async with asyncio.timeout(READY_SECONDS):
                     await asked.wait()
                 assert await Process(process, client, 0).ends(signal.SIGTERM) == 0
@@ -232,11 +276,18 @@ async def test_64_mib_go_in_and_out_in_bounded_memory(gateway: Process) -> None:
         digest.update(chunk)
     await submit(gateway.client)
     before = gateway.status("VmRSS")
-    uploads = [gateway.client.blobs.UploadBlob(parts(chunk for _ in range(64)), metadata=(("fluoro-owner", f"o{n}"),)) for n in range(2)]
+    uploads = [
+        gateway.client.blobs.UploadBlob(
+            parts(chunk for _ in range(64)), metadata=(("fluoro-owner", f"o{n}"),)
+        )
+        for n in range(2)
+    ]
     blob, _ = [(await upload).blob for upload in uploads]
     assert (blob.size_bytes, blob.sha256) == (64 * MIB, digest.digest())
     got = hashlib.sha256()
-    call = gateway.client.blobs.DownloadBlob(DownloadBlobRequest(name=blob.name), metadata=(("fluoro-owner", "o0"),))
+    call = gateway.client.blobs.DownloadBlob(
+        DownloadBlobRequest(name=blob.name), metadata=(("fluoro-owner", "o0"),)
+    )
     async for response in call:
         got.update(response.chunk)
     assert got.digest() == digest.digest()
@@ -246,13 +297,17 @@ async def test_64_mib_go_in_and_out_in_bounded_memory(gateway: Process) -> None:
 
 
 @pytest.mark.parametrize("taken", ["FLUORO_GRPC_PORT", "FLUORO_HTTP_PORT"])
-def test_a_taken_port_is_named_and_ends_the_start(database_url: str, redis_url: str, blob_url: str, taken: str) -> None:
+def test_a_taken_port_is_named_and_ends_the_start(
+    database_url: str, redis_url: str, blob_url: str, taken: str
+) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = str(held.getsockname()[1])
         settings = environment(database_url, redis_url, blob_url, **{taken: port})
-        done = subprocess.run(command(), env=settings, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            command(), env=settings, capture_output=True, text=True, timeout=30, check=False
+        )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert port in last
@@ -263,16 +318,25 @@ def test_a_taken_port_is_named_and_ends_the_start(database_url: str, redis_url: 
 def test_a_missing_or_bad_setting_is_named_without_any_value(blob_url: str) -> None:
     settings = environment("postgresql://u:s3cret@h/d", "", blob_url, FLUORO_GRPC_PORT="70000")
     del settings["FLUORO_BLOB_URL"]
-    done = subprocess.run(command(), env=settings, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command(), env=settings, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 1
-    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"FLUORO_REDIS_URL", "FLUORO_BLOB_URL", "FLUORO_GRPC_PORT"}
+    assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {
+        "FLUORO_REDIS_URL",
+        "FLUORO_BLOB_URL",
+        "FLUORO_GRPC_PORT",
+    }
     assert "s3cret" not in done.stderr
 
 
 async def test_an_idle_watch_does_not_keep_the_snapshot_it_began_with(gateway: Process) -> None:
     client = gateway.client
     blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
-    job = Job(inputs=[blob] * 10_000, steps=[Step(name="inspect", inspect_dicom={}, max_inputs_per_task=10)])
+    job = Job(
+        inputs=[blob] * 10_000,
+        steps=[Step(name="inspect", inspect_dicom={}, max_inputs_per_task=10)],
+    )
     name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
 
     async def opened(count: int) -> list[Any]:

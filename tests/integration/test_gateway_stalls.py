@@ -14,7 +14,12 @@ import psycopg
 import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
-from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest, WatchJobsRequest
+from fluoro.v1.job_service_pb2 import (
+    GetJobRequest,
+    ListJobsRequest,
+    SubmitJobRequest,
+    WatchJobsRequest,
+)
 from fluoro_jobs.ids import new_id
 from gateway.testing import Client, serving
 
@@ -64,7 +69,8 @@ with grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", 
 class Ticker:
     """Measures how long the event loop of this process does not turn.
 
-    A stall counts with the CPU time that the process used meanwhile: on a busy machine it is the machine that lets it wait.
+    A stall counts with the CPU time that the process used meanwhile: on a busy machine it is the
+    machine that lets it wait.
     """
 
     def __init__(self) -> None:
@@ -74,7 +80,9 @@ class Ticker:
         while True:
             wall, cpu = time.perf_counter(), time.process_time()
             await asyncio.sleep(0.001)
-            self.longest_seconds = max(self.longest_seconds, min(time.perf_counter() - wall, time.process_time() - cpu))
+            self.longest_seconds = max(
+                self.longest_seconds, min(time.perf_counter() - wall, time.process_time() - cpu)
+            )
 
 
 @contextmanager
@@ -110,7 +118,9 @@ def hostile(size: int, blob: str) -> dict[str, bytes]:
         return wrapped(1, wrapped(2, blob.encode()) + wrapped(3, inner * (size // len(inner))))
 
     text = "x" * size
-    labels = b"".join(wrapped(4, wrapped(1, f"{number:06}".encode())) for number in range(size // 10))
+    labels = b"".join(
+        wrapped(4, wrapped(1, f"{number:06}".encode())) for number in range(size // 10)
+    )
     submits = {
         "inputs": job(wrapped(2, b"")),
         "bad inputs": job(wrapped(2, b"blobs/nope")),
@@ -125,10 +135,15 @@ def hostile(size: int, blob: str) -> dict[str, bytes]:
         "operations": step(wrapped(10, b"") + wrapped(11, b"")),
         "unknown fields": job(b"\xc0\x3e\x00"),
         "a number without end": b"\xff" * size,
-        "one label": SubmitJobRequest(job=job_pb2.Job(inputs=[blob], labels={"a": text[:-200]})).SerializeToString(),
+        "one label": SubmitJobRequest(
+            job=job_pb2.Job(inputs=[blob], labels={"a": text[:-200]})
+        ).SerializeToString(),
         "one input": wrapped(1, wrapped(2, b"blobs/" + text[:-200].encode()) + wrapped(3, b"")),
-        "a title": wrapped(1, wrapped(2, blob.encode()) + wrapped(3, wrapped(13, wrapped(2, text[:-200].encode())))),
-        "a request_id": wrapped(2, text[:-200].encode()) + wrapped(1, wrapped(2, blob.encode()) + wrapped(3, b"")),
+        "a title": wrapped(
+            1, wrapped(2, blob.encode()) + wrapped(3, wrapped(13, wrapped(2, text[:-200].encode())))
+        ),
+        "a request_id": wrapped(2, text[:-200].encode())
+        + wrapped(1, wrapped(2, blob.encode()) + wrapped(3, b"")),
     }
     others = {
         "JobService/ListJobs": [
@@ -138,17 +153,27 @@ def hostile(size: int, blob: str) -> dict[str, bytes]:
         ],
         "JobService/WatchJobs": [WatchJobsRequest(start_cursor=text[:-20]).SerializeToString()],
         "JobService/GetJob": [GetJobRequest(name=f"jobs/{text[:-20]}").SerializeToString()],
-        "BlobService/UploadBlob": [wrapped(1, b"") * (size // 2), wrapped(2, b"") * (size // 2), b"\xff" * size],
+        "BlobService/UploadBlob": [
+            wrapped(1, b"") * (size // 2),
+            wrapped(2, b"") * (size // 2),
+            b"\xff" * size,
+        ],
     }
     found = {f"JobService/SubmitJob~{shape}": data for shape, data in submits.items()}
-    return found | {f"{method}~{number}": data for method, several in others.items() for number, data in enumerate(several)}
+    return found | {
+        f"{method}~{number}": data
+        for method, several in others.items()
+        for number, data in enumerate(several)
+    }
 
 
 def large_jobs(blob: str) -> dict[str, bytes]:
     """Jobs at their limits: two that are stored, the others refused late."""
 
     def job(names: list[str], steps: int, **fields: Any) -> bytes:
-        parts = [job_pb2.Step(name=f"s{number}", inspect_dicom={}, **fields) for number in range(steps)]
+        parts = [
+            job_pb2.Step(name=f"s{number}", inspect_dicom={}, **fields) for number in range(steps)
+        ]
         return SubmitJobRequest(job=job_pb2.Job(inputs=names, steps=parts)).SerializeToString()
 
     return {
@@ -185,7 +210,12 @@ async def uploaded(client: Client) -> str:
 
 @pytest.mark.parametrize("size", [64_000, 400_000, 4_000_000])
 async def test_hostile_requests_do_not_hold_the_event_loop_up(
-    size: int, database_url: str, redis_url: str, blob_url: str, tmp_path: Path, unused_tcp_port: int
+    size: int,
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    tmp_path: Path,
+    unused_tcp_port: int,
 ) -> None:
     async with serving(database_url, redis_url, blob_url, grpc_port=unused_tcp_port) as client:
         requests = hostile(size, await uploaded(client))
@@ -200,11 +230,20 @@ async def test_the_largest_jobs_do_not_hold_the_event_loop_up_on_their_way_in_an
     async with serving(database_url, redis_url, blob_url, grpc_port=unused_tcp_port) as client:
         requests = large_jobs(await uploaded(client))
         longest, codes = await send(unused_tcp_port, tmp_path / "in", requests)
-        assert list(codes.values()) == ["OK", "OK", "INVALID_ARGUMENT", "NOT_FOUND", "INVALID_ARGUMENT"]
+        assert list(codes.values()) == [
+            "OK",
+            "OK",
+            "INVALID_ARGUMENT",
+            "NOT_FOUND",
+            "INVALID_ARGUMENT",
+        ]
         assert longest <= LONGEST_SECONDS
         with psycopg.connect(database_url) as connection:
             (name,) = connection.execute(RESULTS, (INPUTS,)).fetchone() or ("",)
-        reads = {f"JobService/GetJob~{number}": GetJobRequest(name=f"jobs/{name}").SerializeToString() for number in range(1)}
+        reads = {
+            f"JobService/GetJob~{number}": GetJobRequest(name=f"jobs/{name}").SerializeToString()
+            for number in range(1)
+        }
         longest, codes = await send(unused_tcp_port, tmp_path / "out", reads)
     assert set(codes.values()) == {"OK"}
     assert longest <= LONGEST_SECONDS
@@ -214,12 +253,18 @@ async def test_lists_of_the_largest_jobs_come_in_short_pages_that_do_not_hold_th
     database_url: str, redis_url: str, blob_url: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     async with serving(database_url, redis_url, blob_url, grpc_port=unused_tcp_port) as client:
-        job = job_pb2.Job(inputs=[await uploaded(client)] * INPUTS, steps=[job_pb2.Step(name="a", inspect_dicom={})])
+        job = job_pb2.Job(
+            inputs=[await uploaded(client)] * INPUTS,
+            steps=[job_pb2.Step(name="a", inspect_dicom={})],
+        )
         await client.jobs.SubmitJob(SubmitJobRequest(job=job))
         with psycopg.connect(database_url, autocommit=True) as connection:
             connection.cursor().executemany(COPY, [(new_id(),) for _ in range(COPIES)])
         request = ListJobsRequest(page_size=1000)
-        reads = {"JobService/ListJobs~all": request.SerializeToString(), "JobService/WatchJobs~all": WatchJobsRequest().SerializeToString()}
+        reads = {
+            "JobService/ListJobs~all": request.SerializeToString(),
+            "JobService/WatchJobs~all": WatchJobsRequest().SerializeToString(),
+        }
         longest, codes = await send(unused_tcp_port, tmp_path / "lists", reads)
         names: list[str] = []
         while page := await client.jobs.ListJobs(request):

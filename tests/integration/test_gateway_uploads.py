@@ -31,7 +31,9 @@ def stored(blob_url: str) -> list[Path]:
 
 def memory_bytes(pid: int, what: str) -> int:
     """VmRSS is what a process has now, VmHWM the most it ever had."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    lines = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
     return int(lines[what].removesuffix("kB")) * 1024
 
 
@@ -40,7 +42,9 @@ def ended_uploads(http_port: int) -> Counter[str]:
     with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as reply:
         lines = reply.read().decode()
     pattern = r'^fluoro_rpc_requests_total\{code="(\w+)",method="fluoro.v1.BlobService.UploadBlob"\} (\S+)$'
-    return Counter({code: int(float(count)) for code, count in re.findall(pattern, lines, flags=re.MULTILINE)})
+    return Counter(
+        {code: int(float(count)) for code, count in re.findall(pattern, lines, flags=re.MULTILINE)}
+    )
 
 
 async def stall(client: Client, owner: str, opening: asyncio.Semaphore) -> str:
@@ -56,22 +60,39 @@ async def stall(client: Client, owner: str, opening: asyncio.Semaphore) -> str:
 
 
 @pytest.mark.parametrize("owners", [1, 10])
-async def test_a_thousand_stalled_uploads_cost_little_memory_and_end_by_themselves(rig: Rig, owners: int) -> None:
+async def test_a_thousand_stalled_uploads_cost_little_memory_and_end_by_themselves(
+    rig: Rig, owners: int
+) -> None:
     port, http_port = free_port(), free_port()
-    gateway = rig.served("gateway", http_port, grpc_host="127.0.0.1", grpc_port=port, upload_idle_seconds=IDLE_SECONDS)
+    gateway = rig.served(
+        "gateway",
+        http_port,
+        grpc_host="127.0.0.1",
+        grpc_port=port,
+        upload_idle_seconds=IDLE_SECONDS,
+    )
     before = memory_bytes(gateway.pid, "VmRSS")
     opening = asyncio.Semaphore(50)
-    async with connected(port) as one, connected(port) as two, AsyncClient(f"127.0.0.1:{port}", owner="other") as other:
-        stalled = [asyncio.create_task(stall((one, two)[n % 2], f"owner-{n % owners}", opening)) for n in range(1000)]
+    async with (
+        connected(port) as one,
+        connected(port) as two,
+        AsyncClient(f"127.0.0.1:{port}", owner="other") as other,
+    ):
+        stalled = [
+            asyncio.create_task(stall((one, two)[n % 2], f"owner-{n % owners}", opening))
+            for n in range(1000)
+        ]
         await asyncio.wait(stalled, return_when=asyncio.FIRST_COMPLETED)
-        # One owner leaves room for others; ten leave none, and the client waits until there is some.
+        # One owner leaves room for others; ten leave none, and the client waits until there is
+        # some.
         blob = await other.upload(bytes(3 * MIB))
         assert (await other.get_blob(blob.name)).size_bytes == 3 * MIB
         assert owners > 1 or not all(task.done() for task in stalled), "others are served meanwhile"
         async with asyncio.timeout(5 * IDLE_SECONDS):
             reasons = Counter(await asyncio.gather(*stalled))
     grown = memory_bytes(gateway.pid, "VmHWM") - before
-    # grpc.aio puts a status without a reason over that of a call that ended while it was written to.
+    # grpc.aio puts a status without a reason over that of a call that ended while it was written
+    # to.
     assert set(reasons) <= {"UPLOAD_TOO_SLOW", "UPLOADS_BUSY", ""}, rig.logs()
     ended = ended_uploads(http_port)
     assert ended["UNAVAILABLE"] + ended["DEADLINE_EXCEEDED"] >= 1000, ended
@@ -103,28 +124,46 @@ async def parts(
         yield UploadBlobRequest(chunk=bytes(min(chunk_bytes, total_bytes - start)))
 
 
-async def test_a_blob_over_the_limit_is_refused_by_its_header_or_as_soon_as_it_is_over(client: Client, blob_url: str) -> None:
-    assert (await refused(client.blobs.UploadBlob(parts(0, size_bytes=2 * MIB + 1)))).reason == "BLOB_TOO_LARGE"
-    # Not by the stub alone: grpc.aio puts a status of its own over that of a call that ends while it is written to.
-    assert (await refused(send(client.blobs.UploadBlob(), parts(3 * MIB)))).reason == "BLOB_TOO_LARGE"
+async def test_a_blob_over_the_limit_is_refused_by_its_header_or_as_soon_as_it_is_over(
+    client: Client, blob_url: str
+) -> None:
+    assert (
+        await refused(client.blobs.UploadBlob(parts(0, size_bytes=2 * MIB + 1)))
+    ).reason == "BLOB_TOO_LARGE"
+    # Not by the stub alone: grpc.aio puts a status of its own over that of a call that ends while
+    # it is written to.
+    assert (
+        await refused(send(client.blobs.UploadBlob(), parts(3 * MIB)))
+    ).reason == "BLOB_TOO_LARGE"
     assert (await client.blobs.UploadBlob(parts(2 * MIB))).blob.size_bytes == 2 * MIB
     assert len(stored(blob_url)) == 1
 
 
-async def test_an_upload_that_trickles_is_ended_though_it_never_falls_silent(client: Client, blob_url: str) -> None:
-    assert (await refused(send(client.blobs.UploadBlob(), parts(1000, chunk_bytes=10, pause_seconds=0.1)))).reason == "UPLOAD_TOO_SLOW"
+async def test_an_upload_that_trickles_is_ended_though_it_never_falls_silent(
+    client: Client, blob_url: str
+) -> None:
+    assert (
+        await refused(
+            send(client.blobs.UploadBlob(), parts(1000, chunk_bytes=10, pause_seconds=0.1))
+        )
+    ).reason == "UPLOAD_TOO_SLOW"
     assert stored(blob_url) == []
 
 
 async def test_uploads_that_find_no_memory_wait_for_it(client: Client) -> None:
     async def upload(number: int) -> int:
-        call = client.blobs.UploadBlob(parts(MIB, chunk_bytes=300_000 + number), metadata=(("fluoro-owner", f"owner-{number}"),))
+        call = client.blobs.UploadBlob(
+            parts(MIB, chunk_bytes=300_000 + number),
+            metadata=(("fluoro-owner", f"owner-{number}"),),
+        )
         return int((await call).blob.size_bytes)
 
     assert await asyncio.gather(*map(upload, range(12))) == [MIB] * 12
 
 
-async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blob = (await client.blobs.UploadBlob(parts(10))).blob
     go_on, fsync = threading.Event(), os.fsync
 
@@ -134,7 +173,10 @@ async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(client: 
 
     monkeypatch.setattr(os, "fsync", hung_disk)
     try:
-        hung = [asyncio.create_task(refused(client.blobs.UploadBlob(parts(20 + number)))) for number in range(30)]
+        hung = [
+            asyncio.create_task(refused(client.blobs.UploadBlob(parts(20 + number))))
+            for number in range(30)
+        ]
         assert (await client.blobs.GetBlob(GetBlobRequest(name=blob.name), timeout=1)).blob == blob
         async with asyncio.timeout(10):
             reasons = Counter(ended.reason for ended in await asyncio.gather(*hung))

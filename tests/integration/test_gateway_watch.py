@@ -13,7 +13,14 @@ import structlog
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.event_pb2 import Event, Progress
 from fluoro.v1.job_pb2 import Job, Step
-from fluoro.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, SubmitJobRequest, WaitJobRequest, WatchJobRequest, WatchJobResponse
+from fluoro.v1.job_service_pb2 import (
+    CancelJobRequest,
+    GetJobRequest,
+    SubmitJobRequest,
+    WaitJobRequest,
+    WatchJobRequest,
+    WatchJobResponse,
+)
 from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.graph import JobGraph, TaskResult
@@ -37,13 +44,22 @@ class Rig:
 
     async def submit(self, *steps: str) -> str:
         """The name of a new job whose steps run one after another."""
-        parts = [UploadBlobRequest(header=UploadBlobHeader(size_bytes=1)), UploadBlobRequest(chunk=b"x")]
+        parts = [
+            UploadBlobRequest(header=UploadBlobHeader(size_bytes=1)),
+            UploadBlobRequest(chunk=b"x"),
+        ]
         blob = (await self.client.blobs.UploadBlob(iter(parts))).blob.name
         chain = [
             Step(name=name, after=[previous] if previous else [], inspect_dicom={})
             for previous, name in zip(["", *steps], steps, strict=False)
         ]
-        return str((await self.client.jobs.SubmitJob(SubmitJobRequest(job=Job(inputs=[blob], steps=chain)))).job.name)
+        return str(
+            (
+                await self.client.jobs.SubmitJob(
+                    SubmitJobRequest(job=Job(inputs=[blob], steps=chain))
+                )
+            ).job.name
+        )
 
     async def act(self, job: str, act: Callable[[JobGraph], object], *, wake: bool = True) -> None:
         """Does something to the job in the ledger and, as workers do, says so in Redis."""
@@ -61,12 +77,19 @@ class Rig:
         """One ready step starts and succeeds: a commit each."""
 
         def start(graph: JobGraph) -> None:
-            task = next(task for task in graph.tasks.values() if task.state in (TaskState.READY, TaskState.QUEUED))
+            task = next(
+                task
+                for task in graph.tasks.values()
+                if task.state in (TaskState.READY, TaskState.QUEUED)
+            )
             task.state = TaskState.QUEUED
             graph.start(task)
 
         def succeed(graph: JobGraph) -> None:
-            graph.succeed(next(task for task in graph.tasks.values() if task.state is TaskState.RUNNING), TaskResult(b""))
+            graph.succeed(
+                next(task for task in graph.tasks.values() if task.state is TaskState.RUNNING),
+                TaskResult(b""),
+            )
 
         await self.act(job, start, wake=wake)
         await self.act(job, succeed, wake=wake)
@@ -89,7 +112,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rigged(database_url: str, redis_url: str, blob_url: str, **overrides: Any) -> AsyncIterator[Rig]:
+async def rigged(
+    database_url: str, redis_url: str, blob_url: str, **overrides: Any
+) -> AsyncIterator[Rig]:
     ledger, publisher = Ledger(database_url), Publisher(redis_url)
     try:
         async with serving(database_url, redis_url, blob_url, **overrides) as client:
@@ -113,7 +138,9 @@ def dead_redis_url() -> Iterator[str]:
         yield f"redis://127.0.0.1:{held.getsockname()[1]}/0"
 
 
-async def read(call: Any, until: Callable[[WatchJobResponse], bool] = lambda _: False) -> list[WatchJobResponse]:
+async def read(
+    call: Any, until: Callable[[WatchJobResponse], bool] = lambda _: False
+) -> list[WatchJobResponse]:
     """Responses up to and with the first one that `until` wants, or to the end of the stream."""
     got: list[WatchJobResponse] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -136,7 +163,11 @@ async def test_a_watch_is_a_snapshot_and_then_every_event_once_to_the_end(rig: R
     job = await rig.submit("a", "b")
     call = rig.watch(job)
     (first,) = await read(call, lambda _: True)
-    assert (first.snapshot.name, first.snapshot.state, first.snapshot.last_sequence) == (job, Job.STATE_PENDING, 1)
+    assert (first.snapshot.name, first.snapshot.state, first.snapshot.last_sequence) == (
+        job,
+        Job.STATE_PENDING,
+        1,
+    )
     await rig.run_step(job)
     await rig.run_step(job)
     rest = await read(call)
@@ -163,7 +194,9 @@ async def test_a_resumed_watch_goes_on_live_after_what_it_missed(rig: Rig) -> No
     (first,) = await read(rig.watch(job), lambda _: True)
     await rig.run_step(job)
     call = rig.watch(job, first.cursor)
-    missed = await read(call, lambda response: response.event.step_changed.state == Step.STATE_SUCCEEDED)
+    missed = await read(
+        call, lambda response: response.event.step_changed.state == Step.STATE_SUCCEEDED
+    )
     await rig.run_step(job)
     assert sequences(missed + await read(call)) == list(range(2, 12))
 
@@ -193,9 +226,16 @@ async def test_many_watchers_that_come_while_a_job_runs_all_see_every_event_once
         assert sequences(got) == list(range(got[0].snapshot.last_sequence + 1, 20))
 
 
-async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_lost(rig: Rig, database_url: str, redis_url: str) -> None:
+async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_lost(
+    rig: Rig, database_url: str, redis_url: str
+) -> None:
     job = await rig.submit("a")
-    settings = Settings(database_url=database_url, redis_url=redis_url, blob_url="memory://", watch_safety_interval_seconds=3600)
+    settings = Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        blob_url="memory://",
+        watch_safety_interval_seconds=3600,
+    )
     calls = LedgerCalls(rig.ledger, threads=1)
     hub = Hub(calls, calls, settings)
     hub.start()
@@ -217,17 +257,25 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
 
 
 @pytest.mark.parametrize("wake", [True, False], ids=["with wake-ups", "without a single wake-up"])
-async def test_without_redis_jobs_are_accepted_read_and_watched(database_url: str, dead_redis_url: str, blob_url: str, wake: bool) -> None:
-    async with rigged(database_url, dead_redis_url, blob_url, watch_poll_interval_seconds=0.1) as rig:
+async def test_without_redis_jobs_are_accepted_read_and_watched(
+    database_url: str, dead_redis_url: str, blob_url: str, wake: bool
+) -> None:
+    async with rigged(
+        database_url, dead_redis_url, blob_url, watch_poll_interval_seconds=0.1
+    ) as rig:
         job = await rig.submit("a")
-        assert (await rig.client.jobs.GetJob(GetJobRequest(name=job))).job.state == Job.STATE_PENDING
+        assert (
+            await rig.client.jobs.GetJob(GetJobRequest(name=job))
+        ).job.state == Job.STATE_PENDING
         call = rig.watch(job)
         await read(call, lambda _: True)
         await rig.run_step(job, wake=wake)
         assert sequences(await read(call)) == [2, 3, 4, 5, 6, 7]
 
 
-async def test_a_wake_up_that_got_lost_delays_an_event_and_loses_none(database_url: str, redis_url: str, blob_url: str) -> None:
+async def test_a_wake_up_that_got_lost_delays_an_event_and_loses_none(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
     async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3) as rig:
         job = await rig.submit("a")
         call = rig.watch(job)
@@ -236,7 +284,9 @@ async def test_a_wake_up_that_got_lost_delays_an_event_and_loses_none(database_u
         assert sequences(await read(call)) == [2, 3, 4, 5, 6, 7]
 
 
-async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(database_url: str, redis_url: str, blob_url: str) -> None:
+async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
     async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3) as rig:
         job, busy = await rig.submit("a"), await rig.submit("a")
         calls = [rig.watch(job), rig.watch(busy)]
@@ -256,7 +306,9 @@ async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(data
             incessant.cancel()
 
 
-async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer) -> None:
+async def test_a_watch_lives_through_a_crash_of_redis(
+    database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer
+) -> None:
     async with rigged(database_url, redis_url, blob_url, watch_poll_interval_seconds=0.1) as rig:
         job = await rig.submit("a", "b", "c")
         call = rig.watch(job)
@@ -266,7 +318,11 @@ async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_u
         try:
             await rig.run_step(job)
             during = await read(
-                call, lambda response: response.event.step_changed.step == "b" and response.event.step_changed.state == Step.STATE_SUCCEEDED
+                call,
+                lambda response: (
+                    response.event.step_changed.step == "b"
+                    and response.event.step_changed.state == Step.STATE_SUCCEEDED
+                ),
             )
         finally:
             valkey.start()
@@ -274,7 +330,9 @@ async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_u
         assert sequences(during + await read(call)) == list(range(2, 16))
 
 
-async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_late(rig: Rig) -> None:
+async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_late(
+    rig: Rig,
+) -> None:
     job = await rig.submit("a")
     call = rig.watch(job)
     (first,) = await read(call, lambda _: True)
@@ -287,25 +345,37 @@ async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_la
     assert late[-1].progress == sent
 
 
-async def test_an_idle_watch_gets_bookmarks(database_url: str, redis_url: str, blob_url: str) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_bookmark_interval_seconds=0.1) as rig:
+async def test_an_idle_watch_gets_bookmarks(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with rigged(
+        database_url, redis_url, blob_url, watch_bookmark_interval_seconds=0.1
+    ) as rig:
         job = await rig.submit("a")
         call = rig.watch(job)
         (first,) = await read(call, lambda _: True)
         for _ in range(2):
             (mark,) = await read(call, lambda _: True)
-            assert (mark.WhichOneof("update"), mark.bookmark.last_sequence, mark.cursor) == ("bookmark", 1, first.cursor)
+            assert (mark.WhichOneof("update"), mark.bookmark.last_sequence, mark.cursor) == (
+                "bookmark",
+                1,
+                first.cursor,
+            )
 
 
 async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothing(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5) as rig:
+    async with rigged(
+        database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5
+    ) as rig:
         job = await rig.submit("a")
         call = rig.watch(job)
         got = await read(call, lambda _: True)
         with structlog.testing.capture_logs() as logs:
-            for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
+            for _ in range(
+                20
+            ):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
                 await rig.retry_often(job, 8, "x" * 100_000)
             await logged("watch_too_slow", logs)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -326,7 +396,9 @@ async def _also(call: Any, into: list[WatchJobResponse]) -> AsyncIterator[WatchJ
         yield response
 
 
-async def test_an_old_cursor_of_a_long_job_is_no_reason_to_be_called_slow(database_url: str, redis_url: str, blob_url: str) -> None:
+async def test_an_old_cursor_of_a_long_job_is_no_reason_to_be_called_slow(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
     async with rigged(database_url, redis_url, blob_url, watch_ring_events=5) as rig:
         job = await rig.submit("a")
         (first,) = await read(rig.watch(job), lambda _: True)
@@ -352,11 +424,17 @@ async def test_waiting_returns_the_job_once_it_is_terminal(rig: Rig) -> None:
     call = rig.client.jobs.WaitJob(WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS}))
     await rig.run_step(job)
     assert (await call).job.state == Job.STATE_SUCCEEDED
-    assert (await rig.client.jobs.WaitJob(WaitJobRequest(name=job))).job.state == Job.STATE_SUCCEEDED
+    assert (
+        await rig.client.jobs.WaitJob(WaitJobRequest(name=job))
+    ).job.state == Job.STATE_SUCCEEDED
 
 
-@pytest.mark.parametrize("limits", [{"timeout": {"nanos": 100_000_000}}, {}], ids=["own timeout", "the call's deadline"])
+@pytest.mark.parametrize(
+    "limits", [{"timeout": {"nanos": 100_000_000}}, {}], ids=["own timeout", "the call's deadline"]
+)
 async def test_waiting_in_vain_is_no_error(rig: Rig, limits: dict[str, Any]) -> None:
     job = await rig.submit("a")
-    response = await rig.client.jobs.WaitJob(WaitJobRequest(name=job, **limits), timeout=None if limits else 0.6)
+    response = await rig.client.jobs.WaitJob(
+        WaitJobRequest(name=job, **limits), timeout=None if limits else 0.6
+    )
     assert response.job.state == Job.STATE_PENDING

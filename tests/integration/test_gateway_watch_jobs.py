@@ -49,7 +49,9 @@ def dead_redis_url() -> Iterator[str]:
         yield f"redis://127.0.0.1:{held.getsockname()[1]}/0"
 
 
-async def read(call: Any, until: Callable[[list[WatchJobsResponse]], bool]) -> list[WatchJobsResponse]:
+async def read(
+    call: Any, until: Callable[[list[WatchJobsResponse]], bool]
+) -> list[WatchJobsResponse]:
     """Responses up to the one with which `until` holds."""
     got: list[WatchJobsResponse] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -94,21 +96,36 @@ async def test_open_jobs_are_snapshots_and_later_ones_come_by_their_first_event(
     await rig.run(done)
     call = rig.watch()
     (first,) = await read(call, bool)
-    assert (first.job.name, first.job.labels["study"], first.job.last_sequence, len(first.job.steps)) == (old, "a", 1, 0)
+    assert (
+        first.job.name,
+        first.job.labels["study"],
+        first.job.last_sequence,
+        len(first.job.steps),
+    ) == (old, "a", 1, 0)
     new = await rig.submit()
     await rig.run(old)
     await rig.run(new)
-    assert told(await read(call, ended(old, new))) == {old: SEQUENCES_OF_ONE_STEP[1:], new: SEQUENCES_OF_ONE_STEP}
+    assert told(await read(call, ended(old, new))) == {
+        old: SEQUENCES_OF_ONE_STEP[1:],
+        new: SEQUENCES_OF_ONE_STEP,
+    }
 
 
 async def test_only_the_owners_jobs_with_the_labels_appear(rig: Rig) -> None:
     calls = [rig.watch(), rig.watch(study="a"), rig.watch(owner="eve")]
     for call in calls:
         await read(call, bookmarked)
-    jobs = [await rig.submit(), await rig.submit(study="a", site="x"), await rig.submit("eve", study="a")]
+    jobs = [
+        await rig.submit(),
+        await rig.submit(study="a", site="x"),
+        await rig.submit("eve", study="a"),
+    ]
     for job in jobs:
         await rig.run(job)
-    heard = [told(await read(call, ended(*mine))) for call, mine in zip(calls, (jobs[:2], jobs[1:2], jobs[2:]), strict=True)]
+    heard = [
+        told(await read(call, ended(*mine)))
+        for call, mine in zip(calls, (jobs[:2], jobs[1:2], jobs[2:]), strict=True)
+    ]
     assert [set(found) for found in heard] == [set(jobs[:2]), {jobs[1]}, {jobs[2]}]
     assert [set(told(await read(call, bookmarked))) for call in calls] == [set(), set(), set()]
 
@@ -143,7 +160,9 @@ async def test_a_resume_from_any_cursor_misses_nothing(rig: Rig) -> None:
         assert set(rest) <= set(told(again))
 
 
-async def test_a_cursor_that_changed_twice_repeats_nothing_from_before_the_first_change(rig: Rig, database_url: str) -> None:
+async def test_a_cursor_that_changed_twice_repeats_nothing_from_before_the_first_change(
+    rig: Rig, database_url: str
+) -> None:
     call = rig.watch()
     got = await read(call, bookmarked)
     for _ in range(6):
@@ -152,19 +171,27 @@ async def test_a_cursor_that_changed_twice_repeats_nothing_from_before_the_first
             await rig.run(job)
         got += await read(call, ended(*jobs))
         last = got[-1].cursor
-        with psycopg.connect(database_url) as other:  # one more transaction: the cursor may stand behind those of the jobs already
+        with psycopg.connect(
+            database_url
+        ) as other:  # one more transaction: the cursor may stand behind those of the jobs already
             other.execute("SELECT pg_current_xact_id()")
         got += await read(call, partial(differs, last))
     cursors = list(dict.fromkeys(response.cursor for response in got))
     assert len(cursors) > 4
     for before, cursor in pairwise(cursors):
         first = next(number for number, response in enumerate(got) if response.cursor == before)
-        forgotten = {(response.event.job, response.event.sequence) for response in got[:first] if response.HasField("event")}
+        forgotten = {
+            (response.event.job, response.event.sequence)
+            for response in got[:first]
+            if response.HasField("event")
+        }
         again = await read(rig.watch(cursor), bookmarked)
         assert not forgotten & {(response.event.job, response.event.sequence) for response in again}
 
 
-async def test_a_long_transaction_holds_the_cursor_and_not_the_events(rig: Rig, database_url: str) -> None:
+async def test_a_long_transaction_holds_the_cursor_and_not_the_events(
+    rig: Rig, database_url: str
+) -> None:
     call = rig.watch()
     await read(call, bookmarked)
     with psycopg.connect(database_url) as other:
@@ -184,14 +211,18 @@ async def test_a_long_transaction_holds_the_cursor_and_not_the_events(rig: Rig, 
     assert moved
 
 
-async def test_a_transaction_that_commits_late_is_not_passed_over(rig: Rig, database_url: str) -> None:
+async def test_a_transaction_that_commits_late_is_not_passed_over(
+    rig: Rig, database_url: str
+) -> None:
     slow = await rig.submit()
     call = rig.watch()
     await read(call, bookmarked)
     ledger = Ledger(database_url)
     try:
         with ledger.connection() as connection, connection.transaction():
-            connection.execute("SELECT pg_current_xact_id()")  # its events get a lower transaction id than those that commit before
+            connection.execute(
+                "SELECT pg_current_xact_id()"
+            )  # its events get a lower transaction id than those that commit before
             job = await rig.submit()
             await rig.run(job)
             got = await read(call, ended(job))
@@ -201,7 +232,9 @@ async def test_a_transaction_that_commits_late_is_not_passed_over(rig: Rig, data
         ledger.close()
     await rig.succeed(slow, wake=False)
     assert told(await read(call, ended(slow))) == {slow: SEQUENCES_OF_ONE_STEP[1:]}
-    assert told(await read(rig.watch(got[-1].cursor), ended(slow)))[slow] == SEQUENCES_OF_ONE_STEP[1:]
+    assert (
+        told(await read(rig.watch(got[-1].cursor), ended(slow)))[slow] == SEQUENCES_OF_ONE_STEP[1:]
+    )
 
 
 async def test_a_job_that_is_retried_after_it_was_forgotten_goes_on(rig: Rig) -> None:
@@ -219,7 +252,9 @@ async def test_a_job_that_is_retried_after_it_was_forgotten_goes_on(rig: Rig) ->
 
 
 @pytest.mark.parametrize("wake", [True, False], ids=["with wake-ups", "without a single wake-up"])
-async def test_without_redis_all_events_come(database_url: str, dead_redis_url: str, blob_url: str, wake: bool) -> None:
+async def test_without_redis_all_events_come(
+    database_url: str, dead_redis_url: str, blob_url: str, wake: bool
+) -> None:
     async with rigged(database_url, dead_redis_url, blob_url) as rig:
         call = rig.watch()
         await read(call, bookmarked)
@@ -229,7 +264,9 @@ async def test_without_redis_all_events_come(database_url: str, dead_redis_url: 
         assert told(await read(call, ended(*jobs))) == dict.fromkeys(jobs, SEQUENCES_OF_ONE_STEP)
 
 
-async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer) -> None:
+async def test_a_watch_lives_through_a_crash_of_redis(
+    database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer
+) -> None:
     async with rigged(database_url, redis_url, blob_url) as rig:
         call = rig.watch()
         await read(call, bookmarked)
@@ -244,7 +281,9 @@ async def test_a_watch_lives_through_a_crash_of_redis(database_url: str, redis_u
             valkey.start()
         jobs.append(await rig.submit())
         await rig.run(jobs[-1])
-        assert told(got + await read(call, ended(jobs[-1]))) == dict.fromkeys(jobs, SEQUENCES_OF_ONE_STEP)
+        assert told(got + await read(call, ended(jobs[-1]))) == dict.fromkeys(
+            jobs, SEQUENCES_OF_ONE_STEP
+        )
 
 
 async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) -> None:
@@ -259,12 +298,16 @@ async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) 
 async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothing(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5) as rig:
+    async with rigged(
+        database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5
+    ) as rig:
         job = await rig.submit()
         call = rig.watch()
         got = await read(call, bool)
         with structlog.testing.capture_logs() as logs:
-            for _ in range(20):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
+            for _ in range(
+                20
+            ):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
                 await rig.fail_often(job, 8, "x" * 100_000)
             await logged("watch_too_slow", logs)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -272,7 +315,9 @@ async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothi
         how = parse(caught.value)
         assert (how.code.name, how.reason) == ("RESOURCE_EXHAUSTED", "WATCH_TOO_SLOW")
         assert how.metadata["cursor"] == got[-1].cursor
-        await rig.act(job, lambda db, job_id: control.cancel_job(db, "ada", job_id))  # CancelJob's answer would be too large
+        await rig.act(
+            job, lambda db, job_id: control.cancel_job(db, "ada", job_id)
+        )  # CancelJob's answer would be too large
         again = told(await read(rig.watch(how.metadata["cursor"]), ended(job)))[job]
         assert again[0] <= told(got)[job][-1] + 1
         assert again == list(range(again[0], again[-1] + 1))
@@ -285,16 +330,23 @@ async def _also(call: Any, into: list[WatchJobsResponse]) -> AsyncIterator[Watch
         yield response
 
 
-@pytest.mark.parametrize("other", [{"owner": "eve"}, {"study": "a"}], ids=["another owner", "other labels"])
+@pytest.mark.parametrize(
+    "other", [{"owner": "eve"}, {"study": "a"}], ids=["another owner", "other labels"]
+)
 async def test_a_cursor_is_good_for_its_own_watch_only(rig: Rig, other: dict[str, str]) -> None:
     (mark,) = await read(rig.watch(), bookmarked)
     for bad in (rig.watch(mark.cursor, **other), rig.watch("nonsense")):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await read(bad, bookmarked)
-        assert (parse(caught.value).code.name, parse(caught.value).reason) == ("INVALID_ARGUMENT", "CURSOR_INVALID")
+        assert (parse(caught.value).code.name, parse(caught.value).reason) == (
+            "INVALID_ARGUMENT",
+            "CURSOR_INVALID",
+        )
 
 
-async def test_a_watch_of_a_job_from_before_its_oldest_event_is_told_the_oldest_cursor(rig: Rig, database_url: str) -> None:
+async def test_a_watch_of_a_job_from_before_its_oldest_event_is_told_the_oldest_cursor(
+    rig: Rig, database_url: str
+) -> None:
     job = await rig.submit()
     metadata = (("fluoro-owner", "ada"),)
     call = rig.client.jobs.WatchJob(WatchJobRequest(name=job), metadata=metadata)
@@ -303,11 +355,19 @@ async def test_a_watch_of_a_job_from_before_its_oldest_event_is_told_the_oldest_
     with psycopg.connect(database_url, autocommit=True) as ledger:
         ledger.execute("DELETE FROM events WHERE job_id = %s AND sequence <= 4", (UUID(job[5:]),))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        [_ async for _ in rig.client.jobs.WatchJob(WatchJobRequest(name=job, start_cursor=first.cursor), metadata=metadata)]
+        [
+            _
+            async for _ in rig.client.jobs.WatchJob(
+                WatchJobRequest(name=job, start_cursor=first.cursor), metadata=metadata
+            )
+        ]
     how = parse(caught.value)
     assert (how.code.name, how.reason) == ("OUT_OF_RANGE", "CURSOR_EXPIRED")
     oldest = WatchJobRequest(name=job, start_cursor=how.metadata["oldest_cursor"])
-    assert [response.event.sequence async for response in rig.client.jobs.WatchJob(oldest, metadata=metadata)] == [5, 6, 7]
+    assert [
+        response.event.sequence
+        async for response in rig.client.jobs.WatchJob(oldest, metadata=metadata)
+    ] == [5, 6, 7]
 
 
 async def test_the_client_yields_each_event_once_across_gateways_that_go_and_come(

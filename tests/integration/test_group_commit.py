@@ -34,8 +34,12 @@ def submission(rig: Rig) -> Callable[..., Submission]:
     blob = rig.blob(b"x")
 
     def make(request_id: str = "", inputs: int = 1, **labels: str) -> Submission:
-        job = job_pb2.Job(inputs=[blob] * inputs, labels=labels, steps=[job_pb2.Step(name="a", inspect_dicom={})])
-        return accept.validate(job_service_pb2.SubmitJobRequest(job=job, request_id=request_id), OWNER)
+        job = job_pb2.Job(
+            inputs=[blob] * inputs, labels=labels, steps=[job_pb2.Step(name="a", inspect_dicom={})]
+        )
+        return accept.validate(
+            job_service_pb2.SubmitJobRequest(job=job, request_id=request_id), OWNER
+        )
 
     return make
 
@@ -43,7 +47,14 @@ def submission(rig: Rig) -> Callable[..., Submission]:
 def reasons(futures: list["Future[job_pb2.Job]"]) -> list[str]:
     """How each ended: "" for a job."""
     errors = [future.exception(SECONDS) for future in futures]
-    return [error.reason if isinstance(error, FluoroError) else "" if error is None else type(error).__name__ for error in errors]
+    return [
+        error.reason
+        if isinstance(error, FluoroError)
+        else ""
+        if error is None
+        else type(error).__name__
+        for error in errors
+    ]
 
 
 def on_insert(rig: Rig, condition: str, then: str) -> None:
@@ -53,7 +64,9 @@ def on_insert(rig: Rig, condition: str, then: str) -> None:
         connection.execute(
             f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN {then}; END IF; RETURN NEW; END $$"
         )
-        connection.execute("CREATE TRIGGER meddle BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION meddle()")
+        connection.execute(
+            "CREATE TRIGGER meddle BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION meddle()"
+        )
 
 
 @contextmanager
@@ -64,11 +77,15 @@ def jobs_locked(rig: Rig) -> Iterator[None]:
         yield
 
 
-def test_a_submit_that_no_code_foresaw_is_internal_and_the_others_get_in(group: GroupCommit, submission: Callable[..., Submission]) -> None:
+def test_a_submit_that_no_code_foresaw_is_internal_and_the_others_get_in(
+    group: GroupCommit, submission: Callable[..., Submission]
+) -> None:
     unforeseen = replace(submission(), priority=1j)  # type: ignore[arg-type]  # what the types rule out
     batch = [submission() for _ in range(40)]
     batch[17] = unforeseen
-    assert reasons([group.submit(one) for one in batch]) == ["INTERNAL" if one is unforeseen else "" for one in batch]
+    assert reasons([group.submit(one) for one in batch]) == [
+        "INTERNAL" if one is unforeseen else "" for one in batch
+    ]
     assert reasons([group.submit(submission())]) == [""], "the thread went on"
 
 
@@ -77,10 +94,15 @@ def test_one_submit_that_postgresql_refuses_costs_the_others_a_few_transactions(
 ) -> None:
     on_insert(rig, "NEW.labels ? 'bad'", "RAISE EXCEPTION 'no'")
     with jobs_locked(rig):
-        futures = [group.submit(submission(**({"bad": ""} if number == 99 else {}))) for number in range(200)]
+        futures = [
+            group.submit(submission(**({"bad": ""} if number == 99 else {})))
+            for number in range(200)
+        ]
     assert reasons(futures) == ["INTERNAL" if number == 99 else "" for number in range(200)]
     with rig.connection() as connection:
-        (transactions,) = connection.execute("SELECT count(DISTINCT xmin::text) FROM jobs").fetchone() or (0,)
+        (transactions,) = connection.execute(
+            "SELECT count(DISTINCT xmin::text) FROM jobs"
+        ).fetchone() or (0,)
     assert transactions <= 12, "halves, not each on its own"
 
 
@@ -88,11 +110,18 @@ def test_a_row_that_is_gone_when_it_is_looked_for_is_busy_rather_than_a_thread_l
     rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
 ) -> None:
     on_insert(rig, "NEW.request_id = 'gone'", "RETURN NULL")
-    assert reasons([group.submit(submission("gone")), group.submit(submission("here"))]) == [Reason.LEDGER_BUSY, ""]
+    assert reasons([group.submit(submission("gone")), group.submit(submission("here"))]) == [
+        Reason.LEDGER_BUSY,
+        "",
+    ]
 
 
-def test_a_deadlock_is_tried_again_and_told_only_if_it_stays(rig: Rig, group: GroupCommit, submission: Callable[..., Submission]) -> None:
-    on_insert(rig, "nextval('transactions') <= 2", "RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'")
+def test_a_deadlock_is_tried_again_and_told_only_if_it_stays(
+    rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
+) -> None:
+    on_insert(
+        rig, "nextval('transactions') <= 2", "RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'"
+    )
     assert reasons([group.submit(submission())]) == [""]
     with rig.connection() as connection:
         connection.execute("ALTER SEQUENCE transactions RESTART")
@@ -102,7 +131,9 @@ def test_a_deadlock_is_tried_again_and_told_only_if_it_stays(rig: Rig, group: Gr
     assert reasons([group.submit(submission())]) == [Reason.LEDGER_BUSY]
 
 
-def test_gateways_that_hold_the_same_requests_in_other_orders_do_not_deadlock(rig: Rig, submission: Callable[..., Submission]) -> None:
+def test_gateways_that_hold_the_same_requests_in_other_orders_do_not_deadlock(
+    rig: Rig, submission: Callable[..., Submission]
+) -> None:
     on_insert(rig, "true", "PERFORM pg_sleep(0.002)")
     errors: list[Exception] = []
 
@@ -117,7 +148,9 @@ def test_gateways_that_hold_the_same_requests_in_other_orders_do_not_deadlock(ri
     for number in range(3):
         batch = [submission(f"{number}-{n}") for n in range(40)]
         start = threading.Barrier(2)
-        threads = [threading.Thread(target=insert, args=(order, start)) for order in (batch, batch[::-1])]
+        threads = [
+            threading.Thread(target=insert, args=(order, start)) for order in (batch, batch[::-1])
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -125,7 +158,9 @@ def test_gateways_that_hold_the_same_requests_in_other_orders_do_not_deadlock(ri
     assert errors == []
 
 
-def test_a_submission_that_an_earlier_try_made_durable_is_accepted_once(rig: Rig, submission: Callable[..., Submission]) -> None:
+def test_a_submission_that_an_earlier_try_made_durable_is_accepted_once(
+    rig: Rig, submission: Callable[..., Submission]
+) -> None:
     one = submission()
     with rig.connection() as connection:
         first, second = accept.accept(connection, [one]), accept.accept(connection, [one])
@@ -133,26 +168,34 @@ def test_a_submission_that_an_earlier_try_made_durable_is_accepted_once(rig: Rig
         assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
 
 
-def test_a_transaction_is_bounded_by_what_its_rows_weigh(rig: Rig, group: GroupCommit, submission: Callable[..., Submission]) -> None:
+def test_a_transaction_is_bounded_by_what_its_rows_weigh(
+    rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
+) -> None:
     heavy = [submission(inputs=5000) for _ in range(8)]
     assert heavy[0].row_bytes > accept.MAX_BATCH_BYTES / 6
     with jobs_locked(rig):
         futures = [group.submit(one) for one in heavy]
     assert reasons(futures) == [""] * 8
     with rig.connection() as connection:
-        (transactions,) = connection.execute("SELECT count(DISTINCT xmin::text) FROM jobs").fetchone() or (0,)
+        (transactions,) = connection.execute(
+            "SELECT count(DISTINCT xmin::text) FROM jobs"
+        ).fetchone() or (0,)
     assert transactions >= 2
 
 
 async def uploaded(client: Client) -> SubmitJobRequest:
     parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"x")]
     blob = (await client.blobs.UploadBlob(iter(parts))).blob.name
-    return SubmitJobRequest(job=job_pb2.Job(inputs=[blob], steps=[job_pb2.Step(name="a", inspect_dicom={})]))
+    return SubmitJobRequest(
+        job=job_pb2.Job(inputs=[blob], steps=[job_pb2.Step(name="a", inspect_dicom={})])
+    )
 
 
 @pytest.fixture
 async def client(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Client]:
-    async with serving(database_url, redis_url, blob_url, submit_timeout_seconds=0.5, submit_queue_jobs=1) as made:
+    async with serving(
+        database_url, redis_url, blob_url, submit_timeout_seconds=0.5, submit_queue_jobs=1
+    ) as made:
         yield made
 
 
@@ -179,7 +222,9 @@ def waits_for_lock(rig: Rig) -> bool:
         return row is not None and row[0] > 0
 
 
-async def test_a_submit_the_ledger_does_not_take_in_time_is_told_so_and_not_written_later(rig: Rig, client: Client) -> None:
+async def test_a_submit_the_ledger_does_not_take_in_time_is_told_so_and_not_written_later(
+    rig: Rig, client: Client
+) -> None:
     request = await uploaded(client)
     with jobs_locked(rig):
         under_way = asyncio.ensure_future(refused(client.jobs.SubmitJob(request)))
@@ -194,7 +239,9 @@ async def test_a_submit_the_ledger_does_not_take_in_time_is_told_so_and_not_writ
     with rig.connection() as connection:
         jobs = {f"jobs/{job}" for (job,) in connection.execute("SELECT id FROM jobs").fetchall()}
     assert accepted in jobs
-    assert len(jobs) == 2, "the one under way and the last; not the one that was told that nothing was stored"
+    assert len(jobs) == 2, (
+        "the one under way and the last; not the one that was told that nothing was stored"
+    )
 
 
 async def test_submits_beyond_what_may_wait_are_refused_at_once(rig: Rig, client: Client) -> None:

@@ -40,7 +40,9 @@ def worker(db: Db, slots: int = 4, task_seconds: float = 0, queue: str = "dicom"
     return one
 
 
-def accepted(rig: Rig, db: Db, job: job_pb2.Job | None = None, owner: str = OWNER, request_id: str = "") -> UUID:
+def accepted(
+    rig: Rig, db: Db, job: job_pb2.Job | None = None, owner: str = OWNER, request_id: str = ""
+) -> UUID:
     """A job in the ledger that nobody has dispatched."""
     request = job_service_pb2.SubmitJobRequest(job=job or rig.job_of(), request_id=request_id)
     for i, name in enumerate(request.job.inputs):
@@ -65,37 +67,54 @@ def result(*artifacts: job_pb2.Artifact) -> TaskResult:
 
 def artifact() -> job_pb2.Artifact:
     return job_pb2.Artifact(
-        name="a.txt", role="result", media_type="text/plain", blob=f"blobs/{new_id()}", size_bytes=1, sha256=hashlib.sha256(b"x").digest()
+        name="a.txt",
+        role="result",
+        media_type="text/plain",
+        blob=f"blobs/{new_id()}",
+        size_bytes=1,
+        sha256=hashlib.sha256(b"x").digest(),
     )
 
 
 def expire_leases(db: Db) -> None:
-    db.execute("UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'")
+    db.execute(
+        "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'"
+    )
 
 
 def test_the_migrations_give_the_tables_that_the_code_declares(database_url: str) -> None:
     database = engine(database_url)
     with database.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), METADATA)
+        differences = compare_metadata(
+            MigrationContext.configure(connection, opts={"compare_type": True}), METADATA
+        )
     database.dispose()
-    assert [d for d in differences if d[0] != "remove_table" or d[1].name != "alembic_version"] == []
+    assert [
+        d for d in differences if d[0] != "remove_table" or d[1].name != "alembic_version"
+    ] == []
 
 
-def test_the_same_request_id_and_body_gives_the_first_job_again_and_another_body_is_refused(rig: Rig, db: Db) -> None:
+def test_the_same_request_id_and_body_gives_the_first_job_again_and_another_body_is_refused(
+    rig: Rig, db: Db
+) -> None:
     job = rig.job_of()
     first = accepted(rig, db, job, request_id="r")
     assert accepted(rig, db, job, request_id="r") == first
     job.priority = 5
     with pytest.raises(FluoroError, match=Reason.REQUEST_ID_REUSED):
         accepted(rig, db, job, request_id="r")
-    assert accepted(rig, db, job, owner="other", request_id="r") != first, "request ids belong to their owner"
+    assert accepted(rig, db, job, owner="other", request_id="r") != first, (
+        "request ids belong to their owner"
+    )
 
 
 def test_a_batch_accepts_the_good_and_refuses_the_bad_among_them(rig: Rig, db: Db) -> None:
     bad = rig.job_of()
     bad.inputs[0] = f"blobs/{new_id()}"
     jobs = [rig.job_of(), bad, rig.job_of()]
-    submissions = [accept.validate(job_service_pb2.SubmitJobRequest(job=job), OWNER) for job in jobs]
+    submissions = [
+        accept.validate(job_service_pb2.SubmitJobRequest(job=job), OWNER) for job in jobs
+    ]
     good, refused, other = accept.accept(db, submissions)
     assert isinstance(good, job_pb2.Job)
     assert isinstance(other, job_pb2.Job)
@@ -113,8 +132,14 @@ def test_many_submits_of_one_request_at_once_make_one_job(rig: Rig) -> None:
 
 def test_an_accepted_job_is_in_the_ledger_before_the_answer(rig: Rig, db: Db) -> None:
     group = accept.GroupCommit(rig.ledger)
-    name = group.submit(accept.validate(job_service_pb2.SubmitJobRequest(job=rig.job_of()), OWNER)).result(10).name
-    assert read.get_job(db, OWNER, UUID(name.removeprefix("jobs/"))).state == job_pb2.Job.STATE_PENDING
+    name = (
+        group.submit(accept.validate(job_service_pb2.SubmitJobRequest(job=rig.job_of()), OWNER))
+        .result(10)
+        .name
+    )
+    assert (
+        read.get_job(db, OWNER, UUID(name.removeprefix("jobs/"))).state == job_pb2.Job.STATE_PENDING
+    )
     group.close()
 
 
@@ -147,7 +172,9 @@ def test_a_task_is_claimed_once_however_many_try(rig: Rig, db: Db, database_url:
         assert sum(claim is not None for claim in pool.map(race, range(8))) == 1
 
 
-def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(rig: Rig, db: Db, database_url: str) -> None:
+def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(
+    rig: Rig, db: Db, database_url: str
+) -> None:
     job = rig.job_of()
     job.steps.add(name="other").inspect_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db)
@@ -169,7 +196,9 @@ def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(rig: 
     assert sequences(rig.events(job_id)) == list(range(1, claim.graph.version + 1))
 
 
-def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, database_url: str) -> None:
+def test_tasks_of_one_job_that_finish_at_once_lose_no_event(
+    rig: Rig, db: Db, database_url: str
+) -> None:
     job = rig.job_of()
     for i in range(7):
         job.steps.add(name=f"step-{i}").inspect_dicom.SetInParent()
@@ -192,15 +221,23 @@ def test_tasks_of_one_job_that_finish_at_once_lose_no_event(rig: Rig, db: Db, da
 
 
 @pytest.mark.parametrize(
-    "end", [lambda db, c: attempts.commit(db, c, result()), lambda db, c: attempts.release(db, c.graph.id, c.task_id, 1)]
+    "end",
+    [
+        lambda db, c: attempts.commit(db, c, result()),
+        lambda db, c: attempts.release(db, c.graph.id, c.task_id, 1),
+    ],
 )
-def test_cancel_wins_over_what_comes_after_it(rig: Rig, db: Db, end: Callable[[Db, Claim], bool]) -> None:
+def test_cancel_wins_over_what_comes_after_it(
+    rig: Rig, db: Db, end: Callable[[Db, Claim], bool]
+) -> None:
     job_id = accepted(rig, db)
     claim = claimed(db, worker(db))
     assert control.cancel_job(db, OWNER, job_id).job.state == job_pb2.Job.STATE_CANCELLED
     assert not end(db, claim)
     assert rig.job(job_id).state == job_pb2.Job.STATE_CANCELLED
-    assert control.cancel_job(db, OWNER, job_id).job.last_sequence == rig.job(job_id).last_sequence, "a second cancel changes nothing"
+    assert (
+        control.cancel_job(db, OWNER, job_id).job.last_sequence == rig.job(job_id).last_sequence
+    ), "a second cancel changes nothing"
 
 
 def test_another_owner_can_neither_see_nor_cancel_a_job(rig: Rig, db: Db) -> None:
@@ -219,14 +256,18 @@ def test_without_workers_nothing_is_dispatched_and_with_them_two_per_slot(rig: R
     assert len(dispatch.take(db)) == 2
     assert dispatch.take(db) == [], "the window is full"
     worker(db, slots=1, task_seconds=0.1)
-    assert len(dispatch.take(db)) == 5, "two for one slot, half a second of work for the other: seven less what waits already"
+    assert len(dispatch.take(db)) == 5, (
+        "two for one slot, half a second of work for the other: seven less what waits already"
+    )
 
 
 def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> None:
     urgent = rig.job_of()
     urgent.priority = 3
     filler, plain, late_but_urgent = accepted(rig, db), accepted(rig, db), accepted(rig, db, urgent)
-    db.execute("UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE job_id = %s", (filler,))
+    db.execute(
+        "UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE job_id = %s", (filler,)
+    )
     worker(db, slots=1)  # two places, one of them taken
 
     def next_job() -> UUID:
@@ -237,7 +278,10 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
         return UUID(str(row[0]))
 
     assert next_job() == late_but_urgent
-    db.execute("UPDATE tasks SET dispatch_order = dispatch_order - interval '4 minutes' WHERE job_id = %s", (plain,))
+    db.execute(
+        "UPDATE tasks SET dispatch_order = dispatch_order - interval '4 minutes' WHERE job_id = %s",
+        (plain,),
+    )
     assert next_job() == plain
 
 
@@ -245,7 +289,10 @@ def test_a_busy_owner_does_not_keep_a_quiet_one_waiting(rig: Rig, db: Db) -> Non
     busy = [accepted(rig, db, owner="busy") for _ in range(10)]
     quiet = accepted(rig, db, owner="quiet")
     worker(db, slots=1)
-    taken = {db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone() for task, *_ in dispatch.take(db)}
+    taken = {
+        db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone()
+        for task, *_ in dispatch.take(db)
+    }
     assert taken == {(busy[0],), (quiet,)}
 
 
@@ -258,7 +305,9 @@ def test_a_heartbeat_renews_what_the_worker_holds_and_tells_what_it_lost(rig: Ri
     assert (held.attempt, held.outcome, held.taken_away) == (1, None, False)
     assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [], "the lease is alive again"
     control.cancel_job(db, OWNER, claim.graph.id)
-    (held,) = attempts.beat(db, by, [(claim.task_id, None)])  # as after a message of the previous release
+    (held,) = attempts.beat(
+        db, by, [(claim.task_id, None)]
+    )  # as after a message of the previous release
     assert (held.attempt, held.outcome, held.taken_away) == (1, "CANCELLED", True)
 
 
@@ -275,7 +324,9 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
         request.page_token = page.next_page_token
     assert seen == jobs[::-1]
     request.states.append(job_pb2.Job.STATE_FAILED)
-    request.page_token = read.list_jobs(db, OWNER, job_service_pb2.ListJobsRequest(page_size=1)).next_page_token
+    request.page_token = read.list_jobs(
+        db, OWNER, job_service_pb2.ListJobsRequest(page_size=1)
+    ).next_page_token
     with pytest.raises(FluoroError, match="page_token"):
         read.list_jobs(db, OWNER, request)
 
@@ -287,11 +338,17 @@ def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:
     claimed(db, by)
     attempts.beat(db, by, [], 3.0)
     dicom = next(queue for queue in backlog.by_queue(db) if queue.name == "dicom")
-    assert (dict(dicom.tasks), dicom.slots, dicom.workers) == ({"READY": 3, "QUEUED": 1, "RUNNING": 1}, 1, 1)
+    assert (dict(dicom.tasks), dicom.slots, dicom.workers) == (
+        {"READY": 3, "QUEUED": 1, "RUNNING": 1},
+        1,
+        1,
+    )
     assert dicom.seconds == 15
 
 
-def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(rig: Rig, db: Db) -> None:
+def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(
+    rig: Rig, db: Db
+) -> None:
     job = rig.job_of()
     job.inputs.extend(rig.blob(b"%d" % i) for i in range(4))
     job.steps[0].max_inputs_per_task = 2
@@ -302,7 +359,9 @@ def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(rig: 
     assert shares == {(0, 2), (2, 2), (4, 1)}
     for claim in reversed(claims):
         assert claim is not None
-        found = dicom_pb2.InspectDicomResult(instances=[dicom_pb2.DicomInstance(input=claim.task.first_input)])
+        found = dicom_pb2.InspectDicomResult(
+            instances=[dicom_pb2.DicomInstance(input=claim.task.first_input)]
+        )
         items = [job_pb2.Item(input=claim.task.first_input, state=job_pb2.Item.STATE_SUCCEEDED)]
         assert attempts.commit(db, claim, TaskResult(found.SerializeToString(), items))
     done = rig.job(job_id)
@@ -321,11 +380,18 @@ def test_retry_starts_new_attempts_of_what_failed_and_keeps_the_history(rig: Rig
     attempts.fail(db, claimed(db, by), FluoroError(Reason.INTERNAL, "bug"))
     assert rig.job(job_id).state == job_pb2.Job.STATE_FAILED
     job = control.retry_job(db, OWNER, job_id)
-    assert (job.state, job.reason, job.HasField("end_time")) == (job_pb2.Job.STATE_PENDING, "", False)
+    assert (job.state, job.reason, job.HasField("end_time")) == (
+        job_pb2.Job.STATE_PENDING,
+        "",
+        False,
+    )
     attempts.commit(db, claimed(db, by), result(artifact()))
     done = rig.job(job_id)
     assert done.state == job_pb2.Job.STATE_SUCCEEDED
-    assert [a.outcome for a in done.steps[0].tasks[0].attempts] == [job_pb2.Attempt.OUTCOME_FAILED, job_pb2.Attempt.OUTCOME_SUCCEEDED]
+    assert [a.outcome for a in done.steps[0].tasks[0].attempts] == [
+        job_pb2.Attempt.OUTCOME_FAILED,
+        job_pb2.Attempt.OUTCOME_SUCCEEDED,
+    ]
     assert sequences(rig.events(job_id)) == list(range(1, done.last_sequence + 1))
     with pytest.raises(FluoroError, match=Reason.NOTHING_TO_RETRY):
         control.retry_job(db, OWNER, job_id)
@@ -340,7 +406,11 @@ def test_a_retried_task_replaces_what_it_left_before(rig: Rig, db: Db) -> None:
     assert (list(retried.steps[0].items), list(retried.steps[0].artifacts)) == ([], [])
     attempts.commit(db, claimed(db, by), result(artifact()))
     done = rig.job(job_id)
-    assert (done.state, len(done.steps[0].items), len(done.steps[0].artifacts)) == (job_pb2.Job.STATE_SUCCEEDED, 1, 1)
+    assert (done.state, len(done.steps[0].items), len(done.steps[0].artifacts)) == (
+        job_pb2.Job.STATE_SUCCEEDED,
+        1,
+        1,
+    )
 
 
 def test_a_job_that_has_not_ended_by_its_expire_time_fails(rig: Rig, db: Db) -> None:

@@ -1,7 +1,7 @@
 """The ledger against a model of it, through anything that can happen, in any order; and that this would find a bug.
 
-A failure prints the shortest sequence of moves that shows it, and the same run gives it again. To try more sequences, and other ones, set
-FLUORO_LEDGER_RUNS=2000.
+A failure prints the shortest sequence of moves that shows it, and the same run gives it again. To
+try more sequences, and other ones, set FLUORO_LEDGER_RUNS=2000.
 """
 
 import os
@@ -63,7 +63,9 @@ def no_version_guard(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
-    def end_attempt(db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]) -> JobState | None:
+    def end_attempt(
+        db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]
+    ) -> JobState | None:
         def careless(graph: JobGraph) -> JobState | None:
             if graph.tasks[task_id].state is not TaskState.RUNNING:
                 return None
@@ -80,7 +82,9 @@ def claims_of_what_is_not_queued(patch: pytest.MonkeyPatch) -> None:
 
 
 def claims_by_messages_for_earlier_attempts(patch: pytest.MonkeyPatch) -> None:
-    without(patch, attempts, "_CLAIM", " AND t.attempt + 1 = coalesce(%(number)s::int, t.attempt + 1)")
+    without(
+        patch, attempts, "_CLAIM", " AND t.attempt + 1 = coalesce(%(number)s::int, t.attempt + 1)"
+    )
 
 
 def steps_that_start_twice(patch: pytest.MonkeyPatch) -> None:
@@ -92,13 +96,19 @@ def artifacts_of_fenced_attempts(patch: pytest.MonkeyPatch) -> None:
     for part in ("blobs", "artifacts"):
         text = store._PARTS[part]
         assert "FROM job, " in text
-        patch.setitem(store._PARTS, part, text.replace("FROM job, ", "FROM ").replace("job.id", "%(job)s::uuid"))
+        patch.setitem(
+            store._PARTS,
+            part,
+            text.replace("FROM job, ", "FROM ").replace("job.id", "%(job)s::uuid"),
+        )
 
 
 def ends_are_overwritten(patch: pytest.MonkeyPatch) -> None:
     cancel = JobGraph.cancel
 
-    def careless(graph: JobGraph, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:
+    def careless(
+        graph: JobGraph, reason: str, message: str, *, end: JobState = JobState.CANCELLED
+    ) -> None:
         if is_terminal(graph.state):
             graph.state = end
             graph.changes.append(Change(end))
@@ -110,7 +120,9 @@ def ends_are_overwritten(patch: pytest.MonkeyPatch) -> None:
 def attempts_without_end(patch: pytest.MonkeyPatch) -> None:
     fail = JobGraph.fail
 
-    def careless(graph: JobGraph, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool) -> None:
+    def careless(
+        graph: JobGraph, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool
+    ) -> None:
         task.allowed += 1
         fail(graph, task, outcome, reason, message, may_retry=may_retry)
 
@@ -159,10 +171,14 @@ BUGS: Final = (
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
-def test_the_comparison_finds_a_planted_bug(db: Db, monkeypatch: pytest.MonkeyPatch, bug: Callable[[pytest.MonkeyPatch], None]) -> None:
+def test_the_comparison_finds_a_planted_bug(
+    db: Db, monkeypatch: pytest.MonkeyPatch, bug: Callable[[pytest.MonkeyPatch], None]
+) -> None:
     bug(monkeypatch)
     store._statement.cache_clear()
-    hunt = settings(SETTINGS, max_examples=500, derandomize=True, phases=[Phase.generate], print_blob=False)
+    hunt = settings(
+        SETTINGS, max_examples=500, derandomize=True, phases=[Phase.generate], print_blob=False
+    )
     try:
         with pytest.raises((AssertionError, IllegalTransitionError, psycopg.Error)):
             run(db, hunt)

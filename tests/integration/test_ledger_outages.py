@@ -41,7 +41,9 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 @contextmanager
 def ledger_at(url: str, connections: int = 2) -> Iterator[Ledger]:
-    ledger = Ledger(url, max_connections=connections, wait_seconds=2, statement_seconds=STATEMENT_SECONDS)
+    ledger = Ledger(
+        url, max_connections=connections, wait_seconds=2, statement_seconds=STATEMENT_SECONDS
+    )
     try:
         yield ledger
     finally:
@@ -66,7 +68,10 @@ def seconds_of_refusal(ledger: Ledger, statement: str = "SELECT") -> float:
 def stopped(postgres: PostgresServer) -> Iterator[None]:
     """SIGSTOP for the server and its backends, each of which leads a session of its own."""
     os.kill(postgres.pid, signal.SIGSTOP)  # first: from here on there are no new ones
-    children = [int(pid) for pid in Path(f"/proc/{postgres.pid}/task/{postgres.pid}/children").read_text().split()]
+    children = [
+        int(pid)
+        for pid in Path(f"/proc/{postgres.pid}/task/{postgres.pid}/children").read_text().split()
+    ]
     for pid in children:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -84,7 +89,9 @@ def answers(ledger: Ledger) -> bool:
     return True
 
 
-def test_a_statement_into_a_connection_gone_silent_ends_and_later_callers_are_refused_at_once(proxy: Proxy, database_url: str) -> None:
+def test_a_statement_into_a_connection_gone_silent_ends_and_later_callers_are_refused_at_once(
+    proxy: Proxy, database_url: str
+) -> None:
     with ledger_at(through(proxy, database_url)) as ledger:
         ledger.check()
         proxy.half_open()
@@ -139,7 +146,9 @@ def test_a_connection_that_was_cut_off_while_it_idled_is_found_out_sooner_than_a
         assert seconds_of_refusal(ledger) < STATEMENT_SECONDS - 0.5
 
 
-def test_connections_that_ended_while_they_idled_cost_no_call(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_that_ended_while_they_idled_cost_no_call(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fluoro_jobs.ledger.connection.IDLE_SECONDS", 0)
     with ledger_at(database_url) as ledger, ledger.connection() as one:
         with ledger.connection() as other:
@@ -157,7 +166,9 @@ def test_callers_who_wait_for_each_other_are_no_outage(database_url: str) -> Non
         assert time.monotonic() - began < AT_ONCE_SECONDS
 
 
-def test_a_statement_that_takes_too_long_is_ended_by_the_server_and_its_connection_stays(database_url: str) -> None:
+def test_a_statement_that_takes_too_long_is_ended_by_the_server_and_its_connection_stays(
+    database_url: str,
+) -> None:
     with ledger_at(database_url, connections=1) as ledger:
         with ledger.connection() as connection:
             pid = connection.info.backend_pid
@@ -184,7 +195,9 @@ with Ledger(sys.argv[1]).connection() as connection, connection.transaction():
 @contextmanager
 def stopped_holder(database_url: str, job_id: UUID) -> Iterator[None]:
     """A process that was stopped in the middle of a transition of the job."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, database_url, str(job_id)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, database_url, str(job_id)], stdout=subprocess.PIPE
+    ) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"locked\n"
@@ -201,7 +214,9 @@ def test_a_process_stopped_inside_a_transition_holds_up_the_job_for_seconds_only
         with rig.ledger.connection() as connection:
             control.cancel_job(connection, OWNER, job_id)
         assert time.monotonic() - began < IDLE_IN_TRANSACTION_SECONDS + 2
-    assert [event.sequence for event in rig.events(job_id)] == list(range(1, rig.job(job_id).last_sequence + 1))
+    assert [event.sequence for event in rig.events(job_id)] == list(
+        range(1, rig.job(job_id).last_sequence + 1)
+    )
 
 
 def test_closing_a_ledger_that_is_away_ends_its_search(proxy: Proxy, database_url: str) -> None:
@@ -210,4 +225,8 @@ def test_closing_a_ledger_that_is_away_ends_its_search(proxy: Proxy, database_ur
         proxy.half_open()
         seconds_of_refusal(ledger)
         assert "ledger-probe" in {thread.name for thread in threading.enumerate()}
-    until(lambda: "ledger-probe" not in {thread.name for thread in threading.enumerate()}, BACK_SECONDS, "the end of the search")
+    until(
+        lambda: "ledger-probe" not in {thread.name for thread in threading.enumerate()},
+        BACK_SECONDS,
+        "the end of the search",
+    )

@@ -54,7 +54,12 @@ def end_the_backend(mine: Connection[TupleRow], _job_id: UUID, pid: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("end", "reason"), [(make_a_circle, "LEDGER_BUSY"), (cancel_the_backend, "LEDGER_BUSY"), (end_the_backend, "LEDGER_UNAVAILABLE")]
+    ("end", "reason"),
+    [
+        (make_a_circle, "LEDGER_BUSY"),
+        (cancel_the_backend, "LEDGER_BUSY"),
+        (end_the_backend, "LEDGER_UNAVAILABLE"),
+    ],
 )
 async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_may_try_again(
     rig: Rig, database_url: str, end: Callable[[Connection[TupleRow], UUID, int], None], reason: str
@@ -63,10 +68,16 @@ async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_
     job_id = UUID(name.removeprefix("jobs/"))
     waiting = "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     with psycopg.connect(database_url) as mine:
-        mine.execute("SET deadlock_timeout = '1h'")  # it is the gateway's statement that PostgreSQL ends
+        mine.execute(
+            "SET deadlock_timeout = '1h'"
+        )  # it is the gateway's statement that PostgreSQL ends
         mine.execute("SELECT FROM tasks WHERE job_id = %s FOR UPDATE", (job_id,))
-        call = asyncio.create_task(refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA)))
-        (pid,) = await asyncio.to_thread(until, lambda: mine.execute(waiting).fetchone(), 5, "a statement that waits for ours")
+        call = asyncio.create_task(
+            refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA))
+        )
+        (pid,) = await asyncio.to_thread(
+            until, lambda: mine.execute(waiting).fetchone(), 5, "a statement that waits for ours"
+        )
         await asyncio.to_thread(end, mine, job_id, pid)
         assert meaning(await call) == (Code.UNAVAILABLE, reason)
         assert await state(rig, name) == "STATE_PENDING"
@@ -83,7 +94,9 @@ async def test_a_ledger_that_takes_no_writes_is_named_by_each_caller_who_writes_
     name = await rig.submit()
     with read_only(postgres):
         for _ in range(3):
-            refusal = await refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA))
+            refusal = await refused(
+                rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA)
+            )
             assert meaning(refusal) == (Code.UNAVAILABLE, "LEDGER_READ_ONLY")
         assert await state(rig, name) == "STATE_PENDING"
     await rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA)
@@ -100,13 +113,22 @@ class SmallDisk:
         self.folder = folder
 
     def mount(self, how: str) -> None:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", self.folder], check=False, capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", how, "tmpfs", self.folder],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            pytest.skip(f"a disk that can be filled takes the right to mount one: {done.stderr.strip()}")
+            pytest.skip(
+                f"a disk that can be filled takes the right to mount one: {done.stderr.strip()}"
+            )
 
     def fill(self) -> None:
         """Leaves some pages for what PostgreSQL has allocated and not written yet."""
-        used = subprocess.run(["df", "--output=used", self.folder], check=True, capture_output=True, text=True).stdout.split()[1]
+        used = subprocess.run(
+            ["df", "--output=used", self.folder], check=True, capture_output=True, text=True
+        ).stdout.split()[1]
         self.mount(f"remount,size={int(used) + 64}k")
 
     def grow(self) -> None:
@@ -118,13 +140,19 @@ def small_disk(postgres: PostgresServer) -> Iterator[SmallDisk]:
     folder = postgres.folder / "small"
     folder.mkdir(exist_ok=True)
     disk = SmallDisk(folder)
-    disk.mount("size=256m,mode=0700,uid={0.st_uid},gid={0.st_gid}".format((postgres.folder / "data").stat()))
+    disk.mount(
+        "size=256m,mode=0700,uid={0.st_uid},gid={0.st_gid}".format(
+            (postgres.folder / "data").stat()
+        )
+    )
     yield disk
     subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
-def database_on_small_disk(postgres: PostgresServer, database_url: str, small_disk: SmallDisk) -> Iterator[str]:
+def database_on_small_disk(
+    postgres: PostgresServer, database_url: str, small_disk: SmallDisk
+) -> Iterator[str]:
     """The tables are there; the write-ahead log, without which PostgreSQL ends itself, is not."""
     name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]))
     with psycopg.connect(postgres.url, autocommit=True) as connection:
@@ -133,7 +161,9 @@ def database_on_small_disk(postgres: PostgresServer, database_url: str, small_di
         connection.execute(sql.SQL("ALTER DATABASE {} SET TABLESPACE small").format(name))
         yield database_url
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(name))  # the fixture that made it drops it
+        connection.execute(
+            sql.SQL("CREATE DATABASE {}").format(name)
+        )  # the fixture that made it drops it
         connection.execute("DROP TABLESPACE small")
 
 

@@ -27,18 +27,32 @@ def status(port: int, path: str) -> int:
         return 0
 
 
-def test_a_ledger_that_stands_still_longer_than_a_loop_may_restarts_nothing(rig: Rig, postgres: PostgresServer) -> None:
+def test_a_ledger_that_stands_still_longer_than_a_loop_may_restarts_nothing(
+    rig: Rig, postgres: PostgresServer
+) -> None:
     ports = [free_port() for _ in range(3)]
     rig.start("gateway", http_port=ports[0], grpc_port=0, liveness_seconds=LIVENESS_SECONDS)
     rig.start("scheduler", http_port=ports[1], liveness_seconds=LIVENESS_SECONDS)
     rig.start("fluoro_jobs.testing.worker", "dicom", "threads", http_port=ports[2])
-    until(lambda: {status(port, "/readyz") for port in ports} == {200}, 60, "three services that are ready")
+    until(
+        lambda: {status(port, "/readyz") for port in ports} == {200},
+        60,
+        "three services that are ready",
+    )
     with standing_still(postgres):
-        until(lambda: {status(port, "/readyz") for port in ports} == {503}, 30, "three services that miss the ledger")
+        until(
+            lambda: {status(port, "/readyz") for port in ports} == {503},
+            30,
+            "three services that miss the ledger",
+        )
         end = time.monotonic() + 2.5 * LIVENESS_SECONDS
         while time.monotonic() < end:
             assert [status(port, "/healthz") for port in ports] == [200] * 3, rig.logs()
-    until(lambda: {status(port, "/readyz") for port in ports} == {200}, 15, "three services that are ready again")
+    until(
+        lambda: {status(port, "/readyz") for port in ports} == {200},
+        15,
+        "three services that are ready again",
+    )
 
 
 HARNESS = textwrap.dedent("""\
@@ -61,7 +75,11 @@ HARNESS = textwrap.dedent("""\
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 """)
-"""Runs a service. Once a file is there, its main thread stands still, or another thread or a task ends in a manner that nobody foresees."""
+"""Runs a service.
+
+Once a file is there, its main thread stands still, or another thread or a task ends in a manner
+that nobody foresees.
+"""
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,16 @@ def test_a_process_without_a_thread_that_it_needs_is_not_alive(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     port, when = free_port(), tmp_path / "now"
     module, *arguments = service
-    rig.start("harness", module, thread, str(when), *arguments, http_port=port, grpc_port=0, liveness_seconds=LIVENESS_SECONDS)
+    rig.start(
+        "harness",
+        module,
+        thread,
+        str(when),
+        *arguments,
+        http_port=port,
+        grpc_port=0,
+        liveness_seconds=LIVENESS_SECONDS,
+    )
     until(lambda: status(port, "/readyz") == 200, 60, "a ready service")
     assert status(port, "/healthz") == 200, rig.logs()
     when.touch()

@@ -35,7 +35,9 @@ JOBS = 40
 
 
 @pytest.fixture
-def paired(postgres_pair: PostgresPair, redis_url: str, blob_url: str, tmp_path: Path) -> Iterator[Rig]:
+def paired(
+    postgres_pair: PostgresPair, redis_url: str, blob_url: str, tmp_path: Path
+) -> Iterator[Rig]:
     rig = Rig(postgres_pair.url, redis_url, blob_url, tmp_path)
     yield rig
     rig.close()
@@ -61,7 +63,9 @@ async def test_a_primary_lost_under_load_loses_no_accepted_job_and_jobs_are_acce
     paired: Rig, postgres_pair: PostgresPair
 ) -> None:
     port = free_port()
-    await asyncio.to_thread(paired.served, "gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port)
+    await asyncio.to_thread(
+        paired.served, "gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port
+    )
     await asyncio.to_thread(paired.worker, pool="threads", slots=4)
     await asyncio.to_thread(paired.served, "scheduler", free_port())
     accepted: dict[str, float] = {}
@@ -74,9 +78,14 @@ async def test_a_primary_lost_under_load_loses_no_accepted_job_and_jobs_are_acce
 
     async def many_more() -> None:
         goal = len(accepted) + JOBS
-        await asyncio.to_thread(until, lambda: len(accepted) >= goal, 30, f"{JOBS} more accepted jobs")
+        await asyncio.to_thread(
+            until, lambda: len(accepted) >= goal, 30, f"{JOBS} more accepted jobs"
+        )
 
-    async with AsyncClient(f"127.0.0.1:{port}", owner=OWNER) as client, asyncio.TaskGroup() as group:
+    async with (
+        AsyncClient(f"127.0.0.1:{port}", owner=OWNER) as client,
+        asyncio.TaskGroup() as group,
+    ):
         blob = (await client.upload(json.dumps([{"do": "sleep", "seconds": 0.05}]).encode())).name
         submitting = [group.create_task(submit(client, blob)) for _ in range(CLIENTS)]
         await many_more()
@@ -95,7 +104,9 @@ async def test_a_primary_lost_under_load_loses_no_accepted_job_and_jobs_are_acce
     assert stored == accepted.keys()
 
 
-def test_a_repeated_submit_is_acknowledged_only_when_the_standby_has_the_job(paired: Rig, postgres_pair: PostgresPair) -> None:
+def test_a_repeated_submit_is_acknowledged_only_when_the_standby_has_the_job(
+    paired: Rig, postgres_pair: PostgresPair
+) -> None:
     ledger = Ledger(postgres_pair.url, wait_seconds=2, statement_seconds=2)
     request = SubmitJobRequest(job=paired.job_of(), request_id="once")
 
@@ -116,14 +127,19 @@ def test_a_repeated_submit_is_acknowledged_only_when_the_standby_has_the_job(pai
     with pytest.raises(FluoroError):
         submit()
     postgres_pair.standby.start()
-    assert until(lambda: answers(ledger) and submit(), RECOVERY_SECONDS, "an answer") == f"jobs/{stored[0][0]}"
+    assert (
+        until(lambda: answers(ledger) and submit(), RECOVERY_SECONDS, "an answer")
+        == f"jobs/{stored[0][0]}"
+    )
     postgres_pair.fail_over()
     with paired.connection() as connection:
         assert connection.execute("SELECT id FROM jobs").fetchall() == stored
     ledger.close()
 
 
-def test_a_claim_whose_answer_is_lost_costs_no_attempt(paired: Rig, postgres_pair: PostgresPair) -> None:
+def test_a_claim_whose_answer_is_lost_costs_no_attempt(
+    paired: Rig, postgres_pair: PostgresPair
+) -> None:
     worker = paired.worker(pool="threads")
     worker.send_signal(signal.SIGSTOP)
     job_id = paired.submit(paired.job_of(max_attempts=1))
@@ -131,7 +147,11 @@ def test_a_claim_whose_answer_is_lost_costs_no_attempt(paired: Rig, postgres_pai
     worker.send_signal(signal.SIGCONT)
     with psycopg.connect(postgres_pair.primary.url, autocommit=True) as connection:
         query = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%WITH task AS%'"
-        until(lambda: connection.execute(query).fetchone() is not None, 20, "a claim that waits for the standby")
+        until(
+            lambda: connection.execute(query).fetchone() is not None,
+            20,
+            "a claim that waits for the standby",
+        )
     postgres_pair.primary.restart()  # the claim is on its disk
     postgres_pair.standby.start()
     paired.start("scheduler")
@@ -160,11 +180,18 @@ def test_while_postgresql_takes_no_writes_callers_are_told_so_and_running_work_l
             submitting = threads.submit(patient.submit, job)
             with pytest.raises(FluoroApiError) as caught:
                 hasty.submit(job)
-            assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAVAILABLE, "LEDGER_READ_ONLY")
+            assert (caught.value.code, caught.value.reason) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "LEDGER_READ_ONLY",
+            )
             assert hasty.get(name).state == job_pb2.Job.STATE_RUNNING, "reading goes on"
             (tmp_path / "go").touch()
             until(
-                lambda: any("LEDGER_READ_ONLY" in log.read_text() for log in tmp_path.glob("worker-*.log")), 20, "a worker who hears it too"
+                lambda: any(
+                    "LEDGER_READ_ONLY" in log.read_text() for log in tmp_path.glob("worker-*.log")
+                ),
+                20,
+                "a worker who hears it too",
             )
         names = name, submitting.result(timeout=30).name
         jobs = [patient.wait(name, timeout_seconds=60) for name in names]
@@ -172,7 +199,9 @@ def test_while_postgresql_takes_no_writes_callers_are_told_so_and_running_work_l
     assert [len(job.steps[0].tasks[0].attempts) for job in jobs] == [1, 1]
 
 
-def test_a_service_that_found_a_standby_says_so_and_needs_no_restart_once_it_is_promoted(postgres_pair: PostgresPair) -> None:
+def test_a_service_that_found_a_standby_says_so_and_needs_no_restart_once_it_is_promoted(
+    postgres_pair: PostgresPair,
+) -> None:
     ledger = Ledger(postgres_pair.standby.url)
 
     def reason() -> Reason:
@@ -192,7 +221,9 @@ def test_lost_hosts_whose_addresses_swallow_what_is_sent_there_delay_the_others_
 ) -> None:
     socket_folder = conninfo_to_dict(postgres.url)["host"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        hosts = f"host={'127.0.0.1,' * 2}{socket_folder}&port={f'{silent.getsockname()[1]},' * 2}5432"
+        hosts = (
+            f"host={'127.0.0.1,' * 2}{socket_folder}&port={f'{silent.getsockname()[1]},' * 2}5432"
+        )
         ledger = Ledger(f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write")
         until(lambda: answers(ledger), RECOVERY_SECONDS, "an answer of the other host")
         ledger.close()
@@ -205,7 +236,10 @@ def test_a_lost_host_that_swallows_what_is_sent_there_delays_the_first_connectio
     socket_folder = conninfo_to_dict(postgres.url)["host"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"host=127.0.0.1,{socket_folder}&port={silent.getsockname()[1]},5432"
-        ledger = Ledger(f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write", max_connections=CLIENTS)
+        ledger = Ledger(
+            f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write",
+            max_connections=CLIENTS,
+        )
         assert answers(ledger)
         began, all_have_one = time.monotonic(), Barrier(CLIENTS)
 

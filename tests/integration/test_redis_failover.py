@@ -35,15 +35,26 @@ def test_jobs_flow_on_and_no_process_ends_when_sentinel_promotes_the_replica_of_
 ) -> None:
     primary = stack.enter_context(ValkeyServer(server_folder / "primary"))
     replica = stack.enter_context(ValkeyReplica(server_folder / "replica", primary))
-    sentinels = [stack.enter_context(Sentinel(server_folder / f"sentinel-{n}", primary, quorum=2)) for n in range(3)]
-    until(lambda: all(sentinel.replicas() == 1 for sentinel in sentinels), 20, "Sentinels that know the replica")
+    sentinels = [
+        stack.enter_context(Sentinel(server_folder / f"sentinel-{n}", primary, quorum=2))
+        for n in range(3)
+    ]
+    until(
+        lambda: all(sentinel.replicas() == 1 for sentinel in sentinels),
+        20,
+        "Sentinels that know the replica",
+    )
     rig = _rig(stack, database_url, sentinel_url(sentinels), blob_url, tmp_path)
     workers = [rig.worker(), rig.worker(queue="ml", pool="threads")]
     gateway = rig.served("gateway", free_port(), grpc_port=free_port(), grpc_host="127.0.0.1")
     scheduler = rig.served("scheduler", free_port(), **SWEEP)
 
     def submit(count: int) -> list[object]:
-        return [rig.submit(rig.job_of(operation=operation)) for _ in range(count) for operation in ("inspect_dicom", "analyze_images")]
+        return [
+            rig.submit(rig.job_of(operation=operation))
+            for _ in range(count)
+            for operation in ("inspect_dicom", "analyze_images")
+        ]
 
     jobs = submit(5)
     primary.kill()
@@ -59,7 +70,12 @@ def test_jobs_flow_on_and_no_process_ends_when_sentinel_promotes_the_replica_of_
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_outlives_a_server_that_becomes_a_replica_and_one_started_meanwhile_waits(
-    stack: ExitStack, server_folder: Path, database_url: str, blob_url: str, tmp_path: Path, pool: str
+    stack: ExitStack,
+    server_folder: Path,
+    database_url: str,
+    blob_url: str,
+    tmp_path: Path,
+    pool: str,
 ) -> None:
     server = stack.enter_context(ValkeyServer(server_folder / "valkey"))
     rig = _rig(stack, database_url, server.url, blob_url, tmp_path)
@@ -72,7 +88,10 @@ def test_a_worker_outlives_a_server_that_becomes_a_replica_and_one_started_meanw
 
         def refused_often() -> bool:
             assert [worker.poll(), late.poll()] == [None, None], rig.logs()
-            return sum(command["rejected_calls"] for command in client.info("commandstats").values()) >= 10
+            return (
+                sum(command["rejected_calls"] for command in client.info("commandstats").values())
+                >= 10
+            )
 
         until(refused_often, 20, "workers that ask the replica for messages")
         client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
@@ -104,6 +123,8 @@ def test_a_worker_is_as_quick_after_a_lost_connection_as_before(rig: Rig, pool: 
 def test_messages_are_sent_in_batches(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         before = client.info("stats")["total_reads_processed"]
-        dispatch.publish(make_app(redis_url), [(new_id(), "dicom.inspect", "dicom", 1) for _ in range(2000)])
+        dispatch.publish(
+            make_app(redis_url), [(new_id(), "dicom.inspect", "dicom", 1) for _ in range(2000)]
+        )
         assert client.llen("dicom") == 2000
         assert client.info("stats")["total_reads_processed"] - before < 200

@@ -27,7 +27,9 @@ RIGHTS = "~fluoro:* ~dicom ~ml ~export ~_kombu.* ~unacked* &fluoro:* +@all -@adm
 def user(valkey: ValkeyServer) -> Iterator[str]:
     """User and password of the session's Valkey, with the rights that Fluoro needs."""
     with redis.Redis.from_url(valkey.url) as client:
-        client.execute_command("ACL", "SETUSER", "fluoro", "reset", "on", ">p@ss:word", *RIGHTS.split())
+        client.execute_command(
+            "ACL", "SETUSER", "fluoro", "reset", "on", ">p@ss:word", *RIGHTS.split()
+        )
         yield "fluoro:p%40ss%3Aword"
         client.execute_command("ACL", "DELUSER", "fluoro")
 
@@ -37,8 +39,24 @@ def certificate(tmp_path: Path) -> Path:
     """A certificate of 127.0.0.1 that is its own authority, and its key beside it."""
     certificate = tmp_path / "certificate.pem"
     names = ["-subj", "/CN=fluoro", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", *names]
-    subprocess.run([*command, "-out", certificate, "-keyout", tmp_path / "key.pem"], check=True, capture_output=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+        *names,
+    ]
+    subprocess.run(
+        [*command, "-out", certificate, "-keyout", tmp_path / "key.pem"],
+        check=True,
+        capture_output=True,
+    )
     return certificate
 
 
@@ -72,7 +90,9 @@ def _tls_in_front_of(port: int, certificate: Path) -> Iterator[int]:
         def serve() -> None:
             with suppress(OSError):
                 while True:
-                    threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
+                    threading.Thread(
+                        target=pass_on, args=(listener.accept()[0],), daemon=True
+                    ).start()
 
         threading.Thread(target=serve, daemon=True).start()
         yield listener.getsockname()[1]
@@ -80,16 +100,30 @@ def _tls_in_front_of(port: int, certificate: Path) -> Iterator[int]:
 
 
 def test_a_job_runs_over_tls_for_a_user_with_the_documented_rights(
-    valkey: ValkeyServer, user: str, certificate: Path, database_url: str, redis_url: str, blob_url: str, tmp_path: Path
+    valkey: ValkeyServer,
+    user: str,
+    certificate: Path,
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    tmp_path: Path,
 ) -> None:
-    with redis.Redis.from_url(redis_url) as client, _tls_in_front_of(valkey.port, certificate) as port:
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        _tls_in_front_of(valkey.port, certificate) as port,
+    ):
         files = f"ssl_ca_certs={certificate}&ssl_certfile={certificate}&ssl_keyfile={certificate.with_name('key.pem')}"
         rig = Rig(database_url, f"rediss://{user}@127.0.0.1:{port}/0?{files}", blob_url, tmp_path)
         try:
             rig.worker()
-            rig.finished(rig.submit(rig.job_of({"do": "progress", "stage": "s", "done": 1, "total": 1})))
+            rig.finished(
+                rig.submit(rig.job_of({"do": "progress", "stage": "s", "done": 1, "total": 1}))
+            )
             assert rig.dispatcher.reconcile() == 0
-            assert {connection["user"] for connection in client.client_list()} == {"default", "fluoro"}
+            assert {connection["user"] for connection in client.client_list()} == {
+                "default",
+                "fluoro",
+            }
             denied = client.acl_log()
             assert not [entry for entry in denied if entry["username"] == "fluoro"], denied
             with pytest.raises(redis.ConnectionError, match="certificate"):
@@ -98,7 +132,9 @@ def test_a_job_runs_over_tls_for_a_user_with_the_documented_rights(
             rig.close()
 
 
-def test_sentinel_is_asked_with_its_own_password_and_redis_with_another(server_folder: Path, valkey: ValkeyServer, user: str) -> None:
+def test_sentinel_is_asked_with_its_own_password_and_redis_with_another(
+    server_folder: Path, valkey: ValkeyServer, user: str
+) -> None:
     with Sentinel(server_folder, valkey) as sentinel, redis.Redis(port=sentinel.port) as guarded:
         guarded.execute_command("ACL", "SETUSER", "default", "on", ">secret")
         base = f"sentinel://{user}@127.0.0.1:1,127.0.0.1:{sentinel.port}/0?master={MASTER_NAME}"
@@ -106,7 +142,9 @@ def test_sentinel_is_asked_with_its_own_password_and_redis_with_another(server_f
             assert client.acl_whoami() == "fluoro"
 
         async def pinged() -> bool:
-            async with RedisServer.from_url(f"{base}&sentinel_password=secret").aio_client() as client:
+            async with RedisServer.from_url(
+                f"{base}&sentinel_password=secret"
+            ).aio_client() as client:
                 return bool(await client.ping())
 
         assert asyncio.run(pinged())
@@ -125,13 +163,18 @@ def test_sentinel_is_asked_with_its_own_password_and_redis_with_another(server_f
         ("redis://:secret@host/name", "number of a database"),
         ("redis://:secret@one,two/0", "Sentinel only"),
         ("redis://:secret@host/0?ssl_ca_certs=file", "does not take ssl_ca_certs"),
-        ("rediss://:secret@host/0?ssl_ca_cert=file", "Known: ssl_ca_certs, ssl_certfile, ssl_check_hostname, ssl_keyfile"),
+        (
+            "rediss://:secret@host/0?ssl_ca_cert=file",
+            "Known: ssl_ca_certs, ssl_certfile, ssl_check_hostname, ssl_keyfile",
+        ),
         ("rediss://:secret@host/0?ssl_check_hostname=no", "true or false"),
         ("sentinel://:secret@host/0", "master=NAME"),
         ("sentinel://:secret@host/0?master=m&ssl_ca_certs=file", "does not take ssl_ca_certs"),
     ],
 )
-def test_a_wrong_url_is_refused_with_what_to_write_and_without_the_password(url: str, message: str) -> None:
+def test_a_wrong_url_is_refused_with_what_to_write_and_without_the_password(
+    url: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         RedisServer.from_url(url)
     assert "secret" not in str(error.value)
@@ -144,9 +187,18 @@ def test_a_service_refuses_a_wrong_url_at_its_start_in_one_line(service: str) ->
         "FLUORO_BLOB_URL": "file:///tmp",
         "FLUORO_REDIS_URL": "amqp://:secret@host",
     }
-    ended = subprocess.run([sys.executable, "-m", service], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", service],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.returncode == 1
-    assert re.fullmatch(r"FLUORO_REDIS_URL: .*This kind of URL is not known\. Use redis://.*\n", ended.stderr), ended.stderr
+    assert re.fullmatch(
+        r"FLUORO_REDIS_URL: .*This kind of URL is not known\. Use redis://.*\n", ended.stderr
+    ), ended.stderr
 
 
 def test_tls_goes_with_sentinel_for_both_and_addresses_for_logs_hold_no_password() -> None:
@@ -159,6 +211,11 @@ def test_tls_goes_with_sentinel_for_both_and_addresses_for_logs_hold_no_password
     assert issubclass(server.connection_class, redis.SSLConnection)
     client = server.client()
     pool = client.connection_pool
-    assert (pool.connection_kwargs["ssl_ca_certs"], pool.connection_kwargs["ssl_check_hostname"]) == ("/ca", False)
+    assert (
+        pool.connection_kwargs["ssl_ca_certs"],
+        pool.connection_kwargs["ssl_check_hostname"],
+    ) == ("/ca", False)
     sentinels = pool.sentinel_manager.sentinels  # type: ignore[attr-defined]
-    assert [type(one.connection_pool.make_connection()) for one in sentinels] == [redis.SSLConnection] * 2
+    assert [type(one.connection_pool.make_connection()) for one in sentinels] == [
+        redis.SSLConnection
+    ] * 2

@@ -24,13 +24,28 @@ class Fleet:
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.grpc_ports, self.http_ports = [free_port() for _ in range(2)], [free_port() for _ in range(4)]
+        self.grpc_ports, self.http_ports = (
+            [free_port() for _ in range(2)],
+            [free_port() for _ in range(4)],
+        )
         grace = {"shutdown_grace_seconds": GRACE_SECONDS}
         self.starts: list[Callable[[], subprocess.Popen[bytes]]] = [
-            lambda: rig.served("gateway", self.http_ports[0], grpc_host="127.0.0.1", grpc_port=self.grpc_ports[0], **grace),
+            lambda: rig.served(
+                "gateway",
+                self.http_ports[0],
+                grpc_host="127.0.0.1",
+                grpc_port=self.grpc_ports[0],
+                **grace,
+            ),
             lambda: rig.worker(pool="prefork", slots=2, **grace),
             lambda: rig.served("scheduler", self.http_ports[1], **grace),
-            lambda: rig.served("gateway", self.http_ports[2], grpc_host="127.0.0.1", grpc_port=self.grpc_ports[1], **grace),
+            lambda: rig.served(
+                "gateway",
+                self.http_ports[2],
+                grpc_host="127.0.0.1",
+                grpc_port=self.grpc_ports[1],
+                **grace,
+            ),
             lambda: rig.worker(pool="threads", slots=2, **grace),
             lambda: rig.served("scheduler", self.http_ports[3], **grace),
             lambda: rig.worker(pool="prefork", slots=2, **grace),
@@ -70,7 +85,9 @@ async def watched(client: AsyncClient, name: str) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: Rig, tmp_path: Path) -> None:
+async def test_a_rolling_restart_of_everything_under_load_fails_no_client(
+    rig: Rig, tmp_path: Path
+) -> None:
     fleet = await asyncio.to_thread(Fleet, rig)
     names: list[str] = []
     events: dict[str, list[event_pb2.Event]] = {}
@@ -79,7 +96,13 @@ async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: R
     async def work(client: AsyncClient, number: int) -> None:
         count = 0
         while not over.is_set():
-            names.append(await submitted(client, {"do": "sleep", "seconds": 0.2}, {"do": "touch", "path": f"{tmp_path}/{number}-{count}"}))
+            names.append(
+                await submitted(
+                    client,
+                    {"do": "sleep", "seconds": 0.2},
+                    {"do": "touch", "path": f"{tmp_path}/{number}-{count}"},
+                )
+            )
             await watched(client, names[-1])
             count += 1
 
@@ -89,11 +112,15 @@ async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: R
                 events.setdefault(message.event.job, []).append(message.event)
 
     def all_followed() -> bool:
-        return all(name in events and events[name][-1].job_changed.state in TERMINAL for name in names)
+        return all(
+            name in events and events[name][-1].job_changed.state in TERMINAL for name in names
+        )
 
     async with AsyncClient(fleet.target, owner=OWNER) as client, asyncio.TaskGroup() as group:
         follower = group.create_task(follow(client))
-        names.append(await submitted(client, {"do": "wait", "path": str(tmp_path / "go")}))  # runs all the time
+        names.append(
+            await submitted(client, {"do": "wait", "path": str(tmp_path / "go")})
+        )  # runs all the time
         group.create_task(watched(client, names[0]))
         workers = [group.create_task(work(client, number)) for number in range(CLIENTS)]
         await asyncio.to_thread(fleet.roll)
@@ -106,6 +133,11 @@ async def test_a_rolling_restart_of_everything_under_load_fails_no_client(rig: R
 
     attempts = [attempt for job in jobs for attempt in job.steps[0].tasks[0].attempts]
     assert {job.state for job in jobs} == {job_pb2.Job.STATE_SUCCEEDED}
-    assert {attempt.outcome for attempt in attempts} == {Outcome.OUTCOME_SUCCEEDED, Outcome.OUTCOME_RELEASED}, rig.logs()
+    assert {attempt.outcome for attempt in attempts} == {
+        Outcome.OUTCOME_SUCCEEDED,
+        Outcome.OUTCOME_RELEASED,
+    }, rig.logs()
     for job in jobs:
-        assert [event.sequence for event in events[job.name]] == list(range(1, job.last_sequence + 1))
+        assert [event.sequence for event in events[job.name]] == list(
+            range(1, job.last_sequence + 1)
+        )

@@ -40,7 +40,9 @@ BREAK: dict[str, LiteralString] = {
 
 
 @pytest.mark.parametrize("foreign", [b"not json", b"[]", b'{"headers": null}', b"\xff"])
-def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(rig: Rig, foreign: bytes) -> None:
+def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(
+    rig: Rig, foreign: bytes
+) -> None:
     by = Worker(new_id(), "host:1", "dicom", 4, "0")
     with rig.connection() as connection:
         attempts.beat(connection, by, [])
@@ -49,7 +51,10 @@ def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(ri
             assert client.llen("dicom") == 1
             client.delete("dicom")
             client.lpush("dicom", foreign)
-            connection.execute("UPDATE tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s", (job_id,))
+            connection.execute(
+                "UPDATE tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s",
+                (job_id,),
+            )
             assert rig.dispatcher.reconcile() == 1
             assert client.llen("dicom") == 2
 
@@ -59,10 +64,21 @@ THREE: LiteralString = "SELECT now(), id, id FROM (SELECT gen_random_uuid() AS i
 
 def test_a_round_gets_something_done_however_long_it_took_to_find_it(rig: Rig) -> None:
     with rig.connection() as connection:
-        assert len(list(one_by_one(connection, THREE, lambda *_: True, Backoff("lease_expired"), seconds=0.1))) == 3
+        assert (
+            len(
+                list(
+                    one_by_one(
+                        connection, THREE, lambda *_: True, Backoff("lease_expired"), seconds=0.1
+                    )
+                )
+            )
+            == 3
+        )
 
 
-def test_a_job_whose_statement_is_too_much_for_postgresql_keeps_no_other_from_its_turn(rig: Rig) -> None:
+def test_a_job_whose_statement_is_too_much_for_postgresql_keeps_no_other_from_its_turn(
+    rig: Rig,
+) -> None:
     done: list[UUID] = []
 
     def act(job: UUID, _: UUID) -> bool:
@@ -79,7 +95,12 @@ def failures(port: int, action: str) -> float:
     """`fluoro_sweep_failures_total`, as the scheduler exposes it."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
         families = list(text_string_to_metric_families(response.read().decode()))
-    samples = [sample for family in families for sample in family.samples if sample.name == "fluoro_sweep_failures_total"]
+    samples = [
+        sample
+        for family in families
+        for sample in family.samples
+        if sample.name == "fluoro_sweep_failures_total"
+    ]
     return sum(sample.value for sample in samples if sample.labels == {"action": action})
 
 
@@ -87,16 +108,24 @@ def running(rig: Rig, by: Worker) -> UUID:
     """A job whose task this worker, which does not exist, has claimed."""
     job_id = rig.submit(rig.job_of())
     with rig.connection() as connection:
-        ((task,),) = connection.execute("UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)).fetchall()
+        ((task,),) = connection.execute(
+            "UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)
+        ).fetchall()
         assert attempts.claim(connection, task, by) is not None
     return job_id
 
 
 @pytest.mark.parametrize(
     ("action", "how", "broken"),
-    [("lease_expired", "step", 1100), ("lease_expired", "event", 10), ("job_expired", "event", 10)],  # it reads 1000 at a time
+    [
+        ("lease_expired", "step", 1100),
+        ("lease_expired", "event", 10),
+        ("job_expired", "event", 10),
+    ],  # it reads 1000 at a time
 )
-def test_jobs_that_cannot_be_recovered_keep_no_other_from_it(rig: Rig, action: str, how: str, broken: int) -> None:
+def test_jobs_that_cannot_be_recovered_keep_no_other_from_it(
+    rig: Rig, action: str, how: str, broken: int
+) -> None:
     by = Worker(new_id(), "host:1", "dicom", 4, "0")
     bad, good = running(rig, by), [running(rig, by) for _ in range(3)]
     with rig.connection() as connection:

@@ -18,21 +18,34 @@ from gateway import tail, testing_jobs
 from gateway.testing import serving
 
 OTHER = "bob"
-NEIGHBOUR = next(name for number in count() if shard_of(name := f"owner-{number}") == shard_of("ada"))
+NEIGHBOUR = next(
+    name for number in count() if shard_of(name := f"owner-{number}") == shard_of("ada")
+)
 """Somebody else of ada's shard."""
 
 
 @pytest.fixture
-async def gateway(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[testing_jobs.Rig]:
+async def gateway(
+    database_url: str, redis_url: str, blob_url: str
+) -> AsyncIterator[testing_jobs.Rig]:
     # So that whatever arrives at once has come by a wake-up.
-    slow = {"watch_poll_interval_seconds": 60, "watch_safety_interval_seconds": 60, "watch_bookmark_interval_seconds": 60}
+    slow = {
+        "watch_poll_interval_seconds": 60,
+        "watch_safety_interval_seconds": 60,
+        "watch_bookmark_interval_seconds": 60,
+    }
     async with testing_jobs.rigged(database_url, redis_url, blob_url, **slow) as rig:
         yield rig
 
 
 async def _until_listening(client: "redis.Redis", *owners: str) -> None:
     channels = {wakeups_channel(shard_of(owner)).encode() for owner in owners}
-    await asyncio.to_thread(until, lambda: set(client.pubsub_channels("fluoro:wakeups:*")) == channels, 15, "the subscriptions")
+    await asyncio.to_thread(
+        until,
+        lambda: set(client.pubsub_channels("fluoro:wakeups:*")) == channels,
+        15,
+        "the subscriptions",
+    )
 
 
 def _heard(watched: str) -> float:
@@ -46,15 +59,21 @@ async def test_a_gateway_hears_of_those_alone_who_are_watched_there(
     jobs = {owner: await gateway.submit(owner) for owner in ("ada", NEIGHBOUR, OTHER)}
     with redis.Redis.from_url(redis_url) as client:
         await _until_listening(client)
-        call = gateway.client.jobs.WatchJob(WatchJobRequest(name=jobs["ada"]), metadata=(("fluoro-owner", "ada"),))
+        call = gateway.client.jobs.WatchJob(
+            WatchJobRequest(name=jobs["ada"]), metadata=(("fluoro-owner", "ada"),)
+        )
         assert (await call.read()).snapshot.name == jobs["ada"]
         await _until_listening(client, "ada")
         watched, others = _heard("true"), _heard("false")
         for owner in (NEIGHBOUR, OTHER):
             await gateway.start(jobs[owner])
-            await asyncio.to_thread(gateway.publisher.progress, owner, Progress(job=jobs[owner], step="a"))
+            await asyncio.to_thread(
+                gateway.publisher.progress, owner, Progress(job=jobs[owner], step="a")
+            )
         # The neighbour's events and progress; of the other nothing comes.
-        await asyncio.to_thread(until, lambda: _heard("false") >= others + 2, 10, "wake-ups of the same shard")
+        await asyncio.to_thread(
+            until, lambda: _heard("false") >= others + 2, 10, "wake-ups of the same shard"
+        )
         await gateway.start(jobs["ada"])
         async with asyncio.timeout(10):
             assert (await call.read()).event.sequence == 2
@@ -68,10 +87,14 @@ async def test_what_happens_before_the_subscription_stands_is_not_missed(
 ) -> None:
     job = await gateway.submit("ada")
     with redis.Redis.from_url(redis_url) as client:
-        await asyncio.to_thread(until, lambda: client.pubsub_channels("fluoro:echo:*"), 10, "the gateway's subscription")
+        await asyncio.to_thread(
+            until, lambda: client.pubsub_channels("fluoro:echo:*"), 10, "the gateway's subscription"
+        )
     os.kill(valkey.pid, signal.SIGSTOP)
     try:
-        call = gateway.client.jobs.WatchJob(WatchJobRequest(name=job), metadata=(("fluoro-owner", "ada"),))
+        call = gateway.client.jobs.WatchJob(
+            WatchJobRequest(name=job), metadata=(("fluoro-owner", "ada"),)
+        )
         assert (await call.read()).snapshot.last_sequence == 1
         await gateway.start(job, wake=False)  # told while nobody listened
     finally:
@@ -81,17 +104,26 @@ async def test_what_happens_before_the_subscription_stands_is_not_missed(
     call.cancel()
 
 
-async def test_a_cancel_is_told_to_the_worker_that_runs_the_job_and_of_an_ended_job_to_nobody(rig: Rig) -> None:
+async def test_a_cancel_is_told_to_the_worker_that_runs_the_job_and_of_an_ended_job_to_nobody(
+    rig: Rig,
+) -> None:
     workers = [rig.worker(pool="threads", slots=1), rig.worker(pool="threads", slots=1)]
     jobs = [rig.submit(rig.job_of({"do": "sleep", "seconds": 60})) for _ in workers]
     ran_by = {job: rig.running(job).worker for job in jobs}
     assert len(set(ran_by.values())) == 2
-    with redis.Redis.from_url(rig.redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as listener:
+    with (
+        redis.Redis.from_url(rig.redis_url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as listener,
+    ):
         names = list(ran_by.values())
-        assert client.pubsub_numsub(*map(cancels_channel, names)) == [(cancels_channel(name).encode(), 1) for name in names]
+        assert client.pubsub_numsub(*map(cancels_channel, names)) == [
+            (cancels_channel(name).encode(), 1) for name in names
+        ]
         listener.psubscribe("fluoro:cancels:*")
         listener.get_message(timeout=5)
-        async with serving(rig.database_url, rig.redis_url, rig.blob_url, single_owner=OWNER) as gateway:
+        async with serving(
+            rig.database_url, rig.redis_url, rig.blob_url, single_owner=OWNER
+        ) as gateway:
             for _ in range(2):
                 await gateway.jobs.CancelJob(CancelJobRequest(name=f"jobs/{jobs[0]}"))
             await gateway.jobs.CancelJob(CancelJobRequest(name=f"jobs/{jobs[1]}"))

@@ -1,4 +1,7 @@
-"""Wake-ups: sent by a thread of its own to those whom they concern. Nothing told is left out, and nobody waits for a Redis that is away."""
+"""Wake-ups: sent by a thread of its own to those whom they concern.
+
+Nothing told is left out, and nobody waits for a Redis that is away.
+"""
 
 import os
 import signal
@@ -19,7 +22,14 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, attempts
 from fluoro_jobs.testing.rig import OWNER as TESTER
 from fluoro_jobs.testing.rig import Rig, until
-from fluoro_jobs.wakeups import MAX_PENDING, Publisher, cancels_channel, shard_of, unpack, wakeups_channel
+from fluoro_jobs.wakeups import (
+    MAX_PENDING,
+    Publisher,
+    cancels_channel,
+    shard_of,
+    unpack,
+    wakeups_channel,
+)
 from fluoro_local.servers import ValkeyServer
 from fluoro_telemetry import metrics
 from scheduler.sweep import Sweeper
@@ -30,7 +40,10 @@ CHANNEL = wakeups_channel(shard_of(OWNER))
 
 @contextmanager
 def _heard(redis_url: str, *channels: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+    with (
+        redis.Redis.from_url(redis_url) as client,
+        client.pubsub(ignore_subscribe_messages=True) as heard,
+    ):
         heard.subscribe(*channels)
         for _ in channels:
             heard.get_message(timeout=5)  # the confirmation
@@ -72,7 +85,9 @@ def test_every_job_is_told_of_also_the_last_one_before_the_end(redis_url: str) -
         until(all_heard, 10, "news of every job")
 
 
-def test_what_is_told_while_the_last_wake_ups_are_on_their_way_is_told_before_the_end(redis_url: str, valkey: ValkeyServer) -> None:
+def test_what_is_told_while_the_last_wake_ups_are_on_their_way_is_told_before_the_end(
+    redis_url: str, valkey: ValkeyServer
+) -> None:
     publisher, last = Publisher(redis_url), new_id()
     with _heard(redis_url, CHANNEL) as heard:
         with _hung(valkey):
@@ -86,8 +101,12 @@ def test_what_is_told_while_the_last_wake_ups_are_on_their_way_is_told_before_th
         _await_job(heard, last, 5)
 
 
-def test_a_pool_child_that_is_replaced_tells_of_the_job_that_it_ended(rig: Rig, valkey: ValkeyServer, tmp_path: Path) -> None:
-    rig.worker(slots=1, max_memory_per_child_kib=1)  # each child has grown beyond that after its first task
+def test_a_pool_child_that_is_replaced_tells_of_the_job_that_it_ended(
+    rig: Rig, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    rig.worker(
+        slots=1, max_memory_per_child_kib=1
+    )  # each child has grown beyond that after its first task
     job = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
     with _heard(rig.redis_url, wakeups_channel(shard_of(TESTER))) as heard:
         rig.running(job)
@@ -95,11 +114,15 @@ def test_a_pool_child_that_is_replaced_tells_of_the_job_that_it_ended(rig: Rig, 
             pass
         with _hung(valkey):
             (tmp_path / "go").touch()
-            until(lambda: rig.job(job).state == job_pb2.Job.STATE_SUCCEEDED, what="the end of the job")
+            until(
+                lambda: rig.job(job).state == job_pb2.Job.STATE_SUCCEEDED, what="the end of the job"
+            )
         _await_job(heard, job, 5, TESTER)
 
 
-def test_what_was_told_while_redis_was_away_is_sent_once_it_is_back(redis_url: str, valkey: ValkeyServer) -> None:
+def test_what_was_told_while_redis_was_away_is_sent_once_it_is_back(
+    redis_url: str, valkey: ValkeyServer
+) -> None:
     publisher, job = Publisher(redis_url), new_id()
     valkey.kill()
     publisher.events(job, OWNER)
@@ -111,13 +134,17 @@ def test_what_was_told_while_redis_was_away_is_sent_once_it_is_back(redis_url: s
     publisher.close()
 
 
-def test_nobody_waits_for_a_hung_redis_and_wake_ups_flow_at_once_when_it_goes_on(redis_url: str, valkey: ValkeyServer) -> None:
+def test_nobody_waits_for_a_hung_redis_and_wake_ups_flow_at_once_when_it_goes_on(
+    redis_url: str, valkey: ValkeyServer
+) -> None:
     publisher, job = Publisher(redis_url), new_id()
     with _heard(redis_url, CHANNEL, cancels_channel("host:1")) as heard:
         with _hung(valkey):
             started = time.monotonic()
             for number in range(200):
-                publisher.progress(OWNER, event_pb2.Progress(job=f"jobs/{job}", step="s", fraction=number / 200))
+                publisher.progress(
+                    OWNER, event_pb2.Progress(job=f"jobs/{job}", step="s", fraction=number / 200)
+                )
             for _ in range(1000):
                 publisher.cancel(new_id(), OWNER, ["host:1"])
             assert time.monotonic() - started < 1
@@ -132,7 +159,9 @@ def test_nobody_waits_for_a_hung_redis_and_wake_ups_flow_at_once_when_it_goes_on
             while told != last and (message := heard.get_message(timeout=0.1)) is not None:
                 if message["channel"].decode() == CHANNEL:
                     told, _, progress = unpack(message["data"])
-                    fractions.update([event_pb2.Progress.FromString(progress).fraction] if progress else [])
+                    fractions.update(
+                        [event_pb2.Progress.FromString(progress).fraction] if progress else []
+                    )
                 else:
                     cancelled += 1
             return told == last
@@ -145,7 +174,9 @@ def test_nobody_waits_for_a_hung_redis_and_wake_ups_flow_at_once_when_it_goes_on
     publisher.close()
 
 
-def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_counted(redis_url: str, valkey: ValkeyServer) -> None:
+def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_counted(
+    redis_url: str, valkey: ValkeyServer
+) -> None:
     dropped = metrics.WAKEUPS_DROPPED.labels(kind="events")
     before = dropped._value.get()
     publisher = Publisher(redis_url)
@@ -157,18 +188,26 @@ def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_counted(redis_ur
     publisher.close()
 
 
-def test_a_round_of_the_scheduler_over_a_thousand_expired_jobs_takes_seconds_while_redis_hangs(rig: Rig, valkey: ValkeyServer) -> None:
+def test_a_round_of_the_scheduler_over_a_thousand_expired_jobs_takes_seconds_while_redis_hangs(
+    rig: Rig, valkey: ValkeyServer
+) -> None:
     request = SubmitJobRequest(job=rig.job_of())
     publisher = Publisher(rig.redis_url)
     sweeper = Sweeper(rig.ledger, Dispatcher(rig.ledger, rig.redis_url), publisher)
     with rig.connection() as connection:
         accept.accept(connection, [accept.validate(request, "tester") for _ in range(1000)])
         connection.execute("UPDATE jobs SET expire_time = now() - interval '1 s'")
-        accept.accept(connection, [accept.validate(request, "tester") for _ in range(2)])  # which go to their queue meanwhile
-        attempts.beat(connection, attempts.Worker(new_id(), "host:1", "dicom", slots=10, version="0"), [])
+        accept.accept(
+            connection, [accept.validate(request, "tester") for _ in range(2)]
+        )  # which go to their queue meanwhile
+        attempts.beat(
+            connection, attempts.Worker(new_id(), "host:1", "dicom", slots=10, version="0"), []
+        )
 
         def open_jobs() -> int:
-            (count,) = connection.execute("SELECT count(*) FROM jobs WHERE end_time IS NULL").fetchone() or (0,)
+            (count,) = connection.execute(
+                "SELECT count(*) FROM jobs WHERE end_time IS NULL"
+            ).fetchone() or (0,)
             return int(count)
 
         assert open_jobs() == 1002

@@ -50,9 +50,16 @@ def rewrite(database_url: str, transactions: dict[UUID, list[int]]) -> None:
         batch.execute("DELETE FROM events")
         batch.executemany(
             query,
-            [(job, number, transaction) for job, those in transactions.items() for number, transaction in enumerate(those, 1)],
+            [
+                (job, number, transaction)
+                for job, those in transactions.items()
+                for number, transaction in enumerate(those, 1)
+            ],
         )
-        batch.executemany("UPDATE jobs SET last_sequence = %s WHERE id = %s", [(len(those), job) for job, those in transactions.items()])
+        batch.executemany(
+            "UPDATE jobs SET last_sequence = %s WHERE id = %s",
+            [(len(those), job) for job, those in transactions.items()],
+        )
 
 
 async def test_a_resume_from_any_page_of_a_history_in_which_transactions_overtook_each_other_misses_nothing(
@@ -60,16 +67,28 @@ async def test_a_resume_from_any_page_of_a_history_in_which_transactions_overtoo
 ) -> None:
     choice = random.Random(7)
     jobs = [UUID((await rig.submit())[5:]) for _ in range(4)]
-    rewrite(database_url, {job: [FIRST_TRANSACTION + number + choice.randrange(12) for number in range(EVENTS)] for job in jobs})
+    rewrite(
+        database_url,
+        {
+            job: [FIRST_TRANSACTION + number + choice.randrange(12) for number in range(EVENTS)]
+            for job in jobs
+        },
+    )
     got = await history(rig, BEGINNING)
     for job in jobs:
-        assert [response.event.sequence for response in got if response.event.job == f"jobs/{job}"] == list(range(1, EVENTS + 1))
+        assert [
+            response.event.sequence for response in got if response.event.job == f"jobs/{job}"
+        ] == list(range(1, EVENTS + 1))
     cursors = list(dict.fromkeys(response.cursor for response in got))
     assert len(cursors) > 3
     for number in [0, *choice.sample(range(len(got)), 2), len(got) - 1]:
         again = await history(rig, got[number].cursor)
         for job in {response.event.job for response in got}:
-            seen = [response.event.sequence for response in got[: number + 1] if response.event.job == job]
+            seen = [
+                response.event.sequence
+                for response in got[: number + 1]
+                if response.event.job == job
+            ]
             told = [response.event.sequence for response in again if response.event.job == job]
             assert told == list(range(told[0], EVENTS + 1)) if told else seen[-1] == EVENTS
             assert not told or told[0] <= (seen or [0])[-1] + 1
@@ -82,7 +101,9 @@ async def test_a_resume_from_any_page_of_a_history_in_which_transactions_overtoo
 
 def fetched(connection: LedgerConnection, call: Callable[[], object]) -> int:
     """Rows of `events` that the call made PostgreSQL look at."""
-    query = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'events'"
+    query = (
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'events'"
+    )
     with connection.transaction():
         ((before,),) = connection.execute(query).fetchall()
         call()
@@ -114,15 +135,36 @@ def test_no_read_for_a_watch_costs_more_the_more_is_stored(database_url: str) ->
             connection.execute("VACUUM ANALYZE")
             late = FIRST_TRANSACTION + 490
             costs = {
-                "a page of the history": fetched(connection, lambda: horizon.sweep(connection, [("ada", 0)], 256)),
-                "news": fetched(connection, lambda: horizon.sweep(connection, [("ada", late), ("eve", late)], 256)),
+                "a page of the history": fetched(
+                    connection, lambda: horizon.sweep(connection, [("ada", 0)], 256)
+                ),
+                "news": fetched(
+                    connection,
+                    lambda: horizon.sweep(connection, [("ada", late), ("eve", late)], 256),
+                ),
                 "where jobs are": fetched(connection, lambda: horizon.heads(connection, jobs)),
-                "what was seen": fetched(connection, lambda: horizon.seen(connection, [(job, 5000, late) for job in jobs])),
-                "what is new": fetched(connection, lambda: horizon.newest(connection, [(job, 5000, 5020) for job in jobs])),
-                "a page of events": fetched(connection, lambda: read.events_after(connection, dict.fromkeys(jobs, 5), each=64, limit=256)),
+                "what was seen": fetched(
+                    connection,
+                    lambda: horizon.seen(connection, [(job, 5000, late) for job in jobs]),
+                ),
+                "what is new": fetched(
+                    connection,
+                    lambda: horizon.newest(connection, [(job, 5000, 5020) for job in jobs]),
+                ),
+                "a page of events": fetched(
+                    connection,
+                    lambda: read.events_after(
+                        connection, dict.fromkeys(jobs, 5), each=64, limit=256
+                    ),
+                ),
                 "a page of jobs' events": fetched(
                     connection,
-                    lambda: read.events_after(connection, dict.fromkeys(jobs, 5), upto=dict.fromkeys(jobs, 9000), limit=256),
+                    lambda: read.events_after(
+                        connection,
+                        dict.fromkeys(jobs, 5),
+                        upto=dict.fromkeys(jobs, 9000),
+                        limit=256,
+                    ),
                 ),
                 "which jobs ended": fetched(connection, lambda: read.ended(connection, jobs)),
             }

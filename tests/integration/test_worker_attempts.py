@@ -18,12 +18,16 @@ SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
 def outcomes(rig: Rig, job_id: UUID) -> list[str]:
     found = rig.job(job_id).steps[0].tasks[0].attempts
-    return [job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in found]
+    return [
+        job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in found
+    ]
 
 
 def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
     with rig.connection() as connection:
-        row = connection.execute("SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)).fetchone()
+        row = connection.execute(
+            "SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)
+        ).fetchone()
     assert row is not None
     return row[0]
 
@@ -38,17 +42,28 @@ def beat(rig: Rig, job_id: UUID) -> None:
 
 def runs_again(rig: Rig, job_id: UUID, attempt: int) -> None:
     """Dispatches the task's next attempt once its back-off is over, and waits for its claim."""
-    until(lambda: rig.dispatcher.dispatch() or len(outcomes(rig, job_id)) == attempt, what="the end of the back-off")
+    until(
+        lambda: rig.dispatcher.dispatch() or len(outcomes(rig, job_id)) == attempt,
+        what="the end of the back-off",
+    )
     until(lambda: len(outcomes(rig, job_id)) == attempt, what=f"attempt {attempt}")
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_an_attempt_is_not_taken_for_the_one_that_failed_right_before_it_in_the_same_process(rig: Rig, tmp_path: Path, pool: str) -> None:
+def test_an_attempt_is_not_taken_for_the_one_that_failed_right_before_it_in_the_same_process(
+    rig: Rig, tmp_path: Path, pool: str
+) -> None:
     rig.worker(slots=1, pool=pool)
-    rig.finished(rig.submit(rig.job_of({"do": "sleep", "seconds": 0.1})))  # the end of the first one of all calls for a heartbeat
+    rig.finished(
+        rig.submit(rig.job_of({"do": "sleep", "seconds": 0.1}))
+    )  # the end of the first one of all calls for a heartbeat
     first, mended, second = (str(tmp_path / name) for name in ("first", "mended", "second"))
     fails = {"do": "fail", "reason": "INTERNAL", "retryable": True, "unless": mended}
-    job_id = rig.submit(rig.job_of({"do": "wait", "path": first}, fails, {"do": "wait", "path": second}, max_attempts=2))
+    job_id = rig.submit(
+        rig.job_of(
+            {"do": "wait", "path": first}, fails, {"do": "wait", "path": second}, max_attempts=2
+        )
+    )
     rig.running(job_id)
     beat(rig, job_id)
     Path(first).touch()
@@ -67,13 +82,20 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
 
     def two_attempts(name: str) -> UUID:
         """The first one lost its lease and does not look at cancellation; the second one waits."""
-        stay = {"do": "stay_once", "path": str(tmp_path / name), "until": str(tmp_path / f"{name}-ends")}
+        stay = {
+            "do": "stay_once",
+            "path": str(tmp_path / name),
+            "until": str(tmp_path / f"{name}-ends"),
+        }
         put = {"do": "artifact", "name": "a", "text": "x"}
         job_id = rig.submit(rig.job_of(stay, {"do": "wait", "path": finish}, put, max_attempts=2))
         until((tmp_path / name).exists, what="the first attempt")
         beat(rig, job_id)
         with rig.connection() as connection:
-            connection.execute("UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s", (job_id,))
+            connection.execute(
+                "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s",
+                (job_id,),
+            )
             assert list(attempts.sweep(connection, Backoff("test"))) == [job_id]
         runs_again(rig, job_id, 2)
         beat(rig, job_id)
@@ -83,7 +105,9 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
     Path(finish).touch()
     job = rig.finished(kept_id, seconds=10)
     assert (job.state, outcomes(rig, kept_id)) == (SUCCEEDED, ["LOST", "SUCCEEDED"]), rig.logs()
-    (tmp_path / "kept-ends").touch()  # its first attempt goes on, and ends for nobody; the next two need its slot
+    (
+        tmp_path / "kept-ends"
+    ).touch()  # its first attempt goes on, and ends for nobody; the next two need its slot
     Path(finish).unlink()
 
     cancelled_id = two_attempts("cancelled")
@@ -96,7 +120,9 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
     assert rig.job(kept_id) == job
 
 
-def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(rig: Rig, tmp_path: Path) -> None:
+def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(
+    rig: Rig, tmp_path: Path
+) -> None:
     rig.worker(slots=1)
     first, second = (str(tmp_path / name) for name in ("first", "second"))
     job_id = rig.submit(rig.job_of({"do": "wait", "path": first}))
@@ -104,7 +130,9 @@ def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(rig
     waits = "SELECT FROM pg_locks WHERE relation = 'workers'::regclass AND NOT granted"
     with rig.connection() as connection, rig.connection() as other:
         with connection.transaction():
-            connection.execute("LOCK TABLE workers IN SHARE MODE")  # a heartbeat waits for it, knowing what runs now
+            connection.execute(
+                "LOCK TABLE workers IN SHARE MODE"
+            )  # a heartbeat waits for it, knowing what runs now
             rig.have_workers_look()
             until(lambda: other.execute(waits).fetchone() is not None, what="a heartbeat")
             control.cancel_job(other, OWNER, job_id)
@@ -117,14 +145,23 @@ def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(rig
     assert rig.finished(next_id, seconds=10).state == SUCCEEDED, rig.logs()
 
 
-def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_release_is_not(rig: Rig, tmp_path: Path) -> None:
+def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_release_is_not(
+    rig: Rig, tmp_path: Path
+) -> None:
     rig.worker(slots=1)
-    fails = {"do": "fail", "reason": "INTERNAL", "retryable": True, "unless": str(tmp_path / "mended")}
+    fails = {
+        "do": "fail",
+        "reason": "INTERNAL",
+        "retryable": True,
+        "unless": str(tmp_path / "mended"),
+    }
     job_id = rig.submit(rig.job_of(fails, max_attempts=2))
     until(lambda: outcomes(rig, job_id) == ["FAILED"], what="the end of the first attempt")
     (tmp_path / "mended").touch()
     with rig.connection() as connection:
-        row = connection.execute("UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)).fetchone()
+        row = connection.execute(
+            "UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)
+        ).fetchone()
     assert row is not None
     app, task = make_app(rig.redis_url), UUID(str(row[0]))
     publish(app, [(task, "dicom.inspect", "dicom", 1)])
@@ -133,7 +170,13 @@ def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_rel
     assert outcomes(rig, job_id) == ["FAILED"]
     message = app.amqp.as_task_v2(str(task), "dicom.inspect", args=(str(task),), ignore_result=True)
     with app.producer_or_acquire() as producer:
-        producer.publish(message.body, exchange="", routing_key="dicom", headers=message.headers, **message.properties)
+        producer.publish(
+            message.body,
+            exchange="",
+            routing_key="dicom",
+            headers=message.headers,
+            **message.properties,
+        )
     assert rig.finished(job_id, seconds=10).state == SUCCEEDED, rig.logs()
     with redis.Redis.from_url(rig.redis_url) as client:
         assert not client.llen("dicom")

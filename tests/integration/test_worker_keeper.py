@@ -15,24 +15,40 @@ SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
 def outcomes(rig: Rig, job_id: UUID) -> list[str]:
     return [
-        job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in rig.job(job_id).steps[0].tasks[0].attempts
+        job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_")
+        for attempt in rig.job(job_id).steps[0].tasks[0].attempts
     ]
 
 
-def test_a_lost_attempt_whose_job_is_locked_keeps_no_other_lease_from_being_renewed(rig: Rig, tmp_path: Path) -> None:
+def test_a_lost_attempt_whose_job_is_locked_keeps_no_other_lease_from_being_renewed(
+    rig: Rig, tmp_path: Path
+) -> None:
     rig.worker(slots=2)
     go, dies = tmp_path / "go", tmp_path / "dies"
-    held = rig.submit(rig.job_of({"do": "wait", "path": str(dies)}, {"do": "die_once", "path": str(tmp_path / "died")}))
+    held = rig.submit(
+        rig.job_of(
+            {"do": "wait", "path": str(dies)}, {"do": "die_once", "path": str(tmp_path / "died")}
+        )
+    )
     other = rig.submit(rig.job_of({"do": "wait", "path": str(go)}, max_attempts=1))
     rig.running(held)
     rig.running(other)
     with rig.connection() as connection, rig.connection() as locking, locking.transaction():
         locking.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (held,))
-        connection.execute("UPDATE tasks SET lease_expire_time = now() + interval '3 s' WHERE job_id = %s", (other,))
+        connection.execute(
+            "UPDATE tasks SET lease_expire_time = now() + interval '3 s' WHERE job_id = %s",
+            (other,),
+        )
         dies.touch()
         until((tmp_path / "died").exists, what="the death of a pool child")
-        renewed = "SELECT FROM tasks WHERE job_id = %s AND lease_expire_time > now() + interval '10 s'"
-        until(lambda: connection.execute(renewed, (other,)).fetchone() is not None, 4, "a renewed lease")
+        renewed = (
+            "SELECT FROM tasks WHERE job_id = %s AND lease_expire_time > now() + interval '10 s'"
+        )
+        until(
+            lambda: connection.execute(renewed, (other,)).fetchone() is not None,
+            4,
+            "a renewed lease",
+        )
     go.touch()
     for job_id in (held, other):
         assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
@@ -43,14 +59,18 @@ def test_a_claim_that_postgresql_does_after_its_worker_gave_up_costs_no_attempt(
     rig.worker(slots=1)
     assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED
     with rig.connection() as connection:
-        of_child = "SELECT pid FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'WITH job AS (%'"
+        of_child = (
+            "SELECT pid FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'WITH job AS (%'"
+        )
         ((backend,),) = connection.execute(of_child).fetchall()
     os.kill(backend, signal.SIGSTOP)
     try:
         job_id = rig.submit(rig.job_of(max_attempts=1))
         until(lambda: "task_not_run" in rig.logs(), what="a worker that gives up")
         rig.have_workers_look()
-        until(lambda: rig.logs().count("ledger_back") >= 1, 5, "a child that reaches the ledger again")
+        until(
+            lambda: rig.logs().count("ledger_back") >= 1, 5, "a child that reaches the ledger again"
+        )
     finally:
         os.kill(backend, signal.SIGCONT)
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
@@ -58,7 +78,9 @@ def test_a_claim_that_postgresql_does_after_its_worker_gave_up_costs_no_attempt(
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_attempts_that_take_too_long_are_ended_and_their_slots_are_free(rig: Rig, pool: str) -> None:
+def test_attempts_that_take_too_long_are_ended_and_their_slots_are_free(
+    rig: Rig, pool: str
+) -> None:
     rig.worker(slots=2, pool=pool)
     jobs = [rig.job_of({"do": "sleep", "seconds": 60}, max_attempts=1) for _ in range(2)]
     for job in jobs:

@@ -8,7 +8,9 @@ from fluoro_local.folders import free_port
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_an_attempt_in_the_pool_is_counted_in_the_metrics_of_the_worker(rig: Rig, pool: str) -> None:
+def test_an_attempt_in_the_pool_is_counted_in_the_metrics_of_the_worker(
+    rig: Rig, pool: str
+) -> None:
     port = free_port()
     rig.worker(pool=pool, http_port=port)
     rig.finished(rig.submit(rig.job_of()))

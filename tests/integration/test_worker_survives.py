@@ -22,12 +22,17 @@ SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
 
 def outcomes(job: job_pb2.Job) -> list[str]:
-    return [Outcome.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_") for attempt in job.steps[0].tasks[0].attempts]
+    return [
+        Outcome.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_")
+        for attempt in job.steps[0].tasks[0].attempts
+    ]
 
 
 def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
     with rig.connection() as connection:
-        row = connection.execute("SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)).fetchone()
+        row = connection.execute(
+            "SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)
+        ).fetchone()
     assert row is not None
     return row[0]
 
@@ -41,7 +46,9 @@ def assert_gap_free(rig: Rig, job: job_pb2.Job) -> None:
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_job_runs_to_its_end_and_its_events_have_no_gap(rig: Rig, pool: str) -> None:
     rig.worker(pool=pool)
-    job = rig.finished(rig.submit(rig.job_of({"do": "artifact", "name": "note.txt", "text": "hello"})))
+    job = rig.finished(
+        rig.submit(rig.job_of({"do": "artifact", "name": "note.txt", "text": "hello"}))
+    )
     assert job.state == SUCCEEDED, rig.logs()
     assert rig.blobs.read(job.steps[0].artifacts[0].blob) == b"hello"
     assert_gap_free(rig, job)
@@ -61,11 +68,17 @@ def test_a_poison_pill_stops_circulating_after_its_attempts(rig: Rig) -> None:
     rig.start("scheduler")
     rig.worker()
     job = rig.finished(rig.submit(rig.job_of({"do": "die"}, max_attempts=2)))
-    assert (job.state, job.steps[0].reason, outcomes(job)) == (job_pb2.Job.STATE_FAILED, "WORKER_LOST", ["LOST", "LOST"])
+    assert (job.state, job.steps[0].reason, outcomes(job)) == (
+        job_pb2.Job.STATE_FAILED,
+        "WORKER_LOST",
+        ["LOST", "LOST"],
+    )
     assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED, "the worker goes on"
 
 
-def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expires(rig: Rig, tmp_path: Path) -> None:
+def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expires(
+    rig: Rig, tmp_path: Path
+) -> None:
     rig.start("scheduler")
     first = rig.worker(slots=1)
     job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
@@ -79,12 +92,20 @@ def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expi
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for thread in Path(f"/proc/{pid}/task").glob("*/children") for child in thread.read_text().split()]
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in thread.read_text().split()
+    ]
 
 
 def pool_children_of(pid: int) -> list[int]:
     """Without the helper that billiard starts before them."""
-    return [child for child in children_of(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [
+        child
+        for child in children_of(pid)
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def test_a_pool_child_that_starts_slowly_is_waited_for(rig: Rig) -> None:
@@ -122,10 +143,22 @@ def test_a_message_received_by_a_worker_that_dies_before_the_claim_is_sent_again
 def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path: Path) -> None:
     rig.start("scheduler")
     first = rig.worker(slots=1, pool="threads")
-    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}, {"do": "artifact", "name": "a", "text": "x"}))
+    job_id = rig.submit(
+        rig.job_of(
+            {"do": "wait", "path": str(tmp_path / "go")},
+            {"do": "artifact", "name": "a", "text": "x"},
+        )
+    )
     rig.running(job_id)
     os.kill(first.pid, signal.SIGSTOP)
-    until(lambda: len(rig.job(job_id).steps[0].tasks[0].attempts) == 1 and "LOST" in outcomes(rig.job(job_id)), 30, "the expiry")
+    until(
+        lambda: (
+            len(rig.job(job_id).steps[0].tasks[0].attempts) == 1
+            and "LOST" in outcomes(rig.job(job_id))
+        ),
+        30,
+        "the expiry",
+    )
     (tmp_path / "go").touch()
     os.kill(first.pid, signal.SIGCONT)
     job = rig.finished(job_id)
@@ -144,13 +177,20 @@ def cancel(rig: Rig, job_id: UUID) -> job_pb2.Job:
     return job
 
 
-@pytest.mark.parametrize(("pool", "commands"), [("prefork", [{"do": "spin"}]), ("threads", [{"do": "wait", "path": "/nowhere"}])])
-def test_cancel_stops_the_compute_and_the_worker_goes_on(rig: Rig, pool: str, commands: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize(
+    ("pool", "commands"),
+    [("prefork", [{"do": "spin"}]), ("threads", [{"do": "wait", "path": "/nowhere"}])],
+)
+def test_cancel_stops_the_compute_and_the_worker_goes_on(
+    rig: Rig, pool: str, commands: list[dict[str, str]]
+) -> None:
     rig.worker(pool=pool, slots=1)
     job_id = rig.submit(rig.job_of(*commands))
     rig.running(job_id)
     job = cancel(rig, job_id)
-    assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, rig.logs()  # its only slot is free again
+    assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, (
+        rig.logs()
+    )  # its only slot is free again
     assert rig.job(job_id) == job
 
 
@@ -192,7 +232,9 @@ def test_sigterm_lets_running_work_finish_and_takes_no_more(rig: Rig, tmp_path: 
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(rig: Rig, tmp_path: Path, pool: str) -> None:
+def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(
+    rig: Rig, tmp_path: Path, pool: str
+) -> None:
     worker = rig.worker(slots=1, shutdown_grace_seconds=1, pool=pool)
     job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}, max_attempts=1))
     rig.running(job_id)
@@ -201,7 +243,9 @@ def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(rig: Rig, t
     assert outcomes(rig.job(job_id)) == ["RELEASED"], rig.logs()
     (tmp_path / "go").touch()
     rig.worker()
-    assert rig.finished(job_id, seconds=10).state == SUCCEEDED, "another worker takes it at once, without waiting for the lease"
+    assert rig.finished(job_id, seconds=10).state == SUCCEEDED, (
+        "another worker takes it at once, without waiting for the lease"
+    )
 
 
 def test_a_worker_whose_first_heartbeat_is_late_starts_what_waited_for_it(rig: Rig) -> None:
@@ -209,7 +253,10 @@ def test_a_worker_whose_first_heartbeat_is_late_starts_what_waited_for_it(rig: R
     with rig.connection() as connection, connection.transaction():
         connection.execute("LOCK TABLE workers IN SHARE MODE")  # may be read; not written to
         process = rig.start("fluoro_jobs.testing.worker", "dicom", "prefork")
-        until(lambda: "worker_ready" in rig.logs() or process.poll() is not None, what="a consuming worker")
+        until(
+            lambda: "worker_ready" in rig.logs() or process.poll() is not None,
+            what="a consuming worker",
+        )
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
 
 
@@ -225,14 +272,19 @@ def test_a_worker_that_takes_no_more_messages_ends_so_that_another_is_started(ri
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_messages_that_wait_for_a_slot_are_no_reason_to_end(rig: Rig, tmp_path: Path, pool: str) -> None:
+def test_messages_that_wait_for_a_slot_are_no_reason_to_end(
+    rig: Rig, tmp_path: Path, pool: str
+) -> None:
     worker = rig.worker(pool=pool, slots=1, deaf_after_seconds=0.01)
     jobs = [rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")})) for _ in range(3)]
     rig.running(jobs[0])
     for _ in range(3):
         before = lease_of(rig, jobs[0])
         rig.have_workers_look()
-        until(lambda before=before: lease_of(rig, jobs[0]) != before, what="a heartbeat beside a full slot")
+        until(
+            lambda before=before: lease_of(rig, jobs[0]) != before,
+            what="a heartbeat beside a full slot",
+        )
     (tmp_path / "go").touch()
     assert {rig.finished(job_id).state for job_id in jobs} == {SUCCEEDED}, rig.logs()
     assert worker.poll() is None
@@ -274,7 +326,9 @@ def test_a_worker_whose_task_ends_while_redis_is_away_takes_more_once_it_is_back
     assert rig.finished(rig.submit(rig.job_of()), seconds=30).state == SUCCEEDED, rig.logs()
 
 
-def test_postgresql_restarting_under_a_running_task_keeps_its_work(rig: Rig, postgres: PostgresServer, tmp_path: Path) -> None:
+def test_postgresql_restarting_under_a_running_task_keeps_its_work(
+    rig: Rig, postgres: PostgresServer, tmp_path: Path
+) -> None:
     rig.worker()
     rig.start("scheduler")
     job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
@@ -288,7 +342,9 @@ def test_postgresql_restarting_under_a_running_task_keeps_its_work(rig: Rig, pos
 def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
     with rig.connection() as connection:
         job_id = rig.submit(rig.job_of())
-        (task_id,) = connection.execute("SELECT id FROM tasks WHERE job_id = %s", (job_id,)).fetchone() or ()
+        (task_id,) = (
+            connection.execute("SELECT id FROM tasks WHERE job_id = %s", (job_id,)).fetchone() or ()
+        )
     publish(make_app(rig.redis_url), [(task_id, "dicom.inspect", "dicom", 1)] * 3)
     rig.worker()
     job = rig.finished(job_id)
@@ -296,16 +352,29 @@ def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_fault_of_a_store_or_of_the_workers_disk_costs_no_attempt(rig: Rig, tmp_path: Path, pool: str) -> None:
+def test_a_fault_of_a_store_or_of_the_workers_disk_costs_no_attempt(
+    rig: Rig, tmp_path: Path, pool: str
+) -> None:
     rig.start("scheduler")
     rig.worker(pool=pool)
     fails = {"do": "fail", "unless": str(tmp_path / "mended")}
     reasons = ("BLOB_STORE_UNAVAILABLE", "BLOB_STORE_FULL", "LEDGER_BUSY", "SCRATCH_FULL")
-    jobs = [rig.submit(rig.job_of({**fails, "reason": reason}, max_attempts=1)) for reason in reasons]
-    until(lambda: all("RELEASED" in outcomes(rig.job(job_id)) for job_id in jobs), what="an attempt that was handed back")
-    assert [rig.job(job_id).steps[0].tasks[0].attempts[0].reason for job_id in jobs] == list(reasons)
+    jobs = [
+        rig.submit(rig.job_of({**fails, "reason": reason}, max_attempts=1)) for reason in reasons
+    ]
+    until(
+        lambda: all("RELEASED" in outcomes(rig.job(job_id)) for job_id in jobs),
+        what="an attempt that was handed back",
+    )
+    assert [rig.job(job_id).steps[0].tasks[0].attempts[0].reason for job_id in jobs] == list(
+        reasons
+    )
     (tmp_path / "mended").touch()
     for job_id in jobs:
         job = rig.finished(job_id)
-        assert (job.state, {*outcomes(job)}, outcomes(job)[-1]) == (SUCCEEDED, {"RELEASED", "SUCCEEDED"}, "SUCCEEDED"), rig.logs()
+        assert (job.state, {*outcomes(job)}, outcomes(job)[-1]) == (
+            SUCCEEDED,
+            {"RELEASED", "SUCCEEDED"},
+            "SUCCEEDED",
+        ), rig.logs()
         assert_gap_free(rig, job)

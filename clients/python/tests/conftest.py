@@ -44,7 +44,9 @@ class Relay:
     async def _relay(self, reader, writer):
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, far_writer}
-        await asyncio.gather(self._copy(reader, far_writer), self._copy(far_reader, writer), return_exceptions=True)
+        await asyncio.gather(
+            self._copy(reader, far_writer), self._copy(far_reader, writer), return_exceptions=True
+        )
         writer.close()
         far_writer.close()
 

@@ -61,7 +61,9 @@ async def test_a_job_is_taken_as_message_dict_or_json(gateway, client):
     job = imaging_report([gateway.add_blob(b"x")])
     for source in (job, json_format.MessageToDict(job), json_format.MessageToJson(job)):
         steps = (await client.get((await client.submit(source)).name)).steps
-        assert [(step.name, step.after) for step in steps] == [(step.name, step.after) for step in job.steps]
+        assert [(step.name, step.after) for step in steps] == [
+            (step.name, step.after) for step in job.steps
+        ]
 
 
 @pytest.mark.parametrize("source", ["{", "[]", '{"stepz": []}', {"steps": 3}])
@@ -91,7 +93,9 @@ async def test_a_list_reads_on_over_pages_up_to_its_limit(gateway, client):
     names = [gateway.add_job(job_pb2.Job(labels={"study": "a"})).name for _ in range(7)][::-1]
     gateway.add_job()
     assert [job.name async for job in client.list(labels={"study": "a"}, page_size=3)] == names
-    assert [job.name async for job in client.list(labels={"study": "a"}, page_size=3, limit=5)] == names[:5]
+    assert [
+        job.name async for job in client.list(labels={"study": "a"}, page_size=3, limit=5)
+    ] == names[:5]
     assert [job.name async for job in client.list(states=[State.STATE_FAILED])] == []
 
 
@@ -156,7 +160,10 @@ async def test_calls_wait_for_a_gateway_that_restarts(gateway, client):
     job = gateway.add_job()
     await client.get(job.name)
     gateway.stop()
-    calls = [asyncio.create_task(client.get(job.name)), asyncio.create_task(client.submit(imaging_report([gateway.add_blob(b"x")])))]
+    calls = [
+        asyncio.create_task(client.get(job.name)),
+        asyncio.create_task(client.submit(imaging_report([gateway.add_blob(b"x")]))),
+    ]
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(calls[0]), 2)
     gateway.start()
@@ -220,14 +227,20 @@ async def test_an_owner_that_cannot_travel_as_metadata_is_refused(gateway):
 
 
 def public(kind):
-    return {name: member for name, member in vars(kind).items() if not name.startswith("_") and callable(member)}
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if not name.startswith("_") and callable(member)
+    }
 
 
 def test_the_blocking_client_has_every_method_with_the_same_parameters():
     theirs, ours = public(AsyncClient), public(Client)
     assert theirs.keys() == ours.keys()
     for name in theirs.keys() - {"close"}:
-        assert inspect.signature(theirs[name]).parameters == inspect.signature(ours[name]).parameters
+        assert (
+            inspect.signature(theirs[name]).parameters == inspect.signature(ours[name]).parameters
+        )
         assert ours[name].__doc__ == theirs[name].__doc__
     assert inspect.signature(AsyncClient).parameters == inspect.signature(Client).parameters
 
@@ -240,7 +253,11 @@ async def test_the_blocking_client_does_a_whole_job(gateway, tmp_path):
             watch = client.watch(job.name)
             updates = [next(watch).WhichOneof("update")]
             client.cancel(job.name)
-            updates += [message.event.job_changed.state for message in watch if message.event.HasField("job_changed")]
+            updates += [
+                message.event.job_changed.state
+                for message in watch
+                if message.event.HasField("job_changed")
+            ]
             assert client.wait(job.name).state == State.STATE_CANCELLED
             assert [found.name for found in client.list(limit=1)] == [job.name]
             assert client.download(blob, tmp_path / "out").read_bytes() == b"bytes"

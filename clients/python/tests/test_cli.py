@@ -22,11 +22,17 @@ State = job_pb2.Job.State
 
 
 class Command:
-    """A running `fluoro`. Its pipes are read in threads: asyncio's own child processes are closed by whoever collects garbage next."""
+    """A running `fluoro`.
+
+    Its pipes are read in threads: asyncio's own child processes are closed by whoever collects
+    garbage next.
+    """
 
     def __init__(self, words, stdin, env):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen([COMMAND, *words], env=env, stdin=stdin, stdout=pipe, stderr=pipe, bufsize=0)
+        self.process = subprocess.Popen(
+            [COMMAND, *words], env=env, stdin=stdin, stdout=pipe, stderr=pipe, bufsize=0
+        )
 
     async def line(self):
         return await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 20)
@@ -41,12 +47,19 @@ def fluoro(gateway):
     started = []
 
     def start(*words, stdin=subprocess.DEVNULL, **environment):
-        env = {"PATH": os.environ["PATH"], "FLUORO_ENDPOINT": gateway.endpoint, "FLUORO_OWNER": "ada", **environment}
+        env = {
+            "PATH": os.environ["PATH"],
+            "FLUORO_ENDPOINT": gateway.endpoint,
+            "FLUORO_OWNER": "ada",
+            **environment,
+        }
         started.append(Command(words, stdin, env))
         return started[-1]
 
     async def run(*words, input=None, **environment):
-        code, out, err = await start(*words, stdin=subprocess.PIPE, **environment).end((input or "").encode())
+        code, out, err = await start(*words, stdin=subprocess.PIPE, **environment).end(
+            (input or "").encode()
+        )
         assert b"Traceback" not in err
         return code, out.decode(), err.decode()
 
@@ -59,30 +72,57 @@ def fluoro(gateway):
 
 def done(gateway):
     """A finished job with artifacts and one failed item."""
-    preview, report = gateway.add_blob(b"png", "image/png"), gateway.add_blob(b"%PDF-", "application/pdf")
+    preview, report = (
+        gateway.add_blob(b"png", "image/png"),
+        gateway.add_blob(b"%PDF-", "application/pdf"),
+    )
     job = job_pb2.Job(
         inputs=["blobs/a", "blobs/b"],
         steps=[
             job_pb2.Step(
                 name="render",
                 state=job_pb2.Step.STATE_PARTIALLY_SUCCEEDED,
-                tasks=[job_pb2.Task(attempts=[job_pb2.Attempt(number=1), job_pb2.Attempt(number=2)])],
+                tasks=[
+                    job_pb2.Task(attempts=[job_pb2.Attempt(number=1), job_pb2.Attempt(number=2)])
+                ],
                 items=[
                     job_pb2.Item(input=0, state=job_pb2.Item.STATE_SUCCEEDED),
-                    job_pb2.Item(input=1, state=job_pb2.Item.STATE_FAILED, reason="NOT_DICOM", message="No DICM prefix."),
+                    job_pb2.Item(
+                        input=1,
+                        state=job_pb2.Item.STATE_FAILED,
+                        reason="NOT_DICOM",
+                        message="No DICM prefix.",
+                    ),
                 ],
                 artifacts=[
-                    job_pb2.Artifact(name="preview-0000.png", role="preview", blob=preview.name, size_bytes=3, sha256=preview.sha256)
+                    job_pb2.Artifact(
+                        name="preview-0000.png",
+                        role="preview",
+                        blob=preview.name,
+                        size_bytes=3,
+                        sha256=preview.sha256,
+                    )
                 ],
             ),
             job_pb2.Step(
                 name="report",
                 state=job_pb2.Step.STATE_SUCCEEDED,
-                artifacts=[job_pb2.Artifact(name="report.pdf", role="report", blob=report.name, size_bytes=5, sha256=report.sha256)],
+                artifacts=[
+                    job_pb2.Artifact(
+                        name="report.pdf",
+                        role="report",
+                        blob=report.name,
+                        size_bytes=5,
+                        sha256=report.sha256,
+                    )
+                ],
             ),
         ],
     )
-    return gateway.add_job(job, events=[event_pb2.JobChanged(state=State.STATE_PARTIALLY_SUCCEEDED, reason="ITEMS_FAILED")])
+    return gateway.add_job(
+        job,
+        events=[event_pb2.JobChanged(state=State.STATE_PARTIALLY_SUCCEEDED, reason="ITEMS_FAILED")],
+    )
 
 
 async def test_help_documents_the_exit_codes_and_every_command_takes_output(fluoro):
@@ -106,18 +146,30 @@ def test_the_words_of_the_command_line_are_those_of_the_api():
 
 async def test_files_and_folders_are_uploaded_and_told_in_json(gateway, fluoro, tmp_path):
     (tmp_path / "study" / "series").mkdir(parents=True)
-    for name, data in (("study/series/2", b"two"), ("study/1.png", b"one"), ("study/.hidden", b"no"), ("last", b"three")):
+    for name, data in (
+        ("study/series/2", b"two"),
+        ("study/1.png", b"one"),
+        ("study/.hidden", b"no"),
+        ("last", b"three"),
+    ):
         (tmp_path / name).write_bytes(data)
-    code, out, _ = await fluoro("upload", str(tmp_path / "study"), str(tmp_path / "last"), "--output", "json")
+    code, out, _ = await fluoro(
+        "upload", str(tmp_path / "study"), str(tmp_path / "last"), "--output", "json"
+    )
     uploads = [(Path(found["file"]).name, found["blob"]) for found in json.loads(out)["uploads"]]
     blobs = [json_format.ParseDict(blob, blob_service_pb2.Blob()) for _, blob in uploads]
     assert code == 0
-    assert [(name, gateway.data[blob.name]) for (name, _), blob in zip(uploads, blobs, strict=True)] == [
+    assert [
+        (name, gateway.data[blob.name]) for (name, _), blob in zip(uploads, blobs, strict=True)
+    ] == [
         ("1.png", b"one"),
         ("2", b"two"),
         ("last", b"three"),
     ]
-    assert (await fluoro("upload", str(tmp_path / "last")))[1].split()[5:7] == [str(tmp_path / "last"), blobs[2].name]
+    assert (await fluoro("upload", str(tmp_path / "last")))[1].split()[5:7] == [
+        str(tmp_path / "last"),
+        blobs[2].name,
+    ]
 
 
 async def test_a_pipeline_is_submitted_with_blobs_and_paths_in_order(gateway, fluoro, tmp_path):
@@ -142,7 +194,9 @@ async def test_a_pipeline_is_submitted_with_blobs_and_paths_in_order(gateway, fl
     assert {owner for _, owner, _ in gateway.calls} == {"ada"}
 
 
-async def test_a_job_comes_from_standard_input_and_a_request_id_makes_it_safe_to_repeat(gateway, fluoro):
+async def test_a_job_comes_from_standard_input_and_a_request_id_makes_it_safe_to_repeat(
+    gateway, fluoro
+):
     text = json_format.MessageToJson(imaging_report([gateway.add_blob(b"x")]))
     for _ in range(2):
         code, out, _ = await fluoro("submit", "--file", "-", "--request-id", "once", input=text)
@@ -182,19 +236,41 @@ async def test_a_job_is_shown_with_steps_failed_items_and_artifacts(gateway, flu
     job = done(gateway)
     code, out, _ = await fluoro("get", job.name.removeprefix("jobs/"))
     assert code == 0
-    for text in (job.name, "partially succeeded", "ITEMS_FAILED", "1/2 ok, 1 failed", "NOT_DICOM", "No DICM prefix.", "preview-0000.png"):
+    for text in (
+        job.name,
+        "partially succeeded",
+        "ITEMS_FAILED",
+        "1/2 ok, 1 failed",
+        "NOT_DICOM",
+        "No DICM prefix.",
+        "preview-0000.png",
+    ):
         assert text in out
-    assert json_format.Parse((await fluoro("get", job.name, "--output", "json"))[1], job_pb2.Job()) == job
+    assert (
+        json_format.Parse((await fluoro("get", job.name, "--output", "json"))[1], job_pb2.Job())
+        == job
+    )
 
 
 async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
-    failed = {"state": job_pb2.Item.STATE_FAILED, "reason": "NOT_DICOM", "message": "No DICM prefix."}
+    failed = {
+        "state": job_pb2.Item.STATE_FAILED,
+        "reason": "NOT_DICOM",
+        "message": "No DICM prefix.",
+    }
     step = job_pb2.Step(
         name="render",
         state=job_pb2.Step.STATE_FAILED,
-        tasks=[job_pb2.Task(shard=shard, attempts=[job_pb2.Attempt(number=1)] * 2) for shard in range(20)],
-        items=[job_pb2.Item(input=number, **failed) for number in range(990)] + [job_pb2.Item(input=999, **failed | {"reason": "OTHER"})],
-        artifacts=[job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2) for number in range(1000)]
+        tasks=[
+            job_pb2.Task(shard=shard, attempts=[job_pb2.Attempt(number=1)] * 2)
+            for shard in range(20)
+        ],
+        items=[job_pb2.Item(input=number, **failed) for number in range(990)]
+        + [job_pb2.Item(input=999, **failed | {"reason": "OTHER"})],
+        artifacts=[
+            job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2)
+            for number in range(1000)
+        ]
         + [job_pb2.Artifact(name="all.zip", role="archive", size_bytes=7)],
     )
     code, out, _ = await fluoro("get", gateway.add_job(job_pb2.Job(steps=[step])).name)
@@ -203,14 +279,27 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
     assert ["render", "failed", "0/991", "ok,", "991", "failed", "40", "in", "20", "tasks"] in words
     assert ["render", "990", "inputs", "failed", "NOT_DICOM", "No", "DICM", "prefix."] in words
     assert ["render", "999", "failed", "OTHER", "No", "DICM", "prefix."] in words
-    assert ["render", "1000", "artifacts", "preview", "2000", "fluoro", "download", "…", "--role", "preview"] in words
+    assert [
+        "render",
+        "1000",
+        "artifacts",
+        "preview",
+        "2000",
+        "fluoro",
+        "download",
+        "…",
+        "--role",
+        "preview",
+    ] in words
     assert ["render", "all.zip", "archive", "7"] in words
     assert len(words) < 12
 
 
 async def test_lists_are_filtered_and_limited(gateway, fluoro):
     jobs = [gateway.add_job(job_pb2.Job(labels={"study": "a"})) for _ in range(3)] + [done(gateway)]
-    code, out, _ = await fluoro("list", "--state", "pending", "--label", "study=a", "--limit", "2", "--output", "json")
+    code, out, _ = await fluoro(
+        "list", "--state", "pending", "--label", "study=a", "--limit", "2", "--output", "json"
+    )
     assert code == 0
     assert [job["name"] for job in json.loads(out)["jobs"]] == [jobs[2].name, jobs[1].name]
     code, out, _ = await fluoro("list", "--state", "partially-succeeded")
@@ -247,14 +336,18 @@ async def test_the_outcome_of_a_watched_job_is_the_exit_code(gateway, fluoro, st
 
 
 async def test_a_watch_in_json_is_one_message_per_line_and_goes_on_after_a_cursor(gateway, fluoro):
-    job = gateway.add_job(events=[event_pb2.StepChanged(step="a", state=job_pb2.Step.STATE_RUNNING)])
+    job = gateway.add_job(
+        events=[event_pb2.StepChanged(step="a", state=job_pb2.Step.STATE_RUNNING)]
+    )
     command = fluoro.start("watch", job.name, "--output", "json")
     first = json_format.Parse(await command.line(), job_service_pb2.WatchJobResponse())
     assert first.snapshot == job
     gateway.tell(job.name, event_pb2.JobChanged(state=State.STATE_RUNNING))
     gateway.end(job.name, State.STATE_FAILED)
     code, out, _ = await command.end()
-    lines = [json_format.Parse(line, job_service_pb2.WatchJobResponse()) for line in out.splitlines()]
+    lines = [
+        json_format.Parse(line, job_service_pb2.WatchJobResponse()) for line in out.splitlines()
+    ]
     assert [line.event.sequence for line in lines] == [3, 4]
     assert code == 1
     _, out, _ = await fluoro("watch", job.name, "--output", "json", "--cursor", lines[0].cursor)
@@ -271,12 +364,21 @@ async def test_all_jobs_are_watched_a_line_each_time_until_ctrl_c(gateway, fluor
     command.process.send_signal(signal.SIGINT)
     code, _, err = await command.end()
     if output == "table":
-        assert [line.decode().split() for line in lines] == [[job.name, "pending"], [job.name, "render", "running"]]
+        assert [line.decode().split() for line in lines] == [
+            [job.name, "pending"],
+            [job.name, "render", "running"],
+        ]
     else:
         messages = [json_format.Parse(line, job_service_pb2.WatchJobsResponse()) for line in lines]
-        assert [message.WhichOneof("update") for message in messages] == ["job", "bookmark", "event"]
+        assert [message.WhichOneof("update") for message in messages] == [
+            "job",
+            "bookmark",
+            "event",
+        ]
     assert code == 130
-    assert err.decode().startswith("Detached. Resume with: fluoro watch --all --label study=a --endpoint")
+    assert err.decode().startswith(
+        "Detached. Resume with: fluoro watch --all --label study=a --endpoint"
+    )
 
 
 async def test_ctrl_c_detaches_from_a_watch_and_tells_how_to_resume(gateway, fluoro):
@@ -292,7 +394,16 @@ async def test_ctrl_c_detaches_from_a_watch_and_tells_how_to_resume(gateway, flu
 
 
 async def test_submit_and_watch_in_one_go(gateway, fluoro):
-    command = fluoro.start("submit", "--pipeline", "imaging-report", "--input", gateway.add_blob(b"x").name, "--watch", "--output", "json")
+    command = fluoro.start(
+        "submit",
+        "--pipeline",
+        "imaging-report",
+        "--input",
+        gateway.add_blob(b"x").name,
+        "--watch",
+        "--output",
+        "json",
+    )
     job = json.loads(await command.line())["snapshot"]["name"]
     gateway.finish(job)
     assert (await command.end())[0] == 0
@@ -301,10 +412,15 @@ async def test_submit_and_watch_in_one_go(gateway, fluoro):
 async def test_artifacts_are_downloaded_by_step_role_and_name(gateway, fluoro, tmp_path):
     job = done(gateway)
     code, out, _ = await fluoro("download", job.name, "-o", str(tmp_path / "all"))
-    assert (code, out.split()) == (0, [str(tmp_path / "all/render/preview-0000.png"), str(tmp_path / "all/report/report.pdf")])
+    assert (code, out.split()) == (
+        0,
+        [str(tmp_path / "all/render/preview-0000.png"), str(tmp_path / "all/report/report.pdf")],
+    )
     assert (tmp_path / "all/report/report.pdf").read_bytes() == b"%PDF-"
     for words in (["--step", "report"], ["--role", "report"], ["--artifact", "report.pdf"]):
-        _, out, _ = await fluoro("download", job.name, *words, "-o", str(tmp_path / "one"), "--output", "json")
+        _, out, _ = await fluoro(
+            "download", job.name, *words, "-o", str(tmp_path / "one"), "--output", "json"
+        )
         assert json.loads(out) == {"files": [str(tmp_path / "one/report/report.pdf")]}
     assert (await fluoro("download", job.name, "--role", "overlay", "-o", str(tmp_path)))[0] == 2
 
@@ -336,7 +452,10 @@ async def test_a_refusal_exits_with_3_and_tells_reason_and_fields(gateway, fluor
     words = ["submit", "--pipeline", "imaging-report", "--input", "blobs/1"]
     code, out, err = await fluoro(*words)
     assert (code, out) == (3, "")
-    assert err == "Error: INVALID_ARGUMENT (STEP_UNKNOWN): No such step.\n  job.steps[0].after[0]: name a step\n"
+    assert (
+        err
+        == "Error: INVALID_ARGUMENT (STEP_UNKNOWN): No such step.\n  job.steps[0].after[0]: name a step\n"
+    )
     code, out, err = await fluoro(*words, "--output", "json")
     assert (code, out) == (3, "")
     assert json.loads(err)["error"] == {
@@ -348,15 +467,22 @@ async def test_a_refusal_exits_with_3_and_tells_reason_and_fields(gateway, fluor
     }
 
 
-@pytest.mark.parametrize("words", [["get", "x"], ["watch", "x"], ["upload", __file__], ["download", "blobs/x", "-o", "."]])
+@pytest.mark.parametrize(
+    "words",
+    [["get", "x"], ["watch", "x"], ["upload", __file__], ["download", "blobs/x", "-o", "."]],
+)
 async def test_a_server_that_is_not_there_exits_with_4_soon(fluoro, unused_tcp_port, words):
-    code, out, err = await asyncio.wait_for(fluoro(*words, "--endpoint", f"127.0.0.1:{unused_tcp_port}"), 20)
+    code, out, err = await asyncio.wait_for(
+        fluoro(*words, "--endpoint", f"127.0.0.1:{unused_tcp_port}"), 20
+    )
     assert (code, out) == (4, "")
     assert f"Cannot connect to a Fluoro gateway at 127.0.0.1:{unused_tcp_port}" in err
 
 
 async def test_trouble_with_files_here_exits_with_5(gateway, fluoro, tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
-    code, _, err = await fluoro("download", gateway.add_blob(b"x").name, "-o", str(tmp_path / "file"))
+    code, _, err = await fluoro(
+        "download", gateway.add_blob(b"x").name, "-o", str(tmp_path / "file")
+    )
     assert code == 5
     assert str(tmp_path / "file") in err

@@ -45,7 +45,9 @@ STORY = [
 async def shown(gateway, client, console):
     """What the console shows of the story, and the job that is returned."""
     job = gateway.add_job(job_pb2.Job(inputs=["blobs/1"], steps=imaging_report([]).steps))
-    gateway.progress(job, event_pb2.Progress(step="inspect", attempt=1, stage="decode", fraction=0.5))
+    gateway.progress(
+        job, event_pb2.Progress(step="inspect", attempt=1, stage="decode", fraction=0.5)
+    )
     following = asyncio.create_task(follow(client, job.name, console))
     async with asyncio.timeout(20):
         while not gateway.calls:  # noqa: ASYNC110 - the server's state is not ours to signal
@@ -76,7 +78,11 @@ async def test_a_log_gets_one_line_per_change(gateway, client):
 
 
 async def test_a_terminal_gets_one_bar_per_step(gateway, client):
-    text, _ = await shown(gateway, client, Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None))
+    text, _ = await shown(
+        gateway,
+        client,
+        Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None),
+    )
     last = text.rsplit("inspect", 1)[1].splitlines()
     assert "100%" in last[0]
     assert "partially succeeded · 2/4 ok, 1 skipped, 1 failed · attempt 2 · ITEMS_FAILED" in last[0]
@@ -99,11 +105,18 @@ def event(change):
 
 def test_a_step_is_as_far_as_its_shards_are_on_average():
     board = Board()
-    tasks = [job_pb2.Task(shard=0, state=Task.STATE_SUCCEEDED), job_pb2.Task(shard=1), job_pb2.Task(shard=2), job_pb2.Task(shard=3)]
+    tasks = [
+        job_pb2.Task(shard=0, state=Task.STATE_SUCCEEDED),
+        job_pb2.Task(shard=1),
+        job_pb2.Task(shard=2),
+        job_pb2.Task(shard=3),
+    ]
     items = [job_pb2.Item(state=job_pb2.Item.STATE_SUCCEEDED)]
     running = job_pb2.Step(name="render", state=Step.STATE_RUNNING, tasks=tasks, items=items)
     board.apply(response(snapshot=job_pb2.Job(steps=[running])))
-    board.apply(progress(shard=1, attempt=1, fraction=0.5, items=event_pb2.ItemCounts(total=2, succeeded=1)))
+    board.apply(
+        progress(shard=1, attempt=1, fraction=0.5, items=event_pb2.ItemCounts(total=2, succeeded=1))
+    )
     assert board.steps["render"].fraction == pytest.approx(1.5 / 4)
     assert board.steps["render"].items == event_pb2.ItemCounts(total=3, succeeded=2)
     board.apply(event(step("render", Step.STATE_SUCCEEDED)))

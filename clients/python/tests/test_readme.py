@@ -9,14 +9,25 @@ from pathlib import Path
 import pytest
 from fluoro.v1 import job_pb2
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text(), re.DOTALL)
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text(), re.DOTALL
+)
 
 
-@pytest.mark.parametrize("example", [example for example in EXAMPLES if "localhost:50051" in example])
+@pytest.mark.parametrize(
+    "example", [example for example in EXAMPLES if "localhost:50051" in example]
+)
 async def test_an_example_runs_a_job_to_its_end(gateway, tmp_path, example):
     (tmp_path / "ct.dcm").write_bytes(b"\0" * 128 + b"DICM")
     script = example.replace("localhost:50051", gateway.endpoint)
-    run = asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, timeout=30, check=False)
+    run = asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         running = group.create_task(run)
         while not gateway.jobs:  # noqa: ASYNC110 - the server's state is not ours to signal

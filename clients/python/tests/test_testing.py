@@ -9,7 +9,13 @@ import time
 import pytest
 from fluoro.v1 import dicom_pb2, event_pb2, job_pb2
 from fluoro_client import AsyncClient, Client
-from fluoro_client.errors import DeadlineExceededError, FieldViolation, InvalidArgumentError, PermissionDeniedError, UnreachableError
+from fluoro_client.errors import (
+    DeadlineExceededError,
+    FieldViolation,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnreachableError,
+)
 from fluoro_client.jobs import imaging_report, render
 from fluoro_client.testing import FakeGateway, Fault, File, Outcome
 from fluoro_client.testing.pytest_plugin import fluoro_gateway
@@ -42,7 +48,9 @@ def test_a_job_succeeds_at_once_and_tells_a_whole_story(fluoro_gateway, client):
 def test_a_step_comes_to_what_the_test_says(fluoro_gateway, client, tmp_path):
     result = dicom_pb2.RenderDicomResult(images=[dicom_pb2.RenderedImage()])
     outcome = Outcome(
-        items=[job_pb2.Item(input=0, state=job_pb2.Item.STATE_SUCCEEDED)], artifacts=[File("a.png", b"png", "preview")], result=result
+        items=[job_pb2.Item(input=0, state=job_pb2.Item.STATE_SUCCEEDED)],
+        artifacts=[File("a.png", b"png", "preview")],
+        result=result,
     )
     fluoro_gateway.script("render", outcome)
     [step] = client.get(client.submit(a_job(fluoro_gateway)).name).steps
@@ -55,7 +63,11 @@ def test_a_script_holds_for_so_many_runs_and_then_the_one_before(fluoro_gateway,
     fluoro_gateway.script("render", Outcome("INTERNAL"))
     fluoro_gateway.script("render", Outcome(), times=1)
     jobs = [client.submit(a_job(fluoro_gateway)) for _ in range(3)]
-    assert [client.get(job.name).state for job in jobs] == [Job.STATE_SUCCEEDED, Job.STATE_FAILED, Job.STATE_FAILED]
+    assert [client.get(job.name).state for job in jobs] == [
+        Job.STATE_SUCCEEDED,
+        Job.STATE_FAILED,
+        Job.STATE_FAILED,
+    ]
 
 
 def test_a_result_of_another_operation_is_an_error_and_not_a_success(fluoro_gateway):
@@ -80,7 +92,10 @@ def test_a_held_job_goes_as_the_test_goes(fluoro_gateway, client):
     fluoro_gateway.progress(job, event_pb2.Progress(step="a", attempt=1, fraction=0.5))
     assert next(watch).progress.fraction == 0.5
     fluoro_gateway.finish(job, "a")
-    assert [step.state for step in client.get(job.name).steps] == [Step.STATE_SUCCEEDED, Step.STATE_PENDING]
+    assert [step.state for step in client.get(job.name).steps] == [
+        Step.STATE_SUCCEEDED,
+        Step.STATE_PENDING,
+    ]
     fluoro_gateway.end(job, Job.STATE_FAILED, "JOB_EXPIRED")
     *_, last = watch
     assert last.event.job_changed.reason == client.wait(job.name).reason == "JOB_EXPIRED"
@@ -109,12 +124,16 @@ def test_a_fault_of_no_method_is_refused(fluoro_gateway):
         fluoro_gateway.fail("submit", Fault())
 
 
-def test_an_upload_that_breaks_is_begun_again_and_one_that_was_given_up_leaves_nothing(fluoro_gateway, client):
+def test_an_upload_that_breaks_is_begun_again_and_one_that_was_given_up_leaves_nothing(
+    fluoro_gateway, client
+):
     async def source():
         yield b"some"
         raise OSError("gone")
 
-    fluoro_gateway.fail("UploadBlob", Fault(after=0), Fault("BLOB_STORE_UNAVAILABLE", after=500_000))
+    fluoro_gateway.fail(
+        "UploadBlob", Fault(after=0), Fault("BLOB_STORE_UNAVAILABLE", after=500_000)
+    )
     assert client.upload(b"y" * 600_000).size_bytes == 600_000
     for _ in range(20):
         with pytest.raises(OSError, match="gone"):
@@ -123,7 +142,10 @@ def test_an_upload_that_breaks_is_begun_again_and_one_that_was_given_up_leaves_n
 
 
 def test_whose_a_call_is_must_be_said_unless_there_is_one_owner_only(fluoro_gateway):
-    with Client(fluoro_gateway.endpoint) as client, pytest.raises(PermissionDeniedError, match="OWNER_MISSING"):
+    with (
+        Client(fluoro_gateway.endpoint) as client,
+        pytest.raises(PermissionDeniedError, match="OWNER_MISSING"),
+    ):
         client.upload(b"x")
     with FakeGateway(single_owner="ada") as gateway, Client(gateway.endpoint) as client:
         client.upload(b"x")
@@ -141,19 +163,28 @@ async def test_it_stops_at_once_whatever_hangs_or_watches_and_leaves_no_thread(f
     fluoro_gateway.hold = True
     fluoro_gateway.fail("GetJob", Fault(hang=True))
     job = fluoro_gateway.add_job()
-    async with AsyncClient(fluoro_gateway.endpoint, owner="ada", patience_seconds=0.1, deadline_seconds=0.5) as client:
+    async with AsyncClient(
+        fluoro_gateway.endpoint, owner="ada", patience_seconds=0.1, deadline_seconds=0.5
+    ) as client:
         watches = [client.watch(job.name), client.watch_jobs()]
         for watch in [*watches, watches[1]]:  # the second begins with a job and a bookmark
             await anext(watch)
-        calls = [asyncio.create_task(client.wait(job.name)), asyncio.create_task(client.get(job.name))]
+        calls = [
+            asyncio.create_task(client.wait(job.name)),
+            asyncio.create_task(client.get(job.name)),
+        ]
         async with asyncio.timeout(10):
             while len(fluoro_gateway.calls) < 4:  # noqa: ASYNC110 - the fake's state is not ours to signal
                 await asyncio.sleep(0.001)
         started = time.monotonic()
         fluoro_gateway.stop()
         assert time.monotonic() - started < 5
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("fluoro-fake")]
-        ends = await asyncio.gather(*calls, *(anext(watch) for watch in watches), return_exceptions=True)
+        assert not [
+            thread for thread in threading.enumerate() if thread.name.startswith("fluoro-fake")
+        ]
+        ends = await asyncio.gather(
+            *calls, *(anext(watch) for watch in watches), return_exceptions=True
+        )
     assert {type(end) for end in ends} <= {UnreachableError, DeadlineExceededError}
 
 

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 from fluoro_client import AsyncClient
-from fluoro_client.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+from fluoro_client.errors import (
+    DataLossError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from fluoro_client.testing import Fault
 
 DATA = os.urandom(1_500_000)
@@ -28,7 +33,11 @@ async def test_a_file_goes_up_in_chunks_with_size_and_digest_announced(gateway, 
     blob = await client.upload(path)
     assert gateway.data[blob.name] == DATA
     [header] = [call.request for call in gateway.calls]
-    assert (header.media_type, header.size_bytes, header.sha256) == ("application/pdf", len(DATA), hashlib.sha256(DATA).digest())
+    assert (header.media_type, header.size_bytes, header.sha256) == (
+        "application/pdf",
+        len(DATA),
+        hashlib.sha256(DATA).digest(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +48,9 @@ async def test_a_file_goes_up_in_chunks_with_size_and_digest_announced(gateway, 
         ("unknown", b"", "application/octet-stream"),
     ],
 )
-async def test_the_media_type_is_told_from_prefix_or_suffix(client, tmp_path, name, data, media_type):
+async def test_the_media_type_is_told_from_prefix_or_suffix(
+    client, tmp_path, name, data, media_type
+):
     (tmp_path / name).write_bytes(data)
     blob = await client.upload(tmp_path / name)
     assert (blob.media_type, blob.size_bytes) == (media_type, len(data))
@@ -87,8 +98,11 @@ async def test_a_source_that_fails_fails_the_upload_with_its_own_error(gateway, 
     assert not gateway.blobs
 
 
-async def test_an_upload_that_is_refused_midway_always_tells_the_reason_and_is_not_repeated(gateway, client):
-    # Whether the refusal or the failure of the next write is seen first is a race; many rounds meet both orders.
+async def test_an_upload_that_is_refused_midway_always_tells_the_reason_and_is_not_repeated(
+    gateway, client
+):
+    # Whether the refusal or the failure of the next write is seen first is a race; many rounds meet
+    # both orders.
     for _ in range(100):
         gateway.fail("UploadBlob", Fault(after=1, reason="UPLOAD_MISMATCH"))
         with pytest.raises(InvalidArgumentError) as caught:
@@ -138,7 +152,9 @@ async def test_a_failed_download_keeps_the_file_that_was_there(gateway, client, 
     gateway.fail("DownloadBlob", Fault(after=2, reason="BLOB_NOT_FOUND"))
     with pytest.raises(NotFoundError):
         await client.download(blob, path)
-    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"out.bin": b"earlier"}
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {
+        "out.bin": b"earlier"
+    }
 
 
 async def test_a_download_into_a_folder_that_is_not_there_is_an_oserror(gateway, client, tmp_path):

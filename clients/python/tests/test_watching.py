@@ -5,7 +5,13 @@ import asyncio
 import pytest
 from fluoro.v1 import event_pb2, job_pb2
 from fluoro_client import AsyncClient, watching
-from fluoro_client.errors import DataLossError, NotFoundError, ResourceExhaustedError, UnavailableError, UnreachableError
+from fluoro_client.errors import (
+    DataLossError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnreachableError,
+)
 from fluoro_client.testing import Fault
 
 STARTED = event_pb2.JobChanged(state=job_pb2.Job.STATE_RUNNING)
@@ -54,7 +60,9 @@ async def test_a_watch_begins_with_a_snapshot_and_ends_after_the_terminal_event(
 
 async def test_a_watch_of_a_finished_job_is_its_snapshot(gateway, client):
     job = gateway.add_job(events=[STARTED, DONE])
-    assert [message.WhichOneof("update") async for message in client.watch(job.name)] == ["snapshot"]
+    assert [message.WhichOneof("update") async for message in client.watch(job.name)] == [
+        "snapshot"
+    ]
 
 
 async def test_a_watch_survives_the_death_and_return_of_the_server(gateway, client):
@@ -160,8 +168,14 @@ async def test_patience_ends_when_a_server_does_not_come_back(gateway):
 
 
 async def test_a_server_that_was_never_there_is_told_within_seconds(unused_tcp_port):
-    async with asyncio.timeout(10), AsyncClient(f"127.0.0.1:{unused_tcp_port}", owner="ada", patience_seconds=600) as client:
-        with pytest.raises(UnreachableError, match=f"Cannot connect to a Fluoro gateway at 127.0.0.1:{unused_tcp_port}"):
+    async with (
+        asyncio.timeout(10),
+        AsyncClient(f"127.0.0.1:{unused_tcp_port}", owner="ada", patience_seconds=600) as client,
+    ):
+        with pytest.raises(
+            UnreachableError,
+            match=f"Cannot connect to a Fluoro gateway at 127.0.0.1:{unused_tcp_port}",
+        ):
             await anext(client.watch("jobs/any"))
 
 

@@ -11,7 +11,14 @@ import pytest
 
 def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "fluoro_local", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | environment,
+    )
 
 
 def test_up_on_a_taken_port_says_so_and_leaves_nothing(tmp_path: Path) -> None:
@@ -34,7 +41,9 @@ def test_up_refuses_a_setting_that_makes_no_sense_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", ["absent", "empty"])
-def test_demo_without_any_input_file_is_refused_before_anything_starts(tmp_path: Path, content: str) -> None:
+def test_demo_without_any_input_file_is_refused_before_anything_starts(
+    tmp_path: Path, content: str
+) -> None:
     source = tmp_path / "input"
     if content == "empty":
         source.mkdir()

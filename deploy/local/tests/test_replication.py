@@ -25,7 +25,9 @@ def write(url: str, number: int) -> None:
         connection.execute("INSERT INTO kept VALUES (%s)", (number,))
 
 
-def test_a_synchronous_standby_has_all_that_was_acknowledged_when_its_primary_is_lost_time_and_again(server_folder: Path) -> None:
+def test_a_synchronous_standby_has_all_that_was_acknowledged_when_its_primary_is_lost_time_and_again(
+    server_folder: Path,
+) -> None:
     with PostgresPair(server_folder) as pair:
         url = pair.url
         for number in range(1, 3):
@@ -39,24 +41,35 @@ def test_a_synchronous_standby_has_all_that_was_acknowledged_when_its_primary_is
             assert pair.url == url
 
 
-def test_a_primary_acknowledges_nothing_while_its_synchronous_standby_is_away(server_folder: Path) -> None:
+def test_a_primary_acknowledges_nothing_while_its_synchronous_standby_is_away(
+    server_folder: Path,
+) -> None:
     with PostgresPair(server_folder) as pair, ThreadPoolExecutor() as threads:
         write(pair.url, 1)
         pair.standby.kill()
         writing = threads.submit(write, pair.url, 2)
         with psycopg.connect(pair.primary.url, autocommit=True) as connection:
             query = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            until(lambda: connection.execute(query).fetchone() is not None, what="a commit that waits")
+            until(
+                lambda: connection.execute(query).fetchone() is not None, what="a commit that waits"
+            )
         assert not writing.done()
         pair.standby.start()
         writing.result(timeout=30)
         assert rows(pair.url) == [1, 2]
 
 
-@pytest.mark.parametrize("ports", [(None, None), (free_port(), free_port())], ids=["sockets", "tcp"])
-def test_a_url_of_several_hosts_leads_to_the_one_that_takes_writes(server_folder: Path, ports: Sequence[int | None]) -> None:
+@pytest.mark.parametrize(
+    "ports", [(None, None), (free_port(), free_port())], ids=["sockets", "tcp"]
+)
+def test_a_url_of_several_hosts_leads_to_the_one_that_takes_writes(
+    server_folder: Path, ports: Sequence[int | None]
+) -> None:
     first, second = ports
-    with PostgresServer(server_folder / "first", first) as primary, StandbyServer(server_folder / "second", primary, second) as standby:
+    with (
+        PostgresServer(server_folder / "first", first) as primary,
+        StandbyServer(server_folder / "second", primary, second) as standby,
+    ):
         for servers in ((primary, standby), (standby, primary)):
             url = url_of_hosts(*servers)
             migrate(url)

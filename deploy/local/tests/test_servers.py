@@ -61,7 +61,9 @@ def test_a_deep_folder_gets_a_short_socket_path(server_folder: Path) -> None:
     assert not Path(path).exists()
 
 
-def test_valkey_keeps_its_address_and_its_appendonly_file_over_kill_and_restart(server_folder: Path) -> None:
+def test_valkey_keeps_its_address_and_its_appendonly_file_over_kill_and_restart(
+    server_folder: Path,
+) -> None:
     with ValkeyServer(server_folder) as server:
         address = server.url
         with redis.Redis.from_url(address) as client:
@@ -77,7 +79,9 @@ def test_valkey_keeps_its_address_and_its_appendonly_file_over_kill_and_restart(
 
 
 @pytest.mark.parametrize("server_type", [PostgresServer, ValkeyServer])
-def test_a_taken_port_is_named_in_the_message(server_folder: Path, server_type: type[PostgresServer] | type[ValkeyServer]) -> None:
+def test_a_taken_port_is_named_in_the_message(
+    server_folder: Path, server_type: type[PostgresServer] | type[ValkeyServer]
+) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -86,7 +90,9 @@ def test_a_taken_port_is_named_in_the_message(server_folder: Path, server_type: 
             server_type(server_folder, port=port).start()
 
 
-def test_a_second_fluoro_on_the_same_folder_is_refused_at_once_and_names_the_first(server_folder: Path) -> None:
+def test_a_second_fluoro_on_the_same_folder_is_refused_at_once_and_names_the_first(
+    server_folder: Path,
+) -> None:
     with ValkeyServer(server_folder) as first:
         second = subprocess.run(
             [
@@ -134,9 +140,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_servers_of_a_killed_process_end_and_the_next_one_takes_their_folders_over(server_folder: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(server_folder)], check=False, timeout=60)
+def test_servers_of_a_killed_process_end_and_the_next_one_takes_their_folders_over(
+    server_folder: Path,
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(server_folder)], check=False, timeout=60
+    )
     assert killed.returncode == -9
-    # Both locks are inherited by every server process: starting here means that none of the old ones is left.
+    # Both locks are inherited by every server process: starting here means that none of the old
+    # ones is left.
     with PostgresServer(server_folder / "postgres"), ValkeyServer(server_folder / "valkey"):
-        assert "was not properly shut down" not in (server_folder / "postgres" / "postgres.log").read_text()
+        assert (
+            "was not properly shut down"
+            not in (server_folder / "postgres" / "postgres.log").read_text()
+        )

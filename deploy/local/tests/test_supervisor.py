@@ -45,7 +45,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_all_services_are_ready_after_start_and_nothing_is_left_after_stop(server_folder: Path) -> None:
+def test_all_services_are_ready_after_start_and_nothing_is_left_after_stop(
+    server_folder: Path,
+) -> None:
     services = [service(name, SERVING, server_folder / name) for name in ("one", "two")]
     told: list[str] = []
     with Supervisor(server_folder / "data", services=services, tell=told.append) as running:
@@ -61,35 +63,53 @@ def test_all_services_are_ready_after_start_and_nothing_is_left_after_stop(serve
     until(lambda: all(map(gone, pids)))
 
 
-def test_a_service_that_ends_at_start_is_named_with_its_log_and_everything_is_stopped(server_folder: Path) -> None:
+def test_a_service_that_ends_at_start_is_named_with_its_log_and_everything_is_stopped(
+    server_folder: Path,
+) -> None:
     services = [service("good", SERVING, server_folder / "good"), service("bad", BROKEN)]
     supervisor = Supervisor(server_folder / "data", services=services)
-    with pytest.raises(StartError, match=r"(?s)bad ended with exit code 1.*bad\.log.*no such setting: FLUORO_COFFEE"):
+    with pytest.raises(
+        StartError,
+        match=r"(?s)bad ended with exit code 1.*bad\.log.*no such setting: FLUORO_COFFEE",
+    ):
         supervisor.start()
     assert not supervisor.postgres.running
     assert not supervisor.valkey.running
     assert not supervisor.pids
 
 
-def test_a_service_that_never_gets_ready_is_given_up_after_a_deadline(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_never_gets_ready_is_given_up_after_a_deadline(
+    server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor_module, "READY_SECONDS", 0.3)
     with pytest.raises(StartError, match="silent was not ready within"):
         Supervisor(server_folder / "data", services=[service("silent", SILENT)]).start()
 
 
 def test_a_crash_ends_a_demo_with_the_name_of_the_service(server_folder: Path) -> None:
-    with Supervisor(server_folder / "data", services=[service("one", SERVING, server_folder / "one")]) as running:
+    with Supervisor(
+        server_folder / "data", services=[service("one", SERVING, server_folder / "one")]
+    ) as running:
         os.kill(running.pids["one"], signal.SIGKILL)
         with pytest.raises(StartError, match="one was killed by SIGKILL"):
             until(running.check)
 
 
-def test_a_crashed_service_and_crashed_servers_are_started_again_when_asked_to(server_folder: Path) -> None:
+def test_a_crashed_service_and_crashed_servers_are_started_again_when_asked_to(
+    server_folder: Path,
+) -> None:
     told: list[str] = []
     with Supervisor(
-        server_folder / "data", services=[service("one", SERVING, server_folder / "one")], restart=True, tell=told.append
+        server_folder / "data",
+        services=[service("one", SERVING, server_folder / "one")],
+        restart=True,
+        tell=told.append,
     ) as running:
-        first, pool_child, database = running.pids["one"], int((server_folder / "one").read_text()), running.postgres.pid
+        first, pool_child, database = (
+            running.pids["one"],
+            int((server_folder / "one").read_text()),
+            running.postgres.pid,
+        )
         os.kill(first, signal.SIGKILL)
         os.kill(database, signal.SIGKILL)
 
@@ -99,14 +119,23 @@ def test_a_crashed_service_and_crashed_servers_are_started_again_when_asked_to(s
 
         until(back)
         until(lambda: gone(pool_child))  # it went with the service it belonged to
-        assert any("one was killed by SIGKILL" in sentence and "started again in 0.5 s" in sentence for sentence in told)
+        assert any(
+            "one was killed by SIGKILL" in sentence and "started again in 0.5 s" in sentence
+            for sentence in told
+        )
         assert any("PostgreSQL ended unexpectedly" in sentence for sentence in told)
 
 
-def test_a_service_that_ignores_sigterm_is_killed_after_its_grace(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_ignores_sigterm_is_killed_after_its_grace(
+    server_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor_module, "STOP_SECONDS", 0.3)
     told: list[str] = []
-    with Supervisor(server_folder / "data", services=[service("stubborn", STUBBORN, server_folder / "child")], tell=told.append) as running:
+    with Supervisor(
+        server_folder / "data",
+        services=[service("stubborn", STUBBORN, server_folder / "child")],
+        tell=told.append,
+    ) as running:
         pids = [running.pids["stubborn"], int((server_folder / "child").read_text())]
     until(lambda: all(map(gone, pids)))
     assert any("stubborn did not end" in sentence for sentence in told)
@@ -117,7 +146,9 @@ def test_a_taken_gateway_port_is_refused_before_anything_starts(server_folder: P
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(StartError, match=f"Port {port} for the gateway is taken .*FLUORO_GRPC_PORT"):
+        with pytest.raises(
+            StartError, match=f"Port {port} for the gateway is taken .*FLUORO_GRPC_PORT"
+        ):
             Supervisor(server_folder / "data", grpc_port=port).start()
     assert not (server_folder / "data").exists()
 
@@ -134,8 +165,14 @@ with Supervisor(base / "data", services=services) as running:
 """
 
 
-def test_no_process_outlives_a_supervisor_that_was_killed_not_even_the_children_of_services(server_folder: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(server_folder), STUBBORN], stdout=subprocess.PIPE, text=True) as doomed:
+def test_no_process_outlives_a_supervisor_that_was_killed_not_even_the_children_of_services(
+    server_folder: Path,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(server_folder), STUBBORN],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as doomed:
         assert doomed.stdout is not None
         pids = json.loads(doomed.stdout.readline())
         assert len(pids) == 4

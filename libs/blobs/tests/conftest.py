@@ -24,7 +24,10 @@ sys.stdin.read()
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
@@ -36,13 +39,21 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_options(s3_endpoint: str) -> dict[str, Any]:
-    return {"endpoint": s3_endpoint, "access_key_id": "id", "secret_access_key": "secret", "region": "us-east-1", "allow_http": True}
+    return {
+        "endpoint": s3_endpoint,
+        "access_key_id": "id",
+        "secret_access_key": "secret",
+        "region": "us-east-1",
+        "allow_http": True,
+    }
 
 
 @pytest.fixture
 def bucket(s3_endpoint: str) -> str:
     name = f"bucket-{uuid4()}"
-    with urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")) as reply:
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
+    ) as reply:
         assert reply.status == 200
     return name
 
@@ -50,8 +61,13 @@ def bucket(s3_endpoint: str) -> str:
 @pytest.fixture(params=["folder", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "s3":
-        return BlobStore.from_url(f"s3://{request.getfixturevalue('bucket')}/some/prefix", **request.getfixturevalue("s3_options"))
-    return BlobStore.from_url("memory://" if request.param == "memory" else f"file://{tmp_path}/blob%20store")
+        return BlobStore.from_url(
+            f"s3://{request.getfixturevalue('bucket')}/some/prefix",
+            **request.getfixturevalue("s3_options"),
+        )
+    return BlobStore.from_url(
+        "memory://" if request.param == "memory" else f"file://{tmp_path}/blob%20store"
+    )
 
 
 @pytest.fixture

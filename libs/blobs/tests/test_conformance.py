@@ -14,7 +14,9 @@ from fluoro_blobs import BlobNotFoundError, BlobStore, StoredBlob
 CLAIMS = 8
 MIB = 1024 * 1024
 SIZES = pytest.mark.parametrize(
-    "size", [0, 1, 3 * MIB, 8 * MIB, 20 * MIB + 1], ids=["empty", "one_byte", "one_part", "exact_part", "three_parts"]
+    "size",
+    [0, 1, 3 * MIB, 8 * MIB, 20 * MIB + 1],
+    ids=["empty", "one_byte", "one_part", "exact_part", "three_parts"],
 )
 
 
@@ -26,7 +28,9 @@ def stored(content: bytes) -> StoredBlob:
     return StoredBlob(len(content), hashlib.sha256(content).digest())
 
 
-async def collect(store: BlobStore, name: str, offset: int = 0, chunk_bytes: int = MIB) -> list[bytes]:
+async def collect(
+    store: BlobStore, name: str, offset: int = 0, chunk_bytes: int = MIB
+) -> list[bytes]:
     return [chunk async for chunk in store.stream(name, offset, chunk_bytes)]
 
 
@@ -39,7 +43,9 @@ def test_bytes_put_come_back(store: BlobStore, name: str, size: int) -> None:
 
 
 @SIZES
-def test_a_file_put_is_fetched_byte_for_byte(store: BlobStore, name: str, size: int, tmp_path: Path) -> None:
+def test_a_file_put_is_fetched_byte_for_byte(
+    store: BlobStore, name: str, size: int, tmp_path: Path
+) -> None:
     content = os.urandom(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(content)
@@ -58,7 +64,9 @@ async def test_chunks_written_are_streamed_back(store: BlobStore, name: str, siz
     assert b"".join(await collect(store, name)) == content
 
 
-async def test_a_stream_starts_at_its_offset_and_keeps_to_its_chunk_size(store: BlobStore, name: str) -> None:
+async def test_a_stream_starts_at_its_offset_and_keeps_to_its_chunk_size(
+    store: BlobStore, name: str
+) -> None:
     content = os.urandom(10 * MIB)
     store.put(name, content)
     chunks = await collect(store, name, offset=9 * MIB - 5, chunk_bytes=300_000)
@@ -72,7 +80,9 @@ async def test_a_stream_from_the_end_is_empty(store: BlobStore, name: str, offse
     assert await collect(store, name, offset) == []
 
 
-@pytest.mark.parametrize("size", [10, 20 * MIB], ids=["before_the_first_part", "after_the_first_part"])
+@pytest.mark.parametrize(
+    "size", [10, 20 * MIB], ids=["before_the_first_part", "after_the_first_part"]
+)
 async def test_a_writer_that_fails_leaves_nothing(store: BlobStore, name: str, size: int) -> None:
     async def upload() -> None:
         async with store.writer(name) as writer:
@@ -84,8 +94,12 @@ async def test_a_writer_that_fails_leaves_nothing(store: BlobStore, name: str, s
     assert not store.exists(name)
 
 
-@pytest.mark.parametrize("size", [10, 20 * MIB], ids=["before_the_first_part", "after_the_first_part"])
-async def test_a_writer_that_is_cancelled_leaves_nothing(store: BlobStore, name: str, size: int) -> None:
+@pytest.mark.parametrize(
+    "size", [10, 20 * MIB], ids=["before_the_first_part", "after_the_first_part"]
+)
+async def test_a_writer_that_is_cancelled_leaves_nothing(
+    store: BlobStore, name: str, size: int
+) -> None:
     written = asyncio.Event()
 
     async def upload() -> None:
@@ -111,7 +125,9 @@ def test_delete_removes_and_is_content_with_nothing_to_remove(store: BlobStore, 
     store.delete(name)
 
 
-async def test_a_missing_blob_is_named_by_every_reader(store: BlobStore, name: str, tmp_path: Path) -> None:
+async def test_a_missing_blob_is_named_by_every_reader(
+    store: BlobStore, name: str, tmp_path: Path
+) -> None:
     target = tmp_path / "target"
     for act in (store.read, store.size, lambda missing: store.fetch(missing, target)):
         with pytest.raises(BlobNotFoundError) as caught:
@@ -125,7 +141,13 @@ async def test_a_missing_blob_is_named_by_every_reader(store: BlobStore, name: s
 
 
 @pytest.mark.parametrize(
-    "bad", ["blobs/../../etc/passwd", "jobs/0192b1a8-0000-7000-8000-000000000000", "blobs/0192B1A8-0000-7000-8000-000000000000", ""]
+    "bad",
+    [
+        "blobs/../../etc/passwd",
+        "jobs/0192b1a8-0000-7000-8000-000000000000",
+        "blobs/0192B1A8-0000-7000-8000-000000000000",
+        "",
+    ],
 )
 def test_a_name_that_is_not_a_blobs_is_refused(store: BlobStore, bad: str) -> None:
     for act in (store.read, store.delete, store.exists, lambda bad: store.put(bad, b"")):
@@ -137,7 +159,9 @@ def test_a_store_that_answers_passes_its_check(store: BlobStore) -> None:
     store.check()
 
 
-def test_fetch_never_touches_a_file_that_was_there(store: BlobStore, name: str, tmp_path: Path) -> None:
+def test_fetch_never_touches_a_file_that_was_there(
+    store: BlobStore, name: str, tmp_path: Path
+) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"mine")
     store.put(name, b"theirs")
@@ -147,7 +171,11 @@ def test_fetch_never_touches_a_file_that_was_there(store: BlobStore, name: str, 
 
 
 def test_a_listing_tells_names_sizes_and_times_of_one_folder(store: BlobStore) -> None:
-    names = [f"blobs/0192b1a8-0000-7000-8000-00000000{number}{end}" for number in ("00", "01") for end in ("ab", "cd")]
+    names = [
+        f"blobs/0192b1a8-0000-7000-8000-00000000{number}{end}"
+        for number in ("00", "01")
+        for end in ("ab", "cd")
+    ]
     for name in names:
         store.put(name, b"abc")
     [page] = store.pages("ab")

@@ -1,4 +1,7 @@
-"""What a caller sees when the store or the machine lets it down. Each in the process it would happen in."""
+"""What a caller sees when the store or the machine lets it down.
+
+Each in the process it would happen in.
+"""
 
 import asyncio
 import os
@@ -57,11 +60,16 @@ def test_a_full_folder_says_so_and_keeps_nothing(tmp_path: Path, name: str) -> N
     source = tmp_path / "source"
     source.write_bytes(bytes(20 * MIB))
     folder = tmp_path / "store"
-    assert run(FULL, folder, name, source).splitlines() == [f"{name}: the blob store has no space left False"] * 3
+    assert (
+        run(FULL, folder, name, source).splitlines()
+        == [f"{name}: the blob store has no space left False"] * 3
+    )
     assert files_under(folder) == []
 
 
-async def test_a_writer_that_is_cancelled_while_it_ends_leaves_nothing(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_writer_that_is_cancelled_while_it_ends_leaves_nothing(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ending, go_on, fsync = threading.Event(), threading.Event(), os.fsync
 
     def slow_disk(descriptor: int) -> None:
@@ -96,8 +104,13 @@ UPLOAD_FOREVER = """
 """
 
 
-def test_a_process_killed_in_mid_upload_leaves_nothing_to_see_and_the_rest_is_swept(tmp_path: Path, name: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(UPLOAD_FOREVER), tmp_path, name], stdout=subprocess.PIPE) as process:
+def test_a_process_killed_in_mid_upload_leaves_nothing_to_see_and_the_rest_is_swept(
+    tmp_path: Path, name: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(UPLOAD_FOREVER), tmp_path, name],
+        stdout=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"written\n"
         process.kill()
@@ -173,12 +186,16 @@ def test_a_check_tells_that_nothing_can_be_written_and_leaves_nothing(tmp_path: 
 
 def test_many_check_a_folder_at_once_and_leave_nothing(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
-        for done in [threads.submit(BlobStore.from_url(f"file://{tmp_path}").check) for _ in range(200)]:
+        for done in [
+            threads.submit(BlobStore.from_url(f"file://{tmp_path}").check) for _ in range(200)
+        ]:
             done.result()
     assert files_under(tmp_path) == []
 
 
-def test_a_bucket_takes_a_check_and_keeps_nothing_of_it(bucket: str, s3_options: dict[str, Any]) -> None:
+def test_a_bucket_takes_a_check_and_keeps_nothing_of_it(
+    bucket: str, s3_options: dict[str, Any]
+) -> None:
     store = BlobStore.from_url(f"s3://{bucket}", **s3_options)
     store.check()
     store.check()
@@ -186,12 +203,19 @@ def test_a_bucket_takes_a_check_and_keeps_nothing_of_it(bucket: str, s3_options:
         assert b"<Key>" not in reply.read()
 
 
-async def test_no_answer_is_an_error_that_another_try_may_mend(name: str, s3_options: dict[str, Any], tmp_path: Path) -> None:
+async def test_no_answer_is_an_error_that_another_try_may_mend(
+    name: str, s3_options: dict[str, Any], tmp_path: Path
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         store = BlobStore.from_url("s3://bucket/prefix", **{**s3_options, "endpoint": endpoint})
-        for act in (store.check, lambda: store.put(name, b"abc"), lambda: store.read(name), lambda: store.fetch(name, tmp_path / "x")):
+        for act in (
+            store.check,
+            lambda: store.put(name, b"abc"),
+            lambda: store.read(name),
+            lambda: store.fetch(name, tmp_path / "x"),
+        ):
             with pytest.raises(BlobStoreError) as caught:
                 await asyncio.to_thread(act)
             assert type(caught.value) is BlobStoreError
@@ -202,14 +226,21 @@ async def test_no_answer_is_an_error_that_another_try_may_mend(name: str, s3_opt
     assert not (tmp_path / "x").exists()
 
 
-async def test_a_bucket_that_does_not_exist_is_no_missing_blob(name: str, s3_options: dict[str, Any]) -> None:
+async def test_a_bucket_that_does_not_exist_is_no_missing_blob(
+    name: str, s3_options: dict[str, Any]
+) -> None:
     store = BlobStore.from_url("s3://no-such-bucket/prefix", **s3_options)
 
     async def write() -> None:
         async with store.writer(name) as writer:
             await writer.write(b"abc")
 
-    for act in (store.check, lambda: store.put(name, b"abc"), lambda: store.read(name), lambda: asyncio.run(write())):
+    for act in (
+        store.check,
+        lambda: store.put(name, b"abc"),
+        lambda: store.read(name),
+        lambda: asyncio.run(write()),
+    ):
         with pytest.raises(BlobStoreError) as caught:
             await asyncio.to_thread(act)
         assert not isinstance(caught.value, BlobNotFoundError)
@@ -227,7 +258,9 @@ class Silent:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                threading.Thread(target=self._serve, args=[self._socket.accept()[0]], daemon=True).start()
+                threading.Thread(
+                    target=self._serve, args=[self._socket.accept()[0]], daemon=True
+                ).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -253,7 +286,11 @@ async def test_a_bucket_that_does_not_answer_ends_every_call_in_time(
 ) -> None:
     request_seconds = 0.5
     with Silent(trickles) as server:
-        store = BlobStore.from_url("s3://bucket", request_seconds=request_seconds, **{**s3_options, "endpoint": server.endpoint})
+        store = BlobStore.from_url(
+            "s3://bucket",
+            request_seconds=request_seconds,
+            **{**s3_options, "endpoint": server.endpoint},
+        )
 
         async def write() -> None:
             async with store.writer(name) as writer:
@@ -275,7 +312,11 @@ async def test_a_bucket_that_does_not_answer_ends_every_call_in_time(
             "write": lambda: asyncio.run(write()),
             "stream": lambda: asyncio.run(stream()),
         }
-        calls |= {"size": lambda: store.size(name), "exists": lambda: store.exists(name), "delete": lambda: store.delete(name)}
+        calls |= {
+            "size": lambda: store.size(name),
+            "exists": lambda: store.exists(name),
+            "delete": lambda: store.delete(name),
+        }
         if trickles:  # the others look at the answer's head alone, which is there at once
             calls = {what: calls[what] for what in ("read", "fetch", "stream")}
 
@@ -287,7 +328,9 @@ async def test_a_bucket_that_does_not_answer_ends_every_call_in_time(
 
         with ThreadPoolExecutor(len(calls)) as threads:
             asyncio.get_running_loop().set_default_executor(threads)
-            took = dict(zip(calls, await asyncio.gather(*map(seconds_of, calls.values())), strict=True))
+            took = dict(
+                zip(calls, await asyncio.gather(*map(seconds_of, calls.values())), strict=True)
+            )
     assert max(took.values()) < 12 * request_seconds, took
 
 
@@ -296,7 +339,9 @@ def parts_lie_in(bucket: str, endpoint: str) -> bool:
         return b"<UploadId>" in reply.read()
 
 
-async def test_an_upload_given_up_leaves_no_parts_in_the_bucket(name: str, bucket: str, s3_options: dict[str, Any]) -> None:
+async def test_an_upload_given_up_leaves_no_parts_in_the_bucket(
+    name: str, bucket: str, s3_options: dict[str, Any]
+) -> None:
     store = BlobStore.from_url(f"s3://{bucket}", **s3_options)
 
     async def upload() -> None:
@@ -328,7 +373,10 @@ def test_a_fetch_that_breaks_off_leaves_no_file(tmp_path: Path, name: str) -> No
     assert files_under(tmp_path) == []
 
 
-@pytest.mark.parametrize("url", ["", "/var/blobs", "file://host/path", "file:relative", "s3://", "gs://bucket", "memory://x"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "/var/blobs", "file://host/path", "file:relative", "s3://", "gs://bucket", "memory://x"],
+)
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="file:///path, memory:// or s3://bucket/prefix"):
         BlobStore.from_url(url)
@@ -347,7 +395,11 @@ def test_an_option_no_store_knows_is_refused() -> None:
 def test_a_bucket_is_configured_by_the_usual_variables(
     monkeypatch: pytest.MonkeyPatch, name: str, bucket: str, s3_options: dict[str, Any]
 ) -> None:
-    variables = {"endpoint": "AWS_ENDPOINT_URL", "access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+    variables = {
+        "endpoint": "AWS_ENDPOINT_URL",
+        "access_key_id": "AWS_ACCESS_KEY_ID",
+        "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    }
     for option, variable in (variables | {"region": "AWS_REGION"}).items():
         monkeypatch.setenv(variable, s3_options[option])
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
@@ -356,7 +408,9 @@ def test_a_bucket_is_configured_by_the_usual_variables(
     assert store.read(name) == b"abc"
 
 
-def test_blobs_of_one_moment_are_spread_over_folders(tmp_path: Path, new_name: Callable[[], str]) -> None:
+def test_blobs_of_one_moment_are_spread_over_folders(
+    tmp_path: Path, new_name: Callable[[], str]
+) -> None:
     store = BlobStore.from_url(f"file://{tmp_path}")
     names = [f"blobs/0192b1a8-0000-7000-8000-0000000000{end}" for end in ("ab", "cd")]
     for name in names:

@@ -46,25 +46,42 @@ ways[way]()
 print((peak_kib() - base) * 1024)
 """
 
-BLOB, SMALL = "blobs/0192b1a8-0000-7000-8000-000000000001", "blobs/0192b1a8-0000-7000-8000-000000000002"
+BLOB, SMALL = (
+    "blobs/0192b1a8-0000-7000-8000-000000000001",
+    "blobs/0192b1a8-0000-7000-8000-000000000002",
+)
 
 
-def peak_over_base_bytes(url: str, options: dict[str, Any], way: str, source: Path, target: Path) -> int:
+def peak_over_base_bytes(
+    url: str, options: dict[str, Any], way: str, source: Path, target: Path
+) -> int:
     arguments = json.dumps([url, options, way, BLOB, SMALL, str(source), str(target)])
-    done = subprocess.run([sys.executable, "-c", MEASURE, arguments], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_a_large_blob_costs_less_than_40_mib_whichever_way_it_goes(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_large_blob_costs_less_than_40_mib_whichever_way_it_goes(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     with source.open("wb") as file:
         file.truncate((256 if kind == "folder" else 128) * MIB)
     url, options = f"file://{tmp_path}/store", {}
     if kind == "s3":
-        url, options = f"s3://{request.getfixturevalue('bucket')}", request.getfixturevalue("s3_options")
+        url, options = (
+            f"s3://{request.getfixturevalue('bucket')}",
+            request.getfixturevalue("s3_options"),
+        )
     peaks = {
-        way: peak_over_base_bytes(url, options, way, source, tmp_path / "target") // MIB for way in ("put", "fetch", "write", "stream")
+        way: peak_over_base_bytes(url, options, way, source, tmp_path / "target") // MIB
+        for way in ("put", "fetch", "write", "stream")
     }
     assert max(peaks.values()) < 40, peaks

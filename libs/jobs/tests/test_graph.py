@@ -7,7 +7,15 @@ import pytest
 from fluoro.v1 import job_pb2
 from fluoro_jobs.errors import Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger.graph import MAX_RETURN_DELAY_SECONDS, MAX_RETURNS, Change, JobGraph, Step, Task, TaskResult
+from fluoro_jobs.ledger.graph import (
+    MAX_RETURN_DELAY_SECONDS,
+    MAX_RETURNS,
+    Change,
+    JobGraph,
+    Step,
+    Task,
+    TaskResult,
+)
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +26,27 @@ Item = job_pb2.Item
 def job_of(*after: Sequence[int], max_attempts: int = 3) -> JobGraph:
     """A pending job with one step per argument, which names the steps it comes after."""
     steps = {
-        i: Step(i, f"s{i}", "inspect_dicom", list(edges), max_attempts, 2.0, 300.0, False, False, JobState.PENDING)
+        i: Step(
+            i,
+            f"s{i}",
+            "inspect_dicom",
+            list(edges),
+            max_attempts,
+            2.0,
+            300.0,
+            False,
+            False,
+            JobState.PENDING,
+        )
         for i, edges in enumerate(after)
     }
-    tasks = [Task(new_id(), i, 0, TaskState.BLOCKED if edges else TaskState.READY, 0, max_attempts, 0, 2) for i, edges in enumerate(after)]
-    return JobGraph(new_id(), "owner", JobState.PENDING, 1, steps, {task.id: task for task in tasks})
+    tasks = [
+        Task(new_id(), i, 0, TaskState.BLOCKED if edges else TaskState.READY, 0, max_attempts, 0, 2)
+        for i, edges in enumerate(after)
+    ]
+    return JobGraph(
+        new_id(), "owner", JobState.PENDING, 1, steps, {task.id: task for task in tasks}
+    )
 
 
 def task_of(graph: JobGraph, step: int) -> Task:
@@ -58,10 +82,15 @@ def test_steps_run_in_the_order_of_their_edges_and_the_job_ends_with_the_last() 
     assert graph.changes[-1] == Change(JobState.SUCCEEDED)
 
 
-def test_one_bad_item_among_good_ones_makes_the_job_partially_succeeded_and_the_next_step_runs() -> None:
+def test_one_bad_item_among_good_ones_makes_the_job_partially_succeeded_and_the_next_step_runs() -> (
+    None
+):
     graph = job_of([], [0])
     graph.succeed(run(graph, 0), result(Item.STATE_SUCCEEDED, Item.STATE_FAILED))
-    assert (graph.steps[0].state, graph.steps[0].reason) == (JobState.PARTIALLY_SUCCEEDED, Reason.ITEMS_FAILED)
+    assert (graph.steps[0].state, graph.steps[0].reason) == (
+        JobState.PARTIALLY_SUCCEEDED,
+        Reason.ITEMS_FAILED,
+    )
     graph.succeed(run(graph, 1), GOOD)
     assert (graph.state, graph.reason) == (JobState.PARTIALLY_SUCCEEDED, Reason.ITEMS_FAILED)
 
@@ -80,19 +109,26 @@ def test_skipped_items_do_no_harm() -> None:
         ([Item.STATE_SKIPPED], Reason.NO_APPLICABLE_INPUT),
     ],
 )
-def test_a_step_without_any_good_item_fails_with_its_reason_and_those_after_it_do_not_run(states: list[int], reason: Reason) -> None:
+def test_a_step_without_any_good_item_fails_with_its_reason_and_those_after_it_do_not_run(
+    states: list[int], reason: Reason
+) -> None:
     graph = job_of([], [0], [1], [])
     graph.succeed(run(graph, 3), GOOD)
     graph.succeed(run(graph, 0), result(*states))
     assert (graph.steps[0].state, graph.steps[0].reason) == (JobState.FAILED, reason)
     for follower in (1, 2):
-        assert (graph.steps[follower].state, graph.steps[follower].reason) == (JobState.CANCELLED, Reason.UPSTREAM_FAILED)
+        assert (graph.steps[follower].state, graph.steps[follower].reason) == (
+            JobState.CANCELLED,
+            Reason.UPSTREAM_FAILED,
+        )
         assert task_of(graph, follower).state is TaskState.CANCELLED
     assert (graph.state, graph.reason) == (JobState.FAILED, Reason.STEP_FAILED)
     assert "s0" in graph.message
 
 
-def test_an_error_that_another_attempt_may_mend_goes_back_to_ready_with_growing_waits_until_the_attempts_are_spent() -> None:
+def test_an_error_that_another_attempt_may_mend_goes_back_to_ready_with_growing_waits_until_the_attempts_are_spent() -> (
+    None
+):
     graph = job_of([], max_attempts=3)
     waits = []
     for attempt in (1, 2):
@@ -108,7 +144,9 @@ def test_an_error_that_another_attempt_may_mend_goes_back_to_ready_with_growing_
 
 def test_an_error_that_no_attempt_can_mend_fails_at_once() -> None:
     graph = job_of([])
-    graph.fail(run(graph, 0), Outcome.FAILED, Reason.MODEL_UNKNOWN, "no such model", may_retry=False)
+    graph.fail(
+        run(graph, 0), Outcome.FAILED, Reason.MODEL_UNKNOWN, "no such model", may_retry=False
+    )
     assert graph.state is JobState.FAILED
 
 
@@ -130,7 +168,9 @@ def test_an_outage_costs_no_attempt_but_does_not_go_on_for_ever(reason: str) -> 
         waits.append(task.delay_seconds)
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2 <= waits[2] <= 4
     assert max(waits) <= MAX_RETURN_DELAY_SECONDS
-    assert {(end.outcome, end.reason) for end in graph.ended_attempts} == {(Outcome.RELEASED, reason)}
+    assert {(end.outcome, end.reason) for end in graph.ended_attempts} == {
+        (Outcome.RELEASED, reason)
+    }
     for _ in range(2):
         assert graph.state is JobState.RUNNING
         graph.fail(run(graph, 0), Outcome.FAILED, reason, "away", may_retry=True)
@@ -147,7 +187,9 @@ def test_cancel_ends_everything_that_has_not_ended_and_keeps_what_has() -> None:
     graph.cancel(Reason.JOB_CANCELLED, "why")
     assert [step.state for step in graph.steps.values()] == ["SUCCEEDED", "CANCELLED", "CANCELLED"]
     assert graph.state is JobState.CANCELLED
-    assert [end.outcome for end in graph.ended_attempts if end.task == running.id] == [Outcome.CANCELLED]
+    assert [end.outcome for end in graph.ended_attempts if end.task == running.id] == [
+        Outcome.CANCELLED
+    ]
     with pytest.raises(IllegalTransitionError):
         graph.succeed(running, GOOD)
 
@@ -183,7 +225,10 @@ def test_a_step_that_fans_out_ends_with_its_last_task_and_only_then_do_others_fo
     graph = fan(3)
     for shard in (2, 0):
         graph.succeed(start_shard(graph, shard), GOOD)
-        assert (graph.steps[0].state, task_of(graph, 1).state) == (JobState.RUNNING, TaskState.BLOCKED)
+        assert (graph.steps[0].state, task_of(graph, 1).state) == (
+            JobState.RUNNING,
+            TaskState.BLOCKED,
+        )
     graph.succeed(start_shard(graph, 1), GOOD)
     assert (graph.steps[0].state, task_of(graph, 1).state) == (JobState.SUCCEEDED, TaskState.READY)
 
@@ -192,8 +237,16 @@ def test_a_lost_task_among_good_ones_fails_its_own_inputs_alone() -> None:
     graph = fan(2)
     graph.fail(start_shard(graph, 1), Outcome.LOST, Reason.WORKER_LOST, "gone", may_retry=True)
     graph.succeed(start_shard(graph, 0), result(Item.STATE_SUCCEEDED, Item.STATE_SUCCEEDED))
-    assert (graph.steps[0].state, graph.steps[0].message) == (JobState.PARTIALLY_SUCCEEDED, "2 of 4 items failed.")
-    items = [(item.input, item.reason) for _, one in graph.results for item in one.items if item.state == Item.STATE_FAILED]
+    assert (graph.steps[0].state, graph.steps[0].message) == (
+        JobState.PARTIALLY_SUCCEEDED,
+        "2 of 4 items failed.",
+    )
+    items = [
+        (item.input, item.reason)
+        for _, one in graph.results
+        for item in one.items
+        if item.state == Item.STATE_FAILED
+    ]
     assert items == [(2, "WORKER_LOST"), (3, "WORKER_LOST")]
 
 
@@ -212,7 +265,12 @@ def test_retry_runs_what_failed_and_all_after_it_and_keeps_what_succeeded() -> N
     assert graph.state is JobState.FAILED
     assert graph.retry()
     assert graph.state is JobState.PENDING
-    assert [task_of(graph, i).state for i in range(4)] == ["SUCCEEDED", "READY", "BLOCKED", "BLOCKED"]
+    assert [task_of(graph, i).state for i in range(4)] == [
+        "SUCCEEDED",
+        "READY",
+        "BLOCKED",
+        "BLOCKED",
+    ]
     assert (task_of(graph, 1).attempt, task_of(graph, 1).allowed) == (1, 2)
     for step in (1, 2, 3):
         graph.succeed(run(graph, step), GOOD)
@@ -227,7 +285,10 @@ def test_retry_of_a_partial_fan_out_redoes_the_bad_tasks_and_what_used_them() ->
     graph.succeed(run(graph, 1), GOOD)
     assert graph.state is JobState.PARTIALLY_SUCCEEDED
     graph.retry()
-    assert [task.state for task in sorted(graph.tasks_of(0), key=lambda t: t.shard)] == ["SUCCEEDED", "READY"]
+    assert [task.state for task in sorted(graph.tasks_of(0), key=lambda t: t.shard)] == [
+        "SUCCEEDED",
+        "READY",
+    ]
     assert task_of(graph, 1).state is TaskState.BLOCKED
     assert {(task.step, task.shard) for task in graph.redone} == {(0, 1), (1, 0)}
 
@@ -253,10 +314,14 @@ def graphs(draw: st.DrawFn) -> JobGraph:
 
 
 @given(graphs(), st.data())
-def test_whatever_happens_every_job_ends_once_with_every_change_numbered(graph: JobGraph, data: st.DataObject) -> None:
+def test_whatever_happens_every_job_ends_once_with_every_change_numbered(
+    graph: JobGraph, data: st.DataObject
+) -> None:
     version, changes = graph.version, 0
     for _ in range(200):
-        ready: list[UUID] = [task.id for task in graph.tasks.values() if task.state is TaskState.READY]
+        ready: list[UUID] = [
+            task.id for task in graph.tasks.values() if task.state is TaskState.READY
+        ]
         if not ready:
             break
         task = graph.tasks[data.draw(st.sampled_from(ready))]

@@ -2,7 +2,16 @@
 
 import pytest
 from fluoro.v1 import job_pb2
-from fluoro_jobs.states import JOB_TRANSITIONS, TASK_TRANSITIONS, IllegalTransitionError, JobState, Outcome, TaskState, is_terminal, move
+from fluoro_jobs.states import (
+    JOB_TRANSITIONS,
+    TASK_TRANSITIONS,
+    IllegalTransitionError,
+    JobState,
+    Outcome,
+    TaskState,
+    is_terminal,
+    move,
+)
 
 
 def test_every_state_has_its_transitions() -> None:
@@ -10,7 +19,9 @@ def test_every_state_has_its_transitions() -> None:
     assert set(TASK_TRANSITIONS) == set(TaskState)
 
 
-@pytest.mark.parametrize("end", [JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED])
+@pytest.mark.parametrize(
+    "end", [JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
+)
 @pytest.mark.parametrize("new", list(JobState))
 def test_nothing_leaves_a_terminal_job_state(end: JobState, new: JobState) -> None:
     assert is_terminal(end)

@@ -47,27 +47,69 @@ def report_in_shares(request: Request) -> None:
         (edit("job.inputs", [str(new_id())]), Reason.INVALID_ARGUMENT, "job.inputs[0]"),
         (edit("job.priority", 10), Reason.INVALID_ARGUMENT, "job.priority"),
         (lambda r: r.job.labels.update({"a": "\0"}), Reason.INVALID_ARGUMENT, "job.labels"),
-        (lambda r: r.job.labels.update({str(i): "" for i in range(65)}), Reason.INVALID_ARGUMENT, "job.labels"),
+        (
+            lambda r: r.job.labels.update({str(i): "" for i in range(65)}),
+            Reason.INVALID_ARGUMENT,
+            "job.labels",
+        ),
         (edit("request_id", "with space"), Reason.INVALID_ARGUMENT, "request_id"),
         (edit("job.steps.0.name", "Inspect!"), Reason.INVALID_ARGUMENT, "job.steps[0].name"),
         (edit("job.steps.1.name", "inspect"), Reason.INVALID_ARGUMENT, "job.steps[1].name"),
-        (lambda r: r.job.steps[0].ClearField("inspect_dicom"), Reason.INVALID_ARGUMENT, "job.steps[0].operation"),
-        (edit("job.steps.0.retry_policy.max_attempts", 11), Reason.INVALID_ARGUMENT, "job.steps[0].retry_policy.max_attempts"),
-        (edit("job.steps.1.render_dicom.window.width", 0.5), Reason.INVALID_ARGUMENT, "job.steps[1].render_dicom.window.width"),
-        (lambda r: r.job.steps[0].analyze_images.SetInParent(), Reason.INVALID_ARGUMENT, "job.steps[0].analyze_images.model"),
-        (edit("job.steps.1.export_report.formats", [0]), Reason.INVALID_ARGUMENT, "job.steps[1].export_report.formats"),
-        (edit("job.steps.0.max_inputs_per_task", -1), Reason.INVALID_ARGUMENT, "job.steps[0].max_inputs_per_task"),
-        (edit("job.steps.0.attempt_timeout.seconds", 7 * 3600), Reason.INVALID_ARGUMENT, "job.steps[0].attempt_timeout"),
-        (edit("job.steps.0.attempt_timeout.seconds", 10**18), Reason.INVALID_ARGUMENT, "job.steps[0].attempt_timeout"),
+        (
+            lambda r: r.job.steps[0].ClearField("inspect_dicom"),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].operation",
+        ),
+        (
+            edit("job.steps.0.retry_policy.max_attempts", 11),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].retry_policy.max_attempts",
+        ),
+        (
+            edit("job.steps.1.render_dicom.window.width", 0.5),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[1].render_dicom.window.width",
+        ),
+        (
+            lambda r: r.job.steps[0].analyze_images.SetInParent(),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].analyze_images.model",
+        ),
+        (
+            edit("job.steps.1.export_report.formats", [0]),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[1].export_report.formats",
+        ),
+        (
+            edit("job.steps.0.max_inputs_per_task", -1),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].max_inputs_per_task",
+        ),
+        (
+            edit("job.steps.0.attempt_timeout.seconds", 7 * 3600),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].attempt_timeout",
+        ),
+        (
+            edit("job.steps.0.attempt_timeout.seconds", 10**18),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].attempt_timeout",
+        ),
         (edit("job.expire_time.seconds", 10**18), Reason.INVALID_ARGUMENT, "job.expire_time"),
-        (edit("job.steps.0.item_failure_policy", 9), Reason.INVALID_ARGUMENT, "job.steps[0].item_failure_policy"),
+        (
+            edit("job.steps.0.item_failure_policy", 9),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[0].item_failure_policy",
+        ),
         (report_in_shares, Reason.INVALID_ARGUMENT, "job.steps[0].max_inputs_per_task"),
         (edit("job.steps.1.after", ["nope"]), Reason.STEP_UNKNOWN, "job.steps[1].after[0]"),
         (edit("job.steps.0.after", ["render"]), Reason.STEP_GRAPH_CYCLE, "job.steps[0].after"),
         (edit("job.steps.0.after", ["inspect"]), Reason.STEP_GRAPH_CYCLE, "job.steps[0].after"),
     ],
 )
-def test_a_bad_request_is_refused_with_its_reason_and_field(change: Callable[[Request], None], reason: Reason, field: str) -> None:
+def test_a_bad_request_is_refused_with_its_reason_and_field(
+    change: Callable[[Request], None], reason: Reason, field: str
+) -> None:
     bad = request()
     change(bad)
     with pytest.raises(FluoroError) as caught:
@@ -80,14 +122,22 @@ def test_every_bad_field_is_named_at_once() -> None:
     bad.job.priority, bad.job.steps[0].name, bad.job.inputs[0] = 99, "", "x"
     with pytest.raises(FluoroError) as caught:
         validate(bad, "owner")
-    assert {v.field for v in caught.value.violations} == {"job.priority", "job.steps[0].name", "job.inputs[0]"}
+    assert {v.field for v in caught.value.violations} == {
+        "job.priority",
+        "job.steps[0].name",
+        "job.inputs[0]",
+    }
 
 
 def test_a_good_request_becomes_rows_with_edges_as_numbers_and_defaults_filled_in() -> None:
     submission = validate(request(), "owner")
     first, second = submission.steps
     assert (first.after, second.after) == ([], [0])
-    assert (first.max_attempts, first.initial_backoff_seconds, first.max_backoff_seconds) == (3, 2.0, 300.0)
+    assert (first.max_attempts, first.initial_backoff_seconds, first.max_backoff_seconds) == (
+        3,
+        2.0,
+        300.0,
+    )
     assert (first.operation.task_name, second.operation.queue) == ("dicom.inspect", "dicom")
 
 

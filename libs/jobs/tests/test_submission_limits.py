@@ -1,4 +1,7 @@
-"""Whatever a caller can make large in a submit has a limit. The fields come from the descriptors, so that a new one needs a limit too."""
+"""Whatever a caller can make large in a submit has a limit.
+
+The fields come from the descriptors, so that a new one needs a limit too.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +15,9 @@ from fluoro_jobs.ledger.submission import OUTPUT_ONLY_JOB, OUTPUT_ONLY_STEP, val
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-OUTPUT_ONLY = {f"fluoro.v1.Job.{name}" for name in OUTPUT_ONLY_JOB} | {f"fluoro.v1.Step.{name}" for name in OUTPUT_ONLY_STEP}
+OUTPUT_ONLY = {f"fluoro.v1.Job.{name}" for name in OUTPUT_ONLY_JOB} | {
+    f"fluoro.v1.Step.{name}" for name in OUTPUT_ONLY_STEP
+}
 MANY, LONG = 100_001, 2**20
 TEXTS = {FieldDescriptor.TYPE_STRING: "x" * LONG, FieldDescriptor.TYPE_BYTES: bytes(LONG)}
 
@@ -27,22 +32,32 @@ def request(steps: int = 1, inputs: int = 1) -> Request:
     return Request(job=job)
 
 
-def inputs_of(message: Descriptor, path: str, part: Part) -> Iterator[tuple[str, FieldDescriptor, Part]]:
+def inputs_of(
+    message: Descriptor, path: str, part: Part
+) -> Iterator[tuple[str, FieldDescriptor, Part]]:
     """Every field that a caller sets, the path that a refusal calls it by, and the way to the message it is in."""
     for field in message.fields:
         oneof = field.containing_oneof
-        if field.full_name in OUTPUT_ONLY or (oneof and f"{message.full_name}.{oneof.name}" in OUTPUT_ONLY):
+        if field.full_name in OUTPUT_ONLY or (
+            oneof and f"{message.full_name}.{oneof.name}" in OUTPUT_ONLY
+        ):
             continue
         yield f"{path}{field.name}", field, part
         nested = field.message_type
-        if nested is None or nested.GetOptions().map_entry or nested.full_name.startswith("google."):
+        if (
+            nested is None
+            or nested.GetOptions().map_entry
+            or nested.full_name.startswith("google.")
+        ):
             continue
 
         def inner(request: Request, part: Part = part, field: FieldDescriptor = field) -> Any:
             value = getattr(part(request), field.name)
             return (value[0] if len(value) else value.add()) if field.is_repeated else value
 
-        yield from inputs_of(nested, f"{path}{field.name}{'[0]' if field.is_repeated else ''}.", inner)
+        yield from inputs_of(
+            nested, f"{path}{field.name}{'[0]' if field.is_repeated else ''}.", inner
+        )
 
 
 FIELDS = list(inputs_of(Request.DESCRIPTOR, "", lambda request: request))
@@ -60,8 +75,14 @@ def fill(field: FieldDescriptor, part: Message) -> None:
             value.add()
 
 
-@pytest.mark.parametrize(("path", "field", "part"), [one for one in FIELDS if one[1].is_repeated], ids=lambda value: str(value)[:40])
-def test_every_repeated_field_has_a_limit_that_is_looked_at_first(path: str, field: FieldDescriptor, part: Part) -> None:
+@pytest.mark.parametrize(
+    ("path", "field", "part"),
+    [one for one in FIELDS if one[1].is_repeated],
+    ids=lambda value: str(value)[:40],
+)
+def test_every_repeated_field_has_a_limit_that_is_looked_at_first(
+    path: str, field: FieldDescriptor, part: Part
+) -> None:
     big = request()
     fill(field, part(big))
     started = time.thread_time()
@@ -72,7 +93,11 @@ def test_every_repeated_field_has_a_limit_that_is_looked_at_first(path: str, fie
     assert time.thread_time() - started < 0.01
 
 
-@pytest.mark.parametrize(("path", "field", "part"), [one for one in FIELDS if one[1].type in TEXTS], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("path", "field", "part"),
+    [one for one in FIELDS if one[1].type in TEXTS],
+    ids=lambda value: str(value)[:40],
+)
 def test_every_text_has_a_limit(path: str, field: FieldDescriptor, part: Part) -> None:
     big = request()
     target, text = part(big), TEXTS[field.type]

@@ -184,7 +184,12 @@ def test_two_checks_of_one_name_are_refused() -> None:
 
 
 def test_a_taken_port_is_named_with_the_setting_that_chooses_it() -> None:
-    with serving(Health()) as server, pytest.raises(OSError, match=rf"port {server.port} of 127.0.0.1 .* taken .* FLUORO_HTTP_PORT"):
+    with (
+        serving(Health()) as server,
+        pytest.raises(
+            OSError, match=rf"port {server.port} of 127.0.0.1 .* taken .* FLUORO_HTTP_PORT"
+        ),
+    ):
         serve("127.0.0.1", server.port, Health())
 
 
@@ -224,5 +229,11 @@ FORK = """
 
 
 def test_a_forked_child_does_not_hold_the_port() -> None:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(FORK)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORK)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.stdout == "refused\n", done.stderr

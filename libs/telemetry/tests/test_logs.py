@@ -38,7 +38,14 @@ def test_an_event_is_one_json_object_with_utc_time_level_logger_and_service() ->
     time = datetime.fromisoformat(event.pop("timestamp"))
     assert time.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - time) < timedelta(minutes=1)
-    assert event == {"event": "job_accepted", "job": "jobs/1", "steps": 2, "level": "info", "logger": "fluoro.test", "service": "gateway"}
+    assert event == {
+        "event": "job_accepted",
+        "job": "jobs/1",
+        "steps": 2,
+        "level": "info",
+        "logger": "fluoro.test",
+        "service": "gateway",
+    }
 
 
 def test_the_standard_library_s_logs_and_warnings_come_the_same_way() -> None:
@@ -47,7 +54,12 @@ def test_the_standard_library_s_logs_and_warnings_come_the_same_way() -> None:
         logging.getLogger("celery.worker").warning("lost %s of %d", "connection", 3)
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     """)
-    assert (told["event"], told["logger"], told["level"], told["service"]) == ("lost connection of 3", "celery.worker", "warning", "worker")
+    assert (told["event"], told["logger"], told["level"], told["service"]) == (
+        "lost connection of 3",
+        "celery.worker",
+        "warning",
+        "worker",
+    )
     assert warned["logger"] == "py.warnings"
     assert "DeprecationWarning: old" in warned["event"]
 
@@ -120,7 +132,10 @@ def test_the_console_form_is_for_people_and_hides_local_variables_too() -> None:
     assert "\x1b[" not in text
 
 
-@pytest.mark.parametrize(("options", "setting"), [({"level": "LOUD"}, "FLUORO_LOG_LEVEL"), ({"format": "xml"}, "FLUORO_LOG_FORMAT")])
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [({"level": "LOUD"}, "FLUORO_LOG_LEVEL"), ({"format": "xml"}, "FLUORO_LOG_FORMAT")],
+)
 def test_a_setting_that_means_nothing_is_refused(options: dict[str, str], setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         configure_logging("gateway", **options)
@@ -133,7 +148,9 @@ def test_patient_data_is_taken_out_before_it_is_written() -> None:
     """)
     event = json.loads(text)
     assert event["header"] == {"PatientBirthDate": REDACTED, "rows": 512}
-    assert not {"DOE", "19700101", "4711"} & set(text.replace("^", '"').replace("-", '"').split('"'))
+    assert not {"DOE", "19700101", "4711"} & set(
+        text.replace("^", '"').replace("-", '"').split('"')
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +182,20 @@ def test_a_key_that_names_patient_data_is_redacted_at_any_depth(key: str) -> Non
     assert event["a"] == [{"b": ({key: "DOE^JOHN"},)}]
 
 
-@pytest.mark.parametrize("key", ["event", "job", "name", "filename", "operation", "rows", "inpatient_queue", "00280010", "exception"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "event",
+        "job",
+        "name",
+        "filename",
+        "operation",
+        "rows",
+        "inpatient_queue",
+        "00280010",
+        "exception",
+    ],
+)
 def test_other_keys_are_left_alone(key: str) -> None:
     assert redact_patient_data(None, "info", {key: "value"}) == {key: "value"}
 
@@ -174,4 +204,7 @@ def test_a_whole_data_set_is_never_written() -> None:
     pydicom = pytest.importorskip("pydicom")
     data = pydicom.Dataset()
     data.PatientName = "DOE^JOHN"
-    assert redact_patient_data(None, "info", {"data": [data], "element": data["PatientName"]}) == {"data": [REDACTED], "element": REDACTED}
+    assert redact_patient_data(None, "info", {"data": [data], "element": data["PatientName"]}) == {
+        "data": [REDACTED],
+        "element": REDACTED,
+    }

@@ -19,12 +19,28 @@ for metric in vars(metrics).values():
 print(generate_latest().decode(), end="")
 """
 
-OF_ONE_MACHINE_OR_JOB = {"job", "step", "task", "owner", "host", "hostname", "pod", "node", "instance", "worker", "pid", "blob", "patient"}
+OF_ONE_MACHINE_OR_JOB = {
+    "job",
+    "step",
+    "task",
+    "owner",
+    "host",
+    "hostname",
+    "pod",
+    "node",
+    "instance",
+    "worker",
+    "pid",
+    "blob",
+    "patient",
+}
 
 
 @pytest.fixture(scope="module")
 def exposition() -> str:
-    return subprocess.run([sys.executable, "-c", EXPOSE_ALL], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        [sys.executable, "-c", EXPOSE_ALL], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def test_promtool_has_nothing_to_say_about_the_exposition(exposition: str) -> None:
@@ -32,7 +48,14 @@ def test_promtool_has_nothing_to_say_about_the_exposition(exposition: str) -> No
     if promtool is None:
         assert "CI" not in os.environ, "promtool must be there in CI"
         pytest.skip("promtool is not installed")
-    done = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=exposition,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -54,7 +77,11 @@ def test_a_metric_keeps_to_the_conventions(spec: MetricSpec) -> None:
 
 def test_the_document_has_a_line_for_every_metric() -> None:
     printed = subprocess.run(
-        [sys.executable, "-m", "fluoro_telemetry.document"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-m", "fluoro_telemetry.document"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     ).stdout
     assert printed == markdown() + "\n"
     assert re.findall(r"^\| `(\w+)` \|", printed, re.MULTILINE) == [spec.name for spec in SPECS]

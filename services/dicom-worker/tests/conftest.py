@@ -24,7 +24,9 @@ def inspect(tmp_path: Path) -> Inspect:
 
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
-    def run(*inputs: bytes | Path, window: tuple[float, float] | None = None) -> tuple[dicom_pb2.RenderDicomResult, Attempt]:
+    def run(
+        *inputs: bytes | Path, window: tuple[float, float] | None = None
+    ) -> tuple[dicom_pb2.RenderDicomResult, Attempt]:
         attempt = step_context(tmp_path, inputs)
         request = dicom_pb2.RenderDicom()
         if window:

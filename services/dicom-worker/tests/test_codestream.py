@@ -20,7 +20,9 @@ JPEG = frame(wheel_file("SC_rgb_jpeg_dcmtk"))
 
 def test_the_headers_of_real_frames_are_read() -> None:
     assert parse_j2k(J2K) == CodeStream(64, 64, 1, 16, signed=True)
-    assert parse_j2k(frame(Path(__file__).parent / "data" / "MR_small_htj2k.dcm")) == CodeStream(64, 64, 1, 16, signed=True)
+    assert parse_j2k(frame(Path(__file__).parent / "data" / "MR_small_htj2k.dcm")) == CodeStream(
+        64, 64, 1, 16, signed=True
+    )
     assert parse_jpeg(JPEG) == CodeStream(100, 100, 3, 8)
     assert parse_jpeg(frame(wheel_file("MR_small_jpeg_ls_lossless"))) == CodeStream(64, 64, 1, 16)
     assert parse_jpeg(frame(wheel_file("SC_rgb_jpeg_gdcm"))) == CodeStream(100, 100, 3, 8)
@@ -35,7 +37,9 @@ def test_more_tiles_than_a_code_stream_may_have_are_refused() -> None:
 @pytest.mark.timeout(5)
 @pytest.mark.parametrize("length", [0, 1, 7, 2**31])
 def test_boxes_whose_length_leads_nowhere_are_refused(length: int) -> None:
-    boxes = struct.pack(">L4sL", 12, b"jP  ", 0x0D0A870A) + struct.pack(">L4s", length, b"ftyp") + J2K
+    boxes = (
+        struct.pack(">L4sL", 12, b"jP  ", 0x0D0A870A) + struct.pack(">L4s", length, b"ftyp") + J2K
+    )
     with pytest.raises(ValueError, match="box leads nowhere"):
         parse_j2k(boxes)
 

@@ -41,15 +41,26 @@ def test_the_instance_of_a_ct_has_its_fields(inspect: Inspect) -> None:
         )
     ]
     artifact = attempt.context.artifacts["metadata-0000.json"]
-    assert (artifact.role, artifact.media_type, artifact.input) == ("metadata", "application/dicom+json", 0)
+    assert (artifact.role, artifact.media_type, artifact.input) == (
+        "metadata",
+        "application/dicom+json",
+        0,
+    )
 
 
 def test_the_instance_of_a_report_has_no_image(inspect: Inspect) -> None:
     result, _ = inspect(wheel_file("test-SR"))
-    assert (result.instances[0].rows, result.instances[0].number_of_frames, result.instances[0].modality) == (0, 0, "SR")
+    assert (
+        result.instances[0].rows,
+        result.instances[0].number_of_frames,
+        result.instances[0].modality,
+    ) == (0, 0, "SR")
 
 
-@pytest.mark.parametrize("name", ["CT_small", "MR_small_implicit", "examples_palette", "waveform_ecg", "liver_1frame", "rtplan"])
+@pytest.mark.parametrize(
+    "name",
+    ["CT_small", "MR_small_implicit", "examples_palette", "waveform_ecg", "liver_1frame", "rtplan"],
+)
 def test_the_metadata_is_what_pydicom_reads_without_bulk_data(name: str, inspect: Inspect) -> None:
     _, attempt = inspect(wheel_file(name))
     read_back = Dataset.from_json(model(attempt))
@@ -65,7 +76,11 @@ def test_the_metadata_is_what_pydicom_reads_without_bulk_data(name: str, inspect
 
 def test_large_binary_values_are_left_out_at_any_depth(inspect: Inspect) -> None:
     _, attempt = inspect(wheel_file("waveform_ecg"), wheel_file("examples_palette"))
-    assert not [value for value in binaries(model(attempt, 0)) + binaries(model(attempt, 1)) if len(value) > 1400]
+    assert not [
+        value
+        for value in binaries(model(attempt, 0)) + binaries(model(attempt, 1))
+        if len(value) > 1400
+    ]
     assert "54001010" not in model(attempt, 0)["54000100"]["Value"][0]
 
 
@@ -94,7 +109,11 @@ NAMES = {
     "chrFren": {"Alphabetic": "Buc^Jérôme"},
     "chrHbrw": {"Alphabetic": "שרון^דבורה"},
     "chrX2": {"Alphabetic": "Wang^XiaoDong", "Ideographic": "王^小东"},
-    "chrH31": {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"},
+    "chrH31": {
+        "Alphabetic": "Yamada^Tarou",
+        "Ideographic": "山田^太郎",
+        "Phonetic": "やまだ^たろう",
+    },
 }
 
 
@@ -102,11 +121,15 @@ NAMES = {
 def test_text_of_any_character_set_becomes_utf_8(name: str, inspect: Inspect) -> None:
     _, attempt = inspect(WHEEL / "charset_files" / f"{name}.dcm")
     found = model(attempt)["00100010"]["Value"][0]
-    assert {part: text for part, text in found.items() if text in NAMES[name].values()} == NAMES[name]
+    assert {part: text for part, text in found.items() if text in NAMES[name].values()} == NAMES[
+        name
+    ]
 
 
 def test_values_that_json_has_no_numbers_for_are_strings(inspect: Inspect) -> None:
-    _, attempt = inspect(edited("MR_small", RecommendedDisplayFrameRateInFloat=[float("nan"), float("-inf"), 1.5]))
+    _, attempt = inspect(
+        edited("MR_small", RecommendedDisplayFrameRateInFloat=[float("nan"), float("-inf"), 1.5])
+    )
     assert model(attempt)["00089459"]["Value"] == ["nan", "-inf", 1.5]
 
 

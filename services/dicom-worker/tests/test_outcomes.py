@@ -42,7 +42,11 @@ WITHOUT_IMAGE = {
 }
 
 
-FILES = [path for folder in ("test_files", "charset_files") for path in sorted((WHEEL / folder).glob("*.dcm"))]
+FILES = [
+    path
+    for folder in ("test_files", "charset_files")
+    for path in sorted((WHEEL / folder).glob("*.dcm"))
+]
 
 
 def expected_inspect(path: Path) -> str:
@@ -52,7 +56,9 @@ def expected_inspect(path: Path) -> str:
 def expected_render(path: Path) -> str:
     if path.stem in WITHOUT_IMAGE:
         return NO_IMAGE
-    return f"FAILED {RENDER_FAILS[path.stem]}" if path.stem in RENDER_FAILS else expected_inspect(path)
+    return (
+        f"FAILED {RENDER_FAILS[path.stem]}" if path.stem in RENDER_FAILS else expected_inspect(path)
+    )
 
 
 def test_the_table_names_no_file_that_the_wheel_lacks() -> None:
@@ -60,12 +66,23 @@ def test_the_table_names_no_file_that_the_wheel_lacks() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_each_file_ends_in_the_outcome_of_the_table(path: Path, inspect: Inspect, render: Render) -> None:
+def test_each_file_ends_in_the_outcome_of_the_table(
+    path: Path, inspect: Inspect, render: Render
+) -> None:
     inspected, inspection = inspect(path)
     rendered, rendering = render(path)
-    assert (outcome(inspection), outcome(rendering)) == (expected_inspect(path), expected_render(path))
-    assert len(inspected.instances) == len(inspection.context.artifacts) == (outcome(inspection) == OK)
-    assert 2 * len(rendered.images) == len(rendering.context.artifacts) == 2 * (outcome(rendering) == OK)
+    assert (outcome(inspection), outcome(rendering)) == (
+        expected_inspect(path),
+        expected_render(path),
+    )
+    assert (
+        len(inspected.instances) == len(inspection.context.artifacts) == (outcome(inspection) == OK)
+    )
+    assert (
+        2 * len(rendered.images)
+        == len(rendering.context.artifacts)
+        == 2 * (outcome(rendering) == OK)
+    )
 
 
 def test_a_bad_file_among_good_ones_fails_alone_and_progress_counts_all(inspect: Inspect) -> None:
@@ -73,7 +90,10 @@ def test_a_bad_file_among_good_ones_fails_alone_and_progress_counts_all(inspect:
     result, attempt = inspect(good, bad, good)
     assert [outcome(attempt, number) for number in range(3)] == [OK, "FAILED DICOM_TRUNCATED", OK]
     assert [instance.input for instance in result.instances] == [0, 2]
-    assert [(report.stage, round(report.fraction * 3), report.items.failed) for report in attempt.progress] == [
+    assert [
+        (report.stage, round(report.fraction * 3), report.items.failed)
+        for report in attempt.progress
+    ] == [
         ("inspect", 1, 0),
         ("inspect", 2, 1),
         ("inspect", 3, 1),

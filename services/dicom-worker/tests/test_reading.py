@@ -29,27 +29,62 @@ def png() -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"DICM", b"just text " * 40, b"%PDF-1.7\n" + bytes(500), png(), bytes(300), DICM, DICM + b"\x00" * 200, DICM + b"garbage" * 40],
-    ids=["empty", "short", "text", "pdf", "png", "zeros", "preamble only", "preamble and zeros", "preamble and garbage"],
+    [
+        b"",
+        b"DICM",
+        b"just text " * 40,
+        b"%PDF-1.7\n" + bytes(500),
+        png(),
+        bytes(300),
+        DICM,
+        DICM + b"\x00" * 200,
+        DICM + b"garbage" * 40,
+    ],
+    ids=[
+        "empty",
+        "short",
+        "text",
+        "pdf",
+        "png",
+        "zeros",
+        "preamble only",
+        "preamble and zeros",
+        "preamble and garbage",
+    ],
 )
-def test_what_has_no_prefix_or_no_meta_information_is_not_dicom(data: bytes, inspect: Inspect) -> None:
+def test_what_has_no_prefix_or_no_meta_information_is_not_dicom(
+    data: bytes, inspect: Inspect
+) -> None:
     _, attempt = inspect(data)
     assert outcome(attempt) == "FAILED NOT_DICOM"
 
 
-CUT = ["CT_small", "MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_jpeg_dcmtk", "examples_ybr_color", "rtdose_rle", "image_dfl", "test-SR"]
+CUT = [
+    "CT_small",
+    "MR_small_RLE",
+    "MR_small_jp2klossless",
+    "SC_rgb_jpeg_dcmtk",
+    "examples_ybr_color",
+    "rtdose_rle",
+    "image_dfl",
+    "test-SR",
+]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
 @pytest.mark.parametrize("name", CUT)
-def test_a_file_cut_anywhere_is_truncated_and_never_succeeds(name: str, share: float, inspect: Inspect, render: Render) -> None:
+def test_a_file_cut_anywhere_is_truncated_and_never_succeeds(
+    name: str, share: float, inspect: Inspect, render: Render
+) -> None:
     data = wheel_file(name).read_bytes()
     cut = data[: max(200, int(len(data) * share))]
     assert outcome(inspect(cut)[1]) == "FAILED DICOM_TRUNCATED"
     assert outcome(render(cut)[1]) == "FAILED DICOM_TRUNCATED"
 
 
-@pytest.mark.parametrize("name", ["CT_small", "MR_small_RLE", "SC_rgb_jpeg_dcmtk", "examples_rgb_color", "test-SR"])
+@pytest.mark.parametrize(
+    "name", ["CT_small", "MR_small_RLE", "SC_rgb_jpeg_dcmtk", "examples_rgb_color", "test-SR"]
+)
 def test_a_file_without_its_last_byte_is_truncated(name: str, inspect: Inspect) -> None:
     _, attempt = inspect(wheel_file(name).read_bytes()[:-1])
     assert outcome(attempt) == "FAILED DICOM_TRUNCATED"
@@ -59,8 +94,14 @@ def test_no_cut_of_an_image_gives_an_image(render: Render) -> None:
     data = wheel_file("SC_rgb_small_odd_jpeg").read_bytes()
     _, attempt = render(*(data[:size] for size in range(0, len(data), 3)))
     outcomes = [outcome(attempt, number) for number in attempt.context.items]
-    # A cut between two elements of the header cannot be seen: it leaves a complete instance without an image.
-    assert set(outcomes) <= {"FAILED NOT_DICOM", "FAILED DICOM_TRUNCATED", "FAILED DICOM_INVALID", "SKIPPED NO_PIXEL_DATA"}
+    # A cut between two elements of the header cannot be seen: it leaves a complete instance without
+    # an image.
+    assert set(outcomes) <= {
+        "FAILED NOT_DICOM",
+        "FAILED DICOM_TRUNCATED",
+        "FAILED DICOM_INVALID",
+        "SKIPPED NO_PIXEL_DATA",
+    }
     assert outcomes.count("SKIPPED NO_PIXEL_DATA") < 20
 
 
@@ -78,7 +119,9 @@ def test_native_pixels_shorter_than_the_header_says_are_truncated(render: Render
 
 def test_native_pixels_longer_by_a_frame_are_refused_and_by_padding_are_not(render: Render) -> None:
     pixels = dcmread(wheel_file("CT_small")).PixelData
-    _, attempt = render(edited("CT_small", PixelData=pixels * 2), edited("CT_small", PixelData=pixels + bytes(64)))
+    _, attempt = render(
+        edited("CT_small", PixelData=pixels * 2), edited("CT_small", PixelData=pixels + bytes(64))
+    )
     assert outcome(attempt, 0) == "FAILED PIXELS_UNDECODABLE"
     assert outcome(attempt, 1) == "SUCCEEDED"
 
@@ -89,7 +132,9 @@ def test_ybr_full_422_that_is_not_subsampled_is_refused(render: Render) -> None:
 
 
 @pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "Rows", "BitsAllocated"])
-def test_an_instance_without_what_the_standard_requires_is_invalid(keyword: str, inspect: Inspect) -> None:
+def test_an_instance_without_what_the_standard_requires_is_invalid(
+    keyword: str, inspect: Inspect
+) -> None:
     _, attempt = inspect(edited("CT_small", **{keyword: None}))
     assert outcome(attempt) == "FAILED DICOM_INVALID"
 
@@ -101,7 +146,9 @@ def test_an_instance_without_transfer_syntax_is_invalid(inspect: Inspect) -> Non
     assert outcome(attempt) == "FAILED DICOM_INVALID"
 
 
-@pytest.mark.parametrize(("rows", "columns", "frames"), [(65535, 65535, 1), (2048, 2048, 2_000_000)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "frames"), [(65535, 65535, 1), (2048, 2048, 2_000_000)]
+)
 def test_a_header_that_claims_more_than_the_budget_is_refused_before_anything_is_allocated(
     rows: int, columns: int, frames: int, render: Render
 ) -> None:
@@ -145,7 +192,10 @@ def test_a_deflated_bomb_stops_at_the_limit_in_little_memory(tmp_path: Path) -> 
 def test_a_deflated_data_set_that_is_no_data_set_is_refused(inspect: Inspect) -> None:
     whole = deflated(b"no data set at all")
     _, attempt = inspect(whole, whole[:-9], whole[:400] + b"\xff" * 50)
-    assert {outcome(attempt, number) for number in range(3)} <= {"FAILED DICOM_TRUNCATED", "FAILED DICOM_INVALID"}
+    assert {outcome(attempt, number) for number in range(3)} <= {
+        "FAILED DICOM_TRUNCATED",
+        "FAILED DICOM_INVALID",
+    }
 
 
 def nested(depth: int, *, undefined: bool) -> bytes:
@@ -172,18 +222,25 @@ def test_sequences_nested_a_little_are_read(undefined: bool, inspect: Inspect) -
 def test_sequences_nested_without_end_are_refused(inspect: Inspect) -> None:
     data = nested(2, undefined=True)
     opening = data.index(b"\x40\x00\x30\xa7SQ") if b"\x40\x00\x30\xa7SQ" in data else len(data)
-    bomb = data[:opening] + (b"\x40\x00\x30\xa7SQ\x00\x00" + b"\xff" * 4 + b"\xfe\xff\x00\xe0" + b"\xff" * 4) * 5000
+    bomb = (
+        data[:opening]
+        + (b"\x40\x00\x30\xa7SQ\x00\x00" + b"\xff" * 4 + b"\xfe\xff\x00\xe0" + b"\xff" * 4) * 5000
+    )
     _, attempt = inspect(bomb)
     assert outcome(attempt) == "FAILED DICOM_INVALID"
 
 
-def test_more_elements_than_the_limit_are_refused(inspect: Inspect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_elements_than_the_limit_are_refused(
+    inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "ELEMENT_LIMIT", 100)
     _, attempt = inspect(wheel_file("CT_small"))
     assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
 
 
-def test_a_header_over_the_limit_is_refused(inspect: Inspect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_over_the_limit_is_refused(
+    inspect: Inspect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "HEADER_LIMIT_BYTES", 1000)
     _, attempt = inspect(wheel_file("CT_small"))
     assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
@@ -195,11 +252,20 @@ def test_a_compressed_file_that_says_it_is_native_is_refused(render: Render) -> 
     data = saved(dataset)
     at = data.rindex(b"\xe0\x7f\x10\x00")
     vr, length = data[at + 4 : at + 6], struct.pack("<L", 0xFFFFFFFF)
-    _, attempt = render(data[: at + 4] + vr + b"\x00\x00" + length + data[at + 12 :] + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00")
+    _, attempt = render(
+        data[: at + 4]
+        + vr
+        + b"\x00\x00"
+        + length
+        + data[at + 12 :]
+        + b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    )
     assert outcome(attempt).startswith("FAILED ")
 
 
-def test_messages_and_results_hold_no_text_of_the_file(inspect: Inspect, render: Render, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_and_results_hold_no_text_of_the_file(
+    inspect: Inspect, render: Render, caplog: pytest.LogCaptureFixture
+) -> None:
     secret = "SECRET^PATIENT"
     broken = [
         edited("CT_small", PatientName=secret, Rows=None),
@@ -208,5 +274,8 @@ def test_messages_and_results_hold_no_text_of_the_file(inspect: Inspect, render:
         wheel_file("badVR").read_bytes(),
     ]
     for _, attempt in (inspect(*broken), render(*broken)):
-        assert not any("SECRET" in item.message or "1A" in item.message for item in attempt.context.items.values())
+        assert not any(
+            "SECRET" in item.message or "1A" in item.message
+            for item in attempt.context.items.values()
+        )
     assert "SECRET" not in caplog.text

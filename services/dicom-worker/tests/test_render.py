@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from dicom_worker.pixels.rendering import render as render_file
 from dicom_worker.reading import open_dicom
-from dicom_worker.testing import Dcmtk, Render, array_of, edited, outcome, preview_of, saved, wheel_file
+from dicom_worker.testing import (
+    Dcmtk,
+    Render,
+    array_of,
+    edited,
+    outcome,
+    preview_of,
+    saved,
+    wheel_file,
+)
 from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 from pydicom import dcmread
@@ -29,7 +38,13 @@ def ramp(name: str = "CT_small", **changes: Any) -> Dataset:
     dataset = dcmread(wheel_file(name))
     dataset.Rows, dataset.Columns = 1, 256
     dataset.PixelData = np.arange(256, dtype="<i2").tobytes()
-    for keyword in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelPaddingValue"):
+    for keyword in (
+        "RescaleSlope",
+        "RescaleIntercept",
+        "WindowCenter",
+        "WindowWidth",
+        "PixelPaddingValue",
+    ):
         dataset.pop(keyword, None)
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
@@ -37,7 +52,16 @@ def ramp(name: str = "CT_small", **changes: Any) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "name", ["CT_small", "MR_small_RLE", "examples_ybr_color", "rtdose", "examples_palette", "liver_1frame", "693_J2KI"]
+    "name",
+    [
+        "CT_small",
+        "MR_small_RLE",
+        "examples_ybr_color",
+        "rtdose",
+        "examples_palette",
+        "liver_1frame",
+        "693_J2KI",
+    ],
 )
 def test_the_certificate_is_true_of_the_array(name: str, render: Render) -> None:
     result, attempt = render(wheel_file(name))
@@ -48,22 +72,42 @@ def test_the_certificate_is_true_of_the_array(name: str, render: Render) -> None
     assert attempt.read("pixels-0000.npy")[:8] == b"\x93NUMPY\x01\x00"
     assert array.flags.c_contiguous
     artifact = attempt.context.artifacts["pixels-0000.npy"]
-    assert (artifact.role, artifact.media_type, artifact.input) == ("pixels", "application/x-npy", 0)
+    assert (artifact.role, artifact.media_type, artifact.input) == (
+        "pixels",
+        "application/x-npy",
+        0,
+    )
 
 
 def test_a_ct_is_in_hounsfield_with_its_spacing(render: Render) -> None:
     result, attempt = render(wheel_file("CT_small"))
     image = result.images[0]
     assert np.array_equal(array_of(attempt)[0], STORED.astype(int) + int(CT.RescaleIntercept))
-    assert (image.certificate.unit, image.certificate.dtype, image.certificate.decoder.split()[0]) == ("HU", "<i2", "pydicom")
-    assert (list(image.pixel_spacing_mm), image.slice_thickness_mm, image.modality) == ([0.661468, 0.661468], 5.0, "CT")
+    assert (
+        image.certificate.unit,
+        image.certificate.dtype,
+        image.certificate.decoder.split()[0],
+    ) == ("HU", "<i2", "pydicom")
+    assert (list(image.pixel_spacing_mm), image.slice_thickness_mm, image.modality) == (
+        [0.661468, 0.661468],
+        5.0,
+        "CT",
+    )
     assert image.sop_instance_uid == CT.SOPInstanceUID
 
 
 @pytest.mark.parametrize(
-    ("changes", "unit"), [({}, "HU"), ({"RescaleType": "HU"}, "HU"), ({"RescaleType": "US"}, "1"), ({"Modality": "PT"}, "1")]
+    ("changes", "unit"),
+    [
+        ({}, "HU"),
+        ({"RescaleType": "HU"}, "HU"),
+        ({"RescaleType": "US"}, "1"),
+        ({"Modality": "PT"}, "1"),
+    ],
 )
-def test_the_unit_is_hounsfield_only_for_a_ct_that_says_so_or_nothing(changes: dict[str, str], unit: str, render: Render) -> None:
+def test_the_unit_is_hounsfield_only_for_a_ct_that_says_so_or_nothing(
+    changes: dict[str, str], unit: str, render: Render
+) -> None:
     result, _ = render(edited("CT_small", **changes))
     assert result.images[0].certificate.unit == unit
 
@@ -79,7 +123,9 @@ def test_the_unit_is_hounsfield_only_for_a_ct_that_says_so_or_nothing(changes: d
         ("MR_small_padded", "pydicom"),
     ],
 )
-def test_one_image_in_every_lossless_encoding_gives_one_array(name: str, decoder: str, render: Render) -> None:
+def test_one_image_in_every_lossless_encoding_gives_one_array(
+    name: str, decoder: str, render: Render
+) -> None:
     result, _ = render(wheel_file("MR_small"), wheel_file(name))
     plain, encoded = (image.certificate for image in result.images)
     assert plain.sha256 == encoded.sha256
@@ -95,10 +141,15 @@ def test_htj2k_decodes_to_the_original(render: Render) -> None:
 
 @pytest.mark.parametrize("options", [["+e1"], ["+el"]], ids=["SV1", "process 14"])
 @pytest.mark.parametrize("name", ["CT_small", "MR_small", "examples_overlay", "SC_rgb_small_odd"])
-def test_jpeg_lossless_written_by_dcmtk_decodes_to_the_original(name: str, options: list[str], dcmtk: Dcmtk, render: Render) -> None:
+def test_jpeg_lossless_written_by_dcmtk_decodes_to_the_original(
+    name: str, options: list[str], dcmtk: Dcmtk, render: Render
+) -> None:
     encoded = dcmtk("dcmcjpeg", *options, "+un", wheel_file(name))
     result, _ = render(wheel_file(name), encoded)
-    assert [image.certificate.decoder.split()[0] for image in result.images] == ["pydicom", "python-gdcm"]
+    assert [image.certificate.decoder.split()[0] for image in result.images] == [
+        "pydicom",
+        "python-gdcm",
+    ]
     assert result.images[0].certificate.sha256 == result.images[1].certificate.sha256
 
 
@@ -106,7 +157,9 @@ def test_bits_above_high_bit_hold_overlays_and_are_no_pixels(render: Render) -> 
     values = np.arange(256, dtype="<u2")
     for bits, high_bit in ((12, 11), (12, 13)):
         shifted = (values << (high_bit - bits + 1)) | 0xC000 if high_bit == 13 else values | 0xF000
-        dataset = ramp(PixelRepresentation=0, BitsStored=bits, HighBit=high_bit, PixelData=shifted.tobytes())
+        dataset = ramp(
+            PixelRepresentation=0, BitsStored=bits, HighBit=high_bit, PixelData=shifted.tobytes()
+        )
         _, attempt = render(saved(dataset))
         assert np.array_equal(array_of(attempt).ravel(), values)
 
@@ -129,9 +182,18 @@ def saved_as_rle(dataset: Dataset) -> bytes:
 
 @pytest.mark.parametrize(
     ("slope", "intercept", "dtype"),
-    [("1", "-1024", "<i2"), ("2", "0", "<i2"), ("-1", "0", "<i2"), ("0.5", "0", "<f4"), ("1000", "0", "<f4"), ("1", "0.25", "<f4")],
+    [
+        ("1", "-1024", "<i2"),
+        ("2", "0", "<i2"),
+        ("-1", "0", "<i2"),
+        ("0.5", "0", "<f4"),
+        ("1000", "0", "<f4"),
+        ("1", "0.25", "<f4"),
+    ],
 )
-def test_modality_values_are_integers_where_they_are_whole_and_fit(slope: str, intercept: str, dtype: str, render: Render) -> None:
+def test_modality_values_are_integers_where_they_are_whole_and_fit(
+    slope: str, intercept: str, dtype: str, render: Render
+) -> None:
     result, attempt = render(saved(ramp(RescaleSlope=slope, RescaleIntercept=intercept)))
     assert result.images[0].certificate.dtype == dtype
     assert np.allclose(array_of(attempt).ravel(), np.arange(256) * float(slope) + float(intercept))
@@ -139,14 +201,18 @@ def test_modality_values_are_integers_where_they_are_whole_and_fit(slope: str, i
 
 @pytest.mark.parametrize("slope", ["nan", "1e300", "inf"])
 def test_a_rescale_that_gives_no_numbers_is_refused(slope: str, render: Render) -> None:
-    data = saved(ramp(RescaleSlope="11111", RescaleIntercept="0")).replace(b"11111 ", slope.ljust(6).encode())
+    data = saved(ramp(RescaleSlope="11111", RescaleIntercept="0")).replace(
+        b"11111 ", slope.ljust(6).encode()
+    )
     _, attempt = render(data)
     assert outcome(attempt) == "FAILED DICOM_INVALID"
 
 
 def test_a_later_frame_that_does_not_fit_widens_the_whole_array(render: Render) -> None:
     values = np.stack([np.arange(256), np.arange(256) + 40000]).astype("<u2")
-    result, attempt = render(saved(ramp(PixelRepresentation=0, NumberOfFrames=2, PixelData=values.tobytes())))
+    result, attempt = render(
+        saved(ramp(PixelRepresentation=0, NumberOfFrames=2, PixelData=values.tobytes()))
+    )
     assert result.images[0].certificate.dtype == "<f4"
     assert np.array_equal(array_of(attempt).reshape(2, 256), values)
 
@@ -155,24 +221,40 @@ def test_the_modality_table_comes_first_and_wins_over_a_rescale(render: Render) 
     table = Dataset()
     table.LUTDescriptor, table.ModalityLUTType = [4, 10, 16], "US"
     table.add_new("LUTData", "US", [100, 200, 300, 400])
-    _, attempt = render(saved(ramp(ModalityLUTSequence=Sequence([table]), RescaleSlope="7", RescaleIntercept="7")))
+    _, attempt = render(
+        saved(ramp(ModalityLUTSequence=Sequence([table]), RescaleSlope="7", RescaleIntercept="7"))
+    )
     expected = np.array([100] * 11 + [200, 300] + [400] * 243)
     assert np.array_equal(array_of(attempt).ravel(), expected)
 
 
 def test_the_window_of_the_file_is_applied_to_modality_values(render: Render) -> None:
-    result, attempt = render(saved(ramp(RescaleSlope="2", RescaleIntercept="-100", WindowCenter=["100", "0"], WindowWidth=["101", "9"])))
+    result, attempt = render(
+        saved(
+            ramp(
+                RescaleSlope="2",
+                RescaleIntercept="-100",
+                WindowCenter=["100", "0"],
+                WindowWidth=["101", "9"],
+            )
+        )
+    )
     window = result.images[0].window
     assert (window.center, window.width) == (100, 101)
     x = np.arange(256) * 2.0 - 100
-    assert np.array_equal(preview_of(attempt).ravel(), np.rint(np.clip(((x - 99.5) / 100 + 0.5) * 255, 0, 255)))
+    assert np.array_equal(
+        preview_of(attempt).ravel(), np.rint(np.clip(((x - 99.5) / 100 + 0.5) * 255, 0, 255))
+    )
 
 
 def test_the_window_of_the_request_overrides_window_and_table_of_the_file(render: Render) -> None:
     table = Dataset()
     table.LUTDescriptor = [256, 0, 8]
     table.add_new("LUTData", "US", [0] * 256)
-    result, attempt = render(saved(ramp(WindowCenter="5", WindowWidth="2", VOILUTSequence=Sequence([table]))), window=(128, 256))
+    result, attempt = render(
+        saved(ramp(WindowCenter="5", WindowWidth="2", VOILUTSequence=Sequence([table]))),
+        window=(128, 256),
+    )
     assert (result.images[0].window.center, result.images[0].window.width) == (128, 256)
     assert np.array_equal(preview_of(attempt).ravel(), np.arange(256))
 
@@ -189,13 +271,17 @@ def test_without_a_window_the_preview_spans_the_values_that_are_not_padding(rend
 
 
 @pytest.mark.parametrize(("center", "width"), [("10", "0"), ("10", "-5")])
-def test_a_window_that_the_standard_forbids_is_not_used(center: str, width: str, render: Render) -> None:
+def test_a_window_that_the_standard_forbids_is_not_used(
+    center: str, width: str, render: Render
+) -> None:
     _, attempt = render(saved(ramp(WindowCenter=center, WindowWidth=width)))
     assert np.array_equal(preview_of(attempt).ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize("width", [0.5, -1, float("nan")])
-def test_a_window_of_the_request_that_the_standard_forbids_is_an_invalid_argument(width: float, render: Render) -> None:
+def test_a_window_of_the_request_that_the_standard_forbids_is_an_invalid_argument(
+    width: float, render: Render
+) -> None:
     with pytest.raises(FluoroError) as caught:
         render(wheel_file("CT_small"), window=(40, width))
     assert caught.value.reason == Reason.INVALID_ARGUMENT
@@ -205,7 +291,9 @@ def test_the_voi_table_wins_over_the_window_and_is_scaled_by_its_bits(render: Re
     table = Dataset()
     table.LUTDescriptor = [256, 0, 12]
     table.add_new("LUTData", "US", [int(value) for value in np.linspace(4095, 0, 256)])
-    result, attempt = render(saved(ramp(VOILUTSequence=Sequence([table]), WindowCenter="5", WindowWidth="2")))
+    result, attempt = render(
+        saved(ramp(VOILUTSequence=Sequence([table]), WindowCenter="5", WindowWidth="2"))
+    )
     assert not result.images[0].HasField("window")
     assert np.abs(preview_of(attempt).ravel().astype(int) - np.arange(255, -1, -1)).max() <= 1
 
@@ -218,7 +306,9 @@ def test_monochrome1_is_inverted_last_and_only_in_the_preview(render: Render) ->
     assert np.array_equal(array_of(attempt, 1), array_of(attempt, 0))
 
 
-def test_frames_of_an_enhanced_object_have_their_own_rescale_and_shared_measures(render: Render) -> None:
+def test_frames_of_an_enhanced_object_have_their_own_rescale_and_shared_measures(
+    render: Render,
+) -> None:
     def groups(**macros: Dataset) -> Dataset:
         item = Dataset()
         for keyword, macro in macros.items():
@@ -236,7 +326,11 @@ def test_frames_of_an_enhanced_object_have_their_own_rescale_and_shared_measures
     del dataset.PixelSpacing
     dataset.PerFrameFunctionalGroupsSequence = Sequence(
         [
-            groups(PixelValueTransformationSequence=made(RescaleSlope="1", RescaleIntercept=intercept, RescaleType="HU"))
+            groups(
+                PixelValueTransformationSequence=made(
+                    RescaleSlope="1", RescaleIntercept=intercept, RescaleType="HU"
+                )
+            )
             for intercept in ("-1000", "-500")
         ]
     )
@@ -251,7 +345,11 @@ def test_frames_of_an_enhanced_object_have_their_own_rescale_and_shared_measures
     result, attempt = render(saved(dataset))
     image = result.images[0]
     assert np.array_equal(array_of(attempt).reshape(2, 256), frames + np.array([[-1000], [-500]]))
-    assert (list(image.pixel_spacing_mm), image.slice_thickness_mm, image.certificate.unit) == ([0.5, 0.25], 3.0, "HU")
+    assert (list(image.pixel_spacing_mm), image.slice_thickness_mm, image.certificate.unit) == (
+        [0.5, 0.25],
+        3.0,
+        "HU",
+    )
     assert (image.window.center, image.window.width) == (-900, 200)
 
 
@@ -264,7 +362,9 @@ def test_frames_of_an_enhanced_object_have_their_own_rescale_and_shared_measures
         ("liver_1frame", (1, 512, 512)),
     ],
 )
-def test_all_frames_are_in_the_array_and_the_first_in_the_preview(name: str, shape: tuple[int, ...], render: Render) -> None:
+def test_all_frames_are_in_the_array_and_the_first_in_the_preview(
+    name: str, shape: tuple[int, ...], render: Render
+) -> None:
     _, attempt = render(wheel_file(name))
     assert array_of(attempt).shape == shape
     assert preview_of(attempt).shape == shape[1:]
@@ -284,7 +384,11 @@ def test_planar_configuration_makes_no_difference(render: Render) -> None:
 def test_a_palette_of_16_bits_and_one_first_mapped_above_zero_become_rgb(render: Render) -> None:
     dataset = ramp("CT_small", PhotometricInterpretation="PALETTE COLOR", PixelRepresentation=0)
     levels = (np.arange(200) * 300).astype("<u2")
-    for channel, table in (("Red", levels), ("Green", levels[::-1]), ("Blue", np.zeros(200, "<u2"))):
+    for channel, table in (
+        ("Red", levels),
+        ("Green", levels[::-1]),
+        ("Blue", np.zeros(200, "<u2")),
+    ):
         dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [200, 20, 16])
         dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", table.tobytes())
     _, attempt = render(saved(dataset))
@@ -294,13 +398,18 @@ def test_a_palette_of_16_bits_and_one_first_mapped_above_zero_become_rgb(render:
 
 
 def test_frames_that_are_fewer_or_more_than_the_header_says_are_refused(render: Render) -> None:
-    _, attempt = render(edited("SC_rgb_rle_2frame", NumberOfFrames="3"), edited("SC_rgb_rle_2frame", NumberOfFrames="1"))
+    _, attempt = render(
+        edited("SC_rgb_rle_2frame", NumberOfFrames="3"),
+        edited("SC_rgb_rle_2frame", NumberOfFrames="1"),
+    )
     assert [outcome(attempt, number) for number in range(2)] == ["FAILED PIXELS_UNDECODABLE"] * 2
 
 
 def test_an_rle_frame_of_several_fragments_is_refused(render: Render) -> None:
     dataset = dcmread(wheel_file("SC_rgb_rle_2frame"))
-    dataset.PixelData = encapsulate(list(generate_frames(dataset.PixelData, number_of_frames=2)), has_bot=False)
+    dataset.PixelData = encapsulate(
+        list(generate_frames(dataset.PixelData, number_of_frames=2)), has_bot=False
+    )
     dataset.NumberOfFrames = 1
     _, attempt = render(saved(dataset))
     assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
@@ -323,7 +432,9 @@ def fragmented(sizes: list[int], *, offsets: bool) -> bytes:
 
 @pytest.mark.parametrize("offsets", [True, False], ids=["offset table", "no offset table"])
 def test_fragments_need_not_be_frames(offsets: bool, render: Render) -> None:
-    result, _ = render(fragmented([1, 1, 1], offsets=offsets), fragmented([3, 1, 2], offsets=offsets))
+    result, _ = render(
+        fragmented([1, 1, 1], offsets=offsets), fragmented([3, 1, 2], offsets=offsets)
+    )
     assert len({image.certificate.sha256 for image in result.images}) == 1
     assert len(result.images) == 2
 
@@ -341,7 +452,9 @@ def test_fragments_need_not_be_frames(offsets: bool, render: Render) -> None:
         ("MR_small_jp2klossless", {"PhotometricInterpretation": "XYB"}),
     ],
 )
-def test_a_code_stream_that_contradicts_the_header_is_refused(name: str, change: dict[str, Any], render: Render) -> None:
+def test_a_code_stream_that_contradicts_the_header_is_refused(
+    name: str, change: dict[str, Any], render: Render
+) -> None:
     _, attempt = render(edited(name, **change))
     assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
 
@@ -358,9 +471,13 @@ def test_frames_of_one_bit_may_start_anywhere_in_a_byte(render: Render) -> None:
 def test_memory_is_bounded_by_the_frame_whatever_their_number(tmp_path: Path) -> None:
     frames = np.arange(200, dtype="<i2").repeat(256 * 256)
     source = tmp_path / "source.dcm"
-    source.write_bytes(saved(ramp(Rows=256, Columns=256, NumberOfFrames=200, PixelData=frames.tobytes())))
+    source.write_bytes(
+        saved(ramp(Rows=256, Columns=256, NumberOfFrames=200, PixelData=frames.tobytes()))
+    )
     tracemalloc.start()
-    rendering = render_file(open_dicom(source, tmp_path), tmp_path / "pixels.npy", None, tick=lambda: None)
+    rendering = render_file(
+        open_dicom(source, tmp_path), tmp_path / "pixels.npy", None, tick=lambda: None
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (rendering.shape, rendering.maximum) == ((200, 256, 256), 199)
@@ -369,7 +486,9 @@ def test_memory_is_bounded_by_the_frame_whatever_their_number(tmp_path: Path) ->
 
 def test_scratch_keeps_nothing_but_the_inputs(render: Render) -> None:
     _, attempt = render(wheel_file("image_dfl"), wheel_file("CT_small"))
-    assert {path.name for path in attempt.context.scratch.iterdir()} == {name.removeprefix("blobs/") for name in attempt.context.inputs}
+    assert {path.name for path in attempt.context.scratch.iterdir()} == {
+        name.removeprefix("blobs/") for name in attempt.context.inputs
+    }
 
 
 def test_float_pixel_data_is_rendered(render: Render) -> None:

@@ -42,7 +42,9 @@ def child(sandbox: Sandbox) -> int:
 
 
 @pytest.mark.parametrize("crash", [signal.SIGSEGV, signal.SIGABRT, signal.SIGALRM])
-def test_a_crash_is_the_files_fault_and_the_next_frame_is_decoded(sandbox: Sandbox, crash: signal.Signals) -> None:
+def test_a_crash_is_the_files_fault_and_the_next_frame_is_decoded(
+    sandbox: Sandbox, crash: signal.Signals
+) -> None:
     assert decode(sandbox) == (64, 64)
     os.kill(child(sandbox), crash)
     with pytest.raises(FluoroError) as caught:
@@ -88,10 +90,24 @@ def broken(name: str, at: float, value: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "name", ["SC_rgb_jpeg_gdcm", "MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "SC_rgb_jpeg_dcmtk"]
+    "name",
+    [
+        "SC_rgb_jpeg_gdcm",
+        "MR_small_RLE",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+        "SC_rgb_jpeg_dcmtk",
+    ],
 )
-def test_flipped_bits_in_a_code_stream_never_bring_the_worker_down(name: str, render: Render) -> None:
+def test_flipped_bits_in_a_code_stream_never_bring_the_worker_down(
+    name: str, render: Render
+) -> None:
     inputs = [broken(name, at / 40, value) for at in range(2, 39) for value in (0x01, 0xFF)]
     _, attempt = render(*inputs)
     outcomes = {outcome(attempt, number) for number in range(len(inputs))}
-    assert outcomes <= {"SUCCEEDED", "FAILED PIXELS_UNDECODABLE", "FAILED DICOM_TRUNCATED", "FAILED DICOM_INVALID"}
+    assert outcomes <= {
+        "SUCCEEDED",
+        "FAILED PIXELS_UNDECODABLE",
+        "FAILED DICOM_TRUNCATED",
+        "FAILED DICOM_INVALID",
+    }

@@ -12,7 +12,9 @@ windows = st.builds(
     width=st.floats(1, 1e5),
     function=st.sampled_from(sorted(FUNCTIONS)),
 )
-values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).map(lambda numbers: np.sort(np.array(numbers)))
+values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).map(
+    lambda numbers: np.sort(np.array(numbers))
+)
 
 
 @given(windows, values)
@@ -29,7 +31,9 @@ def test_outside_the_window_all_is_black_or_white(window: Window, ascending: np.
 
 
 @given(values)
-def test_the_full_range_shows_the_smallest_black_and_the_largest_white(ascending: np.ndarray) -> None:
+def test_the_full_range_shows_the_smallest_black_and_the_largest_white(
+    ascending: np.ndarray,
+) -> None:
     shown = full_range(ascending, np.zeros(ascending.shape, np.bool_)).apply(ascending)
     if ascending[-1] - ascending[0] > 1e-3:
         assert (shown[0], shown[-1]) == (0, 255)
@@ -38,7 +42,10 @@ def test_the_full_range_shows_the_smallest_black_and_the_largest_white(ascending
 @pytest.mark.parametrize(
     ("window", "expected"),
     [
-        (Window(2048, 4096), {0: 0, 2047: 127, 4095: 255}),  # PS3.3 C.11.2.1.2.1, note 3: c=2048, w=4096 is the identity on 12 bits
+        (
+            Window(2048, 4096),
+            {0: 0, 2047: 127, 4095: 255},
+        ),  # PS3.3 C.11.2.1.2.1, note 3: c=2048, w=4096 is the identity on 12 bits
         (Window(2048, 1), {2047: 0, 2048: 255}),
         (Window(0, 100), {-50: 0, 49: 255}),
         (Window(0, 100, "LINEAR_EXACT"), {-50: 0, 0: 128, 50: 255}),

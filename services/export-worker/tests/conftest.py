@@ -41,7 +41,9 @@ def hounsfield() -> npt.NDArray[np.int16]:
     path = get_testdata_file("CT_small.dcm")
     assert isinstance(path, str)
     data = pydicom.dcmread(path)
-    values: npt.NDArray[np.int16] = (data.pixel_array * data.RescaleSlope + data.RescaleIntercept).astype("<i2")
+    values: npt.NDArray[np.int16] = (
+        data.pixel_array * data.RescaleSlope + data.RescaleIntercept
+    ).astype("<i2")
     return values
 
 
@@ -63,7 +65,9 @@ def overlay() -> bytes:
     for _, low, high, color in CLASSES:
         if color:
             mask = (hounsfield() >= low) & (hounsfield() < high)
-            picture[mask] = 0.55 * picture[mask] + 0.45 * np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)])
+            picture[mask] = 0.55 * picture[mask] + 0.45 * np.array(
+                [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+            )
     return png(picture.astype(np.uint8))
 
 
@@ -74,7 +78,12 @@ def measurements() -> list[ml_pb2.Measurement]:
         inside = values[(values >= low) & (values < high)]
         volume = inside.size * SPACING_MM[0] * SPACING_MM[1] * THICKNESS_MM / 1000
         row = ml_pb2.Measurement(
-            label=label, display_name=name, voxels=inside.size, fraction=inside.size / values.size, volume_ml=volume, color=color
+            label=label,
+            display_name=name,
+            voxels=inside.size,
+            fraction=inside.size / values.size,
+            volume_ml=volume,
+            color=color,
         )
         if inside.size:
             row.mean_value = float(inside.mean())
@@ -84,7 +93,10 @@ def measurements() -> list[ml_pb2.Measurement]:
 
 @dataclass
 class Clinic:
-    """Runs the steps before a report by hand, and the report for real. failing: inputs that fail in every step, with reason and message."""
+    """Runs the steps before a report by hand, and the report for real.
+
+    failing: inputs that fail in every step, with reason and message.
+    """
 
     folder: Path
     inputs: int = 1
@@ -135,7 +147,9 @@ class Clinic:
         attempt = self.step("render")
         images = []
         for number in self.good(attempt.context):
-            attempt.context.put(f"preview-{number:04}.png", "preview", "image/png", preview(), input=number)
+            attempt.context.put(
+                f"preview-{number:04}.png", "preview", "image/png", preview(), input=number
+            )
             images.append(
                 dicom_pb2.RenderedImage(
                     input=number,
@@ -162,8 +176,14 @@ class Clinic:
         attempt = self.step(step)
         findings = []
         for number in self.good(attempt.context):
-            attempt.context.put(f"overlay-{number:04}.png", "overlay", "image/png", overlay(), input=number)
-            findings.append(ml_pb2.ImageFinding(input=number, overlay=f"overlay-{number:04}.png", measurements=measurements()))
+            attempt.context.put(
+                f"overlay-{number:04}.png", "overlay", "image/png", overlay(), input=number
+            )
+            findings.append(
+                ml_pb2.ImageFinding(
+                    input=number, overlay=f"overlay-{number:04}.png", measurements=measurements()
+                )
+            )
         model = ml_pb2.ModelReference(
             name="ct-tissue",
             version="1.0.0",
@@ -205,7 +225,9 @@ class Reader:
     def images(self, pdf: bytes) -> list[str]:
         """One line per image drawn, in order: `128x128`."""
         lines = self._run("pdfimages", pdf, "-list").splitlines()[2:]
-        return [f"{line.split()[3]}x{line.split()[4]}" for line in lines if line.split()[2] == "image"]
+        return [
+            f"{line.split()[3]}x{line.split()[4]}" for line in lines if line.split()[2] == "image"
+        ]
 
     def densities(self, pdf: bytes) -> tuple[float, float]:
         """Pixels per inch across and down of the first image."""

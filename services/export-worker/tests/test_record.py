@@ -43,9 +43,14 @@ def test_items_that_failed_are_there(clinic: Any) -> None:
 def test_keys_are_sorted_in_camel_case_and_zeros_written_out(clinic: Any) -> None:
     data = clinic.report(clinic.inspect(), clinic.analyze()).read("result.json")
     document = json.loads(data)
-    assert data == json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode() + b"\n"
+    assert (
+        data == json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode() + b"\n"
+    )
     assert [step["name"] for step in document["steps"]] == ["analyze", "inspect"]
-    assert document["steps"][0]["analyzeImagesResult"]["findings"][0]["measurements"][0]["voxels"] == "0"
+    assert (
+        document["steps"][0]["analyzeImagesResult"]["findings"][0]["measurements"][0]["voxels"]
+        == "0"
+    )
 
 
 def test_numbers_that_are_none_survive_as_proto3_json_writes_them(clinic: Any) -> None:

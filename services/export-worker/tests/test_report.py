@@ -75,8 +75,13 @@ def test_artifacts_have_the_roles_and_media_types_of_the_api(clinic: Any) -> Non
     }
 
 
-@pytest.mark.parametrize(("format", "name"), [(ExportReport.FORMAT_PDF, "report.pdf"), (ExportReport.FORMAT_JSON, "result.json")])
-def test_only_the_formats_asked_for_are_written(clinic: Any, format: ExportReport.Format.ValueType, name: str) -> None:
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [(ExportReport.FORMAT_PDF, "report.pdf"), (ExportReport.FORMAT_JSON, "result.json")],
+)
+def test_only_the_formats_asked_for_are_written(
+    clinic: Any, format: ExportReport.Format.ValueType, name: str
+) -> None:
     attempt = clinic.attempt([clinic.inspect()])
     result = export_report(ExportReport(formats=[format]), attempt.context)
     assert list(result.artifacts) == list(attempt.context.artifacts) == [name]
@@ -85,7 +90,10 @@ def test_only_the_formats_asked_for_are_written(clinic: Any, format: ExportRepor
 
 def test_an_unknown_format_is_refused(clinic: Any) -> None:
     with pytest.raises(FluoroError) as refusal:
-        export_report(ExportReport(formats=[ExportReport.FORMAT_UNSPECIFIED]), clinic.attempt([clinic.inspect()]).context)
+        export_report(
+            ExportReport(formats=[ExportReport.FORMAT_UNSPECIFIED]),
+            clinic.attempt([clinic.inspect()]).context,
+        )
     assert refusal.value.reason is Reason.INVALID_ARGUMENT
 
 
@@ -99,7 +107,10 @@ def test_the_pdf_is_archival_accessible_and_dated_by_the_job(clinic: Any) -> Non
     pdf = clinic.pdf(*whole(clinic))
     document = pypdf.PdfReader(io.BytesIO(pdf))
     assert document.xmp_metadata is not None
-    assert (document.xmp_metadata.pdfaid_part, document.xmp_metadata.pdfaid_conformance) == ("2", "A")
+    assert (document.xmp_metadata.pdfaid_part, document.xmp_metadata.pdfaid_conformance) == (
+        "2",
+        "A",
+    )
     assert b"<pdfuaid:part>1</pdfuaid:part>" in pdf
     assert document.metadata is not None
     assert document.metadata.title == "Chest CT, tissue classes"
@@ -110,14 +121,19 @@ def test_failures_are_told_once_per_cause_with_reason_and_message(clinic: Any, r
     clinic.inputs = 3
     clinic.failing[1] = (Reason.DICOM_TRUNCATED, "The file ends before its data does.")
     text = reader.text(clinic.pdf(*whole(clinic)))
-    assert "1 inspect, render, analyze failed DICOM_TRUNCATED The file ends before its data does." in text
+    assert (
+        "1 inspect, render, analyze failed DICOM_TRUNCATED The file ends before its data does."
+        in text
+    )
     assert "3 2 0 1 INPUTS SUCCEEDED SKIPPED FAILED" in text
 
 
 def test_skipped_inputs_are_told_too(clinic: Any, reader: Any) -> None:
     attempt = clinic.step("analyze")
     attempt.context.skip(0, Reason.MODEL_NOT_APPLICABLE, "The model is for CT.")
-    text = reader.text(clinic.pdf(clinic.render(), attempt.as_upstream(ml_pb2.AnalyzeImagesResult())))
+    text = reader.text(
+        clinic.pdf(clinic.render(), attempt.as_upstream(ml_pb2.AnalyzeImagesResult()))
+    )
     assert "0 analyze skipped MODEL_NOT_APPLICABLE The model is for CT." in text
     assert "1 0 1 0 INPUTS SUCCEEDED SKIPPED FAILED" in text
 
@@ -125,7 +141,9 @@ def test_skipped_inputs_are_told_too(clinic: Any, reader: Any) -> None:
 def test_inputs_that_no_step_reached_are_counted(clinic: Any, reader: Any) -> None:
     upstream = whole(clinic)
     clinic.inputs = 4
-    assert "4 1 0 0 3 INPUTS SUCCEEDED SKIPPED FAILED NOT REACHED" in reader.text(clinic.pdf(*upstream))
+    assert "4 1 0 0 3 INPUTS SUCCEEDED SKIPPED FAILED NOT REACHED" in reader.text(
+        clinic.pdf(*upstream)
+    )
 
 
 def test_without_analysis_there_is_a_report_without_findings(clinic: Any, reader: Any) -> None:
@@ -140,7 +158,9 @@ def test_without_pictures_there_is_still_a_report(clinic: Any, reader: Any) -> N
     assert "CT Image Storage" in reader.text(pdf)
 
 
-def test_two_analyses_of_an_image_stand_together_under_their_models(clinic: Any, reader: Any) -> None:
+def test_two_analyses_of_an_image_stand_together_under_their_models(
+    clinic: Any, reader: Any
+) -> None:
     pdf = clinic.pdf(clinic.render(), clinic.analyze("first"), clinic.analyze("second"))
     assert reader.images(pdf) == ["128x128"] * 3
     assert reader.text(pdf).count("soft tissue 6,766") == 2
@@ -150,19 +170,28 @@ def test_findings_longer_than_a_page_go_on_on_the_next(clinic: Any, reader: Any)
     clinic.inputs = 14
     upstream = clinic.analyze()
     for finding in upstream.result.findings:
-        finding.measurements.extend(ml_pb2.Measurement(label=label, display_name=f"organ-{label}", voxels=1) for label in range(6, 120))
+        finding.measurements.extend(
+            ml_pb2.Measurement(label=label, display_name=f"organ-{label}", voxels=1)
+            for label in range(6, 120)
+        )
     pdf = clinic.pdf(upstream)
     text = reader.text(pdf)
-    assert len(pypdf.PdfReader(io.BytesIO(pdf)).pages) > 2 * 14, "what does not fit on a page would lie below its edge"
+    assert len(pypdf.PdfReader(io.BytesIO(pdf)).pages) > 2 * 14, (
+        "what does not fit on a page would lie below its edge"
+    )
     assert text.count("organ-6 ") == text.count("organ-60 ") == text.count("organ-119 ") == 14
 
 
 def test_a_model_that_ran_twice_is_described_once(clinic: Any, reader: Any) -> None:
-    text = reader.text(clinic.pdf(clinic.render(), clinic.analyze("first"), clinic.analyze("second")))
+    text = reader.text(
+        clinic.pdf(clinic.render(), clinic.analyze("first"), clinic.analyze("second"))
+    )
     assert text.count(hashlib.sha256(b"model").hexdigest()) == 1
 
 
-def test_sixty_inputs_give_a_dozen_pictured_images_and_complete_tables(clinic: Any, reader: Any) -> None:
+def test_sixty_inputs_give_a_dozen_pictured_images_and_complete_tables(
+    clinic: Any, reader: Any
+) -> None:
     clinic.inputs = 60
     pdf = clinic.pdf(*whole(clinic))
     text = reader.text(pdf)
@@ -174,12 +203,19 @@ def test_sixty_inputs_give_a_dozen_pictured_images_and_complete_tables(clinic: A
     assert "are listed" not in text
 
 
-def test_a_study_of_thousands_of_images_makes_no_book_and_no_gibibyte(clinic: Any, reader: Any) -> None:
+def test_a_study_of_thousands_of_images_makes_no_book_and_no_gibibyte(
+    clinic: Any, reader: Any
+) -> None:
     numbers = range(3000)
     instances = [dicom_pb2.DicomInstance(input=number, modality="CT") for number in numbers]
     images = [dicom_pb2.RenderedImage(input=number) for number in numbers]
-    findings = [ml_pb2.ImageFinding(input=number, measurements=[ml_pb2.Measurement(display_name="bone")]) for number in numbers]
-    failed = [job_pb2.Item(input=n, state=job_pb2.Item.STATE_FAILED, reason="NOT_DICOM") for n in numbers]
+    findings = [
+        ml_pb2.ImageFinding(input=number, measurements=[ml_pb2.Measurement(display_name="bone")])
+        for number in numbers
+    ]
+    failed = [
+        job_pb2.Item(input=n, state=job_pb2.Item.STATE_FAILED, reason="NOT_DICOM") for n in numbers
+    ]
     upstream = [
         Upstream("inspect", dicom_pb2.InspectDicomResult(instances=instances), [], []),
         Upstream("render", dicom_pb2.RenderDicomResult(images=images), failed, []),
@@ -196,7 +232,9 @@ def test_a_study_of_thousands_of_images_makes_no_book_and_no_gibibyte(clinic: An
     assert len(step["analyzeImagesResult"]["findings"]) == 3000
 
 
-@pytest.mark.parametrize("title", [HOSTILE, '#eval("1+1")', "]; #panic()", '"); read("/etc/passwd")'])
+@pytest.mark.parametrize(
+    "title", [HOSTILE, '#eval("1+1")', "]; #panic()", '"); read("/etc/passwd")']
+)
 def test_typst_in_a_title_is_shown_and_never_run(clinic: Any, reader: Any, title: str) -> None:
     text = reader.text(clinic.pdf(clinic.inspect(), title=title))
     assert " ".join(title.split())[:20] in text
@@ -206,7 +244,13 @@ def test_typst_in_a_title_is_shown_and_never_run(clinic: Any, reader: Any, title
 def test_typst_in_values_of_a_file_is_shown_and_never_run(clinic: Any, reader: Any) -> None:
     clinic.failing[0] = (Reason.NOT_DICOM, HOSTILE)
     clinic.inputs = 2
-    text = reader.text(clinic.pdf(clinic.inspect(modality="#panic()", body_part_examined='#read("/x")', sop_class_uid="#1.2")))
+    text = reader.text(
+        clinic.pdf(
+            clinic.inspect(
+                modality="#panic()", body_part_examined='#read("/x")', sop_class_uid="#1.2"
+            )
+        )
+    )
     assert "#panic()" in text
     assert '#read("/x")' in text
     assert "root:" not in text
@@ -223,9 +267,19 @@ def test_typst_in_values_of_a_file_is_shown_and_never_run(clinic: Any, reader: A
         ("W" * 5000, "WWWWW"),
         ("word " * 1000, "word word"),
     ],
-    ids=["latin", "greek and cyrillic", "chinese", "emoji and controls", "empty", "long word", "long text"],
+    ids=[
+        "latin",
+        "greek and cyrillic",
+        "chinese",
+        "emoji and controls",
+        "empty",
+        "long word",
+        "long text",
+    ],
 )
-def test_odd_titles_are_set_as_well_as_the_fonts_allow(clinic: Any, reader: Any, title: str, shown: str) -> None:
+def test_odd_titles_are_set_as_well_as_the_fonts_allow(
+    clinic: Any, reader: Any, title: str, shown: str
+) -> None:
     assert shown in reader.text(clinic.pdf(clinic.inspect(), title=title))
 
 
@@ -240,7 +294,9 @@ def test_typst_reads_nothing_outside_its_folder(clinic: Any) -> None:
             typeset(contents("", clinic.job, 1, upstream, dict.fromkeys(blobs, file)), folder)
         assert failure.value.reason is Reason.REPORT_FAILED
     (folder / "inside.png").write_bytes(clinic.picture())
-    assert typeset(contents("", clinic.job, 1, upstream, dict.fromkeys(blobs, "inside.png")), folder).pages
+    assert typeset(
+        contents("", clinic.job, 1, upstream, dict.fromkeys(blobs, "inside.png")), folder
+    ).pages
 
 
 def test_nothing_that_identifies_an_instance_is_printed(clinic: Any, reader: Any) -> None:
@@ -249,8 +305,12 @@ def test_nothing_that_identifies_an_instance_is_printed(clinic: Any, reader: Any
     assert "blobs/" not in text
 
 
-@pytest.mark.parametrize("spacing", [(), (0.5,), (float("nan"), 1.0), (1.0, float("inf")), (0.0, 1.0), (1e-300, 1e300)])
-def test_impossible_spacings_are_left_out(clinic: Any, reader: Any, spacing: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "spacing", [(), (0.5,), (float("nan"), 1.0), (1.0, float("inf")), (0.0, 1.0), (1e-300, 1e300)]
+)
+def test_impossible_spacings_are_left_out(
+    clinic: Any, reader: Any, spacing: tuple[float, ...]
+) -> None:
     upstream = clinic.render()
     del upstream.result.images[0].pixel_spacing_mm[:]
     upstream.result.images[0].pixel_spacing_mm.extend(spacing)
@@ -262,11 +322,18 @@ def test_impossible_spacings_are_left_out(clinic: Any, reader: Any, spacing: tup
 def test_values_that_are_no_numbers_are_dashes(clinic: Any, reader: Any) -> None:
     upstream = clinic.analyze()
     entry = upstream.result.findings[0].measurements[4]
-    entry.fraction, entry.volume_ml, entry.mean_value, entry.color = float("nan"), float("inf"), float("-inf"), "red; #panic()"
+    entry.fraction, entry.volume_ml, entry.mean_value, entry.color = (
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "red; #panic()",
+    )
     assert f"soft tissue 6,766 {NONE} {NONE} {NONE}" in reader.text(clinic.pdf(upstream))
 
 
-def test_pixels_that_are_not_square_are_shown_in_the_proportions_of_the_body(clinic: Any, reader: Any) -> None:
+def test_pixels_that_are_not_square_are_shown_in_the_proportions_of_the_body(
+    clinic: Any, reader: Any
+) -> None:
     upstream = clinic.render()
     upstream.result.images[0].pixel_spacing_mm[:] = [0.5, 1.0]
     wide = reader.densities(clinic.pdf(upstream))
@@ -285,7 +352,11 @@ def test_after_nothing_there_is_nothing_to_report(clinic: Any) -> None:
 @pytest.mark.parametrize("broken", ["no picture", "torn picture", "sound head"])
 def test_a_broken_picture_fails_the_report_without_telling_paths(clinic: Any, broken: str) -> None:
     sound = clinic.picture()
-    data = {"no picture": b"no picture", "torn picture": sound[:40], "sound head": sound[: len(sound) // 2]}[broken]
+    data = {
+        "no picture": b"no picture",
+        "torn picture": sound[:40],
+        "sound head": sound[: len(sound) // 2],
+    }[broken]
     attempt = clinic.step("render")
     attempt.context.put("preview-0000.png", "preview", "image/png", data, input=0)
     image = dicom_pb2.RenderedImage(preview="preview-0000.png")
@@ -301,7 +372,9 @@ def test_large_pictures_are_scaled_to_what_paper_shows(clinic: Any, reader: Any)
     Image.new("L", (3000, 2000)).save(large, "PNG")
     attempt = clinic.step("render")
     attempt.context.put("preview-0000.png", "preview", "image/png", large.getvalue(), input=0)
-    upstream = attempt.as_upstream(dicom_pb2.RenderDicomResult(images=[dicom_pb2.RenderedImage(preview="preview-0000.png")]))
+    upstream = attempt.as_upstream(
+        dicom_pb2.RenderDicomResult(images=[dicom_pb2.RenderedImage(preview="preview-0000.png")])
+    )
     assert reader.images(clinic.pdf(upstream)) == ["1200x800"]
 
 

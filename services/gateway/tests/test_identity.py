@@ -3,8 +3,13 @@ from fluoro_jobs.errors import FluoroError, Reason
 from gateway.identity import owner_of
 
 
-@pytest.mark.parametrize(("metadata", "owner"), [(None, "me"), ((), "me"), ((("x", "y"), ("fluoro-owner", "a.b-c_d@e9")), "a.b-c_d@e9")])
-def test_the_owner_is_the_one_in_the_metadata_or_the_only_one_there_is(metadata: tuple[tuple[str, str], ...] | None, owner: str) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "owner"),
+    [(None, "me"), ((), "me"), ((("x", "y"), ("fluoro-owner", "a.b-c_d@e9")), "a.b-c_d@e9")],
+)
+def test_the_owner_is_the_one_in_the_metadata_or_the_only_one_there_is(
+    metadata: tuple[tuple[str, str], ...] | None, owner: str
+) -> None:
     assert owner_of(metadata, "me") == owner
 
 

@@ -11,7 +11,17 @@ def test_a_name_holds_its_id() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "jobs", "jobs/", "jobs/7", f"blobs/{new_id()}", f"jobs/{new_id().hex}", f"jobs/{new_id()}/x", f"jobs/{{{new_id()}}}"]
+    "name",
+    [
+        "",
+        "jobs",
+        "jobs/",
+        "jobs/7",
+        f"blobs/{new_id()}",
+        f"jobs/{new_id().hex}",
+        f"jobs/{new_id()}/x",
+        f"jobs/{{{new_id()}}}",
+    ],
 )
 def test_what_is_not_a_name_of_a_job_is_refused(name: str) -> None:
     with pytest.raises(FluoroError) as caught:

@@ -61,10 +61,14 @@ class Servicer:
         await self.release.wait()
         return WaitJobResponse()
 
-    async def watch_jobs(self, _request: WatchJobsRequest, _call: Call) -> AsyncIterator[WatchJobsResponse]:
+    async def watch_jobs(
+        self, _request: WatchJobsRequest, _call: Call
+    ) -> AsyncIterator[WatchJobsResponse]:
         yield WatchJobsResponse(cursor="0")
 
-    async def watch_job(self, request: WatchJobRequest, _call: Call) -> AsyncIterator[WatchJobResponse]:
+    async def watch_job(
+        self, request: WatchJobRequest, _call: Call
+    ) -> AsyncIterator[WatchJobResponse]:
         try:
             for number in range(3):
                 yield WatchJobResponse(cursor=str(number))
@@ -76,7 +80,9 @@ class Servicer:
 
 
 @asynccontextmanager
-async def serving(servicer: Servicer, max_message_bytes: int = 10_000) -> AsyncIterator[tuple[Client, Adapter]]:
+async def serving(
+    servicer: Servicer, max_message_bytes: int = 10_000
+) -> AsyncIterator[tuple[Client, Adapter]]:
     adapter = Adapter(max_message_bytes, "me")
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, servicer)])
@@ -98,7 +104,12 @@ async def test_the_servicer_learns_the_owner_of_a_call() -> None:
 async def test_an_error_keeps_its_reason_and_fields_on_the_way_to_the_client() -> None:
     async with serving(Servicer()) as (client, _):
         how = await refused(client.jobs.SubmitJob(SubmitJobRequest()))
-    assert (how.code, how.message, how.reason, how.domain) == (grpc.StatusCode.INVALID_ARGUMENT, "Bad.", "INVALID_ARGUMENT", "fluoro")
+    assert (how.code, how.message, how.reason, how.domain) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Bad.",
+        "INVALID_ARGUMENT",
+        "fluoro",
+    )
     assert how.violations == {"job": "Missing."}
 
 
@@ -122,7 +133,9 @@ async def test_a_message_over_the_limit_is_refused_with_its_reason() -> None:
 
 async def test_bytes_that_are_not_the_message_are_refused() -> None:
     async with serving(Servicer()) as (client, _):
-        how = await refused(client.channel.unary_unary(f"/{JOB_SERVICE.full_name}/GetJob")(b"\xff\xff\xff"))
+        how = await refused(
+            client.channel.unary_unary(f"/{JOB_SERVICE.full_name}/GetJob")(b"\xff\xff\xff")
+        )
     assert (how.code, how.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
 
 

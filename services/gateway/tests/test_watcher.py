@@ -46,10 +46,19 @@ async def test_a_watcher_without_room_takes_what_fits_and_lags() -> None:
 
 async def test_only_the_latest_progress_of_each_task_waits() -> None:
     one = watcher()
-    for update in (progress("a", 0.1), progress("b", 0.1), progress("a", 0.7), progress("a", 0.2, shard=1)):
+    for update in (
+        progress("a", 0.1),
+        progress("b", 0.1),
+        progress("a", 0.7),
+        progress("a", 0.2, shard=1),
+    ):
         one.put_progress(update)
     one.put_progress(progress("b", 0.0), replace=False)
-    assert [(p.step, p.shard, p.fraction) for p in (await one.take()).progress] == [("a", 0, 0.7), ("b", 0, 0.1), ("a", 1, 0.2)]
+    assert [(p.step, p.shard, p.fraction) for p in (await one.take()).progress] == [
+        ("a", 0, 0.7),
+        ("b", 0, 0.1),
+        ("a", 1, 0.2),
+    ]
 
 
 async def test_a_sleeping_reader_is_woken() -> None:

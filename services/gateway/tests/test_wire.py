@@ -18,7 +18,10 @@ def nested(**fields: object) -> SubmitJobRequest:
         (SubmitJobRequest(job=job_pb2.Job(labels={"a": "b", "c": "d"})), 1 + 2 * 3),
         (nested(name="a", after=["b"] * 5), 2 + 1 + 5),
         (nested(render_dicom={"window": {"center": 1, "width": 2}}), 2 + 1 + 1 + 2),
-        (nested(tasks=[job_pb2.Task(attempts=[job_pb2.Attempt(number=1)] * 3)] * 2), 2 + 2 * (1 + 3 * 2)),
+        (
+            nested(tasks=[job_pb2.Task(attempts=[job_pb2.Attempt(number=1)] * 3)] * 2),
+            2 + 2 * (1 + 3 * 2),
+        ),
         (ListJobsRequest(states=[job_pb2.Job.STATE_PENDING] * 9), 1 + 9),
         (blob_service_pb2.UploadBlobRequest(chunk=bytes(2**20)), 1),
     ],
@@ -30,7 +33,10 @@ def test_fields_are_counted_wherever_they_are(message: Message, fields: int) -> 
     assert has_too_many_fields(data, message.DESCRIPTOR, fields - 1)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"\xff" * 64, b"\x0a", b"\x0a\xff\xff\xff\xff\x7f", b"\x0d\x01", b"\x0b\x0c"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"\xff" * 64, b"\x0a", b"\x0a\xff\xff\xff\xff\x7f", b"\x0d\x01", b"\x0b\x0c"],
+)
 def test_bytes_that_are_no_message_are_left_to_the_parser(data: bytes) -> None:
     assert not has_too_many_fields(data, SubmitJobRequest.DESCRIPTOR, MAX_FIELDS)
 

@@ -28,19 +28,34 @@ def models() -> Mapping[str, Model]:
 
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
-    """What RenderDicom leaves for these arrays, one per input. Keywords go into each RenderedImage; spoil changes the stored NPY files."""
+    """What RenderDicom leaves for these arrays, one per input.
 
-    def step(*arrays: NDArray[Any], unit: str = "HU", modality: str = "CT", spoil: Spoil = bytes, **fields: Any) -> Upstream:
+    Keywords go into each RenderedImage; spoil changes the stored NPY files.
+    """
+
+    def step(
+        *arrays: NDArray[Any],
+        unit: str = "HU",
+        modality: str = "CT",
+        spoil: Spoil = bytes,
+        **fields: Any,
+    ) -> Upstream:
         attempt = step_context(tmp_path, step="render")
         result = dicom_pb2.RenderDicomResult()
         for number, array in enumerate(arrays):
             name = f"pixels-{number:04d}.npy"
             file = tmp_path / name
             np.save(file, array)
-            attempt.context.put(name, "pixels", "application/x-npy", spoil(file.read_bytes()), input=number)
+            attempt.context.put(
+                name, "pixels", "application/x-npy", spoil(file.read_bytes()), input=number
+            )
             digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-            certificate = dicom_pb2.PixelCertificate(sha256=digest, shape=array.shape, dtype=array.dtype.str, unit=unit)
-            result.images.add(input=number, pixels=name, certificate=certificate, modality=modality, **fields)
+            certificate = dicom_pb2.PixelCertificate(
+                sha256=digest, shape=array.shape, dtype=array.dtype.str, unit=unit
+            )
+            result.images.add(
+                input=number, pixels=name, certificate=certificate, modality=modality, **fields
+            )
         return attempt.as_upstream(result)
 
     return step
@@ -88,14 +103,20 @@ def endless(tmp_path: Path) -> Mapping[str, Model]:
 def endless_graph() -> onnx.ModelProto:
     number, flag = TensorProto.FLOAT, TensorProto.BOOL
     body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Sin", ["state"], ["next_state"])],
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Sin", ["state"], ["next_state"]),
+        ],
         "body",
         [
             helper.make_tensor_value_info("round", TensorProto.INT64, []),
             helper.make_tensor_value_info("go", flag, []),
             helper.make_tensor_value_info("state", number, []),
         ],
-        [helper.make_tensor_value_info("go_on", flag, []), helper.make_tensor_value_info("next_state", number, [])],
+        [
+            helper.make_tensor_value_info("go_on", flag, []),
+            helper.make_tensor_value_info("next_state", number, []),
+        ],
     )
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
@@ -121,5 +142,7 @@ def endless_graph() -> onnx.ModelProto:
         helper.make_tensor_value_info("voxels", TensorProto.INT64, ["frames", 1]),
         helper.make_tensor_value_info("sums", TensorProto.DOUBLE, ["frames", 1]),
     ]
-    graph = helper.make_graph(nodes, "endless", [helper.make_tensor_value_info("x", number, cube)], outputs, constants)
+    graph = helper.make_graph(
+        nodes, "endless", [helper.make_tensor_value_info("x", number, cube)], outputs, constants
+    )
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])

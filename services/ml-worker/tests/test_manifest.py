@@ -33,27 +33,43 @@ def replace(file: Path, old: str, new: str) -> None:
 
 
 def test_building_ct_tissue_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, SHIPPED_MODELS / CT_TISSUE / "build.py", "--to", tmp_path], check=True)
+    subprocess.run(
+        [sys.executable, SHIPPED_MODELS / CT_TISSUE / "build.py", "--to", tmp_path], check=True
+    )
     for name in ("model.onnx", "model.toml"):
         assert (tmp_path / name).read_bytes() == (SHIPPED_MODELS / CT_TISSUE / name).read_bytes()
 
 
 def test_the_wheel_ships_every_model_and_serves_it(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=SERVICE, check=True, capture_output=True
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=SERVICE,
+        check=True,
+        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = "import ml_worker.sessions as s; print(s.__file__, *s.warm_up())"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert shown.split() == [str(tmp_path / "site" / "ml_worker" / "sessions.py"), "ct-tissue"]
     assert not list((tmp_path / "site").rglob("build.py"))
 
 
 def test_the_card_states_the_thresholds_of_the_manifest_and_they_leave_no_gap() -> None:
-    card = (SHIPPED_MODELS / CT_TISSUE / "CARD.md").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    card = (
+        (SHIPPED_MODELS / CT_TISSUE / "CARD.md")
+        .read_text(encoding="utf-8")
+        .replace("\N{MINUS SIGN}", "-")
+    )
     (model,) = read_models(SHIPPED_MODELS)
     ranged = [(label, label.range) for label in model.manifest.labels if label.range]
     for label, (low, high) in ranged:
@@ -80,7 +96,9 @@ def test_the_card_states_the_thresholds_of_the_manifest_and_they_leave_no_gap() 
         ('name = "hounsfield"', 'name = "values"', "model.toml promises the inputs"),
     ],
 )
-def test_a_manifest_that_is_not_right_is_refused_and_the_message_says_where(folder: Path, old: str, new: str, message: str) -> None:
+def test_a_manifest_that_is_not_right_is_refused_and_the_message_says_where(
+    folder: Path, old: str, new: str, message: str
+) -> None:
     replace(folder / CT_TISSUE / "model.toml", old, new)
     with pytest.raises(ModelRefusedError, match=r"ct-tissue/1\.0\.0") as caught:
         open_models(ModelSettings(models_folder=folder))
@@ -119,7 +137,11 @@ def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
 def test_the_newest_version_is_served(folder: Path) -> None:
     for version in ("1.10.0", "1.9.0"):
         shutil.copytree(folder / CT_TISSUE, folder / "ct-tissue" / version)
-        replace(folder / "ct-tissue" / version / "model.toml", 'version = "1.0.0"', f'version = "{version}"')
+        replace(
+            folder / "ct-tissue" / version / "model.toml",
+            'version = "1.0.0"',
+            f'version = "{version}"',
+        )
     models = open_models(ModelSettings(models_folder=folder))
     assert [model.reference.version for model in models.values()] == ["1.10.0"]
 
@@ -130,11 +152,17 @@ def test_without_cuda_a_worker_told_to_use_it_does_not_start() -> None:
         open_models(ModelSettings(device="cuda"))
 
 
-def test_settings_come_from_the_environment_and_a_folder_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_come_from_the_environment_and_a_folder_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FLUORO_ML_INTRA_OP_THREADS", "3")
     monkeypatch.setenv("FLUORO_ML_MODELS_FOLDER", str(tmp_path))
     settings = ModelSettings()
-    assert (settings.models_folder, settings.device, settings.intra_op_threads) == (tmp_path, "cpu", 3)
+    assert (settings.models_folder, settings.device, settings.intra_op_threads) == (
+        tmp_path,
+        "cpu",
+        3,
+    )
     monkeypatch.setenv("FLUORO_ML_MODELS_FOLDER", str(tmp_path / "nowhere"))
     with pytest.raises(ValidationError, match="models_folder"):
         ModelSettings()

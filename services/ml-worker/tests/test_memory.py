@@ -29,8 +29,11 @@ def at_most_more_memory(amount_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def test_a_volume_many_times_the_memory_allowed_goes_through(render: Callable[..., Upstream], attempt: Callable[..., Attempt]) -> None:
-    # 200 MiB of frames, 400 MiB as float32; one run may have 32 MiB, and threads, blobs and the overlay need a little beside.
+def test_a_volume_many_times_the_memory_allowed_goes_through(
+    render: Callable[..., Upstream], attempt: Callable[..., Attempt]
+) -> None:
+    # 200 MiB of frames, 400 MiB as float32; one run may have 32 MiB, and threads, blobs and the
+    # overlay need a little beside.
     volume = np.zeros((400, 512, 512), "<i2")
     volume[:, :256] = -500
     upstream = render(volume)
@@ -40,4 +43,11 @@ def test_a_volume_many_times_the_memory_allowed_goes_through(render: Callable[..
     run = attempt(upstream)
     with at_most_more_memory(128 * MIB):
         (finding,) = analyze(ml_pb2.AnalyzeImages(model="ct-tissue"), run.context, models).findings
-    assert [measurement.voxels for measurement in finding.measurements] == [0, 0, voxels // 2, 0, voxels // 2, 0]
+    assert [measurement.voxels for measurement in finding.measurements] == [
+        0,
+        0,
+        voxels // 2,
+        0,
+        voxels // 2,
+        0,
+    ]

@@ -1,7 +1,7 @@
 """A whole Fluoro of real processes that can be hurt: both servers behind proxies, and two of every service, each in its own group.
 
-Everything listens on loopback or a Unix socket, lives below one folder and ends with this process, also when it is killed.
-What ended by itself is started again, as a supervisor would, and counted.
+Everything listens on loopback or a Unix socket, lives below one folder and ends with this process,
+also when it is killed. What ended by itself is started again, as a supervisor would, and counted.
 """
 
 import asyncio
@@ -68,7 +68,8 @@ async def until(probe: Callable[[], Value], seconds: float, every_seconds: float
 class Service:
     """One process, and the ports it listens on.
 
-    meant: it is down because a fault says so. excused: it may end by itself. lock: faults with the same target come one after another.
+    meant: it is down because a fault says so. excused: it may end by itself. lock: faults with the
+    same target come one after another.
     """
 
     name: str
@@ -81,7 +82,10 @@ class Service:
 
 
 class Deployment:
-    """Owns the processes. folder: everything they keep. exits: those that ended without being told to, by name, with the end of their log.
+    """Owns the processes.
+
+    folder: everything they keep. exits: those that ended without being told to, by name, with the
+    end of their log.
 
     locks: faults of the same store come one after another.
     """
@@ -91,7 +95,9 @@ class Deployment:
         self.pair = PostgresPair(folder / "postgres")
         self.valkey = ValkeyServer(folder / "valkey", kept_port())
         self.disk = Disk(folder / "bytes")
-        sockets = [_socket_of(server) for server in (self.pair.primary, self.pair.standby)]  # their addresses stay, whoever is the primary
+        sockets = [
+            _socket_of(server) for server in (self.pair.primary, self.pair.standby)
+        ]  # their addresses stay, whoever is the primary
         self.proxies = {
             Store.POSTGRES: [Proxy(kept_port(), path) for path in sockets],
             Store.VALKEY: [Proxy(kept_port(), self.valkey.port)],
@@ -113,7 +119,11 @@ class Deployment:
     @property
     def endpoint(self) -> str:
         """Both gateways, for a client."""
-        return "ipv4:" + ",".join(f"127.0.0.1:{service.grpc_port}" for service in self.services.values() if "gateway" in service.name)
+        return "ipv4:" + ",".join(
+            f"127.0.0.1:{service.grpc_port}"
+            for service in self.services.values()
+            if "gateway" in service.name
+        )
 
     def start(self) -> None:
         """Starts everything; `ready` says when it is."""
@@ -129,7 +139,9 @@ class Deployment:
             proxy.start()
         for name in SERVICES:
             http_port, grpc_port = kept_port(), kept_port()
-            self.services[name] = Service(name, http_port, grpc_port, self._spawn(name, http_port, grpc_port))
+            self.services[name] = Service(
+                name, http_port, grpc_port, self._spawn(name, http_port, grpc_port)
+            )
 
     def stop(self) -> None:
         """Ends everything."""
@@ -161,7 +173,9 @@ class Deployment:
         """Starts a process that is down, and ends what is left of its group first, as a supervisor does."""
         service = self.services[name]
         service.child.kill()
-        service.child = self._spawn(name, service.http_port, service.grpc_port, clock_offset_seconds)
+        service.child = self._spawn(
+            name, service.http_port, service.grpc_port, clock_offset_seconds
+        )
         service.meant = service.excused = False
 
     def send(self, name: str, number: signal.Signals) -> None:
@@ -171,7 +185,10 @@ class Deployment:
             os.killpg(service.child.pid, number)
 
     def send_store(self, store: Store, number: signal.Signals, *, whole: bool = True) -> None:
-        """Signals a server, and what it has forked: processes of PostgreSQL lead a group each. Nothing if it is down."""
+        """Signals a server, and what it has forked: processes of PostgreSQL lead a group each.
+
+        Nothing if it is down.
+        """
         server = self.valkey if store is Store.VALKEY else self.postgres
         if server.running:
             os.kill(server.pid, number)
@@ -205,17 +222,32 @@ class Deployment:
         for service in self.services.values():
             if not service.meant and not service.child.running:
                 if not service.excused:
-                    self.exits.append((service.name, f"ended with {service.child.process.returncode}: {service.child.log_tail()}"))
+                    self.exits.append(
+                        (
+                            service.name,
+                            f"ended with {service.child.process.returncode}: {service.child.log_tail()}",
+                        )
+                    )
                 self.start_again(service.name)
 
     def living(self) -> dict[str, int]:
         """Ports of the health of services that should live now; not of those that a fault has told to end, or that may."""
-        return {service.name: service.http_port for service in self.services.values() if not (service.meant or service.excused)}
+        return {
+            service.name: service.http_port
+            for service in self.services.values()
+            if not (service.meant or service.excused)
+        }
 
     def _not_ready(self) -> list[str]:
-        return [service.name for service in self.services.values() if ask(service.http_port, "/readyz") != HTTPStatus.OK]
+        return [
+            service.name
+            for service in self.services.values()
+            if ask(service.http_port, "/readyz") != HTTPStatus.OK
+        ]
 
-    def _spawn(self, name: str, http_port: int, grpc_port: int, clock_offset_seconds: float = 0) -> Child:
+    def _spawn(
+        self, name: str, http_port: int, grpc_port: int, clock_offset_seconds: float = 0
+    ) -> Child:
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.proxies[Store.POSTGRES])
         own = {
             "DATABASE_URL": f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&sslmode=disable&gssencmode=disable",
@@ -229,16 +261,24 @@ class Deployment:
             "SLOTS": SLOTS,
             "SHUTDOWN_GRACE_SECONDS": GRACE_SECONDS,
         }
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("FLUORO_")}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("FLUORO_")
+        }
         environment |= {f"FLUORO_{key}": str(value) for key, value in own.items()}
         if clock_offset_seconds:
             environment["CLOCK_OFFSET_SECONDS"] = str(clock_offset_seconds)
-        return spawn([sys.executable, "-m", *SERVICES[name]], log=self.folder / "logs" / f"{name}.log", env=environment)
+        return spawn(
+            [sys.executable, "-m", *SERVICES[name]],
+            log=self.folder / "logs" / f"{name}.log",
+            env=environment,
+        )
 
 
 def kept_port() -> int:
     """A free port of 127.0.0.1 that the system gives to no connection: it is still free when a process that had it comes back."""
-    lowest_of_connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    lowest_of_connections = int(
+        Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
+    )
     while True:
         port = secrets.randbelow(lowest_of_connections - LOWEST_PORT) + LOWEST_PORT
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -265,4 +305,6 @@ def _socket_of(server: PostgresServer) -> Path:
 def _children(pid: int) -> list[int]:
     """Of a process, as its threads started them (proc(5))."""
     threads = Path(f"/proc/{pid}/task")
-    return sorted(int(child) for thread in threads.glob("*/children") for child in thread.read_text().split())
+    return sorted(
+        int(child) for thread in threads.glob("*/children") for child in thread.read_text().split()
+    )

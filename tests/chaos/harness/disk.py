@@ -1,6 +1,7 @@
 """The folder that blobs lie in, on a file system of its own where that can be had: one that can be full, or read-only.
 
-A file system needs root, and a namespace to be mounted in; who lacks either gets the nearest thing, see `Disk.mounted`.
+A file system needs root, and a namespace to be mounted in; who lacks either gets the nearest thing,
+see `Disk.mounted`.
 """
 
 import contextlib
@@ -24,14 +25,21 @@ _APART: Final = "CHAOS_APART"
 
 def enter_namespace() -> None:
     """Starts this program anew in a mount namespace of its own, where there is leave to: what it mounts ends with it."""
-    if os.environ.pop(_APART, "") or os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+    if (
+        os.environ.pop(_APART, "")
+        or os.geteuid() != 0
+        or subprocess.run(["unshare", "--mount", "true"], check=False).returncode
+    ):
         return
     os.environ[_APART] = "yes"
     os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
 
 
 class Disk:
-    """folder: where the blobs lie. mounted: whether it is a file system of its own; if not, it can be neither full nor read-only."""
+    """folder: where the blobs lie.
+
+    mounted: whether it is a file system of its own; if not, it can be neither full nor read-only.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +50,9 @@ class Disk:
         """Makes the folder."""
         self.folder.mkdir()
         if os.geteuid() == 0:
-            self.mounted = not _mount("-t", "tmpfs", "-o", f"size={BYTES}", "tmpfs", str(self.folder))
+            self.mounted = not _mount(
+                "-t", "tmpfs", "-o", f"size={BYTES}", "tmpfs", str(self.folder)
+            )
 
     def fill(self) -> None:
         """From now on there is no space for anything. OSError without a file system of its own."""
@@ -53,14 +63,19 @@ class Disk:
                 if not space.f_bavail:
                     return
                 with contextlib.suppress(OSError):  # somebody was quicker, and there is less
-                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), space.f_bavail * space.f_frsize)
+                    os.posix_fallocate(
+                        file.fileno(), file.seek(0, os.SEEK_END), space.f_bavail * space.f_frsize
+                    )
 
     def empty(self) -> None:
         """Undoes `fill`."""
         self._ballast.unlink(missing_ok=True)
 
     def make_read_only(self) -> None:
-        """From now on nothing can be written. OSError without a file system of its own, or while somebody has a file open for writing."""
+        """From now on nothing can be written.
+
+        OSError without a file system of its own, or while somebody has a file open for writing.
+        """
         self._refuse_others()
         self._remount("ro")
 

@@ -1,4 +1,7 @@
-"""Does to a deployment what a plan says. Each fault mends itself: when `play` returns everything is up again, or starting."""
+"""Does to a deployment what a plan says.
+
+Each fault mends itself: when `play` returns everything is up again, or starting.
+"""
 
 import asyncio
 import os
@@ -29,9 +32,28 @@ RESET_EVERY_SECONDS: Final = 0.3
 NOBODY: Final = 9
 """A port that nobody listens on: what a Valkey is a replica of that has lost its primary."""
 
-DEAFENS: Final = frozenset({Kind.FREEZE, Kind.SHORT_STOP, Kind.STOPPED, Kind.DEAF, Kind.HALF_OPEN, Kind.SLOW, Kind.RESET, Kind.READ_ONLY})
+DEAFENS: Final = frozenset(
+    {
+        Kind.FREEZE,
+        Kind.SHORT_STOP,
+        Kind.STOPPED,
+        Kind.DEAF,
+        Kind.HALF_OPEN,
+        Kind.SLOW,
+        Kind.RESET,
+        Kind.READ_ONLY,
+    }
+)
 """Faults that keep a worker from hearing of a cancel while they last, if they befall it or the ledger."""
-KILLS: Final = frozenset({Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN, Kind.KILL_CHILD, Kind.KILL_GATEWAY, Kind.KILL_SCHEDULER})
+KILLS: Final = frozenset(
+    {
+        Kind.KILL_WORKER,
+        Kind.KILL_WORKER_MAIN,
+        Kind.KILL_CHILD,
+        Kind.KILL_GATEWAY,
+        Kind.KILL_SCHEDULER,
+    }
+)
 """Faults that are a SIGKILL of a process of Fluoro's own."""
 
 
@@ -58,7 +80,9 @@ async def _at(deployment: Deployment, fault: Fault, started: float) -> Done:
 
 async def _kill(deployment: Deployment, fault: Fault) -> None:
     async with deployment.services[fault.target].lock:
-        await asyncio.to_thread(deployment.kill, fault.target, whole=fault.kind is not Kind.KILL_WORKER_MAIN)
+        await asyncio.to_thread(
+            deployment.kill, fault.target, whole=fault.kind is not Kind.KILL_WORKER_MAIN
+        )
         await asyncio.sleep(fault.seconds)
         await asyncio.to_thread(deployment.start_again, fault.target)
 
@@ -69,8 +93,11 @@ async def _kill_child(deployment: Deployment, fault: Fault) -> None:
         if children:
             child = children[fault.count % len(children)]
             with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                # Not one of the pool, but what cleans up after it: without that the pool makes no more children, and the worker ends.
-                if b"semaphore_tracker" in await asyncio.to_thread(Path(f"/proc/{child}/cmdline").read_bytes):
+                # Not one of the pool, but what cleans up after it: without that the pool makes no
+                # more children, and the worker ends.
+                if b"semaphore_tracker" in await asyncio.to_thread(
+                    Path(f"/proc/{child}/cmdline").read_bytes
+                ):
                     deployment.services[fault.target].excused = True
                 os.kill(child, signal.SIGKILL)
 
@@ -94,7 +121,9 @@ async def _wrong_clock(deployment: Deployment, fault: Fault) -> None:
     async with deployment.services[fault.target].lock:
         for offset in (fault.amount, 0):
             deployment.services[fault.target].meant = True
-            await asyncio.to_thread(deployment.services[fault.target].child.stop, signal.SIGTERM, DRAIN_SECONDS)
+            await asyncio.to_thread(
+                deployment.services[fault.target].child.stop, signal.SIGTERM, DRAIN_SECONDS
+            )
             await asyncio.to_thread(deployment.start_again, fault.target, offset)
             await asyncio.sleep(fault.seconds if offset else 0)
 
@@ -121,7 +150,9 @@ async def _with_redis(deployment: Deployment, act: Callable[["redis.Redis"], obj
     deadline = time.monotonic() + REDIS_PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            with redis.Redis.from_url(deployment.valkey.url, socket_timeout=2 * MESSAGE_SECONDS) as client:
+            with redis.Redis.from_url(
+                deployment.valkey.url, socket_timeout=2 * MESSAGE_SECONDS
+            ) as client:
                 await asyncio.to_thread(act, client)
         except redis.RedisError:  # another fault has it
             await asyncio.sleep(0.1)
@@ -238,7 +269,11 @@ async def _blobs_away(deployment: Deployment, _fault: Fault) -> AsyncIterator[No
 async def _hurt_disk(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
     """The disk below the blobs is full, or can be read alone; where that cannot be, they are away instead."""
     disk = deployment.disk
-    hurt, mend = (disk.fill, disk.empty) if fault.kind is Kind.FULL else (disk.make_read_only, disk.make_writable)
+    hurt, mend = (
+        (disk.fill, disk.empty)
+        if fault.kind is Kind.FULL
+        else (disk.make_read_only, disk.make_writable)
+    )
     try:
         await asyncio.to_thread(hurt)
     except OSError:  # somebody was stopped while writing

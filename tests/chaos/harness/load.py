@@ -35,9 +35,20 @@ Value = TypeVar("Value")
 _TERMINAL: Final = {job_pb2.Job.State.Value(f"STATE_{name}") for name in ENDS}
 _FAILED_ON_PURPOSE: Final = {Shape.POISON: 2, Shape.FAILS: 2}
 """Attempts of steps that cannot succeed."""
-_ENDS: Final = {Shape.POISON: "FAILED", Shape.FAILS: "FAILED", Shape.SPINS: "CANCELLED", Shape.CANCELLED: "CANCELLED"}
+_ENDS: Final = {
+    Shape.POISON: "FAILED",
+    Shape.FAILS: "FAILED",
+    Shape.SPINS: "CANCELLED",
+    Shape.CANCELLED: "CANCELLED",
+}
 """How they have to end; the others succeed."""
-_ARTIFACTS: Final = {Shape.QUICK: 1, Shape.SLOW: 1, Shape.DIES_ONCE: 1, Shape.RETRIED: 1, Shape.CHAIN: 2}
+_ARTIFACTS: Final = {
+    Shape.QUICK: 1,
+    Shape.SLOW: 1,
+    Shape.DIES_ONCE: 1,
+    Shape.RETRIED: 1,
+    Shape.CHAIN: 2,
+}
 _RETRIED_ALREADY: Final = {"JOB_NOT_ENDED", "NOTHING_TO_RETRY"}
 """What a retry is answered that is repeated because the answer to the first was lost."""
 _OPERATIONS: Final = {"dicom": "inspect_dicom", "export": "export_report"}
@@ -46,7 +57,10 @@ _OPERATIONS: Final = {"dicom": "inspect_dicom", "export": "export_report"}
 
 @dataclass(slots=True)
 class Load:
-    """The clients of one round. folder: for the files its jobs wait for and make. gate: when it exists, jobs that wait go on."""
+    """The clients of one round.
+
+    folder: for the files its jobs wait for and make. gate: when it exists, jobs that wait go on.
+    """
 
     client: AsyncClient
     plan: Round
@@ -93,19 +107,30 @@ class Load:
                 await asyncio.sleep(PROBE_EVERY_SECONDS)
 
     async def watched(self, last: Mapping[str, int], seconds: float) -> None:
-        """Waits for all watchers to see the end; those that do not say so in their record. last: sequence of each job's last event."""
+        """Waits for all watchers to see the end; those that do not say so in their record.
+
+        last: sequence of each job's last event.
+        """
         all_jobs, *watching = self._watching
         if watching:
             _, late = await asyncio.wait(watching, timeout=seconds)
             for task in late:
                 task.cancel("it had not ended when everything was at rest")
             await asyncio.gather(*watching)
-        await until(lambda: self._all_error or all(self._seen.get(name, [(0, "")])[-1][0] >= last[name] for name in last), seconds)
+        await until(
+            lambda: (
+                self._all_error
+                or all(self._seen.get(name, [(0, "")])[-1][0] >= last[name] for name in last)
+            ),
+            seconds,
+        )
         all_jobs.cancel()
         await asyncio.gather(all_jobs, return_exceptions=True)
         for record in self.records:
             if record.name:
-                record.watches.append(WatchRecord(0, self._seen.get(record.name, []), self._all_error, whole=True))
+                record.watches.append(
+                    WatchRecord(0, self._seen.get(record.name, []), self._all_error, whole=True)
+                )
 
     async def _work(self, index: int, work: Work, started: float) -> None:
         await asyncio.sleep(max(0, started + work.at_seconds - time.monotonic()))
@@ -116,7 +141,9 @@ class Load:
             return
         for watch in work.watches:
             record.watches.append(WatchRecord())
-            self._watching.append(asyncio.create_task(self._watch(record.name, watch, record.watches[-1])))
+            self._watching.append(
+                asyncio.create_task(self._watch(record.name, watch, record.watches[-1]))
+            )
         if work.shape in {Shape.CANCELLED, Shape.SPINS}:
             await asyncio.sleep(work.cancel_after_seconds)
             await self._cancel(record)
@@ -156,20 +183,43 @@ class Load:
             Shape.QUICK: [put],
             Shape.SLOW: [sleep, put],
             Shape.CHAIN: [{"do": "progress", "stage": "half", "done": 1, "total": 2}, sleep, put],
-            Shape.DIES_ONCE: [sleep, {"do": "die_once", "path": str(self.folder / f"died-{index}")}, put],
+            Shape.DIES_ONCE: [
+                sleep,
+                {"do": "die_once", "path": str(self.folder / f"died-{index}")},
+                put,
+            ],
             Shape.POISON: [{"do": "die"}],
             Shape.FAILS: [sleep, {"do": "fail", "reason": "REPORT_FAILED", "retryable": True}],
-            Shape.RETRIED: [sleep, {"do": "fail", "reason": "REPORT_FAILED", "unless": str(self._mended(index))}, put],
+            Shape.RETRIED: [
+                sleep,
+                {"do": "fail", "reason": "REPORT_FAILED", "unless": str(self._mended(index))},
+                put,
+            ],
             Shape.SPINS: [{"do": "spin"}],
-            Shape.CANCELLED: [sleep, {"do": "wait", "path": str(self.gate)}, {"do": "touch", "path": record.late}, put],
+            Shape.CANCELLED: [
+                sleep,
+                {"do": "wait", "path": str(self.gate)},
+                {"do": "touch", "path": record.late},
+                put,
+            ],
         }
         return commands[work.shape]
 
-    async def _submit(self, record: JobRecord, commands: list[Command], steps: list[job_pb2.Step]) -> None:
+    async def _submit(
+        self, record: JobRecord, commands: list[Command], steps: list[job_pb2.Step]
+    ) -> None:
         try:
-            blob = await _persist(lambda: self.client.upload(json.dumps(commands).encode(), media_type="application/json"))
-            job = job_pb2.Job(inputs=[blob.name], steps=steps, labels={"key": record.key, "round": self._label})
-            record.name = (await _persist(lambda: self.client.submit(job, request_id=record.key))).name
+            blob = await _persist(
+                lambda: self.client.upload(
+                    json.dumps(commands).encode(), media_type="application/json"
+                )
+            )
+            job = job_pb2.Job(
+                inputs=[blob.name], steps=steps, labels={"key": record.key, "round": self._label}
+            )
+            record.name = (
+                await _persist(lambda: self.client.submit(job, request_id=record.key))
+            ).name
         except FluoroApiError as error:
             record.refused = f"Not accepted: {error}"
 
@@ -212,7 +262,9 @@ class Load:
                 async for message in messages:
                     self._watches_all.set()
                     if message.WhichOneof("update") == "event":
-                        self._seen.setdefault(message.event.job, []).append((message.event.sequence, _state(message.event)))
+                        self._seen.setdefault(message.event.job, []).append(
+                            (message.event.sequence, _state(message.event))
+                        )
         except FluoroApiError as error:
             self._all_error = f"{error}"
             self._watches_all.set()
@@ -221,7 +273,9 @@ class Load:
     def _label(self) -> str:
         return f"{self.plan.seed}-{self.plan.number}"
 
-    async def _watch_from(self, name: str, cursor: str, break_after: int, record: WatchRecord) -> str:
+    async def _watch_from(
+        self, name: str, cursor: str, break_after: int, record: WatchRecord
+    ) -> str:
         """Watches to the end, or hangs up after so many messages and returns where; not at the end, after which a retry may follow."""
         async with aclosing(self.client.watch(name, cursor)) as messages:
             count = 0
@@ -238,7 +292,11 @@ class Load:
 
 
 def _ends_stream(message: job_service_pb2.WatchJobResponse) -> bool:
-    state = message.event.job_changed.state if message.WhichOneof("update") == "event" else message.snapshot.state
+    state = (
+        message.event.job_changed.state
+        if message.WhichOneof("update") == "event"
+        else message.snapshot.state
+    )
     return state in _TERMINAL
 
 
@@ -253,7 +311,11 @@ def _steps(work: Work) -> list[job_pb2.Step]:
     steps: list[job_pb2.Step] = []
     for queue in queues:
         after = [steps[-1].name] if steps else []
-        step = job_pb2.Step(name=queue, after=after, retry_policy=_policy(_FAILED_ON_PURPOSE.get(work.shape, MAX_ATTEMPTS)))
+        step = job_pb2.Step(
+            name=queue,
+            after=after,
+            retry_policy=_policy(_FAILED_ON_PURPOSE.get(work.shape, MAX_ATTEMPTS)),
+        )
         getattr(step, _OPERATIONS[queue]).SetInParent()
         steps.append(step)
     return steps
@@ -261,7 +323,11 @@ def _steps(work: Work) -> list[job_pb2.Step]:
 
 def _policy(max_attempts: int) -> job_pb2.RetryPolicy:
     """Back-off from 0.3 s to 2 s: a round is short, and still all attempts together outlast an outage of blobs."""
-    return job_pb2.RetryPolicy(max_attempts=max_attempts, initial_backoff=Duration(nanos=300_000_000), max_backoff=Duration(seconds=2))
+    return job_pb2.RetryPolicy(
+        max_attempts=max_attempts,
+        initial_backoff=Duration(nanos=300_000_000),
+        max_backoff=Duration(seconds=2),
+    )
 
 
 def _state(event: event_pb2.Event) -> str:
@@ -281,7 +347,11 @@ async def _persist(call: Callable[[], Awaitable[Value]]) -> Value:
         try:
             return await call()
         except FluoroApiError as error:
-            unknown = error.resumable or error.code is grpc.StatusCode.DEADLINE_EXCEEDED or error.reason in STORE_OUTAGES
+            unknown = (
+                error.resumable
+                or error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                or error.reason in STORE_OUTAGES
+            )
             if not unknown or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)

@@ -16,7 +16,10 @@ WINDOW_SECONDS: Final = 3.5
 LEASE_SECONDS: Final = 15
 """`fluoro_jobs.ledger.attempts.LEASE_SECONDS`: what a round with a lost worker has to wait for."""
 COSTLY_SHARE: Final = 0.4
-"""Share of rounds in which a whole worker is lost and a lease has to expire. The others are over in half the time."""
+"""Share of rounds in which a whole worker is lost and a lease has to expire.
+
+The others are over in half the time.
+"""
 FREEZE_SHARE: Final = 0.08
 """Share of the costly rounds in which a process is stopped beyond the lease, instead of killed."""
 LONG_SHARE: Final = 0.12
@@ -88,9 +91,12 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """at_seconds: after the round's start. seconds: how long it lasts, or the killed stays down. target: a service, store or queue.
+    """at_seconds: after the round's start.
 
-    count: messages, or which child. amount: of a slow store, seconds that each piece of an answer takes longer; of a clock, its offset.
+    seconds: how long it lasts, or the killed stays down. target: a service, store or queue.
+
+    count: messages, or which child. amount: of a slow store, seconds that each piece of an answer
+    takes longer; of a clock, its offset.
     """
 
     at_seconds: float
@@ -113,7 +119,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """A watcher. after_seconds: since the accept. break_after: messages after which it hangs up and resumes by cursor; 0 for never."""
+    """A watcher.
+
+    after_seconds: since the accept. break_after: messages after which it hangs up and resumes by
+    cursor; 0 for never.
+    """
 
     after_seconds: float
     break_after: int
@@ -121,7 +131,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job to submit. run_seconds: how long each step sleeps. cancel_after_seconds: since its accept."""
+    """A job to submit.
+
+    run_seconds: how long each step sleeps. cancel_after_seconds: since its accept.
+    """
 
     at_seconds: float
     shape: Shape
@@ -147,7 +160,10 @@ class Round:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        told = (f"{f.at_seconds:.1f}s {f.kind}{f'({f.target})' if f.target else ''} {f.seconds:.1f}s" for f in self.faults)
+        told = (
+            f"{f.at_seconds:.1f}s {f.kind}{f'({f.target})' if f.target else ''} {f.seconds:.1f}s"
+            for f in self.faults
+        )
         return f"round {self.number} [{self.digest}]: {len(self.works)} jobs, {self.noops} no-ops; {', '.join(told)}"
 
 
@@ -174,7 +190,11 @@ STORE_FAULTS: Final[dict[tuple[Store, Kind], tuple[float, float]]] = {
     (Store.BLOBS, Kind.FULL): (1, 5),
 }
 """Which store fails in which manner, and for how many seconds."""
-_LONG: Final = {(Store.POSTGRES, Kind.STOPPED), (Store.POSTGRES, Kind.HALF_OPEN), (Store.VALKEY, Kind.STOPPED)}
+_LONG: Final = {
+    (Store.POSTGRES, Kind.STOPPED),
+    (Store.POSTGRES, Kind.HALF_OPEN),
+    (Store.VALKEY, Kind.STOPPED),
+}
 _SLOW_SECONDS: Final = (0.05, 0.3)
 _CLOCK_OFFSETS: Final = (3_600.0, -86_400.0)
 
@@ -219,7 +239,10 @@ _SHAPES: Final[dict[Shape, int]] = {
     Shape.POISON: 1,
     Shape.SPINS: 1,
 }
-"""How often each is drawn, against the others. The last three cost a pool child each time, which takes seconds to start."""
+"""How often each is drawn, against the others.
+
+The last three cost a pool child each time, which takes seconds to start.
+"""
 _PREFORK_ONLY: Final = {Shape.DIES_ONCE, Shape.POISON, Shape.SPINS}
 """They need a pool child that can be lost."""
 
@@ -227,8 +250,13 @@ _PREFORK_ONLY: Final = {Shape.DIES_ONCE, Shape.POISON, Shape.SPINS}
 def make_round(seed: int, number: int) -> Round:
     """The plan of a round; the same for the same arguments, always."""
     rng = random.Random(f"{seed}:{number}")
-    faults = sorted((*_draw_store_faults(rng, seed, number), *_draw_faults(rng)), key=lambda fault: fault.at_seconds)
-    works = sorted((_draw_work(rng) for _ in range(rng.randint(12, 20))), key=lambda work: work.at_seconds)
+    faults = sorted(
+        (*_draw_store_faults(rng, seed, number), *_draw_faults(rng)),
+        key=lambda fault: fault.at_seconds,
+    )
+    works = sorted(
+        (_draw_work(rng) for _ in range(rng.randint(12, 20))), key=lambda work: work.at_seconds
+    )
     return Round(seed, number, works, rng.randint(60, 200), faults)
 
 
@@ -238,7 +266,9 @@ def _draw_store_faults(rng: random.Random, seed: int, number: int) -> list[Fault
     rounds = len(deck) // 2
     random.Random(f"{seed}:{number // rounds}").shuffle(deck)
     if (number + seed) % ENDLESS_EVERY == ENDLESS_EVERY - 1:
-        return [_fault(rng, rng.choice((Kind.STOPPED, Kind.HALF_OPEN)), Store.POSTGRES, ENDLESS_SECONDS)]
+        return [
+            _fault(rng, rng.choice((Kind.STOPPED, Kind.HALF_OPEN)), Store.POSTGRES, ENDLESS_SECONDS)
+        ]
     faults: list[Fault] = []
     for store, kind in deck[2 * (number % rounds) :][:2]:
         long = (store, kind) in _LONG and rng.random() < LONG_SHARE
@@ -250,11 +280,17 @@ def _draw_faults(rng: random.Random) -> list[Fault]:
     kinds = rng.sample(_CHEAP, rng.randint(0, 3))
     if rng.random() < COSTLY_SHARE:
         if rng.random() < FREEZE_SHARE:
-            # The rest must leave processes alone: a lock per target would make the round longer still.
+            # The rest must leave processes alone: a lock per target would make the round longer
+            # still.
             kinds = [Kind.FREEZE, *(kind for kind in kinds if kind not in _TARGETS)]
         else:
-            kinds += rng.choices((Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN), (3, 1), k=rng.randint(1, 3))
-    return [_fault(rng, kind, rng.choice(_TARGETS.get(kind, ("",))), _LASTS.get(kind, (0, 1))) for kind in kinds]
+            kinds += rng.choices(
+                (Kind.KILL_WORKER, Kind.KILL_WORKER_MAIN), (3, 1), k=rng.randint(1, 3)
+            )
+    return [
+        _fault(rng, kind, rng.choice(_TARGETS.get(kind, ("",))), _LASTS.get(kind, (0, 1)))
+        for kind in kinds
+    ]
 
 
 def _fault(rng: random.Random, kind: Kind, target: str, lasts: tuple[float, float]) -> Fault:
@@ -271,7 +307,10 @@ def _fault(rng: random.Random, kind: Kind, target: str, lasts: tuple[float, floa
 
 def _draw_work(rng: random.Random) -> Work:
     (shape,) = rng.choices(list(_SHAPES), list(_SHAPES.values()))
-    watches = [Watch(round(rng.uniform(0, 2), 2), rng.choice((0, 0, 1, 2, 4))) for _ in range(rng.choice((0, 1, 1, 2)))]
+    watches = [
+        Watch(round(rng.uniform(0, 2), 2), rng.choice((0, 0, 1, 2, 4)))
+        for _ in range(rng.choice((0, 1, 1, 2)))
+    ]
     return Work(
         at_seconds=round(rng.uniform(0, WINDOW_SECONDS), 2),
         shape=shape,

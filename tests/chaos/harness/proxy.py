@@ -33,12 +33,17 @@ class _Link:
         for end in (self.client, self.server):
             if end is not None:
                 with contextlib.suppress(OSError):  # gone already
-                    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+                    end.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, _ABORT
+                    )
                 end.transport.abort()
 
 
 class Proxy:
-    """Forwards connections to 127.0.0.1:`port` to a server, unless told otherwise. Safe to use from any thread."""
+    """Forwards connections to 127.0.0.1:`port` to a server, unless told otherwise.
+
+    Safe to use from any thread.
+    """
 
     def __init__(self, port: int, target: Path | int) -> None:
         """target: where the server is, a Unix socket or a port of 127.0.0.1."""
@@ -54,7 +59,9 @@ class Proxy:
     def start(self) -> None:
         """Listens. OSError if the port is taken."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name=f"proxy-{self.port}", daemon=True
+        )
         self._thread.start()
         self._do(self._listen())
 
@@ -73,7 +80,8 @@ class Proxy:
     def half_open(self) -> None:
         """Until `mend`, connections stay and lead nowhere, as behind a middlebox that has forgotten them and keeps answering.
 
-        Those that are open now or come until then stay like that afterwards: nobody tells either end.
+        Those that are open now or come until then stay like that afterwards: nobody tells either
+        end.
         """
         self._do(self._half_opened())
 
@@ -129,7 +137,9 @@ class Proxy:
                 return
             server, link.server = await self._connect()
             self._orphan(link)
-            await asyncio.gather(self._pump(link, reader, link.server), self._pump(link, server, writer))
+            await asyncio.gather(
+                self._pump(link, reader, link.server), self._pump(link, server, writer)
+            )
         except OSError:  # the server is not there: whoever asked hears that the connection is gone
             link.reset()
         finally:
@@ -147,7 +157,9 @@ class Proxy:
             return await asyncio.open_unix_connection(self._target)
         return await asyncio.open_connection("127.0.0.1", self._target)
 
-    async def _pump(self, link: _Link, source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, link: _Link, source: asyncio.StreamReader, drain: asyncio.StreamWriter
+    ) -> None:
         """Until the source ends; the other end hears of that, unless the link is dead."""
         with contextlib.suppress(ConnectionError):
             while data := await source.read(CHUNK_BYTES):

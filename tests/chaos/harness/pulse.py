@@ -51,23 +51,46 @@ class Wait:
 
 def longest(waits: Iterable[Wait], since: float, until: float) -> tuple[float, str]:
     """Of what waited between two times: seconds, and what it was; 0 and "" for nothing."""
-    return max(((round(wait.within(since, until), 2), wait.what) for wait in waits if wait.within(since, until) > 0), default=(0.0, ""))
+    return max(
+        (
+            (round(wait.within(since, until), 2), wait.what)
+            for wait in waits
+            if wait.within(since, until) > 0
+        ),
+        default=(0.0, ""),
+    )
 
 
-def judge(stall: tuple[float, str], unhealthy: Iterable[str], exits: Iterable[tuple[str, str]]) -> list[Finding]:
-    """What is wrong with a deployment. stall: what `longest` says of the time after the last fault. exits: names, and what they said."""
-    findings = [Finding("unhealthy", name, "It said 503 at /healthz.") for name in sorted(unhealthy)]
+def judge(
+    stall: tuple[float, str], unhealthy: Iterable[str], exits: Iterable[tuple[str, str]]
+) -> list[Finding]:
+    """What is wrong with a deployment.
+
+    stall: what `longest` says of the time after the last fault. exits: names, and what they said.
+    """
+    findings = [
+        Finding("unhealthy", name, "It said 503 at /healthz.") for name in sorted(unhealthy)
+    ]
     findings += [Finding("exited", name, f"It {text}") for name, text in exits]
     if stall[0] > STALL_SECONDS:
-        findings.append(Finding("stalled", stall[1], f"It could go on and waited {stall[0]} s after the last fault."))
+        findings.append(
+            Finding(
+                "stalled", stall[1], f"It could go on and waited {stall[0]} s after the last fault."
+            )
+        )
     return findings
 
 
 class Pulse:
     """Watches until left. unhealthy: services that said 503 at /healthz."""
 
-    def __init__(self, database_url: Callable[[], str], first: UUID, ports: Callable[[], Mapping[str, int]]) -> None:
-        """database_url: of the ledger now. first: of the jobs to look at. ports: of the health of each service that should live now."""
+    def __init__(
+        self, database_url: Callable[[], str], first: UUID, ports: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """database_url: of the ledger now.
+
+        first: of the jobs to look at. ports: of the health of each service that should live now.
+        """
         self.unhealthy: set[str] = set()
         self._database_url = database_url
         self._first = first
@@ -91,7 +114,12 @@ class Pulse:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -105,7 +133,9 @@ class Pulse:
     def _look(self) -> None:
         try:
             if self._connection is None:
-                self._connection = psycopg.connect(self._database_url(), autocommit=True, connect_timeout=CONNECT_SECONDS)
+                self._connection = psycopg.connect(
+                    self._database_url(), autocommit=True, connect_timeout=CONNECT_SECONDS
+                )
             rows = self._connection.execute(_CAN_GO_ON, (self._first,)).fetchall()
         except psycopg.Error:  # a fault has it; what waits is seen to wait afterwards
             self._connection = None
@@ -120,6 +150,12 @@ class Pulse:
     def _ask(self) -> None:
         ports = self._ports()
         with ThreadPoolExecutor(max(1, len(ports))) as pool:
-            answers = dict(zip(ports, pool.map(lambda port: ask(port, "/healthz"), ports.values()), strict=True))
+            answers = dict(
+                zip(
+                    ports, pool.map(lambda port: ask(port, "/healthz"), ports.values()), strict=True
+                )
+            )
         # Who was told to end meanwhile may have said so.
-        self.unhealthy |= {name for name in self._ports() if answers.get(name) == HTTPStatus.SERVICE_UNAVAILABLE}
+        self.unhealthy |= {
+            name for name in self._ports() if answers.get(name) == HTTPStatus.SERVICE_UNAVAILABLE
+        }

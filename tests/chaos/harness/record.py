@@ -1,4 +1,7 @@
-"""What clients were told: the other half of what the audit compares the ledger with. Kept as one JSON line per job."""
+"""What clients were told: the other half of what the audit compares the ledger with.
+
+Kept as one JSON line per job.
+"""
 
 import json
 from collections.abc import Iterable
@@ -11,8 +14,9 @@ from typing import Any
 class WatchRecord:
     """What one watcher saw.
 
-    start: last_sequence of its snapshot, 0 without one that was due; -1 until it came. seen: sequence and state of each event.
-    error: why it broke, if it did. whole: it watched all jobs (WatchJobs), so its stream went on when the job had ended.
+    start: last_sequence of its snapshot, 0 without one that was due; -1 until it came. seen:
+    sequence and state of each event. error: why it broke, if it did. whole: it watched all jobs
+    (WatchJobs), so its stream went on when the job had ended.
     """
 
     start: int = -1
@@ -55,5 +59,8 @@ def read(path: Path) -> list[JobRecord]:
 
 
 def _parse(fields: dict[str, Any]) -> JobRecord:
-    watches = [WatchRecord(**each | {"seen": [(n, state) for n, state in each["seen"]]}) for each in fields["watches"]]
+    watches = [
+        WatchRecord(**each | {"seen": [(n, state) for n, state in each["seen"]]})
+        for each in fields["watches"]
+    ]
     return JobRecord(**fields | {"watches": watches})

@@ -1,7 +1,8 @@
 """The peer of the same run: stock Celery on a Valkey of its own, whose worker is killed under load once a round.
 
-A task counts as lost when, after all kills, the last worker has nothing left to do, queue and unacknowledged messages are empty, and the
-task has never run. Running twice is fine: that is what acks_late promises.
+A task counts as lost when, after all kills, the last worker has nothing left to do, queue and
+unacknowledged messages are empty, and the task has never run. Running twice is fine: that is what
+acks_late promises.
 """
 
 import os
@@ -67,7 +68,9 @@ class Stock:
             append.clone((number,)).apply_async(ignore_result=True)
         app.close()
         self.published += TASKS
-        if self._worker is None or not _until(lambda: self._size() > before + BUSY_AFTER * len(str(self.published)), START_SECONDS):
+        if self._worker is None or not _until(
+            lambda: self._size() > before + BUSY_AFTER * len(str(self.published)), START_SECONDS
+        ):
             raise SystemExit(f"The peer does not work:\n{self._log.read_text()[-2000:]}")
         _pause(self._rng.uniform(*KILL_SECONDS))
         self._worker.kill()
@@ -84,7 +87,11 @@ class Stock:
                     raise SystemExit("The peer did not drain.")
                 _pause(LOOK_SECONDS)
                 before, size = size, self._size()
-                quiet = 0 if size != before or client.llen("celery") or client.hlen("unacked") else quiet + 1
+                quiet = (
+                    0
+                    if size != before or client.llen("celery") or client.hlen("unacked")
+                    else quiet + 1
+                )
         ran = Counter(map(int, self._file.read_text().split()))
         return self.published - len(ran), sum(count > 1 for count in ran.values())
 
@@ -92,9 +99,27 @@ class Stock:
         return self._file.stat().st_size
 
     def _spawn(self) -> Child:
-        arguments = ["-A", "harness.stock_tasks", "worker", "-P", "prefork", "-c", "2", "--loglevel", "WARNING"]
-        environment = os.environ | {"PEER_REDIS_URL": self._valkey.url, "PEER_FILE": str(self._file)}
-        return spawn([sys.executable, "-m", "celery", *arguments], log=self._log, env=environment, cwd=Path(__file__).parents[1])
+        arguments = [
+            "-A",
+            "harness.stock_tasks",
+            "worker",
+            "-P",
+            "prefork",
+            "-c",
+            "2",
+            "--loglevel",
+            "WARNING",
+        ]
+        environment = os.environ | {
+            "PEER_REDIS_URL": self._valkey.url,
+            "PEER_FILE": str(self._file),
+        }
+        return spawn(
+            [sys.executable, "-m", "celery", *arguments],
+            log=self._log,
+            env=environment,
+            cwd=Path(__file__).parents[1],
+        )
 
 
 def _until(probe: Callable[[], bool], seconds: float) -> bool:

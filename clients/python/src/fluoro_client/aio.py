@@ -10,11 +10,23 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import grpc
-from fluoro.v1 import blob_service_pb2, blob_service_pb2_grpc, job_pb2, job_service_pb2, job_service_pb2_grpc
+from fluoro.v1 import (
+    blob_service_pb2,
+    blob_service_pb2_grpc,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+)
 from google.protobuf import duration_pb2
 
 from fluoro_client.channel import OWNER_KEY, open_channel
-from fluoro_client.errors import DataLossError, DeadlineExceededError, FluoroApiError, UnreachableError, decode
+from fluoro_client.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    FluoroApiError,
+    UnreachableError,
+    decode,
+)
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
@@ -30,16 +42,22 @@ Response = TypeVar("Response")
 
 
 class AsyncClient:
-    """A connection to Fluoro for one owner. Open it inside a running event loop, best with `async with`.
+    """A connection to Fluoro for one owner.
 
-    endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round robin.
-    owner: who the caller is; sees and owns only its own jobs and blobs. ASCII. "" is for a proxy in front that sets it,
-        or a gateway for one user; any other refuses every call with PermissionDeniedError, reason OWNER_MISSING.
-    deadline_seconds: how long a call without a stream may take; until then it is tried again while a gateway that answered before is away.
-    patience_seconds: how long watches, waits, uploads and downloads go on without a sign of life from a gateway that answered before.
-    credentials: of a TLS channel; None means plain text.
+    Open it inside a running event loop, best with `async with`.
 
-    Every method raises FluoroApiError or one of its subclasses when the server refuses or cannot be reached.
+    endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round
+    robin. owner: who the caller is; sees and owns only its own jobs and blobs. ASCII. "" is for a
+    proxy in front that sets it,
+        or a gateway for one user; any other refuses every call with PermissionDeniedError, reason
+        OWNER_MISSING.
+    deadline_seconds: how long a call without a stream may take; until then it is tried again while
+    a gateway that answered before is away. patience_seconds: how long watches, waits, uploads and
+    downloads go on without a sign of life from a gateway that answered before. credentials: of a
+    TLS channel; None means plain text.
+
+    Every method raises FluoroApiError or one of its subclasses when the server refuses or cannot be
+    reached.
     """
 
     def __init__(
@@ -58,28 +76,44 @@ class AsyncClient:
         self.patience_seconds = patience_seconds
         self._metadata = grpc.aio.Metadata(*([(OWNER_KEY, owner)] if owner else []))
         self._channel = open_channel(endpoint, credentials)
-        self._jobs: job_service_pb2_grpc.JobServiceAsyncStub = job_service_pb2_grpc.JobServiceStub(self._channel)
-        self._blobs: blob_service_pb2_grpc.BlobServiceAsyncStub = blob_service_pb2_grpc.BlobServiceStub(self._channel)
+        self._jobs: job_service_pb2_grpc.JobServiceAsyncStub = job_service_pb2_grpc.JobServiceStub(
+            self._channel
+        )
+        self._blobs: blob_service_pb2_grpc.BlobServiceAsyncStub = (
+            blob_service_pb2_grpc.BlobServiceStub(self._channel)
+        )
         self._contact = Contact()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Ends every call that is still running and the connection."""
         await self._channel.close()
 
-    async def submit(self, job: JobSource, *, request_id: str = "", validate_only: bool = False) -> job_pb2.Job:
-        """Submits a job and returns it as accepted, without steps. Once this returns, the job is durable.
+    async def submit(
+        self, job: JobSource, *, request_id: str = "", validate_only: bool = False
+    ) -> job_pb2.Job:
+        """Submits a job and returns it as accepted, without steps.
+
+        Once this returns, the job is durable.
 
         job: a fluoro.v1.Job, or its proto3 JSON as dict or text (InvalidJobError if it is not).
-        request_id: repeat it to repeat a call whose outcome is unknown; empty makes a new one, which covers the retries inside this call.
+        request_id: repeat it to repeat a call whose outcome is unknown; empty makes a new one,
+        which covers the retries inside this call.
         """
         request = job_service_pb2.SubmitJobRequest(
-            job=parse_job(job), request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+            job=parse_job(job),
+            request_id=request_id or str(uuid.uuid4()),
+            validate_only=validate_only,
         )
         return (await self._unary(self._jobs.SubmitJob, request)).job
 
@@ -98,10 +132,13 @@ class AsyncClient:
         """The owner's jobs, newest first and without steps, fetched page by page as they are read.
 
         states, labels: only jobs in one of these states and with all of these labels.
-        limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the server.
+        limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the
+        server.
         """
         request = job_service_pb2.ListJobsRequest(
-            page_size=min(page_size, limit) if limit else page_size, states=states, labels=labels or {}
+            page_size=min(page_size, limit) if limit else page_size,
+            states=states,
+            labels=labels or {},
         )
         left = limit
         while left is None or left > 0:
@@ -118,12 +155,16 @@ class AsyncClient:
         end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         patience = self._patience(f"waiting for {name}")
         while True:
-            chunk = WAIT_SECONDS if end is None else min(WAIT_SECONDS, max(0.0, end - time.monotonic()))
+            chunk = (
+                WAIT_SECONDS if end is None else min(WAIT_SECONDS, max(0.0, end - time.monotonic()))
+            )
             timeout = duration_pb2.Duration()
             timeout.FromMilliseconds(int(chunk * 1000))
             request = job_service_pb2.WaitJobRequest(name=name, timeout=timeout)
             try:
-                job = (await self._once(self._jobs.WaitJob, request, self.deadline_seconds + chunk)).job
+                job = (
+                    await self._once(self._jobs.WaitJob, request, self.deadline_seconds + chunk)
+                ).job
             except FluoroApiError as error:
                 await patience.pause(error)
                 continue
@@ -133,17 +174,31 @@ class AsyncClient:
 
     async def cancel(self, name: str) -> job_pb2.Job:
         """Cancels the job unless it is terminal, and returns it. May be repeated."""
-        return (await self._unary(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(name=name))).job
+        return (
+            await self._unary(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(name=name))
+        ).job
 
     async def retry(self, name: str) -> job_pb2.Job:
-        """Has what failed in an ended job done again, and returns the job. FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY."""
-        return (await self._once(self._jobs.RetryJob, job_service_pb2.RetryJobRequest(name=name), self.deadline_seconds)).job
+        """Has what failed in an ended job done again, and returns the job.
 
-    def watch(self, name: str, start_cursor: str = "") -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
+        FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY.
+        """
+        return (
+            await self._once(
+                self._jobs.RetryJob,
+                job_service_pb2.RetryJobRequest(name=name),
+                self.deadline_seconds,
+            )
+        ).job
+
+    def watch(
+        self, name: str, start_cursor: str = ""
+    ) -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
         """Streams the job until it is terminal: a snapshot first, then every event exactly once and in order, progress, and bookmarks.
 
-        Resumes by itself from the last cursor when the connection is lost, a gateway shuts down, or the stream was read too slowly.
-        start_cursor: cursor of the last message seen by an earlier watch; the stream then starts after it and has no snapshot.
+        Resumes by itself from the last cursor when the connection is lost, a gateway shuts down, or
+        the stream was read too slowly. start_cursor: cursor of the last message seen by an earlier
+        watch; the stream then starts after it and has no snapshot.
         """
         return resume_watch(
             lambda request: self._jobs.WatchJob(request, metadata=self._metadata),
@@ -158,9 +213,10 @@ class AsyncClient:
     ) -> AsyncGenerator[job_service_pb2.WatchJobsResponse, None]:
         """Streams all jobs of the owner that have the labels: those not ended first, without steps, then every event of each exactly once.
 
-        The events of a job come in order; new jobs begin with their first event. Never ends by itself, and resumes by itself like `watch`.
-        start_cursor: of the last message of an earlier watch of the same labels; then there are no jobs at the start, and events from
-        shortly before it may come again.
+        The events of a job come in order; new jobs begin with their first event. Never ends by
+        itself, and resumes by itself like `watch`. start_cursor: of the last message of an earlier
+        watch of the same labels; then there are no jobs at the start, and events from shortly
+        before it may come again.
         """
         return resume_watch_all(
             lambda request: self._jobs.WatchJobs(request, metadata=self._metadata),
@@ -171,7 +227,9 @@ class AsyncClient:
         )
 
     async def upload(self, source: Source, *, media_type: str = "") -> blob_service_pb2.Blob:
-        """Stores a file, bytes, or bytes as they come, and returns the blob. The same bytes again give the same blob.
+        """Stores a file, bytes, or bytes as they come, and returns the blob.
+
+        The same bytes again give the same blob.
 
         Begins again after a lost connection, except with bytes as they come: those are gone.
         media_type: empty means what file prefix or suffix tell, else application/octet-stream.
@@ -191,13 +249,18 @@ class AsyncClient:
 
     async def get_blob(self, name: str) -> blob_service_pb2.Blob:
         """The record of a blob."""
-        return (await self._unary(self._blobs.GetBlob, blob_service_pb2.GetBlobRequest(name=name))).blob
+        return (
+            await self._unary(self._blobs.GetBlob, blob_service_pb2.GetBlobRequest(name=name))
+        ).blob
 
-    async def download(self, blob: blob_service_pb2.Blob | job_pb2.Artifact | str, path: str | os.PathLike[str]) -> Path:
+    async def download(
+        self, blob: blob_service_pb2.Blob | job_pb2.Artifact | str, path: str | os.PathLike[str]
+    ) -> Path:
         """Writes a blob, or the blob of an artifact, to `path`, which appears whole and with the right SHA-256 or not at all.
 
-        blob: a record, an artifact, or a blob's name. A broken stream is resumed at the byte where it broke. An existing file is replaced.
-        DataLossError if the bytes are not those of the record; OSError if the folder of `path` does not exist or is full.
+        blob: a record, an artifact, or a blob's name. A broken stream is resumed at the byte where
+        it broke. An existing file is replaced. DataLossError if the bytes are not those of the
+        record; OSError if the folder of `path` does not exist or is full.
         """
         record = await self.get_blob(blob) if isinstance(blob, str) else blob
         name = record.blob if isinstance(record, job_pb2.Artifact) else record.name
@@ -212,11 +275,15 @@ class AsyncClient:
                     await patience.pause(error)
             if not await asyncio.to_thread(landing.keep, record.sha256):
                 raise DataLossError(
-                    grpc.StatusCode.DATA_LOSS, f"What arrived of {name} has another SHA-256 than its record.", reason="DOWNLOAD_DAMAGED"
+                    grpc.StatusCode.DATA_LOSS,
+                    f"What arrived of {name} has another SHA-256 than its record.",
+                    reason="DOWNLOAD_DAMAGED",
                 )
         return target
 
-    async def _unary(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+    async def _unary(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
         """For what may be repeated when its outcome is unknown."""
         deadline = time.monotonic() + self.deadline_seconds
         patience = Patience(self.deadline_seconds, self._contact, f"a {type(request).__name__}")
@@ -232,7 +299,12 @@ class AsyncClient:
                 await patience.pause(error)
                 refusal = error
 
-    async def _once(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, seconds: float) -> Response:
+    async def _once(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        seconds: float,
+    ) -> Response:
         try:
             response = await method(request, timeout=seconds, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
@@ -245,12 +317,19 @@ class AsyncClient:
 
     async def _send(self, upload: Upload) -> blob_service_pb2.Blob:
         try:
-            return (await send(self._blobs.UploadBlob(metadata=self._metadata), upload.requests())).blob
+            return (
+                await send(self._blobs.UploadBlob(metadata=self._metadata), upload.requests())
+            ).blob
         except grpc.aio.AioRpcError as error:
             raise decode(error, self.endpoint) from error
 
-    async def _receive(self, name: str, size_bytes: int, landing: Landing, patience: Patience) -> None:
-        call = self._blobs.DownloadBlob(blob_service_pb2.DownloadBlobRequest(name=name, offset=landing.size_bytes), metadata=self._metadata)
+    async def _receive(
+        self, name: str, size_bytes: int, landing: Landing, patience: Patience
+    ) -> None:
+        call = self._blobs.DownloadBlob(
+            blob_service_pb2.DownloadBlobRequest(name=name, offset=landing.size_bytes),
+            metadata=self._metadata,
+        )
         try:
             async for message in call:
                 patience.progress()
@@ -261,5 +340,6 @@ class AsyncClient:
             call.cancel()
         if landing.size_bytes < size_bytes:
             raise UnreachableError(
-                grpc.StatusCode.UNAVAILABLE, f"The stream of {name} ended after {landing.size_bytes} of {size_bytes} bytes."
+                grpc.StatusCode.UNAVAILABLE,
+                f"The stream of {name} ended after {landing.size_bytes} of {size_bytes} bytes.",
             )

@@ -1,4 +1,7 @@
-"""The sync client: AsyncClient on one background event loop. Methods are made from AsyncClient's, so the two cannot drift apart."""
+"""The sync client: AsyncClient on one background event loop.
+
+Methods are made from AsyncClient's, so the two cannot drift apart.
+"""
 
 import asyncio
 import functools
@@ -36,16 +39,21 @@ def _iterate(
     """A method that yields what `method` yields."""
 
     @functools.wraps(method)
-    def iterate(client: "Client", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Generator[Result, None, None]:
+    def iterate(
+        client: "Client", /, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Generator[Result, None, None]:
         return client._drain(method(client._async, *args, **kwargs))  # noqa: SLF001 - these are Client's methods
 
     return iterate
 
 
 class Client:
-    """A connection to Fluoro for one owner, for code without an event loop. Parameters and methods are AsyncClient's.
+    """A connection to Fluoro for one owner, for code without an event loop.
 
-    Safe to use from several threads. Close it, best with `with`: it holds a thread. Do not carry it over a fork.
+    Parameters and methods are AsyncClient's.
+
+    Safe to use from several threads. Close it, best with `with`: it holds a thread. Do not carry it
+    over a fork.
     """
 
     submit = _call(AsyncClient.submit)
@@ -70,12 +78,18 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fluoro-client", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="fluoro-client", daemon=True
+        )
         self._thread.start()
 
         async def connect() -> AsyncClient:
             return AsyncClient(
-                endpoint, owner=owner, deadline_seconds=deadline_seconds, patience_seconds=patience_seconds, credentials=credentials
+                endpoint,
+                owner=owner,
+                deadline_seconds=deadline_seconds,
+                patience_seconds=patience_seconds,
+                credentials=credentials,
             )
 
         try:
@@ -87,7 +101,12 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:

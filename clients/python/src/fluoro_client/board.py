@@ -1,4 +1,7 @@
-"""What is known of a watched job at one moment, put together from the messages of its watch. Knows nothing of terminals."""
+"""What is known of a watched job at one moment, put together from the messages of its watch.
+
+Knows nothing of terminals.
+"""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -8,7 +11,11 @@ from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
 StepState = job_pb2.Step.State
 _FINISHED: Final = (job_pb2.Step.STATE_SUCCEEDED, job_pb2.Step.STATE_PARTIALLY_SUCCEEDED)
 _OPEN: Final = (job_pb2.Step.STATE_PENDING, job_pb2.Step.STATE_RUNNING)
-_TERMINAL_TASKS: Final = (job_pb2.Task.STATE_SUCCEEDED, job_pb2.Task.STATE_FAILED, job_pb2.Task.STATE_CANCELLED)
+_TERMINAL_TASKS: Final = (
+    job_pb2.Task.STATE_SUCCEEDED,
+    job_pb2.Task.STATE_FAILED,
+    job_pb2.Task.STATE_CANCELLED,
+)
 
 _SNAPSHOT: Final = -1
 """Key of the counts that the snapshot brought; those of shards are added to them."""
@@ -18,8 +25,8 @@ _SNAPSHOT: Final = -1
 class StepView:
     """One step.
 
-    stage: what a worker does just now. attempt: number of the newest attempt of any shard, 0 before the first.
-    fractions: done so far by shard, 0 to 1. counts: items by shard.
+    stage: what a worker does just now. attempt: number of the newest attempt of any shard, 0 before
+    the first. fractions: done so far by shard, 0 to 1. counts: items by shard.
     """
 
     name: str

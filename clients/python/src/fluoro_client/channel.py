@@ -1,4 +1,7 @@
-"""How the client talks to gateways: load balancing, keepalive, reconnecting. What is tried again is in `retrying.py`."""
+"""How the client talks to gateways: load balancing, keepalive, reconnecting.
+
+What is tried again is in `retrying.py`.
+"""
 
 import json
 from typing import Final
@@ -20,7 +23,8 @@ _OPTIONS: Final = (
     # gRPC waits up to 2 min before it connects again; a restarted gateway is back in seconds.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3_000),
-    # Otherwise clients of one process share connections, and a new one the back-off of those that found nobody.
+    # Otherwise clients of one process share connections, and a new one the back-off of those that
+    # found nobody.
     ("grpc.use_local_subchannel_pool", 1),
 )
 

@@ -1,4 +1,7 @@
-"""The `fluoro` command line: options and help. What the commands do is in `commands`, which is imported when one runs."""
+"""The `fluoro` command line: options and help.
+
+What the commands do is in `commands`, which is imported when one runs.
+"""
 
 import importlib.util
 import os
@@ -14,7 +17,8 @@ from fluoro_client.options import DEFAULT_ENDPOINT, Output, PipelineName, Settin
 if TYPE_CHECKING:
     from fluoro_client import commands
 else:
-    # gRPC and protobuf cost most of the start: help and completion do without them (docs.python.org, "Implementing lazy imports").
+    # gRPC and protobuf cost most of the start: help and completion do without them
+    # (docs.python.org, "Implementing lazy imports").
     _spec = importlib.util.find_spec("fluoro_client.commands")
     _spec.loader = importlib.util.LazyLoader(_spec.loader)
     commands = importlib.util.module_from_spec(_spec)
@@ -35,20 +39,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Endpoint = Annotated[str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")]
+Endpoint = Annotated[
+    str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")
+]
 Owner = Annotated[
     str,
-    typer.Option("--owner", envvar="FLUORO_OWNER", help="Who you are; you see your own jobs and blobs. Gateways for many users need it."),
+    typer.Option(
+        "--owner",
+        envvar="FLUORO_OWNER",
+        help="Who you are; you see your own jobs and blobs. Gateways for many users need it.",
+    ),
 ]
 Format = Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")]
-Labels = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")
+]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]
 
 
 @app.command(epilog=EPILOG)
 def upload(
     *,
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files; folders stand for all files in them.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="Files; folders stand for all files in them."),
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
@@ -60,16 +75,34 @@ def upload(
 @app.command(epilog=EPILOG)
 def submit(
     *,
-    file: Annotated[str, typer.Option("--file", metavar="PATH|-", help="A fluoro.v1.Job in proto3 JSON; - is standard input.")] = "",
-    pipeline: Annotated[PipelineName | None, typer.Option("--pipeline", help="A ready-made job.")] = None,
+    file: Annotated[
+        str,
+        typer.Option(
+            "--file", metavar="PATH|-", help="A fluoro.v1.Job in proto3 JSON; - is standard input."
+        ),
+    ] = "",
+    pipeline: Annotated[
+        PipelineName | None, typer.Option("--pipeline", help="A ready-made job.")
+    ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="BLOB|PATH", help="blobs/ID, or a file or folder, which is uploaded first. May be repeated."),
+        typer.Option(
+            "--input",
+            metavar="BLOB|PATH",
+            help="blobs/ID, or a file or folder, which is uploaded first. May be repeated.",
+        ),
     ] = None,
     label: Labels = None,
-    priority: Annotated[int, typer.Option("--priority", min=0, max=9, help="Higher is dispatched sooner.")] = 0,
-    request_id: Annotated[str, typer.Option("--request-id", help="Repeat it to repeat a submit safely.")] = "",
-    watch: Annotated[bool, typer.Option("--watch", help="Watch the job until it ends; its outcome is the exit code.")] = False,
+    priority: Annotated[
+        int, typer.Option("--priority", min=0, max=9, help="Higher is dispatched sooner.")
+    ] = 0,
+    request_id: Annotated[
+        str, typer.Option("--request-id", help="Repeat it to repeat a submit safely.")
+    ] = "",
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Watch the job until it ends; its outcome is the exit code."),
+    ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
@@ -91,25 +124,50 @@ def submit(
 @app.command(epilog=EPILOG)
 def watch(
     *,
-    job: Annotated[str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)] = "",
-    every: Annotated[bool, typer.Option("--all", help="Watch all your jobs, also those to come, until Ctrl-C; a line per event.")] = False,
+    job: Annotated[
+        str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)
+    ] = "",
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Watch all your jobs, also those to come, until Ctrl-C; a line per event."
+        ),
+    ] = False,
     label: Labels = None,
-    cursor: Annotated[str, typer.Option("--cursor", help="With json: go on after the message that had this cursor.")] = "",
+    cursor: Annotated[
+        str,
+        typer.Option("--cursor", help="With json: go on after the message that had this cursor."),
+    ] = "",
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """Watch a job until it ends; its outcome is the exit code. Ctrl-C detaches, the job goes on. json prints one message per line."""
+    """Watch a job until it ends; its outcome is the exit code.
+
+    Ctrl-C detaches, the job goes on. json prints one message per line.
+    """
     if bool(job) == every or (label and not every):
         raise typer.BadParameter("say either which JOB, or --all; --label goes with --all")
     if cursor and output is Output.TABLE:
-        raise typer.BadParameter("--cursor goes with --output json; a table always starts with the whole job")
-    action = partial(commands.watch_all, labels=_labels(label)) if every else partial(commands.watch, name=_job_name(job))
+        raise typer.BadParameter(
+            "--cursor goes with --output json; a table always starts with the whole job"
+        )
+    action = (
+        partial(commands.watch_all, labels=_labels(label))
+        if every
+        else partial(commands.watch, name=_job_name(job))
+    )
     commands.run(Settings(endpoint, owner, output), partial(action, cursor=cursor))
 
 
 @app.command(epilog=EPILOG)
-def get(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+def get(
+    *,
+    job: JobName,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
     """Show a job with its steps, items and artifacts."""
     commands.run(Settings(endpoint, owner, output), partial(commands.get, name=_job_name(job)))
 
@@ -117,7 +175,10 @@ def get(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "
 @app.command("list", epilog=EPILOG)
 def list_jobs(
     *,
-    state: Annotated[list[StateName] | None, typer.Option("--state", help="Only jobs in this state. May be repeated.")] = None,
+    state: Annotated[
+        list[StateName] | None,
+        typer.Option("--state", help="Only jobs in this state. May be repeated."),
+    ] = None,
     label: Labels = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
@@ -125,18 +186,35 @@ def list_jobs(
     output: Format = Output.TABLE,
 ) -> None:
     """List your jobs, newest first."""
-    action = partial(commands.list_jobs, states=[name.value for name in state or []], labels=_labels(label), limit=limit)
+    action = partial(
+        commands.list_jobs,
+        states=[name.value for name in state or []],
+        labels=_labels(label),
+        limit=limit,
+    )
     commands.run(Settings(endpoint, owner, output), action)
 
 
 @app.command(epilog=EPILOG)
-def cancel(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+def cancel(
+    *,
+    job: JobName,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
     """Cancel a job. One that has ended stays as it is."""
     commands.run(Settings(endpoint, owner, output), partial(commands.cancel, name=_job_name(job)))
 
 
 @app.command(epilog=EPILOG)
-def retry(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner = "", output: Format = Output.TABLE) -> None:
+def retry(
+    *,
+    job: JobName,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
     """Run again what failed in a job that has ended, and all that comes after it."""
     commands.run(Settings(endpoint, owner, output), partial(commands.retry, name=_job_name(job)))
 
@@ -145,17 +223,38 @@ def retry(*, job: JobName, endpoint: Endpoint = DEFAULT_ENDPOINT, owner: Owner =
 def download(
     *,
     name: Annotated[str, typer.Argument(metavar="JOB|BLOB", help="jobs/ID, or blobs/ID.")],
-    folder: Annotated[Path, typer.Option("-o", "--to", metavar="DIR", help="Where to; artifacts go to DIR/STEP/ARTIFACT.")],
-    step: Annotated[list[str] | None, typer.Option("--step", help="Only artifacts of this step. May be repeated.")] = None,
-    role: Annotated[list[str] | None, typer.Option("--role", help="Only artifacts of this role: report, say. May be repeated.")] = None,
-    artifact: Annotated[list[str] | None, typer.Option("--artifact", help="Only artifacts of this name. May be repeated.")] = None,
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--to", metavar="DIR", help="Where to; artifacts go to DIR/STEP/ARTIFACT."
+        ),
+    ],
+    step: Annotated[
+        list[str] | None,
+        typer.Option("--step", help="Only artifacts of this step. May be repeated."),
+    ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", help="Only artifacts of this role: report, say. May be repeated."),
+    ] = None,
+    artifact: Annotated[
+        list[str] | None,
+        typer.Option("--artifact", help="Only artifacts of this name. May be repeated."),
+    ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
 ) -> None:
     """Download a blob, or the artifacts of a job."""
     source = name if name.startswith("blobs/") else _job_name(name)
-    action = partial(commands.download, name=source, steps=step or [], roles=role or [], artifacts=artifact or [], folder=folder)
+    action = partial(
+        commands.download,
+        name=source,
+        steps=step or [],
+        roles=role or [],
+        artifacts=artifact or [],
+        folder=folder,
+    )
     commands.run(Settings(endpoint, owner, output), action)
 
 

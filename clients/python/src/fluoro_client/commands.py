@@ -15,11 +15,23 @@ from rich.console import Console
 
 from fluoro_client.aio import AsyncClient
 from fluoro_client.display import follow
-from fluoro_client.errors import DataLossError, DeadlineExceededError, FluoroApiError, UnreachableError
+from fluoro_client.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    FluoroApiError,
+    UnreachableError,
+)
 from fluoro_client.files import BadPathError, find_files, targets_of
 from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
-from fluoro_client.present import event_line, job_view, jobs_table, print_view, to_json, uploads_table
+from fluoro_client.present import (
+    event_line,
+    job_view,
+    jobs_table,
+    print_view,
+    to_json,
+    uploads_table,
+)
 
 PARALLEL_TRANSFERS: Final = 4
 """Files that go up or down at the same time."""
@@ -38,14 +50,24 @@ class DetachedError(Exception):
 
 
 def run(settings: Settings, action: Action) -> None:
-    """Runs a command and exits with its code. Errors go to standard error, as JSON if the output is."""
+    """Runs a command and exits with its code.
+
+    Errors go to standard error, as JSON if the output is.
+    """
     try:
         code = asyncio.run(_connected(settings, action))
     except FluoroApiError as error:
         code = _exit_code(error)
         fields = {violation.field: violation.description for violation in error.violations}
-        details = {"code": error.code.name, "reason": error.reason, "fields": fields, "metadata": error.metadata}
-        _complain(settings, str(error) if settings.output is Output.TABLE else error.message, **details)
+        details = {
+            "code": error.code.name,
+            "reason": error.reason,
+            "fields": fields,
+            "metadata": error.metadata,
+        }
+        _complain(
+            settings, str(error) if settings.output is Output.TABLE else error.message, **details
+        )
     except (UsageError, BadPathError, InvalidJobError) as error:
         code = Exit.USAGE
         _complain(settings, str(error))
@@ -64,7 +86,9 @@ def run(settings: Settings, action: Action) -> None:
         _complain(settings, f"{error.filename or 'the system'}: {error.strerror or error}")
     except Exception as error:  # noqa: BLE001 - the last line of defence: people get a sentence, not a traceback
         code = Exit.LOCAL
-        _complain(settings, f"This is a bug in the fluoro command: {type(error).__qualname__}: {error}")
+        _complain(
+            settings, f"This is a bug in the fluoro command: {type(error).__qualname__}: {error}"
+        )
     raise SystemExit(code)
 
 
@@ -73,10 +97,15 @@ async def upload(client: AsyncClient, settings: Settings, *, paths: Sequence[Pat
     files = find_files(paths)
     blobs = await _each(client.upload, files)
     if settings.output is Output.JSON:
-        uploads = [{"file": str(file), "blob": json.loads(to_json(blob))} for file, blob in zip(files, blobs, strict=True)]
+        uploads = [
+            {"file": str(file), "blob": json.loads(to_json(blob))}
+            for file, blob in zip(files, blobs, strict=True)
+        ]
         print(to_json({"uploads": uploads}))  # noqa: T201 - the command's output
     else:
-        print_view(uploads_table([(str(file), blob) for file, blob in zip(files, blobs, strict=True)]))
+        print_view(
+            uploads_table([(str(file), blob) for file, blob in zip(files, blobs, strict=True)])
+        )
     return Exit.OK
 
 
@@ -126,22 +155,32 @@ async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: s
                 place = message.cursor
         return _verdict(await client.get(name))
     except asyncio.CancelledError:
-        raise DetachedError(f"Detached; the job goes on. Resume with: {_resume(settings, [name], place)}") from None
+        raise DetachedError(
+            f"Detached; the job goes on. Resume with: {_resume(settings, [name], place)}"
+        ) from None
 
 
-async def watch_all(client: AsyncClient, settings: Settings, *, labels: Mapping[str, str], cursor: str) -> Exit:
+async def watch_all(
+    client: AsyncClient, settings: Settings, *, labels: Mapping[str, str], cursor: str
+) -> Exit:
     """Tells what happens to all jobs, a line each time, until Ctrl-C."""
     place = cursor
     try:
         async with aclosing(client.watch_jobs(labels, cursor)) as messages:
             async for message in messages:
-                line = to_json(message, one_line=True) if settings.output is Output.JSON else event_line(message)
+                line = (
+                    to_json(message, one_line=True)
+                    if settings.output is Output.JSON
+                    else event_line(message)
+                )
                 if line:
                     print(line, flush=True)  # noqa: T201 - the command's output
                 place = message.cursor or place
     except asyncio.CancelledError:
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
-        raise DetachedError(f"Detached. Resume with: {_resume(settings, ['--all', *words], place)}") from None
+        raise DetachedError(
+            f"Detached. Resume with: {_resume(settings, ['--all', *words], place)}"
+        ) from None
     return Exit.OK
 
 
@@ -151,9 +190,18 @@ async def get(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     return Exit.OK
 
 
-async def list_jobs(client: AsyncClient, settings: Settings, *, states: Sequence[str], labels: Mapping[str, str], limit: int) -> Exit:
+async def list_jobs(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    states: Sequence[str],
+    labels: Mapping[str, str],
+    limit: int,
+) -> Exit:
     """Lists jobs, newest first."""
-    wanted = [job_pb2.Job.State.Value("STATE_" + state.upper().replace("-", "_")) for state in states]
+    wanted = [
+        job_pb2.Job.State.Value("STATE_" + state.upper().replace("-", "_")) for state in states
+    ]
     jobs = [job async for job in client.list(states=wanted, labels=labels, limit=limit)]
     if settings.output is Output.JSON:
         print(to_json({"jobs": [json.loads(to_json(job)) for job in jobs]}))  # noqa: T201 - the command's output
@@ -191,7 +239,9 @@ async def download(
         job = await client.get(name)
         targets = targets_of(job, folder, steps=steps, roles=roles, artifacts=artifacts)
         if not targets:
-            raise UsageError(f"{name} has no artifact that matches. `fluoro get {name}` lists what it has.")
+            raise UsageError(
+                f"{name} has no artifact that matches. `fluoro get {name}` lists what it has."
+            )
 
     async def fetch(target: tuple[blob_service_pb2.Blob | job_pb2.Artifact, Path]) -> Path:
         what, path = target
@@ -211,8 +261,13 @@ async def _connected(settings: Settings, action: Action) -> Exit:
         return await action(client, settings)
 
 
-async def _each(function: Callable[[Value], Awaitable[Result]], values: Sequence[Value]) -> list[Result]:
-    """What `function` returns for each value, a few at a time and in order. The first error ends the others."""
+async def _each(
+    function: Callable[[Value], Awaitable[Result]], values: Sequence[Value]
+) -> list[Result]:
+    """What `function` returns for each value, a few at a time and in order.
+
+    The first error ends the others.
+    """
     slots = asyncio.Semaphore(PARALLEL_TRANSFERS)
 
     async def one(value: Value) -> Result:
@@ -257,7 +312,11 @@ def _show(settings: Settings, job: job_pb2.Job) -> None:
 
 
 def _verdict(job: job_pb2.Job) -> Exit:
-    return Exit.JOB_FAILED if job.state in {job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED} else Exit.OK
+    return (
+        Exit.JOB_FAILED
+        if job.state in {job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED}
+        else Exit.OK
+    )
 
 
 def _exit_code(error: FluoroApiError) -> Exit:
@@ -268,7 +327,9 @@ def _exit_code(error: FluoroApiError) -> Exit:
 
 def _complain(settings: Settings, message: str, **details: object) -> None:
     if settings.output is Output.JSON:
-        sys.stderr.write(json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n")
+        sys.stderr.write(
+            json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
+        )
     else:
         sys.stderr.write(f"Error: {message}\n")
 

@@ -27,11 +27,12 @@ class FluoroApiError(Exception):
     """A call that did not succeed.
 
     code: the gRPC code.
-    reason: UPPER_SNAKE reason of docs/errors.md, "" when the server did not give one (then it was not Fluoro that answered).
-    message: a sentence for people.
+    reason: UPPER_SNAKE reason of docs/errors.md, "" when the server did not give one (then it was
+    not Fluoro that answered). message: a sentence for people.
     violations: the bad fields, when the error is about fields.
     metadata: the dynamic values of the message.
-    retry_seconds: how long the server asks to be left alone before the next try, 0 if it does not say.
+    retry_seconds: how long the server asks to be left alone before the next try, 0 if it does not
+    say.
     """
 
     def __init__(
@@ -55,13 +56,24 @@ class FluoroApiError(Exception):
     def __str__(self) -> str:
         """`CODE (REASON): message`, and one line per bad field."""
         head = f"{self.code.name} ({self.reason})" if self.reason else self.code.name
-        return "\n".join([f"{head}: {self.message}", *(f"  {bad.field}: {bad.description}" for bad in self.violations)])
+        return "\n".join(
+            [
+                f"{head}: {self.message}",
+                *(f"  {bad.field}: {bad.description}" for bad in self.violations),
+            ]
+        )
 
     @property
     def resumable(self) -> bool:
         """Whether the same call may succeed a little later, or a stream be resumed, without anything being changed."""
-        cut_off = self.code is grpc.StatusCode.CANCELLED or (self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message)
-        return self.code is grpc.StatusCode.UNAVAILABLE or self.reason == WATCH_TOO_SLOW or (cut_off and not self.reason)
+        cut_off = self.code is grpc.StatusCode.CANCELLED or (
+            self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message
+        )
+        return (
+            self.code is grpc.StatusCode.UNAVAILABLE
+            or self.reason == WATCH_TOO_SLOW
+            or (cut_off and not self.reason)
+        )
 
 
 class InvalidArgumentError(FluoroApiError):
@@ -123,14 +135,19 @@ def decode(error: grpc.aio.AioRpcError, endpoint: str) -> FluoroApiError:
     bad = _detail(status, error_details_pb2.BadRequest())
     retry = _detail(status, error_details_pb2.RetryInfo())
     if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
-        return UnreachableError(code, f"Cannot connect to a Fluoro gateway at {endpoint}: {message or 'no answer'}")
+        return UnreachableError(
+            code, f"Cannot connect to a Fluoro gateway at {endpoint}: {message or 'no answer'}"
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
         message = f"No answer from {endpoint} in time."
     return _CLASSES.get(code, FluoroApiError)(
         code,
         message,
         reason=info.reason,
-        violations=[FieldViolation(violation.field, violation.description) for violation in bad.field_violations],
+        violations=[
+            FieldViolation(violation.field, violation.description)
+            for violation in bad.field_violations
+        ],
         metadata=info.metadata,
         retry_seconds=retry.retry_delay.ToTimedelta().total_seconds(),
     )

@@ -23,7 +23,11 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+            below = [
+                file
+                for file in sorted(path.rglob("*"))
+                if file.is_file() and not _is_hidden(file.relative_to(path))
+            ]
             if not below:
                 raise BadPathError(f"There is no file in {path}.")
             found += below
@@ -44,13 +48,17 @@ def targets_of(
 ) -> list[Target]:
     """A blob goes to `folder/{uuid}{suffix}`; artifacts of a job that match every filter given to `folder/{step}/{artifact}`."""
     if isinstance(source, blob_service_pb2.Blob):
-        suffix = _SUFFIXES.get(source.media_type) or mimetypes.guess_extension(source.media_type) or ""
+        suffix = (
+            _SUFFIXES.get(source.media_type) or mimetypes.guess_extension(source.media_type) or ""
+        )
         return [(source, folder / _plain(source.name.removeprefix("blobs/") + suffix))]
     return [
         (artifact, folder / _plain(step.name) / _plain(artifact.name))
         for step in source.steps
         for artifact in step.artifacts
-        if (not steps or step.name in steps) and (not roles or artifact.role in roles) and (not artifacts or artifact.name in artifacts)
+        if (not steps or step.name in steps)
+        and (not roles or artifact.role in roles)
+        and (not artifacts or artifact.name in artifacts)
     ]
 
 

@@ -29,12 +29,28 @@ def parse_job(source: JobSource) -> job_pb2.Job:
 
 
 MAX_INPUTS_PER_TASK: Final = 50
-"""For steps that work per input. Of a large study several tasks run at once, and a worker that dies takes no more than this with it."""
+"""For steps that work per input.
+
+Of a large study several tasks run at once, and a worker that dies takes no more than this with it.
+"""
 
 
-def inspect(name: str = "inspect", *, after: Sequence[str] = (), max_inputs_per_task: int = MAX_INPUTS_PER_TASK) -> job_pb2.Step:
-    """A step that validates DICOM files and returns their metadata. max_inputs_per_task: 0 for one task."""
-    return job_pb2.Step(name=name, after=after, inspect_dicom=dicom_pb2.InspectDicom(), max_inputs_per_task=max_inputs_per_task)
+def inspect(
+    name: str = "inspect",
+    *,
+    after: Sequence[str] = (),
+    max_inputs_per_task: int = MAX_INPUTS_PER_TASK,
+) -> job_pb2.Step:
+    """A step that validates DICOM files and returns their metadata.
+
+    max_inputs_per_task: 0 for one task.
+    """
+    return job_pb2.Step(
+        name=name,
+        after=after,
+        inspect_dicom=dicom_pb2.InspectDicom(),
+        max_inputs_per_task=max_inputs_per_task,
+    )
 
 
 def render(
@@ -44,27 +60,55 @@ def render(
     window: tuple[float, float] | None = None,
     max_inputs_per_task: int = MAX_INPUTS_PER_TASK,
 ) -> job_pb2.Step:
-    """A step that renders DICOM images. window: centre and width that override the file's, in units after the Modality LUT."""
+    """A step that renders DICOM images.
+
+    window: centre and width that override the file's, in units after the Modality LUT.
+    """
     operation = dicom_pb2.RenderDicom()
     if window:
         operation.window.center, operation.window.width = window
-    return job_pb2.Step(name=name, after=after, render_dicom=operation, max_inputs_per_task=max_inputs_per_task)
+    return job_pb2.Step(
+        name=name, after=after, render_dicom=operation, max_inputs_per_task=max_inputs_per_task
+    )
 
 
-def analyze(model: str, name: str = "analyze", *, after: Sequence[str], max_inputs_per_task: int = MAX_INPUTS_PER_TASK) -> job_pb2.Step:
+def analyze(
+    model: str,
+    name: str = "analyze",
+    *,
+    after: Sequence[str],
+    max_inputs_per_task: int = MAX_INPUTS_PER_TASK,
+) -> job_pb2.Step:
     """A step that runs a model (`ct-tissue`, say) on what the render steps in `after` made."""
-    return job_pb2.Step(name=name, after=after, analyze_images=ml_pb2.AnalyzeImages(model=model), max_inputs_per_task=max_inputs_per_task)
+    return job_pb2.Step(
+        name=name,
+        after=after,
+        analyze_images=ml_pb2.AnalyzeImages(model=model),
+        max_inputs_per_task=max_inputs_per_task,
+    )
 
 
 def report(
-    name: str = "report", *, after: Sequence[str], title: str = "", formats: Sequence["export_pb2.ExportReport.Format.ValueType"] = ()
+    name: str = "report",
+    *,
+    after: Sequence[str],
+    title: str = "",
+    formats: Sequence["export_pb2.ExportReport.Format.ValueType"] = (),
 ) -> job_pb2.Step:
-    """A step that reports on the steps in `after`. formats: empty means PDF and JSON. No patient data in the title."""
-    return job_pb2.Step(name=name, after=after, export_report=export_pb2.ExportReport(formats=formats, title=title))
+    """A step that reports on the steps in `after`.
+
+    formats: empty means PDF and JSON. No patient data in the title.
+    """
+    return job_pb2.Step(
+        name=name, after=after, export_report=export_pb2.ExportReport(formats=formats, title=title)
+    )
 
 
 def imaging_report(blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
-    """Inspects, renders and analyzes (ct-tissue) DICOM files and reports on them. blobs: records or names, in item order."""
+    """Inspects, renders and analyzes (ct-tissue) DICOM files and reports on them.
+
+    blobs: records or names, in item order.
+    """
     return job_pb2.Job(
         inputs=[blob if isinstance(blob, str) else blob.name for blob in blobs],
         steps=[

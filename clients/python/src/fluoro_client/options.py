@@ -44,7 +44,10 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options that every command has. endpoint: `host:port`. owner: the caller's identity, "" sends none."""
+    """Options that every command has.
+
+    endpoint: `host:port`. owner: the caller's identity, "" sends none.
+    """
 
     endpoint: str
     owner: str

@@ -29,8 +29,16 @@ def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> st
 
 
 def job_view(job: job_pb2.Job) -> RenderableType:
-    """A job with its steps, failed items and artifacts. Of a study with thousands of images it fits on a screen."""
-    head = Text.assemble((job.name, "bold"), "  ", state_text(job_pb2.Job.State.Name(job.state)), f"  {job.reason}".rstrip())
+    """A job with its steps, failed items and artifacts.
+
+    Of a study with thousands of images it fits on a screen.
+    """
+    head = Text.assemble(
+        (job.name, "bold"),
+        "  ",
+        state_text(job_pb2.Job.State.Name(job.state)),
+        f"  {job.reason}".rstrip(),
+    )
     parts: list[RenderableType] = [head]
     if job.message:
         parts.append(Text(job.message))
@@ -44,24 +52,41 @@ def job_view(job: job_pb2.Job) -> RenderableType:
 
 
 def event_line(message: job_service_pb2.WatchJobsResponse) -> str:
-    """One message of a watch of all jobs as a line: job, what of it, state, reason, message. Nothing for progress and bookmarks."""
+    """One message of a watch of all jobs as a line: job, what of it, state, reason, message.
+
+    Nothing for progress and bookmarks.
+    """
     event = message.event
     if message.HasField("job"):
         return _line(message.job.name, "", job_pb2.Job.State.Name(message.job.state), message.job)
     if event.HasField("job_changed"):
-        return _line(event.job, "", job_pb2.Job.State.Name(event.job_changed.state), event.job_changed)
+        return _line(
+            event.job, "", job_pb2.Job.State.Name(event.job_changed.state), event.job_changed
+        )
     if event.HasField("step_changed"):
-        return _line(event.job, event.step_changed.step, job_pb2.Step.State.Name(event.step_changed.state), event.step_changed)
+        return _line(
+            event.job,
+            event.step_changed.step,
+            job_pb2.Step.State.Name(event.step_changed.state),
+            event.step_changed,
+        )
     if event.HasField("task_changed"):
         task = event.task_changed
-        return _line(event.job, f"{task.step}/{task.shard}", job_pb2.Task.State.Name(task.state), task)
+        return _line(
+            event.job, f"{task.step}/{task.shard}", job_pb2.Task.State.Name(task.state), task
+        )
     return ""
 
 
 def _line(
-    name: str, part: str, state: str, change: job_pb2.Job | event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
+    name: str,
+    part: str,
+    state: str,
+    change: job_pb2.Job | event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged,
 ) -> str:
-    return "  ".join(filter(None, (name, part, state_text(state).plain, change.reason, change.message)))
+    return "  ".join(
+        filter(None, (name, part, state_text(state).plain, change.reason, change.message))
+    )
 
 
 def _table(*columns: str) -> Table:
@@ -78,15 +103,29 @@ def _steps(steps: Iterable[job_pb2.Step]) -> Table:
         if len(step.tasks) > 1:
             attempts += f" in {len(step.tasks)} tasks"
         state = state_text(job_pb2.Step.State.Name(step.state))
-        table.add_row(Text(step.name), state, items_text(step_items(step)), attempts, Text(step.reason), Text(step.message))
+        table.add_row(
+            Text(step.name),
+            state,
+            items_text(step_items(step)),
+            attempts,
+            Text(step.reason),
+            Text(step.message),
+        )
     return table
 
 
 def _items(steps: Iterable[job_pb2.Step]) -> Table:
     table = _table("STEP", "INPUT", "ITEM", "REASON", "MESSAGE")
     for step in steps:
-        for alike in _grouped((item for item in step.items if item.reason), lambda item: (item.state, item.reason, item.message)):
-            text = (state_text(job_pb2.Item.State.Name(alike[0].state)), Text(alike[0].reason), Text(alike[0].message))
+        for alike in _grouped(
+            (item for item in step.items if item.reason),
+            lambda item: (item.state, item.reason, item.message),
+        ):
+            text = (
+                state_text(job_pb2.Item.State.Name(alike[0].state)),
+                Text(alike[0].reason),
+                Text(alike[0].message),
+            )
             if len(alike) > MOST_ROWS_ALIKE:
                 table.add_row(Text(step.name), f"{len(alike)} inputs", *text)
             else:
@@ -102,10 +141,22 @@ def _artifacts(steps: Iterable[job_pb2.Step]) -> Table:
             role = alike[0].role
             if len(alike) > MOST_ROWS_ALIKE:
                 size = sum(artifact.size_bytes for artifact in alike)
-                table.add_row(Text(step.name), f"{len(alike)} artifacts", Text(role), str(size), Text(f"fluoro download … --role {role}"))
+                table.add_row(
+                    Text(step.name),
+                    f"{len(alike)} artifacts",
+                    Text(role),
+                    str(size),
+                    Text(f"fluoro download … --role {role}"),
+                )
             else:
                 for artifact in alike:
-                    table.add_row(Text(step.name), Text(artifact.name), Text(role), str(artifact.size_bytes), artifact.blob)
+                    table.add_row(
+                        Text(step.name),
+                        Text(artifact.name),
+                        Text(role),
+                        str(artifact.size_bytes),
+                        artifact.blob,
+                    )
     return table
 
 
@@ -122,7 +173,13 @@ def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:
     table = _table("JOB", "STATE", "CREATED", "REASON", "LABELS")
     for job in jobs:
         labels = " ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
-        table.add_row(job.name, state_text(job_pb2.Job.State.Name(job.state)), _time(job.create_time), job.reason, Text(labels))
+        table.add_row(
+            job.name,
+            state_text(job_pb2.Job.State.Name(job.state)),
+            _time(job.create_time),
+            job.reason,
+            Text(labels),
+        )
     return table
 
 
@@ -130,13 +187,19 @@ def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table
     """One line per uploaded file."""
     table = _table("FILE", "BLOB", "BYTES", "TYPE", "SHA-256")
     for file, blob in uploads:
-        table.add_row(Text(file), blob.name, str(blob.size_bytes), blob.media_type, blob.sha256.hex())
+        table.add_row(
+            Text(file), blob.name, str(blob.size_bytes), blob.media_type, blob.sha256.hex()
+        )
     return table
 
 
 def _time(time: timestamp_pb2.Timestamp) -> str:
     """Local time to the second, or nothing."""
-    return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time.seconds else ""
+    return (
+        time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        if time.seconds
+        else ""
+    )
 
 
 def print_view(view: RenderableType) -> None:

@@ -32,8 +32,8 @@ class Contact:
 class Patience:
     """The state of one operation that survives lost connections.
 
-    seconds: how long it goes on after a failure without any sign of life; with a server that never answered, it gives up sooner.
-    what: for the log: the operation and the resource.
+    seconds: how long it goes on after a failure without any sign of life; with a server that never
+    answered, it gives up sooner. what: for the log: the operation and the resource.
     """
 
     seconds: float
@@ -48,7 +48,10 @@ class Patience:
         self._failures = 0
 
     async def pause(self, error: FluoroApiError) -> None:
-        """Waits before the next attempt. Raises `error` instead if it is not one to wait out, or patience is at its end."""
+        """Waits before the next attempt.
+
+        Raises `error` instead if it is not one to wait out, or patience is at its end.
+        """
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
@@ -60,5 +63,10 @@ class Patience:
         if hopeless or passed > self.seconds or not error.resumable:
             raise error
         if self.contact.made:
-            log.warning("%s broke off (%s); trying again in %.1f s", self.what, error.reason or error.code.name, wait)
+            log.warning(
+                "%s broke off (%s); trying again in %.1f s",
+                self.what,
+                error.reason or error.code.name,
+                wait,
+            )
         await asyncio.sleep(wait)

@@ -1,7 +1,8 @@
 """Client streaming that tells how the server really ended a call.
 
-grpc.aio makes every write that meets an ended call an `INTERNAL: Internal error from Core`, before or over the server's own status
-(grpc/grpc#36066, open in 1.85). The first status is caught when it is set, the other order is awaited.
+grpc.aio makes every write that meets an ended call an `INTERNAL: Internal error from Core`, before
+or over the server's own status (grpc/grpc#36066, open in 1.85). The first status is caught when it
+is set, the other order is awaited.
 """
 
 import asyncio
@@ -22,8 +23,12 @@ STATUS_SECONDS: Final = 10
 """How long to wait for the server's status after a write failed; it usually is milliseconds away."""
 
 
-async def send(call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]) -> Response:
-    """Writes the requests and returns the response. An exception of `requests` cancels the call and goes on to the caller.
+async def send(
+    call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]
+) -> Response:
+    """Writes the requests and returns the response.
+
+    An exception of `requests` cancels the call and goes on to the caller.
 
     Raises grpc.aio.AioRpcError with the server's status.
     """
@@ -41,7 +46,9 @@ async def send(call: grpc.aio.StreamUnaryCall[Request, Response], requests: Asyn
         call.cancel()
 
 
-async def _write(call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]) -> bool:
+async def _write(
+    call: grpc.aio.StreamUnaryCall[Request, Response], requests: AsyncGenerator[Request, None]
+) -> bool:
     """Writes everything. False if the call ended before; awaiting it tells how."""
     async with aclosing(requests):
         async for request in requests:
@@ -59,7 +66,12 @@ def _is_invented(status: grpc.aio.AioRpcError) -> bool:
 
 def _status(call: grpc.aio.StreamUnaryCall[Request, Response]) -> grpc.aio.AioRpcError:
     """The status of a call that has ended."""
-    return grpc.aio.AioRpcError(_now(call.code()), _now(call.initial_metadata()), _now(call.trailing_metadata()), _now(call.details()))
+    return grpc.aio.AioRpcError(
+        _now(call.code()),
+        _now(call.initial_metadata()),
+        _now(call.trailing_metadata()),
+        _now(call.details()),
+    )
 
 
 def _now(coroutine: Coroutine[Any, Any, Value]) -> Value:

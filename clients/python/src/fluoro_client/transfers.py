@@ -23,7 +23,10 @@ Source = str | os.PathLike[str] | bytes | AsyncIterable[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What to send. chunks() starts from the beginning each time, unless `once`: then it can be called only once."""
+    """What to send.
+
+    chunks() starts from the beginning each time, unless `once`: then it can be called only once.
+    """
 
     header: blob_service_pb2.UploadBlobHeader
     chunks: Callable[[], AsyncGenerator[bytes, None]]
@@ -38,12 +41,21 @@ class Upload:
 
 
 async def prepare(source: Source, media_type: str) -> Upload:
-    """Finds what the header must say: media type, and size and SHA-256 of a file or of bytes. OSError if a file cannot be read."""
+    """Finds what the header must say: media type, and size and SHA-256 of a file or of bytes.
+
+    OSError if a file cannot be read.
+    """
     if isinstance(source, bytes):
-        header = blob_service_pb2.UploadBlobHeader(media_type=media_type, size_bytes=len(source), sha256=hashlib.sha256(source).digest())
+        header = blob_service_pb2.UploadBlobHeader(
+            media_type=media_type, size_bytes=len(source), sha256=hashlib.sha256(source).digest()
+        )
         return Upload(header, lambda: _pieces(source))
     if isinstance(source, AsyncIterable):
-        return Upload(blob_service_pb2.UploadBlobHeader(media_type=media_type), lambda: _split(source), once=True)
+        return Upload(
+            blob_service_pb2.UploadBlobHeader(media_type=media_type),
+            lambda: _split(source),
+            once=True,
+        )
     path = Path(source)
     header = await asyncio.to_thread(_examine, path, media_type)
     return Upload(header, lambda: _read(path))
@@ -55,7 +67,9 @@ def _examine(path: Path, media_type: str) -> blob_service_pb2.UploadBlobHeader:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()
         return blob_service_pb2.UploadBlobHeader(
-            media_type=media_type or _media_type(path, preamble), size_bytes=file.tell(), sha256=digest
+            media_type=media_type or _media_type(path, preamble),
+            size_bytes=file.tell(),
+            sha256=digest,
         )
 
 
@@ -100,7 +114,12 @@ class Landing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._file.close()
         self._part.unlink(missing_ok=True)
 

@@ -29,11 +29,16 @@ Stream = grpc.aio.UnaryStreamCall[job_service_pb2.WatchJobRequest, Response]
 
 
 async def resume_watch(
-    connect: Callable[[job_service_pb2.WatchJobRequest], Stream], endpoint: str, patience: Patience, name: str, start_cursor: str
+    connect: Callable[[job_service_pb2.WatchJobRequest], Stream],
+    endpoint: str,
+    patience: Patience,
+    name: str,
+    start_cursor: str,
 ) -> AsyncGenerator[Response, None]:
     """Yields what WatchJob tells of a job, resuming from the last cursor, until the job is terminal.
 
-    Each event comes exactly once and in order; progress and bookmarks as they come. FluoroApiError when the server refuses or stays away.
+    Each event comes exactly once and in order; progress and bookmarks as they come. FluoroApiError
+    when the server refuses or stays away.
     """
     cursor, order = start_cursor, _Order()
     while True:
@@ -53,15 +58,22 @@ async def resume_watch(
             stream.cancel()
 
 
-async def read_message(stream: "grpc.aio.UnaryStreamCall[Any, Message]", endpoint: str) -> Message | None:
-    """The next message, or None after the last one. FluoroApiError for what ended the stream, also for silence."""
+async def read_message(
+    stream: "grpc.aio.UnaryStreamCall[Any, Message]", endpoint: str
+) -> Message | None:
+    """The next message, or None after the last one.
+
+    FluoroApiError for what ended the stream, also for silence.
+    """
     try:
         async with asyncio.timeout(IDLE_SECONDS):
             message = await stream.read()
     except grpc.aio.AioRpcError as error:
         raise decode(error, endpoint) from error
     except TimeoutError as error:
-        raise UnreachableError(grpc.StatusCode.UNAVAILABLE, f"{endpoint} has been silent for {IDLE_SECONDS:.0f} s.") from error
+        raise UnreachableError(
+            grpc.StatusCode.UNAVAILABLE, f"{endpoint} has been silent for {IDLE_SECONDS:.0f} s."
+        ) from error
     return None if message is grpc.aio.EOF else cast("Message", message)
 
 

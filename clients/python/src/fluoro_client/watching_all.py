@@ -25,8 +25,8 @@ async def resume_watch_all(
 ) -> AsyncGenerator[Response, None]:
     """Yields what WatchJobs tells, resuming from the last cursor, without end.
 
-    Each event comes exactly once, those of a job in order; progress and bookmarks as they come. FluoroApiError when the server refuses or
-    stays away.
+    Each event comes exactly once, those of a job in order; progress and bookmarks as they come.
+    FluoroApiError when the server refuses or stays away.
     """
     cursor, order = start_cursor, _Order()
     while True:
@@ -49,7 +49,8 @@ async def resume_watch_all(
 class _Order:
     """Drops the events that came before, and checks that none is missing in between.
 
-    Holds the newest sequence of a job as long as its events can come again: until the cursor has changed twice after the last of them.
+    Holds the newest sequence of a job as long as its events can come again: until the cursor has
+    changed twice after the last of them.
     """
 
     def __init__(self) -> None:

@@ -16,14 +16,38 @@ from fluoro_local.up import up
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fluoro_local", description="Fluoro on one machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fluoro_local", description="Fluoro on one machine."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    once = commands.add_parser("demo", help="start Fluoro, run one imaging job, fetch its results, stop")
-    once.add_argument("--input", type=Path, metavar="PATH", help="DICOM file or folder (default: a CT and an MR that pydicom ships)")
-    once.add_argument("--data", type=Path, default=Path(".data/demo"), help="folder it keeps its state in (default: %(default)s)")
-    once.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)")
+    once = commands.add_parser(
+        "demo", help="start Fluoro, run one imaging job, fetch its results, stop"
+    )
+    once.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="DICOM file or folder (default: a CT and an MR that pydicom ships)",
+    )
+    once.add_argument(
+        "--data",
+        type=Path,
+        default=Path(".data/demo"),
+        help="folder it keeps its state in (default: %(default)s)",
+    )
+    once.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo"),
+        help="folder for the results (default: %(default)s)",
+    )
     stay = commands.add_parser("up", help="start Fluoro and keep it running until Ctrl-C")
-    stay.add_argument("--data", type=Path, default=Path(".data/up"), help="folder it keeps its state in (default: %(default)s)")
+    stay.add_argument(
+        "--data",
+        type=Path,
+        default=Path(".data/up"),
+        help="folder it keeps its state in (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

@@ -54,7 +54,10 @@ class Child:
             return file.read().decode(errors="replace").strip()
 
     def stop(self, signal_number: int, grace_seconds: float) -> bool:
-        """Ask it to end; whether it did so in time. If not, it is killed. Nothing of its group is left either way."""
+        """Ask it to end; whether it did so in time.
+
+        If not, it is killed. Nothing of its group is left either way.
+        """
         if self.running:
             self.process.send_signal(signal_number)
         return self.finish(grace_seconds)
@@ -76,7 +79,9 @@ class Child:
         except ProcessLookupError:
             self.process.poll()
         self.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # someone killed the guard: there is nobody to tell
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # someone killed the guard: there is nobody to tell
             os.write(_guard(), f"- {self.pid} 0\n".encode())
 
 
@@ -99,7 +104,13 @@ def spawn(
     """
     guard = _guard()
     me = account or Account(os.getuid(), os.getgid())
-    leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py")), *map(str, (guard, int(orphan_signal), me.uid, me.gid))]
+    leash = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(__file__).with_name("leash.py")),
+        *map(str, (guard, int(orphan_signal), me.uid, me.gid)),
+    ]
     if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
         log.rename(log.with_name(f"{log.name}.1"))
     with log.open("ab") as output:
@@ -122,7 +133,12 @@ def _guard() -> int:
     """Start this process's guard at first need; returns the writing end of its pipe, which the kernel closes when we die."""
     read, write = os.pipe()
     script = Path(__file__).with_name("guard.py")
-    process = subprocess.Popen([sys.executable, "-I", "-S", str(script)], stdin=read, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(script)],
+        stdin=read,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     os.close(read)
 
     def dismiss() -> None:

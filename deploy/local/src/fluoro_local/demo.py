@@ -21,15 +21,26 @@ from fluoro_local.supervisor import Supervisor
 OWNER: Final = "demo"
 """Whom the demonstration's jobs belong to."""
 SHIPPED: Final = ("CT_small.dcm", "MR_small.dcm")
-"""The input when none is given: files of the pydicom wheel. The model is made for CT, so the MR shows a skipped item."""
-RESULTS: Final = {"report": "report", "preview": "preview", "overlay": "overlay", "result": "result"}
+"""The input when none is given: files of the pydicom wheel.
+
+The model is made for CT, so the MR shows a skipped item.
+"""
+RESULTS: Final = {
+    "report": "report",
+    "preview": "preview",
+    "overlay": "overlay",
+    "result": "result",
+}
 """Roles of the artifacts that are fetched, and how their files are called."""
 CHECK_SECONDS: Final = 0.25
 """How often the services are looked after while the job runs."""
 
 
 def dicom_files(source: Path | None) -> list[Path]:
-    """The file, the files of the folder, or without a source those of the pydicom wheel. Raises StartError if there are none."""
+    """The file, the files of the folder, or without a source those of the pydicom wheel.
+
+    Raises StartError if there are none.
+    """
     if source is None:
         folder = Path(str(files("pydicom") / "data" / "test_files"))
         return [folder / name for name in SHIPPED]
@@ -42,35 +53,49 @@ def dicom_files(source: Path | None) -> list[Path]:
 
 
 def demo(source: Path | None, data: Path, out: Path, console: Console) -> bool:
-    """Run it and stop everything again; whether the job has a result. Raises StartError when Fluoro cannot run here."""
+    """Run it and stop everything again; whether the job has a result.
+
+    Raises StartError when Fluoro cannot run here.
+    """
     began = time.monotonic()
     inputs = dicom_files(source)
     prepare(out)
     console.print(f"Starting Fluoro in {data}")
-    with Supervisor(data, tell=lambda sentence: console.print(f"  {sentence}", style="dim")) as fluoro:
+    with Supervisor(
+        data, tell=lambda sentence: console.print(f"  {sentence}", style="dim")
+    ) as fluoro:
         console.print(f"Ready after {time.monotonic() - began:.1f} s on {fluoro.endpoint}")
         job, written = asyncio.run(_run(fluoro, inputs, out, console))
     for path in written:
         console.print(f"  {path}")
     verdict = job_pb2.Job.State.Name(job.state).removeprefix("STATE_")
     console.print(
-        f"{job.name} {verdict} in {job.end_time.ToNanoseconds() / 1e9 - job.create_time.ToNanoseconds() / 1e9:.1f} s", style="bold"
+        f"{job.name} {verdict} in {job.end_time.ToNanoseconds() / 1e9 - job.create_time.ToNanoseconds() / 1e9:.1f} s",
+        style="bold",
     )
     if job.state != job_pb2.Job.STATE_SUCCEEDED:
         console.print(f"{job.reason}: {job.message}", style="red")
     for sentence in _failures(job, inputs):
         console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"The whole demonstration took {time.monotonic() - began:.1f} s; everything it started has ended.")
+    console.print(
+        f"The whole demonstration took {time.monotonic() - began:.1f} s; everything it started has ended."
+    )
     return job.state in {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_PARTIALLY_SUCCEEDED}
 
 
 def _failures(job: job_pb2.Job, inputs: Sequence[Path]) -> list[str]:
     """Each file that failed, once, with the reason."""
-    failed = [item for step in job.steps for item in step.items if item.state == job_pb2.Item.STATE_FAILED]
-    return list(dict.fromkeys(f"{inputs[item.input]}: {item.reason}: {item.message}" for item in failed))
+    failed = [
+        item for step in job.steps for item in step.items if item.state == job_pb2.Item.STATE_FAILED
+    ]
+    return list(
+        dict.fromkeys(f"{inputs[item.input]}: {item.reason}: {item.message}" for item in failed)
+    )
 
 
-async def _run(fluoro: Supervisor, inputs: Sequence[Path], out: Path, console: Console) -> tuple[job_pb2.Job, list[Path]]:
+async def _run(
+    fluoro: Supervisor, inputs: Sequence[Path], out: Path, console: Console
+) -> tuple[job_pb2.Job, list[Path]]:
     """The job as it ended and the files written, while the services are looked after."""
     work = asyncio.create_task(_client(fluoro.endpoint, inputs, out, console))
     try:
@@ -83,7 +108,9 @@ async def _run(fluoro: Supervisor, inputs: Sequence[Path], out: Path, console: C
     return work.result()
 
 
-async def _client(endpoint: str, inputs: Sequence[Path], out: Path, console: Console) -> tuple[job_pb2.Job, list[Path]]:
+async def _client(
+    endpoint: str, inputs: Sequence[Path], out: Path, console: Console
+) -> tuple[job_pb2.Job, list[Path]]:
     async with AsyncClient(endpoint, owner=OWNER) as client:
         earlier = len([job async for job in client.list()])
         if earlier:
@@ -104,8 +131,12 @@ def _named(steps: Iterable[job_pb2.Step]) -> list[tuple[job_pb2.Artifact, str]]:
     """Each artifact that people look at, with its file name."""
     seen: Counter[str] = Counter()
     named = []
-    for artifact in (artifact for step in steps for artifact in step.artifacts if artifact.role in RESULTS):
+    for artifact in (
+        artifact for step in steps for artifact in step.artifacts if artifact.role in RESULTS
+    ):
         stem, suffix = RESULTS[artifact.role], Path(artifact.name).suffix
         seen[stem] += 1
-        named.append((artifact, f"{stem}{suffix}" if seen[stem] == 1 else f"{stem}-{seen[stem]}{suffix}"))
+        named.append(
+            (artifact, f"{stem}{suffix}" if seen[stem] == 1 else f"{stem}-{seen[stem]}{suffix}")
+        )
     return named

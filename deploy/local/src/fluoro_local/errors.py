@@ -4,5 +4,6 @@
 class StartError(Exception):
     """A server or a service cannot start, or did not come up.
 
-    The message is one paragraph for a person, if need be followed by the tail of a log. It is shown without a traceback.
+    The message is one paragraph for a person, if need be followed by the tail of a log. It is shown
+    without a traceback.
     """

@@ -16,14 +16,19 @@ ORPHAN_SECONDS = 20.0
 
 
 def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
-    """Make sure `folder` exists, can be written, and has `free_bytes` left on its disk. Raises StartError."""
+    """Make sure `folder` exists, can be written, and has `free_bytes` left on its disk.
+
+    Raises StartError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".probe").write_bytes(b"")
         (folder / ".probe").unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise StartError(f"Fluoro cannot write to {folder}: {error.strerror}. Choose another folder, or mend its permissions.") from error
+        raise StartError(
+            f"Fluoro cannot write to {folder}: {error.strerror}. Choose another folder, or mend its permissions."
+        ) from error
     if free < free_bytes:
         raise StartError(
             f"The disk that holds {folder} has {free >> 20} MiB left and Fluoro wants {free_bytes >> 20}. Free some, or use another disk."
@@ -31,17 +36,26 @@ def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
 
 
 class FolderLock:
-    """One Fluoro per folder. The servers inherit the descriptor, so that the lock is held until the last of them has really ended."""
+    """One Fluoro per folder.
+
+    The servers inherit the descriptor, so that the lock is held until the last of them has really
+    ended.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Wait out what a killed Fluoro left ending; refuse at once if another one is alive. Raises StartError."""
+        """Wait out what a killed Fluoro left ending; refuse at once if another one is alive.
+
+        Raises StartError.
+        """
         self.descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + ORPHAN_SECONDS
         while not self._try():
             holder = int(os.pread(self.descriptor, 20, 0) or b"0")
             if holder != os.getpid() and _alive(holder):
                 os.close(self.descriptor)
-                raise StartError(f"Another Fluoro (process {holder}) is using {folder}. Stop it, or give this one its own folder.")
+                raise StartError(
+                    f"Another Fluoro (process {holder}) is using {folder}. Stop it, or give this one its own folder."
+                )
             if time.monotonic() > deadline:
                 os.close(self.descriptor)
                 raise StartError(

@@ -1,7 +1,8 @@
 """Run as a script by `children.spawn`: outlives the process that started it just long enough to end what that one left behind.
 
-Reads `+ PID SIGNAL` when a process group starts and `- PID 0` when it has ended. End of input means the supervisor is gone, however it
-died. PR_SET_PDEATHSIG would not do: it follows the thread that forked rather than the process, and reaches no grandchildren.
+Reads `+ PID SIGNAL` when a process group starts and `- PID 0` when it has ended. End of input means
+the supervisor is gone, however it died. PR_SET_PDEATHSIG would not do: it follows the thread that
+forked rather than the process, and reaches no grandchildren.
 """
 
 import os

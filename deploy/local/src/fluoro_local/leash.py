@@ -1,7 +1,8 @@
 """Run as a script by `children.spawn`: reports itself to the guard, gives up root if asked to, and becomes the command.
 
-Arguments: the guard's pipe (a file descriptor), the signal that ends the command, user id, group id, the command with its arguments.
-Only the standard library, because it runs without site-packages (`-I -S`) to start in milliseconds.
+Arguments: the guard's pipe (a file descriptor), the signal that ends the command, user id, group
+id, the command with its arguments. Only the standard library, because it runs without site-packages
+(`-I -S`) to start in milliseconds.
 """
 
 import os

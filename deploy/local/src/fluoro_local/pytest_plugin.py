@@ -1,6 +1,7 @@
 """pytest fixtures with the real servers: `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`, `postgres_pair`.
 
-One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty Redis per test.
+One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty
+Redis per test.
 """
 
 import importlib
@@ -45,7 +46,10 @@ def _server_folder() -> "tempfile.TemporaryDirectory[str]":
 
 @pytest.fixture
 def server_folder() -> Iterator[Path]:
-    """An empty folder for servers, or a whole supervisor, of the test's own. Use it instead of `tmp_path` for these."""
+    """An empty folder for servers, or a whole supervisor, of the test's own.
+
+    Use it instead of `tmp_path` for these.
+    """
     with _server_folder() as folder:
         yield Path(folder)
 

@@ -26,7 +26,8 @@ REPLICATION_SECONDS: Final = 30.0
 class StandbyServer(PostgresServer):
     """A PostgreSQL that begins as a copy of `primary`, which must run then, and follows it until it is promoted.
 
-    Its folder's name is what it is called in the primary's pg_stat_replication, and the name of its slot there.
+    Its folder's name is what it is called in the primary's pg_stat_replication, and the name of its
+    slot there.
     """
 
     def __init__(self, folder: Path, primary: PostgresServer, port: int | None = None) -> None:
@@ -34,24 +35,49 @@ class StandbyServer(PostgresServer):
         self._primary = primary
 
     def promote(self) -> None:
-        """Make it a primary; returns once it takes writes. The old primary must be gone: see `fence`."""
+        """Make it a primary; returns once it takes writes.
+
+        The old primary must be gone: see `fence`.
+        """
         with psycopg.connect(self.url, autocommit=True) as connection:
-            # Copied from a primary that waited for a standby, it would wait for one that it does not have.
+            # Copied from a primary that waited for a standby, it would wait for one that it does
+            # not have.
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
-            row = connection.execute("SELECT pg_promote(true, %s)", (int(REPLICATION_SECONDS),)).fetchone()
+            row = connection.execute(
+                "SELECT pg_promote(true, %s)", (int(REPLICATION_SECONDS),)
+            ).fetchone()
         if row != (True,):
-            raise StartError(f"{self.name} in {self.folder} did not become a primary within {REPLICATION_SECONDS:.0f} s.")
+            raise StartError(
+                f"{self.name} in {self.folder} did not become a primary within {REPLICATION_SECONDS:.0f} s."
+            )
 
     def _initialise(self, binaries: Path, account: Account | None) -> None:
         """Copy the primary."""
-        self._keep_password(self._primary.password, account)  # that of the role `postgres`, which is copied too
+        self._keep_password(
+            self._primary.password, account
+        )  # that of the role `postgres`, which is copied too
         primary = make_conninfo(self._primary.url, application_name=self.folder.name)
-        slot = ["--create-slot", f"--slot={self.folder.name}"]  # the primary keeps what the standby has not got yet
+        slot = [
+            "--create-slot",
+            f"--slot={self.folder.name}",
+        ]  # the primary keeps what the standby has not got yet
         quick = ["--checkpoint=fast", "--no-sync"]  # a copy that a power cut spoils is made anew
-        self._make_data([str(binaries / "pg_basebackup"), "-d", primary, "--write-recovery-conf", *quick, *slot], account)
+        self._make_data(
+            [
+                str(binaries / "pg_basebackup"),
+                "-d",
+                primary,
+                "--write-recovery-conf",
+                *quick,
+                *slot,
+            ],
+            account,
+        )
         with (self._data / "postgresql.auto.conf").open("a") as settings:
-            settings.write("wal_retrieve_retry_interval = '200ms'\n")  # between looks for its primary; 5 s otherwise
+            settings.write(
+                "wal_retrieve_retry_interval = '200ms'\n"
+            )  # between looks for its primary; 5 s otherwise
 
 
 def fence(server: PostgresServer) -> None:
@@ -67,11 +93,17 @@ def wait_for(primary: PostgresServer, standby: StandbyServer) -> None:
         connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(names))
         connection.execute("SELECT pg_reload_conf()")
         query = "SELECT FROM pg_stat_replication WHERE application_name = %s AND sync_state = 'sync' AND state = 'streaming'"
-        _await(lambda: connection.execute(query, (standby.folder.name,)).fetchone() is not None, f"{standby.folder} did not follow")
+        _await(
+            lambda: connection.execute(query, (standby.folder.name,)).fetchone() is not None,
+            f"{standby.folder} did not follow",
+        )
 
 
 def wait_for_none(primary: PostgresServer) -> None:
-    """From now on `primary` acknowledges a commit by itself. What waits for a standby is acknowledged."""
+    """From now on `primary` acknowledges a commit by itself.
+
+    What waits for a standby is acknowledged.
+    """
     with psycopg.connect(primary.url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
         connection.execute("SELECT pg_reload_conf()")
@@ -92,11 +124,17 @@ def read_only(server: PostgresServer) -> Iterator[None]:
 
 def _reload(connection: Connection[TupleRow], read_only: str) -> None:
     connection.execute("SELECT pg_reload_conf()")
-    _await(lambda: connection.execute("SHOW default_transaction_read_only").fetchone() == (read_only,), "The setting did not arrive")
+    _await(
+        lambda: connection.execute("SHOW default_transaction_read_only").fetchone() == (read_only,),
+        "The setting did not arrive",
+    )
 
 
 def url_of_hosts(*servers: PostgresServer, database: str = "postgres") -> str:
-    """One connection URL of several servers, of which the first that takes writes is used. They must have run once."""
+    """One connection URL of several servers, of which the first that takes writes is used.
+
+    They must have run once.
+    """
     parameters = [conninfo_to_dict(server.url) for server in servers]
     password = parameters[0].get("password")
     user = "postgres" if password is None else f"postgres:{quote(str(password), safe='')}"
@@ -139,7 +177,10 @@ class PostgresPair:
         self.standby.stop()
         with psycopg.connect(self.primary.url, autocommit=True) as connection:
             name = self.standby.folder.name
-            connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,))
+            connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                (name,),
+            )
         shutil.rmtree(self.standby.folder / "data", ignore_errors=True)
         self.standby.start()
         wait_for(self.primary, self.standby)
@@ -153,7 +194,12 @@ class PostgresPair:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
 

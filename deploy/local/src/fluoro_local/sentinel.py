@@ -14,7 +14,10 @@ MASTER_NAME = "fluoro"
 
 
 class ValkeyReplica(ValkeyServer):
-    """A Valkey that copies `primary`, which has to run when it starts for the first time. Ready once it has the copy."""
+    """A Valkey that copies `primary`, which has to run when it starts for the first time.
+
+    Ready once it has the copy.
+    """
 
     name = "Valkey replica"
 
@@ -31,7 +34,11 @@ class ValkeyReplica(ValkeyServer):
         with redis.Redis.from_url(self.url, socket_timeout=2) as client:
             replication = client.info("replication")
             # Without its old primary it starts all the same: a Sentinel tells it whom to follow.
-            return replication["role"] == "master" or replication["master_link_status"] == "up" or not self._primary.running
+            return (
+                replication["role"] == "master"
+                or replication["master_link_status"] == "up"
+                or not self._primary.running
+            )
 
 
 class Sentinel(Server):
@@ -40,7 +47,9 @@ class Sentinel(Server):
     name = "Sentinel"
     stop_signal = ValkeyServer.stop_signal
 
-    def __init__(self, folder: Path, primary: ValkeyServer, quorum: int = 1, down_after_seconds: float = 1) -> None:
+    def __init__(
+        self, folder: Path, primary: ValkeyServer, quorum: int = 1, down_after_seconds: float = 1
+    ) -> None:
         """down_after_seconds: silence of the primary after which it counts as gone."""
         super().__init__(folder)
         self.port = 0
@@ -58,17 +67,24 @@ class Sentinel(Server):
         """How many replicas it knows that it could promote."""
         with redis.Redis(port=self.port, socket_timeout=2) as client:
             known = client.execute_command("SENTINEL", "REPLICAS", MASTER_NAME)
-            return sum("s_down" not in str(replica) and "disconnected" not in str(replica) for replica in known)
+            return sum(
+                "s_down" not in str(replica) and "disconnected" not in str(replica)
+                for replica in known
+            )
 
     def _spawn(self, lock: int) -> Child:
         self.port = self.port or free_port()
         require_free_port(self.port, self.name, "the Sentinel's port")
         configuration = self.folder / "sentinel.conf"
         if not configuration.exists():  # it writes down there whom it has promoted
-            watched = f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self._primary.port} {self._quorum}"
+            watched = (
+                f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self._primary.port} {self._quorum}"
+            )
             down = f"sentinel down-after-milliseconds {MASTER_NAME} {int(self._down_after_seconds * 1000)}"
             lines = ["bind 127.0.0.1", f"port {self.port}", f'dir "{self.folder}"', watched, down]
-            configuration.write_text("\n".join([*lines, f"sentinel failover-timeout {MASTER_NAME} 5000", ""]))
+            configuration.write_text(
+                "\n".join([*lines, f"sentinel failover-timeout {MASTER_NAME} 5000", ""])
+            )
         return spawn(
             [str(valkey_binary()), str(configuration), "--sentinel"],
             log=self.folder / "sentinel.log",

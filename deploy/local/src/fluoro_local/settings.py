@@ -16,4 +16,7 @@ class LocalSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FLUORO_")
 
     grpc_port: Port = Field(default=GRPC_PORT, description="Port of the gateway.")
-    http_port: Port = Field(default=FIRST_HTTP_PORT, description="Port of health and metrics of the first service; the others follow.")
+    http_port: Port = Field(
+        default=FIRST_HTTP_PORT,
+        description="Port of health and metrics of the first service; the others follow.",
+    )

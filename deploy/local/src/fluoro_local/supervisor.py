@@ -31,8 +31,8 @@ STOP_SECONDS: Final = 15.0
 DRAIN_SECONDS: Final = 3
 """How long a service lets running work finish when asked to end (its FLUORO_SHUTDOWN_GRACE_SECONDS).
 
-What does not finish is handed back, and runs at the next start.
-Short, because a Celery worker with anything running when it is asked waits all of it, also when that ends sooner.
+What does not finish is handed back, and runs at the next start. Short, because a Celery worker with
+anything running when it is asked waits all of it, also when that ends sooner.
 """
 FIRST_BACKOFF_SECONDS: Final = 0.5
 """Wait before a crashed service is started again, doubled for each further crash."""
@@ -55,13 +55,15 @@ class _Running:
 
 
 class Supervisor:
-    """Owns one running Fluoro. Use it as a context manager, and call `check` now and then while it runs.
+    """Owns one running Fluoro.
 
-    data: folder of everything it keeps: postgres/, valkey/, blobs/, logs/, and scratch/ for running attempts.
-    services: what to start; a parameter for tests.
+    Use it as a context manager, and call `check` now and then while it runs.
+
+    data: folder of everything it keeps: postgres/, valkey/, blobs/, logs/, and scratch/ for running
+    attempts. services: what to start; a parameter for tests.
     grpc_port: of the gateway; None takes a free one.
-    first_http_port: of the first service's health and metrics, the others follow; None takes free ones.
-    restart: whether a crashed process is started again (`up`) or ends it all (`demo`).
+    first_http_port: of the first service's health and metrics, the others follow; None takes free
+    ones. restart: whether a crashed process is started again (`up`) or ends it all (`demo`).
     tell: called with a sentence for each thing worth knowing.
     """
 
@@ -80,7 +82,10 @@ class Supervisor:
         self.valkey = ValkeyServer(self.data / "valkey")
         self.grpc_port = grpc_port or free_port()
         self._services = services
-        self._ports = [first_http_port + index if first_http_port else free_port() for index in range(len(services))]
+        self._ports = [
+            first_http_port + index if first_http_port else free_port()
+            for index in range(len(services))
+        ]
         self._require = bool(grpc_port), bool(first_http_port)
         self._restart = restart
         self._tell = tell
@@ -94,7 +99,10 @@ class Supervisor:
     @property
     def metrics_urls(self) -> dict[str, str]:
         """Prometheus metrics of each service."""
-        return {service.name: f"http://127.0.0.1:{port}/metrics" for service, port in zip(self._services, self._ports, strict=True)}
+        return {
+            service.name: f"http://127.0.0.1:{port}/metrics"
+            for service, port in zip(self._services, self._ports, strict=True)
+        }
 
     @property
     def pids(self) -> dict[str, int]:
@@ -102,7 +110,10 @@ class Supervisor:
         return {running.service.name: running.child.pid for running in self._running}
 
     def start(self) -> None:
-        """Start everything and wait until every service is ready. Raises StartError, with nothing left running, if one is not."""
+        """Start everything and wait until every service is ready.
+
+        Raises StartError, with nothing left running, if one is not.
+        """
         with ExitStack() as undo:
             undo.callback(self.stop)
             self._check_ports()
@@ -110,16 +121,23 @@ class Supervisor:
                 prepare(folder)
             self.postgres.start()
             self.valkey.start()
-            shutil.rmtree(self.data / "scratch", ignore_errors=True)  # what killed attempts left, now that the folder is ours alone
+            shutil.rmtree(
+                self.data / "scratch", ignore_errors=True
+            )  # what killed attempts left, now that the folder is ours alone
             (self.data / "scratch").mkdir(mode=0o700)
             self._migrate()
             for service, port in zip(self._services, self._ports, strict=True):
-                self._running.append(_Running(service, port, self._spawn(service, port), time.monotonic()))
+                self._running.append(
+                    _Running(service, port, self._spawn(service, port), time.monotonic())
+                )
             self._await_ready()
             undo.pop_all()
 
     def check(self) -> None:
-        """Look after every process once. A crashed one is started again if `restart`, else StartError says which and why."""
+        """Look after every process once.
+
+        A crashed one is started again if `restart`, else StartError says which and why.
+        """
         self._check_servers()
         for running in self._running:
             if running.restart_at is not None:
@@ -136,7 +154,9 @@ class Supervisor:
         while self._running:
             running = self._running[-1]
             if not running.child.finish(max(0.0, deadline - time.monotonic())):
-                self._tell(f"{running.service.name} did not end within {STOP_SECONDS:.0f} s and was killed.")
+                self._tell(
+                    f"{running.service.name} did not end within {STOP_SECONDS:.0f} s and was killed."
+                )
             self._running.pop()
         self.valkey.stop()
         self.postgres.stop()
@@ -145,7 +165,12 @@ class Supervisor:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _check_ports(self) -> None:
@@ -155,13 +180,19 @@ class Supervisor:
             require_free_port(self.grpc_port, "the gateway", "FLUORO_GRPC_PORT")
         if http_chosen:
             for service, port in zip(self._services, self._ports, strict=True):
-                require_free_port(port, f"the health and metrics of {service.name}", "FLUORO_HTTP_PORT, the first of consecutive ports")
+                require_free_port(
+                    port,
+                    f"the health and metrics of {service.name}",
+                    "FLUORO_HTTP_PORT, the first of consecutive ports",
+                )
 
     def _migrate(self) -> None:
         try:
             migrate(self.postgres.url)
         except (SQLAlchemyError, CommandError) as error:
-            raise StartError(f"The schema of the ledger in {self.data} could not be brought up to date: {error}") from error
+            raise StartError(
+                f"The schema of the ledger in {self.data} could not be brought up to date: {error}"
+            ) from error
 
     def _spawn(self, service: Service, http_port: int) -> Child:
         environment = os.environ | {
@@ -175,9 +206,14 @@ class Supervisor:
             "FLUORO_SHUTDOWN_GRACE_SECONDS": str(DRAIN_SECONDS),
         }
         if service.grpc:
-            environment |= {"FLUORO_GRPC_HOST": "127.0.0.1", "FLUORO_GRPC_PORT": str(self.grpc_port)}
+            environment |= {
+                "FLUORO_GRPC_HOST": "127.0.0.1",
+                "FLUORO_GRPC_PORT": str(self.grpc_port),
+            }
             environment.setdefault("FLUORO_SINGLE_OWNER", SINGLE_OWNER)
-        return spawn(service.command, log=self.data / "logs" / f"{service.name}.log", env=environment)
+        return spawn(
+            service.command, log=self.data / "logs" / f"{service.name}.log", env=environment
+        )
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -186,7 +222,9 @@ class Supervisor:
             if not child.running:
                 raise StartError(_ended(name, child))
             if time.monotonic() > deadline:
-                raise StartError(f"{name} was not ready within {READY_SECONDS:.0f} s. The end of its log, {child.log}:\n{child.log_tail()}")
+                raise StartError(
+                    f"{name} was not ready within {READY_SECONDS:.0f} s. The end of its log, {child.log}:\n{child.log_tail()}"
+                )
             time.sleep(0.05)
 
     def _not_ready_yet(self) -> Iterator[_Running]:
@@ -206,7 +244,9 @@ class Supervisor:
             if server.running:
                 continue
             if not self._restart:
-                raise StartError(f"{server.name} ended unexpectedly; its log is in {server.folder}.")
+                raise StartError(
+                    f"{server.name} ended unexpectedly; its log is in {server.folder}."
+                )
             self._tell(f"{server.name} ended unexpectedly and is started again.")
             server.start()
 
@@ -242,5 +282,9 @@ def _ready(port: int) -> bool:
 
 def _ended(name: str, child: Child) -> str:
     code = child.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    how = (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"ended with exit code {code}"
+    )
     return f"{name} {how}. The end of its log, {child.log}:\n{child.log_tail()}"

@@ -33,7 +33,10 @@ JOB_SECONDS: Final = 100
 
 
 def tool(command: str) -> str:
-    """Path of a program that is independent of us. One that is not installed skips the test on a laptop and fails it in CI."""
+    """Path of a program that is independent of us.
+
+    One that is not installed skips the test on a laptop and fails it in CI.
+    """
     path = shutil.which(command)
     if path is None:
         verdict = pytest.fail if os.environ.get("CI") else pytest.skip
@@ -46,7 +49,9 @@ def standing_still(server: Server) -> Iterator[None]:
     """Every process of the server is stopped (SIGSTOP) for the block: its connections stay open, and nothing answers."""
     stopped: list[int] = []
     try:
-        while fresh := [pid for pid in _family(server.pid) if pid not in stopped]:  # the first is the parent, which then starts no more
+        while fresh := [
+            pid for pid in _family(server.pid) if pid not in stopped
+        ]:  # the first is the parent, which then starts no more
             os.kill(fresh[0], signal.SIGSTOP)
             stopped.append(fresh[0])
         yield
@@ -56,7 +61,14 @@ def standing_still(server: Server) -> Iterator[None]:
 
 
 def _family(pid: int) -> list[int]:
-    return [pid, *(int(child) for children in Path(f"/proc/{pid}/task").glob("*/children") for child in children.read_text().split())]
+    return [
+        pid,
+        *(
+            int(child)
+            for children in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in children.read_text().split()
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +87,16 @@ class RunningFluoro:
         """Folder of everything it keeps."""
         return self.supervisor.data
 
-    def client(self, owner: str = OWNER, *, patience_seconds: float = 120, deadline_seconds: float = 30) -> Client:
+    def client(
+        self, owner: str = OWNER, *, patience_seconds: float = 120, deadline_seconds: float = 30
+    ) -> Client:
         """A new connection."""
-        return Client(self.endpoint, owner=owner, patience_seconds=patience_seconds, deadline_seconds=deadline_seconds)
+        return Client(
+            self.endpoint,
+            owner=owner,
+            patience_seconds=patience_seconds,
+            deadline_seconds=deadline_seconds,
+        )
 
     def run(self, inputs: Sequence[Path | bytes], owner: str = OWNER) -> job_pb2.Job:
         """Runs the imaging-report pipeline on these files, and returns the job as it is after at most JOB_SECONDS."""
@@ -104,18 +123,37 @@ class RunningFluoro:
 
     def logs(self) -> str:
         """The end of each service's log, for a failing assertion."""
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.data.glob("logs/*.log")))
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.data.glob("logs/*.log"))
+        )
 
-    def command(self, *words: object, owner: str = OWNER, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def command(
+        self, *words: object, owner: str = OWNER, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs the `fluoro` command to its end."""
-        settings = os.environ | {"FLUORO_ENDPOINT": self.endpoint, "FLUORO_OWNER": owner, **environment}
+        settings = os.environ | {
+            "FLUORO_ENDPOINT": self.endpoint,
+            "FLUORO_OWNER": owner,
+            **environment,
+        }
         order = [str(Path(sys.executable).with_name("fluoro")), *map(str, words)]
-        done = subprocess.run(order, env=settings, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        done = subprocess.run(
+            order,
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
     def command_json(self, *words: object) -> Any:
-        """What the `fluoro` command prints with `--output json`. AssertionError if it does not exit with 0."""
+        """What the `fluoro` command prints with `--output json`.
+
+        AssertionError if it does not exit with 0.
+        """
         done = self.command(*words, "--output", "json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -124,7 +162,8 @@ class RunningFluoro:
 @contextmanager
 def running(services: Sequence[Service]) -> Iterator[RunningFluoro]:
     """A Fluoro with these services on free ports, in a folder that goes away with it."""
-    # Not below pytest's own folder, which every pytest session shuts to other users: as root, PostgreSQL runs as one.
+    # Not below pytest's own folder, which every pytest session shuts to other users: as root,
+    # PostgreSQL runs as one.
     with (
         tempfile.TemporaryDirectory(prefix="fluoro-test-", ignore_cleanup_errors=True) as folder,
         Supervisor(Path(folder) / "data", services=services) as supervisor,

@@ -24,11 +24,19 @@ Logs: {logs}. Ctrl-C stops it."""
 
 
 def up(data: Path, console: Console) -> None:
-    """Run until Ctrl-C or SIGTERM; crashed processes are started again. Raises StartError when it cannot run here."""
+    """Run until Ctrl-C or SIGTERM; crashed processes are started again.
+
+    Raises StartError when it cannot run here.
+    """
     try:
         settings = LocalSettings()
     except ValidationError as error:
-        raise StartError("; ".join(f"FLUORO_{'_'.join(map(str, bad['loc'])).upper()}: {bad['msg']}" for bad in error.errors())) from error
+        raise StartError(
+            "; ".join(
+                f"FLUORO_{'_'.join(map(str, bad['loc'])).upper()}: {bad['msg']}"
+                for bad in error.errors()
+            )
+        ) from error
     console.print(f"Starting Fluoro in {data}")
     fluoro = Supervisor(
         data,
@@ -40,7 +48,11 @@ def up(data: Path, console: Console) -> None:
     try:
         with fluoro:
             metrics = "\n".join(f"  {name:14}{url}" for name, url in fluoro.metrics_urls.items())
-            console.print(TRY.format(endpoint=fluoro.endpoint, metrics=metrics, logs=fluoro.data / "logs"), highlight=False, soft_wrap=True)
+            console.print(
+                TRY.format(endpoint=fluoro.endpoint, metrics=metrics, logs=fluoro.data / "logs"),
+                highlight=False,
+                soft_wrap=True,
+            )
             while True:
                 fluoro.check()
                 time.sleep(CHECK_SECONDS)

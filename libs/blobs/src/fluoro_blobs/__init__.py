@@ -1,6 +1,12 @@
 """Blob store on obstore: a folder, memory or S3."""
 
-from fluoro_blobs.errors import NO_SPACE, BlobNotFoundError, BlobStoreError, BlobStoreFullError, BlobStoreReadOnlyError
+from fluoro_blobs.errors import (
+    NO_SPACE,
+    BlobNotFoundError,
+    BlobStoreError,
+    BlobStoreFullError,
+    BlobStoreReadOnlyError,
+)
 from fluoro_blobs.store import FOLDERS, BlobStore, FoundBlob
 from fluoro_blobs.writer import BlobWriter, StoredBlob
 

@@ -19,8 +19,12 @@ _CONNECT_SECONDS: Final = 5
 _RETRIES: Final = 5
 
 
-def open_store(url: str, request_seconds: float, options: dict[str, Any]) -> tuple[ObjectStore, Path | None]:
-    """The store behind a URL, and its folder if it is one. Creates the folder; looks at nothing else.
+def open_store(
+    url: str, request_seconds: float, options: dict[str, Any]
+) -> tuple[ObjectStore, Path | None]:
+    """The store behind a URL, and its folder if it is one.
+
+    Creates the folder; looks at nothing else.
 
     request_seconds: for one request to S3; tries stop after the same time once more.
 
@@ -40,16 +44,27 @@ def open_store(url: str, request_seconds: float, options: dict[str, Any]) -> tup
     raise ValueError("a blob store's URL is file:///path, memory:// or s3://bucket/prefix")
 
 
-def _bucket(bucket: str, prefix: str, request_seconds: float, options: dict[str, Any]) -> ObjectStore:
-    # A request carries one part or one range, never a whole blob, so a slow reader cannot run into its limit.
+def _bucket(
+    bucket: str, prefix: str, request_seconds: float, options: dict[str, Any]
+) -> ObjectStore:
+    # A request carries one part or one range, never a whole blob, so a slow reader cannot run into
+    # its limit.
     limit = timedelta(seconds=request_seconds)
-    client: ClientConfig = {"connect_timeout": min(limit, timedelta(seconds=_CONNECT_SECONDS)), "timeout": limit}
-    # obstore's own default keeps trying for 3 minutes; a caller of Fluoro gets UNAVAILABLE sooner and tries again itself.
+    client: ClientConfig = {
+        "connect_timeout": min(limit, timedelta(seconds=_CONNECT_SECONDS)),
+        "timeout": limit,
+    }
+    # obstore's own default keeps trying for 3 minutes; a caller of Fluoro gets UNAVAILABLE sooner
+    # and tries again itself.
     retry: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": limit}
     # obstore reads the other AWS_* variables itself, but not this one.
     if options.pop("allow_http", os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"):
         client["allow_http"] = True
     try:
-        return S3Store(bucket, prefix=prefix or None, client_options=client, retry_config=retry, **options)
+        return S3Store(
+            bucket, prefix=prefix or None, client_options=client, retry_config=retry, **options
+        )
     except UnknownConfigurationKeyError as error:
-        raise ValueError(f"no such option of an S3 store among {', '.join(sorted(options))}") from error
+        raise ValueError(
+            f"no such option of an S3 store among {', '.join(sorted(options))}"
+        ) from error

@@ -14,10 +14,14 @@ NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 """Errnos of a disk or folder that may not be written to."""
 
-_FULL_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(NO_SPACE)))})\b|XMinioStorageFull")
+_FULL_TEXT: Final = re.compile(
+    rf"os error ({'|'.join(map(str, sorted(NO_SPACE)))})\b|XMinioStorageFull"
+)
 """The same in obstore's text, which carries no errno, and the error code of a full S3-compatible server."""
 
-_READ_ONLY_TEXT: Final = re.compile(rf"os error ({'|'.join(map(str, sorted(_READ_ONLY)))})\b|AccessDenied")
+_READ_ONLY_TEXT: Final = re.compile(
+    rf"os error ({'|'.join(map(str, sorted(_READ_ONLY)))})\b|AccessDenied"
+)
 """The same for a store that refuses, and S3's error code for it."""
 
 _NO_BUCKET: Final = "NoSuchBucket"
@@ -49,7 +53,10 @@ class BlobNotFoundError(BlobStoreError):
 
 
 class BlobStoreFullError(BlobStoreError):
-    """The store has no space left (ENOSPC, EDQUOT, EFBIG, or a full S3-compatible server). Nothing half-written is visible."""
+    """The store has no space left (ENOSPC, EDQUOT, EFBIG, or a full S3-compatible server).
+
+    Nothing half-written is visible.
+    """
 
     meaning = "the blob store has no space left"
 
@@ -64,7 +71,8 @@ class BlobStoreReadOnlyError(BlobStoreError):
 def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) -> Iterator[None]:
     """Turns what obstore raises in the body into a BlobStoreError about the blob `name`.
 
-    missing: what "not found" means. For a write it is the folder or the bucket that is gone, which is no BlobNotFoundError.
+    missing: what "not found" means. For a write it is the folder or the bucket that is gone, which
+    is no BlobNotFoundError.
     """
     try:
         yield

@@ -21,7 +21,10 @@ _UNFINISHED: Final = re.compile(r".+#\d+")
 
 
 def make_durable(path: Path, top: Path) -> None:
-    """Flushes a file and the folders above it, up to `top`: obstore renames without a flush. OSError as the system gives it."""
+    """Flushes a file and the folders above it, up to `top`: obstore renames without a flush.
+
+    OSError as the system gives it.
+    """
     for each in (path, *path.parents):
         descriptor = os.open(each, os.O_RDONLY)
         try:
@@ -33,11 +36,15 @@ def make_durable(path: Path, top: Path) -> None:
 
 
 def probe(top: Path) -> None:
-    """Writes a small file and removes it. OSError as the system gives it, ENOSPC too if less than RESERVE_BYTES are free.
+    """Writes a small file and removes it.
 
-    Only a write tells: root may do anything to os.access, and a disk that turned read-only keeps its permissions.
+    OSError as the system gives it, ENOSPC too if less than RESERVE_BYTES are free.
+
+    Only a write tells: root may do anything to os.access, and a disk that turned read-only keeps
+    its permissions.
     """
-    # Named like an unfinished upload, so that `remove_unfinished` finds what a process killed in between leaves.
+    # Named like an unfinished upload, so that `remove_unfinished` finds what a process killed in
+    # between leaves.
     path = top / f"check-{uuid4()}#1"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -55,7 +62,10 @@ def probe(top: Path) -> None:
 
 
 def remove_unfinished(folders: Iterable[Path], older_than_seconds: float) -> int:
-    """Deletes what uploads left whose process died, if nobody wrote to it for that long. Returns how many files that were."""
+    """Deletes what uploads left whose process died, if nobody wrote to it for that long.
+
+    Returns how many files that were.
+    """
     limit = time.time() - older_than_seconds
     removed = 0
     for path in chain.from_iterable(folder.glob("*#*") for folder in folders):

@@ -1,7 +1,7 @@
 """The blob store: immutable bytes under `blobs/{uuid}`, in a folder, in memory or in an S3 bucket.
 
-Blobs are written once and never changed, so there is no locking, and the ledger knows which blobs there are: only what collects those
-that it does not know lists them.
+Blobs are written once and never changed, so there is no locking, and the ledger knows which blobs
+there are: only what collects those that it does not know lists them.
 Memory is bounded: a transfer holds at most a few parts, whatever the size of the blob.
 """
 
@@ -45,7 +45,10 @@ CHUNK_BYTES: Final = 1024 * 1024
 """Bytes of one chunk read from or written to a local file, and of one chunk of `stream()` unless told otherwise."""
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
-"""Bytes asked for at once by a reader. A few of them are held: the one in use, the one on its way and obstore's copy."""
+"""Bytes asked for at once by a reader.
+
+A few of them are held: the one in use, the one on its way and obstore's copy.
+"""
 
 STREAM_RANGE_BYTES: Final = 1024 * 1024
 """The same for `stream()`, of which a process has many at once."""
@@ -87,11 +90,16 @@ class FoundBlob:
 class BlobStore:
     """Blobs by name. Safe to share between threads, but not across a fork.
 
-    Every method raises ValueError for a name that is not `blobs/{uuid}`, RuntimeError in a forked child, and
-    BlobNotFoundError, BlobStoreFullError or BlobStoreError for what the store says.
+    Every method raises ValueError for a name that is not `blobs/{uuid}`, RuntimeError in a forked
+    child, and BlobNotFoundError, BlobStoreFullError or BlobStoreError for what the store says.
     """
 
-    def __init__(self, store: ObjectStore, folder: Path | None = None, request_seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        folder: Path | None = None,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
         self._store = store
         self._folder = folder
         self._call_seconds = request_seconds * CALL_REQUESTS
@@ -101,19 +109,26 @@ class BlobStore:
         self._written_at = -math.inf
 
     @classmethod
-    def from_url(cls, url: str, *, request_seconds: float = REQUEST_SECONDS, **options: Any) -> Self:
+    def from_url(
+        cls, url: str, *, request_seconds: float = REQUEST_SECONDS, **options: Any
+    ) -> Self:
         """The store behind `file:///path` (created if missing), `memory://` or `s3://bucket/prefix`.
 
-        request_seconds: for one request to S3. It is tried again for as long, so a call of one request ends after twice the time.
+        request_seconds: for one request to S3. It is tried again for as long, so a call of one
+        request ends after twice the time.
 
-        options, for S3 alone: endpoint, access_key_id, secret_access_key, session_token, region, allow_http (True for an endpoint
-        without TLS) and the others of obstore's S3Config. What is not given comes from the usual AWS_* variables or the machine's role.
-        ValueError for another kind of URL or an unknown option.
+        options, for S3 alone: endpoint, access_key_id, secret_access_key, session_token, region,
+        allow_http (True for an endpoint without TLS) and the others of obstore's S3Config. What is
+        not given comes from the usual AWS_* variables or the machine's role. ValueError for another
+        kind of URL or an unknown option.
         """
         return cls(*open_store(url, request_seconds, options), request_seconds)
 
     def put(self, name: str, data: bytes | Path) -> StoredBlob:
-        """Stores bytes, or the content of a file. A file that cannot be opened raises its own OSError."""
+        """Stores bytes, or the content of a file.
+
+        A file that cannot be opened raises its own OSError.
+        """
         key = self._key(name)
         tally = Tally()
         if isinstance(data, bytes):
@@ -168,10 +183,13 @@ class BlobStore:
             return obstore.head(self._store, key)["size"]
 
     def check(self) -> None:
-        """Asks the store whether it can be written to, and leaves nothing behind. Cheap enough for a probe each second.
+        """Asks the store whether it can be written to, and leaves nothing behind.
 
-        BlobStoreFullError if it has no space left or, in a folder, less than 32 MiB; BlobStoreReadOnlyError if it denies the write;
-        BlobStoreError if it does not answer. A bucket gets an object every 10 s, and a listing in between.
+        Cheap enough for a probe each second.
+
+        BlobStoreFullError if it has no space left or, in a folder, less than 32 MiB;
+        BlobStoreReadOnlyError if it denies the write; BlobStoreError if it does not answer. A
+        bucket gets an object every 10 s, and a listing in between.
         """
         _refuse_fork()
         with translated("", missing=BlobStoreError):
@@ -190,11 +208,16 @@ class BlobStore:
         _refuse_fork()
         with translated("", missing=BlobStoreError):
             with suppress(AlreadyExistsError):  # of two that ask at the same time one is the first
-                obstore.put(self._store, "ledger", ledger.encode(), mode="create", use_multipart=False)
+                obstore.put(
+                    self._store, "ledger", ledger.encode(), mode="create", use_multipart=False
+                )
             return obstore.get(self._store, "ledger").bytes().to_bytes().decode() == ledger
 
     def pages(self, folder: str) -> Iterator[list[FoundBlob]]:
-        """The blobs in one of FOLDERS, up to 1000 at a time. For collecting what the ledger does not know; nothing else lists."""
+        """The blobs in one of FOLDERS, up to 1000 at a time.
+
+        For collecting what the ledger does not know; nothing else lists.
+        """
         _refuse_fork()
         listing = iter(obstore.list(self._store, prefix=f"blobs/{folder}", chunk_size=PAGE_BLOBS))
         while True:
@@ -203,7 +226,11 @@ class BlobStore:
             if page is None:
                 return
             names = ((f"blobs/{each['path'].rpartition('/')[2]}", each) for each in page)
-            yield [FoundBlob(name, each["size"], each["last_modified"]) for name, each in names if _NAME.fullmatch(name)]
+            yield [
+                FoundBlob(name, each["size"], each["last_modified"])
+                for name, each in names
+                if _NAME.fullmatch(name)
+            ]
 
     def remove_unfinished(self, older_than_seconds: float, folders: Sequence[str] = FOLDERS) -> int:
         """Deletes what uploads to these of FOLDERS left whose process died, if that long ago; returns how many.
@@ -214,31 +241,47 @@ class BlobStore:
             return 0
         with translated("", missing=BlobStoreError):
             # Probes lie at the top.
-            return remove_unfinished([self._folder, *(self._folder / "blobs" / folder for folder in folders)], older_than_seconds)
+            return remove_unfinished(
+                [self._folder, *(self._folder / "blobs" / folder for folder in folders)],
+                older_than_seconds,
+            )
 
     def writer(self, name: str) -> BlobWriter:
         """`async with store.writer(name) as w: await w.write(chunk)`."""
         key = self._key(name)
         return BlobWriter(
-            self._store, name, key, self.writer_bytes // PARTS_HELD, self._call_seconds, lambda: self._in_thread(self._settle, key)
+            self._store,
+            name,
+            key,
+            self.writer_bytes // PARTS_HELD,
+            self._call_seconds,
+            lambda: self._in_thread(self._settle, key),
         )
 
     @property
     def writer_bytes(self) -> int:
         """Memory that one writer takes at most."""
-        return PARTS_HELD * (WRITER_PART_BYTES if isinstance(self._store, S3Store) else FOLDER_PART_BYTES)
+        return PARTS_HELD * (
+            WRITER_PART_BYTES if isinstance(self._store, S3Store) else FOLDER_PART_BYTES
+        )
 
     async def delete_soon(self, name: str) -> None:
         """`delete` for an event loop."""
         with translated(name):
             await self._in_thread(self.delete, name)
 
-    async def stream(self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES) -> AsyncGenerator[bytes, None]:
-        """The content from a byte offset on, in chunks of at most chunk_bytes. Nothing from an offset at or past the end."""
+    async def stream(
+        self, name: str, offset: int = 0, chunk_bytes: int = CHUNK_BYTES
+    ) -> AsyncGenerator[bytes, None]:
+        """The content from a byte offset on, in chunks of at most chunk_bytes.
+
+        Nothing from an offset at or past the end.
+        """
         parts = self._parts(name, offset, STREAM_RANGE_BYTES)
         while True:
             with translated(name):
-                # In threads: an interpreter that ends right after an await of obstore's own aborts about one time in ten.
+                # In threads: an interpreter that ends right after an await of obstore's own aborts
+                # about one time in ten.
                 part = await self._in_thread(next, parts, None)
             if part is None:
                 return
@@ -260,7 +303,9 @@ class BlobStore:
 
     def _put(self, name: str, key: str, data: bytes | Iterator[bytes]) -> None:
         with translated(name, missing=BlobStoreError):
-            obstore.put(self._store, key, data, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT)
+            obstore.put(
+                self._store, key, data, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT
+            )
             self._settle(key)
 
     def _settle(self, key: str) -> None:
@@ -268,7 +313,10 @@ class BlobStore:
             make_durable(self._folder / key, self._folder)
 
     def _key(self, name: str) -> str:
-        """Where a blob lies. Names are UUIDv7, whose front is time: the random end spreads them over 256 folders."""
+        """Where a blob lies.
+
+        Names are UUIDv7, whose front is time: the random end spreads them over 256 folders.
+        """
         _refuse_fork()
         match = _NAME.fullmatch(name)
         if match is None:
@@ -279,7 +327,9 @@ class BlobStore:
 def _refuse_fork() -> None:
     # Once a parent has used obstore, even a store opened in its forked child waits for ever.
     if os.getpid() != _PROCESS:
-        raise RuntimeError("obstore hangs in a forked child: start processes that use blobs by spawn instead of fork")
+        raise RuntimeError(
+            "obstore hangs in a forked child: start processes that use blobs by spawn instead of fork"
+        )
 
 
 def _tallied(file: BinaryIO, tally: Tally) -> Iterator[bytes]:

@@ -18,10 +18,16 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 PART_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of one part of a multipart upload. S3 wants at least 5 MiB and takes 10 000 parts: 78 GiB a blob."""
+"""Bytes of one part of a multipart upload.
+
+S3 wants at least 5 MiB and takes 10 000 parts: 78 GiB a blob.
+"""
 
 PARTS_IN_FLIGHT: Final = 2
-"""Parts sent at once by `BlobStore.put`. With the one being filled, it holds at most three parts."""
+"""Parts sent at once by `BlobStore.put`.
+
+With the one being filled, it holds at most three parts.
+"""
 
 WRITER_PART_BYTES: Final = 5 * 1024 * 1024
 """Bytes of one part of a `BlobWriter`, of which a process has many at once: the least that S3 takes; 48 GiB a blob."""
@@ -66,15 +72,24 @@ class Tally:
 class BlobWriter:
     """One blob in the making: there when the `async with` ends well, and never if it ends in an exception or a cancellation.
 
-    It holds what came, up to two parts. Every method ends within `seconds`, and 10 s more for clearing up, and raises BlobStoreError
-    or its kinds. What a store completes after that has no record in the ledger, and is collected.
+    It holds what came, up to two parts. Every method ends within `seconds`, and 10 s more for
+    clearing up, and raises BlobStoreError or its kinds. What a store completes after that has no
+    record in the ledger, and is collected.
     """
 
     def __init__(
-        self, store: ObjectStore, name: str, key: str, part_bytes: int, seconds: float, settle: Callable[[], Awaitable[object]]
+        self,
+        store: ObjectStore,
+        name: str,
+        key: str,
+        part_bytes: int,
+        seconds: float,
+        settle: Callable[[], Awaitable[object]],
     ) -> None:
         self._store, self._name, self._key = store, name, key
-        self._file = obstore.open_writer_async(store, key, buffer_size=part_bytes, max_concurrency=PARTS_HELD - 1)
+        self._file = obstore.open_writer_async(
+            store, key, buffer_size=part_bytes, max_concurrency=PARTS_HELD - 1
+        )
         self._tally = Tally()
         self._seconds = seconds
         self._settle = settle
@@ -95,7 +110,10 @@ class BlobWriter:
         return self._tally.stored
 
     async def write(self, chunk: bytes) -> None:
-        """Appends a chunk of any size. Waits while an earlier part is still on its way: memory stays bounded."""
+        """Appends a chunk of any size.
+
+        Waits while an earlier part is still on its way: memory stays bounded.
+        """
         with translated(self._name, missing=BlobStoreError):
             async with asyncio.timeout(self._seconds):
                 await self._file.write(chunk)
@@ -104,9 +122,15 @@ class BlobWriter:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if kind is not None:
-            # obstore aborts the upload when it is told of an exception, so that a bucket keeps no orphaned parts.
+            # obstore aborts the upload when it is told of an exception, so that a bucket keeps no
+            # orphaned parts.
             await self._tidied(self._file.__aexit__(kind, error, traceback))
             return
         finishing = asyncio.ensure_future(self._finish())

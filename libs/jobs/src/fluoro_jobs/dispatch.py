@@ -1,6 +1,7 @@
 """The one door from the ledger to Redis: which tasks go to their queue next, and their messages.
 
-A crash between the COMMIT and the publish costs latency, never a job: `reconcile` finds what Redis does not hold.
+A crash between the COMMIT and the publish costs latency, never a job: `reconcile` finds what Redis
+does not hold.
 """
 
 import itertools
@@ -39,7 +40,10 @@ MAX_CANDIDATES: Final = 20_000
 """Most ready tasks of a queue that one dispatch chooses from, shared by their owners; what still fits then, the next one takes. It bounds
 what a dispatch costs, however many wait: one that takes longer than a statement may would never happen."""
 LOST_AFTER_SECONDS: Final = 5
-"""A task queued this long ago whose message Redis does not hold is published again. From receipt to claim a worker takes milliseconds."""
+"""A task queued this long ago whose message Redis does not hold is published again.
+
+From receipt to claim a worker takes milliseconds.
+"""
 
 MAX_ATTEMPT: Final = 2**15 - 1
 """The ledger counts attempts in two bytes."""
@@ -89,27 +93,48 @@ _QUEUED: Final = f"""
 SELECT id, task_name, queue, attempt + 1 FROM tasks
 WHERE state = 'QUEUED' AND queue = ANY(%s) AND queued_time < now() - interval '{LOST_AFTER_SECONDS} s'
 """
-_QUEUED_AGAIN: Final = "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
+_QUEUED_AGAIN: Final = (
+    "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
+)
 
 Message = tuple[UUID, str, str, int]
 """Task id, Celery task name, queue, number of the attempt that it asks for."""
 
 
 def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
-    """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing. One statement."""
-    return connection.execute(_DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}).fetchall()
+    """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing.
+
+    One statement.
+    """
+    return connection.execute(
+        _DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}
+    ).fetchall()
 
 
 def publish(app: Celery, messages: Iterable[Message]) -> int:
-    """Sends the messages in one pipeline through the anonymous exchange. kombu's OperationalError if Redis is down."""
+    """Sends the messages in one pipeline through the anonymous exchange.
+
+    kombu's OperationalError if Redis is down.
+    """
     sent: Counter[str] = Counter()
     with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():  # type: ignore[attr-defined]  # the stubs are older
         for task_id, name, queue, attempt in messages:
-            # What send_task() does, without its routes, declarations and signals, which are most of its time.
-            message = app.amqp.as_task_v2(str(task_id), name, args=(str(task_id),), argsrepr="", kwargsrepr="", ignore_result=True)
-            # A header, not an argument or a part of the id: workers of the previous release pass over it.
+            # What send_task() does, without its routes, declarations and signals, which are most of
+            # its time.
+            message = app.amqp.as_task_v2(
+                str(task_id),
+                name,
+                args=(str(task_id),),
+                argsrepr="",
+                kwargsrepr="",
+                ignore_result=True,
+            )
+            # A header, not an argument or a part of the id: workers of the previous release pass
+            # over it.
             headers = {**message.headers, "attempt": attempt}
-            producer.publish(message.body, exchange="", routing_key=queue, headers=headers, **message.properties)
+            producer.publish(
+                message.body, exchange="", routing_key=queue, headers=headers, **message.properties
+            )
             sent[queue] += 1
     for queue, count in sent.items():
         metrics.TASKS_DISPATCHED.labels(queue=queue).inc(count)
@@ -117,10 +142,12 @@ def publish(app: Celery, messages: Iterable[Message]) -> int:
 
 
 def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str, int | None]]:
-    """Task and attempt of all messages that wait in a queue. None: a message of the previous release, for whichever attempt is next.
+    """Task and attempt of all messages that wait in a queue.
 
-    Messages come in at the front, from where it reads, so it passes none over, whatever comes and goes meanwhile.
-    redis.RedisError; TimeoutError if there are too many.
+    None: a message of the previous release, for whichever attempt is next.
+
+    Messages come in at the front, from where it reads, so it passes none over, whatever comes and
+    goes meanwhile. redis.RedisError; TimeoutError if there are too many.
     """
     deadline = time.monotonic() + HELD_SECONDS
     held: set[tuple[str, int | None]] = set()
@@ -131,7 +158,9 @@ def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str
             if len(messages) < PAGE_MESSAGES:
                 break
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{queue} holds more messages than can be read in {HELD_SECONDS} s.")
+                raise TimeoutError(
+                    f"{queue} holds more messages than can be read in {HELD_SECONDS} s."
+                )
     return held
 
 
@@ -153,7 +182,14 @@ def _held(message: bytes | str) -> tuple[str, int | None] | None:
 class Dispatcher(threading.Thread):
     """Dispatches when woken; calls in between run together. Harmless to have in every process."""
 
-    def __init__(self, ledger: Ledger, redis_url: str, queues: Iterable[str] = QUEUES, *, every_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        redis_url: str,
+        queues: Iterable[str] = QUEUES,
+        *,
+        every_seconds: float | None = None,
+    ) -> None:
         """every_seconds: also without being woken; None for never."""
         super().__init__(name="dispatcher", daemon=True)
         self._ledger = ledger
@@ -188,12 +224,16 @@ class Dispatcher(threading.Thread):
                 self._closing.wait(min(max(pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS))
             except FluoroError as error:
                 log.warning("dispatch_waits", reason=error.reason)
-            except Exception:  # a thread that ended here would leave all dispatch to others, and nobody would know
+            except (
+                Exception
+            ):  # a thread that ended here would leave all dispatch to others, and nobody would know
                 log.exception("dispatch_failed")
                 self._closing.wait(1)
 
     def dispatch(self) -> int:
-        """Moves what fits to the queues; how many tasks that were. Nothing while Redis is away: what is READY stays so, in order.
+        """Moves what fits to the queues; how many tasks that were.
+
+        Nothing while Redis is away: what is READY stays so, in order.
 
         FluoroError LEDGER_UNAVAILABLE if the ledger is.
         """
@@ -218,9 +258,16 @@ class Dispatcher(threading.Thread):
             log.warning("redis_unavailable", exception=type(error).__qualname__)
             return 0
         except TimeoutError:
-            log.warning("queues_not_compared", meaning="they hold too many messages; lost ones are found when they are shorter")
+            log.warning(
+                "queues_not_compared",
+                meaning="they hold too many messages; lost ones are found when they are shorter",
+            )
             return 0
-        lost = [message for message in queued if held.isdisjoint({(str(message[0]), message[3]), (str(message[0]), None)})]
+        lost = [
+            message
+            for message in queued
+            if held.isdisjoint({(str(message[0]), message[3]), (str(message[0]), None)})
+        ]
         if not lost:
             return 0
         with self._ledger.connection() as connection:

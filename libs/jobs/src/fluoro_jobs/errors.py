@@ -1,7 +1,8 @@
 """Every reason Fluoro gives for refusing a request or failing a job, declared once.
 
-`docs/errors.md` is generated from `REASONS`. A reason is part of the API: renaming one is a breaking change.
-The thrower states what is wrong and, where it differs from the table, whether another attempt may mend it.
+`docs/errors.md` is generated from `REASONS`. A reason is part of the API: renaming one is a
+breaking change. The thrower states what is wrong and, where it differs from the table, whether
+another attempt may mend it.
 """
 
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ class Reason(StrEnum):
 class ReasonSpec:
     """What a reason means.
 
-    code: name of the grpc.StatusCode a caller sees when a request is refused for it; "" for reasons of jobs alone.
-    retryable: whether another attempt of a task may mend it.
+    code: name of the grpc.StatusCode a caller sees when a request is refused for it; "" for reasons
+    of jobs alone. retryable: whether another attempt of a task may mend it.
     meaning: for docs/errors.md: what happened and what to do.
     """
 
@@ -86,90 +87,179 @@ class ReasonSpec:
 
 
 REASONS: Final[dict[Reason, ReasonSpec]] = {
-    Reason.INVALID_ARGUMENT: ReasonSpec("INVALID_ARGUMENT", False, "A field is missing or malformed; BadRequest names it."),
+    Reason.INVALID_ARGUMENT: ReasonSpec(
+        "INVALID_ARGUMENT", False, "A field is missing or malformed; BadRequest names it."
+    ),
     Reason.OWNER_MISSING: ReasonSpec(
-        "UNAUTHENTICATED", False, "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the proxy in front send it."
+        "UNAUTHENTICATED",
+        False,
+        "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the proxy in front send it.",
     ),
-    Reason.JOB_EMPTY: ReasonSpec("INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."),
-    Reason.STEP_GRAPH_CYCLE: ReasonSpec("INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."),
-    Reason.STEP_UNKNOWN: ReasonSpec("INVALID_ARGUMENT", False, "`after` names a step that is not in the job."),
+    Reason.JOB_EMPTY: ReasonSpec(
+        "INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."
+    ),
+    Reason.STEP_GRAPH_CYCLE: ReasonSpec(
+        "INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."
+    ),
+    Reason.STEP_UNKNOWN: ReasonSpec(
+        "INVALID_ARGUMENT", False, "`after` names a step that is not in the job."
+    ),
     Reason.MESSAGE_TOO_LARGE: ReasonSpec(
-        "RESOURCE_EXHAUSTED", False, "A message is over its limit. Upload large data as blobs, in chunks of up to 1 MiB."
+        "RESOURCE_EXHAUSTED",
+        False,
+        "A message is over its limit. Upload large data as blobs, in chunks of up to 1 MiB.",
     ),
-    Reason.REQUEST_ID_REUSED: ReasonSpec("ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."),
+    Reason.REQUEST_ID_REUSED: ReasonSpec(
+        "ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."
+    ),
     Reason.JOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such job for this caller."),
-    Reason.JOB_NOT_ENDED: ReasonSpec("FAILED_PRECONDITION", False, "The job has not ended. Wait for its end, or cancel it first."),
+    Reason.JOB_NOT_ENDED: ReasonSpec(
+        "FAILED_PRECONDITION", False, "The job has not ended. Wait for its end, or cancel it first."
+    ),
     Reason.NOTHING_TO_RETRY: ReasonSpec("FAILED_PRECONDITION", False, "Nothing in the job failed."),
-    Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such blob for this caller. Upload it first."),
+    Reason.BLOB_NOT_FOUND: ReasonSpec(
+        "NOT_FOUND", False, "No such blob for this caller. Upload it first."
+    ),
     Reason.UPLOAD_MISMATCH: ReasonSpec(
-        "INVALID_ARGUMENT", False, "Size or SHA-256 differ from the header's. Nothing was stored; upload again."
+        "INVALID_ARGUMENT",
+        False,
+        "Size or SHA-256 differ from the header's. Nothing was stored; upload again.",
     ),
     Reason.BLOB_TOO_LARGE: ReasonSpec(
-        "INVALID_ARGUMENT", False, "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was stored."
+        "INVALID_ARGUMENT",
+        False,
+        "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was stored.",
     ),
     Reason.UPLOAD_TOO_SLOW: ReasonSpec(
-        "DEADLINE_EXCEEDED", False, "The bytes of the upload came too slowly, or stopped coming. Nothing was stored; upload again."
+        "DEADLINE_EXCEEDED",
+        False,
+        "The bytes of the upload came too slowly, or stopped coming. Nothing was stored; upload again.",
     ),
     Reason.UPLOADS_BUSY: ReasonSpec(
-        "UNAVAILABLE", True, "As many uploads are under way as may, of this owner or in this gateway (`FLUORO_MAX_UPLOADS`). Try again."
+        "UNAVAILABLE",
+        True,
+        "As many uploads are under way as may, of this owner or in this gateway (`FLUORO_MAX_UPLOADS`). Try again.",
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
-        "UNAVAILABLE", True, "Nothing was read from the download for long. Go on with the number of bytes received as offset."
+        "UNAVAILABLE",
+        True,
+        "Nothing was read from the download for long. Go on with the number of bytes received as offset.",
     ),
-    Reason.CURSOR_INVALID: ReasonSpec("INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."),
+    Reason.CURSOR_INVALID: ReasonSpec(
+        "INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."
+    ),
     Reason.CURSOR_EXPIRED: ReasonSpec(
-        "OUT_OF_RANGE", False, "Events after the cursor are no longer kept. Watch without one, or from `oldest_cursor` in the metadata."
+        "OUT_OF_RANGE",
+        False,
+        "Events after the cursor are no longer kept. Watch without one, or from `oldest_cursor` in the metadata.",
     ),
     Reason.WATCH_TOO_SLOW: ReasonSpec(
-        "RESOURCE_EXHAUSTED", False, "Nothing was read from the stream for long. Resume with the last cursor."
+        "RESOURCE_EXHAUSTED",
+        False,
+        "Nothing was read from the stream for long. Resume with the last cursor.",
     ),
-    Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down. Connect again and resume with the last cursor."),
+    Reason.SHUTTING_DOWN: ReasonSpec(
+        "UNAVAILABLE",
+        False,
+        "This gateway is shutting down. Connect again and resume with the last cursor.",
+    ),
     Reason.GATEWAY_BUSY: ReasonSpec(
-        "UNAVAILABLE", True, "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, `FLUORO_SUBMIT_QUEUE_JOBS`). Try again."
+        "UNAVAILABLE",
+        True,
+        "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, `FLUORO_SUBMIT_QUEUE_JOBS`). Try again.",
     ),
     Reason.LEDGER_UNAVAILABLE: ReasonSpec(
-        "UNAVAILABLE", True, "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe."
+        "UNAVAILABLE",
+        True,
+        "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe.",
     ),
     Reason.LEDGER_BUSY: ReasonSpec(
-        "UNAVAILABLE", True, "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was over. Try again."
+        "UNAVAILABLE",
+        True,
+        "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was over. Try again.",
     ),
     Reason.LEDGER_READ_ONLY: ReasonSpec(
-        "UNAVAILABLE", True, "The PostgreSQL that answers is a standby or read-only; a failover may be under way. Try again."
+        "UNAVAILABLE",
+        True,
+        "The PostgreSQL that answers is a standby or read-only; a failover may be under way. Try again.",
     ),
-    Reason.LEDGER_FULL: ReasonSpec("RESOURCE_EXHAUSTED", True, "PostgreSQL has no disk space or memory left. Free some and try again."),
-    Reason.BLOB_STORE_UNAVAILABLE: ReasonSpec("UNAVAILABLE", True, "The blob store cannot be reached or gave an error. Try again."),
+    Reason.LEDGER_FULL: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        True,
+        "PostgreSQL has no disk space or memory left. Free some and try again.",
+    ),
+    Reason.BLOB_STORE_UNAVAILABLE: ReasonSpec(
+        "UNAVAILABLE", True, "The blob store cannot be reached or gave an error. Try again."
+    ),
     Reason.BLOB_STORE_FULL: ReasonSpec(
-        "RESOURCE_EXHAUSTED", True, "The blob store has no space left. Nothing half-written is visible; free space and try again."
+        "RESOURCE_EXHAUSTED",
+        True,
+        "The blob store has no space left. Nothing half-written is visible; free space and try again.",
     ),
-    Reason.INTERNAL: ReasonSpec("INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."),
-    Reason.WORKER_LOST: ReasonSpec("", True, "The worker died or stopped renewing its lease (killed, out of memory, cut off)."),
+    Reason.INTERNAL: ReasonSpec(
+        "INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."
+    ),
+    Reason.WORKER_LOST: ReasonSpec(
+        "", True, "The worker died or stopped renewing its lease (killed, out of memory, cut off)."
+    ),
     Reason.ATTEMPT_TIMEOUT: ReasonSpec("", True, "The attempt took longer than it may."),
     Reason.SCRATCH_FULL: ReasonSpec(
-        "", True, "The worker has no disk space left for temporary files. Give the folder in FLUORO_SCRATCH_FOLDER more room."
+        "",
+        True,
+        "The worker has no disk space left for temporary files. Give the folder in FLUORO_SCRATCH_FOLDER more room.",
     ),
-    Reason.OPERATION_UNKNOWN: ReasonSpec("", True, "The worker is older than the job and does not know the operation."),
+    Reason.OPERATION_UNKNOWN: ReasonSpec(
+        "", True, "The worker is older than the job and does not know the operation."
+    ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
     Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),
     Reason.JOB_EXPIRED: ReasonSpec("", False, "The job had not ended by its expire_time."),
     Reason.STEP_FAILED: ReasonSpec("", False, "A step of the job failed; the message names it."),
     Reason.ITEMS_FAILED: ReasonSpec("", False, "Some items failed, the others' results are there."),
     Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, "Every item failed; each has its own reason."),
-    Reason.NO_APPLICABLE_INPUT: ReasonSpec("", False, "The operation applies to none of its inputs."),
-    Reason.NOT_DICOM: ReasonSpec("", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."),
-    Reason.DICOM_TRUNCATED: ReasonSpec("", False, "The file ends before its data does. Send it again."),
-    Reason.DICOM_INVALID: ReasonSpec("", False, "The data set lacks a required attribute or holds a value the standard does not allow."),
+    Reason.NO_APPLICABLE_INPUT: ReasonSpec(
+        "", False, "The operation applies to none of its inputs."
+    ),
+    Reason.NOT_DICOM: ReasonSpec(
+        "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."
+    ),
+    Reason.DICOM_TRUNCATED: ReasonSpec(
+        "", False, "The file ends before its data does. Send it again."
+    ),
+    Reason.DICOM_INVALID: ReasonSpec(
+        "",
+        False,
+        "The data set lacks a required attribute or holds a value the standard does not allow.",
+    ),
     Reason.NO_PIXEL_DATA: ReasonSpec("", False, "The instance has no image."),
-    Reason.TRANSFER_SYNTAX_UNSUPPORTED: ReasonSpec("", False, "There is no decoder for the Transfer Syntax."),
-    Reason.PIXELS_UNDECODABLE: ReasonSpec("", False, "The decoder refused the pixel data, or what it gave does not match the header."),
-    Reason.IMAGE_TOO_LARGE: ReasonSpec("", False, "The image would need more memory than one item may have."),
-    Reason.PIXELS_NOT_CERTIFIED: ReasonSpec("", False, "The pixel array does not match its certificate and was not shown to the model."),
-    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No model of this name. The message lists those there are."),
-    Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for this kind of image."),
+    Reason.TRANSFER_SYNTAX_UNSUPPORTED: ReasonSpec(
+        "", False, "There is no decoder for the Transfer Syntax."
+    ),
+    Reason.PIXELS_UNDECODABLE: ReasonSpec(
+        "", False, "The decoder refused the pixel data, or what it gave does not match the header."
+    ),
+    Reason.IMAGE_TOO_LARGE: ReasonSpec(
+        "", False, "The image would need more memory than one item may have."
+    ),
+    Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
+        "", False, "The pixel array does not match its certificate and was not shown to the model."
+    ),
+    Reason.MODEL_UNKNOWN: ReasonSpec(
+        "", False, "No model of this name. The message lists those there are."
+    ),
+    Reason.MODEL_NOT_APPLICABLE: ReasonSpec(
+        "", False, "The model is not made for this kind of image."
+    ),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
 }
 
-LEDGER_OUTAGES: Final = frozenset({Reason.LEDGER_UNAVAILABLE, Reason.LEDGER_BUSY, Reason.LEDGER_READ_ONLY, Reason.LEDGER_FULL})
-"""PostgreSQL could not do what it was asked. It wrote nothing, or the guard of a repeated write finds that it did."""
+LEDGER_OUTAGES: Final = frozenset(
+    {Reason.LEDGER_UNAVAILABLE, Reason.LEDGER_BUSY, Reason.LEDGER_READ_ONLY, Reason.LEDGER_FULL}
+)
+"""PostgreSQL could not do what it was asked.
+
+It wrote nothing, or the guard of a repeated write finds that it did.
+"""
 STORE_OUTAGES: Final = LEDGER_OUTAGES | {Reason.BLOB_STORE_UNAVAILABLE, Reason.BLOB_STORE_FULL}
 """Faults of a store, not of the task that met them: they cost a task none of its attempts."""
 
@@ -186,8 +276,8 @@ class FieldViolation:
 class FluoroError(Exception):
     """What went wrong, for a program and for a person.
 
-    message never holds patient data, paths or a traceback: it is shown to clients and kept in the ledger.
-    metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
+    message never holds patient data, paths or a traceback: it is shown to clients and kept in the
+    ledger. metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
     retryable: None takes the table's word.
     more_violations: how many more there are; the first ones are told.
     """

@@ -11,4 +11,10 @@ def new_id() -> UUID:
     """A fresh UUIDv7: 48 bits of milliseconds since the epoch, 74 random bits."""
     millis = time.time_ns() // 1_000_000
     bits = _random.getrandbits(74)
-    return UUID(int=(millis & ((1 << 48) - 1)) << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0b10 << 62 | bits & ((1 << 62) - 1))
+    return UUID(
+        int=(millis & ((1 << 48) - 1)) << 80
+        | 0x7 << 76
+        | (bits >> 62) << 64
+        | 0b10 << 62
+        | bits & ((1 << 62) - 1)
+    )

@@ -18,12 +18,13 @@ MAX_TIMEOUT_SECONDS: Final = 6 * 3600
 class Operation:
     """One operation.
 
-    field: its field in the oneof `fluoro.v1.Step.operation`; its result's field is `{field}_result`.
-    task_name: Celery task name.
+    field: its field in the oneof `fluoro.v1.Step.operation`; its result's field is
+    `{field}_result`. task_name: Celery task name.
     queue: Celery queue, and the service that drains it (`{queue}-worker`).
     request, result: message types.
     timeout_seconds: how long one attempt may take, unless the step says otherwise.
-    fans_out: whether its inputs may be split over tasks; one that writes a single document of them all may not.
+    fans_out: whether its inputs may be split over tasks; one that writes a single document of them
+    all may not.
     """
 
     field: str
@@ -36,10 +37,27 @@ class Operation:
 
 
 OPERATIONS: Final = (
-    Operation("inspect_dicom", "dicom.inspect", "dicom", dicom_pb2.InspectDicom, dicom_pb2.InspectDicomResult),
-    Operation("render_dicom", "dicom.render", "dicom", dicom_pb2.RenderDicom, dicom_pb2.RenderDicomResult),
-    Operation("analyze_images", "ml.analyze", "ml", ml_pb2.AnalyzeImages, ml_pb2.AnalyzeImagesResult),
-    Operation("export_report", "export.report", "export", export_pb2.ExportReport, export_pb2.ExportReportResult, fans_out=False),
+    Operation(
+        "inspect_dicom",
+        "dicom.inspect",
+        "dicom",
+        dicom_pb2.InspectDicom,
+        dicom_pb2.InspectDicomResult,
+    ),
+    Operation(
+        "render_dicom", "dicom.render", "dicom", dicom_pb2.RenderDicom, dicom_pb2.RenderDicomResult
+    ),
+    Operation(
+        "analyze_images", "ml.analyze", "ml", ml_pb2.AnalyzeImages, ml_pb2.AnalyzeImagesResult
+    ),
+    Operation(
+        "export_report",
+        "export.report",
+        "export",
+        export_pb2.ExportReport,
+        export_pb2.ExportReportResult,
+        fans_out=False,
+    ),
 )
 
 BY_FIELD: Final = {operation.field: operation for operation in OPERATIONS}

@@ -3,11 +3,13 @@
     redis://[user:password@]host[:6379][/database]
     sentinel://[user:password@]host[:26379][,host…][/database]?master=NAME[&sentinel_username=…][&sentinel_password=…]
 
-`rediss://` and `sentinels://` are the same over TLS, with ssl_ca_certs, ssl_certfile, ssl_keyfile (paths) and ssl_check_hostname (true or
-false) after the `?`. User and password are those of Redis itself. A host name is resolved, and a Sentinel asked, at each connect.
+`rediss://` and `sentinels://` are the same over TLS, with ssl_ca_certs, ssl_certfile, ssl_keyfile
+(paths) and ssl_check_hostname (true or false) after the `?`. User and password are those of Redis
+itself. A host name is resolved, and a Sentinel asked, at each connect.
 
-Every connection is to a primary: one that answers as a replica, or as a server that cannot serve now, is closed and the answer becomes a
-`redis.ConnectionError`. So whoever outlives a Redis that is away outlives a failover, and comes to the new primary.
+Every connection is to a primary: one that answers as a replica, or as a server that cannot serve
+now, is closed and the answer becomes a `redis.ConnectionError`. So whoever outlives a Redis that is
+away outlives a failover, and comes to the new primary.
 """
 
 import time
@@ -43,7 +45,18 @@ PROBE_SECONDS: Final = 1
 """Pause between two probes of a Redis that is away."""
 PROBE_TIMEOUT_SECONDS: Final = 0.5
 """How long a probe waits for a connection, and for its answer."""
-AWAY: Final = frozenset({"READONLY", "UNBLOCKED", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "NOPERM"})
+AWAY: Final = frozenset(
+    {
+        "READONLY",
+        "UNBLOCKED",
+        "MASTERDOWN",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "NOREPLICAS",
+        "MISCONF",
+        "NOPERM",
+    }
+)
 """Error answers of a server that cannot serve us now, besides those that redis-py calls connection errors itself (LOADING, NOAUTH)."""
 
 # redis-py left types out here.
@@ -51,15 +64,21 @@ _Sentinel: Any = sentinel.Sentinel
 _SentinelPool: Any = sentinel.SentinelConnectionPool
 _AioSentinel: Any = aio_sentinel.Sentinel
 
-_TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"})
+_TLS_OPTIONS: Final = frozenset(
+    {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname"}
+)
 _SENTINEL_OPTIONS: Final = frozenset({"master", "sentinel_username", "sentinel_password"})
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """Where Redis is. hosts: of Redis, one; or of the Sentinels that know. master: what they call it, "" without Sentinels.
+    """Where Redis is.
 
-    credentials, sentinel_credentials, tls: keyword arguments of redis-py's connections. tls is None without TLS.
+    hosts: of Redis, one; or of the Sentinels that know. master: what they call it, "" without
+    Sentinels.
+
+    credentials, sentinel_credentials, tls: keyword arguments of redis-py's connections. tls is None
+    without TLS.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -80,12 +99,21 @@ class RedisServer:
         if parts.scheme not in SCHEMES:
             raise ValueError(f"This kind of URL is not known. Use {FORMS}.")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        with_sentinel, with_tls = parts.scheme.startswith("sentinel"), parts.scheme in {"rediss", "sentinels"}
-        allowed = (_SENTINEL_OPTIONS if with_sentinel else frozenset()) | (_TLS_OPTIONS if with_tls else frozenset())
+        with_sentinel, with_tls = (
+            parts.scheme.startswith("sentinel"),
+            parts.scheme in {"rediss", "sentinels"},
+        )
+        allowed = (_SENTINEL_OPTIONS if with_sentinel else frozenset()) | (
+            _TLS_OPTIONS if with_tls else frozenset()
+        )
         if unknown := sorted(options.keys() - allowed):
-            raise ValueError(f"{parts.scheme}:// does not take {', '.join(unknown)}. Known: {', '.join(sorted(allowed)) or 'no options'}.")
+            raise ValueError(
+                f"{parts.scheme}:// does not take {', '.join(unknown)}. Known: {', '.join(sorted(allowed)) or 'no options'}."
+            )
         if with_sentinel and not options.get("master"):
-            raise ValueError("A sentinel URL names what the Sentinels watch: sentinel://host:26379/0?master=NAME.")
+            raise ValueError(
+                "A sentinel URL names what the Sentinels watch: sentinel://host:26379/0?master=NAME."
+            )
         userinfo, _, hosts = netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         return cls(
@@ -93,7 +121,10 @@ class RedisServer:
             _database(parts),
             options.get("master", ""),
             _given(username=unquote(user), password=unquote(password)),
-            _given(username=options.get("sentinel_username", ""), password=options.get("sentinel_password", "")),
+            _given(
+                username=options.get("sentinel_username", ""),
+                password=options.get("sentinel_password", ""),
+            ),
             _tls(options) if with_tls else None,
         )
 
@@ -111,33 +142,55 @@ class RedisServer:
         return _TlsConnection if self.tls is not None else _PlainConnection
 
     def pool(
-        self, connection_class: type[redis.Connection] | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+        self,
+        connection_class: type[redis.Connection] | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> redis.ConnectionPool:
         """A pool of connections to the primary. connection_class: derived from ours."""
         options = self._options(timeout_seconds)
         options["connection_class"] = connection_class or self.connection_class
-        # Once more at once, because a connection from the pool may have ended long ago; a server that is silent is not asked again.
+        # Once more at once, because a connection from the pool may have ended long ago; a server
+        # that is silent is not asked again.
         options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         if not self.master:
             return redis.ConnectionPool(**options)
         asked = self._sentinel_options(timeout_seconds) | {"retry": Retry(NoBackoff(), 0)}
-        pool: redis.ConnectionPool = _SentinelPool(self.master, _Sentinel(self.hosts, sentinel_kwargs=asked), **options)
+        pool: redis.ConnectionPool = _SentinelPool(
+            self.master, _Sentinel(self.hosts, sentinel_kwargs=asked), **options
+        )
         return pool
 
     def client(self, timeout_seconds: float = TIMEOUT_SECONDS) -> "SyncClient":
-        """A client whose calls end within a few `timeout_seconds`, whatever the server does. redis.RedisError."""
+        """A client whose calls end within a few `timeout_seconds`, whatever the server does.
+
+        redis.RedisError.
+        """
         return redis.Redis.from_pool(self.pool(timeout_seconds=timeout_seconds))
 
     def aio_client(self) -> "AioClient":
-        """A client for an event loop. It does not try again, and has a deadline for connecting alone: calls bring their own."""
+        """A client for an event loop.
+
+        It does not try again, and has a deadline for connecting alone: calls bring their own.
+        """
         options = self._options(TIMEOUT_SECONDS) | {"retry": AioRetry(NoBackoff(), 0)}
-        options |= {"socket_timeout": None, "health_check_interval": 0}  # a subscription is silent for as long as nothing happens
+        options |= {
+            "socket_timeout": None,
+            "health_check_interval": 0,
+        }  # a subscription is silent for as long as nothing happens
         if not self.master:
-            options["connection_class"] = _AioTlsConnection if self.tls is not None else _AioConnection
+            options["connection_class"] = (
+                _AioTlsConnection if self.tls is not None else _AioConnection
+            )
             return AioRedis.from_pool(aio_connection.ConnectionPool(**options))
-        options["connection_class"] = _AioSentinelTlsConnection if self.tls is not None else _AioSentinelConnection
+        options["connection_class"] = (
+            _AioSentinelTlsConnection if self.tls is not None else _AioSentinelConnection
+        )
         asked = self._sentinel_options(TIMEOUT_SECONDS) | {"retry": AioRetry(NoBackoff(), 0)}
-        return AioRedis.from_pool(_AioSentinelPool(self.master, _AioSentinel(list(self.hosts), sentinel_kwargs=asked), **options))
+        return AioRedis.from_pool(
+            _AioSentinelPool(
+                self.master, _AioSentinel(list(self.hosts), sentinel_kwargs=asked), **options
+            )
+        )
 
     def _options(self, timeout_seconds: float) -> dict[str, Any]:
         host, port = self.hosts[0]
@@ -177,7 +230,10 @@ def connect(redis_url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> "SyncCl
 
 
 def probe(client: "SyncClient") -> None:
-    """Makes sure that the server takes writes: a replica answers PING, and even PUBLISH. redis.RedisError."""
+    """Makes sure that the server takes writes: a replica answers PING, and even PUBLISH.
+
+    redis.RedisError.
+    """
     client.set(PROBE_KEY, b"", ex=PROBE_TTL_SECONDS)
 
 
@@ -196,7 +252,10 @@ class Breaker:
         self._probe_at = 0.0
 
     def admits(self) -> bool:
-        """Whether Redis is worth asking. Takes about a second at most, and that at most once a second."""
+        """Whether Redis is worth asking.
+
+        Takes about a second at most, and that at most once a second.
+        """
         if self._away and time.monotonic() >= self._probe_at:
             try:
                 probe(self._client)
@@ -222,7 +281,9 @@ def _hosts(text: str, default_port: int, *, several: bool) -> tuple[tuple[str, i
     if not all(host for host, _ in found):
         raise ValueError("The URL names no host.")
     if len(found) > 1 and not several:
-        raise ValueError("More than one host goes with Sentinel only: sentinel://host:26379,host:26379/0?master=NAME.")
+        raise ValueError(
+            "More than one host goes with Sentinel only: sentinel://host:26379,host:26379/0?master=NAME."
+        )
     return tuple(found)
 
 

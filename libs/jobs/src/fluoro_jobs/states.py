@@ -1,6 +1,9 @@
-"""The state machines of jobs, steps and tasks, and of what ends an attempt. Pure; everything else asks this module.
+"""The state machines of jobs, steps and tasks, and of what ends an attempt.
 
-The names are those of the enums in protos/fluoro/v1/job.proto without their prefix, and are what the ledger stores.
+Pure; everything else asks this module.
+
+The names are those of the enums in protos/fluoro/v1/job.proto without their prefix, and are what
+the ledger stores.
 """
 
 from enum import StrEnum
@@ -43,7 +46,9 @@ class Outcome(StrEnum):
     RELEASED = "RELEASED"
 
 
-_JOB_ENDS: Final = frozenset({JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+_JOB_ENDS: Final = frozenset(
+    {JobState.SUCCEEDED, JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+)
 _TASK_ENDS: Final = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 
 JOB_TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
@@ -62,8 +67,13 @@ TASK_TRANSITIONS: Final[dict[TaskState, frozenset[TaskState]]] = {
 }
 """The same for tasks."""
 
-JOB_REOPENINGS: Final = frozenset({JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
-"""Terminal states that RetryJob, and nothing else, leads back to PENDING. A step that succeeded is redone if one before it is."""
+JOB_REOPENINGS: Final = frozenset(
+    {JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+)
+"""Terminal states that RetryJob, and nothing else, leads back to PENDING.
+
+A step that succeeded is redone if one before it is.
+"""
 
 State = TypeVar("State", JobState, TaskState)
 

@@ -1,7 +1,10 @@
-"""Wake-ups through Redis pub/sub: who should look now. Losing one costs latency, never truth, so none of this raises or waits for Redis.
+"""Wake-ups through Redis pub/sub: who should look now.
 
-Each goes to those whom it concerns: news and progress to the channel of the owner's shard, which gateways listen to while somebody there
-watches one of its owners; a cancel to the worker processes that ran the job.
+Losing one costs latency, never truth, so none of this raises or waits for Redis.
+
+Each goes to those whom it concerns: news and progress to the channel of the owner's shard, which
+gateways listen to while somebody there watches one of its owners; a cancel to the worker processes
+that ran the job.
 """
 
 import struct
@@ -29,7 +32,10 @@ GATHER_SECONDS: Final = 0.01
 AWAY_SECONDS: Final = 1
 """Pause after Redis did not take what was told."""
 MAX_PENDING: Final = 20_000
-"""Wake-ups that wait while Redis is away; of more the oldest are dropped. One per job, task (its latest progress) and cancelled worker."""
+"""Wake-ups that wait while Redis is away; of more the oldest are dropped.
+
+One per job, task (its latest progress) and cancelled worker.
+"""
 BATCH: Final = 1000
 """Wake-ups sent in one go."""
 CLOSE_SECONDS: Final = 2
@@ -57,7 +63,10 @@ def wakeups_channel(shard: int) -> str:
 
 
 def cancels_channel(worker: str) -> str:
-    """Where a worker process, by its name, is told to look at what it runs. Payload: the 16 bytes of a cancelled job's UUID."""
+    """Where a worker process, by its name, is told to look at what it runs.
+
+    Payload: the 16 bytes of a cancelled job's UUID.
+    """
     return f"fluoro:cancels:{worker}"
 
 
@@ -94,7 +103,11 @@ class Publisher:
 
     def events(self, job: UUID, owner: str) -> None:
         """The job has new events."""
-        self._tell("events", job, commands=[("PUBLISH", wakeups_channel(shard_of(owner)), pack(job, owner))])
+        self._tell(
+            "events",
+            job,
+            commands=[("PUBLISH", wakeups_channel(shard_of(owner)), pack(job, owner))],
+        )
 
     def cancel(self, job: UUID, owner: str, workers: Iterable[str]) -> None:
         """The job was cancelled: watchers should look, and these worker processes, by their names, which ran its tasks."""
@@ -108,7 +121,12 @@ class Publisher:
         data, job = progress.SerializeToString(), UUID(progress.job.removeprefix("jobs/"))
         key, field = progress_key(job), f"{progress.step}/{progress.shard}"
         publish: _Command = ("PUBLISH", wakeups_channel(shard_of(owner)), pack(job, owner, data))
-        self._tell("progress", job, field, commands=[publish, ("HSET", key, field, data), ("EXPIRE", key, PROGRESS_TTL_SECONDS)])
+        self._tell(
+            "progress",
+            job,
+            field,
+            commands=[publish, ("HSET", key, field, data), ("EXPIRE", key, PROGRESS_TTL_SECONDS)],
+        )
         self._hurried.set()
 
     def close(self) -> None:
@@ -152,12 +170,17 @@ class Publisher:
             self._closing.wait(AWAY_SECONDS)
 
     def _send(self) -> None:
-        """Sends all that waits; what Redis did not take waits on, unless there is something newer. redis.RedisError."""
+        """Sends all that waits; what Redis did not take waits on, unless there is something newer.
+
+        redis.RedisError.
+        """
         with self._lock:
             batch, self._pending = self._pending, {}
         try:
             if batch and time.monotonic() >= self._probe_at:
-                probe(self._redis)  # a replica takes what is published as gladly as a primary, and tells hardly anybody
+                probe(
+                    self._redis
+                )  # a replica takes what is published as gladly as a primary, and tells hardly anybody
                 self._probe_at = time.monotonic() + AWAY_SECONDS
             while batch:
                 some = list(islice(batch, BATCH))

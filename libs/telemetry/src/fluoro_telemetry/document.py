@@ -11,7 +11,9 @@ def markdown() -> str:
 
 def _line(spec: MetricSpec) -> str:
     labels = ", ".join(f"`{label}`" for label in spec.labels) or "none"
-    buckets = f" Buckets: {', '.join(f'{bound:g}' for bound in spec.buckets)}." if spec.buckets else ""
+    buckets = (
+        f" Buckets: {', '.join(f'{bound:g}' for bound in spec.buckets)}." if spec.buckets else ""
+    )
     return f"| `{spec.name}` | {spec.kind} | {labels} | {spec.meaning}{buckets} |"
 
 

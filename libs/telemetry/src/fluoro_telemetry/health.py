@@ -13,7 +13,10 @@ log = structlog.get_logger(__name__)
 MESSAGE_CHARACTERS: Final = 200
 """Longest message of a failed check."""
 MAX_TURN_SECONDS: Final = 120
-"""A watched thread that has not ticked for that long is stuck. Far above the deadline of any one call of a store, for which it may wait."""
+"""A watched thread that has not ticked for that long is stuck.
+
+Far above the deadline of any one call of a store, for which it may wait.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class _Check:
             if fresh or self._thread is not None:
                 return
             self._started = time.monotonic()
-            self._thread = threading.Thread(target=self._run, name=f"check-{self.name}", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, name=f"check-{self.name}", daemon=True
+            )
             self._thread.start()
 
     def result(self, deadline: float) -> CheckResult:
@@ -55,7 +60,9 @@ class _Check:
             if self._thread is None and self._last is not None:
                 return self._last
             seconds = time.monotonic() - self._started
-        return CheckResult(ok=False, seconds=round(seconds, 3), message=f"no answer for {seconds:.0f} s")
+        return CheckResult(
+            ok=False, seconds=round(seconds, 3), message=f"no answer for {seconds:.0f} s"
+        )
 
     def _run(self) -> None:
         message = ""
@@ -65,21 +72,32 @@ class _Check:
             message = f"{type(error).__name__}: {error}".splitlines()[0][:MESSAGE_CHARACTERS]
         with self._lock:
             self._finished = time.monotonic()
-            before, self._last = self._last, CheckResult(not message, round(self._finished - self._started, 3), message)
+            before, self._last = (
+                self._last,
+                CheckResult(not message, round(self._finished - self._started, 3), message),
+            )
             self._thread = None
         if before is None or before.ok != self._last.ok:
-            (log.warning if message else log.info)("check_changed", check=self.name, **asdict(self._last))
+            (log.warning if message else log.info)(
+                "check_changed", check=self.name, **asdict(self._last)
+            )
 
 
 class Health:
     """What a process says of itself.
 
-    max_beat_age_seconds: a loop that has not ticked for that long is stuck, and the process should be restarted.
-    check_timeout_seconds: a check that takes longer has failed; shorter than the probe's own timeout.
-    cache_seconds: how long a check's result is good, so that many probes are one check.
+    max_beat_age_seconds: a loop that has not ticked for that long is stuck, and the process should
+    be restarted. check_timeout_seconds: a check that takes longer has failed; shorter than the
+    probe's own timeout. cache_seconds: how long a check's result is good, so that many probes are
+    one check.
     """
 
-    def __init__(self, max_beat_age_seconds: float = 60, check_timeout_seconds: float = 2, cache_seconds: float = 1) -> None:
+    def __init__(
+        self,
+        max_beat_age_seconds: float = 60,
+        check_timeout_seconds: float = 2,
+        cache_seconds: float = 1,
+    ) -> None:
         self._max_beat_age_seconds = max_beat_age_seconds
         self._check_timeout_seconds = check_timeout_seconds
         self._cache_seconds = cache_seconds
@@ -91,7 +109,8 @@ class Health:
     def add_check(self, name: str, check: Callable[[], object]) -> None:
         """Readiness depends on this: it raises when something is wrong, and what it returns does not matter.
 
-        It runs in a thread of its own. The exception's first line is shown at /readyz. ValueError if there is a check of this name.
+        It runs in a thread of its own. The exception's first line is shown at /readyz. ValueError
+        if there is a check of this name.
         """
         if name in self._checks:
             raise ValueError(f"there is a check {name!r} already")
@@ -111,7 +130,8 @@ class Health:
     def watch(self, thread: threading.Thread) -> None:
         """From its start until the process drains, this thread must not end, and once it beats it must do so every MAX_TURN_SECONDS.
 
-        For threads that wait for stores: an outage delays them, and is no reason to restart the process.
+        For threads that wait for stores: an outage delays them, and is no reason to restart the
+        process.
         """
         self._turns[thread] = None
 
@@ -120,11 +140,21 @@ class Health:
         self._draining = True
 
     def liveness(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the process's own loop and threads tick, and the details for /healthz. Looks at nothing outside the process."""
+        """Whether the process's own loop and threads tick, and the details for /healthz.
+
+        Looks at nothing outside the process.
+        """
         age = _age(self._last_beat)
-        threads = {thread.name: self._lives(thread, turned) for thread, turned in list(self._turns.items())}
+        threads = {
+            thread.name: self._lives(thread, turned) for thread, turned in list(self._turns.items())
+        }
         ok = (age is None or age <= self._max_beat_age_seconds) and all(threads.values())
-        return ok, {"ok": ok, "beat_age_seconds": age, "max_beat_age_seconds": self._max_beat_age_seconds, "threads": threads}
+        return ok, {
+            "ok": ok,
+            "beat_age_seconds": age,
+            "max_beat_age_seconds": self._max_beat_age_seconds,
+            "threads": threads,
+        }
 
     def _lives(self, thread: threading.Thread, turned: float | None) -> bool:
         if self._draining or thread.ident is None:  # it may end by now, or has not been started
@@ -133,14 +163,21 @@ class Health:
         return thread.is_alive() and (age is None or age <= MAX_TURN_SECONDS)
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every check passes and nothing drains, and the details for /readyz. Answers within check_timeout_seconds."""
+        """Whether every check passes and nothing drains, and the details for /readyz.
+
+        Answers within check_timeout_seconds.
+        """
         deadline = time.monotonic() + self._check_timeout_seconds
         checks = list(self._checks.values())
         for check in checks:
             check.start(self._cache_seconds)
         results = {check.name: check.result(deadline) for check in checks}
         ok = not self._draining and all(result.ok for result in results.values())
-        return ok, {"ok": ok, "draining": self._draining, "checks": {name: asdict(result) for name, result in results.items()}}
+        return ok, {
+            "ok": ok,
+            "draining": self._draining,
+            "checks": {name: asdict(result) for name, result in results.items()},
+        }
 
 
 def _age(since: float | None) -> float | None:

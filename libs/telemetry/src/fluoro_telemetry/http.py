@@ -1,6 +1,7 @@
 """`/metrics`, `/healthz` and `/readyz` on a port of their own, from a daemon thread.
 
-For the main process of a service alone: children of a prefork pool neither serve nor are seen by it.
+For the main process of a service alone: children of a prefork pool neither serve nor are seen by
+it.
 """
 
 import errno
@@ -34,7 +35,12 @@ class Server:
     def __init__(self, listener: "_Listener") -> None:
         self.port: int = listener.server_address[1]
         self._listener = listener
-        self._thread = threading.Thread(target=listener.serve_forever, name="telemetry-http", daemon=True, kwargs={"poll_interval": 0.1})
+        self._thread = threading.Thread(
+            target=listener.serve_forever,
+            name="telemetry-http",
+            daemon=True,
+            kwargs={"poll_interval": 0.1},
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -52,8 +58,15 @@ def serve(host: str, port: int, health: Health, registry: CollectorRegistry = RE
     try:
         listener = _Listener(host, port, health, registry)
     except OSError as error:
-        what = "is taken by another process" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-        raise OSError(error.errno, f"port {port} of {host} for metrics and health {what}; choose another with FLUORO_HTTP_PORT") from error
+        what = (
+            "is taken by another process"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be listened on ({error.strerror})"
+        )
+        raise OSError(
+            error.errno,
+            f"port {port} of {host} for metrics and health {what}; choose another with FLUORO_HTTP_PORT",
+        ) from error
     return Server(listener)
 
 
@@ -65,7 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers one probe or scrape."""
         match self.path.partition("?")[0]:
             case "/metrics":
-                self._reply(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry))
+                self._reply(
+                    HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(self.server.registry)
+                )
             case "/healthz":
                 self._report(self.server.health.liveness())
             case "/readyz":

@@ -18,11 +18,17 @@ from fluoro_telemetry.privacy import redact_patient_data
 
 
 def _json() -> list[Processor]:
-    return [ExceptionRenderer(ExceptionDictTransformer(show_locals=False)), redact_patient_data, JSONRenderer()]
+    return [
+        ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+        redact_patient_data,
+        JSONRenderer(),
+    ]
 
 
 def _console() -> list[Processor]:
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     return [redact_patient_data, renderer]
 
 
@@ -34,12 +40,14 @@ def configure_logging(service: str, level: str = "INFO", format: str = "json") -
 
     service: name of the process's service, in every event.
     level: DEBUG, INFO, WARNING, ERROR or CRITICAL, in either case.
-    format: `json` (one object per line; the traceback is the list `exception`) or `console` (for people).
-    ValueError for another level or format.
+    format: `json` (one object per line; the traceback is the list `exception`) or `console` (for
+    people). ValueError for another level or format.
     """
     levels = logging.getLevelNamesMapping()
     if level.upper() not in levels:
-        raise ValueError(f"FLUORO_LOG_LEVEL is {level!r}; it is one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
+        raise ValueError(
+            f"FLUORO_LOG_LEVEL is {level!r}; it is one of DEBUG, INFO, WARNING, ERROR, CRITICAL"
+        )
     if format not in _RENDERERS:
         raise ValueError(f"FLUORO_LOG_FORMAT is {format!r}; it is one of {', '.join(_RENDERERS)}")
     number = levels[level.upper()]
@@ -50,13 +58,20 @@ def configure_logging(service: str, level: str = "INFO", format: str = "json") -
         TimeStamper(fmt="iso", utc=True),
         _named(service),
     ]
-    formatter = ProcessorFormatter(foreign_pre_chain=before, processors=[ProcessorFormatter.remove_processors_meta, *_RENDERERS[format]()])
+    formatter = ProcessorFormatter(
+        foreign_pre_chain=before,
+        processors=[ProcessorFormatter.remove_processors_meta, *_RENDERERS[format]()],
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=number, force=True)
     logging.captureWarnings(capture=True)
     structlog.configure(
-        processors=[*before, structlog.stdlib.PositionalArgumentsFormatter(), ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            *before,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            ProcessorFormatter.wrap_for_formatter,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,

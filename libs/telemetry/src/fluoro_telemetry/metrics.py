@@ -1,8 +1,9 @@
 """Every metric of Fluoro, declared once: `metrics.JOBS_ACCEPTED.inc()`, `metrics.TASKS_DISPATCHED.labels(queue="ml").inc()`.
 
-Names follow https://prometheus.io/docs/practices/naming/. Labels hold values of small closed sets alone (a queue, an
-operation, a code), never a job, an owner, a host or a pod: those belong in logs, and Prometheus adds the instance itself.
-`python -m fluoro_telemetry.document` prints the table for the documentation.
+Names follow https://prometheus.io/docs/practices/naming/. Labels hold values of small closed sets
+alone (a queue, an operation, a code), never a job, an owner, a host or a pod: those belong in logs,
+and Prometheus adds the instance itself. `python -m fluoro_telemetry.document` prints the table for
+the documentation.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-# A `_created` series beside each counter doubles what is scraped and tells nothing that `rate()` needs.
+# A `_created` series beside each counter doubles what is scraped and tells nothing that `rate()`
+# needs.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 
@@ -19,7 +21,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometh
 class MetricSpec:
     """One line of the table.
 
-    kind: counter, gauge or histogram. name: as exposed. buckets: upper bounds of a histogram, in the unit of its name.
+    kind: counter, gauge or histogram. name: as exposed. buckets: upper bounds of a histogram, in
+    the unit of its name.
     """
 
     kind: str
@@ -53,55 +56,112 @@ def _histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float]) 
 
 
 # Jobs
-JOBS_ACCEPTED: Final = _counter("fluoro_jobs_accepted_total", "Jobs durably accepted; a repeated request_id is not counted again.")
-JOBS_FINISHED: Final = _counter("fluoro_jobs_finished_total", "Jobs that reached a terminal state.", "state")
-SUBMIT_SECONDS: Final = _histogram("fluoro_submit_seconds", "Time from the request to the durable accept.", buckets=_RPC_SECONDS)
-GROUP_COMMIT_BATCH_SIZE: Final = _histogram("fluoro_group_commit_batch_jobs", "Jobs that shared one accepting transaction.", buckets=_BATCH)
+JOBS_ACCEPTED: Final = _counter(
+    "fluoro_jobs_accepted_total",
+    "Jobs durably accepted; a repeated request_id is not counted again.",
+)
+JOBS_FINISHED: Final = _counter(
+    "fluoro_jobs_finished_total", "Jobs that reached a terminal state.", "state"
+)
+SUBMIT_SECONDS: Final = _histogram(
+    "fluoro_submit_seconds", "Time from the request to the durable accept.", buckets=_RPC_SECONDS
+)
+GROUP_COMMIT_BATCH_SIZE: Final = _histogram(
+    "fluoro_group_commit_batch_jobs", "Jobs that shared one accepting transaction.", buckets=_BATCH
+)
 
 # Gateway
-RPC_REQUESTS: Final = _counter("fluoro_rpc_requests_total", "Finished calls by method and gRPC status code.", "method", "code")
+RPC_REQUESTS: Final = _counter(
+    "fluoro_rpc_requests_total", "Finished calls by method and gRPC status code.", "method", "code"
+)
 RPC_SECONDS: Final = _histogram(
-    "fluoro_rpc_seconds", "Duration of unary calls; streams last as long as a client likes.", "method", buckets=_RPC_SECONDS
+    "fluoro_rpc_seconds",
+    "Duration of unary calls; streams last as long as a client likes.",
+    "method",
+    buckets=_RPC_SECONDS,
 )
 WATCH_STREAMS: Final = _gauge("fluoro_watch_streams", "Watch streams that are open.")
-EVENTS_DELIVERED: Final = _counter("fluoro_events_delivered_total", "Durable events sent on watch streams.")
+EVENTS_DELIVERED: Final = _counter(
+    "fluoro_events_delivered_total", "Durable events sent on watch streams."
+)
 WAKEUPS_HEARD: Final = _counter(
     "fluoro_wakeups_heard_total",
     "Wake-ups that reached a gateway, its own included: of jobs or owners that somebody watches there, or of others.",
     "watched",
 )
-WAKEUPS_DROPPED: Final = _counter("fluoro_wakeups_dropped_total", "Wake-ups dropped because too many waited for Redis.", "kind")
-BLOB_BYTES_RECEIVED: Final = _counter("fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients.")
-BLOB_BYTES_SENT: Final = _counter("fluoro_blob_sent_bytes_total", "Bytes of blobs downloaded by clients.")
-BLOBS_COLLECTED: Final = _counter("fluoro_blobs_collected_total", "Blobs without a record that were deleted, and unfinished files.")
-BLOB_BYTES_COLLECTED: Final = _counter("fluoro_blob_collected_bytes_total", "Bytes of the blobs without a record that were deleted.")
+WAKEUPS_DROPPED: Final = _counter(
+    "fluoro_wakeups_dropped_total", "Wake-ups dropped because too many waited for Redis.", "kind"
+)
+BLOB_BYTES_RECEIVED: Final = _counter(
+    "fluoro_blob_received_bytes_total", "Bytes of blobs uploaded by clients."
+)
+BLOB_BYTES_SENT: Final = _counter(
+    "fluoro_blob_sent_bytes_total", "Bytes of blobs downloaded by clients."
+)
+BLOBS_COLLECTED: Final = _counter(
+    "fluoro_blobs_collected_total",
+    "Blobs without a record that were deleted, and unfinished files.",
+)
+BLOB_BYTES_COLLECTED: Final = _counter(
+    "fluoro_blob_collected_bytes_total", "Bytes of the blobs without a record that were deleted."
+)
 
 # Every service
 CLOCK_OFFSET_SECONDS: Final = _gauge(
-    "fluoro_clock_offset_seconds", "How far this machine's clock is ahead of PostgreSQL's; measured every half minute."
+    "fluoro_clock_offset_seconds",
+    "How far this machine's clock is ahead of PostgreSQL's; measured every half minute.",
 )
 
 # Tasks
-TASKS_DISPATCHED: Final = _counter("fluoro_tasks_dispatched_total", "Tasks handed to Celery, again after a lost message too.", "queue")
-TASK_ATTEMPTS_FINISHED: Final = _counter("fluoro_task_attempts_finished_total", "Attempts that ended, by outcome.", "operation", "outcome")
-WORKER_PAUSED: Final = _gauge("fluoro_worker_paused", "1 while this worker takes no tasks, because a store that they need does not answer.")
-TASK_RUN_SECONDS: Final = _histogram(
-    "fluoro_task_run_seconds", "Time from the claim of an attempt to its end.", "operation", buckets=_TASK_SECONDS
+TASKS_DISPATCHED: Final = _counter(
+    "fluoro_tasks_dispatched_total",
+    "Tasks handed to Celery, again after a lost message too.",
+    "queue",
 )
-TASK_WAIT_SECONDS: Final = _histogram("fluoro_task_wait_seconds", "Time from READY to the claim.", "operation", buckets=_TASK_SECONDS)
-LEASE_RENEWALS: Final = _counter("fluoro_lease_renewals_total", "Leases renewed by a worker's heartbeat.")
-LEASES_EXPIRED: Final = _counter("fluoro_leases_expired_total", "Leases that ran out, so that the task was taken back.")
+TASK_ATTEMPTS_FINISHED: Final = _counter(
+    "fluoro_task_attempts_finished_total",
+    "Attempts that ended, by outcome.",
+    "operation",
+    "outcome",
+)
+WORKER_PAUSED: Final = _gauge(
+    "fluoro_worker_paused",
+    "1 while this worker takes no tasks, because a store that they need does not answer.",
+)
+TASK_RUN_SECONDS: Final = _histogram(
+    "fluoro_task_run_seconds",
+    "Time from the claim of an attempt to its end.",
+    "operation",
+    buckets=_TASK_SECONDS,
+)
+TASK_WAIT_SECONDS: Final = _histogram(
+    "fluoro_task_wait_seconds", "Time from READY to the claim.", "operation", buckets=_TASK_SECONDS
+)
+LEASE_RENEWALS: Final = _counter(
+    "fluoro_lease_renewals_total", "Leases renewed by a worker's heartbeat."
+)
+LEASES_EXPIRED: Final = _counter(
+    "fluoro_leases_expired_total", "Leases that ran out, so that the task was taken back."
+)
 
 # Queues, as the ledger has them. Every scheduler exposes the same figures: take max, not sum.
-QUEUE_TASKS: Final = _gauge("fluoro_queue_tasks", "Tasks that are not finished, by state.", "queue", "state")
+QUEUE_TASKS: Final = _gauge(
+    "fluoro_queue_tasks", "Tasks that are not finished, by state.", "queue", "state"
+)
 QUEUE_BACKLOG_SECONDS: Final = _gauge(
-    "fluoro_queue_backlog_seconds", "Queued and running work over the queue's capacity; KEDA scales on it.", "queue"
+    "fluoro_queue_backlog_seconds",
+    "Queued and running work over the queue's capacity; KEDA scales on it.",
+    "queue",
 )
 QUEUE_OLDEST_READY_AGE_SECONDS: Final = _gauge(
-    "fluoro_queue_oldest_ready_age_seconds", "How long the oldest claimable task has waited.", "queue"
+    "fluoro_queue_oldest_ready_age_seconds",
+    "How long the oldest claimable task has waited.",
+    "queue",
 )
 WORKERS: Final = _gauge("fluoro_workers", "Worker processes with a live heartbeat.", "queue")
-WORKER_SLOTS: Final = _gauge("fluoro_worker_slots", "Attempts those workers can run at once.", "queue")
+WORKER_SLOTS: Final = _gauge(
+    "fluoro_worker_slots", "Attempts those workers can run at once.", "queue"
+)
 SWEEPS: Final = _counter("fluoro_sweeps_total", "Rows changed by the scheduler's sweeps.", "action")
 SWEEP_FAILURES: Final = _counter(
     "fluoro_sweep_failures_total",
@@ -109,5 +169,7 @@ SWEEP_FAILURES: Final = _counter(
     "action",
 )
 LEDGER_REFUSALS: Final = _counter(
-    "fluoro_ledger_refusals_total", "Uses of the ledger that PostgreSQL did not carry out, by reason.", "reason"
+    "fluoro_ledger_refusals_total",
+    "Uses of the ledger that PostgreSQL did not carry out, by reason.",
+    "reason",
 )

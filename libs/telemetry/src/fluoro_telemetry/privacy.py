@@ -59,7 +59,9 @@ _GROUP_0010: Final = re.compile(r"\(?0010,? ?[0-9a-f]{4}\)?", re.IGNORECASE)
 """A tag of the patient group, as pydicom prints it or as DICOM JSON does."""
 
 
-def redact_patient_data(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def redact_patient_data(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
     """A structlog processor: replaces values under patients' keys, at any depth, and whole pydicom objects, in a copy."""
     return {key: _value(key, value) for key, value in event.items()}
 

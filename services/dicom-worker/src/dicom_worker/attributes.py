@@ -1,4 +1,7 @@
-"""Attributes of a data set as plain values. Files hold whatever their writer put there, so each reader says what it accepts."""
+"""Attributes of a data set as plain values.
+
+Files hold whatever their writer put there, so each reader says what it accepts.
+"""
 
 from typing import Any
 
@@ -21,7 +24,10 @@ def text(header: Dataset, keyword: str) -> str:
 
 
 def number(header: Dataset, keyword: str, low: int, high: int, default: int | None = None) -> int:
-    """An integer within [low, high]. DICOM_INVALID if it is another, or missing without a default."""
+    """An integer within [low, high].
+
+    DICOM_INVALID if it is another, or missing without a default.
+    """
     found = value(header, keyword)
     with blame_file(Reason.DICOM_INVALID, f"{keyword} is not a number."):
         found = default if found is None else int(found)
@@ -34,7 +40,10 @@ def decimals(header: Dataset, keyword: str) -> list[float]:
     """One or many finite decimal strings; [] if absent, or if one is no finite number."""
     found = value(header, keyword)
     try:
-        numbers = [float(each) for each in ([found] if isinstance(found, str | int | float) else found or [])]
+        numbers = [
+            float(each)
+            for each in ([found] if isinstance(found, str | int | float) else found or [])
+        ]
     except (TypeError, ValueError):
         return []
     return numbers if all(abs(each) < float("inf") for each in numbers) else []

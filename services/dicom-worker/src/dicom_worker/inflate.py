@@ -12,10 +12,13 @@ CHUNK_BYTES: Final = 1024 * 1024
 """Bytes read, and at most inflated, at a time: memory is bounded by it, whatever the ratio."""
 
 
-def inflate(source: Path, start: int, target: Path, limit: int = limits.INFLATED_LIMIT_BYTES) -> None:
+def inflate(
+    source: Path, start: int, target: Path, limit: int = limits.INFLATED_LIMIT_BYTES
+) -> None:
     """Inflates what follows byte `start` of `source` into `target`. limit: bytes it may become.
 
-    FluoroError: IMAGE_TOO_LARGE past the limit, DICOM_TRUNCATED if the stream has no end, DICOM_INVALID if it is none.
+    FluoroError: IMAGE_TOO_LARGE past the limit, DICOM_TRUNCATED if the stream has no end,
+    DICOM_INVALID if it is none.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     size = 0
@@ -24,12 +27,19 @@ def inflate(source: Path, start: int, target: Path, limit: int = limits.INFLATED
         while not stream.eof:
             data = stream.unconsumed_tail or deflated.read(CHUNK_BYTES)
             if not data:
-                raise FluoroError(Reason.DICOM_TRUNCATED, "The deflated data set ends before its data does. Send it again.")
+                raise FluoroError(
+                    Reason.DICOM_TRUNCATED,
+                    "The deflated data set ends before its data does. Send it again.",
+                )
             try:
                 chunk = stream.decompress(data, CHUNK_BYTES)
             except zlib.error:
-                raise FluoroError(Reason.DICOM_INVALID, "The deflated data set cannot be inflated.") from None
+                raise FluoroError(
+                    Reason.DICOM_INVALID, "The deflated data set cannot be inflated."
+                ) from None
             size += len(chunk)
             if size > limit:
-                raise FluoroError(Reason.IMAGE_TOO_LARGE, f"The data set inflates to more than {limit} bytes.")
+                raise FluoroError(
+                    Reason.IMAGE_TOO_LARGE, f"The data set inflates to more than {limit} bytes."
+                )
             inflated.write(chunk)

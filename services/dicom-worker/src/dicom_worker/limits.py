@@ -1,4 +1,6 @@
-"""How much one file may ask of this worker. Every one is compared with what the file's header claims before anything is allocated.
+"""How much one file may ask of this worker.
+
+Every one is compared with what the file's header claims before anything is allocated.
 
 A file over a limit fails with IMAGE_TOO_LARGE, the other inputs of its job go on.
 """
@@ -8,25 +10,39 @@ from typing import Final
 MIB: Final = 1024 * 1024
 
 FRAME_LIMIT_BYTES: Final = 128 * MIB
-"""One frame of stored values, and one frame's code stream. About ten times as much is in memory while it is rendered.
+"""One frame of stored values, and one frame's code stream.
+
+About ten times as much is in memory while it is rendered.
 
 The largest radiographs have some 30 million pixels of 2 bytes.
 """
 
 ARRAY_LIMIT_BYTES: Final = 2048 * MIB
-"""The pixel array of one instance, all frames, at 4 bytes per grey value. It is on disk only: frames pass through memory one by one."""
+"""The pixel array of one instance, all frames, at 4 bytes per grey value.
+
+It is on disk only: frames pass through memory one by one.
+"""
 
 INFLATED_LIMIT_BYTES: Final = 1024 * MIB
-"""The data set of one deflated instance once inflated (on disk). zlib reaches 1:1000, so that 1 MiB could ask for 1 GiB."""
+"""The data set of one deflated instance once inflated (on disk).
+
+zlib reaches 1:1000, so that 1 MiB could ask for 1 GiB.
+"""
 
 HEADER_LIMIT_BYTES: Final = 64 * MIB
-"""Everything before the pixel data, without large binary values. Parsed, it takes some ten times as much memory."""
+"""Everything before the pixel data, without large binary values.
+
+Parsed, it takes some ten times as much memory.
+"""
 
 ELEMENT_LIMIT: Final = 1_000_000
 """Data elements, items and fragments in one instance."""
 
 DEPTH_LIMIT: Final = 64
-"""Sequences of undefined length within each other. The standard has no limit; the deepest templates of structured reports need about 20."""
+"""Sequences of undefined length within each other.
+
+The standard has no limit; the deepest templates of structured reports need about 20.
+"""
 
 DEFER_LIMIT_BYTES: Final = 64 * 1024
 """Values longer than this stay on disk until they are asked for."""
@@ -35,10 +51,19 @@ INLINE_BINARY_LIMIT_BYTES: Final = 1024
 """Binary values longer than this are bulk data: they are left out of the metadata."""
 
 DECODER_MEMORY_LIMIT_BYTES: Final = 4096 * MIB
-"""Address space of the process that runs the codecs. OpenJPEG takes 4 bytes per sample and copies."""
+"""Address space of the process that runs the codecs.
+
+OpenJPEG takes 4 bytes per sample and copies.
+"""
 
 DECODER_TIME_LIMIT_SECONDS: Final = 120
-"""Time for one frame. The slowest, JPEG 2000 of a frame at `FRAME_LIMIT_BYTES`, takes about 10 seconds."""
+"""Time for one frame.
+
+The slowest, JPEG 2000 of a frame at `FRAME_LIMIT_BYTES`, takes about 10 seconds.
+"""
 
 J2K_TILE_LIMIT: Final = 65535
-"""Tiles in one JPEG 2000 code stream (ISO/IEC 15444-1 A.4.2: Isot has 16 bits). OpenJPEG allocates per tile what the header claims."""
+"""Tiles in one JPEG 2000 code stream (ISO/IEC 15444-1 A.4.2: Isot has 16 bits).
+
+OpenJPEG allocates per tile what the header claims.
+"""

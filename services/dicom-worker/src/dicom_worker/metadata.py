@@ -16,8 +16,9 @@ from dicom_worker.reading import DicomFile, is_binary, is_bulk
 def dicom_json(file: DicomFile) -> bytes:
     """The elements before the pixel data, as UTF-8 JSON, text converted from Specific Character Set (0008,0005).
 
-    Left out: binary values over `limits.INLINE_BINARY_LIMIT_BYTES`, and values that cannot be read as their VR, at any depth.
-    Changes `file.header`: they are left out there too. FluoroError: DICOM_INVALID.
+    Left out: binary values over `limits.INLINE_BINARY_LIMIT_BYTES`, and values that cannot be read
+    as their VR, at any depth. Changes `file.header`: they are left out there too. FluoroError:
+    DICOM_INVALID.
     """
     for element in file.elements:
         if is_bulk(element):
@@ -25,14 +26,18 @@ def dicom_json(file: DicomFile) -> bytes:
     with blame_file(Reason.DICOM_INVALID, "The data set cannot be written as DICOM JSON."):
         leave_out(file.header)
         model = file.header.to_json_dict(suppress_invalid_tags=True)
-        return json.dumps(finite(model), ensure_ascii=False, allow_nan=False).encode("utf-8", errors="replace")
+        return json.dumps(finite(model), ensure_ascii=False, allow_nan=False).encode(
+            "utf-8", errors="replace"
+        )
 
 
 def leave_out(dataset: Dataset) -> None:
     """Removes large binary values, and values that cannot be read, from a data set and its sequences."""
     for tag in list(dataset.keys()):
         element = readable(dataset, tag)
-        if element is None or (is_binary(element.VR) and len(element.value or b"") > limits.INLINE_BINARY_LIMIT_BYTES):
+        if element is None or (
+            is_binary(element.VR) and len(element.value or b"") > limits.INLINE_BINARY_LIMIT_BYTES
+        ):
             del dataset[tag]
         elif element.VR == "SQ":
             for item in element.value:

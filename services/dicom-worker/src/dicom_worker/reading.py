@@ -25,7 +25,10 @@ META_GROUP: Final = 0x0002
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE_ENDIAN: Final = (True, True)
 ENCODINGS: Final = {"1.2.840.10008.1.2": (False, True), "1.2.840.10008.1.2.2": (True, False)}
-"""Transfer Syntax → (explicit VR, little endian). All others are explicit VR little endian (PS3.5 A.4)."""
+"""Transfer Syntax → (explicit VR, little endian).
+
+All others are explicit VR little endian (PS3.5 A.4).
+"""
 PIXEL_TAGS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 """Float Pixel Data, Double Float Pixel Data, Pixel Data."""
 UID_SYNTAX: Final = re.compile(r"[0-9.]{1,64}")
@@ -36,9 +39,10 @@ class DicomFile:
     """One complete DICOM instance.
 
     path: of the data set: the file itself, or what it was inflated to.
-    header: every element before the pixel data. Values over `limits.DEFER_LIMIT_BYTES` are read from `path` when asked for.
-    elements: the same as they lie in the file.
-    pixels: the element with the pixel data, and image what the header says of it; both None when the instance has no image.
+    header: every element before the pixel data. Values over `limits.DEFER_LIMIT_BYTES` are read
+    from `path` when asked for. elements: the same as they lie in the file.
+    pixels: the element with the pixel data, and image what the header says of it; both None when
+    the instance has no image.
     """
 
     path: Path
@@ -53,7 +57,8 @@ class DicomFile:
 def open_dicom(path: Path, scratch: Path) -> DicomFile:
     """Opens the file at `path`; inflates into the folder `scratch` if need be.
 
-    FluoroError: NOT_DICOM, DICOM_TRUNCATED, DICOM_INVALID (also without SOP Class, SOP Instance or Transfer Syntax UID), IMAGE_TOO_LARGE.
+    FluoroError: NOT_DICOM, DICOM_TRUNCATED, DICOM_INVALID (also without SOP Class, SOP Instance or
+    Transfer Syntax UID), IMAGE_TOO_LARGE.
     """
     with path.open("rb") as stream:
         meta, start = read_meta(stream, path.stat().st_size)
@@ -67,9 +72,14 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
         walk = Walk(stream, path.stat().st_size, explicit, little_endian)
         elements = tuple(walk.elements(start))
         if not elements:
-            raise FluoroError(Reason.DICOM_TRUNCATED, "The file ends after its File Meta Information. Send it again.")
+            raise FluoroError(
+                Reason.DICOM_TRUNCATED,
+                "The file ends after its File Meta Information. Send it again.",
+            )
         pixels = next((element for element in elements if element.tag in PIXEL_TAGS), None)
-        before = tuple(element for element in elements if pixels is None or element.start < pixels.start)
+        before = tuple(
+            element for element in elements if pixels is None or element.start < pixels.start
+        )
         header = read_header(stream, path, start, before, syntax)
     uid(header, "SOPClassUID")
     uid(header, "SOPInstanceUID")
@@ -80,7 +90,9 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
 
 
 def read_meta(stream: BinaryIO, size: int) -> tuple[Dataset, int]:
-    """File Meta Information (group 0002, always explicit VR little endian) and the byte after it. NOT_DICOM if there is none.
+    """File Meta Information (group 0002, always explicit VR little endian) and the byte after it.
+
+    NOT_DICOM if there is none.
 
     Its group length is not believed: writers leave it out or get it wrong.
     """
@@ -89,21 +101,35 @@ def read_meta(stream: BinaryIO, size: int) -> tuple[Dataset, int]:
         raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no DICM prefix.")
     start = PREFIX_OFFSET + len(PREFIX)
     if int.from_bytes(stream.read(2), "little") != META_GROUP:
-        raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information.")
-    end = max(element.offset + (element.length or 0) for element in Walk(stream, size).elements(start, group=META_GROUP))
+        raise FluoroError(
+            Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information."
+        )
+    end = max(
+        element.offset + (element.length or 0)
+        for element in Walk(stream, size).elements(start, group=META_GROUP)
+    )
     if end > limits.HEADER_LIMIT_BYTES:
         raise too_large()
     stream.seek(start)
     with blame_file(Reason.DICOM_INVALID, "The File Meta Information cannot be parsed."):
-        return read_dataset(BytesIO(stream.read(end - start)), is_implicit_VR=False, is_little_endian=True), end
+        return read_dataset(
+            BytesIO(stream.read(end - start)), is_implicit_VR=False, is_little_endian=True
+        ), end
 
 
-def read_header(stream: BinaryIO, path: Path, start: int, elements: tuple[Element, ...], syntax: str) -> Dataset:
-    """The data set of these elements, which start at byte `start` of `path`. IMAGE_TOO_LARGE over `limits.HEADER_LIMIT_BYTES`.
+def read_header(
+    stream: BinaryIO, path: Path, start: int, elements: tuple[Element, ...], syntax: str
+) -> Dataset:
+    """The data set of these elements, which start at byte `start` of `path`.
+
+    IMAGE_TOO_LARGE over `limits.HEADER_LIMIT_BYTES`.
 
     DICOM_INVALID also if pydicom sees other elements than we do: then one of the two guesses wrong.
     """
-    if sum(element.length or 0 for element in elements if not is_bulk(element)) > limits.HEADER_LIMIT_BYTES:
+    if (
+        sum(element.length or 0 for element in elements if not is_bulk(element))
+        > limits.HEADER_LIMIT_BYTES
+    ):
         raise too_large()
     explicit, little_endian = ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN)
     stream.seek(start)
@@ -115,7 +141,9 @@ def read_header(stream: BinaryIO, path: Path, start: int, elements: tuple[Elemen
             stop_when=lambda tag, _vr, _length: tag in PIXEL_TAGS,
             defer_size=limits.DEFER_LIMIT_BYTES,
         )
-        header = FileDataset(str(path), parsed, is_implicit_VR=not explicit, is_little_endian=little_endian)
+        header = FileDataset(
+            str(path), parsed, is_implicit_VR=not explicit, is_little_endian=little_endian
+        )
         header.file_meta.TransferSyntaxUID = UID(syntax)
         implicit, _ = parsed.original_encoding
         header.set_original_encoding(implicit, little_endian, parsed.original_character_set)
@@ -154,4 +182,6 @@ def uid(header: Dataset, keyword: str) -> str:
 
 def too_large() -> FluoroError:
     """The header is larger than any we know."""
-    return FluoroError(Reason.IMAGE_TOO_LARGE, f"The header has more than {limits.HEADER_LIMIT_BYTES} bytes.")
+    return FluoroError(
+        Reason.IMAGE_TOO_LARGE, f"The header has more than {limits.HEADER_LIMIT_BYTES} bytes."
+    )

@@ -1,8 +1,10 @@
 """Walks the data elements of a DICOM data set without reading their values (PS3.5 chapter 7).
 
-pydicom reads a truncated file as a shorter data set, often an empty one, without an error (pydicom #1799). This walk is what notices:
-every length must fit into the file, and every undefined length must have its delimiter. It also finds the pixel data's fragments,
-so that frames can be read one by one. It guesses where pydicom guesses (sequences in the other VR encoding), so that both see the same.
+pydicom reads a truncated file as a shorter data set, often an empty one, without an error (pydicom
+#1799). This walk is what notices: every length must fit into the file, and every undefined length
+must have its delimiter. It also finds the pixel data's fragments, so that frames can be read one by
+one. It guesses where pydicom guesses (sequences in the other VR encoding), so that both see the
+same.
 """
 
 import struct
@@ -19,7 +21,9 @@ ITEM: Final = 0xFFFEE000
 ITEM_END: Final = 0xFFFEE00D
 SEQUENCE_END: Final = 0xFFFEE0DD
 PIXEL_DATA: Final = 0x7FE00010
-LONG_VRS: Final = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+LONG_VRS: Final = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
 """VRs whose length has 32 bits (PS3.5 7.1.2)."""
 
 
@@ -53,7 +57,8 @@ class Element:
 class Walk:
     """A walk over the data set in `stream` up to byte `end`.
 
-    explicit: whether VRs are written out. little_endian: byte order. Both as the Transfer Syntax says.
+    explicit: whether VRs are written out. little_endian: byte order. Both as the Transfer Syntax
+    says.
     """
 
     stream: BinaryIO
@@ -63,15 +68,19 @@ class Walk:
     seen: int = field(default=0, init=False)
 
     def elements(self, start: int, group: int | None = None) -> Iterator[Element]:
-        """The top-level elements from byte `start` on, in the order of the file. group: stop before the first element of another group.
+        """The top-level elements from byte `start` on, in the order of the file.
 
-        FluoroError: DICOM_TRUNCATED if the file ends before its data does, DICOM_INVALID if it is no data set,
-        IMAGE_TOO_LARGE past `limits.ELEMENT_LIMIT`.
+        group: stop before the first element of another group.
+
+        FluoroError: DICOM_TRUNCATED if the file ends before its data does, DICOM_INVALID if it is
+        no data set, IMAGE_TOO_LARGE past `limits.ELEMENT_LIMIT`.
         """
         position = start
         explicit = self._sniff(position, self.explicit)
         while position < self.end:
-            if self._only_padding(position) or (group is not None and self._group(position) != group):
+            if self._only_padding(position) or (
+                group is not None and self._group(position) != group
+            ):
                 return
             element = self._element(position, explicit)
             if element.tag >> 16 == ITEM >> 16:
@@ -84,7 +93,9 @@ class Walk:
                 fragments, position = self._fragments(element.offset)
             else:
                 position = self._skip_sequence(element, explicit=explicit, depth=0)
-            yield Element(element.tag, element.vr, element.start, element.offset, element.length, fragments)
+            yield Element(
+                element.tag, element.vr, element.start, element.offset, element.length, fragments
+            )
 
     def _need(self, position: int) -> None:
         if position > self.end:
@@ -93,7 +104,10 @@ class Walk:
     def _count(self) -> None:
         self.seen += 1
         if self.seen > limits.ELEMENT_LIMIT:
-            raise FluoroError(Reason.IMAGE_TOO_LARGE, f"The data set has more than {limits.ELEMENT_LIMIT} elements.")
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"The data set has more than {limits.ELEMENT_LIMIT} elements.",
+            )
 
     def _read(self, position: int, size: int) -> bytes:
         self._need(position + size)
@@ -129,7 +143,9 @@ class Walk:
         if vr in LONG_VRS:
             length = struct.unpack(order + "L", self._read(position + 8, 4))[0]
             return Element(tag, vr.decode(), position, position + 12, defined(length))
-        return Element(tag, vr.decode(), position, position + 8, struct.unpack(order + "H", header[6:])[0])
+        return Element(
+            tag, vr.decode(), position, position + 8, struct.unpack(order + "H", header[6:])[0]
+        )
 
     def _fragments(self, position: int) -> tuple[tuple[Fragment, ...], int]:
         """The items of encapsulated pixel data and the position after them (PS3.5 A.4)."""
@@ -149,20 +165,27 @@ class Walk:
     def _skip_sequence(self, sequence: Element, explicit: bool, depth: int) -> int:
         """The position after a sequence of undefined length."""
         if depth >= limits.DEPTH_LIMIT:
-            raise FluoroError(Reason.DICOM_INVALID, f"Sequences are more than {limits.DEPTH_LIMIT} deep.")
+            raise FluoroError(
+                Reason.DICOM_INVALID, f"Sequences are more than {limits.DEPTH_LIMIT} deep."
+            )
         position = sequence.offset
         while (item := self._item(position)).tag != SEQUENCE_END:
             if item.tag != ITEM:
                 raise invalid()
             if item.length is None:
-                position = self._skip_item(item.offset, explicit=explicit and sequence.vr != "UN", depth=depth)
+                position = self._skip_item(
+                    item.offset, explicit=explicit and sequence.vr != "UN", depth=depth
+                )
             else:
                 position = item.offset + item.length
                 self._need(position)
         return item.offset
 
     def _skip_item(self, position: int, explicit: bool, depth: int) -> int:
-        """The position after an item of undefined length. An element of VR UN holds implicit VR (PS3.5 6.2.2)."""
+        """The position after an item of undefined length.
+
+        An element of VR UN holds implicit VR (PS3.5 6.2.2).
+        """
         explicit = self._sniff(position, explicit)
         while (element := self._element(position, explicit)).tag != ITEM_END:
             if element.length is not None:
@@ -197,4 +220,6 @@ def truncated() -> FluoroError:
 
 def invalid() -> FluoroError:
     """The bytes are no data set."""
-    return FluoroError(Reason.DICOM_INVALID, "The data elements do not follow each other as PS3.5 chapter 7 says.")
+    return FluoroError(
+        Reason.DICOM_INVALID, "The data elements do not follow each other as PS3.5 chapter 7 says."
+    )

@@ -56,7 +56,9 @@ def outcome(attempt: Attempt, number: int = 0) -> str:
 
 def array_of(attempt: Attempt, number: int = 0) -> NDArray[Any]:
     """The pixel array of an input."""
-    array: NDArray[Any] = np.load(io.BytesIO(attempt.read(f"pixels-{number:04}.npy")), allow_pickle=False)
+    array: NDArray[Any] = np.load(
+        io.BytesIO(attempt.read(f"pixels-{number:04}.npy")), allow_pickle=False
+    )
     return array
 
 

@@ -1,6 +1,7 @@
 """What stands in a report: the results of earlier steps as plain data for `templates/report.typ`.
 
-Strings are final: the template lays them out and words nothing. Nothing that identifies a patient or an instance is taken over.
+Strings are final: the template lays them out and words nothing. Nothing that identifies a patient
+or an instance is taken over.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,23 @@ from export_worker.images import Image, images_of, pictured, results
 from export_worker.pictures import image_block, measurement, model_name
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 
-REPORTABLE: Final = (dicom_pb2.InspectDicomResult, dicom_pb2.RenderDicomResult, ml_pb2.AnalyzeImagesResult)
+REPORTABLE: Final = (
+    dicom_pb2.InspectDicomResult,
+    dicom_pb2.RenderDicomResult,
+    ml_pb2.AnalyzeImagesResult,
+)
 """Results a report can tell about."""
 
 LISTED: Final = 200
-"""Most rows, or images, in one table: a CT of 2,000 slices would fill 270 pages and a gibibyte. `result.json` has them all."""
+"""Most rows, or images, in one table: a CT of 2,000 slices would fill 270 pages and a gibibyte.
 
-STATES: Final[dict[int, str]] = {job_pb2.Item.STATE_FAILED: "failed", job_pb2.Item.STATE_SKIPPED: "skipped"}
+`result.json` has them all.
+"""
+
+STATES: Final[dict[int, str]] = {
+    job_pb2.Item.STATE_FAILED: "failed",
+    job_pb2.Item.STATE_SKIPPED: "skipped",
+}
 
 Fields = dict[str, object]
 
@@ -34,10 +45,16 @@ def has_results(upstream: Sequence[Upstream]) -> bool:
 
 def picture_blobs(upstream: Sequence[Upstream]) -> list[str]:
     """Names of the blobs of all pictures the report shows, each once."""
-    return list(dict.fromkeys(picture.blob for image in pictured(images_of(upstream)) for picture in image.pictures))
+    return list(
+        dict.fromkeys(
+            picture.blob for image in pictured(images_of(upstream)) for picture in image.pictures
+        )
+    )
 
 
-def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], files: Mapping[str, str]) -> Fields:
+def contents(
+    title: str, job: str, inputs: int, upstream: Sequence[Upstream], files: Mapping[str, str]
+) -> Fields:
     """The whole report.
 
     inputs: how many the job has. files: path below typst's root for each blob of `picture_blobs`.
@@ -49,7 +66,14 @@ def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], fi
         "title": wording.printable(title, wording.TITLE_CHARACTERS) or "Imaging report",
         "job": job,
         "short_job": wording.short_job(job),
-        "created": [created.year, created.month, created.day, created.hour, created.minute, created.second],
+        "created": [
+            created.year,
+            created.month,
+            created.day,
+            created.hour,
+            created.minute,
+            created.second,
+        ],
         "created_text": f"{created.day} {created:%B %Y, %H:%M} UTC",
         "counts": _counts(inputs, upstream),
         "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
@@ -57,9 +81,17 @@ def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], fi
         "images": [image_block(image, files) for image in shown],
         "images_total": len(images),
         "other_findings": _listed(list(_other_findings(images, shown))),
-        "instances": _listed([_instance(one) for result in results(upstream, dicom_pb2.InspectDicomResult) for one in result.instances]),
+        "instances": _listed(
+            [
+                _instance(one)
+                for result in results(upstream, dicom_pb2.InspectDicomResult)
+                for one in result.instances
+            ]
+        ),
         "models": _models(upstream),
-        "certificates": _listed([_certificate(image.rendered) for image in images if image.rendered]),
+        "certificates": _listed(
+            [_certificate(image.rendered) for image in images if image.rendered]
+        ),
         "software": [["export-worker", version("export-worker")], ["typst", version("typst")]],
     }
 
@@ -67,12 +99,19 @@ def contents(title: str, job: str, inputs: int, upstream: Sequence[Upstream], fi
 def _listed(rows: Sequence[object]) -> Fields:
     """A table, and what to say below it of the rows that it leaves out."""
     total = wording.count(len(rows))
-    note = f"The first {LISTED} of {total} are listed. The job itself and the report as JSON have them all." if len(rows) > LISTED else ""
+    note = (
+        f"The first {LISTED} of {total} are listed. The job itself and the report as JSON have them all."
+        if len(rows) > LISTED
+        else ""
+    )
     return {"rows": rows[:LISTED], "note": note}
 
 
 def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
-    """Inputs by the worst that became of each in any step. An input that no step names is one that never reached them."""
+    """Inputs by the worst that became of each in any step.
+
+    An input that no step names is one that never reached them.
+    """
     worst: dict[int, int] = {}
     for step in upstream:
         for item in step.items:
@@ -91,7 +130,9 @@ def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
 def _step(step: Upstream) -> list[str]:
     """Name, task, and items succeeded, skipped, failed."""
     states = [item.state for item in step.items]
-    task = next(operation.task_name for operation in OPERATIONS if isinstance(step.result, operation.result))
+    task = next(
+        operation.task_name for operation in OPERATIONS if isinstance(step.result, operation.result)
+    )
     outcomes = (job_pb2.Item.STATE_SUCCEEDED, job_pb2.Item.STATE_SKIPPED, job_pb2.Item.STATE_FAILED)
     return [step.step, task, *(wording.count(states.count(outcome)) for outcome in outcomes)]
 
@@ -102,7 +143,9 @@ def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
     for step in upstream:
         for item in step.items:
             if item.state in STATES:
-                steps.setdefault((item.input, item.state, item.reason, item.message), []).append(step.step)
+                steps.setdefault((item.input, item.state, item.reason, item.message), []).append(
+                    step.step
+                )
     for (number, state, reason, message), names in sorted(steps.items()):
         yield {
             "input": str(number),
@@ -125,7 +168,11 @@ def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator
 
 def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
     """Input, modality, body part, size, bits, photometric interpretation, transfer syntax, SOP class."""
-    size = wording.size((instance.rows, instance.columns, instance.number_of_frames)) if instance.rows else wording.NONE
+    size = (
+        wording.size((instance.rows, instance.columns, instance.number_of_frames))
+        if instance.rows
+        else wording.NONE
+    )
     return [
         str(instance.input),
         wording.printable(instance.modality, 16) or wording.NONE,
@@ -133,8 +180,12 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
         size,
         str(instance.bits_stored or wording.NONE),
         wording.printable(instance.photometric_interpretation, 16) or wording.NONE,
-        TRANSFER_SYNTAXES.get(instance.transfer_syntax_uid, wording.printable(instance.transfer_syntax_uid, 64)) or wording.NONE,
-        SOP_CLASSES.get(instance.sop_class_uid, wording.printable(instance.sop_class_uid, 64)) or wording.NONE,
+        TRANSFER_SYNTAXES.get(
+            instance.transfer_syntax_uid, wording.printable(instance.transfer_syntax_uid, 64)
+        )
+        or wording.NONE,
+        SOP_CLASSES.get(instance.sop_class_uid, wording.printable(instance.sop_class_uid, 64))
+        or wording.NONE,
     ]
 
 

@@ -36,7 +36,11 @@ class Image:
     @property
     def pictures(self) -> list[job_pb2.Artifact]:
         """The preview, then the overlays."""
-        return [picture for picture in (self.preview, *(finding.overlay for finding in self.findings)) if picture]
+        return [
+            picture
+            for picture in (self.preview, *(finding.overlay for finding in self.findings))
+            if picture
+        ]
 
 
 def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result]:
@@ -45,7 +49,9 @@ def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result
 
 
 def images_of(upstream: Sequence[Upstream]) -> list[Image]:
-    """Every input that was rendered or analysed, in input order. When two steps rendered it, the first one's preview counts.
+    """Every input that was rendered or analysed, in input order.
+
+    When two steps rendered it, the first one's preview counts.
 
     KeyError if a result names an artifact that its step did not leave.
     """
@@ -59,7 +65,9 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                     image.preview = _artifact(step, rendered.preview)
         elif isinstance(step.result, ml_pb2.AnalyzeImagesResult):
             for found in step.result.findings:
-                finding = Finding(step.result.model, found.measurements, _artifact(step, found.overlay))
+                finding = Finding(
+                    step.result.model, found.measurements, _artifact(step, found.overlay)
+                )
                 images.setdefault(found.input, Image(found.input)).findings.append(finding)
     return [images[number] for number in sorted(images)]
 

@@ -10,7 +10,16 @@ from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from export_worker import wording
 from export_worker.images import Finding, Image
 
-SCALE_BARS: Final = {200: "20 cm", 100: "10 cm", 50: "5 cm", 20: "2 cm", 10: "1 cm", 5: "5 mm", 2: "2 mm", 1: "1 mm"}
+SCALE_BARS: Final = {
+    200: "20 cm",
+    100: "10 cm",
+    50: "5 cm",
+    20: "2 cm",
+    10: "1 cm",
+    5: "5 mm",
+    2: "2 mm",
+    1: "1 mm",
+}
 """Lengths a scale bar may have, in millimetres; the longest that is at most 30 % of the image's width is drawn."""
 
 PLAUSIBLE_MM: Final = (1e-5, 1e3)
@@ -27,15 +36,22 @@ def model_name(model: ml_pb2.ModelReference) -> str:
 
 
 def measurement(entry: ml_pb2.Measurement) -> Fields:
-    """One class of a model in one image. share: for drawing, 0 to 1. color: `#rrggbb`, or none if the overlay does not draw it."""
+    """One class of a model in one image.
+
+    share: for drawing, 0 to 1. color: `#rrggbb`, or none if the overlay does not draw it.
+    """
     return {
         "color": entry.color if COLOR.fullmatch(entry.color) else None,
         "share": wording.share(entry.fraction),
         "name": wording.printable(entry.display_name, 64) or str(entry.label),
         "voxels": wording.count(entry.voxels),
         "percent": wording.percent(entry.fraction),
-        "volume": wording.number(entry.volume_ml, 2) if entry.HasField("volume_ml") else wording.NONE,
-        "mean": wording.number(entry.mean_value, 1) if entry.HasField("mean_value") else wording.NONE,
+        "volume": wording.number(entry.volume_ml, 2)
+        if entry.HasField("volume_ml")
+        else wording.NONE,
+        "mean": wording.number(entry.mean_value, 1)
+        if entry.HasField("mean_value")
+        else wording.NONE,
     }
 
 
@@ -45,22 +61,44 @@ def image_block(image: Image, files: Mapping[str, str]) -> Fields:
     shape = Shape.of(rendered)
     pictures = []
     if image.preview:
-        pictures.append(_picture(files, image.preview, "Preview", _window(rendered), f"Preview of input {image.input}"))
+        pictures.append(
+            _picture(
+                files,
+                image.preview,
+                "Preview",
+                _window(rendered),
+                f"Preview of input {image.input}",
+            )
+        )
     for finding in image.findings:
         if finding.overlay:
             name = model_name(finding.model)
-            pictures.append(_picture(files, finding.overlay, "Overlay", name, f"Classes of {name} drawn over input {image.input}"))
+            pictures.append(
+                _picture(
+                    files,
+                    finding.overlay,
+                    "Overlay",
+                    name,
+                    f"Classes of {name} drawn over input {image.input}",
+                )
+            )
     return {
         "input": str(image.input),
-        "facts": [fact for fact in (wording.printable(rendered.modality, 16), *shape.facts()) if fact],
+        "facts": [
+            fact for fact in (wording.printable(rendered.modality, 16), *shape.facts()) if fact
+        ],
         "aspect": shape.aspect,
         "scale_bar": shape.scale_bar(),
         "pictures": pictures,
-        "findings": [_finding(finding, wording.unit(rendered.certificate.unit)) for finding in image.findings],
+        "findings": [
+            _finding(finding, wording.unit(rendered.certificate.unit)) for finding in image.findings
+        ],
     }
 
 
-def _picture(files: Mapping[str, str], artifact: job_pb2.Artifact, kind: str, caption: str, alt: str) -> Fields:
+def _picture(
+    files: Mapping[str, str], artifact: job_pb2.Artifact, kind: str, caption: str, alt: str
+) -> Fields:
     return {"file": f"/{files[artifact.blob]}", "kind": kind, "caption": caption, "alt": alt}
 
 
@@ -115,7 +153,11 @@ class Shape:
 
     def facts(self) -> list[str]:
         """For the heading: size, frames, spacing, thickness."""
-        facts = [f"{self.rows} rows{wording.TIMES}{self.columns} columns"] if self.rows and self.columns else []
+        facts = (
+            [f"{self.rows} rows{wording.TIMES}{self.columns} columns"]
+            if self.rows and self.columns
+            else []
+        )
         if self.frames > 1:
             facts.append(f"first of {self.frames} frames")
         if self.row_mm:

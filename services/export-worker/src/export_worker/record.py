@@ -14,18 +14,26 @@ from google.protobuf.message import Message
 def record(job: str, upstream: Sequence[Upstream]) -> bytes:
     """Name, items, artifacts and result of each step, as a `fluoro.v1.Job` in proto3 JSON that `json_format.Parse` takes.
 
-    Zeros are written out, for readers that do not know the defaults. Artifacts carry their SHA-256 but no blob name, which another run of
-    the same work would change. Keys are sorted.
+    Zeros are written out, for readers that do not know the defaults. Artifacts carry their SHA-256
+    but no blob name, which another run of the same work would change. Keys are sorted.
     """
-    document = {"name": job, "steps": [_step(step) for step in sorted(upstream, key=lambda step: step.step)]}
-    return json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+    document = {
+        "name": job,
+        "steps": [_step(step) for step in sorted(upstream, key=lambda step: step.step)],
+    }
+    return (
+        json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False).encode()
+        + b"\n"
+    )
 
 
 def _step(upstream: Upstream) -> dict[str, Any]:
     artifacts = [_json(artifact) for artifact in upstream.artifacts]
     for artifact in artifacts:
         del artifact["blob"]
-    field = next(operation.field for operation in OPERATIONS if isinstance(upstream.result, operation.result))
+    field = next(
+        operation.field for operation in OPERATIONS if isinstance(upstream.result, operation.result)
+    )
     return {
         "name": upstream.step,
         "items": [_json(item) for item in upstream.items],

@@ -16,7 +16,8 @@ SCALABLE: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 def scale(path: Path) -> None:
     """Scales the PNG file down in place if it is larger. One picture is in memory at a time.
 
-    FluoroError with REPORT_FAILED if it is no PNG, is truncated, or is so large (178 million pixels) that Pillow takes it for an attack.
+    FluoroError with REPORT_FAILED if it is no PNG, is truncated, or is so large (178 million
+    pixels) that Pillow takes it for an attack.
     """
     try:
         with Image.open(path, formats=("PNG",)) as picture:
@@ -25,4 +26,7 @@ def scale(path: Path) -> None:
             picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
         picture.save(path, "PNG")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FluoroError(Reason.REPORT_FAILED, "A picture of an earlier step is no PNG or is too large to be shown.") from error
+        raise FluoroError(
+            Reason.REPORT_FAILED,
+            "A picture of an earlier step is no PNG or is too large to be shown.",
+        ) from error

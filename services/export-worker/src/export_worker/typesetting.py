@@ -1,6 +1,7 @@
 """From plain data to PDF with typst.
 
-Everything variable reaches the template as JSON, which typst reads as data: no text of a file or a user is ever part of typst source.
+Everything variable reaches the template as JSON, which typst reads as data: no text of a file or a
+user is ever part of typst source.
 """
 
 import json
@@ -21,7 +22,10 @@ TEMPLATES: Final = ("report.typ", "parts.typ")
 """Files of the template, the main one first."""
 
 ARCHIVAL: Final = ("a-2a", "ua-1")
-"""PDF/A-2a (ISO 19005-2) keeps for decades, PDF/UA-1 (ISO 14289-1) can be read aloud. Both refuse a character no font holds."""
+"""PDF/A-2a (ISO 19005-2) keeps for decades, PDF/UA-1 (ISO 14289-1) can be read aloud.
+
+Both refuse a character no font holds.
+"""
 
 PLAIN: Final = ("1.7",)
 """What is left when a title has such a character, which then shows as an empty box."""
@@ -38,7 +42,8 @@ class Pdf:
 def typeset(document: Mapping[str, object], folder: Path) -> Pdf:
     """Sets what `contents` made. Pictures are read from `folder`, the only place typst may read.
 
-    The fonts are those inside typst; the system's fill in for characters they lack. FluoroError with REPORT_FAILED if typst refuses.
+    The fonts are those inside typst; the system's fill in for characters they lack. FluoroError
+    with REPORT_FAILED if typst refuses.
     """
     for name in TEMPLATES:
         (folder / name).write_bytes((files("export_worker") / "templates" / name).read_bytes())
@@ -50,7 +55,9 @@ def typeset(document: Mapping[str, object], folder: Path) -> Pdf:
     except typst.TypstError as error:
         # typst's words may quote the document, so they stay out of logs and of what clients see.
         log.error("typst_failed", exception=type(error).__qualname__)
-        raise FluoroError(Reason.REPORT_FAILED, "The PDF could not be set from the results of the earlier steps.") from None
+        raise FluoroError(
+            Reason.REPORT_FAILED, "The PDF could not be set from the results of the earlier steps."
+        ) from None
 
 
 def _compile(compiler: typst.Compiler) -> bytes:

@@ -1,4 +1,7 @@
-"""Names of the UIDs that images have, from PS3.6 annex A. A UID that is not here is shown as it is."""
+"""Names of the UIDs that images have, from PS3.6 annex A.
+
+A UID that is not here is shown as it is.
+"""
 
 from typing import Final
 

@@ -21,7 +21,9 @@ TITLE_CHARACTERS: Final = 160
 
 def printable(text: str, characters: int = 400) -> str:
     """One line without control and direction characters, of at most so many characters."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    line = " ".join(
+        "".join(character if character.isprintable() else " " for character in text).split()
+    )
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
@@ -61,7 +63,10 @@ def unit(ucum: str) -> str:
 
 
 def short_job(job: str) -> str:
-    """The last eight digits of a job's UUIDv7. The first ones are the time, which jobs of one minute share."""
+    """The last eight digits of a job's UUIDv7.
+
+    The first ones are the time, which jobs of one minute share.
+    """
     return job[-8:]
 
 

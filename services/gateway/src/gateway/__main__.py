@@ -35,7 +35,8 @@ def main() -> None:
         asyncio.run(serve(settings))
     except (PortTakenError, OSError, ValueError) as error:
         sys.exit(f"The gateway cannot start: {error}")
-    # Not by returning: the interpreter would wait, without a deadline, for threads that a disk or bucket keeps.
+    # Not by returning: the interpreter would wait, without a deadline, for threads that a disk or
+    # bucket keeps.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -53,14 +53,23 @@ class Blobs:
         self._settings = settings
         self._uploads = Places("uploads", settings.max_uploads, settings.upload_owner_share)
         writers = max(1, settings.upload_memory_bytes // store.writer_bytes)
-        self._downloads = Places("downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY)
-        self._large = Places(f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share)
+        self._downloads = Places(
+            "downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY
+        )
+        self._large = Places(
+            f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share
+        )
 
-    async def upload_blob(self, requests: AsyncIterator[UploadBlobRequest], call: Call) -> UploadBlobResponse:
-        """Writes while it reads. The record comes after the bytes, so a blob that can be seen can be read.
+    async def upload_blob(
+        self, requests: AsyncIterator[UploadBlobRequest], call: Call
+    ) -> UploadBlobResponse:
+        """Writes while it reads.
 
-        grpc.aio ends the requests of a caller who hung up like those of one who is done, and cancels the call a moment later, while
-        the writer closes. A header that says what is to come makes sure.
+        The record comes after the bytes, so a blob that can be seen can be read.
+
+        grpc.aio ends the requests of a caller who hung up like those of one who is done, and
+        cancels the call a moment later, while the writer closes. A header that says what is to come
+        makes sure.
         """
         settings = self._settings
         pace = Pace(requests, settings.upload_idle_seconds, settings.upload_min_bytes_per_second)
@@ -71,48 +80,90 @@ class Blobs:
             with blob_errors():
                 async with self._store.writer(name) as writer:
                     await self._receive(pace, header, writer, call.owner, places)
-        blob = Blob(name=name, size_bytes=writer.size_bytes, sha256=writer.sha256, media_type=header.media_type or DEFAULT_MEDIA_TYPE)
-        # Whoever hangs up from here on is too late: the bytes are there, and without a record nobody would find them.
+        blob = Blob(
+            name=name,
+            size_bytes=writer.size_bytes,
+            sha256=writer.sha256,
+            media_type=header.media_type or DEFAULT_MEDIA_TYPE,
+        )
+        # Whoever hangs up from here on is too late: the bytes are there, and without a record
+        # nobody would find them.
         return UploadBlobResponse(blob=await asyncio.shield(self._keep(call.owner, blob)))
 
     async def _keep(self, owner: str, blob: Blob) -> Blob:
-        """Adds the record. The bytes go if the owner has the same already; the record is then the earlier one."""
+        """Adds the record.
+
+        The bytes go if the owner has the same already; the record is then the earlier one.
+        """
         stored = await self._calls.run_for(owner, records.add, owner, blob)
         if stored.name != blob.name:
             with blob_errors():
                 await self._store.delete_soon(blob.name)
         return stored
 
-    async def _receive(self, pace: Pace, header: UploadBlobHeader, writer: BlobWriter, owner: str, places: AsyncExitStack) -> None:
-        """Chunks into the writer. UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second header."""
+    async def _receive(
+        self,
+        pace: Pace,
+        header: UploadBlobHeader,
+        writer: BlobWriter,
+        owner: str,
+        places: AsyncExitStack,
+    ) -> None:
+        """Chunks into the writer.
+
+        UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second
+        header.
+        """
         most_bytes, large = self._settings.max_blob_bytes, False
         while (request := await pace.next()) is not None:
             if request.WhichOneof("part") != "chunk":
-                raise names.invalid("chunk", "Every message of an upload after the first must be a chunk.")
+                raise names.invalid(
+                    "chunk", "Every message of an upload after the first must be a chunk."
+                )
             if len(request.chunk) > CHUNK_BYTES:
-                raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.")
+                raise FluoroError(
+                    Reason.MESSAGE_TOO_LARGE,
+                    f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.",
+                )
             size_bytes = writer.size_bytes + len(request.chunk)
             if header.size_bytes and size_bytes > header.size_bytes:
-                raise FluoroError(Reason.UPLOAD_MISMATCH, f"More came than the {header.size_bytes} bytes that the header declares.")
+                raise FluoroError(
+                    Reason.UPLOAD_MISMATCH,
+                    f"More came than the {header.size_bytes} bytes that the header declares.",
+                )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
             if size_bytes > SMALL_BYTES and not large:
-                # Waits, while gRPC makes the caller wait: those before it give their places back as fast as they send.
-                await places.enter_async_context(self._large.taken(owner, self._settings.upload_idle_seconds))
+                # Waits, while gRPC makes the caller wait: those before it give their places back as
+                # fast as they send.
+                await places.enter_async_context(
+                    self._large.taken(owner, self._settings.upload_idle_seconds)
+                )
                 large = True
             await writer.write(request.chunk)
             metrics.BLOB_BYTES_RECEIVED.inc(len(request.chunk))
             del request  # or it would be held for as long as the caller takes for the next
         if header.size_bytes and writer.size_bytes != header.size_bytes:
-            raise FluoroError(Reason.UPLOAD_MISMATCH, f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.")
+            raise FluoroError(
+                Reason.UPLOAD_MISMATCH,
+                f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.",
+            )
         if header.sha256 and writer.sha256 != header.sha256:
-            raise FluoroError(Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's.")
+            raise FluoroError(
+                Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
+            )
 
-    async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[DownloadBlobResponse]:
+    async def download_blob(
+        self, request: DownloadBlobRequest, call: Call
+    ) -> AsyncIterator[DownloadBlobResponse]:
         """Reads no faster than the caller takes it, and ends with DOWNLOAD_TOO_SLOW if it takes nothing for long."""
-        blob = await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name))
+        blob = await self._calls.run_for(
+            call.owner, records.get, call.owner, names.blob_id(request.name)
+        )
         if not 0 <= request.offset <= blob.size_bytes:
-            raise names.invalid("offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes.")
+            raise names.invalid(
+                "offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes."
+            )
         call.write_seconds = self._settings.download_stall_seconds
         async with (
             self._downloads.taken(call.owner, DOWNLOAD_WAIT_SECONDS),
@@ -125,7 +176,11 @@ class Blobs:
 
     async def get_blob(self, request: GetBlobRequest, call: Call) -> GetBlobResponse:
         """The record."""
-        return GetBlobResponse(blob=await self._calls.run_for(call.owner, records.get, call.owner, names.blob_id(request.name)))
+        return GetBlobResponse(
+            blob=await self._calls.run_for(
+                call.owner, records.get, call.owner, names.blob_id(request.name)
+            )
+        )
 
 
 async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
@@ -140,7 +195,10 @@ async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
     if header.sha256 and len(header.sha256) != SHA256_BYTES:
         raise names.invalid("header.sha256", f"Must be {SHA256_BYTES} bytes, or empty if unknown.")
     if len(header.media_type) > LONGEST_MEDIA_TYPE or not header.media_type.isprintable():
-        raise names.invalid("header.media_type", f"Must be a media type (RFC 6838) of at most {LONGEST_MEDIA_TYPE} characters.")
+        raise names.invalid(
+            "header.media_type",
+            f"Must be a media type (RFC 6838) of at most {LONGEST_MEDIA_TYPE} characters.",
+        )
     return header
 
 

@@ -1,7 +1,8 @@
 """Collects bytes that no record names: of attempts that were fenced off, and of uploads that broke between bytes and record.
 
-Its cost is bounded: one page of names at an interval, in a thread of its own, and one statement on an index for each page. Several gateways
-collect side by side without harm, each from a folder of its own choice; deleting twice is deleting.
+Its cost is bounded: one page of names at an interval, in a thread of its own, and one statement on
+an index for each page. Several gateways collect side by side without harm, each from a folder of
+its own choice; deleting twice is deleting.
 """
 
 import random
@@ -34,7 +35,8 @@ class Collector:
         self._interval_seconds = settings.collect_interval_seconds
         self._after = timedelta(seconds=settings.collect_after_seconds)
         self._seen_seconds = settings.collect_seen_seconds
-        # When this process first found names without a record, by folder: in the round before, and in this one.
+        # When this process first found names without a record, by folder: in the round before, and
+        # in this one.
         self._seen: dict[str, dict[UUID, float]] = {}
         self._before: dict[UUID, float] = {}
         self._found: dict[UUID, float] = {}
@@ -84,21 +86,31 @@ class Collector:
             name = records.ledger_name(connection)
         if self._store.claim(name):
             return True
-        log.error("blob_store_of_another_ledger", meaning="nothing is collected; see docs/operations/disk-full.md")
+        log.error(
+            "blob_store_of_another_ledger",
+            meaning="nothing is collected; see docs/operations/disk-full.md",
+        )
         return False
 
     def _collect(self, page: list[FoundBlob]) -> None:
         """Deletes those that are old and have had no record for long.
 
-        Nobody can be about to add the record: bytes are recorded within seconds after an upload, and at the latest with the commit of an
-        attempt, which may take 6 h. Their age alone does not tell: it is the difference of two machines' clocks, and S3 dates a blob by the
-        begin of its upload. So what goes has also been seen here for `collect_seen_seconds`, by the clock that nobody sets.
+        Nobody can be about to add the record: bytes are recorded within seconds after an upload,
+        and at the latest with the commit of an attempt, which may take 6 h. Their age alone does
+        not tell: it is the difference of two machines' clocks, and S3 dates a blob by the begin of
+        its upload. So what goes has also been seen here for `collect_seen_seconds`, by the clock
+        that nobody sets.
         """
         ids = [UUID(found.name.removeprefix("blobs/")) for found in page]
         with self._ledger.connection() as connection:
             now, unrecorded = records.unrecorded(connection, ids)
         for found, id_ in zip(page, ids, strict=True):
-            if id_ in unrecorded and found.modified < now - self._after and self._seen_long(id_) and not self._stop.is_set():
+            if (
+                id_ in unrecorded
+                and found.modified < now - self._after
+                and self._seen_long(id_)
+                and not self._stop.is_set()
+            ):
                 self._store.delete(found.name)
                 metrics.BLOBS_COLLECTED.inc()
                 metrics.BLOB_BYTES_COLLECTED.inc(found.size_bytes)

@@ -1,7 +1,8 @@
 """Cursors of a watch: opaque to callers.
 
-Of one job: the job, and the sequence of the last event seen. Of an owner's jobs: the filter, and a transaction id; the events of all
-transactions below it were seen, and no more of them will come (ADR 0011).
+Of one job: the job, and the sequence of the last event seen. Of an owner's jobs: the filter, and a
+transaction id; the events of all transactions below it were seen, and no more of them will come
+(ADR 0011).
 """
 
 import base64
@@ -34,7 +35,10 @@ def encode(job: UUID, sequence: int) -> str:
 
 
 def decode(cursor: str, job: UUID, last_sequence: int) -> int:
-    """The sequence a cursor of this job stands for. FluoroError CURSOR_INVALID if it is not one, of another job, or ahead of the job."""
+    """The sequence a cursor of this job stands for.
+
+    FluoroError CURSOR_INVALID if it is not one, of another job, or ahead of the job.
+    """
     owner, sequence = _unpack(_LAYOUT, cursor)
     if owner != job.bytes:
         raise _invalid("belongs to another job")
@@ -45,17 +49,26 @@ def decode(cursor: str, job: UUID, last_sequence: int) -> int:
 
 def expired(job: UUID, oldest: int) -> FluoroError:
     """What a cursor from before the oldest event of its job that is kept is told."""
-    text = "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor."
-    return FluoroError(Reason.CURSOR_EXPIRED, text, metadata={"oldest_cursor": encode(job, oldest - 1)})
+    text = (
+        "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor."
+    )
+    return FluoroError(
+        Reason.CURSOR_EXPIRED, text, metadata={"oldest_cursor": encode(job, oldest - 1)}
+    )
 
 
 def encode_horizon(owner: str, labels: Mapping[str, str], horizon: int) -> str:
     """The cursor after everything that transactions below `horizon` did to the owner's jobs with these labels."""
-    return base64.urlsafe_b64encode(_OWNER_LAYOUT.pack(_digest(owner, labels), horizon)).decode("ascii")
+    return base64.urlsafe_b64encode(_OWNER_LAYOUT.pack(_digest(owner, labels), horizon)).decode(
+        "ascii"
+    )
 
 
 def decode_horizon(cursor: str, owner: str, labels: Mapping[str, str]) -> int:
-    """The transaction id that a cursor stands for. FluoroError CURSOR_INVALID if it is not one, or of another owner or filter."""
+    """The transaction id that a cursor stands for.
+
+    FluoroError CURSOR_INVALID if it is not one, or of another owner or filter.
+    """
     digest, horizon = _unpack(_OWNER_LAYOUT, cursor)
     if digest != _digest(owner, labels):
         raise _invalid("belongs to another watch")
@@ -84,4 +97,6 @@ def _unpack(layout: struct.Struct, cursor: str) -> tuple[bytes, int]:
 
 
 def _invalid(why: str) -> FluoroError:
-    return FluoroError(Reason.CURSOR_INVALID, f"The cursor {why}. Watch without a cursor to start with a snapshot.")
+    return FluoroError(
+        Reason.CURSOR_INVALID, f"The cursor {why}. Watch without a cursor to start with a snapshot."
+    )

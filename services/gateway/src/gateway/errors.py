@@ -12,7 +12,10 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 """Trailer that carries the google.rpc.Status."""
 
 STATUS_BUDGET_BYTES: Final = 3072
-"""Largest google.rpc.Status sent. Trailers over 8 KiB are dropped by gRPC clients, base64 adds a third, and the message travels twice."""
+"""Largest google.rpc.Status sent.
+
+Trailers over 8 KiB are dropped by gRPC clients, base64 adds a third, and the message travels twice.
+"""
 
 MESSAGE_BUDGET_CHARACTERS: Final = 512
 """Longest message sent; outside ASCII, each byte of it takes three in the grpc-message trailer."""
@@ -20,12 +23,18 @@ MESSAGE_BUDGET_CHARACTERS: Final = 512
 RETRY_DELAY_SECONDS: Final = 1
 """What UNAVAILABLE asks callers to wait before the next try."""
 
-UNFORESEEN: Final = FluoroError(Reason.INTERNAL, "Something unforeseen went wrong in the gateway. Its log has it at this time and method.")
+UNFORESEEN: Final = FluoroError(
+    Reason.INTERNAL,
+    "Something unforeseen went wrong in the gateway. Its log has it at this time and method.",
+)
 
 
 def shutting_down() -> FluoroError:
     """What every caller hears from a gateway that drains."""
-    return FluoroError(Reason.SHUTTING_DOWN, "This gateway is shutting down. Connect again; resume a watch with its last cursor.")
+    return FluoroError(
+        Reason.SHUTTING_DOWN,
+        "This gateway is shutting down. Connect again; resume a watch with its last cursor.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +47,22 @@ class Refusal:
 
 
 def refusal(error: FluoroError) -> Refusal:
-    """The status for an error. A reason that is of jobs alone is a bug when a request is refused for it: INTERNAL."""
+    """The status for an error.
+
+    A reason that is of jobs alone is a bug when a request is refused for it: INTERNAL.
+    """
     name = REASONS[error.reason].code
     if not name:
         error, name = UNFORESEEN, REASONS[Reason.INTERNAL].code
     message = error.message[:MESSAGE_BUDGET_CHARACTERS]
     status = status_pb2.Status(code=code_pb2.Code.Value(name), message=message)
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    )
     if name == "UNAVAILABLE":
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_SECONDS)))
+        status.details.add().Pack(
+            error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_SECONDS))
+        )
     if error.violations:
         status.details.add().Pack(_bad_request(error, STATUS_BUDGET_BYTES - status.ByteSize()))
     return Refusal(grpc.StatusCode[name], message, ((DETAILS_KEY, status.SerializeToString()),))
@@ -59,7 +75,9 @@ def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.Bad
         bad.field_violations.add(field=violation.field, description=violation.description)
         if bad.ByteSize() > budget_bytes:
             del bad.field_violations[-1]
-            bad.field_violations.add(description=f"{len(error.violations) - count + error.more_violations} more are left out.")
+            bad.field_violations.add(
+                description=f"{len(error.violations) - count + error.more_violations} more are left out."
+            )
             return bad
     if error.more_violations:
         bad.field_violations.add(description=f"{error.more_violations} more are left out.")

@@ -20,18 +20,26 @@ log = structlog.get_logger(__name__)
 JOB_SERVICE: Final = "fluoro.v1.JobService"
 """Health of this name: SERVING while the ledger answers. The name "" stands for the process."""
 
-_STATUS: Final = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+_STATUS: Final = {
+    True: health_pb2.HealthCheckResponse.SERVING,
+    False: health_pb2.HealthCheckResponse.NOT_SERVING,
+}
 
 
 class Health:
-    """Both kinds of health, kept in step. Redis is in neither: without it the gateway accepts, reads and watches all the same."""
+    """Both kinds of health, kept in step.
+
+    Redis is in neither: without it the gateway accepts, reads and watches all the same.
+    """
 
     def __init__(self, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
         self.servicer: Any = grpc_health.HealthServicer()
         self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
-        self._calls = LedgerCalls(ledger, threads=1)  # of its own: how busy the others are says nothing about the ledger
+        self._calls = LedgerCalls(
+            ledger, threads=1
+        )  # of its own: how busy the others are says nothing about the ledger
         self._interval_seconds = settings.health_check_interval_seconds
         self._clock = Clock()
         self._beat_seconds = min(1, settings.liveness_seconds / 4)

@@ -1,6 +1,7 @@
 """A thread for Python work that would hold the event loop up.
 
-One for all of it: every thread that computes takes its turn of Python's interpreter lock before the loop gets it again.
+One for all of it: every thread that computes takes its turn of Python's interpreter lock before the
+loop gets it again.
 """
 
 import asyncio
@@ -25,15 +26,25 @@ class Heavy:
     def __init__(self) -> None:
         self._waiting_bytes = 0
 
-    async def run(self, size_bytes: int, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
+    async def run(
+        self,
+        size_bytes: int,
+        function: Callable[Args, Result],
+        *args: Args.args,
+        **kwargs: Args.kwargs,
+    ) -> Result:
         """`function(*args)`, and whatever it raises. size_bytes: what of a caller waits meanwhile.
 
         FluoroError GATEWAY_BUSY if too much does.
         """
         if self._waiting_bytes and self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
-            raise FluoroError(Reason.GATEWAY_BUSY, "Too many large requests wait in this gateway. Try again.")
+            raise FluoroError(
+                Reason.GATEWAY_BUSY, "Too many large requests wait in this gateway. Try again."
+            )
         self._waiting_bytes += size_bytes
         try:
-            return await asyncio.get_running_loop().run_in_executor(_THREAD, lambda: function(*args, **kwargs))
+            return await asyncio.get_running_loop().run_in_executor(
+                _THREAD, lambda: function(*args, **kwargs)
+            )
         finally:
             self._waiting_bytes -= size_bytes

@@ -57,7 +57,14 @@ class Jobs:
     """The methods of fluoro.v1.JobService."""
 
     def __init__(
-        self, calls: LedgerCalls, commits: GroupCommit, dispatcher: Dispatcher, publisher: Publisher, hub: Hub, *, submit_seconds: float
+        self,
+        calls: LedgerCalls,
+        commits: GroupCommit,
+        dispatcher: Dispatcher,
+        publisher: Publisher,
+        hub: Hub,
+        *,
+        submit_seconds: float,
     ) -> None:
         """submit_seconds: how long a submit may wait for its commit."""
         self._submit_seconds = submit_seconds
@@ -72,7 +79,9 @@ class Jobs:
         """Answers after the commit that holds the job, and not before."""
         started = time.monotonic()
         if call.is_large:
-            submission, checked = await call.heavy.run(call.request_bytes, _checked, request, call.owner)
+            submission, checked = await call.heavy.run(
+                call.request_bytes, _checked, request, call.owner
+            )
         else:
             submission, checked = _checked(request, call.owner)
         if checked:
@@ -100,7 +109,9 @@ class Jobs:
         """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
         job_id = names.job_id(request.name)
         response = CancelJobResponse()
-        _, workers = await self._calls.run_for(call.owner, control.cancel_job, call.owner, job_id, response.job)
+        _, workers = await self._calls.run_for(
+            call.owner, control.cancel_job, call.owner, job_id, response.job
+        )
         self._hub.woken(job_id, call.owner)
         self._publisher.cancel(job_id, call.owner, workers)
         return response
@@ -131,12 +142,19 @@ class Jobs:
         await self._read(call, job_id, response.job)
         return response
 
-    async def watch_job(self, request: WatchJobRequest, call: Call) -> AsyncIterator[WatchJobResponse]:
-        """Snapshot or missed events first, then live from the hub. The watcher is there before the read, so nothing falls in between."""
+    async def watch_job(
+        self, request: WatchJobRequest, call: Call
+    ) -> AsyncIterator[WatchJobResponse]:
+        """Snapshot or missed events first, then live from the hub.
+
+        The watcher is there before the read, so nothing falls in between.
+        """
         job_id = names.job_id(request.name)
         with self._hub.watching(job_id, call.owner) as watcher:
             if request.start_cursor:
-                last, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
+                last, state = await self._calls.run_for(
+                    call.owner, read.job_head, call.owner, job_id
+                )
                 sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
                 snapshot = WatchJobResponse()
@@ -144,7 +162,10 @@ class Jobs:
                 sequence, last, state = job.last_sequence, job.last_sequence, job.state
                 snapshot.cursor = cursor.encode(job_id, sequence)
                 first = [snapshot]
-                del job, snapshot  # it may be many MB, and this call lives as long as its caller likes
+                del (
+                    job,
+                    snapshot,
+                )  # it may be many MB, and this call lives as long as its caller likes
                 yield first.pop()
             if state in TERMINAL and sequence == last:
                 return
@@ -152,14 +173,21 @@ class Jobs:
             async for response in self._hub.stream(watcher, call.owner, sequence, last):
                 yield response
 
-    async def watch_jobs(self, request: WatchJobsRequest, call: Call) -> AsyncIterator[WatchJobsResponse]:
+    async def watch_jobs(
+        self, request: WatchJobsRequest, call: Call
+    ) -> AsyncIterator[WatchJobsResponse]:
         """All of the caller's jobs that have the labels."""
         _check_labels(request.labels)
-        async for response in self._hub.owners.watch(call.owner, dict(request.labels), request.start_cursor):
+        async for response in self._hub.owners.watch(
+            call.owner, dict(request.labels), request.start_cursor
+        ):
             yield response
 
     async def _committed(self, submission: Submission) -> job_pb2.Job:
-        """The job once it is durable. A submit nobody waits for any more is not written, unless its transaction is under way."""
+        """The job once it is durable.
+
+        A submit nobody waits for any more is not written, unless its transaction is under way.
+        """
         future = self._commits.submit(submission)
         try:
             async with asyncio.timeout(self._submit_seconds):
@@ -188,8 +216,12 @@ def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > MAX_LABELS or any(len(text) > MAX_TEXT for label in labels.items() for text in label):
-        raise names.invalid("labels", f"At most {MAX_LABELS}, of {MAX_TEXT} characters each; no job has more.")
+    if len(labels) > MAX_LABELS or any(
+        len(text) > MAX_TEXT for label in labels.items() for text in label
+    ):
+        raise names.invalid(
+            "labels", f"At most {MAX_LABELS}, of {MAX_TEXT} characters each; no job has more."
+        )
     if any("\0" in text for label in labels.items() for text in label):
         raise names.invalid("labels", "Must not hold NUL; no label does.")
 

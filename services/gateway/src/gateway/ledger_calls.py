@@ -20,24 +20,42 @@ CHECK_SECONDS: Final = 2
 class LedgerCalls:
     """Runs functions of `fluoro_jobs.ledger` in a few threads, each call on a connection of its own.
 
-    Calls that wait for a thread do so by owner, and owners take turns: the haste of one is not the delay of the others.
+    Calls that wait for a thread do so by owner, and owners take turns: the haste of one is not the
+    delay of the others.
     """
 
     def __init__(self, ledger: Ledger, threads: int, max_waiting: int = 4096) -> None:
-        """max_waiting: calls of one owner that may wait for a thread. Made in the event loop that calls come from."""
+        """max_waiting: calls of one owner that may wait for a thread.
+
+        Made in the event loop that calls come from.
+        """
         self._ledger = ledger
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
         self._waiting = _Turns(max_waiting)
         self._landing = Landing()
 
-    async def run(self, function: Callable[Concatenate[LedgerConnection, Args], Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """`function(connection, *args)`. FluoroError with a reason of LEDGER_OUTAGES, and whatever the function raises."""
+    async def run(
+        self,
+        function: Callable[Concatenate[LedgerConnection, Args], Result],
+        *args: Args.args,
+        **kwargs: Args.kwargs,
+    ) -> Result:
+        """`function(connection, *args)`.
+
+        FluoroError with a reason of LEDGER_OUTAGES, and whatever the function raises.
+        """
         return await self.run_for("", function, *args, **kwargs)
 
     async def run_for(
-        self, owner: str, function: Callable[Concatenate[LedgerConnection, Args], Result], *args: Args.args, **kwargs: Args.kwargs
+        self,
+        owner: str,
+        function: Callable[Concatenate[LedgerConnection, Args], Result],
+        *args: Args.args,
+        **kwargs: Args.kwargs,
     ) -> Result:
-        """The same when the owner's turn comes. FluoroError GATEWAY_BUSY, at once, if too many of the owner's calls wait already.
+        """The same when the owner's turn comes.
+
+        FluoroError GATEWAY_BUSY, at once, if too many of the owner's calls wait already.
 
         A call whose caller goes while it waits is not run.
         """
@@ -89,7 +107,10 @@ class _Turns:
         with self._lock:
             calls = self._owners.setdefault(owner, OrderedDict())
             if len(calls) >= self._max_waiting:
-                raise FluoroError(Reason.GATEWAY_BUSY, f"{len(calls)} calls of this owner wait for the ledger already. Try again.")
+                raise FluoroError(
+                    Reason.GATEWAY_BUSY,
+                    f"{len(calls)} calls of this owner wait for the ledger already. Try again.",
+                )
             calls[call] = function
 
     def drop(self, owner: str, call: Future[Any]) -> None:
@@ -114,7 +135,8 @@ class _Turns:
 class Landing:
     """Awaits futures that another thread completes in batches, with one wake-up of the event loop per batch.
 
-    asyncio.wrap_future wakes the loop once per future: at 64 submits in flight that is 64 writes to the loop's pipe per commit.
+    asyncio.wrap_future wakes the loop once per future: at 64 submits in flight that is 64 writes to
+    the loop's pipe per commit.
     """
 
     def __init__(self) -> None:
@@ -123,7 +145,10 @@ class Landing:
         self._waking = False
 
     async def of(self, future: Future[Result]) -> Result:
-        """The future's result. Cancelling the await leaves the future alone: what was handed over is carried out."""
+        """The future's result.
+
+        Cancelling the await leaves the future alone: what was handed over is carried out.
+        """
         waiter: asyncio.Future[Result] = self._loop.create_future()
         future.add_done_callback(lambda done: self._land(done, waiter))
         return await waiter
@@ -135,7 +160,9 @@ class Landing:
             self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
-        self._waking = False  # before the queue is emptied: what lands from here on wakes the loop again
+        self._waking = (
+            False  # before the queue is emptied: what lands from here on wakes the loop again
+        )
         while self._landed:
             done, waiter = self._landed.popleft()
             if waiter.done():

@@ -10,12 +10,18 @@ LENGTH: Final = 36
 
 
 def job_id(name: str) -> UUID:
-    """The id in `jobs/{uuid}`. FluoroError INVALID_ARGUMENT, about field `name`, if it is not one."""
+    """The id in `jobs/{uuid}`.
+
+    FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
+    """
     return _id(name, "jobs")
 
 
 def blob_id(name: str) -> UUID:
-    """The id in `blobs/{uuid}`. FluoroError INVALID_ARGUMENT, about field `name`, if it is not one."""
+    """The id in `blobs/{uuid}`.
+
+    FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
+    """
     return _id(name, "blobs")
 
 
@@ -26,11 +32,16 @@ def _id(name: str, collection: str) -> UUID:
     except ValueError:
         found = None
     if prefix != collection or str(found) != text:
-        raise invalid("name", f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.")
+        raise invalid(
+            "name",
+            f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.",
+        )
     assert found is not None
     return found
 
 
 def invalid(field: str, description: str) -> FluoroError:
     """INVALID_ARGUMENT about one field of the request."""
-    return FluoroError(Reason.INVALID_ARGUMENT, f"{field}: {description}", [FieldViolation(field, description)])
+    return FluoroError(
+        Reason.INVALID_ARGUMENT, f"{field}: {description}", [FieldViolation(field, description)]
+    )

@@ -11,7 +11,12 @@ from fluoro_jobs.ledger.horizon import News, Place, Span
 from gateway.watcher import Mailbox, after
 
 TERMINAL: Final = frozenset(
-    {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_PARTIALLY_SUCCEEDED, job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED}
+    {
+        job_pb2.Job.STATE_SUCCEEDED,
+        job_pb2.Job.STATE_PARTIALLY_SUCCEEDED,
+        job_pb2.Job.STATE_FAILED,
+        job_pb2.Job.STATE_CANCELLED,
+    }
 )
 """States of a job after which there are no more events, unless it is retried."""
 
@@ -19,8 +24,9 @@ TERMINAL: Final = frozenset(
 class ResumePoint:
     """The horizon in a stream's cursor. It moves in steps that let a reader forget (ADR 0011).
 
-    The events that a reader got before the first message with one cursor are all below the next cursor's horizon. For that the next one
-    waits until whatever ran when the present one was first sent has finished.
+    The events that a reader got before the first message with one cursor are all below the next
+    cursor's horizon. For that the next one waits until whatever ran when the present one was first
+    sent has finished.
     """
 
     __slots__ = ("_barrier", "horizon", "sent")
@@ -32,7 +38,10 @@ class ResumePoint:
         self._barrier: int | None = None
 
     def observe(self, span: Span, *, sent_before: bool) -> None:
-        """All events below span.xmin are in the stream. sent_before: whether the cursor had been sent when the span was read."""
+        """All events below span.xmin are in the stream.
+
+        sent_before: whether the cursor had been sent when the span was read.
+        """
         if not self.sent:
             self.horizon = span.xmin
         elif self._barrier is None:
@@ -45,8 +54,9 @@ class OwnerWatcher(Mailbox):
     """One call that follows all jobs of an owner that have some labels.
 
     horizon: everything below it was put in, or read by the call.
-    place: owner and horizon while the hub feeds it; None until the call has caught up, while it lags, and after its end.
-    sequences: per job the newest event put in. Jobs are forgotten once they have ended and all their events are below the horizon.
+    place: owner and horizon while the hub feeds it; None until the call has caught up, while it
+    lags, and after its end. sequences: per job the newest event put in. Jobs are forgotten once
+    they have ended and all their events are below the horizon.
     """
 
     __slots__ = ("_ended", "horizon", "labels", "owner", "place", "point", "sequences")
@@ -71,7 +81,10 @@ class OwnerWatcher(Mailbox):
         (self._ended.add if ended else self._ended.discard)(job)
 
     def put_events(self, events: Sequence[event_pb2.Event]) -> None:
-        """Takes the next events from consecutive ones of a job, as many as there is room for. Without room for all it lags."""
+        """Takes the next events from consecutive ones of a job, as many as there is room for.
+
+        Without room for all it lags.
+        """
         job = UUID(events[0].job.removeprefix("jobs/"))
         if self.place is None or job not in self.sequences:
             return
@@ -83,7 +96,11 @@ class OwnerWatcher(Mailbox):
 
     def saw(self, job: UUID, event: event_pb2.Event) -> None:
         """The event is in the stream."""
-        ended = event.job_changed.state in TERMINAL if event.HasField("job_changed") else job in self._ended
+        ended = (
+            event.job_changed.state in TERMINAL
+            if event.HasField("job_changed")
+            else job in self._ended
+        )
         self.know(job, event.sequence, ended=ended)
 
     def live(self) -> None:

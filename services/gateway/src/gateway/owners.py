@@ -1,11 +1,13 @@
 """Watching all jobs of an owner: the part of the hub that finds out which jobs there are.
 
-Whatever has news is read by the hub, job by job. Which jobs these are is told by wake-ups, at once, and by a sweep: once a second one
-query for all watched owners, of the jobs with events at or above the horizon. The sweep finds what wake-ups did not tell and moves the
-horizon on; while some transaction holds the horizon, wake-ups go on bringing events.
+Whatever has news is read by the hub, job by job. Which jobs these are is told by wake-ups, at once,
+and by a sweep: once a second one query for all watched owners, of the jobs with events at or above
+the horizon. The sweep finds what wake-ups did not tell and moves the horizon on; while some
+transaction holds the horizon, wake-ups go on bringing events.
 
-A call that is not live, because it begins with a cursor or has no room for more events, reads the ledger by itself, at its own pace.
-Everything is read in pages: of so many events, in the order of transactions.
+A call that is not live, because it begins with a cursor or has no room for more events, reads the
+ledger by itself, at its own pace. Everything is read in pages: of so many events, in the order of
+transactions.
 """
 
 import asyncio
@@ -62,7 +64,9 @@ class Reader(Protocol):
 class Owners:
     """The watchers of all jobs of an owner, and who follows which job."""
 
-    def __init__(self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings, reader: Reader) -> None:
+    def __init__(
+        self, calls: LedgerCalls, callers: LedgerCalls, settings: Settings, reader: Reader
+    ) -> None:
         """The two kinds of calls are as for the hub."""
         self._calls = calls
         self._callers = callers
@@ -84,10 +88,13 @@ class Owners:
         """Who follows the job and is live."""
         return [watcher for watcher in self._followers.get(job, ()) if watcher.place is not None]
 
-    async def watch(self, owner: str, labels: dict[str, str], start_cursor: str) -> AsyncIterator[WatchJobsResponse]:
+    async def watch(
+        self, owner: str, labels: dict[str, str], start_cursor: str
+    ) -> AsyncIterator[WatchJobsResponse]:
         """Snapshots or missed events, then live.
 
-        FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger, with the cursor to resume from.
+        FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger, with the cursor to resume
+        from.
         """
         start = cursor.decode_horizon(start_cursor, owner, labels) if start_cursor else None
         with self._watching(owner, labels) as watcher:
@@ -115,7 +122,10 @@ class Owners:
         if unknown:
             news = await self._calls.run(horizon.heads, unknown)
             await self._follow(
-                (watcher, found, found.last + 1) for found in news for watcher in self._by_owner.get(found.owner, ()) if watcher.place
+                (watcher, found, found.last + 1)
+                for found in news
+                for watcher in self._by_owner.get(found.owner, ())
+                if watcher.place
             )
 
     async def run(self) -> None:
@@ -130,12 +140,19 @@ class Owners:
             try:
                 await self._sweep()
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the streams live on and the next sweep does it again
-                log.warning("owners_not_swept", error=error.reason if isinstance(error, FluoroError) else type(error).__qualname__)
+                log.warning(
+                    "owners_not_swept",
+                    error=error.reason
+                    if isinstance(error, FluoroError)
+                    else type(error).__qualname__,
+                )
 
     async def _sweep(self) -> None:
         """Brings what those who are live have not got, page by page, and moves them on to where the first page was read."""
         swept = [
-            (watcher, watcher.place, watcher.point.sent, watcher.all_ended()) for watcher in self.watchers if watcher.place is not None
+            (watcher, watcher.place, watcher.point.sent, watcher.all_ended())
+            for watcher in self.watchers
+            if watcher.place is not None
         ]
         places: set[horizon.Place] = {place for _, place, _, _ in swept}
         first: horizon.Span | None = None
@@ -154,11 +171,21 @@ class Owners:
             await self._bring(news)
             first = first or span
             recent.update(found.job for found in news)
-            places = {(owner, page.following) for (owner, _), page in pages.items() if page.following is not None}
+            places = {
+                (owner, page.following)
+                for (owner, _), page in pages.items()
+                if page.following is not None
+            }
         for watcher, place, sent_before, ended in swept:
-            if first is not None and watcher.place is place:  # otherwise it was ended meanwhile, or lags
+            if (
+                first is not None and watcher.place is place
+            ):  # otherwise it was ended meanwhile, or lags
                 watcher.advance(first, sent_before=sent_before)
-                for job in [job for job, last in ended.items() if job not in recent and watcher.sequences.get(job) == last]:
+                for job in [
+                    job
+                    for job, last in ended.items()
+                    if job not in recent and watcher.sequences.get(job) == last
+                ]:
                     self._forget(watcher, job)
 
     async def _bring(self, news: Collection[horizon.News]) -> None:
@@ -171,14 +198,19 @@ class Owners:
                     behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
                     if behind and min(behind) < found.last:
                         positions[found.job] = min(behind)
-                if not positions or positions == before:  # the same again: what is missing there is not kept any more
+                if (
+                    not positions or positions == before
+                ):  # the same again: what is missing there is not kept any more
                     return
                 events = await self._calls.run(read.events_after, positions, limit=HUB_PAGE_EVENTS)
                 await self._reader.hand_out(events)
             before = positions
 
     async def _follow(self, news: Iterable[tuple[OwnerWatcher, horizon.News, int]]) -> None:
-        """Has live watchers follow what they do not know yet. With each of the news a sequence that is not below the watcher's horizon."""
+        """Has live watchers follow what they do not know yet.
+
+        With each of the news a sequence that is not below the watcher's horizon.
+        """
         missing = [
             (watcher, watcher.place, found, before)
             for watcher, found, before in news
@@ -186,7 +218,10 @@ class Owners:
         ]
         if not missing:
             return
-        seen = await self._calls.run(horizon.seen, {(found.job, before, watcher.horizon) for watcher, _, found, before in missing})
+        seen = await self._calls.run(
+            horizon.seen,
+            {(found.job, before, watcher.horizon) for watcher, _, found, before in missing},
+        )
         for watcher, place, found, _ in missing:
             sequence = seen[found.job, watcher.horizon] if watcher.place is place else found.last
             if sequence < found.last and found.job not in watcher.sequences:
@@ -194,9 +229,14 @@ class Owners:
                 self._followers.setdefault(found.job, set()).add(watcher)
 
     def _is_known(self, job: UUID) -> bool:
-        """Whether all who are live and watch the job's owner know it. Nobody's job is not: who its owner is, the ledger has to say."""
+        """Whether all who are live and watch the job's owner know it.
+
+        Nobody's job is not: who its owner is, the ledger has to say.
+        """
         someone = next(iter(self._followers.get(job, ())), None)
-        return someone is not None and all(job in w.sequences or w.place is None for w in self._by_owner[someone.owner])
+        return someone is not None and all(
+            job in w.sequences or w.place is None for w in self._by_owner[someone.owner]
+        )
 
     def _forget(self, watcher: OwnerWatcher, job: UUID) -> None:
         watcher.forget(job)
@@ -211,7 +251,9 @@ class Owners:
     @contextmanager
     def _watching(self, owner: str, labels: dict[str, str]) -> Iterator[OwnerWatcher]:
         self._reader.refuse_if_closing()
-        watcher = OwnerWatcher(owner, labels, self._settings.watch_ring_events, asyncio.get_running_loop().time())
+        watcher = OwnerWatcher(
+            owner, labels, self._settings.watch_ring_events, asyncio.get_running_loop().time()
+        )
         self.watchers.add(watcher)
         self._by_owner.setdefault(owner, set()).add(watcher)
         metrics.WATCH_STREAMS.inc()
@@ -231,12 +273,15 @@ class Owners:
     async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
         """The open jobs, read a page at a time and therefore at different moments; each one's events go on from its own. Then a bookmark.
 
-        Only that has a cursor: a watch that breaks off before it must start anew to hear of all jobs.
+        Only that has a cursor: a watch that breaks off before it must start anew to hear of all
+        jobs.
         """
         await self._begin(watcher)
         request = ListJobsRequest(page_size=read.MAX_PAGE, states=OPEN, labels=watcher.labels)
         while True:
-            page = await self._callers.run_for(watcher.owner, read.list_jobs, watcher.owner, request)
+            page = await self._callers.run_for(
+                watcher.owner, read.list_jobs, watcher.owner, request
+            )
             watcher.raise_if_ended()
             for job in page.jobs:
                 watcher.know(UUID(job.name.removeprefix("jobs/")), job.last_sequence, ended=False)
@@ -254,7 +299,9 @@ class Owners:
         first: horizon.Span | None = None
         place: horizon.Place | None = (watcher.owner, None)
         while place is not None:
-            span, pages = await self._callers.run_for(watcher.owner, horizon.sweep, [place], SWEEP_EVENTS)
+            span, pages = await self._callers.run_for(
+                watcher.owner, horizon.sweep, [place], SWEEP_EVENTS
+            )
             watcher.raise_if_ended()
             first = first or span
             for found in filter(watcher.wants, pages[place].news):
@@ -264,27 +311,41 @@ class Owners:
         if first is not None:
             watcher.horizon, watcher.point = first.xmin, ResumePoint(first.xmin)
 
-    async def _missed(self, watcher: OwnerWatcher, *, resumed: bool) -> AsyncIterator[WatchJobsResponse]:
-        """Events from the watcher's horizon on, page by page at the caller's pace. Then the watcher is live.
+    async def _missed(
+        self, watcher: OwnerWatcher, *, resumed: bool
+    ) -> AsyncIterator[WatchJobsResponse]:
+        """Events from the watcher's horizon on, page by page at the caller's pace.
 
-        resumed: this is what the stream begins with. Otherwise the cursor moves only beyond what may have been told before.
+        Then the watcher is live.
+
+        resumed: this is what the stream begins with. Otherwise the cursor moves only beyond what
+        may have been told before.
         """
         start: int | None = watcher.horizon
         told_below = 0
         while start is not None:
             place, sent_before = (watcher.owner, start), watcher.point.sent
-            span, pages = await self._callers.run_for(watcher.owner, horizon.sweep, [place], PAGE_EVENTS)
+            span, pages = await self._callers.run_for(
+                watcher.owner, horizon.sweep, [place], PAGE_EVENTS
+            )
             watcher.raise_if_ended()
             if start > span.xmax:
                 raise cursor.ahead()
             told_below = max(told_below, 0 if resumed else span.xmax)
-            news, following = [found for found in pages[place].news if watcher.wants(found)], pages[place].following
+            news, following = (
+                [found for found in pages[place].news if watcher.wants(found)],
+                pages[place].following,
+            )
             told_below = max(told_below, 1 + await self._prepare(watcher, news))
             async for response in self._told(watcher, news):
                 yield response
-            if start == watcher.horizon:  # all below it was told; once that is not so, because some still ran, it stays
+            if (
+                start == watcher.horizon
+            ):  # all below it was told; once that is not so, because some still ran, it stays
                 watcher.horizon = span.xmin if following is None else min(following, span.xmin)
-                watcher.point.observe(horizon.Span(watcher.horizon, told_below), sent_before=sent_before)
+                watcher.point.observe(
+                    horizon.Span(watcher.horizon, told_below), sent_before=sent_before
+                )
             for found in news if told_below <= watcher.horizon else ():
                 if found.ended:
                     self._forget(watcher, found.job)
@@ -300,21 +361,40 @@ class Owners:
         self._due.set()
 
     async def _prepare(self, watcher: OwnerWatcher, news: Collection[horizon.News]) -> int:
-        """Finds out where to begin with jobs that are new to the watcher. Returns the highest transaction of what is to be told."""
+        """Finds out where to begin with jobs that are new to the watcher.
+
+        Returns the highest transaction of what is to be told.
+        """
         if not news:
             return 0
-        unknown = [(found.job, found.first, watcher.horizon) for found in news if found.job not in watcher.sequences]
-        for (job, _), sequence in (await self._callers.run_for(watcher.owner, horizon.seen, unknown)).items():
+        unknown = [
+            (found.job, found.first, watcher.horizon)
+            for found in news
+            if found.job not in watcher.sequences
+        ]
+        for (job, _), sequence in (
+            await self._callers.run_for(watcher.owner, horizon.seen, unknown)
+        ).items():
             watcher.know(job, sequence, ended=False)
         newest = await self._callers.run_for(
-            watcher.owner, horizon.newest, [(found.job, watcher.sequences[found.job], found.last) for found in news]
+            watcher.owner,
+            horizon.newest,
+            [(found.job, watcher.sequences[found.job], found.last) for found in news],
         )
         return max(newest.values(), default=0)
 
-    async def _told(self, watcher: OwnerWatcher, news: Collection[horizon.News]) -> AsyncIterator[WatchJobsResponse]:
-        while missed := {found.job: watcher.sequences[found.job] for found in news if watcher.sequences[found.job] < found.last}:
+    async def _told(
+        self, watcher: OwnerWatcher, news: Collection[horizon.News]
+    ) -> AsyncIterator[WatchJobsResponse]:
+        while missed := {
+            found.job: watcher.sequences[found.job]
+            for found in news
+            if watcher.sequences[found.job] < found.last
+        }:
             upto = {found.job: found.last for found in news}
-            events = await self._callers.run_for(watcher.owner, read.events_after, missed, upto=upto, limit=PAGE_EVENTS)
+            events = await self._callers.run_for(
+                watcher.owner, read.events_after, missed, upto=upto, limit=PAGE_EVENTS
+            )
             if not events:
                 return  # they are not kept any more
             for event in events:
@@ -336,9 +416,12 @@ class Owners:
                     return
                 pending = await watcher.take()
             except FluoroError as error:
-                error.metadata["cursor"] = position  # not the point: it may be after events that were dropped
+                error.metadata["cursor"] = (
+                    position  # not the point: it may be after events that were dropped
+                )
                 raise
-            # The point may have moved on while these waited: it is good only after the last of them.
+            # The point may have moved on while these waited: it is good only after the last of
+            # them.
             after, watcher.point.sent = _position(watcher), True
             for response in _responses(pending, position, after):
                 watcher.sending()
@@ -349,9 +432,14 @@ class Owners:
 
 
 def _responses(pending: Pending, before: str, after: str) -> Iterator[WatchJobsResponse]:
-    """Events, progress, or a bookmark if there is nothing else. Cursors: `after` from the last event on, `before` until then."""
+    """Events, progress, or a bookmark if there is nothing else.
+
+    Cursors: `after` from the last event on, `before` until then.
+    """
     for number, event in enumerate(pending.events, 1):
-        yield WatchJobsResponse(cursor=after if number == len(pending.events) else before, event=event)
+        yield WatchJobsResponse(
+            cursor=after if number == len(pending.events) else before, event=event
+        )
     for progress in pending.progress:
         yield WatchJobsResponse(cursor=after, progress=progress)
     if pending.bookmark and not (pending.events or pending.progress):

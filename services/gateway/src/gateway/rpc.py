@@ -1,7 +1,8 @@
 """Ties servicers to gRPC: parsing, identity, errors and metrics, once for every method and cheap enough for each call.
 
-A servicer's methods are `async def get_job(request, call) -> response`, async generators where the response is a stream, and take an
-async iterator of requests where the request is one. They raise FluoroError; what else they raise is a bug.
+A servicer's methods are `async def get_job(request, call) -> response`, async generators where the
+response is a stream, and take an async iterator of requests where the request is one. They raise
+FluoroError; what else they raise is a bug.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ class Call:
     """What a servicer knows of a call besides its request.
 
     owner: the identity of the caller. request_bytes: size of the request, where it is one message.
-    heavy: where work on a large request goes. write_seconds: how long a message of a download may wait for its caller.
+    heavy: where work on a large request goes. write_seconds: how long a message of a download may
+    wait for its caller.
     """
 
     owner: str
@@ -61,14 +63,23 @@ class Call:
     async def parsed(self, parse: Callable[[bytes], Message], request: bytes) -> Message:
         """The request. FluoroError if it is none, too large, or too many wait."""
         self.request_bytes = len(request)
-        return await self.heavy.run(len(request), parse, request) if self.is_large else parse(request)
+        return (
+            await self.heavy.run(len(request), parse, request) if self.is_large else parse(request)
+        )
 
     async def serialized(self, response: Message) -> bytes:
         """The response as bytes."""
-        return await self.heavy.run(0, wire.serialized_in_pieces, response) if wire.is_large(response) else response.SerializeToString()
+        return (
+            await self.heavy.run(0, wire.serialized_in_pieces, response)
+            if wire.is_large(response)
+            else response.SerializeToString()
+        )
 
     async def write(self, data: bytes, responses: AsyncGenerator[Message, None]) -> None:
-        """Sends a message of a stream. After `write_seconds` the stream is closed, and its caller hears of that once it reads on."""
+        """Sends a message of a stream.
+
+        After `write_seconds` the stream is closed, and its caller hears of that once it reads on.
+        """
         if self.write_seconds is None:
             await self.context.write(data)
             return
@@ -82,7 +93,10 @@ class Call:
         finally:
             writing.cancel()
         if late:
-            raise FluoroError(Reason.DOWNLOAD_TOO_SLOW, "Nothing was read for long. Go on with the number of bytes received as offset.")
+            raise FluoroError(
+                Reason.DOWNLOAD_TOO_SLOW,
+                "Nothing was read for long. Go on with the number of bytes received as offset.",
+            )
 
     @property
     def seconds_left(self) -> float | None:
@@ -108,15 +122,25 @@ class Adapter:
         self._idle: asyncio.Future[None] | None = None
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
-        """Handlers for every method of a service. AttributeError at start if the servicer lacks one."""
+        """Handlers for every method of a service.
+
+        AttributeError at start if the servicer lacks one.
+        """
         return grpc.method_handlers_generic_handler(
-            service.full_name, {method.name: self._handler(method, getattr(servicer, _snake(method.name))) for method in service.methods}
+            service.full_name,
+            {
+                method.name: self._handler(method, getattr(servicer, _snake(method.name)))
+                for method in service.methods
+            },
         )
 
     async def close(self, at_most_seconds: float) -> None:
-        """From now on new calls are SHUTTING_DOWN. Returns when none came for a moment, or after `at_most_seconds`.
+        """From now on new calls are SHUTTING_DOWN.
 
-        The calls that gRPC holds but has not handed out yet would be CANCELLED by the server's stop, which nobody may retry unasked.
+        Returns when none came for a moment, or after `at_most_seconds`.
+
+        The calls that gRPC holds but has not handed out yet would be CANCELLED by the server's
+        stop, which nobody may retry unasked.
         """
         loop = asyncio.get_running_loop()
         until, before, self._turned_away = loop.time() + at_most_seconds, -1, 0
@@ -130,7 +154,9 @@ class Adapter:
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
 
-    def _handler(self, method: MethodDescriptor, function: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def _handler(
+        self, method: MethodDescriptor, function: Any
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         body, wrap = {
             (False, False): (self._unary, grpc.unary_unary_rpc_method_handler),
             (False, True): (self._streaming_response, grpc.unary_stream_rpc_method_handler),
@@ -139,19 +165,30 @@ class Adapter:
         observe = _observer(method)
         return wrap(self._guarded(method.full_name, body(self._parser(method), function), observe))
 
-    def _guarded(self, method: str, body: Body, observe: Callable[[str, float], None]) -> Callable[[Any, Context], Awaitable[bytes | None]]:
+    def _guarded(
+        self, method: str, body: Body, observe: Callable[[str, float], None]
+    ) -> Callable[[Any, Context], Awaitable[bytes | None]]:
 
         async def behaviour(request: Any, context: Context) -> bytes | None:
             started, code = time.monotonic(), "OK"
             self._in_flight += 1
             try:
                 self._admit()
-                return await body(request, Call(owner_of(context.invocation_metadata(), self._single_owner), context, self._heavy))
+                return await body(
+                    request,
+                    Call(
+                        owner_of(context.invocation_metadata(), self._single_owner),
+                        context,
+                        self._heavy,
+                    ),
+                )
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
             except Exception as error:  # noqa: BLE001 - the last stop: whatever it is becomes a status
-                ended = refusal(error if isinstance(error, FluoroError) else _unforeseen(error, method))
+                ended = refusal(
+                    error if isinstance(error, FluoroError) else _unforeseen(error, method)
+                )
                 code = ended.code.name
                 await context.abort(ended.code, ended.message, ended.trailers)
             finally:
@@ -174,14 +211,21 @@ class Adapter:
 
         def parsed(data: bytes) -> Message:
             if len(data) > limit:
-                raise FluoroError(Reason.MESSAGE_TOO_LARGE, f"A message of {len(data)} bytes is over the limit of {limit}.")
-            if len(data) > wire.SMALL_BYTES and wire.has_too_many_fields(data, method.input_type, max_fields):
+                raise FluoroError(
+                    Reason.MESSAGE_TOO_LARGE,
+                    f"A message of {len(data)} bytes is over the limit of {limit}.",
+                )
+            if len(data) > wire.SMALL_BYTES and wire.has_too_many_fields(
+                data, method.input_type, max_fields
+            ):
                 text = f"A message of more than {max_fields} fields is over the limit. Leave out what is output only."
                 raise FluoroError(Reason.MESSAGE_TOO_LARGE, text)
             try:
                 return parse(data)
             except DecodeError as error:
-                raise FluoroError(Reason.INVALID_ARGUMENT, f"The message is not a {method.input_type.full_name}.") from error
+                raise FluoroError(
+                    Reason.INVALID_ARGUMENT, f"The message is not a {method.input_type.full_name}."
+                ) from error
 
         return parsed
 
@@ -209,7 +253,8 @@ class Adapter:
 
     @staticmethod
     def _streaming_request(parse: Callable[[bytes], Message], function: Any) -> Body:
-        # Not a generator expression: it would touch gRPC's iterator at once, which complains if it is not read after that.
+        # Not a generator expression: it would touch gRPC's iterator at once, which complains if it
+        # is not read after that.
         async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             async for request in requests:
                 message = parse(request)
@@ -225,7 +270,10 @@ class Adapter:
 
 
 def _observer(method: MethodDescriptor) -> Callable[[str, float], None]:
-    """Records code and seconds of one call. Keeps the labelled metrics: looking them up would cost more than the rest."""
+    """Records code and seconds of one call.
+
+    Keeps the labelled metrics: looking them up would cost more than the rest.
+    """
     requests: dict[str, Counter] = {}
     streams = method.client_streaming or method.server_streaming
     seconds_metric = None if streams else metrics.RPC_SECONDS.labels(method=method.full_name)
@@ -233,7 +281,9 @@ def _observer(method: MethodDescriptor) -> Callable[[str, float], None]:
     def observe(code: str, seconds: float) -> None:
         counter = requests.get(code)
         if counter is None:
-            counter = requests[code] = metrics.RPC_REQUESTS.labels(method=method.full_name, code=code)
+            counter = requests[code] = metrics.RPC_REQUESTS.labels(
+                method=method.full_name, code=code
+            )
         counter.inc()
         if seconds_metric is not None:
             seconds_metric.observe(seconds)

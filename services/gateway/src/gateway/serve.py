@@ -37,7 +37,10 @@ TURN_AWAY_SECONDS: Final = 1
 """How long callers who keep coming are told to go elsewhere before the port closes."""
 
 LAST_WORDS_SECONDS: Final = 0.5
-"""Time for answers on their way once no call is being worked on. Clients' health watches use it up: they never end by themselves."""
+"""Time for answers on their way once no call is being worked on.
+
+Clients' health watches use it up: they never end by themselves.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,8 @@ class Gateway:
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway for the duration of the block, drained at its end.
 
-    server.PortTakenError, OSError about the HTTP port, ValueError for a blob URL of an unknown kind.
-    Ledger and Redis may be down at the start.
+    server.PortTakenError, OSError about the HTTP port, ValueError for a blob URL of an unknown
+    kind. Ledger and Redis may be down at the start.
     """
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = Ledger(
@@ -66,15 +69,23 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     publisher = Publisher(settings.redis_url)
     dispatcher = Dispatcher(ledger, settings.redis_url)
     hub = Hub(hub_calls, calls, settings)
-    commits = GroupCommit(ledger, max_waiting=settings.submit_queue_jobs, max_waiting_bytes=settings.submit_queue_bytes)
+    commits = GroupCommit(
+        ledger,
+        max_waiting=settings.submit_queue_jobs,
+        max_waiting_bytes=settings.submit_queue_bytes,
+    )
     adapter = Adapter(settings.max_message_bytes, settings.single_owner)
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
     collector = Collector(ledger, store, settings)
-    jobs = Jobs(calls, commits, dispatcher, publisher, hub, submit_seconds=settings.submit_timeout_seconds)
+    jobs = Jobs(
+        calls, commits, dispatcher, publisher, hub, submit_seconds=settings.submit_timeout_seconds
+    )
     try:
-        grpc_server, grpc_port = server.build(settings, adapter, jobs, Blobs(calls, store, settings), health.servicer)
+        grpc_server, grpc_port = server.build(
+            settings, adapter, jobs, Blobs(calls, store, settings), health.servicer
+        )
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
         dispatcher.start()
         hub.start()
@@ -101,7 +112,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         ledger.close()
 
 
-async def _drain(grpc_server: grpc.aio.Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float) -> None:
+async def _drain(
+    grpc_server: grpc.aio.Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float
+) -> None:
     """No new calls; watches end with their cursor; other calls end by themselves, or are cut off after the grace."""
     log.info("draining", grace_seconds=grace_seconds)
     await health.drain()

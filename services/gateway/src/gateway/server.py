@@ -23,17 +23,20 @@ class PortTakenError(Exception):
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Channel arguments of the server."""
     chosen = [
-        # Twice what the adapter allows: what is in between is refused with a reason, what is over by gRPC itself with the bare code.
+        # Twice what the adapter allows: what is in between is refused with a reason, what is over
+        # by gRPC itself with the bare code.
         ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
         ("grpc.so_reuseport", 0),
-        # gRPC reads ahead of the store no further than this, also for uploads that nobody looks at yet; left to itself it grows its
-        # window with the bandwidth, 100 MiB an upload. A message that is waited for comes whole all the same.
+        # gRPC reads ahead of the store no further than this, also for uploads that nobody looks at
+        # yet; left to itself it grows its window with the bandwidth, 100 MiB an upload. A message
+        # that is waited for comes whole all the same.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 64 * 2**10),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Clients may ping as often as every 30 s; gRPC's own 5 min would cut those off that only keep a NAT entry alive.
+        # Clients may ping as often as every 30 s; gRPC's own 5 min would cut those off that only
+        # keep a NAT entry alive.
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
         ("grpc.server.max_pending_requests", settings.max_pending_requests),
         ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_requests),
@@ -46,10 +49,14 @@ def options(settings: Settings) -> list[tuple[str, int]]:
     return chosen
 
 
-def build(settings: Settings, adapter: Adapter, jobs: object, blobs: object, health: Any) -> tuple[grpc.aio.Server, int]:
+def build(
+    settings: Settings, adapter: Adapter, jobs: object, blobs: object, health: Any
+) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port. PortTakenError if the port is taken."""
     server = grpc.aio.server(options=options(settings))
-    server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, jobs), adapter.handlers(BLOB_SERVICE, blobs)])
+    server.add_generic_rpc_handlers(
+        [adapter.handlers(JOB_SERVICE, jobs), adapter.handlers(BLOB_SERVICE, blobs)]
+    )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)  # type: ignore[no-untyped-call]  # generated without types
     names: Sequence[str] = (
         JOB_SERVICE.full_name,

@@ -25,31 +25,53 @@ class Settings(BaseSettings):
         description="The ledger: postgresql://user:password@host/database; with a standby: "
         "postgresql://user:password@host-1,host-2/database?target_session_attrs=read-write.",
     )
-    redis_url: RedisUrl = Field(description=f"Wake-ups and live progress: {FORMS}. May be down; nothing is lost.")
-    blob_url: str = Field(min_length=1, description="The blob store: file:///path or s3://bucket/prefix.")
+    redis_url: RedisUrl = Field(
+        description=f"Wake-ups and live progress: {FORMS}. May be down; nothing is lost."
+    )
+    blob_url: str = Field(
+        min_length=1, description="The blob store: file:///path or s3://bucket/prefix."
+    )
     grpc_host: str = Field(default="0.0.0.0", description="Address the gRPC server listens on.")  # noqa: S104 - a pod has one address and it is not known before
-    grpc_port: Port = Field(default=50051, description="Port of the gRPC server; 0 takes a free one.")
-    http_host: str = Field(default="0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - as above
-    http_port: Port = Field(default=9090, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    grpc_port: Port = Field(
+        default=50051, description="Port of the gRPC server; 0 takes a free one."
+    )
+    http_host: str = Field(
+        default="0.0.0.0",  # noqa: S104 - as above
+        description="Address of /metrics, /healthz and /readyz.",
+    )
+    http_port: Port = Field(
+        default=9090, description="Port of /metrics, /healthz and /readyz; 0 takes a free one."
+    )
     single_owner: str = Field(
         default="",
         pattern=f"^({NAME})?$",
         description="Owner of calls without the metadata fluoro-owner, where there is one user. Empty refuses them with OWNER_MISSING.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level that is logged.")
-    log_format: Literal["json", "console"] = Field(default="json", description="json for machines, console for people.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe level that is logged."
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="json for machines, console for people."
+    )
     shutdown_grace_seconds: Seconds = Field(
-        default=30, description="How long calls in flight may go on after SIGTERM. Keep below the pod's grace."
+        default=30,
+        description="How long calls in flight may go on after SIGTERM. Keep below the pod's grace.",
     )
     max_message_bytes: Count = Field(
-        default=4 * 2**20, description="Largest request message; one above it is refused with MESSAGE_TOO_LARGE."
+        default=4 * 2**20,
+        description="Largest request message; one above it is refused with MESSAGE_TOO_LARGE.",
     )
     blob_request_seconds: Seconds = Field(
         default=REQUEST_SECONDS,
         description="For one request to a bucket. A call of the blob store, of whichever kind, is given up after 2.5 times as long.",
     )
-    max_blob_bytes: Count = Field(default=16 * 2**30, description="Largest blob that may be uploaded; above it, BLOB_TOO_LARGE.")
-    max_uploads: Count = Field(default=64, description="Uploads under way at one time; more are refused with UPLOADS_BUSY.")
+    max_blob_bytes: Count = Field(
+        default=16 * 2**30,
+        description="Largest blob that may be uploaded; above it, BLOB_TOO_LARGE.",
+    )
+    max_uploads: Count = Field(
+        default=64, description="Uploads under way at one time; more are refused with UPLOADS_BUSY."
+    )
     upload_memory_bytes: Count = Field(
         default=128 * 2**20,
         description="Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a folder, 10 MiB with a bucket. Others wait.",
@@ -62,20 +84,24 @@ class Settings(BaseSettings):
         description="Silence of a caller, and the wait for memory, after which an upload is ended with UPLOAD_TOO_SLOW or UPLOADS_BUSY.",
     )
     upload_min_bytes_per_second: Count = Field(
-        default=16 * 2**10, description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller."
+        default=16 * 2**10,
+        description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller.",
     )
     max_downloads: Count = Field(
         default=64,
         description="Downloads under way at one time, of one owner the same share; more wait: GATEWAY_BUSY after 30 s.",
     )
     download_stall_seconds: Seconds = Field(
-        default=30, description="How long a caller may read nothing of a download before it ends with DOWNLOAD_TOO_SLOW; resume it."
+        default=30,
+        description="How long a caller may read nothing of a download before it ends with DOWNLOAD_TOO_SLOW; resume it.",
     )
     collect_interval_seconds: Annotated[float, Field(ge=0)] = Field(
-        default=60, description="How often a page of up to 1000 blobs is looked through for those without a record; 0 collects nothing."
+        default=60,
+        description="How often a page of up to 1000 blobs is looked through for those without a record; 0 collects nothing.",
     )
     collect_after_seconds: Annotated[float, Field(ge=8 * 3600)] = Field(
-        default=24 * 3600, description="Age at which bytes without a record are deleted; an attempt may take 6 h to record them."
+        default=24 * 3600,
+        description="Age at which bytes without a record are deleted; an attempt may take 6 h to record them.",
     )
     collect_seen_seconds: Annotated[float, Field(ge=0)] = Field(
         default=8 * 3600,
@@ -89,35 +115,58 @@ class Settings(BaseSettings):
         default=0,
         description="Age at which a connection is asked to reconnect, so that load spreads over new gateways; 0 keeps it for ever.",
     )
-    keepalive_seconds: Seconds = Field(default=60, description="Silence after which the server pings a connection.")
-    keepalive_timeout_seconds: Seconds = Field(
-        default=20, description="How long a ping may stay unanswered before the connection is dropped."
+    keepalive_seconds: Seconds = Field(
+        default=60, description="Silence after which the server pings a connection."
     )
-    ledger_threads: Count = Field(default=8, description="Callers' reads and changes of the ledger at one time, a connection each.")
+    keepalive_timeout_seconds: Seconds = Field(
+        default=20,
+        description="How long a ping may stay unanswered before the connection is dropped.",
+    )
+    ledger_threads: Count = Field(
+        default=8,
+        description="Callers' reads and changes of the ledger at one time, a connection each.",
+    )
     ledger_waiting_calls: Count = Field(
-        default=4096, description="Calls of one owner that may wait for one of these; more are refused with GATEWAY_BUSY at once."
+        default=4096,
+        description="Calls of one owner that may wait for one of these; more are refused with GATEWAY_BUSY at once.",
     )
     ledger_statement_seconds: Seconds = Field(
-        default=STATEMENT_SECONDS, description="Deadline of a statement; PostgreSQL that does not answer by then is taken to be away."
+        default=STATEMENT_SECONDS,
+        description="Deadline of a statement; PostgreSQL that does not answer by then is taken to be away.",
     )
     submit_timeout_seconds: Seconds = Field(
-        default=20, description="How long a submit may wait for its commit before it is refused with LEDGER_UNAVAILABLE."
+        default=20,
+        description="How long a submit may wait for its commit before it is refused with LEDGER_UNAVAILABLE.",
     )
     submit_queue_jobs: Count = Field(
-        default=20_000, description="Submits that may wait for their commit before others are refused with GATEWAY_BUSY."
+        default=20_000,
+        description="Submits that may wait for their commit before others are refused with GATEWAY_BUSY.",
     )
-    submit_queue_bytes: Count = Field(default=64 * 2**20, description="What the rows of those may weigh together, in bytes of JSON.")
-    health_check_interval_seconds: Seconds = Field(default=2, description="How often the ledger is checked for the gRPC health service.")
-    liveness_seconds: Seconds = Field(default=60, description="How long the event loop may stand still before /healthz answers 503.")
+    submit_queue_bytes: Count = Field(
+        default=64 * 2**20,
+        description="What the rows of those may weigh together, in bytes of JSON.",
+    )
+    health_check_interval_seconds: Seconds = Field(
+        default=2, description="How often the ledger is checked for the gRPC health service."
+    )
+    liveness_seconds: Seconds = Field(
+        default=60,
+        description="How long the event loop may stand still before /healthz answers 503.",
+    )
     watch_ring_events: Count = Field(
-        default=1024, description="Events that may wait in memory for one watcher; what is more, it reads from the ledger at its own pace."
+        default=1024,
+        description="Events that may wait in memory for one watcher; what is more, it reads from the ledger at its own pace.",
     )
     watch_stall_seconds: Seconds = Field(
         default=30,
         description="How long a caller may take no message while its watch lags (see watch_ring_events) before it ends: WATCH_TOO_SLOW.",
     )
-    watch_bookmark_interval_seconds: Seconds = Field(default=15, description="Silence after which a watch gets a bookmark.")
-    watch_poll_interval_seconds: Seconds = Field(default=1, description="How often the ledger is read for watchers while Redis is down.")
+    watch_bookmark_interval_seconds: Seconds = Field(
+        default=15, description="Silence after which a watch gets a bookmark."
+    )
+    watch_poll_interval_seconds: Seconds = Field(
+        default=1, description="How often the ledger is read for watchers while Redis is down."
+    )
     watch_safety_interval_seconds: Seconds = Field(
         default=10,
         description="How often the ledger is read for watchers while Redis is up: bounds the delay that a lost wake-up can cause.",

@@ -1,4 +1,7 @@
-"""Redis pub/sub: wake-ups and live progress of the owners that somebody watches here. Redis may go and come back at any time."""
+"""Redis pub/sub: wake-ups and live progress of the owners that somebody watches here.
+
+Redis may go and come back at any time.
+"""
 
 import asyncio
 from collections import Counter
@@ -32,13 +35,19 @@ class Listener(Protocol):
         """The job has new events in the ledger."""
 
     def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
-        """A worker wrote progress: a serialized fluoro.v1.Progress. google.protobuf DecodeError if it is none."""
+        """A worker wrote progress: a serialized fluoro.v1.Progress.
+
+        google.protobuf DecodeError if it is none.
+        """
 
     def joined(self, shard: int) -> None:
         """From now on wake-ups of the shard's owners arrive. What happened before was missed."""
 
     def subscribed(self, now: bool) -> None:
-        """From now on wake-ups arrive, of all that were asked for so far, or they do not. What happened in between was missed."""
+        """From now on wake-ups arrive, of all that were asked for so far, or they do not.
+
+        What happened in between was missed.
+        """
 
 
 class Tail:
@@ -60,7 +69,10 @@ class Tail:
         return self._up
 
     def watch(self, owner: str) -> None:
-        """Somebody here watches the owner. Sends nothing by itself: those who come together are subscribed for together."""
+        """Somebody here watches the owner.
+
+        Sends nothing by itself: those who come together are subscribed for together.
+        """
         shard = shard_of(owner)
         self._wanted[shard] += 1
         if shard not in self._asked:
@@ -77,7 +89,11 @@ class Tail:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - a client library in trouble must not end the listening for good
                 if self._up:
-                    log.warning("redis_lost", exception=type(error).__qualname__, meaning="watches poll the ledger until it is back")
+                    log.warning(
+                        "redis_lost",
+                        exception=type(error).__qualname__,
+                        meaning="watches poll the ledger until it is back",
+                    )
             self._set_up(False)
             await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -88,7 +104,9 @@ class Tail:
         try:
             async with asyncio.timeout(RECALL_SECONDS):
                 latest = await self._redis.hvals(progress_key(job))
-            return [event_pb2.Progress.FromString(data) for data in latest if isinstance(data, bytes)]
+            return [
+                event_pb2.Progress.FromString(data) for data in latest if isinstance(data, bytes)
+            ]
         except (RedisError, OSError, TimeoutError, DecodeError) as error:
             log.info("progress_not_recalled", exception=type(error).__qualname__)
             return []
@@ -104,7 +122,10 @@ class Tail:
                 # The echo comes last: its confirmation is that of all.
                 await pubsub.subscribe(*map(wakeups_channel, self._asked), self._echo)
             async with asyncio.timeout(None) as patience:
-                others = [asyncio.create_task(self._keep_echoing(pubsub, patience)), asyncio.create_task(self._join(pubsub, patience))]
+                others = [
+                    asyncio.create_task(self._keep_echoing(pubsub, patience)),
+                    asyncio.create_task(self._join(pubsub, patience)),
+                ]
                 try:
                     async for message in pubsub.listen():
                         self._handle(message)
@@ -126,7 +147,11 @@ class Tail:
                 else:
                     self._listener.woken(job, owner)
             except (DecodeError, ValueError) as error:
-                log.warning("wakeup_unreadable", channel=channel.decode(), exception=type(error).__qualname__)
+                log.warning(
+                    "wakeup_unreadable",
+                    channel=channel.decode(),
+                    exception=type(error).__qualname__,
+                )
         elif kind == "subscribe" and self._up:
             self._listener.joined(int(channel.rpartition(b":")[2]))
 

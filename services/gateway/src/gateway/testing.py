@@ -18,7 +18,10 @@ from gateway.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Stubs on one connection to a gateway. Calls without metadata are those of the gateway's single owner."""
+    """Stubs on one connection to a gateway.
+
+    Calls without metadata are those of the gateway's single owner.
+    """
 
     channel: grpc.aio.Channel
     jobs: Any
@@ -28,13 +31,20 @@ class Client:
 @asynccontextmanager
 async def connected(port: int) -> AsyncIterator[Client]:
     """A connection of its own to the gateway on a port of this machine."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
+    ) as channel:
         yield Client(channel, JobServiceStub(channel), BlobServiceStub(channel))
 
 
 @asynccontextmanager
-async def serving(database_url: str, redis_url: str, blob_url: str, **overrides: Any) -> AsyncIterator[Client]:
-    """A gateway in this event loop and a client of it. overrides: other fields of Settings; `single_owner` is `default`."""
+async def serving(
+    database_url: str, redis_url: str, blob_url: str, **overrides: Any
+) -> AsyncIterator[Client]:
+    """A gateway in this event loop and a client of it.
+
+    overrides: other fields of Settings; `single_owner` is `default`.
+    """
     fields: dict[str, Any] = {
         "grpc_host": "127.0.0.1",
         "grpc_port": 0,
@@ -81,8 +91,15 @@ def parse(error: grpc.aio.AioRpcError) -> Refused:
     """The details of an error as a client sees it."""
     trailers = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailers.get(DETAILS_KEY, b""))
-    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    found = {detail.type_url: [detail.Unpack(message) for message in (info, bad, retry)] for detail in status.details}
+    info, bad, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    found = {
+        detail.type_url: [detail.Unpack(message) for message in (info, bad, retry)]
+        for detail in status.details
+    }
     return Refused(
         code=error.code(),
         message=error.details() or "",
@@ -90,5 +107,7 @@ def parse(error: grpc.aio.AioRpcError) -> Refused:
         domain=info.domain,
         metadata=dict(info.metadata),
         violations={violation.field: violation.description for violation in bad.field_violations},
-        retry_seconds=retry.retry_delay.ToTimedelta().total_seconds() if any(ok[2] for ok in found.values()) else None,
+        retry_seconds=retry.retry_delay.ToTimedelta().total_seconds()
+        if any(ok[2] for ok in found.values())
+        else None,
     )

@@ -36,12 +36,23 @@ class Rig:
     async def submit(self, owner: str = "ada", **labels: str) -> str:
         """The name of a new job of one step."""
         metadata = (("fluoro-owner", owner),)
-        parts = [UploadBlobRequest(header=UploadBlobHeader(size_bytes=1)), UploadBlobRequest(chunk=b"x")]
+        parts = [
+            UploadBlobRequest(header=UploadBlobHeader(size_bytes=1)),
+            UploadBlobRequest(chunk=b"x"),
+        ]
         blob = (await self.client.blobs.UploadBlob(iter(parts), metadata=metadata)).blob.name
-        job = Job(inputs=[blob], steps=[Step(name="a", inspect_dicom=InspectDicom())], labels=labels)
-        return str((await self.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=metadata)).job.name)
+        job = Job(
+            inputs=[blob], steps=[Step(name="a", inspect_dicom=InspectDicom())], labels=labels
+        )
+        return str(
+            (
+                await self.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=metadata)
+            ).job.name
+        )
 
-    async def act(self, job: str, act: Callable[[LedgerConnection, UUID], object], *, wake: bool = True) -> None:
+    async def act(
+        self, job: str, act: Callable[[LedgerConnection, UUID], object], *, wake: bool = True
+    ) -> None:
         """Does something to the job in the ledger and, as workers do, says so in Redis."""
 
         def there() -> None:
@@ -64,7 +75,9 @@ class Rig:
             (task,) = graph.tasks.values()
             graph.succeed(task, TaskResult(b""))
 
-        await self.act(job, lambda connection, job_id: transition(connection, job_id, succeed), wake=wake)
+        await self.act(
+            job, lambda connection, job_id: transition(connection, job_id, succeed), wake=wake
+        )
 
     async def run(self, job: str, *, wake: bool = True) -> None:
         """The job starts and succeeds: a commit each; its events are then 1 to 7."""
@@ -76,7 +89,11 @@ class Rig:
 
         def go(connection: LedgerConnection, job_id: UUID) -> None:
             for _ in range(times):
-                attempts.fail(connection, claim(connection, job_id), FluoroError(Reason.INTERNAL, text, retryable=True))
+                attempts.fail(
+                    connection,
+                    claim(connection, job_id),
+                    FluoroError(Reason.INTERNAL, text, retryable=True),
+                )
 
         await self.act(job, go)
 
@@ -88,7 +105,9 @@ class Rig:
 
 def claim(connection: LedgerConnection, job: UUID) -> Claim:
     """Dispatches and claims the job's one task, whatever became of it before."""
-    query = "UPDATE tasks SET state = 'QUEUED', allowed = attempt + 2 WHERE job_id = %s RETURNING id"
+    query = (
+        "UPDATE tasks SET state = 'QUEUED', allowed = attempt + 2 WHERE job_id = %s RETURNING id"
+    )
     ((task,),) = connection.execute(query, (job,)).fetchall()
     claimed = attempts.claim(connection, task, WORKER)
     if claimed is None:
@@ -97,10 +116,18 @@ def claim(connection: LedgerConnection, job: UUID) -> Claim:
 
 
 @asynccontextmanager
-async def rigged(database_url: str, redis_url: str, blob_url: str, **overrides: Any) -> AsyncIterator[Rig]:
-    """A gateway that polls and bookmarks in fractions of a second. overrides: other fields of its settings."""
+async def rigged(
+    database_url: str, redis_url: str, blob_url: str, **overrides: Any
+) -> AsyncIterator[Rig]:
+    """A gateway that polls and bookmarks in fractions of a second.
+
+    overrides: other fields of its settings.
+    """
     ledger, publisher = Ledger(database_url), Publisher(redis_url)
-    fields: dict[str, Any] = {"watch_poll_interval_seconds": 0.1, "watch_bookmark_interval_seconds": 0.2} | overrides
+    fields: dict[str, Any] = {
+        "watch_poll_interval_seconds": 0.1,
+        "watch_bookmark_interval_seconds": 0.2,
+    } | overrides
     try:
         async with serving(database_url, redis_url, blob_url, **fields) as client:
             yield Rig(client, ledger, publisher)

@@ -15,9 +15,14 @@ SMALL_BYTES: Final = 256 * 1024
 
 
 class Places:
-    """A number of places for transfers, of which one owner gets at most a share. For one event loop."""
+    """A number of places for transfers, of which one owner gets at most a share.
 
-    def __init__(self, what: str, number: int, owner_share: float, reason: Reason = Reason.UPLOADS_BUSY) -> None:
+    For one event loop.
+    """
+
+    def __init__(
+        self, what: str, number: int, owner_share: float, reason: Reason = Reason.UPLOADS_BUSY
+    ) -> None:
         """what: for the message of a refusal: "uploads", say. reason: of a refusal."""
         self._reason = reason
         self._what, self._number, self._of_owner = what, number, max(1, int(number * owner_share))
@@ -26,7 +31,10 @@ class Places:
 
     @asynccontextmanager
     async def taken(self, owner: str, wait_seconds: float = 0) -> AsyncIterator[None]:
-        """Takes a place for the time of the body. FluoroError with the reason if none gets free for this owner in time."""
+        """Takes a place for the time of the body.
+
+        FluoroError with the reason if none gets free for this owner in time.
+        """
         until = asyncio.get_running_loop().time() + wait_seconds
         while refusal := self._refusal(owner):
             try:
@@ -55,10 +63,16 @@ class Places:
 class Pace:
     """The messages of one upload, as long as they keep coming.
 
-    Only the time counts in which the gateway waits for the caller, not that in which it waits for the store.
+    Only the time counts in which the gateway waits for the caller, not that in which it waits for
+    the store.
     """
 
-    def __init__(self, requests: AsyncIterator[UploadBlobRequest], idle_seconds: float, min_bytes_per_second: float) -> None:
+    def __init__(
+        self,
+        requests: AsyncIterator[UploadBlobRequest],
+        idle_seconds: float,
+        min_bytes_per_second: float,
+    ) -> None:
         self._requests = requests
         self._idle_seconds, self._min_bytes_per_second = idle_seconds, min_bytes_per_second
         self._waited_seconds = 0.0
@@ -67,10 +81,12 @@ class Pace:
     async def next(self) -> UploadBlobRequest | None:
         """The next message; None at the end.
 
-        FluoroError UPLOAD_TOO_SLOW after idle_seconds without one, or once all waits together exceed idle_seconds and what the bytes so
-        far take at the least rate.
+        FluoroError UPLOAD_TOO_SLOW after idle_seconds without one, or once all waits together
+        exceed idle_seconds and what the bytes so far take at the least rate.
         """
-        left_seconds = self._idle_seconds + self._bytes / self._min_bytes_per_second - self._waited_seconds
+        left_seconds = (
+            self._idle_seconds + self._bytes / self._min_bytes_per_second - self._waited_seconds
+        )
         started = time.monotonic()
         try:
             async with asyncio.timeout(min(left_seconds, self._idle_seconds)):

@@ -1,10 +1,12 @@
 """The watch hub: one reader of events per process, whatever the number of streams.
 
-Redis says which jobs have news; the ledger says what the news is. Jobs that were woken while a read was under way share the
-next read, so the load on the ledger does not grow with the streams. Without Redis the same read happens every second for all watched jobs.
+Redis says which jobs have news; the ledger says what the news is. Jobs that were woken while a read
+was under way share the next read, so the load on the ledger does not grow with the streams. Without
+Redis the same read happens every second for all watched jobs.
 
-However much happens at once, the hub holds one page of events and gives the event loop back every few milliseconds. A watcher that has no
-room for its events lags: it reads them from the ledger page by page, as fast as its caller takes them, and then is fed by the hub again.
+However much happens at once, the hub holds one page of events and gives the event loop back every
+few milliseconds. A watcher that has no room for its events lags: it reads them from the ledger page
+by page, as fast as its caller takes them, and then is fed by the hub again.
 """
 
 import asyncio
@@ -74,7 +76,12 @@ class Hub:
         """Starts listening and reading."""
         self.tasks = [
             asyncio.create_task(work, name=name)
-            for name, work in (("tail", self._tail.run()), ("read", self._read()), ("tick", self._tick()), ("sweep", self.owners.run()))
+            for name, work in (
+                ("tail", self._tail.run()),
+                ("read", self._read()),
+                ("tick", self._tick()),
+                ("sweep", self.owners.run()),
+            )
         ]
 
     @property
@@ -87,7 +94,9 @@ class Hub:
         self._closing = True
         for watcher in self._all():
             watcher.end(shutting_down(), keep=True)
-        for ended in [ended for waiting in self._waiting.values() for ended in waiting if not ended.done()]:
+        for ended in [
+            ended for waiting in self._waiting.values() for ended in waiting if not ended.done()
+        ]:
             ended.set_exception(shutting_down())
 
     async def close(self) -> None:
@@ -104,7 +113,11 @@ class Hub:
 
     @contextmanager
     def watching(self, job: UUID, owner: str) -> Iterator[Watcher]:
-        """A watcher for the block. Open it before reading the owner's job: then no event falls in between. FluoroError SHUTTING_DOWN."""
+        """A watcher for the block.
+
+        Open it before reading the owner's job: then no event falls in between. FluoroError
+        SHUTTING_DOWN.
+        """
         self.refuse_if_closing()
         watcher = Watcher(job, self._settings.watch_ring_events, asyncio.get_running_loop().time())
         with self.listening(owner, job), _member(self._watchers, job, watcher):
@@ -112,7 +125,10 @@ class Hub:
 
     @contextmanager
     def waiting(self, job: UUID, owner: str) -> Iterator[asyncio.Future[None]]:
-        """Completes when the job is seen terminal. Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future."""
+        """Completes when the job is seen terminal.
+
+        Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future.
+        """
         self.refuse_if_closing()
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self.listening(owner, job), _member(self._waiting, job, ended):
@@ -123,7 +139,10 @@ class Hub:
 
     @contextmanager
     def listening(self, owner: str, *jobs: UUID) -> Iterator[None]:
-        """Has wake-ups of the owner's jobs brought here. What these jobs miss before that begins is read then (see `joined`)."""
+        """Has wake-ups of the owner's jobs brought here.
+
+        What these jobs miss before that begins is read then (see `joined`).
+        """
         self._shards.update(dict.fromkeys(jobs, shard_of(owner)))
         self._tail.watch(owner)
         try:
@@ -145,11 +164,14 @@ class Hub:
         if watcher.woken:
             self._call_for(watcher.job)
 
-    async def stream(self, watcher: Watcher, owner: str, sequence: int, last: int) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
+    async def stream(
+        self, watcher: Watcher, owner: str, sequence: int, last: int
+    ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
         """Events after `sequence`, latest progress and bookmarks until the job is terminal.
 
-        owner: of the job. last: newest event when the call began; an end before it was not the last word.
-        FluoroError CURSOR_EXPIRED, WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger; its metadata has the cursor to resume from.
+        owner: of the job. last: newest event when the call began; an end before it was not the last
+        word. FluoroError CURSOR_EXPIRED, WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger; its
+        metadata has the cursor to resume from.
         """
         watcher.lagging = sequence < last
         self.follow(watcher, sequence)
@@ -157,7 +179,9 @@ class Hub:
         metrics.WATCH_STREAMS.inc()
         try:
             while True:
-                pending = await (self._page(watcher, owner, last) if watcher.behind else watcher.take())
+                pending = await (
+                    self._page(watcher, owner, last) if watcher.behind else watcher.take()
+                )
                 for event in pending.events:
                     position = cursor.encode(watcher.job, event.sequence)
                     watcher.sending()
@@ -181,7 +205,9 @@ class Hub:
         """The next events of a watcher that lags. It does no more when these were the newest."""
         watcher.raise_if_ended()
         sequence = watcher.sequence or 0
-        events = await self._callers.run_for(owner, read.events_after, {watcher.job: sequence}, limit=PAGE_EVENTS_OF_A_JOB)
+        events = await self._callers.run_for(
+            owner, read.events_after, {watcher.job: sequence}, limit=PAGE_EVENTS_OF_A_JOB
+        )
         watcher.raise_if_ended()
         oldest = events[0].sequence if events else last + 1
         if oldest > sequence + 1:
@@ -213,7 +239,10 @@ class Hub:
 
     def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
         """Hands progress to those who watch the job. For others it is not even parsed."""
-        watchers = [*self._watchers.get(job, ()), *(self.owners.followers(job) if self.owners.watched(owner) else ())]
+        watchers = [
+            *self._watchers.get(job, ()),
+            *(self.owners.followers(job) if self.owners.watched(owner) else ()),
+        ]
         metrics.WAKEUPS_HEARD.labels(watched=str(bool(watchers)).lower()).inc()
         if watchers:
             message = event_pb2.Progress.FromString(progress)
@@ -251,7 +280,11 @@ class Hub:
                 await self._end_waiting(woken)
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the streams live on and the next round reads it again
                 log.warning(
-                    "watch_not_read", jobs=len(woken), error=error.reason if isinstance(error, FluoroError) else type(error).__qualname__
+                    "watch_not_read",
+                    jobs=len(woken),
+                    error=error.reason
+                    if isinstance(error, FluoroError)
+                    else type(error).__qualname__,
                 )
                 unread = list(woken)
                 await asyncio.sleep(self._settings.watch_poll_interval_seconds)
@@ -260,11 +293,16 @@ class Hub:
                 self._news.set()
 
     async def _read_page(self, woken: Collection[UUID]) -> list[UUID]:
-        """Hands out a page of events. Returns the jobs that may have more; those that got nothing come first."""
+        """Hands out a page of events.
+
+        Returns the jobs that may have more; those that got nothing come first.
+        """
         positions = self._positions(woken)
         if not positions:
             return []
-        events = await self._calls.run(read.events_after, positions, each=PAGE_EVENTS_OF_A_JOB, limit=PAGE_EVENTS)
+        events = await self._calls.run(
+            read.events_after, positions, each=PAGE_EVENTS_OF_A_JOB, limit=PAGE_EVENTS
+        )
         read_of = await self.hand_out(events)
         if len(events) == PAGE_EVENTS:
             return [*(job for job in positions if job not in read_of), *read_of]
@@ -280,7 +318,11 @@ class Hub:
 
     async def _wait_for_news(self) -> None:
         """Also for the time to look at all jobs, in case a wake-up got lost; news of some do not put it off."""
-        seconds = self._settings.watch_safety_interval_seconds if self._tail.up else self._settings.watch_poll_interval_seconds
+        seconds = (
+            self._settings.watch_safety_interval_seconds
+            if self._tail.up
+            else self._settings.watch_poll_interval_seconds
+        )
         due = self._all_woken_at + seconds
         try:
             async with asyncio.timeout_at(due):
@@ -292,7 +334,10 @@ class Hub:
 
     async def _tick(self) -> None:
         """Sends bookmarks to idle streams and ends those that nobody reads: one timer for all of them."""
-        interval, stall = self._settings.watch_bookmark_interval_seconds, self._settings.watch_stall_seconds
+        interval, stall = (
+            self._settings.watch_bookmark_interval_seconds,
+            self._settings.watch_stall_seconds,
+        )
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(TICK_SECONDS, interval, stall))
@@ -300,7 +345,11 @@ class Hub:
             for watcher in self._all():
                 if watcher.last_sent <= now - interval:
                     watcher.put_bookmark()
-                if watcher.lagging and watcher.sending_since is not None and watcher.sending_since <= now - stall:
+                if (
+                    watcher.lagging
+                    and watcher.sending_since is not None
+                    and watcher.sending_since <= now - stall
+                ):
                     log.info("watch_too_slow", seconds=round(now - watcher.sending_since, 1))
                     watcher.end(_too_slow(), keep=False)
 
@@ -308,14 +357,21 @@ class Hub:
         """Per job the sequence that its hindmost watcher has, of those that the hub feeds."""
         positions: dict[UUID, int] = {}
         for job in jobs:
-            known = [w.sequence for w in self._watchers.get(job, ()) if w.sequence is not None and not w.lagging]
+            known = [
+                w.sequence
+                for w in self._watchers.get(job, ())
+                if w.sequence is not None and not w.lagging
+            ]
             known += [watcher.sequences[job] for watcher in self.owners.followers(job)]
             if known:
                 positions[job] = min(known)
         return positions
 
     async def hand_out(self, events: Iterable[event_pb2.Event]) -> dict[UUID, int]:
-        """Gives a job's consecutive events to those who follow it and have got to them. Returns how many there were of each job."""
+        """Gives a job's consecutive events to those who follow it and have got to them.
+
+        Returns how many there were of each job.
+        """
         loop = asyncio.get_running_loop()
         counts: dict[UUID, int] = {}
         began = loop.time()
@@ -335,19 +391,29 @@ class Hub:
             self._wake(job)
 
     def _all(self) -> list[Mailbox]:
-        return [*(watcher for watchers in self._watchers.values() for watcher in watchers), *self.owners.watchers]
+        return [
+            *(watcher for watchers in self._watchers.values() for watcher in watchers),
+            *self.owners.watchers,
+        ]
 
 
 def _too_slow() -> FluoroError:
-    return FluoroError(Reason.WATCH_TOO_SLOW, "Nothing was read from the stream for long. Resume with the last cursor.")
+    return FluoroError(
+        Reason.WATCH_TOO_SLOW,
+        "Nothing was read from the stream for long. Resume with the last cursor.",
+    )
 
 
-def _others(pending: Pending, position: str, sequence: int) -> Iterator[job_service_pb2.WatchJobResponse]:
+def _others(
+    pending: Pending, position: str, sequence: int
+) -> Iterator[job_service_pb2.WatchJobResponse]:
     """Progress; a bookmark if there is nothing else to send."""
     for progress in pending.progress:
         yield job_service_pb2.WatchJobResponse(cursor=position, progress=progress)
     if pending.bookmark and not (pending.events or pending.progress):
-        yield job_service_pb2.WatchJobResponse(cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence))
+        yield job_service_pb2.WatchJobResponse(
+            cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence)
+        )
 
 
 @contextmanager

@@ -22,15 +22,26 @@ class Pending:
 class Mailbox:
     """What waits for one call. Everything happens on the event loop: no locks.
 
-    Events are never dropped. Those for which there is no room stay in the ledger, and the mailbox lags: it takes no more events until the
-    call has read those by itself, at its own pace. Progress is kept per task, only the latest.
+    Events are never dropped. Those for which there is no room stay in the ledger, and the mailbox
+    lags: it takes no more events until the call has read those by itself, at its own pace. Progress
+    is kept per task, only the latest.
 
     lagging: whether the call reads the ledger itself.
     last_sent: when the caller last took a message.
     sending_since: since when a message waits for the caller to take it; None while none does.
     """
 
-    __slots__ = ("_bookmark", "_error", "_events", "_limit", "_progress", "_sleeper", "lagging", "last_sent", "sending_since")
+    __slots__ = (
+        "_bookmark",
+        "_error",
+        "_events",
+        "_limit",
+        "_progress",
+        "_sleeper",
+        "lagging",
+        "last_sent",
+        "sending_since",
+    )
 
     def __init__(self, limit: int, now: float) -> None:
         self.lagging = False
@@ -75,7 +86,10 @@ class Mailbox:
         self._wake()
 
     async def take(self) -> Pending:
-        """Waits for something to send and takes all of it. Raises the error the watcher was ended with once it is empty."""
+        """Waits for something to send and takes all of it.
+
+        Raises the error the watcher was ended with once it is empty.
+        """
         while not (self._events or self._progress or self._bookmark):
             self.raise_if_ended()
             self._sleeper = asyncio.get_running_loop().create_future()
@@ -114,7 +128,8 @@ class Watcher(Mailbox):
     """One call that follows a job.
 
     job: id of the job.
-    sequence: newest event that was put in, or read by the call; None until the call knows where it starts, and after its end.
+    sequence: newest event that was put in, or read by the call; None until the call knows where it
+    starts, and after its end.
     """
 
     __slots__ = ("job", "sequence", "woken")

@@ -1,8 +1,9 @@
 """Messages as bytes, without holding the event loop up.
 
-Parsing and serializing are calls into C that keep Python's interpreter lock, in whichever thread they run. What they take depends on the
-number of fields more than on the bytes: 4 MiB of empty fields parse in 0.4 s. So fields are counted before a large message is parsed, and
-a large answer is serialized in pieces.
+Parsing and serializing are calls into C that keep Python's interpreter lock, in whichever thread
+they run. What they take depends on the number of fields more than on the bytes: 4 MiB of empty
+fields parse in 0.4 s. So fields are counted before a large message is parsed, and a large answer is
+serialized in pieces.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 MAX_FIELDS: Final = 32_768
-"""Most fields of a request, in all. The largest job there may be has about 23,000; as many parse within 5 ms."""
+"""Most fields of a request, in all.
+
+The largest job there may be has about 23,000; as many parse within 5 ms.
+"""
 SMALL_BYTES: Final = 64 * 2**10
 """A message up to here cannot hold more than MAX_FIELDS, and is parsed and checked where it arrives."""
 SMALL_ELEMENTS: Final = 2_000
@@ -30,7 +34,10 @@ _SKIPPED_BYTES: Final = {1: 8, 5: 4}
 
 
 def has_too_many_fields(data: bytes, message: Descriptor, limit: int = MAX_FIELDS) -> bool:
-    """Whether a serialized message holds more fields than that, with those of its parts. False for bytes that the parser will refuse."""
+    """Whether a serialized message holds more fields than that, with those of its parts.
+
+    False for bytes that the parser will refuse.
+    """
     try:
         return _fields_left(data, 0, len(data), message, limit) < 0
     except IndexError:  # it ends in the middle of a field, or has a number that is too long
@@ -58,11 +65,16 @@ def _fields_left(data: bytes, at: int, end: int, message: Descriptor, left: int)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at this place, and the place after it. IndexError if it is cut off or longer than protobuf's ten bytes."""
+    """The number at this place, and the place after it.
+
+    IndexError if it is cut off or longer than protobuf's ten bytes.
+    """
     byte = data[at]
     value, shift = byte & _LOW_BITS, 7
     while byte & 0x80:
-        if shift == _LONGEST_VARINT_BITS:  # or a megabyte of 0xff would be one number, made by copying it for each byte
+        if (
+            shift == _LONGEST_VARINT_BITS
+        ):  # or a megabyte of 0xff would be one number, made by copying it for each byte
             raise IndexError
         at += 1
         byte = data[at]
@@ -74,12 +86,24 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 @cache
 def _nesting(message: Descriptor) -> tuple[dict[int, Descriptor], frozenset[int]]:
     """Its parts that are messages, by number, and the numbers of its fields that may be packed: each byte may be an element."""
-    parts = {field.number: field.message_type for field in message.fields if field.message_type is not None}
-    packable = (field.number for field in message.fields if field.is_repeated and field.type not in _NEVER_PACKED)
+    parts = {
+        field.number: field.message_type
+        for field in message.fields
+        if field.message_type is not None
+    }
+    packable = (
+        field.number
+        for field in message.fields
+        if field.is_repeated and field.type not in _NEVER_PACKED
+    )
     return parts, frozenset(packable)
 
 
-_NEVER_PACKED: Final = {FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
+_NEVER_PACKED: Final = {
+    FieldDescriptor.TYPE_MESSAGE,
+    FieldDescriptor.TYPE_STRING,
+    FieldDescriptor.TYPE_BYTES,
+}
 
 
 def is_large(message: Message) -> bool:
@@ -93,7 +117,11 @@ def _elements(message: Message) -> int:
     for field, value in message.ListFields():
         if field.is_repeated:
             count += len(value)
-            if count <= SMALL_ELEMENTS and field.message_type is not None and _nests(field.message_type):
+            if (
+                count <= SMALL_ELEMENTS
+                and field.message_type is not None
+                and _nests(field.message_type)
+            ):
                 count += sum(map(_elements, value))
         elif field.message_type is not None and _nests(field.message_type):
             count += _elements(value)
@@ -104,12 +132,16 @@ def _elements(message: Message) -> int:
 def _nests(message: Descriptor) -> bool:
     """Whether it has repeated fields of messages, itself or in a part."""
     return not message.GetOptions().map_entry and any(
-        field.message_type is not None and (field.is_repeated or _nests(field.message_type)) for field in message.fields
+        field.message_type is not None and (field.is_repeated or _nests(field.message_type))
+        for field in message.fields
     )
 
 
 def serialized_in_pieces(message: Message) -> bytes:
-    """Its bytes, made by many short calls rather than a long one. Not in the canonical order of fields, which no parser minds."""
+    """Its bytes, made by many short calls rather than a long one.
+
+    Not in the canonical order of fields, which no parser minds.
+    """
     return b"".join(_pieces(message))
 
 

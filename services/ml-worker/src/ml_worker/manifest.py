@@ -29,7 +29,9 @@ class AppliesTo(_Table):
     """Which images the model is made for. They are grey always."""
 
     modality: str = Field(min_length=1, description="Modality (0008,0060).")
-    unit: str = Field(min_length=1, description="Unit of the pixels (UCUM), as in fluoro.v1.PixelCertificate.")
+    unit: str = Field(
+        min_length=1, description="Unit of the pixels (UCUM), as in fluoro.v1.PixelCertificate."
+    )
 
 
 class Tensor(_Table):
@@ -57,7 +59,11 @@ class Overlay(_Table):
 
 
 class Label(_Table):
-    """One class. range: [from, to) in the pixels' unit, for models that are thresholds. color: `#rrggbb`, absent if it is not drawn."""
+    """One class.
+
+    range: [from, to) in the pixels' unit, for models that are thresholds. color: `#rrggbb`, absent
+    if it is not drawn.
+    """
 
     value: int
     display_name: str = Field(min_length=1)
@@ -96,7 +102,10 @@ class Manifest(_Table):
     @model_validator(mode="after")
     def _tensors_have_the_roles(self) -> Self:
         frames, labels = self.input.shape[:1], len(self.labels)
-        if len(self.input.shape) != len(("frames", "rows", "columns")) or self.input.dtype != "float32":
+        if (
+            len(self.input.shape) != len(("frames", "rows", "columns"))
+            or self.input.dtype != "float32"
+        ):
             raise ValueError("input must be float32 of shape (frames, rows, columns)")
         expected = {
             "label_map": ("uint8", self.input.shape),
@@ -124,29 +133,44 @@ class ModelFile:
 
 
 def read_model(folder: Path) -> ModelFile:
-    """Reads `{name}/{version}`. ModelRefusedError if anything in it is missing or not as the manifest says."""
+    """Reads `{name}/{version}`.
+
+    ModelRefusedError if anything in it is missing or not as the manifest says.
+    """
     where = f"Model {folder.parent.name}/{folder.name}"
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise ModelRefusedError(f"{where} has no {', '.join(missing)}.")
     try:
-        manifest = Manifest.model_validate(tomllib.loads((folder / "model.toml").read_text(encoding="utf-8")))
+        manifest = Manifest.model_validate(
+            tomllib.loads((folder / "model.toml").read_text(encoding="utf-8"))
+        )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ModelRefusedError(f"{where}: model.toml is not a manifest: {error}") from error
     if (folder.parent.name, folder.name) != (manifest.name, manifest.version):
-        raise ModelRefusedError(f"{where}: model.toml calls itself {manifest.name}/{manifest.version}. The folder must have the same name.")
+        raise ModelRefusedError(
+            f"{where}: model.toml calls itself {manifest.name}/{manifest.version}. The folder must have the same name."
+        )
     onnx = (folder / "model.onnx").read_bytes()
     if (found := hashlib.sha256(onnx).hexdigest()) != manifest.sha256:
-        raise ModelRefusedError(f"{where}: model.onnx has SHA-256 {found}, model.toml says {manifest.sha256}. Put the right file there.")
+        raise ModelRefusedError(
+            f"{where}: model.onnx has SHA-256 {found}, model.toml says {manifest.sha256}. Put the right file there."
+        )
     return ModelFile(manifest, onnx)
 
 
 def read_models(folder: Path) -> list[ModelFile]:
-    """The newest version of every model in a folder, by name. ModelRefusedError if there is none, or one of any version is bad."""
+    """The newest version of every model in a folder, by name.
+
+    ModelRefusedError if there is none, or one of any version is bad.
+    """
     every = [read_model(path.parent) for path in sorted(folder.glob("*/*/model.toml"))]
     if not every:
         raise ModelRefusedError(
             "There is no model in the models folder. Set FLUORO_ML_MODELS_FOLDER to one of {name}/{version}/model.toml."
         )
-    newest = {model.manifest.name: model for model in sorted(every, key=lambda model: model.manifest.version_key)}
+    newest = {
+        model.manifest.name: model
+        for model in sorted(every, key=lambda model: model.manifest.version_key)
+    }
     return sorted(newest.values(), key=lambda model: model.manifest.name)

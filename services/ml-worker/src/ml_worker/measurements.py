@@ -12,18 +12,28 @@ from ml_worker.manifest import Label
 MM3_PER_ML: Final = 1000.0
 
 
-def measure(labels: Sequence[Label], voxels: NDArray[Any], sums: NDArray[Any], image: dicom_pb2.RenderedImage) -> list[ml_pb2.Measurement]:
+def measure(
+    labels: Sequence[Label],
+    voxels: NDArray[Any],
+    sums: NDArray[Any],
+    image: dicom_pb2.RenderedImage,
+) -> list[ml_pb2.Measurement]:
     """One measurement per label, from its number of voxels and the sum of their values (both of shape (labels,)).
 
-    The volume takes Slice Thickness (0018,0050) as the depth of a voxel, so gaps between slices do not count. A mean that is not
-    a finite number (the values hold NaN or infinity) is absent like that of no voxels.
+    The volume takes Slice Thickness (0018,0050) as the depth of a voxel, so gaps between slices do
+    not count. A mean that is not a finite number (the values hold NaN or infinity) is absent like
+    that of no voxels.
     """
     total = int(voxels.sum())
     volume = voxel_volume_ml(image)
     measurements = []
     for label, count, value_sum in zip(labels, voxels.tolist(), sums.tolist(), strict=True):
         measurement = ml_pb2.Measurement(
-            label=label.value, display_name=label.display_name, voxels=count, fraction=count / total, color=label.color or ""
+            label=label.value,
+            display_name=label.display_name,
+            voxels=count,
+            fraction=count / total,
+            color=label.color or "",
         )
         if volume is not None:
             measurement.volume_ml = count * volume
@@ -36,6 +46,8 @@ def measure(labels: Sequence[Label], voxels: NDArray[Any], sums: NDArray[Any], i
 def voxel_volume_ml(image: dicom_pb2.RenderedImage) -> float | None:
     """Volume of one voxel in millilitres, None when spacing or thickness is unknown."""
     sides = [*image.pixel_spacing_mm, image.slice_thickness_mm]
-    if len(image.pixel_spacing_mm) != len(("rows", "columns")) or not all(math.isfinite(side) and side > 0 for side in sides):
+    if len(image.pixel_spacing_mm) != len(("rows", "columns")) or not all(
+        math.isfinite(side) and side > 0 for side in sides
+    ):
         return None
     return math.prod(sides) / MM3_PER_ML

@@ -21,7 +21,9 @@ def draw_overlay(frame: NDArray[Any], labels: NDArray[np.uint8], manifest: Manif
     for label in manifest.labels:
         if label.color is not None:
             inside = labels == label.value
-            image[inside] = (1 - style.opacity) * image[inside] + style.opacity * np.array(ImageColor.getrgb(label.color))
+            image[inside] = (1 - style.opacity) * image[inside] + style.opacity * np.array(
+                ImageColor.getrgb(label.color)
+            )
     png = BytesIO()
     Image.fromarray(image.round().astype(np.uint8)).save(png, format="PNG")
     return png.getvalue()

@@ -12,10 +12,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 
-def certified_pixels(path: Path, certificate: dicom_pb2.PixelCertificate, check: Callable[[], None]) -> NDArray[Any]:
+def certified_pixels(
+    path: Path, certificate: dicom_pb2.PixelCertificate, check: Callable[[], None]
+) -> NDArray[Any]:
     """Maps an NPY file whose shape, dtype and bytes (SHA-256 in C order) are those of its certificate; memory is bounded by one frame.
 
-    check is called before each frame and stops the reading by raising. FluoroError PIXELS_NOT_CERTIFIED if anything differs.
+    check is called before each frame and stops the reading by raising. FluoroError
+    PIXELS_NOT_CERTIFIED if anything differs.
     """
     try:
         pixels: NDArray[Any] = open_memmap(path, mode="r")
@@ -36,4 +39,7 @@ def certified_pixels(path: Path, certificate: dicom_pb2.PixelCertificate, check:
 
 def not_certified(what: str) -> FluoroError:
     """The refusal, in a sentence."""
-    return FluoroError(Reason.PIXELS_NOT_CERTIFIED, f"The pixel array {what}, so it was not shown to the model. Render the image again.")
+    return FluoroError(
+        Reason.PIXELS_NOT_CERTIFIED,
+        f"The pixel array {what}, so it was not shown to the model. Render the image again.",
+    )

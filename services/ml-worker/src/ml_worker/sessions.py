@@ -27,12 +27,21 @@ ERROR_SEVERITY: Final = 3
 
 PROVIDERS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "cpu": ("CPUExecutionProvider", {}),
-    # HEURISTIC: EXHAUSTIVE would tune anew for each new image size. kSameAsRequested: the default doubles what it holds.
-    "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}),
+    # HEURISTIC: EXHAUSTIVE would tune anew for each new image size. kSameAsRequested: the default
+    # doubles what it holds.
+    "cuda": (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    ),
 }
 """Execution provider and its options by device."""
 
-ONNX_TYPES: Final = {"float32": "tensor(float)", "float64": "tensor(double)", "uint8": "tensor(uint8)", "int64": "tensor(int64)"}
+ONNX_TYPES: Final = {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "uint8": "tensor(uint8)",
+    "int64": "tensor(int64)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An open model. Any number of threads may run it at once; memory of one run is bounded by run_memory_bytes."""
+    """An open model.
+
+    Any number of threads may run it at once; memory of one run is bounded by run_memory_bytes.
+    """
 
     manifest: Manifest
     session: ort.InferenceSession
@@ -67,15 +79,19 @@ class Model:
         """How many frames may be shown at once. FluoroError IMAGE_TOO_LARGE if not even one."""
         frames = self.run_memory_bytes // (rows * columns * self.manifest.working_bytes_per_voxel)
         if frames == 0:
-            raise FluoroError(Reason.IMAGE_TOO_LARGE, f"A frame of {rows} x {columns} voxels needs more memory than one run may have.")
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"A frame of {rows} x {columns} voxels needs more memory than one run may have.",
+            )
         return frames
 
     @contextmanager
     def runs(self, cancelled: Event) -> Iterator[Callable[[NDArray[Any]], Found]]:
         """Yields a function that shows frames (frames, rows, columns) to the model, for any number of runs one after the other.
 
-        Once `cancelled` is set, a run that is going on ends within one node of the graph and raises CancelledAttempt.
-        Another run that fails raises FluoroError INTERNAL, which another attempt may mend: pixels of the right shape are no reason to.
+        Once `cancelled` is set, a run that is going on ends within one node of the graph and raises
+        CancelledAttempt. Another run that fails raises FluoroError INTERNAL, which another attempt
+        may mend: pixels of the right shape are no reason to.
         """
         options = ort.RunOptions()
         over = Event()
@@ -89,7 +105,12 @@ class Model:
                 what = f"Running {self.manifest.name} {self.manifest.version} failed ({type(error).__name__})."
                 raise FluoroError(Reason.INTERNAL, what) from error
 
-        watcher = Thread(target=stop_when, args=(cancelled, over, options), name="stop-when-cancelled", daemon=True)
+        watcher = Thread(
+            target=stop_when,
+            args=(cancelled, over, options),
+            name="stop-when-cancelled",
+            daemon=True,
+        )
         watcher.start()
         try:
             yield run
@@ -102,7 +123,10 @@ class Model:
         names = [outputs.label_map.name, outputs.voxels.name, outputs.sums.name]
         values = np.ascontiguousarray(frames, np.float32)
         # The manifest promises arrays of these types, and check_tensors has held the graph to it.
-        labels, voxels, sums = cast("list[NDArray[Any]]", self.session.run(names, {self.manifest.input.name: values}, options))
+        labels, voxels, sums = cast(
+            "list[NDArray[Any]]",
+            self.session.run(names, {self.manifest.input.name: values}, options),
+        )
         return Found(labels, voxels.sum(axis=0), sums.sum(axis=0))
 
 
@@ -115,9 +139,15 @@ def stop_when(cancelled: Event, over: Event, options: ort.RunOptions) -> None:
 
 
 def open_models(settings: ModelSettings) -> Mapping[str, Model]:
-    """Opens and warms up the newest version of every model, by name. ModelRefusedError if one cannot be served on the device."""
+    """Opens and warms up the newest version of every model, by name.
+
+    ModelRefusedError if one cannot be served on the device.
+    """
     check_device(settings.device)
-    return {file.manifest.name: open_model(file, settings) for file in read_models(settings.models_folder)}
+    return {
+        file.manifest.name: open_model(file, settings)
+        for file in read_models(settings.models_folder)
+    }
 
 
 def check_device(device: str) -> None:
@@ -137,10 +167,15 @@ def open_model(file: ModelFile, settings: ModelSettings) -> Model:
     where = f"Model {manifest.name}/{manifest.version}"
     provider, provider_options = PROVIDERS[settings.device]
     try:
-        session = ort.InferenceSession(file.onnx, session_options(settings), providers=[(provider, provider_options)])
+        session = ort.InferenceSession(
+            file.onnx, session_options(settings), providers=[(provider, provider_options)]
+        )
     except Exception as error:
-        raise ModelRefusedError(f"{where}: ONNX Runtime {ort.__version__} cannot open model.onnx: {error}") from error
-    # ONNX Runtime falls back to the CPU with no more than a line in the log: a hundred times slower, and nobody knows.
+        raise ModelRefusedError(
+            f"{where}: ONNX Runtime {ort.__version__} cannot open model.onnx: {error}"
+        ) from error
+    # ONNX Runtime falls back to the CPU with no more than a line in the log: a hundred times
+    # slower, and nobody knows.
     if session.get_providers()[0] != provider:
         raise ModelRefusedError(
             f"{where}: FLUORO_ML_DEVICE is {settings.device}, but {provider} does not work here. Is there a GPU and a driver?"
@@ -168,8 +203,13 @@ def session_options(settings: ModelSettings) -> ort.SessionOptions:
 
 def check_tensors(manifest: Manifest, session: ort.InferenceSession) -> None:
     """ModelRefusedError unless the graph has the inputs and outputs of the manifest, with the same types and shapes."""
-    expected = [manifest.input], [manifest.outputs.label_map, manifest.outputs.voxels, manifest.outputs.sums]
-    for role, tensors, nodes in zip(("inputs", "outputs"), expected, (session.get_inputs(), session.get_outputs()), strict=True):
+    expected = (
+        [manifest.input],
+        [manifest.outputs.label_map, manifest.outputs.voxels, manifest.outputs.sums],
+    )
+    for role, tensors, nodes in zip(
+        ("inputs", "outputs"), expected, (session.get_inputs(), session.get_outputs()), strict=True
+    ):
         promised = sorted(signature(tensor) for tensor in tensors)
         found = sorted(f"{node.name} {node.type} {list(node.shape)}" for node in nodes)
         if promised != found:
@@ -198,5 +238,8 @@ def loaded_models() -> Mapping[str, Model]:
 
 
 def warm_up() -> Mapping[str, Model]:
-    """Opens the models of this process and runs each once. Call it before readiness; ModelRefusedError means do not start."""
+    """Opens the models of this process and runs each once.
+
+    Call it before readiness; ModelRefusedError means do not start.
+    """
     return loaded_models()

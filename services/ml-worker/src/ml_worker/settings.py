@@ -15,12 +15,18 @@ class ModelSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUORO_ML_", frozen=True)
 
-    models_folder: DirectoryPath = Field(default=SHIPPED_MODELS, description="Folder of models, `{name}/{version}/model.toml` each.")
+    models_folder: DirectoryPath = Field(
+        default=SHIPPED_MODELS, description="Folder of models, `{name}/{version}/model.toml` each."
+    )
     device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by CUDA_VISIBLE_DEVICES."
+        default="cpu",
+        description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by CUDA_VISIBLE_DEVICES.",
     )
     intra_op_threads: int = Field(
-        default=1, ge=1, le=64, description="Threads of one run on the CPU. Runs of several tasks go on at the same time."
+        default=1,
+        ge=1,
+        le=64,
+        description="Threads of one run on the CPU. Runs of several tasks go on at the same time.",
     )
     run_memory_bytes: int = Field(
         default=256 * 1024 * 1024,

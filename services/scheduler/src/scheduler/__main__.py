@@ -20,7 +20,10 @@ from scheduler.sweep import Sweeper
 log = structlog.get_logger(__name__)
 
 LAST_ROUND_SECONDS: Final = 5
-"""After SIGTERM: how long the round under way may take. Every write of it is one statement, so cutting it off leaves nothing half done."""
+"""After SIGTERM: how long the round under way may take.
+
+Every write of it is one statement, so cutting it off leaves nothing half done.
+"""
 
 
 def main() -> None:
@@ -38,7 +41,12 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     publisher = Publisher(settings.redis_url)
     sweeper = Sweeper(ledger, dispatcher, publisher, health.beat)
-    sweeping = threading.Thread(target=sweeper.run, args=(stop, settings.sweep_interval_seconds), name="sweeper", daemon=True)
+    sweeping = threading.Thread(
+        target=sweeper.run,
+        args=(stop, settings.sweep_interval_seconds),
+        name="sweeper",
+        daemon=True,
+    )
     health.watch(sweeping)
     sweeping.start()
     health.beat()

@@ -16,10 +16,23 @@ class Settings(BaseSettings):
     )
     redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
-    http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
-    sweep_interval_seconds: float = Field(
-        1, gt=0, description="How often leases are swept, lost messages found and ready tasks dispatched."
+    http_port: int = Field(
+        9090,
+        ge=0,
+        le=65535,
+        description="Port of /metrics, /healthz and /readyz; 0 takes a free one.",
     )
-    liveness_seconds: float = Field(60, gt=0, description="How long the main thread may stand still before /healthz answers 503.")
+    sweep_interval_seconds: float = Field(
+        1,
+        gt=0,
+        description="How often leases are swept, lost messages found and ready tasks dispatched.",
+    )
+    liveness_seconds: float = Field(
+        60,
+        gt=0,
+        description="How long the main thread may stand still before /healthz answers 503.",
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")
+    log_format: str = Field(
+        "json", pattern="^(json|console)$", description="json, or console for people."
+    )

@@ -1,6 +1,7 @@
 """One round of the scheduler: expired leases, lost messages, ready tasks, and the backlog's figures.
 
-Rounds of several schedulers may overlap: every write is guarded by the ledger, and a message sent twice is dropped at the claim.
+Rounds of several schedulers may overlap: every write is guarded by the ledger, and a message sent
+twice is dropped at the claim.
 """
 
 import threading
@@ -52,7 +53,11 @@ class Sweeper:
             stop.wait(interval_seconds)
 
     def sweep(self) -> None:
-        """One round. What fails in one part keeps no other from its turn, except that without the ledger there is none to do."""
+        """One round.
+
+        What fails in one part keeps no other from its turn, except that without the ledger there is
+        none to do.
+        """
         for action, part in PARTS.items():
             self.beat()
             try:
@@ -64,7 +69,12 @@ class Sweeper:
                     return  # the next round catches up
             except Exception as error:  # noqa: BLE001 - whatever it is: without the scheduler nothing recovers
                 metrics.SWEEP_FAILURES.labels(action=action).inc()
-                log.error("sweep_failed", action=action, exception=type(error).__qualname__, where=format_tb(error.__traceback__)[-1])
+                log.error(
+                    "sweep_failed",
+                    action=action,
+                    exception=type(error).__qualname__,
+                    where=format_tb(error.__traceback__)[-1],
+                )
 
     def leases(self) -> None:
         """Takes back the tasks of workers that are gone."""
@@ -121,7 +131,9 @@ class Sweeper:
             for state, tasks in queue.tasks.items():
                 metrics.QUEUE_TASKS.labels(queue=queue.name, state=state).set(tasks)
             metrics.QUEUE_BACKLOG_SECONDS.labels(queue=queue.name).set(queue.seconds)
-            metrics.QUEUE_OLDEST_READY_AGE_SECONDS.labels(queue=queue.name).set(queue.oldest_ready_seconds)
+            metrics.QUEUE_OLDEST_READY_AGE_SECONDS.labels(queue=queue.name).set(
+                queue.oldest_ready_seconds
+            )
             metrics.WORKERS.labels(queue=queue.name).set(queue.workers)
             metrics.WORKER_SLOTS.labels(queue=queue.name).set(queue.slots)
 

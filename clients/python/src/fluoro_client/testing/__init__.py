@@ -1,10 +1,12 @@
 """A Fluoro for tests: `FakeGateway` serves the API on a loopback port of this process and keeps everything in memory.
 
-It needs no PostgreSQL, Redis or workers, starts within milliseconds, and answers as a gateway does. Jobs run the moment they are submitted;
-the test says what their steps come to, and which calls break.
+It needs no PostgreSQL, Redis or workers, starts within milliseconds, and answers as a gateway does.
+Jobs run the moment they are submitted; the test says what their steps come to, and which calls
+break.
 
-It differs from Fluoro where a test would have to wait or to know a worker: `schedule_time`, `expire_time`, back-off and limits of size are
-kept but do nothing, tasks name no queue, and a step has the items, artifacts and result that the test gives it, or none.
+It differs from Fluoro where a test would have to wait or to know a worker: `schedule_time`,
+`expire_time`, back-off and limits of size are kept but do nothing, tasks name no queue, and a step
+has the items, artifacts and result that the test gives it, or none.
 """
 
 from fluoro_client.testing.faults import Fault

@@ -17,17 +17,26 @@ def check_name(name: str, collection: str) -> None:
     """RefusalError INVALID_ARGUMENT unless it is a resource name of the collection, as a gateway gives it out."""
     prefix, _, text = name.partition("/")
     if prefix != collection or not _is_uuid(text):
-        raise invalid("name", f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.")
+        raise invalid(
+            "name",
+            f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.",
+        )
 
 
 def check_job(job: job_pb2.Job) -> None:
     """RefusalError if no gateway would take the job, whatever blobs there are."""
     for name in ("steps", "inputs"):
         if not getattr(job, name):
-            raise RefusalError("JOB_EMPTY", f"The job has no {name}. Add at least one.", (f"job.{name}", "Add at least one."))
+            raise RefusalError(
+                "JOB_EMPTY",
+                f"The job has no {name}. Add at least one.",
+                (f"job.{name}", "Add at least one."),
+            )
     if bad := list(_bad_fields(job)):
         field, description = bad[0]
-        raise RefusalError("INVALID_ARGUMENT", f"{len(bad)} bad field(s): {field}: {description}", *bad)
+        raise RefusalError(
+            "INVALID_ARGUMENT", f"{len(bad)} bad field(s): {field}: {description}", *bad
+        )
     _check_graph(job)
 
 
@@ -35,20 +44,33 @@ def check_inputs(job: job_pb2.Job, known: Collection[str]) -> None:
     """RefusalError BLOB_NOT_FOUND unless all inputs are among the names of blobs."""
     missing = [number for number, name in enumerate(job.inputs) if name not in known]
     if missing:
-        fields = [(f"job.inputs[{number}]", "No such blob for this caller. Upload it first.") for number in missing]
-        raise RefusalError("BLOB_NOT_FOUND", f"{len(missing)} of the inputs do not exist for this caller.", *fields)
+        fields = [
+            (f"job.inputs[{number}]", "No such blob for this caller. Upload it first.")
+            for number in missing
+        ]
+        raise RefusalError(
+            "BLOB_NOT_FOUND", f"{len(missing)} of the inputs do not exist for this caller.", *fields
+        )
 
 
 def _bad_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     for number, name in enumerate(job.inputs):
         prefix, _, text = name.partition("/")
         if prefix != "blobs" or not _is_uuid(text):
-            yield f"job.inputs[{number}]", "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it."
+            yield (
+                f"job.inputs[{number}]",
+                "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it.",
+            )
     for number, step in enumerate(job.steps):
         if not _STEP_NAME.fullmatch(step.name):
-            yield f"job.steps[{number}].name", "Lower case letters, digits and hyphens, at most 63, starting with a letter."
+            yield (
+                f"job.steps[{number}].name",
+                "Lower case letters, digits and hyphens, at most 63, starting with a letter.",
+            )
         if not step.WhichOneof("operation"):
-            fields = ", ".join(field.name for field in step.DESCRIPTOR.oneofs_by_name["operation"].fields)
+            fields = ", ".join(
+                field.name for field in step.DESCRIPTOR.oneofs_by_name["operation"].fields
+            )
             yield f"job.steps[{number}].operation", f"Set one of {fields}."
 
 
@@ -62,13 +84,19 @@ def _check_graph(job: job_pb2.Job) -> None:
         for place, name in enumerate(step.after):
             if name not in names:
                 field = f"job.steps[{number}].after[{place}]", f"Must be one of {', '.join(names)}."
-                raise RefusalError("STEP_UNKNOWN", f"Step {step.name} comes after a step that is not in the job.", field)
+                raise RefusalError(
+                    "STEP_UNKNOWN",
+                    f"Step {step.name} comes after a step that is not in the job.",
+                    field,
+                )
     try:
         TopologicalSorter({step.name: step.after for step in job.steps}).prepare()
     except CycleError as error:
         drawn = " -> ".join(error.args[1])
         field = f"job.steps[{names.index(error.args[1][0])}].after", f"Part of a circle: {drawn}."
-        raise RefusalError("STEP_GRAPH_CYCLE", f"Steps wait for each other: {drawn}.", field) from None
+        raise RefusalError(
+            "STEP_GRAPH_CYCLE", f"Steps wait for each other: {drawn}.", field
+        ) from None
 
 
 def _is_uuid(text: str) -> bool:

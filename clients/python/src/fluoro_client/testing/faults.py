@@ -55,12 +55,15 @@ class Fault:
 
     reason: one of docs/errors.md; "" for an error that did not come from Fluoro, of a proxy say.
     code: None takes the reason's; UNAVAILABLE without a reason.
-    after: how much goes through before: messages of a stream, bytes of an upload. A call without a stream fails before it does anything.
-    hang: says nothing more, instead of ending, until the caller gives up.
-    retry_seconds: how long the caller is asked to wait before the next try; a gateway asks for 1 s after UNAVAILABLE, this asks for none.
-    repeat, missing: events of WatchJob that a resumed stream tells once more, or leaves out, which a gateway never does.
+    after: how much goes through before: messages of a stream, bytes of an upload. A call without a
+    stream fails before it does anything. hang: says nothing more, instead of ending, until the
+    caller gives up.
+    retry_seconds: how long the caller is asked to wait before the next try; a gateway asks for 1 s
+    after UNAVAILABLE, this asks for none. repeat, missing: events of WatchJob that a resumed stream
+    tells once more, or leaves out, which a gateway never does.
 
-    ValueError for a reason that no call is refused for, unless a code is given, and for details without a reason: they travel together.
+    ValueError for a reason that no call is refused for, unless a code is given, and for details
+    without a reason: they travel together.
     """
 
     reason: str = ""
@@ -76,7 +79,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.reason and self.code is None and self.reason not in CODES:
-            raise ValueError(f"no call is refused for {self.reason}; docs/errors.md has the reasons")
+            raise ValueError(
+                f"no call is refused for {self.reason}; docs/errors.md has the reasons"
+            )
         if not self.reason and (self.violations or self.metadata or self.retry_seconds):
             raise ValueError("violations, metadata and retry_seconds travel with a reason")
 
@@ -89,18 +94,27 @@ class Fault:
         code = self.code or CODES.get(self.reason, grpc.StatusCode.UNAVAILABLE)
         if not self.reason:
             context.abort(code, self.message)
-        status = status_pb2.Status(code=code.value[0], message=self.message, details=list(map(_packed, self._details())))
+        status = status_pb2.Status(
+            code=code.value[0], message=self.message, details=list(map(_packed, self._details()))
+        )
         context.abort_with_status(rpc_status.to_status(status))  # type: ignore[no-untyped-call]  # grpc_status has no types
 
     def _details(self) -> list[Message]:
         """As a gateway sends them: ErrorInfo always, the others if they say something."""
-        details: list[Message] = [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)]
+        details: list[Message] = [
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        ]
         if self.retry_seconds:
             delay = duration_pb2.Duration()
             delay.FromMilliseconds(round(self.retry_seconds * 1000))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         if self.violations:
-            fields = [error_details_pb2.BadRequest.FieldViolation(field=bad.field, description=bad.description) for bad in self.violations]
+            fields = [
+                error_details_pb2.BadRequest.FieldViolation(
+                    field=bad.field, description=bad.description
+                )
+                for bad in self.violations
+            ]
             details.append(error_details_pb2.BadRequest(field_violations=fields))
         return details
 

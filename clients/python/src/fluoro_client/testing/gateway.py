@@ -7,7 +7,14 @@ from types import TracebackType
 from typing import Final, Self
 
 import grpc
-from fluoro.v1 import blob_service_pb2, blob_service_pb2_grpc, event_pb2, job_pb2, job_service_pb2, job_service_pb2_grpc
+from fluoro.v1 import (
+    blob_service_pb2,
+    blob_service_pb2_grpc,
+    event_pb2,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+)
 
 from fluoro_client.testing.faults import Fault
 from fluoro_client.testing.services import Blobs, Jobs
@@ -30,10 +37,12 @@ JobName = job_pb2.Job | str
 class FakeGateway:
     """A gateway in this process. Use it as a context manager and connect clients to `endpoint`.
 
-    hold: False: jobs run when they are submitted or retried. True: they wait for `finish`. May be set at any time.
-    single_owner: whose calls without an owner are; "" refuses them, as a gateway for many users does.
+    hold: False: jobs run when they are submitted or retried. True: they wait for `finish`. May be
+    set at any time. single_owner: whose calls without an owner are; "" refuses them, as a gateway
+    for many users does.
 
-    Its methods may be called from any thread, and return at once. KeyError for a job that it does not have.
+    Its methods may be called from any thread, and return at once. KeyError for a job that it does
+    not have.
     """
 
     def __init__(self, *, hold: bool = False, single_owner: str = "") -> None:
@@ -46,7 +55,12 @@ class FakeGateway:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -148,8 +162,17 @@ class FakeGateway:
             story.progress.append(latest)
             self._state.changed.notify_all()
 
-    def end(self, job: JobName, state: "job_pb2.Job.State.ValueType", reason: str = "", message: str = "") -> None:
-        """Ends the job, FAILED with JOB_EXPIRED say, and cancels what has not ended in it. Nothing happens to an ended job."""
+    def end(
+        self,
+        job: JobName,
+        state: "job_pb2.Job.State.ValueType",
+        reason: str = "",
+        message: str = "",
+    ) -> None:
+        """Ends the job, FAILED with JOB_EXPIRED say, and cancels what has not ended in it.
+
+        Nothing happens to an ended job.
+        """
         with self._state.changed:
             self._state.end(self._story(job), state, reason, message)
 
@@ -161,14 +184,20 @@ class FakeGateway:
         ValueError if there is no such method.
         """
         if method not in METHODS:
-            raise ValueError(f"no method is called {method}; there are {', '.join(sorted(METHODS))}")
+            raise ValueError(
+                f"no method is called {method}; there are {', '.join(sorted(METHODS))}"
+            )
         with self._state.changed:
             self._state.faults.setdefault(method, deque()).extend(faults * times)
 
     # --- what is there without a call ---
 
-    def add_job(self, job: job_pb2.Job | None = None, *, owner: str = "ada", events: Iterable[Change] = ()) -> job_pb2.Job:
-        """A job with exactly these fields and steps, whatever a gateway would say to them. Returns the live message.
+    def add_job(
+        self, job: job_pb2.Job | None = None, *, owner: str = "ada", events: Iterable[Change] = ()
+    ) -> job_pb2.Job:
+        """A job with exactly these fields and steps, whatever a gateway would say to them.
+
+        Returns the live message.
 
         events: what has happened to it since it was PENDING, as for `tell`.
         """
@@ -178,13 +207,18 @@ class FakeGateway:
                 story.change(change)
             return story.job
 
-    def add_blob(self, data: bytes, media_type: str = "application/octet-stream", *, owner: str = "ada") -> blob_service_pb2.Blob:
+    def add_blob(
+        self, data: bytes, media_type: str = "application/octet-stream", *, owner: str = "ada"
+    ) -> blob_service_pb2.Blob:
         """A blob, as if the owner had uploaded it."""
         with self._state.changed:
             return self._state.add_blob(owner, data, media_type)
 
     def tell(self, job: JobName, change: Change) -> None:
-        """Adds an event to the job as it stands, for what no outcome brings. The states of the job and its steps follow it."""
+        """Adds an event to the job as it stands, for what no outcome brings.
+
+        The states of the job and its steps follow it.
+        """
         with self._state.changed:
             self._story(job).change(change)
             self._state.changed.notify_all()

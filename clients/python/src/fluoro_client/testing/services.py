@@ -45,7 +45,10 @@ class _Service:
         self._state = state
 
     def _enter(self, method: str, request: Message, context: Context) -> tuple[str, Fault | None]:
-        """Writes the call down. Whose it is, and how it shall break. RefusalError if it is nobody's."""
+        """Writes the call down.
+
+        Whose it is, and how it shall break. RefusalError if it is nobody's.
+        """
         owners = [str(value) for key, value in context.invocation_metadata() if key == OWNER_KEY]
         owner = owners[0] if owners else self._state.single_owner
         with self._state.changed:
@@ -54,13 +57,19 @@ class _Service:
                 return owner, faults.popleft()
         if not owner:
             raise RefusalError(
-                "OWNER_MISSING", f"The call does not say whose it is. Send the metadata {OWNER_KEY}; `fluoro` takes --owner."
+                "OWNER_MISSING",
+                f"The call does not say whose it is. Send the metadata {OWNER_KEY}; `fluoro` takes --owner.",
             )
         if len(owners) > 1 or not _OWNER.fullmatch(owner):
-            raise RefusalError("INVALID_ARGUMENT", f"Metadata {OWNER_KEY} must be 1 to 63 of the characters a-z 0-9 - _ . @")
+            raise RefusalError(
+                "INVALID_ARGUMENT",
+                f"Metadata {OWNER_KEY} must be 1 to 63 of the characters a-z 0-9 - _ . @",
+            )
         return owner, None
 
-    def _answer(self, method: str, request: Message, context: Context, answer: Callable[[str], Response]) -> Response:
+    def _answer(
+        self, method: str, request: Message, context: Context, answer: Callable[[str], Response]
+    ) -> Response:
         """A call with one answer, which is made for the owner while nothing changes."""
         try:
             owner, fault = self._enter(method, request, context)
@@ -72,7 +81,11 @@ class _Service:
         return fault.end(context)
 
     def _stream(
-        self, method: str, request: Message, context: Context, tell: Callable[[str, Fault], Iterator[Response]]
+        self,
+        method: str,
+        request: Message,
+        context: Context,
+        tell: Callable[[str, Fault], Iterator[Response]],
     ) -> Iterator[Response]:
         """A call with many answers, which may break after some."""
         try:
@@ -100,13 +113,17 @@ class _Service:
 class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
     """fluoro.v1.JobService."""
 
-    def SubmitJob(self, request: job_service_pb2.SubmitJobRequest, context: Context) -> job_service_pb2.SubmitJobResponse:  # noqa: N802 - gRPC's name
+    def SubmitJob(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.SubmitJobRequest, context: Context
+    ) -> job_service_pb2.SubmitJobResponse:
         """Accepts a job."""
 
         def submit(owner: str) -> job_service_pb2.SubmitJobResponse:
             job = validated(request.job)
             if not request.validate_only:
-                return job_service_pb2.SubmitJobResponse(job=self._state.submit(owner, job, request.request_id))
+                return job_service_pb2.SubmitJobResponse(
+                    job=self._state.submit(owner, job, request.request_id)
+                )
             checked = Story(owner, accepted(job), lambda _: None).head()
             checked.ClearField("name")
             checked.ClearField("create_time")
@@ -114,7 +131,9 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("SubmitJob", request, context, submit)
 
-    def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_service_pb2.GetJobResponse:  # noqa: N802 - gRPC's name
+    def GetJob(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.GetJobRequest, context: Context
+    ) -> job_service_pb2.GetJobResponse:
         """The whole job."""
 
         def get(owner: str) -> job_service_pb2.GetJobResponse:
@@ -122,18 +141,24 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("GetJob", request, context, get)
 
-    def ListJobs(self, request: job_service_pb2.ListJobsRequest, context: Context) -> job_service_pb2.ListJobsResponse:  # noqa: N802 - gRPC's name
+    def ListJobs(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListJobsRequest, context: Context
+    ) -> job_service_pb2.ListJobsResponse:
         """A page of jobs, newest first. The token is the name of the last one."""
 
         def page(owner: str) -> job_service_pb2.ListJobsResponse:
             names = list(self._state.stories)
             if request.page_size < 0 or (request.page_token and request.page_token not in names):
-                raise invalid("page_size" if request.page_size < 0 else "page_token", "Must be 0 or more, or the token of a page before.")
+                raise invalid(
+                    "page_size" if request.page_size < 0 else "page_token",
+                    "Must be 0 or more, or the token of a page before.",
+                )
             older = names[: names.index(request.page_token)] if request.page_token else names
             found = [
                 story.head()
                 for story in (self._state.stories[name] for name in reversed(older))
-                if _wanted(story, owner, request.labels) and (not request.states or story.job.state in request.states)
+                if _wanted(story, owner, request.labels)
+                and (not request.states or story.job.state in request.states)
             ]
             size = min(request.page_size or PAGE, LARGEST_PAGE)
             more = found[size - 1].name if len(found) > size else ""
@@ -141,22 +166,34 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("ListJobs", request, context, page)
 
-    def WaitJob(self, request: job_service_pb2.WaitJobRequest, context: Context) -> job_service_pb2.WaitJobResponse:  # noqa: N802 - gRPC's name
+    def WaitJob(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.WaitJobRequest, context: Context
+    ) -> job_service_pb2.WaitJobResponse:
         """The job, once it has ended or time is up."""
 
         def wait(owner: str) -> job_service_pb2.WaitJobResponse:
             story = self._state.story(request.name, owner)
-            seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else float(WAIT_SECONDS)
+            seconds = (
+                request.timeout.ToTimedelta().total_seconds()
+                if request.HasField("timeout")
+                else float(WAIT_SECONDS)
+            )
             if not 0 <= seconds <= LONGEST_WAIT_SECONDS:
                 raise invalid("timeout", f"Must be between 0 s and {LONGEST_WAIT_SECONDS} s.")
             left = context.time_remaining()
             context.add_callback(self._wake)
-            self._state.wait(context, lambda: story.ended, seconds if left is None else max(0.0, min(seconds, left - ANSWER_SECONDS)))
+            self._state.wait(
+                context,
+                lambda: story.ended,
+                seconds if left is None else max(0.0, min(seconds, left - ANSWER_SECONDS)),
+            )
             return job_service_pb2.WaitJobResponse(job=story.job)
 
         return self._answer("WaitJob", request, context, wait)
 
-    def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: Context) -> job_service_pb2.CancelJobResponse:  # noqa: N802 - gRPC's name
+    def CancelJob(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.CancelJobRequest, context: Context
+    ) -> job_service_pb2.CancelJobResponse:
         """Cancels what has not ended."""
 
         def cancel(owner: str) -> job_service_pb2.CancelJobResponse:
@@ -166,7 +203,9 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("CancelJob", request, context, cancel)
 
-    def RetryJob(self, request: job_service_pb2.RetryJobRequest, context: Context) -> job_service_pb2.RetryJobResponse:  # noqa: N802 - gRPC's name
+    def RetryJob(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.RetryJobRequest, context: Context
+    ) -> job_service_pb2.RetryJobResponse:
         """Opens an ended job again."""
 
         def retry(owner: str) -> job_service_pb2.RetryJobResponse:
@@ -183,7 +222,12 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         self, request: job_service_pb2.WatchJobRequest, context: Context
     ) -> Iterator[job_service_pb2.WatchJobResponse]:
         """A job's snapshot and events."""
-        return self._stream("WatchJob", request, context, lambda owner, fault: self._job_told(request, context, owner, fault))
+        return self._stream(
+            "WatchJob",
+            request,
+            context,
+            lambda owner, fault: self._job_told(request, context, owner, fault),
+        )
 
     def _job_told(
         self, request: job_service_pb2.WatchJobRequest, context: Context, owner: str, fault: Fault
@@ -191,9 +235,18 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         state = self._state
         with state.changed:
             story = state.story(request.name, owner)
-            position = _position(story, request.start_cursor) if request.start_cursor else len(story.events)
-            first = job_service_pb2.WatchJobResponse(cursor=_cursor(story, position), snapshot=story.job)
-            told, ended = max(0, len(story.progress) - 1), story.ended and position == len(story.events)
+            position = (
+                _position(story, request.start_cursor)
+                if request.start_cursor
+                else len(story.events)
+            )
+            first = job_service_pb2.WatchJobResponse(
+                cursor=_cursor(story, position), snapshot=story.job
+            )
+            told, ended = (
+                max(0, len(story.progress) - 1),
+                story.ended and position == len(story.events),
+            )
         if not request.start_cursor:
             yield first
         position = max(0, position + fault.missing - fault.repeat)
@@ -202,39 +255,62 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
                 state.wait(context, partial(story.has_news, position, told), BOOKMARK_SECONDS)
                 if not context.is_active():
                     return
-                events, progress, ended = story.events[position:], story.progress[told:], story.ended
+                events, progress, ended = (
+                    story.events[position:],
+                    story.progress[told:],
+                    story.ended,
+                )
             for event in events:
                 position = event.sequence
                 yield job_service_pb2.WatchJobResponse(cursor=_cursor(story, position), event=event)
             for latest in progress:
                 told += 1
-                yield job_service_pb2.WatchJobResponse(cursor=_cursor(story, position), progress=latest)
+                yield job_service_pb2.WatchJobResponse(
+                    cursor=_cursor(story, position), progress=latest
+                )
             if not events and not progress and not ended:
                 bookmark = job_service_pb2.Bookmark(last_sequence=position)
-                yield job_service_pb2.WatchJobResponse(cursor=_cursor(story, position), bookmark=bookmark)
+                yield job_service_pb2.WatchJobResponse(
+                    cursor=_cursor(story, position), bookmark=bookmark
+                )
 
     def WatchJobs(  # noqa: N802 - gRPC's name
         self, request: job_service_pb2.WatchJobsRequest, context: Context
     ) -> Iterator[job_service_pb2.WatchJobsResponse]:
         """All of an owner's jobs that have the labels."""
-        return self._stream("WatchJobs", request, context, lambda owner, _: self._jobs_told(request, context, owner))
+        return self._stream(
+            "WatchJobs", request, context, lambda owner, _: self._jobs_told(request, context, owner)
+        )
 
     def _jobs_told(
         self, request: job_service_pb2.WatchJobsRequest, context: Context, owner: str
     ) -> Iterator[job_service_pb2.WatchJobsResponse]:
-        """Cursors are positions in the order of all events. They lag, and a resume repeats two events before, as a gateway may."""
+        """Cursors are positions in the order of all events.
+
+        They lag, and a resume repeats two events before, as a gateway may.
+        """
         state, wanted = self._state, dict(request.labels)
         watch = hashlib.sha256(repr([owner, sorted(wanted.items())]).encode()).hexdigest()[:16]
         with state.changed:
-            start = _number(request.start_cursor, watch, len(state.log)) if request.start_cursor else len(state.log)
-            heads = [story.head() for story in state.stories.values() if not story.ended and _wanted(story, owner, wanted)]
+            start = (
+                _number(request.start_cursor, watch, len(state.log))
+                if request.start_cursor
+                else len(state.log)
+            )
+            heads = [
+                story.head()
+                for story in state.stories.values()
+                if not story.ended and _wanted(story, owner, wanted)
+            ]
         position = start
         if request.start_cursor:
             position = max(0, start - 2)
         else:
             for head in heads:
                 yield job_service_pb2.WatchJobsResponse(job=head)
-            yield job_service_pb2.WatchJobsResponse(cursor=f"{watch}.{start}", bookmark=job_service_pb2.Bookmark())
+            yield job_service_pb2.WatchJobsResponse(
+                cursor=f"{watch}.{start}", bookmark=job_service_pb2.Bookmark()
+            )
         while True:
             with state.changed:
                 due = state.wait(context, partial(state.has_news, position), BOOKMARK_SECONDS)
@@ -247,10 +323,14 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
                 ]
                 position = len(state.log)
             for number, event in events:
-                yield job_service_pb2.WatchJobsResponse(cursor=f"{watch}.{max(start, number - number % 4)}", event=event)
+                yield job_service_pb2.WatchJobsResponse(
+                    cursor=f"{watch}.{max(start, number - number % 4)}", event=event
+                )
             if not due:
                 cursor = f"{watch}.{max(start, position - position % 4)}"
-                yield job_service_pb2.WatchJobsResponse(cursor=cursor, bookmark=job_service_pb2.Bookmark())
+                yield job_service_pb2.WatchJobsResponse(
+                    cursor=cursor, bookmark=job_service_pb2.Bookmark()
+                )
 
 
 def _wanted(story: Story, owner: str, labels: Mapping[str, str]) -> bool:
@@ -266,10 +346,16 @@ def _position(story: Story, cursor: str) -> int:
 
 
 def _number(cursor: str, watch: str, last: int) -> int:
-    """The place in a watch that a cursor of it stands for. RefusalError CURSOR_INVALID if it is not one, or is ahead of `last`."""
+    """The place in a watch that a cursor of it stands for.
+
+    RefusalError CURSOR_INVALID if it is not one, or is ahead of `last`.
+    """
     head, _, number = cursor.rpartition(".")
     if head != watch or not number.isdecimal() or int(number) > last:
-        raise RefusalError("CURSOR_INVALID", "The cursor is not one of this watch. Watch without a cursor to start with a snapshot.")
+        raise RefusalError(
+            "CURSOR_INVALID",
+            "The cursor is not one of this watch. Watch without a cursor to start with a snapshot.",
+        )
     return int(number)
 
 
@@ -297,18 +383,27 @@ class Blobs(_Service, blob_service_pb2_grpc.BlobServiceServicer):
         self, owner: str, header: blob_service_pb2.UploadBlobHeader, data: bytes, context: Context
     ) -> blob_service_pb2.UploadBlobResponse:
         if header.size_bytes and header.size_bytes != len(data):
-            raise RefusalError("UPLOAD_MISMATCH", f"{len(data)} bytes came, the header declares {header.size_bytes}.")
+            raise RefusalError(
+                "UPLOAD_MISMATCH",
+                f"{len(data)} bytes came, the header declares {header.size_bytes}.",
+            )
         if header.sha256 and header.sha256 != hashlib.sha256(data).digest():
-            raise RefusalError("UPLOAD_MISMATCH", "The SHA-256 of what came differs from the header's.")
+            raise RefusalError(
+                "UPLOAD_MISMATCH", "The SHA-256 of what came differs from the header's."
+            )
         if not header.size_bytes and not header.sha256:
             gone = threading.Event()
             if not context.add_callback(gone.set) or gone.wait(HANG_UP_SECONDS):
                 return blob_service_pb2.UploadBlobResponse()
         with self._state.changed:
-            blob = self._state.add_blob(owner, data, header.media_type or "application/octet-stream")
+            blob = self._state.add_blob(
+                owner, data, header.media_type or "application/octet-stream"
+            )
         return blob_service_pb2.UploadBlobResponse(blob=blob)
 
-    def GetBlob(self, request: blob_service_pb2.GetBlobRequest, context: Context) -> blob_service_pb2.GetBlobResponse:  # noqa: N802 - gRPC's name
+    def GetBlob(  # noqa: N802 - gRPC names it
+        self, request: blob_service_pb2.GetBlobRequest, context: Context
+    ) -> blob_service_pb2.GetBlobResponse:
         """The record."""
 
         def get(owner: str) -> blob_service_pb2.GetBlobResponse:
@@ -326,14 +421,18 @@ class Blobs(_Service, blob_service_pb2_grpc.BlobServiceServicer):
                 blob = self._state.blob(request.name, owner)
                 data = self._state.data[request.name]
             if not 0 <= request.offset <= blob.size_bytes:
-                raise invalid("offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes.")
+                raise invalid(
+                    "offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes."
+                )
             for start in range(request.offset, len(data), CHUNK_BYTES):
                 yield blob_service_pb2.DownloadBlobResponse(chunk=data[start : start + CHUNK_BYTES])
 
         return self._stream("DownloadBlob", request, context, read)
 
 
-def _received(requests: Iterator[blob_service_pb2.UploadBlobRequest], until_bytes: int | None) -> bytes | None:
+def _received(
+    requests: Iterator[blob_service_pb2.UploadBlobRequest], until_bytes: int | None
+) -> bytes | None:
     """The bytes of an upload; None once so many have come."""
     chunks, size_bytes = list[bytes](), 0
     while until_bytes is None or size_bytes < until_bytes:
@@ -343,7 +442,9 @@ def _received(requests: Iterator[blob_service_pb2.UploadBlobRequest], until_byte
         if request.WhichOneof("part") != "chunk":
             raise invalid("chunk", "Every message of an upload after the first must be a chunk.")
         if len(request.chunk) > LARGEST_CHUNK_BYTES:
-            text = f"A chunk of {len(request.chunk)} bytes is over the limit of {LARGEST_CHUNK_BYTES}."
+            text = (
+                f"A chunk of {len(request.chunk)} bytes is over the limit of {LARGEST_CHUNK_BYTES}."
+            )
             raise RefusalError("MESSAGE_TOO_LARGE", text)
         chunks.append(request.chunk)
         size_bytes += len(request.chunk)

@@ -15,13 +15,26 @@ from fluoro_client.testing.checks import check_inputs, check_job, check_name
 from fluoro_client.testing.faults import Fault, RefusalError
 from fluoro_client.testing.story import File, Outcome, Story, accepted
 
-OUTPUT_ONLY_JOB: Final = ("name", "state", "owner", "reason", "message", "create_time", "start_time", "end_time", "last_sequence")
+OUTPUT_ONLY_JOB: Final = (
+    "name",
+    "state",
+    "owner",
+    "reason",
+    "message",
+    "create_time",
+    "start_time",
+    "end_time",
+    "last_sequence",
+)
 OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
 """What a caller may send but never decides."""
 
 
 class Call(NamedTuple):
-    """A call that reached the gateway. owner: "" if it named none. request: of an upload the header."""
+    """A call that reached the gateway.
+
+    owner: "" if it named none. request: of an upload the header.
+    """
 
     method: str
     owner: str
@@ -45,7 +58,10 @@ class State:
         self._requests: dict[tuple[str, str], tuple[bytes, str]] = {}
 
     def wait(self, context: grpc.ServicerContext, due: Callable[[], bool], seconds: float) -> bool:
-        """Until something is due, for so long at most, or until the caller is gone. Whether it is due."""
+        """Until something is due, for so long at most, or until the caller is gone.
+
+        Whether it is due.
+        """
         self.changed.wait_for(lambda: due() or not context.is_active(), seconds)
         return due()
 
@@ -56,12 +72,17 @@ class State:
     # --- jobs ---
 
     def submit(self, owner: str, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
-        """The job as accepted, or as an earlier call with this request_id had it accepted. RefusalError if a gateway would not take it."""
+        """The job as accepted, or as an earlier call with this request_id had it accepted.
+
+        RefusalError if a gateway would not take it.
+        """
         digest = _digest(job)
         earlier = self._requests.get((owner, request_id))
         if earlier and earlier[0] != digest:
             field = "request_id", "Was used for a job with another body. Take a new one."
-            raise RefusalError("REQUEST_ID_REUSED", "The request_id was used for another body.", field)
+            raise RefusalError(
+                "REQUEST_ID_REUSED", "The request_id was used for another body.", field
+            )
         if earlier:
             return self.stories[earlier[1]].head()
         check_inputs(job, {name for name, whose in self._blob_owners.items() if whose == owner})
@@ -81,7 +102,10 @@ class State:
         return story
 
     def story(self, name: str, owner: str | None = None) -> Story:
-        """The job of that name. RefusalError JOB_NOT_FOUND if there is none, or if it is another owner's; None may see all."""
+        """The job of that name.
+
+        RefusalError JOB_NOT_FOUND if there is none, or if it is another owner's; None may see all.
+        """
         check_name(name, "jobs")
         story = self.stories.get(name)
         if story is None or owner not in {None, story.job.owner}:
@@ -103,12 +127,16 @@ class State:
                 story.start(step)
                 queue, default = self._outcomes.get(step.name, (deque(), Outcome()))
                 outcome = queue.popleft() if queue else default
-                story.end(step, outcome, [self._keep(story.job.owner, file) for file in outcome.artifacts])
+                story.end(
+                    step, outcome, [self._keep(story.job.owner, file) for file in outcome.artifacts]
+                )
         if not names and not story.ended:
             story.close()
         self.changed.notify_all()
 
-    def end(self, story: Story, state: "job_pb2.Job.State.ValueType", reason: str, message: str) -> None:
+    def end(
+        self, story: Story, state: "job_pb2.Job.State.ValueType", reason: str, message: str
+    ) -> None:
         """Ends the job, and what has not ended in it, unless it has ended."""
         if not story.ended:
             story.cancel(state, reason, message)
@@ -117,7 +145,9 @@ class State:
     def retry(self, story: Story) -> None:
         """Opens the job again. RefusalError JOB_NOT_ENDED or NOTHING_TO_RETRY."""
         if not story.ended:
-            raise RefusalError("JOB_NOT_ENDED", "The job has not ended. Wait for its end, or cancel it first.")
+            raise RefusalError(
+                "JOB_NOT_ENDED", "The job has not ended. Wait for its end, or cancel it first."
+            )
         if not story.retry():
             raise RefusalError("NOTHING_TO_RETRY", "Nothing in the job failed.")
         self.changed.notify_all()
@@ -142,9 +172,15 @@ class State:
         for name, whose in self._blob_owners.items():
             if whose == owner and self.blobs[name].sha256 == sha256:
                 return self.blobs[name]
-        blob = blob_service_pb2.Blob(name=f"blobs/{uuid.uuid4()}", size_bytes=len(data), sha256=sha256, media_type=media_type)
+        blob = blob_service_pb2.Blob(
+            name=f"blobs/{uuid.uuid4()}", size_bytes=len(data), sha256=sha256, media_type=media_type
+        )
         blob.create_time.GetCurrentTime()
-        self.blobs[blob.name], self.data[blob.name], self._blob_owners[blob.name] = blob, data, owner
+        self.blobs[blob.name], self.data[blob.name], self._blob_owners[blob.name] = (
+            blob,
+            data,
+            owner,
+        )
         return blob
 
     def blob(self, name: str, owner: str) -> blob_service_pb2.Blob:

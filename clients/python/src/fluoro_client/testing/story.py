@@ -1,4 +1,7 @@
-"""One job and everything that happens to it, by the rules of Fluoro's ledger. Pure, but for the clock."""
+"""One job and everything that happens to it, by the rules of Fluoro's ledger.
+
+Pure, but for the clock.
+"""
 
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +13,17 @@ from google.protobuf.message import Message
 
 from fluoro_client.watching import TERMINAL
 
-Job, Step, Task, Item, Attempt = job_pb2.Job, job_pb2.Step, job_pb2.Task, job_pb2.Item, job_pb2.Attempt
+Job, Step, Task, Item, Attempt = (
+    job_pb2.Job,
+    job_pb2.Step,
+    job_pb2.Task,
+    job_pb2.Item,
+    job_pb2.Attempt,
+)
 
-STEP_TERMINAL: Final = frozenset((Step.STATE_SUCCEEDED, Step.STATE_PARTIALLY_SUCCEEDED, Step.STATE_FAILED, Step.STATE_CANCELLED))
+STEP_TERMINAL: Final = frozenset(
+    (Step.STATE_SUCCEEDED, Step.STATE_PARTIALLY_SUCCEEDED, Step.STATE_FAILED, Step.STATE_CANCELLED)
+)
 TASK_TERMINAL: Final = frozenset((Task.STATE_SUCCEEDED, Task.STATE_FAILED, Task.STATE_CANCELLED))
 
 Change = event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
@@ -21,7 +32,11 @@ Change = event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An output of a step. role and media_type as in fluoro.v1.Artifact. input: index of the input it came from; None if of several."""
+    """An output of a step.
+
+    role and media_type as in fluoro.v1.Artifact. input: index of the input it came from; None if of
+    several.
+    """
 
     name: str
     data: bytes
@@ -34,9 +49,10 @@ class File:
 class Outcome:
     """What a step comes to.
 
-    reason, message: with a reason the step has no result and fails: one of docs/errors.md, or any of your own.
-    items: what became of the inputs. Failed ones make the step PARTIALLY_SUCCEEDED or FAILED, as its policy says.
-    artifacts: what it leaves. result: a message of its operation, RenderDicomResult say; None is an empty one.
+    reason, message: with a reason the step has no result and fails: one of docs/errors.md, or any
+    of your own. items: what became of the inputs. Failed ones make the step PARTIALLY_SUCCEEDED or
+    FAILED, as its policy says. artifacts: what it leaves. result: a message of its operation,
+    RenderDicomResult say; None is an empty one.
     """
 
     reason: str = ""
@@ -47,13 +63,22 @@ class Outcome:
 
 
 class Story:
-    """A job, its events, and what can happen to it. The rules are those of `fluoro_jobs.ledger.graph`; a contract test compares."""
+    """A job, its events, and what can happen to it.
 
-    def __init__(self, owner: str, job: job_pb2.Job, told: Callable[[event_pb2.Event], object]) -> None:
+    The rules are those of `fluoro_jobs.ledger.graph`; a contract test compares.
+    """
+
+    def __init__(
+        self, owner: str, job: job_pb2.Job, told: Callable[[event_pb2.Event], object]
+    ) -> None:
         """job: as it shall be, with its steps. told: hears of every event, in order."""
         self.job = Job()
         self.job.CopyFrom(job)
-        self.job.name, self.job.owner, self.job.state = f"jobs/{uuid.uuid4()}", owner, Job.STATE_PENDING
+        self.job.name, self.job.owner, self.job.state = (
+            f"jobs/{uuid.uuid4()}",
+            owner,
+            Job.STATE_PENDING,
+        )
         self.job.create_time.GetCurrentTime()
         self.events: list[event_pb2.Event] = []
         self.progress: list[event_pb2.Progress] = []
@@ -79,7 +104,11 @@ class Story:
         """Adds the next event."""
         sequence = self.job.last_sequence + 1
         event = event_pb2.Event(
-            sequence=sequence, job=self.job.name, job_changed=job_changed, step_changed=step_changed, task_changed=task_changed
+            sequence=sequence,
+            job=self.job.name,
+            job_changed=job_changed,
+            step_changed=step_changed,
+            task_changed=task_changed,
         )
         event.time.GetCurrentTime()
         self.job.last_sequence = sequence
@@ -95,7 +124,11 @@ class Story:
         else:
             for step in self.job.steps:
                 if step.name == change.step:
-                    step.state, step.reason, step.message = change.state, change.reason, change.message
+                    step.state, step.reason, step.message = (
+                        change.state,
+                        change.reason,
+                        change.message,
+                    )
             self.tell(step_changed=change)
 
     def head(self) -> job_pb2.Job:
@@ -107,7 +140,11 @@ class Story:
 
     def ready(self) -> list[job_pb2.Step]:
         """Steps that have not ended, and wait for no other."""
-        return [step for step in self.job.steps if any(task.state in {Task.STATE_READY, Task.STATE_RUNNING} for task in step.tasks)]
+        return [
+            step
+            for step in self.job.steps
+            if any(task.state in {Task.STATE_READY, Task.STATE_RUNNING} for task in step.tasks)
+        ]
 
     # --- what can happen ---
 
@@ -124,8 +161,13 @@ class Story:
                 attempt.start_time.GetCurrentTime()
                 self._move_task(step, task, Task.STATE_RUNNING)
 
-    def end(self, step: job_pb2.Step, outcome: Outcome, artifacts: Sequence[job_pb2.Artifact]) -> None:
-        """Every task of the step that runs ends as told. TypeError if the result is not one of the step's operation."""
+    def end(
+        self, step: job_pb2.Step, outcome: Outcome, artifacts: Sequence[job_pb2.Artifact]
+    ) -> None:
+        """Every task of the step that runs ends as told.
+
+        TypeError if the result is not one of the step's operation.
+        """
         result = f"{step.WhichOneof('operation')}_result"
         if not outcome.reason and outcome.result:
             getattr(step, result).CopyFrom(outcome.result)
@@ -137,7 +179,9 @@ class Story:
                 items = [item for item in outcome.items if item.input in inputs]
                 step.items.extend(items)
                 _close(task.attempts[-1], Attempt.OUTCOME_SUCCEEDED)
-                self._move_task(step, task, Task.STATE_SUCCEEDED, counts=_count(items) if items else None)
+                self._move_task(
+                    step, task, Task.STATE_SUCCEEDED, counts=_count(items) if items else None
+                )
         step.items.sort(key=lambda item: item.input)
         step.artifacts.extend(artifacts)
         self._join(step)
@@ -157,11 +201,18 @@ class Story:
         self.move_job(state, reason, message)
 
     def retry(self) -> bool:
-        """Opens the ended job again: what failed, was cancelled or did not run, and all after it. False if there is no such thing."""
+        """Opens the ended job again: what failed, was cancelled or did not run, and all after it.
+
+        False if there is no such thing.
+        """
         redo = {step.name for step in self.job.steps if step.state != Step.STATE_SUCCEEDED}
         if self.job.state == Job.STATE_SUCCEEDED or not redo:
             return False
-        while more := {step.name for step in self.job.steps if step.name not in redo and redo.intersection(step.after)}:
+        while more := {
+            step.name
+            for step in self.job.steps
+            if step.name not in redo and redo.intersection(step.after)
+        }:
             redo |= more
         self.job.ClearField("end_time")
         self.move_job(Job.STATE_PENDING, message="Retried.")
@@ -173,11 +224,21 @@ class Story:
 
     def _reopen(self, step: job_pb2.Step, redo: set[str]) -> None:
         waits = bool(redo.intersection(step.after))
-        bad = [task for task in step.tasks if task.state != Task.STATE_SUCCEEDED or any(map(_failed, _items_of(step, task)))]
+        bad = [
+            task
+            for task in step.tasks
+            if task.state != Task.STATE_SUCCEEDED or any(map(_failed, _items_of(step, task)))
+        ]
         redone = list(step.tasks) if waits or not bad else bad
-        inputs = {number for task in redone for number in range(task.first_input, task.first_input + task.input_count)}
+        inputs = {
+            number
+            for task in redone
+            for number in range(task.first_input, task.first_input + task.input_count)
+        }
         kept = [item for item in step.items if item.input not in inputs]
-        kept_artifacts = [each for each in step.artifacts if each.HasField("input") and each.input not in inputs]
+        kept_artifacts = [
+            each for each in step.artifacts if each.HasField("input") and each.input not in inputs
+        ]
         for name in ("items", "artifacts", "result"):
             step.ClearField(name)
         step.items.extend(kept)
@@ -191,16 +252,25 @@ class Story:
     def _fail(self, step: job_pb2.Step, task: job_pb2.Task, outcome: Outcome) -> None:
         if step.max_inputs_per_task:
             numbers = range(task.first_input, task.first_input + task.input_count)
-            step.items.extend(Item(input=i, state=Item.STATE_FAILED, reason=outcome.reason, message=outcome.message) for i in numbers)
+            step.items.extend(
+                Item(
+                    input=i, state=Item.STATE_FAILED, reason=outcome.reason, message=outcome.message
+                )
+                for i in numbers
+            )
         _close(task.attempts[-1], Attempt.OUTCOME_FAILED, outcome.reason, outcome.message)
         self._move_task(step, task, Task.STATE_FAILED, outcome.reason, outcome.message)
 
     def _join(self, step: job_pb2.Step) -> None:
         """What the step is worth: the sum of its items, and its policy."""
         lost = [task for task in step.tasks if task.state == Task.STATE_FAILED]
-        counts = _count([item for task in step.tasks if task not in lost for item in _items_of(step, task)])
+        counts = _count(
+            [item for task in step.tasks if task not in lost for item in _items_of(step, task)]
+        )
         if lost and (len(lost) == len(step.tasks) or not counts.succeeded):
-            self._move_step(step, Step.STATE_FAILED, lost[0].attempts[-1].reason, lost[0].attempts[-1].message)
+            self._move_step(
+                step, Step.STATE_FAILED, lost[0].attempts[-1].reason, lost[0].attempts[-1].message
+            )
         elif counts.total and not counts.succeeded:
             reason = "ALL_ITEMS_FAILED" if counts.failed else "NO_APPLICABLE_INPUT"
             text = f"Of {counts.total} items, {counts.failed} failed and {counts.skipped} were skipped; none succeeded."
@@ -210,7 +280,12 @@ class Story:
             state = Step.STATE_PARTIALLY_SUCCEEDED
             if step.item_failure_policy == Step.ITEM_FAILURE_POLICY_FAIL_STEP:
                 state = Step.STATE_FAILED
-            self._move_step(step, state, "ITEMS_FAILED", f"{counts.failed + gone} of {counts.total + gone} items failed.")
+            self._move_step(
+                step,
+                state,
+                "ITEMS_FAILED",
+                f"{counts.failed + gone} of {counts.total + gone} items failed.",
+            )
         else:
             self._move_step(step, Step.STATE_SUCCEEDED)
 
@@ -235,11 +310,17 @@ class Story:
     def close(self) -> None:
         """Ends a job whose steps have all ended, by what they are worth."""
         failed = [step.name for step in self.job.steps if step.state == Step.STATE_FAILED]
-        partial = [step.name for step in self.job.steps if step.state == Step.STATE_PARTIALLY_SUCCEEDED]
+        partial = [
+            step.name for step in self.job.steps if step.state == Step.STATE_PARTIALLY_SUCCEEDED
+        ]
         if failed:
             self.move_job(Job.STATE_FAILED, "STEP_FAILED", f"Failed: {', '.join(failed)}.")
         elif partial:
-            self.move_job(Job.STATE_PARTIALLY_SUCCEEDED, "ITEMS_FAILED", f"Some items failed in: {', '.join(partial)}.")
+            self.move_job(
+                Job.STATE_PARTIALLY_SUCCEEDED,
+                "ITEMS_FAILED",
+                f"Some items failed in: {', '.join(partial)}.",
+            )
         else:
             self.move_job(Job.STATE_SUCCEEDED)
 
@@ -263,15 +344,33 @@ class Story:
     ) -> None:
         task.state = state
         change = event_pb2.TaskChanged(
-            step=step.name, shard=task.shard, state=state, attempt=len(task.attempts), reason=reason, message=message, items=counts
+            step=step.name,
+            shard=task.shard,
+            state=state,
+            attempt=len(task.attempts),
+            reason=reason,
+            message=message,
+            items=counts,
         )
         self.tell(task_changed=change)
 
-    def _move_step(self, step: job_pb2.Step, state: "job_pb2.Step.State.ValueType", reason: str = "", message: str = "") -> None:
+    def _move_step(
+        self,
+        step: job_pb2.Step,
+        state: "job_pb2.Step.State.ValueType",
+        reason: str = "",
+        message: str = "",
+    ) -> None:
         step.state, step.reason, step.message = state, reason, message
-        self.tell(step_changed=event_pb2.StepChanged(step=step.name, state=state, reason=reason, message=message))
+        self.tell(
+            step_changed=event_pb2.StepChanged(
+                step=step.name, state=state, reason=reason, message=message
+            )
+        )
 
-    def move_job(self, state: "job_pb2.Job.State.ValueType", reason: str = "", message: str = "") -> None:
+    def move_job(
+        self, state: "job_pb2.Job.State.ValueType", reason: str = "", message: str = ""
+    ) -> None:
         """The job itself reaches a state."""
         self.job.state, self.job.reason, self.job.message = state, reason, message
         if state in TERMINAL:
@@ -296,7 +395,11 @@ def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
             getattr(made, name).CopyFrom(getattr(step, name))
     policy = made.retry_policy
     policy.max_attempts = policy.max_attempts or 3
-    for duration, default in ((policy.initial_backoff, 2), (policy.max_backoff, 300), (made.attempt_timeout, 1800)):
+    for duration, default in (
+        (policy.initial_backoff, 2),
+        (policy.max_backoff, 300),
+        (made.attempt_timeout, 1800),
+    ):
         if not duration.ToNanoseconds():
             duration.FromSeconds(default)
     made.item_failure_policy = step.item_failure_policy or Step.ITEM_FAILURE_POLICY_ALLOW
@@ -305,11 +408,18 @@ def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
     size = step.max_inputs_per_task or inputs
     for shard, first in enumerate(range(0, inputs, size or 1)):
         state = Task.STATE_BLOCKED if step.after else Task.STATE_READY
-        made.tasks.add(shard=shard, state=state, first_input=first, input_count=min(size, inputs - first))
+        made.tasks.add(
+            shard=shard, state=state, first_input=first, input_count=min(size, inputs - first)
+        )
     return made
 
 
-def _close(attempt: job_pb2.Attempt, outcome: "job_pb2.Attempt.Outcome.ValueType", reason: str = "", message: str = "") -> None:
+def _close(
+    attempt: job_pb2.Attempt,
+    outcome: "job_pb2.Attempt.Outcome.ValueType",
+    reason: str = "",
+    message: str = "",
+) -> None:
     attempt.end_time.GetCurrentTime()
     attempt.outcome, attempt.reason, attempt.message = outcome, reason, message
 
@@ -325,5 +435,9 @@ def _items_of(step: job_pb2.Step, task: job_pb2.Task) -> Iterator[job_pb2.Item]:
 
 def _count(items: Sequence[job_pb2.Item]) -> event_pb2.ItemCounts:
     states = [item.state for item in items]
-    succeeded, skipped, failed = (states.count(kind) for kind in (Item.STATE_SUCCEEDED, Item.STATE_SKIPPED, Item.STATE_FAILED))
-    return event_pb2.ItemCounts(total=len(items), succeeded=succeeded, skipped=skipped, failed=failed)
+    succeeded, skipped, failed = (
+        states.count(kind) for kind in (Item.STATE_SUCCEEDED, Item.STATE_SKIPPED, Item.STATE_FAILED)
+    )
+    return event_pb2.ItemCounts(
+        total=len(items), succeeded=succeeded, skipped=skipped, failed=failed
+    )

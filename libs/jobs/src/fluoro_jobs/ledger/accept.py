@@ -27,7 +27,10 @@ __all__ = ["GroupCommit", "Submission", "accept", "validate"]
 MAX_BATCH: Final = 256
 """Most submits in one transaction."""
 MAX_BATCH_BYTES: Final = 2**20
-"""Most that the rows of one transaction weigh as JSON, unless one submit alone is heavier. Making them holds up the other threads."""
+"""Most that the rows of one transaction weigh as JSON, unless one submit alone is heavier.
+
+Making them holds up the other threads.
+"""
 MAX_WAITING: Final = 20_000
 """Most submits that wait for their transaction."""
 MAX_WAITING_BYTES: Final = 64 * 2**20
@@ -89,33 +92,62 @@ Answer = job_pb2.Job | FluoroError
 
 
 def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> list[Answer]:
-    """Makes the submissions durable in one statement, so in one transaction. One answer each, in order: the job, or why it was refused.
+    """Makes the submissions durable in one statement, so in one transaction.
+
+    One answer each, in order: the job, or why it was refused.
 
     May be repeated: a submission that an earlier try made durable is found by its id.
     """
     missing = _missing_blobs(connection, submissions)
-    # All gateways insert in one order: two that hold the same request_ids wait for each other, rather than in a circle.
-    good = sorted((s for s in submissions if s.id not in missing), key=attrgetter("owner", "request_id"))
-    times: dict[UUID, datetime] = dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
+    # All gateways insert in one order: two that hold the same request_ids wait for each other,
+    # rather than in a circle.
+    good = sorted(
+        (s for s in submissions if s.id not in missing), key=attrgetter("owner", "request_id")
+    )
+    times: dict[UUID, datetime] = (
+        dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
+    )
     repeated = [s for s in good if s.id not in times]
     earlier = _earlier(connection, repeated) if repeated else {}
     if earlier:
         connection.execute(_CONFIRM)
     metrics.JOBS_ACCEPTED.inc(len(times))
-    return [missing.get(s.id) or (earlier[s.id] if s.id in earlier else _accepted(s, times[s.id])) for s in submissions]
+    return [
+        missing.get(s.id) or (earlier[s.id] if s.id in earlier else _accepted(s, times[s.id]))
+        for s in submissions
+    ]
 
 
-def _missing_blobs(connection: LedgerConnection, submissions: Sequence[Submission]) -> dict[UUID, FluoroError]:
+def _missing_blobs(
+    connection: LedgerConnection, submissions: Sequence[Submission]
+) -> dict[UUID, FluoroError]:
     wanted = sorted({(s.owner, blob) for s in submissions for blob in s.inputs})
-    rows = set(connection.execute(_MISSING_BLOBS, (list(map(itemgetter(0), wanted)), list(map(itemgetter(1), wanted)))).fetchall())
-    return {s.id: _no_such_blob(s, rows) for s in submissions if any((s.owner, blob) in rows for blob in s.inputs)} if rows else {}
+    rows = set(
+        connection.execute(
+            _MISSING_BLOBS, (list(map(itemgetter(0), wanted)), list(map(itemgetter(1), wanted)))
+        ).fetchall()
+    )
+    return (
+        {
+            s.id: _no_such_blob(s, rows)
+            for s in submissions
+            if any((s.owner, blob) in rows for blob in s.inputs)
+        }
+        if rows
+        else {}
+    )
 
 
 def _no_such_blob(submission: Submission, missing: set[tuple[Any, ...]]) -> FluoroError:
     places = [i for i, blob in enumerate(submission.inputs) if (submission.owner, blob) in missing]
-    violations = [FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.") for i in places[:MAX_TOLD]]
+    violations = [
+        FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.")
+        for i in places[:MAX_TOLD]
+    ]
     text = f"{len(places)} of the inputs do not exist for this caller."
-    return FluoroError(Reason.BLOB_NOT_FOUND, text, violations, more_violations=len(places) - len(violations))
+    return FluoroError(
+        Reason.BLOB_NOT_FOUND, text, violations, more_violations=len(places) - len(violations)
+    )
 
 
 def _rows(submissions: Sequence[Submission]) -> list[str]:
@@ -185,18 +217,30 @@ def _earlier(connection: LedgerConnection, repeated: Sequence[Submission]) -> di
     for row in connection.execute(_EARLIER, keys).fetchall():
         owner, request_id, job_id, *_ = row
         found[(owner, request_id) if request_id else job_id] = row[2:]
-    return {s.id: _again(s, found.get(s.id) or found.get((s.owner, s.request_id))) for s in repeated}
+    return {
+        s.id: _again(s, found.get(s.id) or found.get((s.owner, s.request_id))) for s in repeated
+    }
 
 
 def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
     if row is None:  # it kept ours from being inserted, and was gone a moment later
-        return FluoroError(Reason.LEDGER_BUSY, "An earlier job with this request_id was just removed. Try again.")
+        return FluoroError(
+            Reason.LEDGER_BUSY, "An earlier job with this request_id was just removed. Try again."
+        )
     job_id, sha256, create_time, state, last_sequence = row
     if sha256 != submission.sha256:
-        violation = FieldViolation("request_id", "Was used for a job with another body. Take a new one.")
-        return FluoroError(Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation])
+        violation = FieldViolation(
+            "request_id", "Was used for a job with another body. Take a new one."
+        )
+        return FluoroError(
+            Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation]
+        )
     job = _accepted(submission, create_time)
-    job.name, job.last_sequence, job.state = f"jobs/{job_id}", last_sequence, job_pb2.Job.State.Value(f"STATE_{state}")
+    job.name, job.last_sequence, job.state = (
+        f"jobs/{job_id}",
+        last_sequence,
+        job_pb2.Job.State.Value(f"STATE_{state}"),
+    )
     return job
 
 
@@ -210,15 +254,24 @@ class _Waiting:
 
 
 class GroupCommit(threading.Thread):
-    """Gathers the submits that arrive while a transaction is under way into the next one. Adds no delay of its own.
+    """Gathers the submits that arrive while a transaction is under way into the next one.
+
+    Adds no delay of its own.
 
     Every future gets an answer, and the thread goes on, whatever happens to a batch.
     """
 
-    def __init__(self, ledger: Ledger, *, max_waiting: int = MAX_WAITING, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
         """Starts at once; `close()` ends it after what was submitted is answered.
 
-        max_waiting, max_waiting_bytes: how many submits, and rows of which weight, may wait; one alone may always.
+        max_waiting, max_waiting_bytes: how many submits, and rows of which weight, may wait; one
+        alone may always.
         """
         super().__init__(name="group-commit", daemon=True)
         self._ledger = ledger
@@ -232,12 +285,19 @@ class GroupCommit(threading.Thread):
     def submit(self, submission: Submission) -> "Future[job_pb2.Job]":
         """A future of the accepted job; FluoroError in it if the submission is refused or the ledger cannot be reached.
 
-        Once it cannot be cancelled any more, the job may be durable. FluoroError GATEWAY_BUSY, at once, if too much waits.
+        Once it cannot be cancelled any more, the job may be durable. FluoroError GATEWAY_BUSY, at
+        once, if too much waits.
         """
         waiting = _Waiting(submission, submission.row_bytes, Future())
         with self._lock:
-            if self._waiting and (self._waiting >= self._max_waiting or self._waiting_bytes + waiting.row_bytes > self._max_waiting_bytes):
-                raise FluoroError(Reason.GATEWAY_BUSY, "Too many submits wait for the ledger. Nothing was stored; try again.")
+            if self._waiting and (
+                self._waiting >= self._max_waiting
+                or self._waiting_bytes + waiting.row_bytes > self._max_waiting_bytes
+            ):
+                raise FluoroError(
+                    Reason.GATEWAY_BUSY,
+                    "Too many submits wait for the ledger. Nothing was stored; try again.",
+                )
             self._waiting += 1
             self._waiting_bytes += waiting.row_bytes
         self._queue.put(waiting)
@@ -255,14 +315,19 @@ class GroupCommit(threading.Thread):
             if not wanted:
                 continue  # nobody waits for them any more, and nothing of them was written
             metrics.GROUP_COMMIT_BATCH_SIZE.observe(len(wanted))
-            for waiting, answer in zip(wanted, self._accept([waiting.submission for waiting in wanted]), strict=True):
+            for waiting, answer in zip(
+                wanted, self._accept([waiting.submission for waiting in wanted]), strict=True
+            ):
                 if isinstance(answer, FluoroError):
                     waiting.future.set_exception(answer)
                 else:
                     waiting.future.set_result(answer)
 
     def _gather(self) -> list[_Waiting]:
-        """What waits, within the limits of one transaction. Waits for the first; empty once closed."""
+        """What waits, within the limits of one transaction.
+
+        Waits for the first; empty once closed.
+        """
         first = self._next or self._queue.get()
         if first is None:
             return []
@@ -299,7 +364,11 @@ class GroupCommit(threading.Thread):
                 sqlstate=getattr(error, "sqlstate", None),
                 where="".join(traceback.format_tb(error.__traceback__)),
             )
-            return [FluoroError(Reason.INTERNAL, "The job could not be stored. This is a bug in Fluoro.")]
+            return [
+                FluoroError(
+                    Reason.INTERNAL, "The job could not be stored. This is a bug in Fluoro."
+                )
+            ]
 
     def _accept_together(self, batch: Sequence[Submission]) -> Sequence[Answer]:
         """In one transaction, tried again when PostgreSQL gave it up."""
@@ -309,6 +378,10 @@ class GroupCommit(threading.Thread):
                 with self._ledger.connection() as connection:
                     return accept(connection, batch)
             except FluoroError as error:
-                if error.reason is not Reason.LEDGER_BUSY or not tries_left or time.monotonic() - started > BUSY_SECONDS:
+                if (
+                    error.reason is not Reason.LEDGER_BUSY
+                    or not tries_left
+                    or time.monotonic() - started > BUSY_SECONDS
+                ):
                     raise
         raise AssertionError("the last try returns or raises")

@@ -1,4 +1,7 @@
-"""Claim, renew, commit, fail, lose: the life of one attempt. Every function is one or two statements and safe to repeat."""
+"""Claim, renew, commit, fail, lose: the life of one attempt.
+
+Every function is one or two statements and safe to repeat.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +38,10 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt, and what it needs to run. graph: the job as this claim left it. waited_seconds: from READY to the claim."""
+    """One attempt, and what it needs to run.
+
+    graph: the job as this claim left it. waited_seconds: from READY to the claim.
+    """
 
     graph: JobGraph
     task_id: UUID
@@ -56,8 +62,15 @@ class Claim:
         return self.graph.steps[self.task.step].name
 
     def outcome_of(self, error: FluoroError) -> Outcome:
-        """RELEASED if an attempt that ends with this error costs the task nothing. To be asked before it ends."""
-        return Outcome.RELEASED if error.may_retry and self.task.may_return(error.reason) else Outcome.FAILED
+        """RELEASED if an attempt that ends with this error costs the task nothing.
+
+        To be asked before it ends.
+        """
+        return (
+            Outcome.RELEASED
+            if error.may_retry and self.task.may_return(error.reason)
+            else Outcome.FAILED
+        )
 
 
 _CLAIM: Final = f"""
@@ -92,14 +105,20 @@ WITH task AS (
 SELECT {store.PICTURE}, j.inputs, t.request, extract(epoch FROM now() - t.run_after)::float8, EXISTS (SELECT FROM job)
 FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """
-"""Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs. Returns the picture from before it."""
+"""Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs.
+
+Returns the picture from before it.
+"""
 
 
-def claim(connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None = None) -> Claim | None:
+def claim(
+    connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None = None
+) -> Claim | None:
     """Takes a queued task: QUEUED → RUNNING, attempt + 1, a lease.
 
-    number: of the attempt that the message asks for; None for whichever is next. None if the message is stale: someone else has the task,
-    or had it and it is queued for a later attempt, or it ended.
+    number: of the attempt that the message asks for; None for whichever is next. None if the
+    message is stale: someone else has the task, or had it and it is queued for a later attempt, or
+    it ended.
     """
     job, claimed = _try_claim(connection, task_id, worker, number)
     if job is None or claimed is not None:
@@ -109,7 +128,9 @@ def claim(connection: LedgerConnection, task_id: UUID, worker: Worker, number: i
         return _try_claim(connection, task_id, worker, number)[1]
 
 
-def _try_claim(connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None) -> tuple[UUID | None, Claim | None]:
+def _try_claim(
+    connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None
+) -> tuple[UUID | None, Claim | None]:
     """The job, if the task is queued; and the claim, unless the job moved while the statement waited for its row."""
     parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
     row = connection.execute(_CLAIM, parameters).fetchone()
@@ -122,23 +143,41 @@ def _try_claim(connection: LedgerConnection, task_id: UUID, worker: Worker, numb
     task = graph.tasks[task_id]
     graph.start(task)
     graph.clear_notes()
-    return graph.id, Claim(graph, task_id, task.attempt, BY_FIELD.get(graph.steps[task.step].operation), request, inputs, waited_seconds)
+    return graph.id, Claim(
+        graph,
+        task_id,
+        task.attempt,
+        BY_FIELD.get(graph.steps[task.step].operation),
+        request,
+        inputs,
+        waited_seconds,
+    )
 
 
-def upstream(connection: LedgerConnection, claimed: Claim) -> list[tuple[str, Message, list[job_pb2.Item], list[job_pb2.Artifact]]]:
+def upstream(
+    connection: LedgerConnection, claimed: Claim
+) -> list[tuple[str, Message, list[job_pb2.Item], list[job_pb2.Artifact]]]:
     """Name, result, items and artifacts of the finished steps that the claimed one comes after."""
     after = claimed.graph.steps[claimed.task.step].after
     rows = read.upstream_of(connection, claimed.graph.id, after) if after else []
-    return [(name, BY_FIELD[field].result.FromString(result), items, artifacts) for name, field, result, items, artifacts in rows]
+    return [
+        (name, BY_FIELD[field].result.FromString(result), items, artifacts)
+        for name, field, result, items, artifacts in rows
+    ]
 
 
 def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
-    """Makes a result visible, and READY what waited for it. The job's state then; None, and nothing written, if it was fenced off."""
+    """Makes a result visible, and READY what waited for it.
+
+    The job's state then; None, and nothing written, if it was fenced off.
+    """
     return _end(connection, claimed, lambda graph, task: graph.succeed(task, result))
 
 
 def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
-    """Ends the attempt with an error: another attempt if the error allows it and one is left. The job's state then; None if fenced off.
+    """Ends the attempt with an error: another attempt if the error allows it and one is left.
+
+    The job's state then; None if fenced off.
 
     `Claim.outcome_of` says whether that counts.
     """
@@ -149,9 +188,13 @@ def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> Jo
     return _end(connection, claimed, act)
 
 
-def _end(connection: LedgerConnection, claimed: Claim, act: Callable[[JobGraph, Task], None]) -> JobState | None:
+def _end(
+    connection: LedgerConnection, claimed: Claim, act: Callable[[JobGraph, Task], None]
+) -> JobState | None:
     """Uses the graph of the claim while nobody moved the job since; otherwise reads it again and checks the fencing token."""
-    if claimed.task.state is TaskState.RUNNING:  # else an earlier try has ended it in this picture, be it durable or not
+    if (
+        claimed.task.state is TaskState.RUNNING
+    ):  # else an earlier try has ended it in this picture, be it durable or not
         act(claimed.graph, claimed.task)
         if store.save(connection, claimed.graph):
             return claimed.graph.state
@@ -159,9 +202,16 @@ def _end(connection: LedgerConnection, claimed: Claim, act: Callable[[JobGraph, 
 
 
 def end_attempt(
-    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, act: Callable[[JobGraph, Task], None]
+    connection: LedgerConnection,
+    job_id: UUID,
+    task_id: UUID,
+    attempt: int,
+    act: Callable[[JobGraph, Task], None],
 ) -> JobState | None:
-    """Does `act` to the task if this attempt still runs it. The job's state then; None if it was fenced off, or there is no such task."""
+    """Does `act` to the task if this attempt still runs it.
+
+    The job's state then; None if it was fenced off, or there is no such task.
+    """
 
     def guarded(graph: JobGraph) -> JobState | None:
         task = graph.tasks.get(task_id)
@@ -173,7 +223,9 @@ def end_attempt(
     return store.transition(connection, job_id, guarded)
 
 
-def lose(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, message: str) -> bool:
+def lose(
+    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, message: str
+) -> bool:
     """Ends an attempt whose worker is gone: another one, or WORKER_LOST when none is left (I7)."""
 
     def act(graph: JobGraph, task: Task) -> None:
@@ -184,7 +236,9 @@ def lose(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int
     return state is not None
 
 
-def time_out(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, seconds: float) -> bool:
+def time_out(
+    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, seconds: float
+) -> bool:
     """Ends an attempt that took longer than it may."""
 
     def act(graph: JobGraph, task: Task) -> None:
@@ -198,7 +252,10 @@ def time_out(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt:
 
 def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int) -> bool:
     """Hands an attempt back, for a worker that shuts down: READY at once."""
-    return end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task)) is not None
+    return (
+        end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task))
+        is not None
+    )
 
 
 # --- heartbeats and sweeps ---
@@ -223,12 +280,17 @@ JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, t.atte
 """
 
 TaskAttempt = tuple[UUID, int | None]
-"""A task, and the number of an attempt of it. None: its newest, for messages of the previous release, which do not say."""
+"""A task, and the number of an attempt of it.
+
+None: its newest, for messages of the previous release, which do not say.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the ledger says of an attempt that a worker process has claimed. seconds: since then, of timeout_seconds.
+    """What the ledger says of an attempt that a worker process has claimed.
+
+    seconds: since then, of timeout_seconds.
 
     asked: what the worker called it. outcome: None while it runs.
     """
@@ -244,14 +306,23 @@ class Held:
     @property
     def taken_away(self) -> bool:
         """Whether it was ended by others than who runs it, and so may go on computing for nobody."""
-        by_others = self.outcome in {Outcome.LOST, Outcome.CANCELLED} or self.reason == Reason.ATTEMPT_TIMEOUT
+        by_others = (
+            self.outcome in {Outcome.LOST, Outcome.CANCELLED}
+            or self.reason == Reason.ATTEMPT_TIMEOUT
+        )
         return by_others or (self.outcome is Outcome.RELEASED and not self.reason)
 
 
-def beat(connection: LedgerConnection, worker: Worker, running: Sequence[TaskAttempt], task_seconds: float = 0) -> list[Held]:
+def beat(
+    connection: LedgerConnection,
+    worker: Worker,
+    running: Sequence[TaskAttempt],
+    task_seconds: float = 0,
+) -> list[Held]:
     """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
 
-    Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on average; 0 if none has.
+    Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on
+    average; 0 if none has.
     """
     parameters: dict[str, Any] = {
         "id": worker.id,
@@ -264,7 +335,10 @@ def beat(connection: LedgerConnection, worker: Worker, running: Sequence[TaskAtt
         "numbers": [number for _, number in running],
     }
     rows = connection.execute(_BEAT, parameters).fetchall()
-    return [Held((task, asked), job, number, outcome and Outcome(outcome), *rest) for task, asked, job, number, outcome, *rest in rows]
+    return [
+        Held((task, asked), job, number, outcome and Outcome(outcome), *rest)
+        for task, asked, job, number, outcome, *rest in rows
+    ]
 
 
 def leave(connection: LedgerConnection, worker: Worker) -> None:
@@ -295,11 +369,16 @@ def sweep(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
 
 
 def expire(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
-    """Fails jobs whose expire_time has passed, for about a second. Yields them; their workers should be told, as for a cancel."""
+    """Fails jobs whose expire_time has passed, for about a second.
+
+    Yields them; their workers should be told, as for a cancel.
+    """
 
     def end(graph: JobGraph) -> JobState | None:
         ends = not is_terminal(graph.state)
-        graph.cancel(Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED)
+        graph.cancel(
+            Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED
+        )
         return graph.state if ends else None
 
     def act(job: UUID, _: UUID) -> bool:
@@ -314,17 +393,28 @@ def forget_workers(connection: LedgerConnection) -> None:
     connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
 
 
-_OF_WORKER: Final = "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
+_OF_WORKER: Final = (
+    "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
+)
 _OF_ATTEMPT: Final = f"{_OF_WORKER} AND id = %s AND attempt = coalesce(%s::int, attempt)"
 
 
 def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttempt) -> list[UUID]:
-    """Ends this attempt if this worker process holds it: its pool child died. Returns the job if it moved."""
+    """Ends this attempt if this worker process holds it: its pool child died.
+
+    Returns the job if it moved.
+    """
     rows = connection.execute(_OF_ATTEMPT, (worker.id, *lost)).fetchall()
-    return [job for job, task, attempt in rows if lose(connection, job, task, attempt, "The process that ran it died.")]
+    return [
+        job
+        for job, task, attempt in rows
+        if lose(connection, job, task, attempt, "The process that ran it died.")
+    ]
 
 
-def release_of_worker(connection: LedgerConnection, worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+def release_of_worker(
+    connection: LedgerConnection, worker: Worker, attempt: TaskAttempt
+) -> list[UUID]:
     """Hands this attempt back if this worker process holds it. Returns the job if it moved."""
     rows = connection.execute(_OF_ATTEMPT, (worker.id, *attempt)).fetchall()
     return [job for job, task, number in rows if release(connection, job, task, number)]

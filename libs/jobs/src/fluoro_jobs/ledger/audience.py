@@ -15,7 +15,10 @@ FROM jobs j WHERE j.id = ANY(%s)
 
 
 class Audience(NamedTuple):
-    """Whom to tell of one job. workers: names of those that ran its tasks when it was cancelled; none while it has not ended."""
+    """Whom to tell of one job.
+
+    workers: names of those that ran its tasks when it was cancelled; none while it has not ended.
+    """
 
     job: UUID
     owner: str
@@ -25,4 +28,8 @@ class Audience(NamedTuple):
 def audience(connection: LedgerConnection, jobs: Iterable[UUID]) -> list[Audience]:
     """For each of the jobs that exist, in no order."""
     some = list(jobs)
-    return [Audience(*row) for row in connection.execute(_AUDIENCE, (some,)).fetchall()] if some else []
+    return (
+        [Audience(*row) for row in connection.execute(_AUDIENCE, (some,)).fetchall()]
+        if some
+        else []
+    )

@@ -1,4 +1,7 @@
-"""The records of blobs: who owns which bytes. The bytes are in the blob store, under the same name."""
+"""The records of blobs: who owns which bytes.
+
+The bytes are in the blob store, under the same name.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,10 +25,17 @@ _IDENTITY: Final = "SELECT system_identifier || '/' || current_database() FROM p
 _GET: Final = f"SELECT {_COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
 
 
-def add(connection: LedgerConnection, owner: str, blob: blob_service_pb2.Blob) -> blob_service_pb2.Blob:
-    """Records an upload whose bytes are in the store. Returns the owner's earlier blob of the same bytes if there is one."""
+def add(
+    connection: LedgerConnection, owner: str, blob: blob_service_pb2.Blob
+) -> blob_service_pb2.Blob:
+    """Records an upload whose bytes are in the store.
+
+    Returns the owner's earlier blob of the same bytes if there is one.
+    """
     id_ = UUID(blob.name.removeprefix("blobs/"))
-    row = connection.execute(_ADD, (id_, owner, blob.size_bytes, blob.sha256, blob.media_type)).fetchone()
+    row = connection.execute(
+        _ADD, (id_, owner, blob.size_bytes, blob.sha256, blob.media_type)
+    ).fetchone()
     assert row is not None
     return _blob(row)
 
@@ -34,7 +44,11 @@ def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service
     """The record. FluoroError BLOB_NOT_FOUND if it is not the owner's."""
     row = connection.execute(_GET, (blob_id, owner)).fetchone()
     if row is None:
-        raise FluoroError(Reason.BLOB_NOT_FOUND, f"blobs/{blob_id} does not exist for this caller.", metadata={"blob": f"blobs/{blob_id}"})
+        raise FluoroError(
+            Reason.BLOB_NOT_FOUND,
+            f"blobs/{blob_id} does not exist for this caller.",
+            metadata={"blob": f"blobs/{blob_id}"},
+        )
     return _blob(row)
 
 
@@ -54,6 +68,8 @@ def ledger_name(connection: LedgerConnection) -> str:
 
 def _blob(row: TupleRow) -> blob_service_pb2.Blob:
     id_, size_bytes, sha256, media_type, create_time = row
-    blob = blob_service_pb2.Blob(name=f"blobs/{id_}", size_bytes=size_bytes, sha256=sha256, media_type=media_type)
+    blob = blob_service_pb2.Blob(
+        name=f"blobs/{id_}", size_bytes=size_bytes, sha256=sha256, media_type=media_type
+    )
     blob.create_time.FromDatetime(create_time)
     return blob

@@ -24,11 +24,16 @@ class Clock:
         self._wrong = False
 
     def compare(self, connection: LedgerConnection) -> None:
-        """Sets `fluoro_clock_offset_seconds`, if it is time to. Right to half of what the statement takes."""
+        """Sets `fluoro_clock_offset_seconds`, if it is time to.
+
+        Right to half of what the statement takes.
+        """
         started = time.monotonic()
         if started - self._looked < EVERY_SECONDS:
             return
-        ((ledger,),) = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
+        ((ledger,),) = connection.execute(
+            "SELECT extract(epoch FROM clock_timestamp())::float8"
+        ).fetchall()
         took = time.monotonic() - started
         if took > 1:
             return  # says nothing; the next look may
@@ -37,5 +42,7 @@ class Clock:
         metrics.CLOCK_OFFSET_SECONDS.set(offset)
         wrong = abs(offset) > WRONG_SECONDS
         if wrong != self._wrong:
-            (log.warning if wrong else log.info)("clock_wrong" if wrong else "clock_right", ahead_seconds=round(offset, 3))
+            (log.warning if wrong else log.info)(
+                "clock_wrong" if wrong else "clock_right", ahead_seconds=round(offset, 3)
+            )
             self._wrong = wrong

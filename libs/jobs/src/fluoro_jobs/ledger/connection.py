@@ -2,9 +2,12 @@
 
 A store that is slow is worse than one that is dead, so nothing here waits without an end:
 
-- A statement has a deadline in the server (`statement_timeout`) and, for servers that do not answer at all, a later one here.
-- A transaction that idles, because its process was stopped, is ended by the server; what waited for its locks goes on.
-- Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers again, and starts a new pool.
+- A statement has a deadline in the server (`statement_timeout`) and, for servers that do not answer
+  at all, a later one here.
+- A transaction that idles, because its process was stopped, is ended by the server; what waited for
+  its locks goes on.
+- Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers
+  again, and starts a new pool.
 """
 
 import logging
@@ -27,15 +30,21 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from fluoro_jobs.errors import FluoroError, Reason
 
 log = structlog.get_logger(__name__)
-# A pool that is given up is not waited for; its threads end by themselves when what they try to connect to lets them.
-logging.getLogger("psycopg.pool").addFilter(lambda record: not str(record.msg).startswith("couldn't stop thread"))
+# A pool that is given up is not waited for; its threads end by themselves when what they try to
+# connect to lets them.
+logging.getLogger("psycopg.pool").addFilter(
+    lambda record: not str(record.msg).startswith("couldn't stop thread")
+)
 
 
 LedgerConnection = Connection[TupleRow]
 """What the ledger's functions take, in autocommit."""
 
 STATEMENT_SECONDS: Final = 10.0
-"""How long a statement may take before its connection is given up. The server ends it a little sooner."""
+"""How long a statement may take before its connection is given up.
+
+The server ends it a little sooner.
+"""
 IDLE_SECONDS: Final = 2
 """A connection that was used within this time is taken to work."""
 ASK_SECONDS: Final = 3
@@ -45,7 +54,10 @@ CONNECT_SECONDS: Final = 4
 LOCK_SECONDS: Final = 5
 """How long a statement waits for a row that another transaction holds; longer than such a transaction may idle."""
 IDLE_IN_TRANSACTION_SECONDS: Final = 3
-"""A process decides within milliseconds what to write. One that takes this long inside a transaction was stopped or cut off."""
+"""A process decides within milliseconds what to write.
+
+One that takes this long inside a transaction was stopped or cut off.
+"""
 PROBE_SECONDS: Final = 0.5
 """Pause between two attempts to reach a PostgreSQL that did not answer, half more or less: many processes ask."""
 DEFAULT_PORT: Final = "5432"
@@ -77,7 +89,10 @@ PROGRAM_LIMIT_EXCEEDED: Final = "54"
 
 
 class StalledError(psycopg.OperationalError):
-    """PostgreSQL did not answer within the deadline. Whether it did what it was asked is unknown."""
+    """PostgreSQL did not answer within the deadline.
+
+    Whether it did what it was asked is unknown.
+    """
 
 
 class _Bounded(LedgerConnection):
@@ -88,7 +103,10 @@ class _Bounded(LedgerConnection):
     """When it was last given back, by the monotonic clock; 0 for a new one."""
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Drives one exchange with the server. StalledError after the deadline; the connection is closed then."""
+        """Drives one exchange with the server.
+
+        StalledError after the deadline; the connection is closed then.
+        """
         seconds = self.seconds if timeout is None else timeout
         deadline = time.monotonic() + seconds
         try:
@@ -107,14 +125,26 @@ def reason_of(error: Exception) -> Reason | None:
         return _REASONS[state]
     if state is not None and state.startswith(PROGRAM_LIMIT_EXCEEDED):
         return None  # this statement is too much for any PostgreSQL; psycopg calls it operational all the same
-    return Reason.LEDGER_UNAVAILABLE if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else None
+    return (
+        Reason.LEDGER_UNAVAILABLE
+        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        else None
+    )
 
 
 class Ledger:
-    """A pool of connections in autocommit. Broken ones are replaced; a restart of PostgreSQL needs none here. Thread-safe."""
+    """A pool of connections in autocommit.
+
+    Broken ones are replaced; a restart of PostgreSQL needs none here. Thread-safe.
+    """
 
     def __init__(
-        self, database_url: str, *, max_connections: int = 4, wait_seconds: float = 5, statement_seconds: float = STATEMENT_SECONDS
+        self,
+        database_url: str,
+        *,
+        max_connections: int = 4,
+        wait_seconds: float = 5,
+        statement_seconds: float = STATEMENT_SECONDS,
     ) -> None:
         """wait_seconds: how long `connection()` waits for a free or a new connection before it gives up.
 
@@ -124,7 +154,9 @@ class Ledger:
         self._max_connections = max_connections
         self._wait_seconds = wait_seconds
         self._statement_seconds = statement_seconds
-        self._places = threading.BoundedSemaphore(max_connections)  # apart from the pool's own wait, which is for PostgreSQL alone
+        self._places = threading.BoundedSemaphore(
+            max_connections
+        )  # apart from the pool's own wait, which is for PostgreSQL alone
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._away = False
@@ -135,7 +167,8 @@ class Ledger:
     def connection(self) -> Iterator[LedgerConnection]:
         """A connection in autocommit for the duration of the block.
 
-        FluoroError with a reason of LEDGER_OUTAGES: LEDGER_UNAVAILABLE at once while PostgreSQL is known not to answer.
+        FluoroError with a reason of LEDGER_OUTAGES: LEDGER_UNAVAILABLE at once while PostgreSQL is
+        known not to answer.
         """
         if self._away or not self._places.acquire(timeout=self._wait_seconds):
             raise _outage(Reason.LEDGER_UNAVAILABLE)
@@ -159,10 +192,14 @@ class Ledger:
         """FluoroError with a reason of LEDGER_OUTAGES unless the ledger answers, takes writes and has been migrated."""
         try:
             with self.connection() as connection:
-                row = connection.execute("SELECT current_setting('transaction_read_only')::bool, EXISTS (SELECT FROM jobs)").fetchone()
+                row = connection.execute(
+                    "SELECT current_setting('transaction_read_only')::bool, EXISTS (SELECT FROM jobs)"
+                ).fetchone()
         except psycopg.Error as error:
             log.error("ledger_unusable", exception=type(error).__qualname__)
-            raise FluoroError(Reason.LEDGER_UNAVAILABLE, "The database cannot be used; has it been migrated?") from error
+            raise FluoroError(
+                Reason.LEDGER_UNAVAILABLE, "The database cannot be used; has it been migrated?"
+            ) from error
         if row is None or row[0]:
             raise _outage(Reason.LEDGER_READ_ONLY)
 
@@ -172,7 +209,10 @@ class Ledger:
         self._pool.close()
 
     def _take(self) -> "tuple[ConnectionPool[_Bounded], _Bounded]":
-        """A connection that works, as far as one can know. StalledError if one that idled does not answer; broken ones cost nothing."""
+        """A connection that works, as far as one can know.
+
+        StalledError if one that idled does not answer; broken ones cost nothing.
+        """
         while True:
             pool = self._pool
             if self._away:
@@ -198,12 +238,17 @@ class Ledger:
                 return pool, connection
 
     def _judge(self, pool: "ConnectionPool[_Bounded]", error: psycopg.Error) -> Reason | None:
-        """The reason to give, and what follows from the error for later callers. None for a bug: nothing follows."""
+        """The reason to give, and what follows from the error for later callers.
+
+        None for a bug: nothing follows.
+        """
         reason = reason_of(error)
         if reason is not None:
             log.warning("ledger_refused", reason=reason, exception=type(error).__qualname__)
         if reason is Reason.LEDGER_READ_ONLY:
-            self._replace(pool)  # another of the URL's hosts may be the one that takes writes by now
+            self._replace(
+                pool
+            )  # another of the URL's hosts may be the one that takes writes by now
         elif isinstance(error, (StalledError, PoolTimeout)):
             self._refuse(pool)
         elif reason is Reason.LEDGER_UNAVAILABLE:
@@ -217,13 +262,18 @@ class Ledger:
         with self._lock:
             if self._away or pool is not self._pool or self._closing.is_set():
                 return  # known already, or news of before
-            threading.Thread(target=self._probe, name="ledger-probe", daemon=True).start()  # if it cannot start, nobody is refused for good
+            threading.Thread(
+                target=self._probe, name="ledger-probe", daemon=True
+            ).start()  # if it cannot start, nobody is refused for good
             self._away = True
         log.error("ledger_away")
         pool.close(timeout=0)  # who waits for a connection hears of it now
 
     def _probe(self) -> None:
-        """Asks until PostgreSQL answers. The first time at once: it may have been one connection alone that was cut off."""
+        """Asks until PostgreSQL answers.
+
+        The first time at once: it may have been one connection alone that was cut off.
+        """
         while (pool := self._pool_if_it_answers()) is None:
             if self._closing.wait(PROBE_SECONDS * random.uniform(0.5, 1.5)):  # noqa: S311 - spreads load, guards nothing
                 return
@@ -271,7 +321,9 @@ class Ledger:
 
     def _prefer(self, connection: _Bounded) -> None:
         """New connections try this one's host first: not each of them is to wait CONNECT_SECONDS for a lost one that swallows packets."""
-        self._database_url = _beginning_with(connection.info.host, str(connection.info.port), self._database_url)
+        self._database_url = _beginning_with(
+            connection.info.host, str(connection.info.port), self._database_url
+        )
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -280,23 +332,27 @@ class Ledger:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            # What was sent and is not acknowledged: keepalives are silent meanwhile, and TCP alone goes on for a quarter of an hour.
+            # What was sent and is not acknowledged: keepalives are silent meanwhile, and TCP alone
+            # goes on for a quarter of an hour.
             "tcp_user_timeout": round(self._statement_seconds * 1000),
         }
 
     def _configure(self, connection: _Bounded) -> None:
         """Every statement of the ledger is made for an index, and has the same best plan whatever its arguments.
 
-        A plan is made once a connection: planning costs more than running. It never is a walk through a whole table, which PostgreSQL
-        prefers while tables are small and would keep on doing while they grow. And it is not compiled, which pays for long queries alone
-        and would befall the few that have no index to go by: PostgreSQL before 18 takes those for endless.
+        A plan is made once a connection: planning costs more than running. It never is a walk
+        through a whole table, which PostgreSQL prefers while tables are small and would keep on
+        doing while they grow. And it is not compiled, which pays for long queries alone and would
+        befall the few that have no index to go by: PostgreSQL before 18 takes those for endless.
 
-        The server's deadlines are shorter than ours, so that a server that answers says what was wrong, and the connection stays.
+        The server's deadlines are shorter than ours, so that a server that answers says what was
+        wrong, and the connection stays.
         """
         connection.seconds = self._statement_seconds
         self._prefer(connection)
         settings = {
-            # Elsewhere the first and the last hours that a caller may name lie outside the years that Python knows.
+            # Elsewhere the first and the last hours that a caller may name lie outside the years
+            # that Python knows.
             "timezone": "UTC",
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
@@ -304,7 +360,8 @@ class Ledger:
             "statement_timeout": f"{0.9 * self._statement_seconds:g}s",
             "lock_timeout": f"{min(LOCK_SECONDS, self._statement_seconds / 2):g}s",
             "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
-            # So that the server too lets go of a client that is cut off, and of the locks it may hold.
+            # So that the server too lets go of a client that is cut off, and of the locks it may
+            # hold.
             "tcp_user_timeout": f"{self._statement_seconds:g}s",
             "client_connection_check_interval": "2s",
         }
@@ -319,8 +376,12 @@ def _beginning_with(host: str, port: str, conninfo: str) -> str:
     if len(hosts) == 1 or "hostaddr" in parameters:
         return conninfo
     pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))
-    pairs.sort(key=lambda pair: (pair[0], pair[1] or DEFAULT_PORT) != (host, port))  # stable: the others stay as they are
-    return make_conninfo(conninfo, host=",".join(h for h, _ in pairs), port=",".join(p for _, p in pairs))
+    pairs.sort(
+        key=lambda pair: (pair[0], pair[1] or DEFAULT_PORT) != (host, port)
+    )  # stable: the others stay as they are
+    return make_conninfo(
+        conninfo, host=",".join(h for h, _ in pairs), port=",".join(p for _, p in pairs)
+    )
 
 
 def _outage(reason: Reason) -> FluoroError:

@@ -15,14 +15,21 @@ from fluoro_jobs.states import JobState, is_terminal
 
 
 class Cancelled(NamedTuple):
-    """job: as it is after the cancel. workers: names of the processes that ran its tasks until then; none if it had ended before."""
+    """job: as it is after the cancel.
+
+    workers: names of the processes that ran its tasks until then; none if it had ended before.
+    """
 
     job: job_pb2.Job
     workers: list[str]
 
 
-def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> Cancelled:
-    """Cancels the job unless it is terminal. CANCELLED is durable then, and what still computes is fenced off (I6).
+def cancel_job(
+    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+) -> Cancelled:
+    """Cancels the job unless it is terminal.
+
+    CANCELLED is durable then, and what still computes is fenced off (I6).
 
     into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
@@ -36,21 +43,30 @@ def cancel_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job
 
     ended = transition(connection, job_id, act)
     count_end(ended)
-    workers = [worker for one in audience(connection, [job_id]) for worker in one.workers] if ended else []
+    workers = (
+        [worker for one in audience(connection, [job_id]) for worker in one.workers]
+        if ended
+        else []
+    )
     return Cancelled(get_job(connection, owner, job_id, into), workers)
 
 
-def retry_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:
+def retry_job(
+    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+) -> job_pb2.Job:
     """The job after what failed in it was made to run again; attempts there were stay on record.
 
-    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
+    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or
+    NOTHING_TO_RETRY.
     """
 
     def act(graph: JobGraph) -> None:
         if graph.owner != owner:
             raise job_not_found(job_id)
         if not is_terminal(graph.state):
-            raise FluoroError(Reason.JOB_NOT_ENDED, "The job has not ended. Wait for its end, or cancel it first.")
+            raise FluoroError(
+                Reason.JOB_NOT_ENDED, "The job has not ended. Wait for its end, or cancel it first."
+            )
         if not graph.retry():
             raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
 

@@ -1,7 +1,8 @@
 """A job as the ledger holds it, and what happens to it. Pure: no I/O, no clock.
 
-Every transition of a job goes through here: it moves states by `fluoro_jobs.states`, numbers the events, and notes
-what changed; `store.py` makes the notes durable in one statement, guarded by the job's version.
+Every transition of a job goes through here: it moves states by `fluoro_jobs.states`, numbers the
+events, and notes what changed; `store.py` makes the notes durable in one statement, guarded by the
+job's version.
 """
 
 import random
@@ -13,15 +14,27 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 
 from fluoro_jobs.errors import STORE_OUTAGES, Reason
-from fluoro_jobs.states import JOB_REOPENINGS, JobState, Outcome, StepState, TaskState, is_terminal, move
+from fluoro_jobs.states import (
+    JOB_REOPENINGS,
+    JobState,
+    Outcome,
+    StepState,
+    TaskState,
+    is_terminal,
+    move,
+)
 
 MAX_RETURNS: Final[dict[str, int]] = {**dict.fromkeys(STORE_OUTAGES, 100), Reason.SCRATCH_FULL: 10}
 """How often a task comes back without a charge, by what ended its attempt: a fault of its surroundings, not of its own.
 
-Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full scratch may be the task's own doing: fewer.
+Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full
+scratch may be the task's own doing: fewer.
 """
 MAX_RETURN_DELAY_SECONDS: Final = 30
-"""Longest wait before a task that came back is tried again. The first is a second, each other one twice as long."""
+"""Longest wait before a task that came back is tried again.
+
+The first is a second, each other one twice as long.
+"""
 
 
 @dataclass(slots=True)
@@ -30,8 +43,9 @@ class Task:
 
     allowed: claims it may have without a result; one more for each that was handed back.
     counts: its items (total, succeeded, skipped, failed) once it has a result.
-    returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`, since it was accepted or retried.
-    result: serialized result message, set by the transition that ends it. delay_seconds: from now until it may be dispatched again.
+    returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`,
+    since it was accepted or retried. result: serialized result message, set by the transition that
+    ends it. delay_seconds: from now until it may be dispatched again.
     """
 
     id: UUID
@@ -54,7 +68,11 @@ class Task:
 
 @dataclass(slots=True)
 class Step:
-    """A row of `steps`. after: ordinals. fans_out: its inputs are split over tasks. requires_all: a failed item fails it."""
+    """A row of `steps`.
+
+    after: ordinals. fans_out: its inputs are split over tasks. requires_all: a failed item fails
+    it.
+    """
 
     ordinal: int
     name: str
@@ -147,7 +165,10 @@ class JobGraph:
     # --- what can happen to a task ---
 
     def start(self, task: Task) -> None:
-        """A worker claims a queued task: what `attempts.claim` does in SQL, done to this picture. It counts, whatever comes of it (I7)."""
+        """A worker claims a queued task: what `attempts.claim` does in SQL, done to this picture.
+
+        It counts, whatever comes of it (I7).
+        """
         task.attempt += 1
         if self.state is JobState.PENDING:
             self._move_job(JobState.RUNNING)
@@ -157,20 +178,27 @@ class JobGraph:
         self._move_task(task, TaskState.RUNNING)
 
     def succeed(self, task: Task, result: TaskResult) -> None:
-        """An attempt brought a result. What its items are worth is the step's to say, once all its tasks have ended."""
+        """An attempt brought a result.
+
+        What its items are worth is the step's to say, once all its tasks have ended.
+        """
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.SUCCEEDED))
         self.results.append((task, result))
         task.counts, task.result = _count(result.items), result.message
         self._move_task(task, TaskState.SUCCEEDED, counts=task.counts if result.items else None)
         self._join(self.steps[task.step])
 
-    def fail(self, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool) -> None:
+    def fail(
+        self, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool
+    ) -> None:
         """An attempt ended without a result: another one, if that may help and one is left; otherwise the task fails.
 
         For a fault of its surroundings it is released instead, and waits for them to recover.
         """
         if may_retry and task.may_return(reason):
-            self.release(task, reason, message, _growing(1, task.returned, MAX_RETURN_DELAY_SECONDS))
+            self.release(
+                task, reason, message, _growing(1, task.returned, MAX_RETURN_DELAY_SECONDS)
+            )
             task.returned += 1
             return
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, outcome, reason, message))
@@ -179,21 +207,35 @@ class JobGraph:
             task.delay_seconds = step.backoff_seconds(task.attempt)
             self._move_task(task, TaskState.READY, reason, message)
             return
-        if step.fans_out:  # its inputs failed with it; beside other tasks' items that is worth telling one by one
+        if (
+            step.fans_out
+        ):  # its inputs failed with it; beside other tasks' items that is worth telling one by one
             numbers = range(task.first_input, task.first_input + task.input_count)
-            items = [job_pb2.Item(input=i, state=job_pb2.Item.STATE_FAILED, reason=reason, message=message) for i in numbers]
+            items = [
+                job_pb2.Item(
+                    input=i, state=job_pb2.Item.STATE_FAILED, reason=reason, message=message
+                )
+                for i in numbers
+            ]
             self.results.append((task, TaskResult(b"", items)))
         self._move_task(task, TaskState.FAILED, reason, message)
         self._join(step)
 
-    def release(self, task: Task, reason: str = "", message: str = "", delay_seconds: float = 0) -> None:
+    def release(
+        self, task: Task, reason: str = "", message: str = "", delay_seconds: float = 0
+    ) -> None:
         """A worker hands an attempt back: ready for another worker, and it costs the task none of its attempts. No reason: a shutdown."""
-        self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.RELEASED, reason, message))
+        self.ended_attempts.append(
+            AttemptEnd(task.id, task.attempt, Outcome.RELEASED, reason, message)
+        )
         task.allowed, task.delay_seconds = task.allowed + 1, delay_seconds
         self._move_task(task, TaskState.READY, reason, message)
 
     def cancel(self, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:
-        """Ends the job and everything in it that has not ended. No-op on a terminal job. end: FAILED when its time ran out."""
+        """Ends the job and everything in it that has not ended.
+
+        No-op on a terminal job. end: FAILED when its time ran out.
+        """
         if is_terminal(self.state):
             return
         for task in self.tasks.values():
@@ -204,11 +246,20 @@ class JobGraph:
         self._move_job(end, reason, message)
 
     def retry(self) -> bool:
-        """Opens an ended job again: what failed, was cancelled or did not run, and all after it. False if there is no such thing."""
-        redo = {step.ordinal for step in self.steps.values() if step.state is not StepState.SUCCEEDED}
+        """Opens an ended job again: what failed, was cancelled or did not run, and all after it.
+
+        False if there is no such thing.
+        """
+        redo = {
+            step.ordinal for step in self.steps.values() if step.state is not StepState.SUCCEEDED
+        }
         if self.state not in JOB_REOPENINGS or not redo:
             return False
-        while more := {s.ordinal for s in self.steps.values() if s.ordinal not in redo and redo.intersection(s.after)}:
+        while more := {
+            s.ordinal
+            for s in self.steps.values()
+            if s.ordinal not in redo and redo.intersection(s.after)
+        }:
             redo |= more
         self.state, self.reason, self.message = JobState.PENDING, "", ""
         self.changes.append(Change(JobState.PENDING, message="Retried."))
@@ -222,7 +273,11 @@ class JobGraph:
         self.changed_steps.add(step.ordinal)
         self.changes.append(Change(StepState.PENDING, step.ordinal))
         tasks = list(self.tasks_of(step.ordinal))
-        bad = [task for task in tasks if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])]
+        bad = [
+            task
+            for task in tasks
+            if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])
+        ]
         for task in tasks if waits or not bad else bad:
             task.state = TaskState.BLOCKED if waits else TaskState.READY
             task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
@@ -233,11 +288,17 @@ class JobGraph:
     # --- what follows from it ---
 
     def _join(self, step: Step) -> None:
-        """Ends a step once its last task has ended. What it is worth is the sum of its items, and its policy."""
+        """Ends a step once its last task has ended.
+
+        What it is worth is the sum of its items, and its policy.
+        """
         tasks = list(self.tasks_of(step.ordinal))
         if not all(is_terminal(task.state) for task in tasks):
             return
-        total, succeeded, skipped, failed = (sum(column) for column in zip(*(task.counts or (0, 0, 0, 0) for task in tasks), strict=True))
+        total, succeeded, skipped, failed = (
+            sum(column)
+            for column in zip(*(task.counts or (0, 0, 0, 0) for task in tasks), strict=True)
+        )
         lost = [task for task in tasks if task.state is TaskState.FAILED]
         if lost and (len(lost) == len(tasks) or not succeeded):
             reason, message = self._last_word(lost[0])
@@ -273,7 +334,9 @@ class JobGraph:
                 for task in self.tasks_of(follower.ordinal):
                     task.state = move(task.state, TaskState.READY)
                     self.changed_tasks.add(task.id)
-        if not is_terminal(self.state) and all(is_terminal(other.state) for other in self.steps.values()):
+        if not is_terminal(self.state) and all(
+            is_terminal(other.state) for other in self.steps.values()
+        ):
             self._end_job()
 
     def _skip(self, step: Step, message: str) -> None:
@@ -284,11 +347,17 @@ class JobGraph:
 
     def _end_job(self) -> None:
         failed = [step.name for step in self.steps.values() if step.state is StepState.FAILED]
-        partial = [step.name for step in self.steps.values() if step.state is StepState.PARTIALLY_SUCCEEDED]
+        partial = [
+            step.name for step in self.steps.values() if step.state is StepState.PARTIALLY_SUCCEEDED
+        ]
         if failed:
             self._move_job(JobState.FAILED, Reason.STEP_FAILED, f"Failed: {', '.join(failed)}.")
         elif partial:
-            self._move_job(JobState.PARTIALLY_SUCCEEDED, Reason.ITEMS_FAILED, f"Some items failed in: {', '.join(partial)}.")
+            self._move_job(
+                JobState.PARTIALLY_SUCCEEDED,
+                Reason.ITEMS_FAILED,
+                f"Some items failed in: {', '.join(partial)}.",
+            )
         else:
             self._move_job(JobState.SUCCEEDED)
 
@@ -296,15 +365,26 @@ class JobGraph:
         if is_terminal(task.state):
             return
         if task.state is TaskState.RUNNING:
-            self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.CANCELLED, reason, message))
+            self.ended_attempts.append(
+                AttemptEnd(task.id, task.attempt, Outcome.CANCELLED, reason, message)
+            )
         self._move_task(task, TaskState.CANCELLED, reason, message)
 
     # --- moves, each with its note ---
 
-    def _move_task(self, task: Task, state: TaskState, reason: str = "", message: str = "", counts: Sequence[int] | None = None) -> None:
+    def _move_task(
+        self,
+        task: Task,
+        state: TaskState,
+        reason: str = "",
+        message: str = "",
+        counts: Sequence[int] | None = None,
+    ) -> None:
         task.state = move(task.state, state)
         self.changed_tasks.add(task.id)
-        self.changes.append(Change(state, task.step, task.shard, task.attempt, reason, message, counts))
+        self.changes.append(
+            Change(state, task.step, task.shard, task.attempt, reason, message, counts)
+        )
 
     def _move_step(self, step: Step, state: StepState, reason: str = "", message: str = "") -> None:
         step.state, step.reason, step.message = move(step.state, state), reason, message

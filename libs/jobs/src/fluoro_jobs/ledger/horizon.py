@@ -1,9 +1,11 @@
 """Where a reader of all events of an owner stands. ADR 0011 says why this is a transaction id.
 
-Sequences number the events of one job. Over many jobs there is no such number that a late commit could not slip in below, so a reader keeps
-a horizon: a snapshot's xmin. Transactions below it are all finished, so once their events were read, none of them can come any more.
+Sequences number the events of one job. Over many jobs there is no such number that a late commit
+could not slip in below, so a reader keeps a horizon: a snapshot's xmin. Transactions below it are
+all finished, so once their events were read, none of them can come any more.
 
-No statement here reads more than a page, the last transaction of which it reads to its end, however old the horizon.
+No statement here reads more than a page, the last transaction of which it reads to its end, however
+old the horizon.
 """
 
 from collections.abc import Collection
@@ -34,8 +36,9 @@ LEFT JOIN jobs j ON j.id = n.job_id
 """
 _HEADS: Final = "SELECT owner, id, last_sequence, labels, state FROM jobs WHERE id = ANY(%s)"
 
-# What a reader at a horizon has got of a job: nothing if its first event is not below the horizon, otherwise all up to the newest that is.
-# The walk back from `before` to that one goes over events whose transactions overtook each other, and over no others.
+# What a reader at a horizon has got of a job: nothing if its first event is not below the horizon,
+# otherwise all up to the newest that is. The walk back from `before` to that one goes over events
+# whose transactions overtook each other, and over no others.
 _SEEN: Final = """
 SELECT w.job_id, w.horizon, CASE WHEN f.transaction_id >= w.horizon::text::xid8 THEN 0 ELSE coalesce((
     SELECT e.sequence FROM events e WHERE e.job_id = w.job_id AND e.sequence < w.before AND e.transaction_id < w.horizon::text::xid8
@@ -57,7 +60,10 @@ Place = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bounds of the snapshot that something was read with. xmin: all below are finished. xmax: all that was seen is below."""
+    """Bounds of the snapshot that something was read with.
+
+    xmin: all below are finished. xmax: all that was seen is below.
+    """
 
     xmin: int
     xmax: int
@@ -65,7 +71,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """A job with events in a page. first, last: lowest and highest sequence of these. ended: it is terminal."""
+    """A job with events in a page.
+
+    first, last: lowest and highest sequence of these. ended: it is terminal.
+    """
 
     owner: str
     job: UUID
@@ -77,32 +86,46 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What transactions from a place on wrote. following: id of the one that the next page starts at; None if this page is the last."""
+    """What transactions from a place on wrote.
+
+    following: id of the one that the next page starts at; None if this page is the last.
+    """
 
     news: list[News]
     following: int | None
 
 
-def sweep(connection: LedgerConnection, places: Collection[Place], limit: int) -> tuple[Span, dict[Place, Page]]:
+def sweep(
+    connection: LedgerConnection, places: Collection[Place], limit: int
+) -> tuple[Span, dict[Place, Page]]:
     """Per place the jobs of the next `limit` events, as of one moment, and the bounds of that moment.
 
     A page ends with a whole transaction, so it may hold a few more.
     """
-    rows = connection.execute(_SWEEP, ([owner for owner, _ in places], [start for _, start in places], limit)).fetchall()
+    rows = connection.execute(
+        _SWEEP, ([owner for owner, _ in places], [start for _, start in places], limit)
+    ).fetchall()
     found: dict[Place, list[TupleRow]] = {place: [] for place in places}
     for row in rows:
         if row[2] is not None:
             found[row[2], row[3]].append(row[4:])
-    return Span(int(rows[0][0]), int(rows[0][1])), {place: _page(place[0], some, limit) for place, some in found.items()}
+    return Span(int(rows[0][0]), int(rows[0][1])), {
+        place: _page(place[0], some, limit) for place, some in found.items()
+    }
 
 
 def heads(connection: LedgerConnection, jobs: Collection[UUID]) -> list[News]:
     """The jobs as if their next event were all the news."""
     rows = connection.execute(_HEADS, (list(jobs),)).fetchall()
-    return [News(owner, job, last + 1, last, labels, _is_ended(state)) for owner, job, last, labels, state in rows]
+    return [
+        News(owner, job, last + 1, last, labels, _is_ended(state))
+        for owner, job, last, labels, state in rows
+    ]
 
 
-def seen(connection: LedgerConnection, before: Collection[tuple[UUID, int, int]]) -> dict[tuple[UUID, int], int]:
+def seen(
+    connection: LedgerConnection, before: Collection[tuple[UUID, int, int]]
+) -> dict[tuple[UUID, int], int]:
     """Per job and horizon the newest sequence that a reader of everything below the horizon has got.
 
     before: job, a sequence at or above the horizon, and the horizon.
@@ -111,9 +134,16 @@ def seen(connection: LedgerConnection, before: Collection[tuple[UUID, int, int]]
     return {(job, at): sequence for job, at, sequence in rows}
 
 
-def newest(connection: LedgerConnection, ranges: Collection[tuple[UUID, int, int]]) -> dict[UUID, int]:
-    """Highest id of the transactions that wrote some of a job's events. ranges: job, and the sequences it begins after and ends with."""
-    return {job: int(found) for job, found in connection.execute(_NEWEST, _columns(ranges)).fetchall()}
+def newest(
+    connection: LedgerConnection, ranges: Collection[tuple[UUID, int, int]]
+) -> dict[UUID, int]:
+    """Highest id of the transactions that wrote some of a job's events.
+
+    ranges: job, and the sequences it begins after and ends with.
+    """
+    return {
+        job: int(found) for job, found in connection.execute(_NEWEST, _columns(ranges)).fetchall()
+    }
 
 
 def _columns(rows: Collection[tuple[UUID, int, int]]) -> tuple[list[UUID], list[int], list[int]]:
@@ -121,7 +151,10 @@ def _columns(rows: Collection[tuple[UUID, int, int]]) -> tuple[list[UUID], list[
 
 
 def _page(owner: str, rows: list[TupleRow], limit: int) -> Page:
-    news = [News(owner, job, first, last, labels, _is_ended(state)) for _, _, job, first, last, labels, state in rows]
+    news = [
+        News(owner, job, first, last, labels, _is_ended(state))
+        for _, _, job, first, last, labels, state in rows
+    ]
     is_full = sum(row[0] for row in rows) >= limit
     return Page(news, max(int(row[1]) for row in rows) + 1 if is_full else None)
 

@@ -1,6 +1,9 @@
-"""Limits of owners: how many of an owner's tasks may be queued or running at once. Dispatch keeps them; accept does not refuse.
+"""Limits of owners: how many of an owner's tasks may be queued or running at once.
 
-From the command line: `python -m fluoro_jobs.ledger.limits OWNER MAX_TASKS`, with FLUORO_DATABASE_URL set; `none` takes the limit away.
+Dispatch keeps them; accept does not refuse.
+
+From the command line: `python -m fluoro_jobs.ledger.limits OWNER MAX_TASKS`, with
+FLUORO_DATABASE_URL set; `none` takes the limit away.
 """
 
 import os

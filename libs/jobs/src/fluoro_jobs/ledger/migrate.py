@@ -42,8 +42,12 @@ def migrate(database_url: str) -> None:
 if __name__ == "__main__":
     url = os.environ.get("FLUORO_DATABASE_URL")
     if not url:
-        sys.exit("FLUORO_DATABASE_URL is not set; it names the ledger, postgresql://user@host/database say.")
+        sys.exit(
+            "FLUORO_DATABASE_URL is not set; it names the ledger, postgresql://user@host/database say."
+        )
     try:
         migrate(url)
     except OperationalError:
-        sys.exit("PostgreSQL cannot be reached, or has no such database or user: look at FLUORO_DATABASE_URL.")
+        sys.exit(
+            "PostgreSQL cannot be reached, or has no such database or user: look at FLUORO_DATABASE_URL."
+        )

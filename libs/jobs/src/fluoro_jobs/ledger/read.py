@@ -48,19 +48,20 @@ SELECT s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts, s.ini
   (SELECT max(t.input_count) FROM tasks t WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.fans_out)
 FROM steps s WHERE s.job_id = %s ORDER BY s.ordinal
 """
-_TASKS: Final = (
-    "SELECT id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = %s ORDER BY step, shard"
-)
+_TASKS: Final = "SELECT id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = %s ORDER BY step, shard"
 _ATTEMPTS: Final = """
 SELECT a.task_id, a.number, a.worker, a.start_time, a.end_time, a.outcome, a.reason, a.message
 FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE t.job_id = %s ORDER BY a.task_id, a.number
 """
-_ITEMS: Final = "SELECT step, input, state, reason, message FROM items WHERE job_id = %s ORDER BY step, input"
+_ITEMS: Final = (
+    "SELECT step, input, state, reason, message FROM items WHERE job_id = %s ORDER BY step, input"
+)
 _ARTIFACTS: Final = """
 SELECT a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
 FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = %s ORDER BY a.step, a.name
 """
-# A job may have 10,000 inputs, and a page 1000 jobs: it ends with the one that takes it over PAGE_CHARACTERS.
+# A job may have 10,000 inputs, and a page 1000 jobs: it ends with the one that takes it over
+# PAGE_CHARACTERS.
 _LIST: Final = f"""
 SELECT {_JOB_COLUMNS}, found FROM (
   SELECT *, count(*) OVER () AS found, sum(characters) OVER (ORDER BY id DESC) - characters AS before FROM (
@@ -73,7 +74,8 @@ SELECT {_JOB_COLUMNS}, found FROM (
 """
 _HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
 _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
-# The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather sort all of them than follow the index.
+# The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather
+# sort all of them than follow the index.
 _EVENTS: Final = """
 SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts,
   (SELECT s.name FROM steps s WHERE s.job_id = e.job_id AND s.ordinal = e.step)
@@ -86,18 +88,28 @@ LIMIT %s::int8
 
 def job_not_found(job_id: UUID) -> FluoroError:
     """What a caller hears of a job that does not exist or is another's."""
-    return FluoroError(Reason.JOB_NOT_FOUND, f"jobs/{job_id} does not exist for this caller.", metadata={"job": f"jobs/{job_id}"})
+    return FluoroError(
+        Reason.JOB_NOT_FOUND,
+        f"jobs/{job_id} does not exist for this caller.",
+        metadata={"job": f"jobs/{job_id}"},
+    )
 
 
-def get_job(connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None) -> job_pb2.Job:
+def get_job(
+    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+) -> job_pb2.Job:
     """The whole job as of one moment. FluoroError JOB_NOT_FOUND if it is not the owner's.
 
-    into: an empty job to fill and return, part of an answer say: copying a large one takes as long as making it.
+    into: an empty job to fill and return, part of an answer say: copying a large one takes as long
+    as making it.
     """
     with connection.transaction(), connection.pipeline():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         head = connection.execute(_JOB, (job_id, owner))
-        parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)]
+        parts = [
+            connection.execute(query, (job_id,))
+            for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
+        ]
         row = head.fetchone()
     if row is None:
         raise job_not_found(job_id)
@@ -117,7 +129,9 @@ def _fill(job: job_pb2.Job, row: TupleRow, parts: Sequence[Cursor[TupleRow]]) ->
     for attempt in attempts:
         attempts_of[attempt[0]].append(_attempt(attempt))
     for task_id, ordinal, shard, queue, state, run_after, first_input, input_count in tasks:
-        task = by_ordinal[ordinal].tasks.add(shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}"))
+        task = by_ordinal[ordinal].tasks.add(
+            shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}")
+        )
         task.first_input, task.input_count = first_input, input_count
         _set_time(task.run_after_time, run_after)
         task.attempts.extend(attempts_of[task_id])
@@ -134,25 +148,43 @@ def _rows(cursor: Cursor[TupleRow]) -> Iterator[TupleRow]:
         yield from rows
 
 
-def list_jobs(connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest) -> job_service_pb2.ListJobsResponse:
-    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile. Jobs with many inputs make it shorter."""
+def list_jobs(
+    connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest
+) -> job_service_pb2.ListJobsResponse:
+    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile.
+
+    Jobs with many inputs make it shorter.
+    """
     if request.page_size < 0:
-        raise FluoroError(Reason.INVALID_ARGUMENT, "page_size is negative.", [FieldViolation("page_size", "Must not be negative.")])
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT,
+            "page_size is negative.",
+            [FieldViolation("page_size", "Must not be negative.")],
+        )
     limit = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
     parameters = {
         "owner": owner,
         "before": _read_token(request),
-        "states": [job_pb2.Job.State.Name(state).removeprefix("STATE_") for state in request.states],
+        "states": [
+            job_pb2.Job.State.Name(state).removeprefix("STATE_") for state in request.states
+        ],
         "labels": Jsonb(dict(request.labels)),
         "limit": limit + 1,
     }
     rows = list(_rows(connection.execute(_LIST, parameters)))[:limit]
     token = _write_token(request, rows[-1][0]) if rows and rows[0][-1] > len(rows) else ""
-    return job_service_pb2.ListJobsResponse(jobs=(_job(row[:-1]) for row in rows), next_page_token=token)
+    return job_service_pb2.ListJobsResponse(
+        jobs=(_job(row[:-1]) for row in rows), next_page_token=token
+    )
 
 
-def job_head(connection: LedgerConnection, owner: str, job_id: UUID) -> tuple[int, job_pb2.Job.State.ValueType]:
-    """Newest sequence and state of a job, whatever its size. FluoroError JOB_NOT_FOUND if it is not the owner's."""
+def job_head(
+    connection: LedgerConnection, owner: str, job_id: UUID
+) -> tuple[int, job_pb2.Job.State.ValueType]:
+    """Newest sequence and state of a job, whatever its size.
+
+    FluoroError JOB_NOT_FOUND if it is not the owner's.
+    """
     row = connection.execute(_HEAD, (job_id, owner)).fetchone()
     if row is None:
         raise job_not_found(job_id)
@@ -161,7 +193,9 @@ def job_head(connection: LedgerConnection, owner: str, job_id: UUID) -> tuple[in
 
 def ended(connection: LedgerConnection, jobs: Collection[UUID]) -> set[UUID]:
     """Those of the jobs that are terminal."""
-    rows = connection.execute(_ENDED, (list(jobs), [state for state in JobState if not is_terminal(state)])).fetchall()
+    rows = connection.execute(
+        _ENDED, (list(jobs), [state for state in JobState if not is_terminal(state)])
+    ).fetchall()
     return {job_id for (job_id,) in rows}
 
 
@@ -173,13 +207,25 @@ def events_after(
     each: int | None = None,
     limit: int | None = None,
 ) -> list[event_pb2.Event]:
-    """Events newer than the given sequence of each job, job by job and by sequence. One query, however many jobs.
+    """Events newer than the given sequence of each job, job by job and by sequence.
 
-    upto: newest sequence wanted of each job. each, limit: most events of one job, and of all together. It costs what it returns.
+    One query, however many jobs.
+
+    upto: newest sequence wanted of each job. each, limit: most events of one job, and of all
+    together. It costs what it returns.
     """
     each = limit if each is None else each
     newest = [MAX_SEQUENCE] * len(after) if upto is None else [upto[job] for job in after]
-    return list(map(_event, _rows(connection.execute(_EVENTS, (list(after), list(after.values()), newest, each, limit)))))
+    return list(
+        map(
+            _event,
+            _rows(
+                connection.execute(
+                    _EVENTS, (list(after), list(after.values()), newest, each, limit)
+                )
+            ),
+        )
+    )
 
 
 # --- upstream: what a step sees of those before it; see attempts.py ---
@@ -194,7 +240,13 @@ def upstream_of(
         parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _ITEMS, _ARTIFACTS)]
         steps, items, artifacts = (part.fetchall() for part in parts)
     return [
-        (s[1], s[2], s[13], [_item(i[1:]) for i in items if i[0] == s[0]], [_artifact(a[1:]) for a in artifacts if a[0] == s[0]])
+        (
+            s[1],
+            s[2],
+            s[13],
+            [_item(i[1:]) for i in items if i[0] == s[0]],
+            [_artifact(a[1:]) for a in artifacts if a[0] == s[0]],
+        )
         for s in steps
         if s[0] in wanted and s[13] is not None
     ]
@@ -229,9 +281,27 @@ def _job(row: TupleRow) -> job_pb2.Job:
 
 
 def _step(row: TupleRow, names: list[str]) -> job_pb2.Step:
-    _, name, field, request, after, max_attempts, *seconds, requires_all, state, reason, message, result, inputs_per_task = row
+    (
+        _,
+        name,
+        field,
+        request,
+        after,
+        max_attempts,
+        *seconds,
+        requires_all,
+        state,
+        reason,
+        message,
+        result,
+        inputs_per_task,
+    ) = row
     step = job_pb2.Step(
-        name=name, after=[names[i] for i in after], state=job_pb2.Step.State.Value(f"STATE_{state}"), reason=reason, message=message
+        name=name,
+        after=[names[i] for i in after],
+        state=job_pb2.Step.State.Value(f"STATE_{state}"),
+        reason=reason,
+        message=message,
     )
     operation = BY_FIELD.get(field)
     if operation is not None:  # a newer gateway accepted it; this one cannot show what it does
@@ -241,11 +311,19 @@ def _step(row: TupleRow, names: list[str]) -> job_pb2.Step:
             getattr(step, f"{field}_result").SetInParent()
             getattr(step, f"{field}_result").ParseFromString(result)
     step.retry_policy.max_attempts = max_attempts
-    durations = (step.retry_policy.initial_backoff, step.retry_policy.max_backoff, step.attempt_timeout)
+    durations = (
+        step.retry_policy.initial_backoff,
+        step.retry_policy.max_backoff,
+        step.attempt_timeout,
+    )
     for duration, value in zip(durations, seconds, strict=True):
         duration.FromMilliseconds(round(value * 1000))
     step.max_inputs_per_task = inputs_per_task or 0
-    step.item_failure_policy = job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP if requires_all else job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW
+    step.item_failure_policy = (
+        job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP
+        if requires_all
+        else job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW
+    )
     return step
 
 
@@ -266,7 +344,13 @@ def _item(row: Any) -> job_pb2.Item:
 def _artifact(row: Any) -> job_pb2.Artifact:
     name, role, media_type, number, blob_id, size_bytes, sha256 = row
     return job_pb2.Artifact(
-        name=name, role=role, media_type=media_type, input=number, blob=f"blobs/{blob_id}", size_bytes=size_bytes, sha256=sha256
+        name=name,
+        role=role,
+        media_type=media_type,
+        input=number,
+        blob=f"blobs/{blob_id}",
+        size_bytes=size_bytes,
+        sha256=sha256,
     )
 
 
@@ -285,10 +369,18 @@ def _event(row: TupleRow) -> event_pb2.Event:
     else:
         change = event.task_changed
         event.task_changed.state = job_pb2.Task.State.Value(f"STATE_{state}")
-        event.task_changed.step, event.task_changed.shard, event.task_changed.attempt = name, shard, attempt
+        event.task_changed.step, event.task_changed.shard, event.task_changed.attempt = (
+            name,
+            shard,
+            attempt,
+        )
         if counts:
             total, succeeded, skipped, failed = counts
-            event.task_changed.items.CopyFrom(event_pb2.ItemCounts(total=total, succeeded=succeeded, skipped=skipped, failed=failed))
+            event.task_changed.items.CopyFrom(
+                event_pb2.ItemCounts(
+                    total=total, succeeded=succeeded, skipped=skipped, failed=failed
+                )
+            )
     change.reason, change.message = reason, message
     return event
 
@@ -309,10 +401,22 @@ def _read_token(request: job_service_pb2.ListJobsRequest) -> UUID | None:
     if not request.page_token:
         return None
     try:
-        last, digest = base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode()).decode().split("/")
+        last, digest = (
+            base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode())
+            .decode()
+            .split("/")
+        )
         if digest == _filter_digest(request):
             return UUID(last)
     except ValueError:
         digest = ""
-    text = "Must be the next_page_token of a call with the same filter." if digest else "Must be a next_page_token."
-    raise FluoroError(Reason.INVALID_ARGUMENT, "The page_token does not fit.", [FieldViolation("page_token", text)])
+    text = (
+        "Must be the next_page_token of a call with the same filter."
+        if digest
+        else "Must be a next_page_token."
+    )
+    raise FluoroError(
+        Reason.INVALID_ARGUMENT,
+        "The page_token does not fit.",
+        [FieldViolation("page_token", text)],
+    )

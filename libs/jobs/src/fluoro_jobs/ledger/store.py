@@ -1,9 +1,10 @@
 """Reads a job's graph and makes what was done to it durable: one statement each, no lock held in between.
 
-`jobs.last_sequence` is the version. Every transition emits at least one event, so it bumps the version, and every write says
-`WHERE last_sequence = what I read`: a writer that acted on an old picture writes nothing and reads again. That one guard is
-what fences late attempts off (I2), writes terminal states once (I3) and keeps the event sequence free of gaps (I5).
-Dispatch alone moves tasks READY → QUEUED without it; nothing decided here depends on which of the two a task is in.
+`jobs.last_sequence` is the version. Every transition emits at least one event, so it bumps the
+version, and every write says `WHERE last_sequence = what I read`: a writer that acted on an old
+picture writes nothing and reads again. That one guard is what fences late attempts off (I2), writes
+terminal states once (I3) and keeps the event sequence free of gaps (I5). Dispatch alone moves tasks
+READY → QUEUED without it; nothing decided here depends on which of the two a task is in.
 """
 
 import json
@@ -40,8 +41,8 @@ def load(connection: LedgerConnection, job: UUID) -> JobGraph | None:
 def lock(connection: LedgerConnection, job: UUID) -> None:
     """Holds the job's row until the transaction ends; a process that stops meanwhile loses both after a few seconds (connection.py).
 
-    A statement of its own: one that waits for the lock and reads in one go sees the row as it is after the wait, but its steps and tasks
-    as they were before.
+    A statement of its own: one that waits for the lock and reads in one go sees the row as it is
+    after the wait, but its steps and tasks as they were before.
     """
     connection.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (job,))
 
@@ -69,10 +70,15 @@ def _task(columns: list[Any]) -> Task:
     return Task(*columns)
 
 
-def transition(connection: LedgerConnection, job: UUID, act: Callable[[JobGraph], Answer]) -> Answer | None:
-    """Reads the job, lets `act` do something to it, makes that durable. None if there is no such job.
+def transition(
+    connection: LedgerConnection, job: UUID, act: Callable[[JobGraph], Answer]
+) -> Answer | None:
+    """Reads the job, lets `act` do something to it, makes that durable.
 
-    When somebody else was faster `act` runs again on a fresh read, this time with the job's row locked.
+    None if there is no such job.
+
+    When somebody else was faster `act` runs again on a fresh read, this time with the job's row
+    locked.
     """
     graph = load(connection, job)
     if graph is None:
@@ -97,7 +103,10 @@ def count_end(state: JobState | None) -> None:
 
 
 def save(connection: LedgerConnection, graph: JobGraph) -> bool:
-    """Makes the graph's notes durable and clears them. False, and nothing written, if the job has moved on since it was read."""
+    """Makes the graph's notes durable and clears them.
+
+    False, and nothing written, if the job has moved on since it was read.
+    """
     if not graph.changes:
         return True
     parts = _parts(graph)
@@ -128,13 +137,26 @@ def _parts(graph: JobGraph) -> dict[str, list[dict[str, Any]]]:
         "tasks": [_task_row(graph.tasks[task]) for task in graph.changed_tasks],
         "redone": [{"step": t.step, "shard": t.shard} for t in graph.redone],
         "ends": [
-            {"task_id": str(e.task), "number": e.number, "outcome": e.outcome, "reason": e.reason, "message": e.message}
+            {
+                "task_id": str(e.task),
+                "number": e.number,
+                "outcome": e.outcome,
+                "reason": e.reason,
+                "message": e.message,
+            }
             for e in graph.ended_attempts
         ],
-        "events": [_event_row(graph.version + n, change) for n, change in enumerate(graph.changes, 1)],
+        "events": [
+            _event_row(graph.version + n, change) for n, change in enumerate(graph.changes, 1)
+        ],
         "items": [_item_row(task, item) for task, result in graph.results for item in result.items],
         "blobs": [
-            {"id": a.blob.removeprefix("blobs/"), "size_bytes": a.size_bytes, "sha256": a.sha256.hex(), "media_type": a.media_type}
+            {
+                "id": a.blob.removeprefix("blobs/"),
+                "size_bytes": a.size_bytes,
+                "sha256": a.sha256.hex(),
+                "media_type": a.media_type,
+            }
             for _, a in outputs
         ],
         "artifacts": [_artifact_row(task, artifact) for task, artifact in outputs],
@@ -143,7 +165,12 @@ def _parts(graph: JobGraph) -> dict[str, list[dict[str, Any]]]:
 
 
 def _step_row(step: Step) -> dict[str, Any]:
-    return {"ordinal": step.ordinal, "state": step.state, "reason": step.reason, "message": step.message}
+    return {
+        "ordinal": step.ordinal,
+        "state": step.state,
+        "reason": step.reason,
+        "message": step.message,
+    }
 
 
 def _task_row(task: Task) -> dict[str, Any]:
@@ -196,7 +223,10 @@ def _artifact_row(task: Task, artifact: job_pb2.Artifact) -> dict[str, Any]:
 
 @cache
 def _statement(parts: tuple[str, ...]) -> str:
-    """The job's update and one data-modifying CTE per part. Cached text, so that psycopg prepares each combination once."""
+    """The job's update and one data-modifying CTE per part.
+
+    Cached text, so that psycopg prepares each combination once.
+    """
     return f"WITH {_JOB}{''.join(f', {name}_ AS ({_PARTS[name]})' for name in parts)} SELECT 1 FROM job"
 
 
@@ -212,7 +242,8 @@ _PARTS: Final[dict[str, str]] = {
   UPDATE steps s SET state = u.state, reason = u.reason, message = u.message
   FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text)
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
-    # A result once there stays, until a retry takes it back together with the counts. A job retried before its schedule_time waits for it.
+    # A result once there stays, until a retry takes it back together with the counts. A job retried
+    # before its schedule_time waits for it.
     "tasks": """
   UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned,
     run_after = greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time), queued_time = NULL, item_counts = u.item_counts,

@@ -43,7 +43,17 @@ _BLOB_LENGTHS: Final = range(32, 46)
 """Characters of the UUID in a blob's name, in any of its spellings."""
 _REQUEST_ID: Final = re.compile(r"[!-~]{0,128}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-OUTPUT_ONLY_JOB: Final = ("name", "state", "owner", "reason", "message", "create_time", "start_time", "end_time", "last_sequence")
+OUTPUT_ONLY_JOB: Final = (
+    "name",
+    "state",
+    "owner",
+    "reason",
+    "message",
+    "create_time",
+    "start_time",
+    "end_time",
+    "last_sequence",
+)
 OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
 
 DEFAULT_MAX_ATTEMPTS: Final = 3
@@ -88,7 +98,10 @@ class Submission:
     def row_bytes(self) -> int:
         """About what its rows weigh as JSON."""
         labels = sum(len(key) + len(value) for key, value in self.labels.items())
-        steps = sum(400 + 2 * len(step.request) + 4 * len(step.after) + 250 * len(step.tasks) for step in self.steps)
+        steps = sum(
+            400 + 2 * len(step.request) + 4 * len(step.after) + 250 * len(step.tasks)
+            for step in self.steps
+        )
         return 400 + 40 * len(self.inputs) + labels + steps
 
     def as_job(self) -> job_pb2.Job:
@@ -127,20 +140,28 @@ class _Violations:
         if self._told:
             first = self._told[0]
             text = f"{self._count} bad field(s): {first.field}: {first.description}"
-            raise FluoroError(Reason.INVALID_ARGUMENT, text, self._told, more_violations=self._count - len(self._told))
+            raise FluoroError(
+                Reason.INVALID_ARGUMENT,
+                text,
+                self._told,
+                more_violations=self._count - len(self._told),
+            )
 
 
 def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submission:
     """The request as rows. Takes it over: clears what is output only.
 
-    FluoroError with the bad fields named, the first 20 of them, or with the reason JOB_EMPTY, STEP_UNKNOWN or STEP_GRAPH_CYCLE.
-    Numbers are checked before anything is made of what they count.
+    FluoroError with the bad fields named, the first 20 of them, or with the reason JOB_EMPTY,
+    STEP_UNKNOWN or STEP_GRAPH_CYCLE. Numbers are checked before anything is made of what they
+    count.
     """
     job = request.job
     if not job.steps or not job.inputs:
         what = "steps" if not job.steps else "inputs"
         violation = FieldViolation(f"job.{what}", "Add at least one.")
-        raise FluoroError(Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation])
+        raise FluoroError(
+            Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation]
+        )
     violations = _Violations()
     _check_numbers(job, violations)
     violations.check()
@@ -150,10 +171,17 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         _check_step(step, f"job.steps[{i}]", violations)
     violations.check()
     if sum(_task_count(step, len(inputs)) for step in job.steps) > MAX_TASKS:
-        violation = FieldViolation("job.steps", f"At most {MAX_TASKS} tasks in all: raise max_inputs_per_task.")
-        raise FluoroError(Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation])
+        violation = FieldViolation(
+            "job.steps", f"At most {MAX_TASKS} tasks in all: raise max_inputs_per_task."
+        )
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation]
+        )
     ordinals = _ordinals(job)
-    steps = [_new_step(i, step, [ordinals[name] for name in step.after], len(inputs)) for i, step in enumerate(job.steps)]
+    steps = [
+        _new_step(i, step, [ordinals[name] for name in step.after], len(inputs))
+        for i, step in enumerate(job.steps)
+    ]
     return Submission(
         id=new_id(),
         owner=owner,
@@ -170,7 +198,11 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
 
 def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
     """How many there are of everything that is repeated."""
-    counts = (("steps", job.steps, MAX_STEPS), ("inputs", job.inputs, MAX_INPUTS), ("labels", job.labels, MAX_LABELS))
+    counts = (
+        ("steps", job.steps, MAX_STEPS),
+        ("inputs", job.inputs, MAX_INPUTS),
+        ("labels", job.labels, MAX_LABELS),
+    )
     for name, values, limit in counts:
         if len(values) > limit:
             violations.add(f"job.{name}", f"At most {limit} {name}; this job has {len(values)}.")
@@ -180,7 +212,9 @@ def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
         if len(step.after) > MAX_STEPS:
             violations.add(f"job.steps[{i}].after", f"At most {MAX_STEPS} steps.")
         if len(step.export_report.formats) > MAX_FORMATS:
-            violations.add(f"job.steps[{i}].export_report.formats", f"At most {MAX_FORMATS} formats.")
+            violations.add(
+                f"job.steps[{i}].export_report.formats", f"At most {MAX_FORMATS} formats."
+            )
 
 
 def _task_count(step: job_pb2.Step, inputs: int) -> int:
@@ -198,7 +232,9 @@ def _blob_id(name: str, field: str, violations: _Violations) -> UUID | None:
             return UUID(text)
     except ValueError:
         prefix = ""
-    violations.add(field, "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it.")
+    violations.add(
+        field, "Must be the resource name of a blob, blobs/{uuid}, as UploadBlob returns it."
+    )
     return None
 
 
@@ -209,10 +245,18 @@ def _check_job(request: job_service_pb2.SubmitJobRequest, violations: _Violation
     rules = (
         (0 <= job.priority <= MAX_PRIORITY, "job.priority", f"Must be 0 to {MAX_PRIORITY}."),
         (short, "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
-        (not short or not any(map(_CONTROL.search, texts)), "job.labels", "Keys and values hold no control characters."),
+        (
+            not short or not any(map(_CONTROL.search, texts)),
+            "job.labels",
+            "Keys and values hold no control characters.",
+        ),
         (is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
         (is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
-        (_REQUEST_ID.fullmatch(request.request_id), "request_id", "At most 128 printable ASCII characters, without spaces; a UUID, say."),
+        (
+            _REQUEST_ID.fullmatch(request.request_id),
+            "request_id",
+            "At most 128 printable ASCII characters, without spaces; a UUID, say.",
+        ),
     )
     for ok, field, text in rules:
         if not ok:
@@ -221,33 +265,82 @@ def _check_job(request: job_service_pb2.SubmitJobRequest, violations: _Violation
 
 def _check_step(step: job_pb2.Step, path: str, violations: _Violations) -> None:
     policy = step.retry_policy
-    first, ceiling, timeout = map(seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout))
+    first, ceiling, timeout = map(
+        seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout)
+    )
     formats = step.export_report.formats
     rules = (
-        (_STEP_NAME.fullmatch(step.name), "name", "Lower case letters, digits and hyphens, at most 63, starting with a letter."),
-        (step.WhichOneof("operation"), "operation", f"Set one of {', '.join(operations.BY_FIELD)}."),
-        (0 <= policy.max_attempts <= MAX_ATTEMPTS, "retry_policy.max_attempts", f"Must be 1 to {MAX_ATTEMPTS}."),
+        (
+            _STEP_NAME.fullmatch(step.name),
+            "name",
+            "Lower case letters, digits and hyphens, at most 63, starting with a letter.",
+        ),
+        (
+            step.WhichOneof("operation"),
+            "operation",
+            f"Set one of {', '.join(operations.BY_FIELD)}.",
+        ),
+        (
+            0 <= policy.max_attempts <= MAX_ATTEMPTS,
+            "retry_policy.max_attempts",
+            f"Must be 1 to {MAX_ATTEMPTS}.",
+        ),
         (0 <= first <= MAX_BACKOFF_SECONDS, "retry_policy.initial_backoff", "Must be 0 to 1 day."),
         (0 <= ceiling <= MAX_BACKOFF_SECONDS, "retry_policy.max_backoff", "Must be 0 to 1 day."),
         (0 <= timeout <= MAX_TIMEOUT_SECONDS, "attempt_timeout", "Must be 0 to 6 h."),
-        (0 <= step.max_inputs_per_task <= MAX_INPUTS, "max_inputs_per_task", f"Must be 0 to {MAX_INPUTS}."),
         (
-            not step.max_inputs_per_task or (operation := operations.of_step(step)) is None or operation.fans_out,
+            0 <= step.max_inputs_per_task <= MAX_INPUTS,
+            "max_inputs_per_task",
+            f"Must be 0 to {MAX_INPUTS}.",
+        ),
+        (
+            not step.max_inputs_per_task
+            or (operation := operations.of_step(step)) is None
+            or operation.fans_out,
             "max_inputs_per_task",
             "This operation makes one document of all inputs and does not fan out; leave it 0.",
         ),
-        (step.item_failure_policy in job_pb2.Step.ItemFailurePolicy.values(), "item_failure_policy", "Unknown policy."),
-        (not step.HasField("analyze_images") or step.analyze_images.model, "analyze_images.model", "Name a model, ct-tissue say."),
         (
-            not step.render_dicom.HasField("window") or 1 <= step.render_dicom.window.width < math.inf,
+            step.item_failure_policy in job_pb2.Step.ItemFailurePolicy.values(),
+            "item_failure_policy",
+            "Unknown policy.",
+        ),
+        (
+            not step.HasField("analyze_images") or step.analyze_images.model,
+            "analyze_images.model",
+            "Name a model, ct-tissue say.",
+        ),
+        (
+            not step.render_dicom.HasField("window")
+            or 1 <= step.render_dicom.window.width < math.inf,
             "render_dicom.window.width",
             "Must be at least 1 (PS3.3 C.11.2.1.2).",
         ),
-        (math.isfinite(step.render_dicom.window.center), "render_dicom.window.center", "Must be a number."),
-        (export_pb2.ExportReport.FORMAT_UNSPECIFIED not in formats, "export_report.formats", "FORMAT_UNSPECIFIED is not a format."),
-        (all(f in export_pb2.ExportReport.Format.values() for f in formats), "export_report.formats", "Unknown format."),
-        (_is_text(step.export_report.title), "export_report.title", f"At most {MAX_TEXT} characters, none of them control characters."),
-        (_is_text(step.analyze_images.model), "analyze_images.model", f"At most {MAX_TEXT} characters, none of them control characters."),
+        (
+            math.isfinite(step.render_dicom.window.center),
+            "render_dicom.window.center",
+            "Must be a number.",
+        ),
+        (
+            export_pb2.ExportReport.FORMAT_UNSPECIFIED not in formats,
+            "export_report.formats",
+            "FORMAT_UNSPECIFIED is not a format.",
+        ),
+        (
+            all(f in export_pb2.ExportReport.Format.values() for f in formats),
+            "export_report.formats",
+            "Unknown format.",
+        ),
+        (
+            _is_text(step.export_report.title),
+            "export_report.title",
+            f"At most {MAX_TEXT} characters, none of them control characters.",
+        ),
+        (
+            _is_text(step.analyze_images.model),
+            "analyze_images.model",
+            f"At most {MAX_TEXT} characters, none of them control characters.",
+        ),
     )
     for ok, field, text in rules:
         if not ok:
@@ -264,13 +357,21 @@ def _ordinals(job: job_pb2.Job) -> dict[str, int]:
     for i, step in enumerate(job.steps):
         if step.name in ordinals:
             violation = FieldViolation(f"job.steps[{i}].name", "Step names are unique in a job.")
-            raise FluoroError(Reason.INVALID_ARGUMENT, f"Two steps are named {step.name}.", [violation])
+            raise FluoroError(
+                Reason.INVALID_ARGUMENT, f"Two steps are named {step.name}.", [violation]
+            )
         ordinals[step.name] = i
     for i, step in enumerate(job.steps):
         for k, name in enumerate(step.after):
             if name not in ordinals:
-                violation = FieldViolation(f"job.steps[{i}].after[{k}]", f"Must be one of {_some(list(ordinals))}.")
-                raise FluoroError(Reason.STEP_UNKNOWN, f"Step {step.name} comes after a step that is not in the job.", [violation])
+                violation = FieldViolation(
+                    f"job.steps[{i}].after[{k}]", f"Must be one of {_some(list(ordinals))}."
+                )
+                raise FluoroError(
+                    Reason.STEP_UNKNOWN,
+                    f"Step {step.name} comes after a step that is not in the job.",
+                    [violation],
+                )
     if all(ordinals[name] < i for i, step in enumerate(job.steps) for name in step.after):
         return ordinals  # steps in the order they run in, as most write them, hold no circle
     try:
@@ -278,8 +379,12 @@ def _ordinals(job: job_pb2.Job) -> dict[str, int]:
     except CycleError as error:
         circle = error.args[1]
         drawn = _some(circle, " -> ")
-        violation = FieldViolation(f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {drawn}.")
-        raise FluoroError(Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {drawn}.", [violation]) from None
+        violation = FieldViolation(
+            f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {drawn}."
+        )
+        raise FluoroError(
+            Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {drawn}.", [violation]
+        ) from None
     return ordinals
 
 
@@ -294,8 +399,12 @@ def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -
     assert operation is not None
     request = getattr(step, operation.field).SerializeToString()
     if len(request) > MAX_OPERATION_BYTES:
-        violation = FieldViolation(f"job.steps[{ordinal}].{operation.field}", f"At most {MAX_OPERATION_BYTES} bytes.")
-        raise FluoroError(Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation])
+        violation = FieldViolation(
+            f"job.steps[{ordinal}].{operation.field}", f"At most {MAX_OPERATION_BYTES} bytes."
+        )
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation]
+        )
     policy = step.retry_policy
     size = step.max_inputs_per_task or inputs
     return NewStep(

@@ -1,4 +1,7 @@
-"""Does the same to many jobs, one after the other. A job that it cannot be done to keeps no other from its turn."""
+"""Does the same to many jobs, one after the other.
+
+A job that it cannot be done to keeps no other from its turn.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +28,10 @@ MAX_FAILED: Final = 100_000
 
 
 class Backoff:
-    """Jobs that an action failed for, and when it is tried again. In memory: another process finds out by itself."""
+    """Jobs that an action failed for, and when it is tried again.
+
+    In memory: another process finds out by itself.
+    """
 
     def __init__(self, action: str) -> None:
         """action: as in the label of `fluoro_sweep_failures_total`."""
@@ -49,7 +55,13 @@ class Backoff:
         if len(self._failed) > MAX_FAILED:
             del self._failed[next(iter(self._failed))]
         kind = error.reason if isinstance(error, FluoroError) else type(error).__qualname__
-        log.error("job_not_swept", action=self._action, job=f"jobs/{job}", error=kind, again_in_seconds=pause)
+        log.error(
+            "job_not_swept",
+            action=self._action,
+            job=f"jobs/{job}",
+            error=kind,
+            again_in_seconds=pause,
+        )
 
     def forget(self, job: UUID) -> None:
         """It worked."""
@@ -57,12 +69,19 @@ class Backoff:
 
 
 def one_by_one(
-    connection: LedgerConnection, due: str, act: Callable[..., object], backoff: Backoff, seconds: float = ROUND_SECONDS
+    connection: LedgerConnection,
+    due: str,
+    act: Callable[..., object],
+    backoff: Backoff,
+    seconds: float = ROUND_SECONDS,
 ) -> Iterator[UUID]:
-    """`act(job, id, …)` for each row of `due`; the jobs for which it is truthy, as it goes. Raises for an outage of the ledger alone.
+    """`act(job, id, …)` for each row of `due`; the jobs for which it is truthy, as it goes.
 
-    due: a query of time, id, job and what else `act` takes, ordered by the first two and after %(time)s and %(id)s; %(limit)s rows.
-    Jobs that failed come after all others, so that however many fall due first, the good ones get their turn.
+    Raises for an outage of the ledger alone.
+
+    due: a query of time, id, job and what else `act` takes, ordered by the first two and after
+    %(time)s and %(id)s; %(limit)s rows. Jobs that failed come after all others, so that however
+    many fall due first, the good ones get their turn.
     """
     until = None  # reckoned from the first: getting past those that failed may take long, and must not be all that a round does
     for _, row_id, job, *rest in _unknown_first(_rows(connection, due), backoff):
@@ -94,12 +113,16 @@ def _unknown_first(rows: Iterator[TupleRow], backoff: Backoff) -> Iterator[Tuple
     yield from again
 
 
-def _done(act: Callable[..., object], job: UUID, row_id: UUID, rest: list[Any], backoff: Backoff) -> object:
+def _done(
+    act: Callable[..., object], job: UUID, row_id: UUID, rest: list[Any], backoff: Backoff
+) -> object:
     try:
         done = act(job, row_id, *rest)
     except Exception as error:
         reason = error.reason if isinstance(error, FluoroError) else reason_of(error)
-        if reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY:  # busy may be this job's row alone
+        if (
+            reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY
+        ):  # busy may be this job's row alone
             raise
         backoff.failed(job, error)
         return None

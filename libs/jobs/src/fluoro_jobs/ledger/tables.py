@@ -1,4 +1,6 @@
-"""The ledger's schema, for migrations. Hot statements are SQL text beside the code that runs them; ADR 0002 says why.
+"""The ledger's schema, for migrations.
+
+Hot statements are SQL text beside the code that runs them; ADR 0002 says why.
 
 All times are PostgreSQL's clock. States are the names in `fluoro_jobs.states`.
 """
@@ -53,7 +55,9 @@ ischema_names["xid8"] = Xid8
 
 
 def _one_of(column: str, names: type[JobState | TaskState | Outcome]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(str(name)) for name in names)})", name=column)
+    return CheckConstraint(
+        f"{column} IN ({', '.join(repr(str(name)) for name in names)})", name=column
+    )
 
 
 def _text(name: str) -> Column[str]:
@@ -66,21 +70,34 @@ JOBS: Final = Table(
     Column("id", UUID, primary_key=True),
     Column("owner", Text, nullable=False),
     Column("request_id", Text, comment="chosen by the caller; null when none was"),
-    Column("request_sha256", BYTEA, comment="of the canonical request, to tell a repeat from a reuse"),
+    Column(
+        "request_sha256", BYTEA, comment="of the canonical request, to tell a repeat from a reuse"
+    ),
     Column("inputs", ARRAY(UUID), nullable=False),
     Column("labels", JSONB, nullable=False, server_default="{}"),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("state", Text, nullable=False),
     _text("reason"),
     _text("message"),
-    Column("last_sequence", BIGINT, nullable=False, comment="of events; also the version that every transition checks and bumps"),
+    Column(
+        "last_sequence",
+        BIGINT,
+        nullable=False,
+        comment="of events; also the version that every transition checks and bumps",
+    ),
     Column("create_time", TIME, nullable=False, server_default=sql("now()")),
     Column("schedule_time", TIME),
     Column("expire_time", TIME),
     Column("start_time", TIME),
     Column("end_time", TIME),
     _one_of("state", JobState),
-    Index("jobs_owner_request_id_key", "owner", "request_id", unique=True, postgresql_where=sql("request_id IS NOT NULL")),
+    Index(
+        "jobs_owner_request_id_key",
+        "owner",
+        "request_id",
+        unique=True,
+        postgresql_where=sql("request_id IS NOT NULL"),
+    ),
     Index(None, "owner", "id"),
     Index("jobs_expire_idx", "expire_time", postgresql_where=sql("end_time IS NULL")),
 )
@@ -91,7 +108,9 @@ STEPS: Final = Table(
     Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("ordinal", SmallInteger, primary_key=True),
     Column("name", Text, nullable=False),
-    Column("operation", Text, nullable=False, comment="field of the oneof fluoro.v1.Step.operation"),
+    Column(
+        "operation", Text, nullable=False, comment="field of the oneof fluoro.v1.Step.operation"
+    ),
     Column("request", BYTEA, nullable=False, comment="the operation message"),
     Column("after", ARRAY(SmallInteger), nullable=False, comment="ordinals"),
     Column("max_attempts", SmallInteger, nullable=False),
@@ -119,21 +138,63 @@ TASKS: Final = Table(
     Column("state", Text, nullable=False),
     Column("first_input", Integer, nullable=False, comment="number of its first input"),
     Column("input_count", Integer, nullable=False),
-    Column("attempt", SmallInteger, nullable=False, server_default="0", comment="claims so far; the fencing token"),
-    Column("allowed", SmallInteger, nullable=False, comment="claims it may have without a result; more after a retry"),
-    Column("item_counts", ARRAY(Integer), comment="total, succeeded, skipped, failed, once it has a result"),
-    Column("returned", SmallInteger, nullable=False, server_default="0", comment="claims that a store's fault ended, which cost nothing"),
-    Column("result", BYTEA, comment="the result message; a step's result is its tasks' results, joined in order of shard"),
+    Column(
+        "attempt",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="claims so far; the fencing token",
+    ),
+    Column(
+        "allowed",
+        SmallInteger,
+        nullable=False,
+        comment="claims it may have without a result; more after a retry",
+    ),
+    Column(
+        "item_counts",
+        ARRAY(Integer),
+        comment="total, succeeded, skipped, failed, once it has a result",
+    ),
+    Column(
+        "returned",
+        SmallInteger,
+        nullable=False,
+        server_default="0",
+        comment="claims that a store's fault ended, which cost nothing",
+    ),
+    Column(
+        "result",
+        BYTEA,
+        comment="the result message; a step's result is its tasks' results, joined in order of shard",
+    ),
     Column("run_after", TIME, nullable=False, server_default=sql("now()")),
-    Column("dispatch_order", TIME, nullable=False, comment="accept time less a minute per point of priority: ageing that needs no upkeep"),
+    Column(
+        "dispatch_order",
+        TIME,
+        nullable=False,
+        comment="accept time less a minute per point of priority: ageing that needs no upkeep",
+    ),
     Column("queued_time", TIME),
     Column("lease_expire_time", TIME),
     Column("worker_id", UUID),
     ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
     _one_of("state", TaskState),
     Index(None, "job_id", "step"),
-    Index("tasks_ready_idx", "queue", "owner", "dispatch_order", postgresql_where=sql("state = 'READY'")),
-    Index("tasks_in_flight_idx", "queue", "owner", "state", postgresql_where=sql("state IN ('QUEUED', 'RUNNING')")),
+    Index(
+        "tasks_ready_idx",
+        "queue",
+        "owner",
+        "dispatch_order",
+        postgresql_where=sql("state = 'READY'"),
+    ),
+    Index(
+        "tasks_in_flight_idx",
+        "queue",
+        "owner",
+        "state",
+        postgresql_where=sql("state IN ('QUEUED', 'RUNNING')"),
+    ),
     Index("tasks_lease_idx", "lease_expire_time", postgresql_where=sql("state = 'RUNNING'")),
 )
 
@@ -218,7 +279,12 @@ OWNER_LIMITS: Final = Table(
     "owner_limits",
     METADATA,
     Column("owner", Text, primary_key=True),
-    Column("max_tasks", Integer, nullable=False, comment="most tasks of the owner that are queued or running at once, over all queues"),
+    Column(
+        "max_tasks",
+        Integer,
+        nullable=False,
+        comment="most tasks of the owner that are queued or running at once, over all queues",
+    ),
     CheckConstraint("max_tasks >= 0", name="max_tasks"),
 )
 
@@ -230,7 +296,13 @@ WORKERS: Final = Table(
     Column("queue", Text, nullable=False),
     Column("slots", SmallInteger, nullable=False),
     Column("version", Text, nullable=False),
-    Column("task_seconds", Float, nullable=False, server_default="0", comment="how long one ran lately, on average"),
+    Column(
+        "task_seconds",
+        Float,
+        nullable=False,
+        server_default="0",
+        comment="how long one ran lately, on average",
+    ),
     Column("start_time", TIME, nullable=False, server_default=sql("now()")),
     Column("expire_time", TIME, nullable=False, comment="renewed by the heartbeat"),
     Index(None, "queue"),

@@ -25,11 +25,24 @@ class Attempt:
 
     def as_upstream(self, result: object) -> Upstream:
         """What the next step would see of this one."""
-        return Upstream(self.context.step, result, list(self.context.items.values()), list(self.context.artifacts.values()))  # type: ignore[arg-type]  # any Message
+        return Upstream(
+            self.context.step,
+            result,
+            list(self.context.items.values()),
+            list(self.context.artifacts.values()),
+        )  # type: ignore[arg-type]  # any Message
 
 
-def step_context(folder: Path, inputs: Sequence[bytes | Path] = (), upstream: Sequence[Upstream] = (), step: str = "step") -> Attempt:
-    """An attempt whose inputs hold these bytes. The same folder gives the same blob store, so that steps can be chained."""
+def step_context(
+    folder: Path,
+    inputs: Sequence[bytes | Path] = (),
+    upstream: Sequence[Upstream] = (),
+    step: str = "step",
+) -> Attempt:
+    """An attempt whose inputs hold these bytes.
+
+    The same folder gives the same blob store, so that steps can be chained.
+    """
     blobs = BlobStore.from_url(f"file://{folder / 'blobs'}")
     names = []
     for data in inputs:
@@ -46,6 +59,8 @@ def step_context(folder: Path, inputs: Sequence[bytes | Path] = (), upstream: Se
         folder=Scratch(folder),
         blobs=blobs,
         report=progress.append,
-        numbers=range(len(names) or MAX_INPUTS),  # a test of a later step may leave the job's inputs out
+        numbers=range(
+            len(names) or MAX_INPUTS
+        ),  # a test of a later step may leave the job's inputs out
     )
     return Attempt(context, progress)

@@ -33,7 +33,11 @@ from fluoro_jobs.wakeups import Publisher
 
 Value = TypeVar("Value")
 OWNER = "tester"
-TERMINAL = {job_pb2.Job.State.Value(f"STATE_{name}") for name in JobState if name not in {JobState.PENDING, JobState.RUNNING}}
+TERMINAL = {
+    job_pb2.Job.State.Value(f"STATE_{name}")
+    for name in JobState
+    if name not in {JobState.PENDING, JobState.RUNNING}
+}
 
 
 def until(probe: Callable[[], Value], seconds: float = 30, what: str = "the condition") -> Value:
@@ -72,11 +76,18 @@ class Rig:
         """Uploads; the resource name."""
         name = f"blobs/{new_id()}"
         self.blobs.put(name, data)
-        record = blob_service_pb2.Blob(name=name, size_bytes=len(data), sha256=hashlib.sha256(data).digest(), media_type="application/json")
+        record = blob_service_pb2.Blob(
+            name=name,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).digest(),
+            media_type="application/json",
+        )
         with self.connection() as connection:
             return blobs.add(connection, owner, record).name
 
-    def job_of(self, *commands: dict[str, Any], operation: str = "inspect_dicom", max_attempts: int = 3) -> job_pb2.Job:
+    def job_of(
+        self, *commands: dict[str, Any], operation: str = "inspect_dicom", max_attempts: int = 3
+    ) -> job_pb2.Job:
         """A job of one step for `fluoro_jobs.testing.worker`, with hardly any back-off."""
         job = job_pb2.Job(inputs=[self.blob(json.dumps(commands).encode())])
         step = job.steps.add(name="step")
@@ -89,7 +100,9 @@ class Rig:
 
     def submit(self, job: job_pb2.Job, *, owner: str = OWNER, request_id: str = "") -> UUID:
         """Accepts the job, as the gateway would, and dispatches. FluoroError if it is refused."""
-        submission = accept.validate(job_service_pb2.SubmitJobRequest(job=job, request_id=request_id), owner)
+        submission = accept.validate(
+            job_service_pb2.SubmitJobRequest(job=job, request_id=request_id), owner
+        )
         with self.ledger.connection() as connection:
             (answer,) = accept.accept(connection, [submission])
         if isinstance(answer, FluoroError):
@@ -124,7 +137,10 @@ class Rig:
         return found
 
     def start(self, *arguments: str, name: str = "", **settings: object) -> subprocess.Popen[bytes]:
-        """A service process, `python -m …`, stopped at the end of the test. settings: FLUORO_ variables by their names."""
+        """A service process, `python -m …`, stopped at the end of the test.
+
+        settings: FLUORO_ variables by their names.
+        """
         environment = os.environ | {
             "FLUORO_DATABASE_URL": self.database_url,
             "FLUORO_REDIS_URL": self.redis_url,
@@ -133,9 +149,15 @@ class Rig:
             "FLUORO_HTTP_PORT": "0",
             **{f"FLUORO_{key.upper()}": str(value) for key, value in settings.items()},
         }
-        with (self.folder / f"{name or arguments[0]}-{len(self.processes)}.log").open("wb") as output:
+        with (self.folder / f"{name or arguments[0]}-{len(self.processes)}.log").open(
+            "wb"
+        ) as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, "-m", *arguments],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.processes.append(process)
         return process
@@ -156,15 +178,20 @@ class Rig:
         until(ready, 30, f"a ready {module}")
         return process
 
-    def worker(self, queue: str = "dicom", pool: str = "prefork", **settings: object) -> subprocess.Popen[bytes]:
+    def worker(
+        self, queue: str = "dicom", pool: str = "prefork", **settings: object
+    ) -> subprocess.Popen[bytes]:
         """A testing worker, once the ledger lists it and its pool children are up."""
-        process = self.start("fluoro_jobs.testing.worker", queue, pool, name=f"worker-{queue}", **settings)
+        process = self.start(
+            "fluoro_jobs.testing.worker", queue, pool, name=f"worker-{queue}", **settings
+        )
 
         def listed() -> bool:
             assert process.poll() is None, self.logs()
             with self.connection() as connection:
                 row = connection.execute(
-                    "SELECT 1 FROM workers WHERE name LIKE %s AND expire_time > now()", (f"%:{process.pid}",)
+                    "SELECT 1 FROM workers WHERE name LIKE %s AND expire_time > now()",
+                    (f"%:{process.pid}",),
                 ).fetchone()
                 return row is not None
 
@@ -181,7 +208,10 @@ class Rig:
 
     def logs(self) -> str:
         """What the processes wrote, for a failing assertion."""
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"== {path.name}\n{path.read_text(errors='replace')[-4000:]}"
+            for path in sorted(self.folder.glob("*.log"))
+        )
 
     def close(self) -> None:
         """Ends every process this rig started, with its children."""

@@ -1,10 +1,11 @@
 """A worker for tests and benchmarks: its operations do what their first input says, in the real runtime.
 
-`python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of commands run in order; `[]` does nothing:
+`python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of
+commands run in order; `[]` does nothing:
 
-    {"do": "wait", "path": P}      until file P exists, looking at cancellation
-    {"do": "stay_once", "path": P, "until": Q}  until file Q exists, without looking at cancellation; unless file P exists; makes it first
-    {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
+    {"do": "wait", "path": P}      until file P exists, looking at cancellation {"do": "stay_once",
+    "path": P, "until": Q}  until file Q exists, without looking at cancellation; unless file P
+    exists; makes it first {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
     {"do": "touch", "path": P}     makes file P
     {"do": "die"}                  this process kills itself, every time
     {"do": "die_once", "path": P}  the same, unless file P exists; makes it first
@@ -100,7 +101,9 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
     "spin": _spin,
     "deafen": _deafen,
     "fail": _fail,
-    "progress": lambda command, context: context.progress(command["stage"], command["done"], command["total"]),
+    "progress": lambda command, context: context.progress(
+        command["stage"], command["done"], command["total"]
+    ),
     "artifact": lambda command, context: context.put(
         command["name"], "result", "text/plain", command["text"].encode() * command.get("times", 1)
     ),
@@ -108,7 +111,10 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
 
 
 def obey(context: StepContext) -> None:
-    """Runs the commands of the first input. An input without commands costs no look at the blob store."""
+    """Runs the commands of the first input.
+
+    An input without commands costs no look at the blob store.
+    """
     for command in json.loads(context.fetch(context.inputs[0]).read_bytes()):
         COMMANDS[command["do"]](command, context)
 
@@ -134,7 +140,9 @@ def analyze(_request: ml_pb2.AnalyzeImages, context: StepContext) -> ml_pb2.Anal
 
 
 @handles(export_pb2.ExportReport)
-def export(_request: export_pb2.ExportReport, context: StepContext) -> export_pb2.ExportReportResult:
+def export(
+    _request: export_pb2.ExportReport, context: StepContext
+) -> export_pb2.ExportReportResult:
     """Obeys."""
     obey(context)
     return export_pb2.ExportReportResult()
@@ -143,4 +151,10 @@ def export(_request: export_pb2.ExportReport, context: StepContext) -> export_pb
 HANDLERS: Final = (inspect, noop, analyze, export)
 
 if __name__ == "__main__":
-    run_worker("testing-worker", queue=sys.argv[1], pool=sys.argv[2], handlers="fluoro_jobs.testing.worker:HANDLERS", version="test")
+    run_worker(
+        "testing-worker",
+        queue=sys.argv[1],
+        pool=sys.argv[2],
+        handlers="fluoro_jobs.testing.worker:HANDLERS",
+        version="test",
+    )

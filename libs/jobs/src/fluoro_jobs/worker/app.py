@@ -39,8 +39,9 @@ log = structlog.get_logger(__name__)
 class Plan:
     """What a worker process is to be; picklable, so that spawned children get it.
 
-    handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the main process of a prefork pool does not.
-    warm_up: a function to call before the first task, `package.module:function`; "" for none.
+    handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the
+    main process of a prefork pool does not. warm_up: a function to call before the first task,
+    `package.module:function`; "" for none.
     pool: prefork (crash of a child costs one task) or threads (one process shares a device).
     """
 
@@ -53,7 +54,10 @@ class Plan:
 
 
 COLLECT_AFTER_OBJECTS: Final = 10_000
-"""New objects between two collections of garbage. Python's own 700 is less than what one task makes."""
+"""New objects between two collections of garbage.
+
+Python's own 700 is less than what one task makes.
+"""
 
 
 def calm_collector() -> None:
@@ -75,7 +79,10 @@ class WorkerApp(Celery):
     plan: Plan
     keeper: Keeper
     hub: Any = None
-    """Celery's event loop in the worker's main process. kombu's `get_event_loop` forgets it with the first connection that is lost."""
+    """Celery's event loop in the worker's main process.
+
+    kombu's `get_event_loop` forgets it with the first connection that is lost.
+    """
 
     def __reduce__(self) -> tuple[Callable[[Plan], "WorkerApp"], tuple[Plan]]:
         """Pickled as its plan."""
@@ -89,8 +96,13 @@ class WorkerApp(Celery):
     @cached_property
     def executor(self) -> Executor:
         """What runs attempts in this process; made on first use, so that each pool child has its own connections."""
-        settings, threads = self.plan.settings, self.plan.settings.slots if self.plan.pool == "threads" else 1
-        handlers: Mapping[str, Handler[Any, Any]] = {handler.operation.task_name: handler for handler in load(self.plan.handlers)}
+        settings, threads = (
+            self.plan.settings,
+            self.plan.settings.slots if self.plan.pool == "threads" else 1,
+        )
+        handlers: Mapping[str, Handler[Any, Any]] = {
+            handler.operation.task_name: handler for handler in load(self.plan.handlers)
+        }
         executor = Executor(
             Ledger(settings.database_url, max_connections=threads),
             BlobStore.from_url(settings.blob_url),
@@ -115,7 +127,10 @@ _ENDS: Final = threading.Lock()
 
 
 class LedgerRequest(Request):
-    """Celery's view of one message, in the worker's main process. Tells the keeper what happens to it."""
+    """Celery's view of one message, in the worker's main process.
+
+    Tells the keeper what happens to it.
+    """
 
     _app: WorkerApp
     _over = False
@@ -140,28 +155,38 @@ class LedgerRequest(Request):
         super().__init_subclass__(**options)
         inner = cls.on_success
 
-        def on_success(self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any) -> Any:
+        def on_success(
+            self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any
+        ) -> Any:
             self._end()
             failed, returned, _ = failed__retval__runtime
             line = "None" if failed else returned.strip("'")  # a result comes back as its repr()
             if line not in {UNREPORTED, "None"}:
                 self._app.keeper.report(Report.from_line(line))
             answer = inner(self, failed__retval__runtime, **options)
-            if line == UNREPORTED:  # after Celery is done with the request, which the keeper would spare
+            if (
+                line == UNREPORTED
+            ):  # after Celery is done with the request, which the keeper would spare
                 self._app.keeper.unreported(self.task_attempt)
             return answer
 
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
 
     def acknowledge(self) -> None:
-        """The task is done with, one way or the other: a slot is free. Redis forgot its message when it gave it away."""
+        """The task is done with, one way or the other: a slot is free.
+
+        Redis forgot its message when it gave it away.
+        """
         if not self.acknowledged:
             self.acknowledged = True
             self._app.keeper.finished()
-            # In a pool of threads this is not the thread that fetches messages, and nothing else would tell that one.
+            # In a pool of threads this is not the thread that fetches messages, and nothing else
+            # would tell that one.
             self._app.wake_consumer()
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
         """A pool child that died gives its lease back at once."""
         self._end()
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
@@ -182,9 +207,14 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
     ignore_result = True
 
     def run(self, task_id: str) -> str | None:
-        """Runs the attempt in this pool child or thread. What it reports, as a line; None if it did not run."""
+        """Runs the attempt in this pool child or thread.
+
+        What it reports, as a line; None if it did not run.
+        """
         try:
-            report: Report | None = self.app.executor.run(UUID(task_id), attempt_of(vars(self.request)))
+            report: Report | None = self.app.executor.run(
+                UUID(task_id), attempt_of(vars(self.request))
+            )
         except FluoroError as error:  # the ledger is away: not claimed, it is queued there still, and its message is sent again
             log.warning("task_not_run", task=task_id, reason=error.reason)
             return UNREPORTED
@@ -201,9 +231,12 @@ def make_worker_app(plan: Plan) -> WorkerApp:
     app = WorkerApp(plan.service, set_as_current=False, amqp=Amqp)
     app.plan = plan
     configure(app, plan.settings.redis_url)
-    # A receiver keeps Celery from setting up logging of its own, in the main process and in each child.
+    # A receiver keeps Celery from setting up logging of its own, in the main process and in each
+    # child.
     signals.setup_logging.connect(partial(_log_as, plan), weak=False, dispatch_uid="fluoro")
-    signals.worker_process_shutdown.connect(app.close_executor, weak=False, dispatch_uid="fluoro")  # of a pool child
+    signals.worker_process_shutdown.connect(
+        app.close_executor, weak=False, dispatch_uid="fluoro"
+    )  # of a pool child
     queue = plan.worker.queue
     app.conf.update(
         # Without acknowledgements: what a dead worker had taken, the ledger sends again.
@@ -212,5 +245,11 @@ def make_worker_app(plan: Plan) -> WorkerApp:
     )
     for operation in OPERATIONS:
         if operation.queue == plan.worker.queue:
-            app.register_task(type("OperationTask", (OperationTask,), {"name": operation.task_name, "__module__": __name__})())
+            app.register_task(
+                type(
+                    "OperationTask",
+                    (OperationTask,),
+                    {"name": operation.task_name, "__module__": __name__},
+                )()
+            )
     return app

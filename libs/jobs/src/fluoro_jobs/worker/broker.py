@@ -1,7 +1,8 @@
 """What Celery and kombu see of Redis: the primary that FLUORO_REDIS_URL leads to, as everybody else here sees it.
 
-kombu has a transport for Redis and another for Sentinel. Ours takes its connections from `fluoro_jobs.redis_url` instead: with them a
-server that is no primary any more, or cannot serve now, is a lost connection, and Celery connects again rather than end the worker.
+kombu has a transport for Redis and another for Sentinel. Ours takes its connections from
+`fluoro_jobs.redis_url` instead: with them a server that is no primary any more, or cannot serve
+now, is a lost connection, and Celery connects again rather than end the worker.
 """
 
 import json
@@ -20,7 +21,10 @@ from fluoro_jobs.redis_url import RedisServer
 log = structlog.get_logger(__name__)
 
 URL_OPTION: Final = "fluoro_redis_url"
-"""The transport option with the whole URL. Celery gets one without passwords, because it writes it into its log."""
+"""The transport option with the whole URL.
+
+Celery gets one without passwords, because it writes it into its log.
+"""
 RETRY_SECONDS: Final = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 2}
 """Celery's pauses before it tries Redis again. Its own grow to 30 s; a failover is over sooner."""
 
@@ -38,7 +42,10 @@ class Channel(kombu_redis.Channel):
 
     @property
     def supports_batch_publish(self) -> bool:
-        """Kombu sends no batch where one might be sent twice. Here it may: a message that comes twice is dropped at the claim."""
+        """Kombu sends no batch where one might be sent twice.
+
+        Here it may: a message that comes twice is dropped at the claim.
+        """
         return True
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -50,7 +57,10 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's, with our channels. What somebody else put into a queue goes no further: Celery would end the worker."""
+    """kombu's, with our channels.
+
+    What somebody else put into a queue goes no further: Celery would end the worker.
+    """
 
     Channel = Channel
 
@@ -66,7 +76,11 @@ def _is_ours(message: Any) -> bool:
     try:
         task, properties = message["headers"]["id"], message["properties"]
         arguments, _, _ = json.loads(b64decode(message["body"]))
-        return arguments == [task] and bool(UUID(task)) and {"delivery_tag", "delivery_info", "body_encoding"} <= properties.keys()
+        return (
+            arguments == [task]
+            and bool(UUID(task))
+            and {"delivery_tag", "delivery_info", "body_encoding"} <= properties.keys()
+        )
     except (ValueError, LookupError, TypeError, AttributeError):
         return False
 

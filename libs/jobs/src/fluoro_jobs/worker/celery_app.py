@@ -1,7 +1,8 @@
 """The one place that sets Celery up, for those who publish and those who consume.
 
-Celery carries wake-ups: its message names a task of the ledger and nothing else. What is not used, and never may be: eta,
-countdown, `retry()`, canvas, result backend, revoke. docs/architecture.md §7 says what each setting is for.
+Celery carries wake-ups: its message names a task of the ledger and nothing else. What is not used,
+and never may be: eta, countdown, `retry()`, canvas, result backend, revoke. docs/architecture.md §7
+says what each setting is for.
 """
 
 from typing import Final
@@ -42,7 +43,8 @@ def configure(app: Celery, redis_url: str) -> None:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_pool_start_method="spawn",
-        # Celery kills a child that is not up after 4 s; a spawned one imports everything anew, and a busy machine would start it for ever.
+        # Celery kills a child that is not up after 4 s; a spawned one imports everything anew, and
+        # a busy machine would start it for ever.
         worker_proc_alive_timeout=CHILD_START_SECONDS,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
@@ -53,7 +55,8 @@ def configure(app: Celery, redis_url: str) -> None:
         broker_transport_options={
             "priority_steps": [0],
             "health_check_interval": HEALTH_CHECK_SECONDS,
-            # Who publishes does not wait for a Redis that is away. Celery's consumer brings a number of its own, without end.
+            # Who publishes does not wait for a Redis that is away. Celery's consumer brings a
+            # number of its own, without end.
             "max_retries": 0,
             broker.URL_OPTION: redis_url,
         },

@@ -1,6 +1,7 @@
 """What an operation function sees of the world: its inputs, what earlier steps left, and where to put results.
 
-It knows nothing of Celery or SQL. The runtime builds one per attempt; tests build one with `fluoro_jobs.testing.step_context`.
+It knows nothing of Celery or SQL. The runtime builds one per attempt; tests build one with
+`fluoro_jobs.testing.step_context`.
 """
 
 import shutil
@@ -27,7 +28,10 @@ State: Final = job_pb2.Item.State
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A finished step that this step comes after. result is the message of its operation (`RenderDicomResult`, say)."""
+    """A finished step that this step comes after.
+
+    result is the message of its operation (`RenderDicomResult`, say).
+    """
 
     step: str
     result: Message
@@ -72,8 +76,8 @@ class StepContext:
     job, step: resource name of the job, name of the step.
     attempt: number of the attempt, from 1.
     inputs: resource names of the job's input blobs, `blobs/{uuid}`, by input number.
-    numbers: which of them this task works on; all, unless the step fans out. shard: number of the task within the step.
-    upstream: the finished steps this one comes after.
+    numbers: which of them this task works on; all, unless the step fans out. shard: number of the
+    task within the step. upstream: the finished steps this one comes after.
     scratch: an empty folder of this attempt, deleted after it; made when first looked at.
     cancelled: set when nobody wants the result any more; long loops look at it through `check()`.
     """
@@ -98,12 +102,18 @@ class StepContext:
         return self.folder.path
 
     def check(self) -> None:
-        """Raises CancelledAttempt if nobody wants the result any more. Call it wherever stopping is cheap."""
+        """Raises CancelledAttempt if nobody wants the result any more.
+
+        Call it wherever stopping is cheap.
+        """
         if self.cancelled.is_set():
             raise CancelledAttempt
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Tells watchers that `done` of `total` units of a stage are done. Cheap: at most 10 a second leave the process."""
+        """Tells watchers that `done` of `total` units of a stage are done.
+
+        Cheap: at most 10 a second leave the process.
+        """
         self.check()
         counts = self.item_counts()
         if counts.total:  # an operation without items counts other things
@@ -121,7 +131,10 @@ class StepContext:
         )
 
     def fetch(self, blob: str) -> Path:
-        """Copies a blob into scratch and returns its path. Memory is bounded by the chunk. FluoroError if it cannot be had."""
+        """Copies a blob into scratch and returns its path.
+
+        Memory is bounded by the chunk. FluoroError if it cannot be had.
+        """
         self.check()
         path = self.scratch / blob.removeprefix("blobs/")
         if not path.exists():
@@ -129,10 +142,15 @@ class StepContext:
                 self.blobs.fetch(blob, path)
         return path
 
-    def put(self, name: str, role: str, media_type: str, data: bytes | Path, *, input: int | None = None) -> None:
-        """Stores an artifact. It becomes visible when the attempt is committed, and never if it is fenced off.
+    def put(
+        self, name: str, role: str, media_type: str, data: bytes | Path, *, input: int | None = None
+    ) -> None:
+        """Stores an artifact.
 
-        Name, role and media_type as in fluoro.v1.Artifact. ValueError if the name was used before in this attempt.
+        It becomes visible when the attempt is committed, and never if it is fenced off.
+
+        Name, role and media_type as in fluoro.v1.Artifact. ValueError if the name was used before
+        in this attempt.
         """
         self.check()
         if name in self.artifacts:
@@ -141,7 +159,13 @@ class StepContext:
         with blob_errors():
             stored = self.blobs.put(blob, data)
         self.artifacts[name] = job_pb2.Artifact(
-            name=name, role=role, media_type=media_type, input=input, blob=blob, size_bytes=stored.size_bytes, sha256=stored.sha256
+            name=name,
+            role=role,
+            media_type=media_type,
+            input=input,
+            blob=blob,
+            size_bytes=stored.size_bytes,
+            sha256=stored.sha256,
         )
 
     @contextmanager
@@ -157,15 +181,30 @@ class StepContext:
         except (CancelledAttempt, MemoryError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - one bad file must not hide the good ones
-            # The text of an unforeseen exception may quote the file, so patient data: only its type is logged.
-            log.error("item_failed_unexpectedly", job=self.job, step=self.step, input=input, exception=type(error).__qualname__)
-            self._finish(input, State.STATE_FAILED, Reason.INTERNAL, "Processing this input failed in an unforeseen way.")
+            # The text of an unforeseen exception may quote the file, so patient data: only its type
+            # is logged.
+            log.error(
+                "item_failed_unexpectedly",
+                job=self.job,
+                step=self.step,
+                input=input,
+                exception=type(error).__qualname__,
+            )
+            self._finish(
+                input,
+                State.STATE_FAILED,
+                Reason.INTERNAL,
+                "Processing this input failed in an unforeseen way.",
+            )
         else:
             if input not in self.items:
                 self._finish(input, State.STATE_SUCCEEDED, "", "")
 
     def skip(self, input: int, reason: Reason, message: str) -> None:
-        """Records that the operation does not apply to this input. Inside or instead of `item()`."""
+        """Records that the operation does not apply to this input.
+
+        Inside or instead of `item()`.
+        """
         self._finish(input, State.STATE_SKIPPED, reason, message)
 
     def item_counts(self) -> event_pb2.ItemCounts:
@@ -178,7 +217,9 @@ class StepContext:
             failed=states.count(State.STATE_FAILED),
         )
 
-    def _finish(self, input: int, state: "job_pb2.Item.State.ValueType", reason: str, message: str) -> None:
+    def _finish(
+        self, input: int, state: "job_pb2.Item.State.ValueType", reason: str, message: str
+    ) -> None:
         self.items[input] = job_pb2.Item(input=input, state=state, reason=reason, message=message)
 
 
@@ -188,8 +229,12 @@ def blob_errors() -> Iterator[None]:
     try:
         yield
     except BlobNotFoundError as error:
-        raise FluoroError(Reason.BLOB_NOT_FOUND, f"{error.name} is not in the blob store.") from error
+        raise FluoroError(
+            Reason.BLOB_NOT_FOUND, f"{error.name} is not in the blob store."
+        ) from error
     except BlobStoreFullError as error:
         raise FluoroError(Reason.BLOB_STORE_FULL, "The blob store has no space left.") from error
     except BlobStoreError as error:
-        raise FluoroError(Reason.BLOB_STORE_UNAVAILABLE, f"{error.meaning.capitalize()}.") from error
+        raise FluoroError(
+            Reason.BLOB_STORE_UNAVAILABLE, f"{error.meaning.capitalize()}."
+        ) from error

@@ -1,4 +1,7 @@
-"""Runs one attempt: claim, the operation's plain function, commit. In a pool child or a pool thread."""
+"""Runs one attempt: claim, the operation's plain function, commit.
+
+In a pool child or a pool thread.
+"""
 
 import threading
 import time
@@ -33,13 +36,19 @@ PROGRESS_INTERVAL_SECONDS: Final = 0.1
 FENCED: Final = "fenced"
 """Reported outcome of an attempt whose end the ledger did not take: it was over already, and counted as lost or cancelled there."""
 COMMIT_PATIENCE_SECONDS: Final = 60
-"""How long a finished attempt waits for the ledger to come back. Its lease has long expired then."""
+"""How long a finished attempt waits for the ledger to come back.
+
+Its lease has long expired then.
+"""
 
 
 class Report(NamedTuple):
-    """What a pool child tells its main process of an attempt, for the metrics. Crosses as a line of words.
+    """What a pool child tells its main process of an attempt, for the metrics.
 
-    operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this ended the job.
+    Crosses as a line of words.
+
+    operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this
+    ended the job.
     """
 
     operation: str
@@ -81,14 +90,19 @@ class Executor:
         self._running: dict[tuple[UUID, int], StepContext] = {}
 
     def run(self, task_id: UUID, number: int | None = None) -> Report | None:
-        """Claims that attempt of the task, or the next one, and runs it to a commit. None, at once, if the message is stale."""
+        """Claims that attempt of the task, or the next one, and runs it to a commit.
+
+        None, at once, if the message is stale.
+        """
         with self._ledger.connection() as connection:
             claimed = attempts.claim(connection, task_id, self._worker, number)
         if claimed is None:
             log.debug("stale_message", task=str(task_id))
             return None
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
-        with structlog.contextvars.bound_contextvars(job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt):
+        with structlog.contextvars.bound_contextvars(
+            job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt
+        ):
             report = self._attempt(claimed)
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
         return report
@@ -109,7 +123,9 @@ class Executor:
         try:
             result = self._operate(claimed)
             outcome = Outcome.SUCCEEDED
-            job_state = self._end(claimed, lambda connection: attempts.commit(connection, claimed, result))
+            job_state = self._end(
+                claimed, lambda connection: attempts.commit(connection, claimed, result)
+            )
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
@@ -124,7 +140,10 @@ class Executor:
     def _operate(self, claimed: Claim) -> TaskResult:
         handler = self._handlers.get(claimed.operation.task_name) if claimed.operation else None
         if handler is None:
-            raise FluoroError(Reason.OPERATION_UNKNOWN, f"Worker {self._worker.version} does not know the operation of this step.")
+            raise FluoroError(
+                Reason.OPERATION_UNKNOWN,
+                f"Worker {self._worker.version} does not know the operation of this step.",
+            )
         request = handler.operation.request.FromString(claimed.request)
         context = self._context(claimed)
         self._running[claimed.task_id, claimed.attempt] = context
@@ -140,7 +159,12 @@ class Executor:
     def _context(self, claimed: Claim) -> StepContext:
         upstream: list[Upstream] = []
         if claimed.graph.steps[claimed.task.step].after:
-            upstream = [Upstream(*row) for row in self._patiently(lambda connection: attempts.upstream(connection, claimed))]
+            upstream = [
+                Upstream(*row)
+                for row in self._patiently(
+                    lambda connection: attempts.upstream(connection, claimed)
+                )
+            ]
         return StepContext(
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
@@ -150,12 +174,16 @@ class Executor:
             folder=Scratch(self._scratch_folder),
             blobs=self._blobs,
             report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
-            numbers=range(claimed.task.first_input, claimed.task.first_input + claimed.task.input_count),
+            numbers=range(
+                claimed.task.first_input, claimed.task.first_input + claimed.task.input_count
+            ),
             shard=claimed.task.shard,
         )
 
     def _fail(self, claimed: Claim, error: FluoroError) -> JobState | None:
-        log.warning("attempt_failed", reason=error.reason, message=error.message, may_retry=error.may_retry)
+        log.warning(
+            "attempt_failed", reason=error.reason, message=error.message, may_retry=error.may_retry
+        )
         return self._end(claimed, lambda connection: attempts.fail(connection, claimed, error))
 
     def _end(self, claimed: Claim, act: Callable[[Any], JobState | None]) -> JobState | None:
@@ -183,7 +211,9 @@ def _explained(error: Exception) -> FluoroError:
     if isinstance(error, MemoryError):
         return FluoroError(Reason.INTERNAL, "The attempt ran out of memory.")
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return FluoroError(Reason.SCRATCH_FULL, "The worker has no disk space left for temporary files.")
+        return FluoroError(
+            Reason.SCRATCH_FULL, "The worker has no disk space left for temporary files."
+        )
     # Where it happened is logged, what it says is not: it may quote the file, so patient data.
     where = "".join(traceback.format_tb(error.__traceback__))
     log.error("operation_failed_unexpectedly", exception=type(error).__qualname__, where=where)

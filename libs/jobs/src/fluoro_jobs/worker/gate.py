@@ -13,7 +13,10 @@ from fluoro_telemetry.http import Health
 log = structlog.get_logger(__name__)
 
 OPEN_SECONDS: Final = 5
-"""From one look to the next while all is well. An attempt that a store fails, or a missed heartbeat, asks for one at once."""
+"""From one look to the next while all is well.
+
+An attempt that a store fails, or a missed heartbeat, asks for one at once.
+"""
 CLOSED_SECONDS: Final = 1
 """The same while something is wrong, or has just been reported to be."""
 
@@ -21,8 +24,13 @@ CLOSED_SECONDS: Final = 1
 class Gate(threading.Thread):
     """Whether this process takes tasks."""
 
-    def __init__(self, health: Health, needs: tuple[str, ...], on_change: Callable[[], None]) -> None:
-        """needs: the checks of `health` that must pass. on_change: called in this thread after it opened or closed."""
+    def __init__(
+        self, health: Health, needs: tuple[str, ...], on_change: Callable[[], None]
+    ) -> None:
+        """needs: the checks of `health` that must pass.
+
+        on_change: called in this thread after it opened or closed.
+        """
         super().__init__(name="gate", daemon=True)
         self.is_open = True
         self._health = health
@@ -50,7 +58,8 @@ class Gate(threading.Thread):
             missing = [name for name in self._needs if not told["checks"][name]["ok"]]
             if self.is_open == bool(missing):
                 self._turn(missing)
-            # A check may be a second old: what was reported to be wrong is looked at again after that.
+            # A check may be a second old: what was reported to be wrong is looked at again after
+            # that.
             self._woken.wait(OPEN_SECONDS if self.is_open and not suspicious else CLOSED_SECONDS)
 
     def _turn(self, missing: list[str]) -> None:

@@ -30,10 +30,13 @@ def handles(
 ) -> Callable[[Callable[[Request, StepContext], Result]], Handler[Request, Result]]:
     """Declares that the decorated function runs the operation whose message is `request`.
 
-    Raises LookupError at import when `fluoro_jobs.operations.OPERATIONS` has no line for the message.
+    Raises LookupError at import when `fluoro_jobs.operations.OPERATIONS` has no line for the
+    message.
     """
     if request not in BY_REQUEST:
-        raise LookupError(f"{request.DESCRIPTOR.full_name} has no line in fluoro_jobs.operations.OPERATIONS")
+        raise LookupError(
+            f"{request.DESCRIPTOR.full_name} has no line in fluoro_jobs.operations.OPERATIONS"
+        )
     operation = BY_REQUEST[request]
 
     def tie(function: Callable[[Request, StepContext], Result]) -> Handler[Request, Result]:

@@ -1,8 +1,9 @@
 """Keeps what a worker process runs alive, and stops what nobody wants: one heartbeat per process, in its main process.
 
-Every five seconds, and at once when a cancel is announced, one statement renews the leases of everything this process runs and
-brings back what the ledger says of it. What was cancelled, fenced off or ran too long is stopped: a pool child is killed, a
-pool thread is told. It also finds out when Celery no longer takes messages.
+Every five seconds, and at once when a cancel is announced, one statement renews the leases of
+everything this process runs and brings back what the ledger says of it. What was cancelled, fenced
+off or ran too long is stopped: a pool child is killed, a pool thread is told. It also finds out
+when Celery no longer takes messages.
 """
 
 import math
@@ -42,12 +43,18 @@ CATCH_UP_SECONDS: Final = 5
 ENDING_SECONDS: Final = 2
 """How much of a beat goes into telling the ledger of ends, besides the last of them."""
 LATE_SECONDS: Final = 10
-"""How long a claim may come after the answer that it has not happened. No statement takes longer."""
+"""How long a claim may come after the answer that it has not happened.
+
+No statement takes longer.
+"""
 ASK_SECONDS: Final = 0.5
 """How long a heartbeat waits for what Redis says of the queue."""
 ECHO: Final = b""
 ECHO_SECONDS: Final = 5
-"""How often the listener tells itself something. What does not arrive shows a connection that is dead, or to a replica left behind."""
+"""How often the listener tells itself something.
+
+What does not arrive shows a connection that is dead, or to a replica left behind.
+"""
 AVERAGE_OVER_TASKS: Final = 10
 """How many of the last tasks make the average run time, about."""
 
@@ -58,7 +65,10 @@ Ending = Callable[[LedgerConnection, Worker, TaskAttempt], list[UUID]]
 
 @dataclass(slots=True)
 class Left:
-    """An attempt that the ledger has to be told the end of. looks_until: by the monotonic clock; None before the first look at it."""
+    """An attempt that the ledger has to be told the end of.
+
+    looks_until: by the monotonic clock; None before the first look at it.
+    """
 
     end: Ending
     looks_until: float | None = None
@@ -88,9 +98,12 @@ class Keeper(threading.Thread):
         deaf_after_seconds: float,
         gate: Gate,
     ) -> None:
-        """stop_task: stops a Celery request's compute. on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
+        """stop_task: stops a Celery request's compute.
 
-        on_deaf: Celery has left a message where it was for deaf_after_seconds, beside a free slot. Called at each beat from then on.
+        on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
+
+        on_deaf: Celery has left a message where it was for deaf_after_seconds, beside a free slot.
+        Called at each beat from then on.
         """
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
@@ -111,7 +124,9 @@ class Keeper(threading.Thread):
         self._missed_time = -math.inf
         self._task_seconds = self._told_task_seconds = 0.0
         self._closed = False
-        self._listener = threading.Thread(target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True)
+        self._listener = threading.Thread(
+            target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True
+        )
 
     def finished(self) -> None:
         """A slot is free. Called by Celery's main loop, or a thread of the pool; cheap."""
@@ -119,14 +134,18 @@ class Keeper(threading.Thread):
 
     def report(self, report: Report) -> None:
         """An attempt ended in the pool: counted here, because only the main process serves metrics."""
-        metrics.TASK_ATTEMPTS_FINISHED.labels(operation=report.operation, outcome=report.outcome).inc()
+        metrics.TASK_ATTEMPTS_FINISHED.labels(
+            operation=report.operation, outcome=report.outcome
+        ).inc()
         metrics.TASK_WAIT_SECONDS.labels(operation=report.operation).observe(report.waited_seconds)
         metrics.TASK_RUN_SECONDS.labels(operation=report.operation).observe(report.run_seconds)
         if report.outcome == Outcome.RELEASED.lower():
             self._gate.look()
         if report.job_state:
             metrics.JOBS_FINISHED.labels(state=report.job_state).inc()
-        self._task_seconds += (report.run_seconds - self._task_seconds) / (AVERAGE_OVER_TASKS if self._task_seconds else 1)
+        self._task_seconds += (report.run_seconds - self._task_seconds) / (
+            AVERAGE_OVER_TASKS if self._task_seconds else 1
+        )
         if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
             self._woken.set()  # tasks are shorter than dispatch knows: its window is too small for them
 
@@ -198,11 +217,18 @@ class Keeper(threading.Thread):
         self._told_task_seconds = self._task_seconds
         asked = {request.task_attempt for request in requests}
         with self._ledger.connection() as connection:
-            held = {one.asked: one for one in attempts.beat(connection, self._as_listed(), list(asked), self._told_task_seconds)}
+            held = {
+                one.asked: one
+                for one in attempts.beat(
+                    connection, self._as_listed(), list(asked), self._told_task_seconds
+                )
+            }
             self._clock.compare(connection)
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:
-            if request.task_attempt in held:  # else its message is stale and about to be dropped, or it is about to be claimed
+            if (
+                request.task_attempt in held
+            ):  # else its message is stale and about to be dropped, or it is about to be claimed
                 self._judge(held[request.task_attempt], request)
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
         self._watch_consumer(len(requests))
@@ -212,9 +238,16 @@ class Keeper(threading.Thread):
         return self._worker if self._gate.is_open else replace(self._worker, slots=0)
 
     def _watch_consumer(self, running: int) -> None:
-        """Celery has been known to stay connected to Redis and take nothing more. A free slot takes a message within milliseconds."""
+        """Celery has been known to stay connected to Redis and take nothing more.
+
+        A free slot takes a message within milliseconds.
+        """
         try:
-            following = self._redis.lindex(self._worker.queue, -1) if running < self._as_listed().slots else None
+            following = (
+                self._redis.lindex(self._worker.queue, -1)
+                if running < self._as_listed().slots
+                else None
+            )
         except redis.RedisError:  # then nobody can take any
             following = None
         now = time.monotonic()
@@ -224,25 +257,42 @@ class Keeper(threading.Thread):
             self._on_deaf()
 
     def _judge(self, held: Held, request: Running) -> None:
-        """Stops a request whose attempt was taken away, or takes too long. One that ended by itself is just finishing."""
+        """Stops a request whose attempt was taken away, or takes too long.
+
+        One that ended by itself is just finishing.
+        """
         if held.outcome is None and held.seconds > held.timeout_seconds:
             if time.monotonic() < self._missed_time + CATCH_UP_SECONDS:
                 return
-            self._left.setdefault(held.asked, Left(partial(_time_out, held)))  # it is stopped by the beat after that
+            self._left.setdefault(
+                held.asked, Left(partial(_time_out, held))
+            )  # it is stopped by the beat after that
         elif held.taken_away:
-            log.warning("attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome)
+            log.warning(
+                "attempt_stopped",
+                task=str(held.asked[0]),
+                attempt=held.attempt,
+                outcome=held.outcome,
+            )
             try:
                 self._stop_task(request)
-            except Exception:  # the others are judged all the same, and this one again at the next beat
+            except (
+                Exception
+            ):  # the others are judged all the same, and this one again at the next beat
                 log.exception("attempt_not_stopped", task=str(held.asked[0]), attempt=held.attempt)
 
     def _end_what_is_left(self) -> None:
-        """Does so for some seconds, lest a beat comes too late. What fails is tried again at the next one."""
+        """Does so for some seconds, lest a beat comes too late.
+
+        What fails is tried again at the next one.
+        """
         until = time.monotonic() + ENDING_SECONDS
         for attempt, left in list(self._left.items()):
             if time.monotonic() > until:
                 break
-            if left.end is attempts.release_of_worker and any(_may_be(attempt, request) for request in _received()):
+            if left.end is attempts.release_of_worker and any(
+                _may_be(attempt, request) for request in _received()
+            ):
                 continue  # another message asked for the same attempt, and may get it
             del self._left[attempt]
             try:
@@ -275,7 +325,10 @@ class Keeper(threading.Thread):
             self._publisher.events(one.job, one.owner)
 
     def _listen(self, redis_url: str) -> None:
-        """Wakes the heartbeat when a cancel is announced. Without Redis, cancels are seen at the next beat."""
+        """Wakes the heartbeat when a cancel is announced.
+
+        Without Redis, cancels are seen at the next beat.
+        """
         client, channel = connect(redis_url), cancels_channel(self._worker.name)
         while not self._closed:
             try:
@@ -290,7 +343,9 @@ class Keeper(threading.Thread):
                                 self._woken.set()
                         if now - asked > ECHO_SECONDS:
                             if heard < asked:
-                                raise redis.ConnectionError("What is published does not arrive here.")
+                                raise redis.ConnectionError(
+                                    "What is published does not arrive here."
+                                )
                             asked = time.monotonic()
                             probe(client)
                             client.publish(channel, ECHO)
@@ -299,13 +354,20 @@ class Keeper(threading.Thread):
                 threading.Event().wait(1)
 
 
-def _time_out(held: Held, connection: LedgerConnection, _worker: Worker, _attempt: TaskAttempt) -> list[UUID]:
-    ended = attempts.time_out(connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds)
+def _time_out(
+    held: Held, connection: LedgerConnection, _worker: Worker, _attempt: TaskAttempt
+) -> list[UUID]:
+    ended = attempts.time_out(
+        connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds
+    )
     return [held.job_id] if ended else []
 
 
 def _may_be(attempt: TaskAttempt, request: Running) -> bool:
-    """Whether the request asks for this attempt. Messages of the previous release do not say for which."""
+    """Whether the request asks for this attempt.
+
+    Messages of the previous release do not say for which.
+    """
     task, number = request.task_attempt
     return task == attempt[0] and (number == attempt[1] or None in {number, attempt[1]})
 

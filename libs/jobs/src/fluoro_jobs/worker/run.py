@@ -32,21 +32,35 @@ from fluoro_jobs.worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 TEARDOWN_SECONDS: Final = 5
-"""How long Celery may take to end once nothing runs any more. billiard can wait 30 s for children that are gone."""
+"""How long Celery may take to end once nothing runs any more.
+
+billiard can wait 30 s for children that are gone.
+"""
 
 POOLS: Final = {"prefork": "fluoro_jobs.worker.pool:PreforkPool", "threads": "threads"}
 """Celery's implementations of the pools a worker may have."""
 
 
 def run_worker(
-    service: str, queue: str, pool: str, handlers: str, version: str, warm_up: str = "", settings: WorkerSettings | None = None
+    service: str,
+    queue: str,
+    pool: str,
+    handlers: str,
+    version: str,
+    warm_up: str = "",
+    settings: WorkerSettings | None = None,
 ) -> None:
-    """Drains `queue` with the handlers at `handlers` until SIGTERM. Arguments as in `fluoro_jobs.worker.app.Plan`."""
+    """Drains `queue` with the handlers at `handlers` until SIGTERM.
+
+    Arguments as in `fluoro_jobs.worker.app.Plan`.
+    """
     settings = settings or from_environment(WorkerSettings)
     # Celery warns root for the sake of pickle; we take JSON only. Images run as nobody anyway.
     warnings.simplefilter("ignore", SecurityWarning)
     configure_logging(service, level=settings.log_level, format=settings.log_format)
-    worker = Worker(new_id(), f"{socket.gethostname()}:{os.getpid()}", queue, settings.slots, version)
+    worker = Worker(
+        new_id(), f"{socket.gethostname()}:{os.getpid()}", queue, settings.slots, version
+    )
     app = make_worker_app(Plan(service, worker, settings, handlers, pool, warm_up))
     WorkerProcess(app).run()
 
@@ -110,7 +124,9 @@ class WorkerProcess:
             loglevel=plan.settings.log_level,
         )
         self._app.hub = self._celery.hub
-        os.environ.pop("_MP_FORK_LOGLEVEL_", None)  # set by Celery; with it pool children write lines of their own among ours
+        os.environ.pop(
+            "_MP_FORK_LOGLEVEL_", None
+        )  # set by Celery; with it pool children write lines of their own among ours
         self._gate.start()
         self._keeper.start()
         self._dispatcher.start()
@@ -170,7 +186,9 @@ class WorkerProcess:
     def _on_ready(self, **_: Any) -> None:
         self._consuming = True
         calm_collector()
-        log.info("worker_ready", queue=self._app.plan.worker.queue, slots=self._app.plan.worker.slots)
+        log.info(
+            "worker_ready", queue=self._app.plan.worker.queue, slots=self._app.plan.worker.slots
+        )
 
     def _check_consumer(self) -> None:
         if not self._consuming:

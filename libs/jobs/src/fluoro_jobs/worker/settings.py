@@ -20,9 +20,16 @@ class WorkerSettings(BaseSettings):
     redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
     blob_url: str = Field(description="The blob store: file:///folder or s3://bucket/prefix.")
     http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
-    http_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0 takes a free one.")
+    http_port: int = Field(
+        9090,
+        ge=0,
+        le=65535,
+        description="Port of /metrics, /healthz and /readyz; 0 takes a free one.",
+    )
     slots: int = Field(2, ge=1, le=256, description="Tasks run at once by this process.")
-    scratch_folder: Path | None = Field(None, description="Where attempts keep their files; unset: the system's temporary folder.")
+    scratch_folder: Path | None = Field(
+        None, description="Where attempts keep their files; unset: the system's temporary folder."
+    )
     max_memory_per_child_kib: int = Field(
         1_500_000,
         ge=0,
@@ -40,4 +47,6 @@ class WorkerSettings(BaseSettings):
         "Longer than a pool child may take to start (60 s).",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_format: str = Field("json", pattern="^(json|console)$", description="json, or console for people.")
+    log_format: str = Field(
+        "json", pattern="^(json|console)$", description="json, or console for people."
+    )

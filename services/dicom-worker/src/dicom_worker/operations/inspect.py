@@ -20,7 +20,13 @@ def inspect_dicom(_request: InspectDicom, context: StepContext) -> InspectDicomR
         with context.item(number), TemporaryDirectory(dir=context.scratch) as folder:
             file = open_dicom(context.fetch(context.inputs[number]), Path(folder))
             instance = instance_of(number, file)
-            context.put(f"metadata-{number:04}.json", "metadata", "application/dicom+json", dicom_json(file), input=number)
+            context.put(
+                f"metadata-{number:04}.json",
+                "metadata",
+                "application/dicom+json",
+                dicom_json(file),
+                input=number,
+            )
             result.instances.append(instance)
         context.progress("inspect", done, len(context.numbers))
     return result
@@ -39,7 +45,14 @@ def instance_of(number: int, file: DicomFile) -> DicomInstance:
         body_part_examined=text(file.header, "BodyPartExamined"),
     )
     if image := file.image:
-        instance.rows, instance.columns, instance.number_of_frames = image.rows, image.columns, image.frames
-        instance.samples_per_pixel, instance.photometric_interpretation = image.samples, image.photometric
+        instance.rows, instance.columns, instance.number_of_frames = (
+            image.rows,
+            image.columns,
+            image.frames,
+        )
+        instance.samples_per_pixel, instance.photometric_interpretation = (
+            image.samples,
+            image.photometric,
+        )
         instance.bits_stored = image.bits_stored
     return instance

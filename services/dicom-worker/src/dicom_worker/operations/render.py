@@ -3,7 +3,13 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fluoro.v1.dicom_pb2 import PixelCertificate, RenderDicom, RenderDicomResult, RenderedImage, VoiWindow
+from fluoro.v1.dicom_pb2 import (
+    PixelCertificate,
+    RenderDicom,
+    RenderDicomResult,
+    RenderedImage,
+    VoiWindow,
+)
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
 from fluoro_jobs.worker.handler import handles
@@ -39,8 +45,12 @@ def chosen_window(request: RenderDicom) -> Window | None:
         return None
     window = Window(request.window.center, request.window.width)
     if not window.is_valid():
-        violation = FieldViolation("window.width", "Give a finite centre and a finite width of at least 1.")
-        raise FluoroError(Reason.INVALID_ARGUMENT, "The window is not possible.", violations=[violation])
+        violation = FieldViolation(
+            "window.width", "Give a finite centre and a finite width of at least 1."
+        )
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, "The window is not possible.", violations=[violation]
+        )
     return window
 
 
@@ -53,7 +63,10 @@ def keep(number: int, file: DicomFile, rendering: Rendering, context: StepContex
 
 
 def image_of(number: int, file: DicomFile, rendering: Rendering) -> RenderedImage:
-    """The result's entry. Spacing and thickness are those of the first frame (Pixel Measures macro, PS3.3 C.7.6.16.2.1)."""
+    """The result's entry.
+
+    Spacing and thickness are those of the first frame (Pixel Measures macro, PS3.3 C.7.6.16.2.1).
+    """
     measures = macro(file.header, 0, "PixelMeasuresSequence")
     spacing = decimals(measures, "PixelSpacing")
     thickness = decimals(measures, "SliceThickness")
@@ -71,7 +84,9 @@ def image_of(number: int, file: DicomFile, rendering: Rendering) -> RenderedImag
             transfer_syntax_uid=file.transfer_syntax,
             decoder=decoder_name(file.transfer_syntax),
         ),
-        window=VoiWindow(center=rendering.window.center, width=rendering.window.width) if rendering.window else None,
+        window=VoiWindow(center=rendering.window.center, width=rendering.window.width)
+        if rendering.window
+        else None,
         modality=text(file.header, "Modality"),
         pixel_spacing_mm=spacing if len(spacing) == 2 else [],  # noqa: PLR2004 - between rows and between columns
         slice_thickness_mm=thickness[0] if thickness else 0,

@@ -1,6 +1,7 @@
 """Reads what a compressed frame says of itself, before a decoder believes it.
 
-Decoders allocate what the code stream claims, not what DICOM's header says, and some return a cut frame as if it were whole.
+Decoders allocate what the code stream claims, not what DICOM's header says, and some return a cut
+frame as if it were whole.
 """
 
 import struct
@@ -33,7 +34,10 @@ Parser = Callable[[bytes], CodeStream]
 
 
 def parse_jpeg(frame: bytes) -> CodeStream:
-    """The frame header of a JPEG or JPEG-LS code stream. ValueError, IndexError or struct.error if it is none, or has no end."""
+    """The frame header of a JPEG or JPEG-LS code stream.
+
+    ValueError, IndexError or struct.error if it is none, or has no end.
+    """
     if frame[:2] != b"\xff\xd8" or not has_end(frame):
         raise ValueError("start or end of image is missing")
     position = 2
@@ -53,11 +57,16 @@ def parse_jpeg(frame: bytes) -> CodeStream:
 
 
 def parse_j2k(frame: bytes) -> CodeStream:
-    """The SIZ segment of a JPEG 2000 or HTJ2K code stream (ISO/IEC 15444-1 A.5.1). ValueError or struct.error as above."""
+    """The SIZ segment of a JPEG 2000 or HTJ2K code stream (ISO/IEC 15444-1 A.5.1).
+
+    ValueError or struct.error as above.
+    """
     start = j2k_start(frame)
     if frame[start : start + 4] != b"\xff\x4f\xff\x51" or not has_end(frame):
         raise ValueError("start or end of code stream is missing")
-    x1, y1, x0, y0, tile_width, tile_height, _, _, samples = struct.unpack_from(">8LH", frame, start + 8)
+    x1, y1, x0, y0, tile_width, tile_height, _, _, samples = struct.unpack_from(
+        ">8LH", frame, start + 8
+    )
     components = set(struct.iter_unpack(">BBB", frame[start + 42 : start + 42 + 3 * samples]))
     tiles = -(-x1 // max(tile_width, 1)) * -(-y1 // max(tile_height, 1))
     if tiles > limits.J2K_TILE_LIMIT:
@@ -89,12 +98,19 @@ def has_end(frame: bytes) -> bool:
 
 
 def parse_rle(frame: bytes, *, rows: int, columns: int, samples: int, bits: int) -> None:
-    """Checks the header of an RLE frame (PS3.5 annex G). ValueError unless it has a segment for each byte of a pixel, in order."""
+    """Checks the header of an RLE frame (PS3.5 annex G).
+
+    ValueError unless it has a segment for each byte of a pixel, in order.
+    """
     count, *offsets = struct.unpack_from("<16L", frame)
     used = offsets[:count]
     expected = samples * bits // 8
     ends = [*used[1:], len(frame)]
     # A run of 128 equal bytes takes 2: a segment shorter than that cannot fill the image.
     shortest = rows * columns // 64
-    if count != expected or used[:1] != [64] or any(end - start < shortest for start, end in zip(used, ends, strict=True)):
+    if (
+        count != expected
+        or used[:1] != [64]
+        or any(end - start < shortest for start, end in zip(used, ends, strict=True))
+    ):
         raise ValueError("segments are missing, out of order or too short")

@@ -24,10 +24,16 @@ def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 
 def palette_of(header: Dataset, *, little_endian: bool) -> tuple[Lut, Lut, Lut]:
-    """The palette of a PALETTE COLOR image (PS3.3 C.7.6.3.1.5), also a segmented one (C.7.9.2). DICOM_INVALID if it cannot be read."""
+    """The palette of a PALETTE COLOR image (PS3.3 C.7.6.3.1.5), also a segmented one (C.7.9.2).
+
+    DICOM_INVALID if it cannot be read.
+    """
     if "SegmentedRedPaletteColorLookupTableData" in header:
         return segmented_palette(header)
-    red, green, blue = (lut_of(header, f"{channel}PaletteColorLookupTable", little_endian=little_endian) for channel in CHANNELS)
+    red, green, blue = (
+        lut_of(header, f"{channel}PaletteColorLookupTable", little_endian=little_endian)
+        for channel in CHANNELS
+    )
     return red, green, blue
 
 
@@ -38,13 +44,18 @@ def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
         inputs = np.arange(start, start + (count or 65536))
         rgb = apply_color_lut(inputs, header)
     if len(inputs) > 256 and rgb.dtype == np.uint8:  # noqa: PLR2004 - pydicom indexes with the dtype of the entries
-        raise FluoroError(Reason.PIXELS_UNDECODABLE, "A segmented palette of 8 bits has more than 256 entries.")
+        raise FluoroError(
+            Reason.PIXELS_UNDECODABLE, "A segmented palette of 8 bits has more than 256 entries."
+        )
     red, green, blue = (Lut(start, rgb[:, channel].astype(np.uint16), bits) for channel in range(3))
     return red, green, blue
 
 
 def apply_palette(stored: NDArray[Any], palette: tuple[Lut, Lut, Lut]) -> NDArray[np.uint8]:
-    """RGB, (rows, columns, 3), of an image of indices, (rows, columns). Entries said to have 8 bits may fill both bytes of a word."""
+    """RGB, (rows, columns, 3), of an image of indices, (rows, columns).
+
+    Entries said to have 8 bits may fill both bytes of a word.
+    """
     channels = []
     for lut in palette:
         bits = 16 if lut.entries.max() > 255 else 8 if lut.bits == 8 else lut.bits  # noqa: PLR2004 - bits of an entry

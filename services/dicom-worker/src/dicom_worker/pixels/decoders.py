@@ -1,8 +1,9 @@
 """Decodes frames with one pinned decoder per Transfer Syntax.
 
-pydicom tries plugins until one works. Decoders differ (lossy JPEG by 1 to 3 grey values), so that what a model sees would depend on
-what is installed. Here each Transfer Syntax has one decoder, named in the certificate. pylibjpeg-libjpeg, the only one for 12-bit JPEG,
-is GPL and not used. The codecs run in a process of their own, see `sandbox`.
+pydicom tries plugins until one works. Decoders differ (lossy JPEG by 1 to 3 grey values), so that
+what a model sees would depend on what is installed. Here each Transfer Syntax has one decoder,
+named in the certificate. pylibjpeg-libjpeg, the only one for 12-bit JPEG, is GPL and not used. The
+codecs run in a process of their own, see `sandbox`.
 """
 
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ from dicom_worker.reading import DicomFile
 class Codec:
     """How one Transfer Syntax is decoded.
 
-    plugin: name of pydicom's decoding plugin, "" for native data. distribution: the package that does the work.
-    parser: of the frame's own header; None for native data and RLE, which keep all Bits Allocated of each value as they are.
+    plugin: name of pydicom's decoding plugin, "" for native data. distribution: the package that
+    does the work. parser: of the frame's own header; None for native data and RLE, which keep all
+    Bits Allocated of each value as they are.
     """
 
     distribution: str
@@ -80,35 +82,55 @@ def decoder_name(transfer_syntax: str) -> str:
 def decode_frames(file: DicomFile) -> Iterator[NDArray[Any]]:
     """The stored values of each frame, in order: (rows, columns), or (rows, columns, 3) RGB for colour. One frame is in memory at a time.
 
-    Their dtype is the native one of Bits Allocated and Pixel Representation, or of Float or Double Float Pixel Data.
-    FluoroError: NO_PIXEL_DATA, TRANSFER_SYNTAX_UNSUPPORTED, IMAGE_TOO_LARGE (all before anything is allocated), PIXELS_UNDECODABLE.
+    Their dtype is the native one of Bits Allocated and Pixel Representation, or of Float or Double
+    Float Pixel Data. FluoroError: NO_PIXEL_DATA, TRANSFER_SYNTAX_UNSUPPORTED, IMAGE_TOO_LARGE (all
+    before anything is allocated), PIXELS_UNDECODABLE.
     """
     if file.image is None or file.pixels is None:
         raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
     codec = CODECS.get(file.transfer_syntax)
     if codec is None:
-        raise FluoroError(Reason.TRANSFER_SYNTAX_UNSUPPORTED, f"There is no decoder for Transfer Syntax {file.transfer_syntax}.")
+        raise FluoroError(
+            Reason.TRANSFER_SYNTAX_UNSUPPORTED,
+            f"There is no decoder for Transfer Syntax {file.transfer_syntax}.",
+        )
     check_budget(file.image)
     if file.image.photometric not in PHOTOMETRIC.get(file.image.samples, ()):
-        raise undecodable("The Photometric Interpretation is not one that can be rendered with this many samples per pixel.")
+        raise undecodable(
+            "The Photometric Interpretation is not one that can be rendered with this many samples per pixel."
+        )
     if (file.pixels.length is not None) != (codec is NATIVE):
-        raise undecodable("The pixel data is encapsulated and its Transfer Syntax is not, or the other way round.")
-    return native_frames(file, file.image) if codec is NATIVE else encapsulated_frames(file, file.image, codec)
+        raise undecodable(
+            "The pixel data is encapsulated and its Transfer Syntax is not, or the other way round."
+        )
+    return (
+        native_frames(file, file.image)
+        if codec is NATIVE
+        else encapsulated_frames(file, file.image, codec)
+    )
 
 
 def check_budget(image: Image) -> None:
     """IMAGE_TOO_LARGE if a frame, or the array of all frames, is over its limit."""
     if image.decoded_frame_bytes > limits.FRAME_LIMIT_BYTES:
-        raise FluoroError(Reason.IMAGE_TOO_LARGE, f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.")
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE,
+            f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
+        )
     if image.frames * image.rows * image.columns * max(image.samples, 4) > limits.ARRAY_LIMIT_BYTES:
-        raise FluoroError(Reason.IMAGE_TOO_LARGE, f"The decoded image has more than {limits.ARRAY_LIMIT_BYTES} bytes.")
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE,
+            f"The decoded image has more than {limits.ARRAY_LIMIT_BYTES} bytes.",
+        )
 
 
 def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
     """The frames of uncompressed pixel data."""
     assert file.pixels is not None and file.pixels.length is not None  # noqa: PT018 - one fact
     excess = file.pixels.length - image.native_bytes
-    if excess > 1 and excess * 16 >= image.frame_bits:  # half a frame: more frames, or YBR_FULL_422 that is not subsampled
+    if (
+        excess > 1 and excess * 16 >= image.frame_bits
+    ):  # half a frame: more frames, or YBR_FULL_422 that is not subsampled
         raise undecodable("The pixel data is longer than the header says by half a frame or more.")
     with file.path.open("rb") as stream:
         for index in range(image.frames):
@@ -116,20 +138,30 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
                 yield packed_frame(stream, file.pixels.offset, image, index)
                 continue
             stream.seek(file.pixels.offset)
-            yield stored_values(as_array(file, image, NATIVE, stream, index), image, compressed=False)
+            yield stored_values(
+                as_array(file, image, NATIVE, stream, index), image, compressed=False
+            )
 
 
 def packed_frame(stream: BinaryIO, start: int, image: Image, index: int) -> NDArray[np.uint8]:
-    """A frame of 1 bit per pixel, whose first pixel may be any bit of a byte (PS3.5 8.1.1). pydicom 3.0 reads too few bytes for some."""
+    """A frame of 1 bit per pixel, whose first pixel may be any bit of a byte (PS3.5 8.1.1).
+
+    pydicom 3.0 reads too few bytes for some.
+    """
     count = image.rows * image.columns
     first_byte, first_bit = divmod(index * count, 8)
     stream.seek(start + first_byte)
     data = np.frombuffer(stream.read((first_bit + count + 7) // 8), np.uint8)
-    return np.unpackbits(data, bitorder="little")[first_bit : first_bit + count].reshape(image.shape)
+    return np.unpackbits(data, bitorder="little")[first_bit : first_bit + count].reshape(
+        image.shape
+    )
 
 
 def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[NDArray[Any]]:
-    """The frames of compressed pixel data. Each is checked against the header before it is decoded, and what it gave after."""
+    """The frames of compressed pixel data.
+
+    Each is checked against the header before it is decoded, and what it gave after.
+    """
     assert file.pixels is not None
     with file.path.open("rb") as stream:
         for fragments in group_frames(stream, file.pixels.fragments, image.frames):
@@ -147,14 +179,26 @@ def check_frame(frame: bytes, image: Image, codec: Codec) -> None:
     """PIXELS_UNDECODABLE unless what the code stream says of itself agrees with DICOM's header."""
     with blame_file(Reason.PIXELS_UNDECODABLE, "A compressed frame is broken or cut off."):
         if codec.parser is None:
-            parse_rle(frame, rows=image.rows, columns=image.columns, samples=image.samples, bits=image.bits_allocated)
+            parse_rle(
+                frame,
+                rows=image.rows,
+                columns=image.columns,
+                samples=image.samples,
+                bits=image.bits_allocated,
+            )
             return
         found = codec.parser(frame)
     if (found.rows, found.columns, found.samples) != (image.rows, image.columns, image.samples):
-        raise undecodable("A compressed frame has another size or number of samples than the header says.")
+        raise undecodable(
+            "A compressed frame has another size or number of samples than the header says."
+        )
     if found.signed is not None and found.signed != image.signed:
-        raise undecodable("A compressed frame and the header disagree on whether its values are signed.")
-    if found.precision > image.bits_allocated or (image.signed and found.precision < image.bits_stored):
+        raise undecodable(
+            "A compressed frame and the header disagree on whether its values are signed."
+        )
+    if found.precision > image.bits_allocated or (
+        image.signed and found.precision < image.bits_stored
+    ):
         raise undecodable("A compressed frame has another precision than the header says.")
 
 
@@ -167,7 +211,9 @@ def check_values(array: NDArray[Any], image: Image) -> None:
         raise undecodable("A compressed frame has values that do not fit Bits Stored.")
 
 
-def as_array(file: DicomFile, image: Image, codec: Codec, source: bytes | BinaryIO, index: int) -> NDArray[Any]:
+def as_array(
+    file: DicomFile, image: Image, codec: Codec, source: bytes | BinaryIO, index: int
+) -> NDArray[Any]:
     """One frame by the codec. PIXELS_UNDECODABLE if it refuses, or gives another shape.
 
     source: native pixel data as a file at its first byte, or the code stream of the frame.
@@ -194,5 +240,7 @@ def as_array(file: DicomFile, image: Image, codec: Codec, source: bytes | Binary
         with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
             array, photometric = decode(file.transfer_syntax, codec.plugin, options, source, index)
     if array.shape != image.shape or (image.samples > 1 and photometric != "RGB"):
-        raise undecodable("The decoded frame has another shape or colour space than the header says.")
+        raise undecodable(
+            "The decoded frame has another shape or colour space than the header says."
+        )
     return array

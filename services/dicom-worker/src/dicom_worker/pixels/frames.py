@@ -1,4 +1,7 @@
-"""Which fragments of encapsulated pixel data make which frame (PS3.5 A.4). Frames need not be fragments, and offset tables err."""
+"""Which fragments of encapsulated pixel data make which frame (PS3.5 A.4).
+
+Frames need not be fragments, and offset tables err.
+"""
 
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -11,9 +14,12 @@ from dicom_worker.structure import Fragment
 
 
 def group_frames(stream: BinaryIO, items: Sequence[Fragment], frames: int) -> list[list[Fragment]]:
-    """The fragments of each of `frames` frames. items: as in the file, the Basic Offset Table first.
+    """The fragments of each of `frames` frames.
 
-    FluoroError: PIXELS_UNDECODABLE if they make another number of frames, IMAGE_TOO_LARGE if a frame is over `limits.FRAME_LIMIT_BYTES`.
+    items: as in the file, the Basic Offset Table first.
+
+    FluoroError: PIXELS_UNDECODABLE if they make another number of frames, IMAGE_TOO_LARGE if a
+    frame is over `limits.FRAME_LIMIT_BYTES`.
     """
     if not items:
         raise undecodable("The encapsulated pixel data has no Basic Offset Table.")
@@ -25,9 +31,17 @@ def group_frames(stream: BinaryIO, items: Sequence[Fragment], frames: int) -> li
     else:
         groups = [fragments] if frames == 1 else by_end_marker(stream, fragments)
     if len(groups) != frames or not all(groups):
-        raise undecodable("The encapsulated pixel data holds another number of frames than the header says.")
-    if max(sum(fragment.length for fragment in group) for group in groups) > limits.FRAME_LIMIT_BYTES:
-        raise FluoroError(Reason.IMAGE_TOO_LARGE, f"A compressed frame has more than {limits.FRAME_LIMIT_BYTES} bytes.")
+        raise undecodable(
+            "The encapsulated pixel data holds another number of frames than the header says."
+        )
+    if (
+        max(sum(fragment.length for fragment in group) for group in groups)
+        > limits.FRAME_LIMIT_BYTES
+    ):
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE,
+            f"A compressed frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
+        )
     return groups
 
 

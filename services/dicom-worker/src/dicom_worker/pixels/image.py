@@ -9,7 +9,11 @@ from pydicom.dataset import Dataset
 from dicom_worker.attributes import number, text
 from dicom_worker.structure import Element, truncated
 
-KEYWORDS: Final = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+KEYWORDS: Final = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
 MAX_UINT16: Final = 2**16 - 1
 MAX_INT32: Final = 2**31 - 1
 
@@ -18,8 +22,9 @@ MAX_INT32: Final = 2**31 - 1
 class Image:
     """The pixel data's geometry and encoding; field names are those of the Image Pixel Module.
 
-    keyword: of the element that holds the pixels. bits_stored, high_bit: 32 or 64 and one less for float pixel data.
-    signed: Pixel Representation is 1. photometric: Photometric Interpretation, "" if absent.
+    keyword: of the element that holds the pixels. bits_stored, high_bit: 32 or 64 and one less for
+    float pixel data. signed: Pixel Representation is 1. photometric: Photometric Interpretation, ""
+    if absent.
     """
 
     keyword: str
@@ -41,13 +46,19 @@ class Image:
 
     @property
     def frame_bits(self) -> int:
-        """Bits of one native frame, without padding. YBR_FULL_422 shares its chroma between two pixels (PS3.3 C.7.6.3.1.2)."""
+        """Bits of one native frame, without padding.
+
+        YBR_FULL_422 shares its chroma between two pixels (PS3.3 C.7.6.3.1.2).
+        """
         bits = self.rows * self.columns * self.samples * self.bits_allocated
         return bits * 2 // 3 if self.photometric == "YBR_FULL_422" else bits
 
     @property
     def native_bytes(self) -> int:
-        """Bytes of all native frames, without the padding to an even length. Frames of 1 bit follow each other within a byte."""
+        """Bytes of all native frames, without the padding to an even length.
+
+        Frames of 1 bit follow each other within a byte.
+        """
         return (self.frame_bits * self.frames + 7) // 8
 
     @property
@@ -58,11 +69,18 @@ class Image:
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, columns), and samples when there is more than one."""
-        return (self.rows, self.columns) if self.samples == 1 else (self.rows, self.columns, self.samples)
+        return (
+            (self.rows, self.columns)
+            if self.samples == 1
+            else (self.rows, self.columns, self.samples)
+        )
 
 
 def image_of(header: Dataset, pixels: Element) -> Image:
-    """What the header says of `pixels`. FluoroError: DICOM_INVALID if it is not possible, DICOM_TRUNCATED if native pixels are missing."""
+    """What the header says of `pixels`.
+
+    FluoroError: DICOM_INVALID if it is not possible, DICOM_TRUNCATED if native pixels are missing.
+    """
     keyword = KEYWORDS[pixels.tag]
     allocated = number(header, "BitsAllocated", 1, 64)
     is_float = keyword != "PixelData"
@@ -78,11 +96,15 @@ def image_of(header: Dataset, pixels: Element) -> Image:
         planar=number(header, "PlanarConfiguration", 0, 1, default=0) if samples > 1 else 0,
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=stored - 1 if is_float else number(header, "HighBit", stored - 1, allocated - 1, default=stored - 1),
+        high_bit=stored - 1
+        if is_float
+        else number(header, "HighBit", stored - 1, allocated - 1, default=stored - 1),
         signed=not is_float and number(header, "PixelRepresentation", 0, 1, default=0) == 1,
     )
     if allocated != 1 and allocated % 8:
-        raise FluoroError(Reason.DICOM_INVALID, "Bits Allocated is neither 1 nor a multiple of 8 (PS3.5 8.1.1).")
+        raise FluoroError(
+            Reason.DICOM_INVALID, "Bits Allocated is neither 1 nor a multiple of 8 (PS3.5 8.1.1)."
+        )
     if pixels.length is not None and pixels.length < image.native_bytes:
         raise truncated()
     return image

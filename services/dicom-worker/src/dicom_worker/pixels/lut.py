@@ -42,5 +42,7 @@ def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool) -> Lut:
         else:
             entries = np.asarray(np.atleast_1d(data), np.int64).astype(np.uint16)
     if not 8 <= bits <= 16 or not 0 < count <= len(entries):  # noqa: PLR2004 - PS3.3 C.11.1.1
-        raise FluoroError(Reason.DICOM_INVALID, "A lookup table's descriptor does not match its data.")
+        raise FluoroError(
+            Reason.DICOM_INVALID, "A lookup table's descriptor does not match its data."
+        )
     return Lut(first, entries[:count], bits)

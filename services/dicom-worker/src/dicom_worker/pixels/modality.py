@@ -19,7 +19,10 @@ FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, slots=True)
 class Modality:
-    """modality value = stored value · slope + intercept, or the table's where there is one. unit: `HU`, or `1` for any other."""
+    """modality value = stored value · slope + intercept, or the table's where there is one.
+
+    unit: `HU`, or `1` for any other.
+    """
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -27,15 +30,26 @@ class Modality:
     unit: str = "1"
 
     def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Modality values of the same shape: `<i2` if all are whole and fit, else `<f4`. DICOM_INVALID if one does not fit that."""
+        """Modality values of the same shape: `<i2` if all are whole and fit, else `<f4`.
+
+        DICOM_INVALID if one does not fit that.
+        """
         if self.lut:
             return narrow(self.lut.apply(stored))
         if self.slope == 1 and self.intercept == 0:
             return narrow(stored)
-        if self.slope.is_integer() and self.intercept.is_integer() and np.issubdtype(stored.dtype, np.integer):
-            reach = (abs(int(stored.min())) + abs(int(stored.max()))) * abs(self.slope) + abs(self.intercept)
+        if (
+            self.slope.is_integer()
+            and self.intercept.is_integer()
+            and np.issubdtype(stored.dtype, np.integer)
+        ):
+            reach = (abs(int(stored.min())) + abs(int(stored.max()))) * abs(self.slope) + abs(
+                self.intercept
+            )
             if reach < np.iinfo(np.int32).max:
-                return narrow(stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept))
+                return narrow(
+                    stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept)
+                )
         with np.errstate(over="ignore", invalid="ignore"):
             return narrow(stored * np.float64(self.slope) + np.float64(self.intercept))
 
@@ -46,22 +60,32 @@ def narrow(values: NDArray[Any]) -> NDArray[Any]:
         if values.min() >= INT16.min and values.max() <= INT16.max:
             return values.astype("<i2", copy=False)
     elif np.nanmax(np.abs(values), initial=0) > FLOAT32_MAX:
-        raise FluoroError(Reason.DICOM_INVALID, "Values after the rescale are too large for 32-bit floating point.")
+        raise FluoroError(
+            Reason.DICOM_INVALID,
+            "Values after the rescale are too large for 32-bit floating point.",
+        )
     return values.astype("<f4", copy=False)
 
 
 def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality:
-    """What the header says for this frame (0-based). A Modality LUT Sequence wins over a rescale. DICOM_INVALID if it is not possible."""
+    """What the header says for this frame (0-based).
+
+    A Modality LUT Sequence wins over a rescale. DICOM_INVALID if it is not possible.
+    """
     if table := item(header, "ModalityLUTSequence"):
         lut = lut_of(table, little_endian=little_endian)
         return Modality(lut=lut, unit=unit_of(header, text(table, "ModalityLUTType") or "US"))
     source = macro(header, frame, MACRO)
     slope, intercept = decimals(source, "RescaleSlope"), decimals(source, "RescaleIntercept")
     if len(slope) == len(intercept) == 1:
-        return Modality(slope[0], intercept[0], unit=unit_of(header, text(source, "RescaleType") or "HU"))
+        return Modality(
+            slope[0], intercept[0], unit=unit_of(header, text(source, "RescaleType") or "HU")
+        )
     if value(source, "RescaleSlope") is None or value(source, "RescaleIntercept") is None:
         return Modality()
-    raise FluoroError(Reason.DICOM_INVALID, "Rescale Slope or Rescale Intercept is not a finite number.")
+    raise FluoroError(
+        Reason.DICOM_INVALID, "Rescale Slope or Rescale Intercept is not a finite number."
+    )
 
 
 def unit_of(header: Dataset, rescale_type: str) -> str:

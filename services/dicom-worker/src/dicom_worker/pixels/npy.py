@@ -18,8 +18,8 @@ HEADER_BYTES: Final = 128
 class NpyWriter:
     """An array of shape (frames, *frame shape) in C order, written to `path` as frames are appended.
 
-    dtype: of the array, that of the first frame. When a later frame is `<f4` after `<i2` frames, what is there is converted:
-    whether all values are whole and fit is known only at the end.
+    dtype: of the array, that of the first frame. When a later frame is `<f4` after `<i2` frames,
+    what is there is converted: whether all values are whole and fit is known only at the end.
     minimum, maximum: of the values that are numbers.
     """
 
@@ -36,7 +36,9 @@ class NpyWriter:
             self.dtype, self.shape = frame.dtype, frame.shape
             self.path.write_bytes(bytes(HEADER_BYTES))
         if frame.shape != self.shape:
-            raise ValueError(f"frame {self.frames} has shape {frame.shape}, the first has {self.shape}")
+            raise ValueError(
+                f"frame {self.frames} has shape {frame.shape}, the first has {self.shape}"
+            )
         if np.can_cast(self.dtype, frame.dtype) and frame.dtype != self.dtype:
             self._widen(frame.dtype)
         with self.path.open("ab") as file:
@@ -49,9 +51,18 @@ class NpyWriter:
         """Writes the header and returns the SHA-256 of the array's bytes."""
         assert self.dtype is not None, "an array has at least one frame"
         with self.path.open("r+b") as file:
-            write_array_header_1_0(file, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.frames, *self.shape)})
+            write_array_header_1_0(
+                file,
+                {
+                    "descr": self.dtype.str,
+                    "fortran_order": False,
+                    "shape": (self.frames, *self.shape),
+                },
+            )
             if file.tell() != HEADER_BYTES:
-                raise ValueError(f"the header of {self.frames} frames has {file.tell()} bytes, not {HEADER_BYTES}")
+                raise ValueError(
+                    f"the header of {self.frames} frames has {file.tell()} bytes, not {HEADER_BYTES}"
+                )
             return hashlib.file_digest(file, "sha256").digest()
 
     def _widen(self, dtype: np.dtype[Any]) -> None:

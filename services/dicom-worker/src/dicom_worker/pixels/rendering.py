@@ -22,9 +22,9 @@ from dicom_worker.reading import DicomFile
 class Rendering:
     """What was made of one file.
 
-    preview: an 8-bit PNG of the first frame, one pixel per stored pixel: pixels that are not square are not resampled, overlays not drawn.
-    array: an NPY file, (frames, rows, columns) of modality values, or (frames, rows, columns, 3) RGB; the other fields describe it.
-    unit: `HU` or `1`.
+    preview: an 8-bit PNG of the first frame, one pixel per stored pixel: pixels that are not square
+    are not resampled, overlays not drawn. array: an NPY file, (frames, rows, columns) of modality
+    values, or (frames, rows, columns, 3) RGB; the other fields describe it. unit: `HU` or `1`.
     window: what the preview shows; None where a VOI LUT or colour leaves nothing to choose.
     """
 
@@ -39,16 +39,25 @@ class Rendering:
     window: Window | None
 
 
-def render(file: DicomFile, array: Path, chosen: Window | None, tick: Callable[[], None]) -> Rendering:
-    """Renders a file with memory bounded by a frame. array: path to write to. chosen: overrides the file's window. tick: called per frame.
+def render(
+    file: DicomFile, array: Path, chosen: Window | None, tick: Callable[[], None]
+) -> Rendering:
+    """Renders a file with memory bounded by a frame.
 
-    FluoroError: NO_PIXEL_DATA, TRANSFER_SYNTAX_UNSUPPORTED, PIXELS_UNDECODABLE, IMAGE_TOO_LARGE, DICOM_INVALID.
+    array: path to write to. chosen: overrides the file's window. tick: called per frame.
+
+    FluoroError: NO_PIXEL_DATA, TRANSFER_SYNTAX_UNSUPPORTED, PIXELS_UNDECODABLE, IMAGE_TOO_LARGE,
+    DICOM_INVALID.
     """
     frames = decode_frames(file)
     assert file.image is not None
     writer = NpyWriter(array)
     grey = file.image.photometric.startswith("MONOCHROME")
-    palette = palette_of(file.header, little_endian=file.little_endian) if file.image.photometric == "PALETTE COLOR" else None
+    palette = (
+        palette_of(file.header, little_endian=file.little_endian)
+        if file.image.photometric == "PALETTE COLOR"
+        else None
+    )
     preview, window, units = b"", None, set()
     for index, stored in enumerate(frames):
         tick()
@@ -57,7 +66,11 @@ def render(file: DicomFile, array: Path, chosen: Window | None, tick: Callable[[
             values = modality.apply(stored)
             units.add(modality.unit)
         else:
-            values = apply_palette(stored, palette) if palette else eight_bits(stored, file.image.bits_stored)
+            values = (
+                apply_palette(stored, palette)
+                if palette
+                else eight_bits(stored, file.image.bits_stored)
+            )
         if index == 0:
             shown, window = grey_scale(file, stored, values, chosen) if grey else (values, None)
             preview = png(shown)
@@ -79,13 +92,22 @@ def render(file: DicomFile, array: Path, chosen: Window | None, tick: Callable[[
 def grey_scale(
     file: DicomFile, stored: NDArray[Any], values: NDArray[Any], chosen: Window | None
 ) -> tuple[NDArray[np.uint8], Window | None]:
-    """The first frame as a screen shows it, 0 black to 255 white, and its window. MONOCHROME1 is inverted last (C.7.6.3.1.2)."""
+    """The first frame as a screen shows it, 0 black to 255 white, and its window.
+
+    MONOCHROME1 is inverted last (C.7.6.3.1.2).
+    """
     lut = None if chosen else voi_lut_of(file.header, little_endian=file.little_endian)
     if lut:
         window = None
-        grey = np.rint(np.minimum(lut.apply(values) * (WHITE / ((1 << lut.bits) - 1)), WHITE)).astype(np.uint8)
+        grey = np.rint(
+            np.minimum(lut.apply(values) * (WHITE / ((1 << lut.bits) - 1)), WHITE)
+        ).astype(np.uint8)
     else:
-        window = chosen or window_of(file.header, 0) or full_range(values, padding_mask(stored, file.header))
+        window = (
+            chosen
+            or window_of(file.header, 0)
+            or full_range(values, padding_mask(stored, file.header))
+        )
         grey = window.apply(values)
     assert file.image is not None
     return (255 - grey if file.image.photometric == "MONOCHROME1" else grey), window

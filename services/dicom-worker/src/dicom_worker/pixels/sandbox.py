@@ -15,28 +15,38 @@ from numpy.typing import NDArray
 
 from dicom_worker.pixels.sandbox_child import read_message, write_message
 
-CRASHES: Final = frozenset((signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV))
+CRASHES: Final = frozenset(
+    (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+)
 """Signals by which a file brings the child down. Any other, as SIGKILL, comes from outside."""
 
 
 class Sandbox:
-    """One child process, started when first needed and again after it died. Frames of several threads take turns."""
+    """One child process, started when first needed and again after it died.
+
+    Frames of several threads take turns.
+    """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = Lock()
 
-    def decode(self, syntax: str, plugin: str, options: dict[str, Any], frame: bytes) -> tuple[NDArray[Any], str]:
+    def decode(
+        self, syntax: str, plugin: str, options: dict[str, Any], frame: bytes
+    ) -> tuple[NDArray[Any], str]:
         """The decoded frame and its Photometric Interpretation, as `sandbox_child.decode` gives them.
 
-        FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed; WORKER_LOST if the child was killed from outside.
+        FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed; WORKER_LOST if the child
+        was killed from outside.
         """
         with self._turn:
             reply = self._ask({"syntax": syntax, "plugin": plugin, "options": options}, frame)
         if not reply:
             raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
         message, data = reply
-        return np.frombuffer(bytearray(data), message["dtype"]).reshape(message["shape"]), message["photometric"]
+        return np.frombuffer(bytearray(data), message["dtype"]).reshape(message["shape"]), message[
+            "photometric"
+        ]
 
     def _ask(self, request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes] | None:
         """The reply to a request, None if it is a refusal."""
@@ -54,8 +64,15 @@ class Sandbox:
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
             command = [sys.executable, "-I", "-m", "dicom_worker.pixels.sandbox_child"]
-            # A session of its own: signals to the worker's process group are not for it. No environment: no secrets.
-            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}, start_new_session=True)
+            # A session of its own: signals to the worker's process group are not for it. No
+            # environment: no secrets.
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={},
+                start_new_session=True,
+            )
         return self._child
 
     def _obituary(self, child: "subprocess.Popen[bytes]") -> FluoroError:

@@ -1,7 +1,8 @@
 """The process that runs the codecs: a loop that decodes one frame after the other, until its input ends.
 
-Codecs are C and C++ and see hostile bytes. GDCM, for one, ends the process on some (`terminate called after throwing gdcm::Exception`).
-Here that costs a frame. This process has no settings, no network client and no secrets in its environment; memory and time are limited.
+Codecs are C and C++ and see hostile bytes. GDCM, for one, ends the process on some (`terminate
+called after throwing gdcm::Exception`). Here that costs a frame. This process has no settings, no
+network client and no secrets in its environment; memory and time are limited.
 
 A message, in both directions, is two lengths (`HEADER`), a JSON object and bytes.
 """
@@ -27,10 +28,16 @@ HEADER: Final = struct.Struct("<QQ")
 """Bytes of the JSON object, bytes of the rest."""
 
 
-def decode(syntax: str, plugin: str, options: dict[str, Any], source: bytes | BinaryIO, index: int) -> tuple[NDArray[Any], str]:
+def decode(
+    syntax: str, plugin: str, options: dict[str, Any], source: bytes | BinaryIO, index: int
+) -> tuple[NDArray[Any], str]:
     """One frame by pydicom's decoder with this plugin: the array in native byte order, and its Photometric Interpretation, RGB for YBR."""
-    array, properties = get_decoder(syntax).as_array(source, index=index, decoding_plugin=plugin, **options)
-    return np.asarray(array, dtype=array.dtype.newbyteorder("=")), str(properties["photometric_interpretation"])
+    array, properties = get_decoder(syntax).as_array(
+        source, index=index, decoding_plugin=plugin, **options
+    )
+    return np.asarray(array, dtype=array.dtype.newbyteorder("=")), str(
+        properties["photometric_interpretation"]
+    )
 
 
 def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
@@ -59,13 +66,24 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         signal.alarm(limits.DECODER_TIME_LIMIT_SECONDS)
         try:
             with blame_file(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."):
-                array, photometric = decode(request["syntax"], request["plugin"], request["options"], encapsulate([frame]), 0)
+                array, photometric = decode(
+                    request["syntax"],
+                    request["plugin"],
+                    request["options"],
+                    encapsulate([frame]),
+                    0,
+                )
         except BaseException:  # noqa: BLE001 - a panic of pylibjpeg-rle, written in Rust, is no Exception
             signal.alarm(0)
             write_message(replies, {"decoded": False}, b"")
             continue
         signal.alarm(0)
-        reply = {"decoded": True, "dtype": array.dtype.str, "shape": array.shape, "photometric": photometric}
+        reply = {
+            "decoded": True,
+            "dtype": array.dtype.str,
+            "shape": array.shape,
+            "photometric": photometric,
+        }
         write_message(replies, reply, np.ascontiguousarray(array).data.cast("B"))
 
 

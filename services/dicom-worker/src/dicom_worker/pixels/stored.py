@@ -10,8 +10,8 @@ from dicom_worker.pixels.image import Image
 def stored_values(decoded: NDArray[Any], image: Image, *, compressed: bool) -> NDArray[Any]:
     """The Bits Stored bits below and with High Bit, sign-extended where Pixel Representation is 1; the other bits may hold overlays.
 
-    decoded: integers of Bits Allocated, or floats, which are as they are. compressed: the decoder has put the value into the lowest bits.
-    Result: the same shape and dtype.
+    decoded: integers of Bits Allocated, or floats, which are as they are. compressed: the decoder
+    has put the value into the lowest bits. Result: the same shape and dtype.
     """
     if image.is_float or image.bits_allocated in (image.bits_stored, 1):
         return decoded

@@ -26,10 +26,17 @@ class Window:
     def is_valid(self) -> bool:
         """Whether the standard allows it: width at least 1 for LINEAR, else above 0 (PS3.3 C.11.2.1.2.1, C.11.2.1.3)."""
         least = self.width >= 1 if self.function == "LINEAR" else self.width > 0
-        return self.function in FUNCTIONS and bool(np.isfinite(self.center) and np.isfinite(self.width)) and least
+        return (
+            self.function in FUNCTIONS
+            and bool(np.isfinite(self.center) and np.isfinite(self.width))
+            and least
+        )
 
     def apply(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Grey values 0 to 255, of the same shape. The window must be valid. Values that are not a number become 0."""
+        """Grey values 0 to 255, of the same shape.
+
+        The window must be valid. Values that are not a number become 0.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             grey = FUNCTIONS[self.function](values.astype(np.float64), self.center, self.width)
         return np.rint(np.nan_to_num(grey)).astype(np.uint8)

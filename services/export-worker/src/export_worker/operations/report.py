@@ -17,23 +17,31 @@ DEFAULT_FORMATS: Final = (ExportReport.FORMAT_PDF, ExportReport.FORMAT_JSON)
 
 @handles(ExportReport)
 def export_report(request: ExportReport, context: StepContext) -> ExportReportResult:
-    """Writes `report.pdf` and `result.json`, or those of the two that were asked for. The same inputs give the same bytes.
+    """Writes `report.pdf` and `result.json`, or those of the two that were asked for.
 
-    Raises FluoroError with INVALID_ARGUMENT for a format this worker does not know, NO_APPLICABLE_INPUT if no earlier step left a
-    result that a report can tell about, and REPORT_FAILED if typst refused.
+    The same inputs give the same bytes.
+
+    Raises FluoroError with INVALID_ARGUMENT for a format this worker does not know,
+    NO_APPLICABLE_INPUT if no earlier step left a result that a report can tell about, and
+    REPORT_FAILED if typst refused.
     """
     formats = set(request.formats or DEFAULT_FORMATS)
     if not formats <= set(DEFAULT_FORMATS):
-        raise FluoroError(Reason.INVALID_ARGUMENT, "A report can be written as FORMAT_PDF or FORMAT_JSON.")
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, "A report can be written as FORMAT_PDF or FORMAT_JSON."
+        )
     if not has_results(context.upstream):
         raise FluoroError(
-            Reason.NO_APPLICABLE_INPUT, "The report comes after no step that inspects, renders or analyses images. Name one in `after`."
+            Reason.NO_APPLICABLE_INPUT,
+            "The report comes after no step that inspects, renders or analyses images. Name one in `after`.",
         )
     pages = 0
     if ExportReport.FORMAT_PDF in formats:
         pages = _put_pdf(request.title, context)
     if ExportReport.FORMAT_JSON in formats:
-        context.put("result.json", "result", "application/json", record(context.job, context.upstream))
+        context.put(
+            "result.json", "result", "application/json", record(context.job, context.upstream)
+        )
     return ExportReportResult(artifacts=list(context.artifacts), pages=pages)
 
 
@@ -44,7 +52,13 @@ def _put_pdf(title: str, context: StepContext) -> int:
         context.progress("collect", done, len(wanted))
         scale(context.fetch(blob))
     context.progress("typeset", 0, 1)
-    document = contents(title, context.job, len(context.inputs), context.upstream, {blob: context.fetch(blob).name for blob in wanted})
+    document = contents(
+        title,
+        context.job,
+        len(context.inputs),
+        context.upstream,
+        {blob: context.fetch(blob).name for blob in wanted},
+    )
     pdf = typeset(document, context.scratch)
     context.progress("store", 0, 1)
     context.put("report.pdf", "report", "application/pdf", pdf.data)

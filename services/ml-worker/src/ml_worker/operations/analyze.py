@@ -29,21 +29,28 @@ NUMBERS: Final = "iuf"
 
 
 @handles(ml_pb2.AnalyzeImages)
-def analyze_images(request: ml_pb2.AnalyzeImages, context: StepContext) -> ml_pb2.AnalyzeImagesResult:
+def analyze_images(
+    request: ml_pb2.AnalyzeImages, context: StepContext
+) -> ml_pb2.AnalyzeImagesResult:
     """Runs a model of this process on every rendered image that reaches the step."""
     from ml_worker.sessions import loaded_models  # noqa: PLC0415 - ONNX Runtime takes half a second to import: the table of handlers need not
 
     return analyze(request, context, loaded_models())
 
 
-def analyze(request: ml_pb2.AnalyzeImages, context: StepContext, models: "Mapping[str, Model]") -> ml_pb2.AnalyzeImagesResult:
+def analyze(
+    request: ml_pb2.AnalyzeImages, context: StepContext, models: "Mapping[str, Model]"
+) -> ml_pb2.AnalyzeImagesResult:
     """Runs one of these models on every rendered image, each as an item.
 
-    FluoroError MODEL_UNKNOWN or NO_APPLICABLE_INPUT if there is no such model, or nothing to run it on.
+    FluoroError MODEL_UNKNOWN or NO_APPLICABLE_INPUT if there is no such model, or nothing to run it
+    on.
     """
     model = find_model(models, request.model)
     result = ml_pb2.AnalyzeImagesResult(model=model.reference)
-    rendered = [each for each in rendered_images(context.upstream) if each.image.input in context.numbers]
+    rendered = [
+        each for each in rendered_images(context.upstream) if each.image.input in context.numbers
+    ]
     for done, each in enumerate(rendered):
         context.progress("analyze", done, len(rendered))
         with context.item(each.image.input):
@@ -55,9 +62,14 @@ def analyze(request: ml_pb2.AnalyzeImages, context: StepContext, models: "Mappin
 
 
 def find_model(models: "Mapping[str, Model]", name: str) -> "Model":
-    """The model of that name. FluoroError MODEL_UNKNOWN, with the names there are, if there is none."""
+    """The model of that name.
+
+    FluoroError MODEL_UNKNOWN, with the names there are, if there is none.
+    """
     if name not in models:
-        raise FluoroError(Reason.MODEL_UNKNOWN, f"There is no model of this name; there are: {', '.join(models)}.")
+        raise FluoroError(
+            Reason.MODEL_UNKNOWN, f"There is no model of this name; there are: {', '.join(models)}."
+        )
     return models[name]
 
 
@@ -77,24 +89,40 @@ def rendered_images(upstream: Sequence[Upstream]) -> list[Rendered]:
             for image in step.result.images:
                 images.setdefault(image.input, Rendered(image, step))
     if not images:
-        raise FluoroError(Reason.NO_APPLICABLE_INPUT, "No rendered image reaches this step; say in `after` which RenderDicom step to take.")
+        raise FluoroError(
+            Reason.NO_APPLICABLE_INPUT,
+            "No rendered image reaches this step; say in `after` which RenderDicom step to take.",
+        )
     return [images[number] for number in sorted(images)]
 
 
-def analyze_image(model: "Model", rendered: Rendered, context: StepContext) -> ml_pb2.ImageFinding | None:
-    """What the model finds in one image, None if it is not made for it. FluoroError if it must not see the pixels, or cannot."""
+def analyze_image(
+    model: "Model", rendered: Rendered, context: StepContext
+) -> ml_pb2.ImageFinding | None:
+    """What the model finds in one image, None if it is not made for it.
+
+    FluoroError if it must not see the pixels, or cannot.
+    """
     image, input = rendered.image, rendered.image.input  # noqa: A001 - the API's word
     pixels = read_pixels(rendered, context)
     if (why := inapplicable(model.manifest.applies_to, image, pixels)) is not None:
-        context.skip(input, Reason.MODEL_NOT_APPLICABLE, f"{model.manifest.name} is not made for this image: {why}.")
+        context.skip(
+            input,
+            Reason.MODEL_NOT_APPLICABLE,
+            f"{model.manifest.name} is not made for this image: {why}.",
+        )
         return None
     label_map, overlay = f"label-map-{input:04d}.npy", f"overlay-{input:04d}.png"
     segmented = segment(model, pixels, context.scratch / label_map, context)
     drawing = draw_overlay(pixels[0], segmented.preview, model.manifest)
-    context.put(label_map, "label-map", "application/x-npy", context.scratch / label_map, input=input)
+    context.put(
+        label_map, "label-map", "application/x-npy", context.scratch / label_map, input=input
+    )
     context.put(overlay, "overlay", "image/png", drawing, input=input)
     measurements = measure(model.manifest.labels, segmented.voxels, segmented.sums, image)
-    return ml_pb2.ImageFinding(input=input, label_map=label_map, overlay=overlay, measurements=measurements)
+    return ml_pb2.ImageFinding(
+        input=input, label_map=label_map, overlay=overlay, measurements=measurements
+    )
 
 
 def read_pixels(rendered: Rendered, context: StepContext) -> NDArray[Any]:
@@ -106,7 +134,9 @@ def read_pixels(rendered: Rendered, context: StepContext) -> NDArray[Any]:
     return certified_pixels(context.fetch(artifact.blob), rendered.image.certificate, context.check)
 
 
-def inapplicable(applies_to: AppliesTo, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]) -> str | None:
+def inapplicable(
+    applies_to: AppliesTo, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]
+) -> str | None:
     """Why a model is not made for an image, None if it is."""
     if pixels.ndim != len(GREY_DIMENSIONS) or pixels.dtype.kind not in NUMBERS:
         return "it needs one grey value per voxel"
@@ -119,7 +149,10 @@ def inapplicable(applies_to: AppliesTo, image: dicom_pb2.RenderedImage, pixels: 
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """What a model found in all frames. preview: labels of the first one (uint8, rows and columns); voxels, sums: per label."""
+    """What a model found in all frames.
+
+    preview: labels of the first one (uint8, rows and columns); voxels, sums: per label.
+    """
 
     preview: NDArray[np.uint8]
     voxels: NDArray[np.int64]
@@ -133,9 +166,12 @@ def segment(model: "Model", pixels: NDArray[Any], path: Path, context: StepConte
     count = len(model.manifest.labels)
     preview = np.zeros((rows, columns), np.uint8)
     voxels, sums = np.zeros(count, np.int64), np.zeros(count, np.float64)
-    # Written, not mapped: on a full disk a write raises OSError, where a mapped page would kill the process and every task in it.
+    # Written, not mapped: on a full disk a write raises OSError, where a mapped page would kill the
+    # process and every task in it.
     with path.open("xb") as file, model.runs(context.cancelled) as run:
-        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": pixels.shape})
+        write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": pixels.shape}
+        )
         for start in range(0, frames, step):
             context.check()
             found = run(pixels[start : start + step])

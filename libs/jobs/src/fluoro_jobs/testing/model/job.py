@@ -1,7 +1,7 @@
 """What a job is, said a second time and another way.
 
-Nothing but tasks and attempts has a state of its own here; where steps and the job stand follows from them. Jobs of this model have two
-inputs. States are the names in `fluoro_jobs.states`.
+Nothing but tasks and attempts has a state of its own here; where steps and the job stand follows
+from them. Jobs of this model have two inputs. States are the names in `fluoro_jobs.states`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ ENDS: Final = {*USEFUL, "FAILED", "CANCELLED"}
 
 @dataclass
 class Task:
-    """One task. inputs and worker: their numbers. items: a letter per input, S(ucceeded), K for skipped, F(ailed); None without result.
+    """One task.
+
+    inputs and worker: their numbers. items: a letter per input, S(ucceeded), K for skipped,
+    F(ailed); None without result.
 
     allowed: claims until it fails for good. returned: those that cost nothing, of all it ever had.
     due: its back-off is over. expired: its lease is.
@@ -33,7 +36,11 @@ class Task:
 
 @dataclass
 class Step:
-    """One step. fans_out: a task per input. requires_all: a failed item fails it. started: since it was accepted, or retried."""
+    """One step.
+
+    fans_out: a task per input. requires_all: a failed item fails it. started: since it was
+    accepted, or retried.
+    """
 
     after: Sequence[int]
     max_attempts: int
@@ -68,7 +75,9 @@ class Job:
         step = self.steps[number]
         if all(task.stage in ENDS for task in step.tasks):
             return step.verdict()
-        if self.end or any(self.step_state(other) in {"FAILED", "CANCELLED"} for other in step.after):
+        if self.end or any(
+            self.step_state(other) in {"FAILED", "CANCELLED"} for other in step.after
+        ):
             return "CANCELLED"
         return "RUNNING" if step.started else "PENDING"
 
@@ -80,7 +89,11 @@ class Job:
         if self.step_state(number) == "CANCELLED":
             return "CANCELLED"
         if stage == "WAITING":
-            return "READY" if all(self.step_state(other) in ENDS for other in self.steps[number].after) else "BLOCKED"
+            return (
+                "READY"
+                if all(self.step_state(other) in ENDS for other in self.steps[number].after)
+                else "BLOCKED"
+            )
         return stage
 
     @property
@@ -91,7 +104,9 @@ class Job:
             return self.end
         if not states <= ENDS:
             return "RUNNING" if self.started else "PENDING"
-        return next(state for state in ("FAILED", "PARTIALLY_SUCCEEDED", "SUCCEEDED") if state in states)
+        return next(
+            state for state in ("FAILED", "PARTIALLY_SUCCEEDED", "SUCCEEDED") if state in states
+        )
 
     def stop(self, end: str) -> None:
         """Before its time: cancelled by its owner, or failed because its time ran out."""
@@ -146,24 +161,36 @@ class Model:
 
     def having(self, state: str) -> list[Key]:
         """The tasks that stand there."""
-        keys = [Key(j, s, t) for j, job in enumerate(self.jobs) for s, step in enumerate(job.steps) for t in range(len(step.tasks))]
+        keys = [
+            Key(j, s, t)
+            for j, job in enumerate(self.jobs)
+            for s, step in enumerate(job.steps)
+            for t in range(len(step.tasks))
+        ]
         return [key for key in keys if self.state(key) == state]
 
     def runs(self, attempt: Try) -> bool:
         """Whether this is the attempt that the task runs in, and so may end it."""
-        return self.state(attempt.task) == "RUNNING" and self[attempt.task].attempt == attempt.number
+        return (
+            self.state(attempt.task) == "RUNNING" and self[attempt.task].attempt == attempt.number
+        )
 
     def claim(self, key: Key, worker: int) -> None:
         """A worker starts the next attempt."""
         task = self[key]
-        task.stage, task.worker, task.expired, task.attempt = "RUNNING", worker, False, task.attempt + 1
+        task.stage, task.worker, task.expired, task.attempt = (
+            "RUNNING",
+            worker,
+            False,
+            task.attempt + 1,
+        )
         self.jobs[key.job].started = self.jobs[key.job].steps[key.step].started = True
 
     def end(self, key: Key, how: str) -> None:
         """The attempt ends.
 
-        how: letters of items for a result; "again" or "never" for an error, by whether one may mend it; "released" by a worker that shuts
-        down; "outage" of a store.
+        how: letters of items for a result; "again" or "never" for an error, by whether one may mend
+        it; "released" by a worker that shuts down; "outage" of a store.
         """
         task = self[key]
         if how in {"released", "outage"}:

@@ -49,10 +49,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.workers = [Worker(new_id(), f"host:{i}", "dicom", SLOTS, "0") for i in range(2)]
         self.alive = {0}
         attempts.beat(db, self.workers[0], [])
-        self.inputs = {owner: [self._blob(owner, content) for content in (b"1", b"2")] for owner in ("ann", "bob")}
+        self.inputs = {
+            owner: [self._blob(owner, content) for content in (b"1", b"2")]
+            for owner in ("ann", "bob")
+        }
 
     def _blob(self, owner: str, content: bytes) -> str:
-        record = blob_service_pb2.Blob(name=f"blobs/{new_id()}", size_bytes=1, sha256=hashlib.sha256(content).digest())
+        record = blob_service_pb2.Blob(
+            name=f"blobs/{new_id()}", size_bytes=1, sha256=hashlib.sha256(content).digest()
+        )
         return blobs.add(self.db, owner, record).name
 
     # --- what rules choose from ---
@@ -75,7 +80,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @property
     def stale(self) -> list[Try]:
         """Messages for an attempt that was made already, of tasks that wait for a later one."""
-        return [one for one in self.messages if one.task in self.model.having("QUEUED") and self.model[one.task].attempt >= one.number]
+        return [
+            one
+            for one in self.messages
+            if one.task in self.model.having("QUEUED")
+            and self.model[one.task].attempt >= one.number
+        ]
 
     @property
     def tried(self) -> list[Try]:
@@ -103,18 +113,32 @@ class LedgerMachine(RuleBasedStateMachine):
         return [pair for job in self.jobs for pair in product(self._swift(job), self._swift(job))]
 
     def _swift(self, job: int) -> list[Move]:
-        messages = [Move("deliver", (message, 0)) for message in self.messages if message.task.job == job]
-        ends = [Move("end", (attempt, how)) for attempt in self.live if attempt.task.job == job for how in ("commit SF", "lose", "release")]
+        messages = [
+            Move("deliver", (message, 0)) for message in self.messages if message.task.job == job
+        ]
+        ends = [
+            Move("end", (attempt, how))
+            for attempt in self.live
+            if attempt.task.job == job
+            for how in ("commit SF", "lose", "release")
+        ]
         return [*messages, *ends, Move("cancel_job", (job,)), Move("retry_job", (job,))]
 
     def possible(self) -> st.SearchStrategy[Move]:
         """One of `MOVES` that has what it needs."""
-        weighted = [move for move in MOVES if all(getattr(self, one) for one in move[2:] if isinstance(one, str)) for _ in range(move[0])]
+        weighted = [
+            move
+            for move in MOVES
+            if all(getattr(self, one) for one in move[2:] if isinstance(one, str))
+            for _ in range(move[0])
+        ]
         return st.sampled_from(weighted).flatmap(self._with_arguments)
 
     def _with_arguments(self, move: tuple[Any, ...]) -> st.SearchStrategy[Move]:
         _, name, *choices = move
-        arguments = [st.sampled_from(getattr(self, one)) if isinstance(one, str) else one for one in choices]
+        arguments = [
+            st.sampled_from(getattr(self, one)) if isinstance(one, str) else one for one in choices
+        ]
         return st.tuples(*arguments).map(lambda chosen: Move(name, chosen))
 
     @rule(move=st.runner().flatmap(lambda machine: machine.possible()))
@@ -135,7 +159,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def submit(self, batch: list[Submission]) -> None:
         """In one transaction."""
-        answers = accept.accept(self.db, [accept.validate(self._request(one), one.owner) for one in batch])
+        answers = accept.accept(
+            self.db, [accept.validate(self._request(one), one.owner) for one in batch]
+        )
         for one, answer in zip(batch, answers, strict=True):
             self._accepted(one, answer)
 
@@ -170,15 +196,21 @@ class LedgerMachine(RuleBasedStateMachine):
         job_id = UUID(answer.name.removeprefix("jobs/"))
         if earlier:
             number = self.requests[one]
-            assert (job_id, job_pb2.Job.State.Name(answer.state)) == (self.job_ids[number], f"STATE_{self.model.jobs[number].state}")
+            assert (job_id, job_pb2.Job.State.Name(answer.state)) == (
+                self.job_ids[number],
+                f"STATE_{self.model.jobs[number].state}",
+            )
             return
         self.requests[one] = number = len(self.job_ids)
         self.job_ids.append(job_id)
         self.model.jobs.append(Job(one.owner, [Step(*step) for step in one.steps]))
-        for task_id, step, shard in self.db.execute("SELECT id, step, shard FROM tasks WHERE job_id = %s ORDER BY step, shard", (job_id,)):
+        for task_id, step, shard in self.db.execute(
+            "SELECT id, step, shard FROM tasks WHERE job_id = %s ORDER BY step, shard", (job_id,)
+        ):
             self.keys[task_id] = Key(number, step, shard)
             self.task_ids[self.keys[task_id]] = task_id
-            # The steps of a job are equals to dispatch; an order makes every run of a sequence of rules the same.
+            # The steps of a job are equals to dispatch; an order makes every run of a sequence of
+            # rules the same.
             order = "UPDATE tasks SET dispatch_order = to_timestamp(%s) WHERE id = %s"
             self.db.execute(order, (len(self.keys), task_id))
 
@@ -207,7 +239,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def take(self) -> None:
         """As many go to the queue as its window has places for."""
-        self.db.execute("UPDATE workers SET expire_time = now() + interval '1 min'")  # however slow this machine is
+        self.db.execute(
+            "UPDATE workers SET expire_time = now() + interval '1 min'"
+        )  # however slow this machine is
         messages = [Try(self.keys[task], number) for task, _, _, number in dispatch.take(self.db)]
         taken = sorted(message.task for message in messages)
         due = {key for key in self.model.having("READY") if self.model[key].due}
@@ -229,25 +263,38 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def reconcile(self) -> None:
         """What is queued and has no message gets a new one."""
-        self.db.execute("UPDATE tasks SET queued_time = now() - interval '1 min' WHERE state = 'QUEUED'")
+        self.db.execute(
+            "UPDATE tasks SET queued_time = now() - interval '1 min' WHERE state = 'QUEUED'"
+        )
         query = dispatch._QUEUED  # noqa: SLF001 - reconcile() itself needs a Redis
-        queued = {Try(self.keys[task], number) for task, _, _, number in self.db.execute(query, (["dicom"],)).fetchall()}
-        assert queued == {Try(key, self.model[key].attempt + 1) for key in self.model.having("QUEUED")}
+        queued = {
+            Try(self.keys[task], number)
+            for task, _, _, number in self.db.execute(query, (["dicom"],)).fetchall()
+        }
+        assert queued == {
+            Try(key, self.model[key].attempt + 1) for key in self.model.having("QUEUED")
+        }
         self.messages += sorted(queued.difference(self.messages))
 
     # --- workers ---
 
     def deliver(self, message: Try, worker: int) -> None:
         """A worker gets the message."""
-        claim = attempts.claim(self.db, self.task_ids[message.task], self.workers[worker], message.number)
+        claim = attempts.claim(
+            self.db, self.task_ids[message.task], self.workers[worker], message.number
+        )
         if message in self.messages:  # not if it was overtaken by itself
             self.messages.remove(message)
         task = self.model[message.task]
-        assert (claim is not None) == (self.model.state(message.task) == "QUEUED" and task.attempt + 1 == message.number)
+        assert (claim is not None) == (
+            self.model.state(message.task) == "QUEUED" and task.attempt + 1 == message.number
+        )
         if claim is not None:
             self.model.claim(message.task, worker)
             assert claim.attempt == task.attempt
-            assert claim.graph == store.load(self.plain, claim.graph.id), "a claim knows what the ledger holds"
+            assert claim.graph == store.load(self.plain, claim.graph.id), (
+                "a claim knows what the ledger holds"
+            )
             self.claims[message], self.claimed_by[message] = claim, worker
 
     def run(self, message: Try, worker: int, how: str) -> None:
@@ -268,7 +315,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def beat(self, worker: int) -> None:
         """It believes to run whatever was ever claimed; of its own it is told."""
         asked = [(self.task_ids[attempt.task], attempt.number) for attempt in self.claims]
-        held = {Try(self.keys[one.asked[0]], one.attempt): one for one in attempts.beat(self.db, self.workers[worker], asked)}
+        held = {
+            Try(self.keys[one.asked[0]], one.attempt): one
+            for one in attempts.beat(self.db, self.workers[worker], asked)
+        }
         assert set(held) == {attempt for attempt, by in self.claimed_by.items() if by == worker}
         for attempt, one in held.items():
             assert (one.outcome is None) == self.model.runs(attempt)
@@ -282,12 +332,24 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def release_all(self, worker: int) -> None:
         """A worker shuts down."""
-        self._moved(attempts.release_all(self.db, self.workers[worker]), self._held_by(worker), "released")
+        self._moved(
+            attempts.release_all(self.db, self.workers[worker]), self._held_by(worker), "released"
+        )
 
     def pool_child_dies(self, attempt: Try, worker: int) -> None:
         """Of this worker, if it runs the task."""
-        moved = attempts.lose_of_worker(self.db, self.workers[worker], (self.task_ids[attempt.task], attempt.number))
-        self._moved(moved, [key for key in self._held_by(worker) if key == attempt.task and self.model.runs(attempt)], "again")
+        moved = attempts.lose_of_worker(
+            self.db, self.workers[worker], (self.task_ids[attempt.task], attempt.number)
+        )
+        self._moved(
+            moved,
+            [
+                key
+                for key in self._held_by(worker)
+                if key == attempt.task and self.model.runs(attempt)
+            ],
+            "again",
+        )
 
     def _held_by(self, worker: int) -> list[Key]:
         return [key for key in self.model.having("RUNNING") if self.model[key].worker == worker]
@@ -301,12 +363,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def expire_lease(self, attempt: Try) -> None:
         """Its worker was silent for too long."""
-        self.db.execute("UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE id = %s", (self.task_ids[attempt.task],))
+        self.db.execute(
+            "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE id = %s",
+            (self.task_ids[attempt.task],),
+        )
         self.model[attempt.task].expired = True
 
     def sweep(self) -> None:
         """Attempts whose lease has expired are lost."""
-        expired = [self.task_ids[key] for key in self.model.having("RUNNING") if self.model[key].expired]
+        expired = [
+            self.task_ids[key] for key in self.model.having("RUNNING") if self.model[key].expired
+        ]
         live = "UPDATE tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND id <> ALL(%s)"
         self.db.execute(live, (expired,))  # however slow this machine is
         self._moved(
@@ -318,8 +385,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def expire_job(self, number: int) -> None:
         """Its time has run out."""
         job_id = self.job_ids[number]
-        self.db.execute("UPDATE jobs SET expire_time = now() - interval '1 s' WHERE id = %s", (job_id,))
-        assert list(attempts.expire(self.db, Backoff("test"))) == ([] if self.model.jobs[number].state in ENDS else [job_id])
+        self.db.execute(
+            "UPDATE jobs SET expire_time = now() - interval '1 s' WHERE id = %s", (job_id,)
+        )
+        assert list(attempts.expire(self.db, Backoff("test"))) == (
+            [] if self.model.jobs[number].state in ENDS else [job_id]
+        )
         self.db.execute("UPDATE jobs SET expire_time = NULL WHERE id = %s", (job_id,))
         self.model.jobs[number].stop("FAILED")
 
@@ -355,7 +426,9 @@ class LedgerMachine(RuleBasedStateMachine):
             picture = found[self.job_ids[number]]
             compare(picture, job)
             if job.state in ENDS:
-                assert self.ended.setdefault(number, picture) == picture, "an end is written once (I3)"
+                assert self.ended.setdefault(number, picture) == picture, (
+                    "an end is written once (I3)"
+                )
 
     # --- the end ---
 

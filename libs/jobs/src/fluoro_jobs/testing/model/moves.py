@@ -15,7 +15,11 @@ from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import TaskResult
 
-STATES: Final = {"S": job_pb2.Item.STATE_SUCCEEDED, "K": job_pb2.Item.STATE_SKIPPED, "F": job_pb2.Item.STATE_FAILED}
+STATES: Final = {
+    "S": job_pb2.Item.STATE_SUCCEEDED,
+    "K": job_pb2.Item.STATE_SKIPPED,
+    "F": job_pb2.Item.STATE_FAILED,
+}
 """Of items, by their letters in the model."""
 RESULTS: Final = ("SS", "SF", "FF", "KK", "SK", "")
 """Of the two inputs; a task that has one of them takes the first letter."""
@@ -23,10 +27,23 @@ RESULTS: Final = ("SS", "SF", "FF", "KK", "SK", "")
 
 def _commit(letters: str) -> tuple[str, "Ending"]:
     def act(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
-        shard, numbers = claim.task.shard, range(claim.task.first_input, claim.task.first_input + claim.task.input_count)
-        items = [job_pb2.Item(input=number, state=STATES[letter]) for number, letter in zip(numbers, letters, strict=False)]
+        shard, numbers = (
+            claim.task.shard,
+            range(claim.task.first_input, claim.task.first_input + claim.task.input_count),
+        )
+        items = [
+            job_pb2.Item(input=number, state=STATES[letter])
+            for number, letter in zip(numbers, letters, strict=False)
+        ]
         blob, name = f"blobs/{new_id()}", f"{shard}-{claim.attempt}"
-        artifact = job_pb2.Artifact(name=name, role="result", media_type="text/plain", blob=blob, size_bytes=1, sha256=bytes(32))
+        artifact = job_pb2.Artifact(
+            name=name,
+            role="result",
+            media_type="text/plain",
+            blob=blob,
+            size_bytes=1,
+            sha256=bytes(32),
+        )
         return bool(attempts.commit(db, claim, TaskResult(b"", items, [artifact])))
 
     return letters, act
@@ -39,7 +56,10 @@ def _error(*, retryable: bool) -> FluoroError:
 def _outage(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
     done = bool(attempts.fail(db, claim, FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "Away.")))
     # However slow this machine is, the wait is not over before the model says so.
-    db.execute("UPDATE tasks SET run_after = now() + interval '10 min' WHERE id = %s AND state = 'READY' AND %s", (claim.task_id, done))
+    db.execute(
+        "UPDATE tasks SET run_after = now() + interval '10 min' WHERE id = %s AND state = 'READY' AND %s",
+        (claim.task_id, done),
+    )
     return done
 
 
@@ -47,7 +67,10 @@ Ending = Callable[[LedgerConnection, Claim, UUID], bool]
 ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
     **{f"commit {letters}": _commit(letters) for letters in RESULTS},
     "fail": ("again", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=True)))),
-    "fail for good": ("never", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=False)))),
+    "fail for good": (
+        "never",
+        lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=False))),
+    ),
     "time out": ("again", lambda db, c, job: attempts.time_out(db, job, c.task_id, c.attempt, 1)),
     "lose": ("again", lambda db, c, job: attempts.lose(db, job, c.task_id, c.attempt, "Gone.")),
     "outage": ("outage", _outage),
@@ -57,7 +80,11 @@ ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
 
 
 class Submission(NamedTuple):
-    """A job to be. steps: of each, the steps it comes after, its max_attempts, whether it fans out, and whether it requires all items."""
+    """A job to be.
+
+    steps: of each, the steps it comes after, its max_attempts, whether it fans out, and whether it
+    requires all items.
+    """
 
     owner: str
     request_id: str
@@ -92,9 +119,17 @@ class Overtaken:
 @st.composite
 def submissions(draw: st.DrawFn) -> Submission:
     """Graphs of up to four steps, in the order they run in."""
-    edges = [tuple(sorted(draw(st.sets(st.integers(0, i - 1))))) if i else () for i in range(draw(st.integers(1, 4)))]
-    steps = tuple((after, draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())) for after in edges)
-    return Submission(draw(st.sampled_from(["ann", "bob"])), draw(st.sampled_from(["", "r", "q"])), steps)
+    edges = [
+        tuple(sorted(draw(st.sets(st.integers(0, i - 1))))) if i else ()
+        for i in range(draw(st.integers(1, 4)))
+    ]
+    steps = tuple(
+        (after, draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans()))
+        for after in edges
+    )
+    return Submission(
+        draw(st.sampled_from(["ann", "bob"])), draw(st.sampled_from(["", "r", "q"])), steps
+    )
 
 
 WORKER: Final = st.integers(0, 1)

@@ -27,7 +27,10 @@ FROM jobs j ORDER BY j.id
 
 
 class Picture(NamedTuple):
-    """All that the ledger holds of one job. last_state: what its newest event says of the job; None if that is about something else."""
+    """All that the ledger holds of one job.
+
+    last_state: what its newest event says of the job; None if that is about something else.
+    """
 
     state: str
     last_sequence: int
@@ -46,10 +49,15 @@ def look(connection: LedgerConnection) -> dict[UUID, Picture]:
 
 def compare(found: Picture, job: Job) -> None:
     """AssertionError unless the job in the ledger is the model's."""
-    assert (found.state, found.steps) == (job.state, [job.step_state(i) for i in range(len(job.steps))])
+    assert (found.state, found.steps) == (
+        job.state,
+        [job.step_state(i) for i in range(len(job.steps))],
+    )
     _compare_tasks(found, job)
     _compare_results(found, job)
-    assert found.sequences == list(range(1, found.last_sequence + 1)), "a job's events have no gap (I5)"
+    assert found.sequences == list(range(1, found.last_sequence + 1)), (
+        "a job's events have no gap (I5)"
+    )
     if found.state in ENDS:
         assert found.last_state == found.state, "the last event is the end"
     else:
@@ -61,9 +69,13 @@ def _compare_tasks(found: Picture, job: Job) -> None:
         task = job.steps[step].tasks[shard]
         assert (state, attempt) == (job.task_state(step, shard), task.attempt)
         assert (counted or []) == list(range(1, attempt + 1)), "every claim is counted (I7)"
-        assert (running or []) == ([attempt] if state == "RUNNING" else []), "none but the newest attempt runs (I2)"
+        assert (running or []) == ([attempt] if state == "RUNNING" else []), (
+            "none but the newest attempt runs (I2)"
+        )
         assert attempt <= task.allowed, "no poison pill (I7)"
-        assert returned == task.returned, "what a drain or an outage ends is uncounted, and nothing else is"
+        assert returned == task.returned, (
+            "what a drain or an outage ends is uncounted, and nothing else is"
+        )
 
 
 def _compare_results(found: Picture, job: Job) -> None:
@@ -71,9 +83,18 @@ def _compare_results(found: Picture, job: Job) -> None:
     for number, step in enumerate(job.steps):
         for shard, task in enumerate(step.tasks):
             artifacts += [] if task.items is None else [[number, f"{shard}-{task.attempt}"]]
-            letters = "F" * len(task.inputs) if task.stage == "FAILED" and step.fans_out else task.items or ""
-            items += [[number, one, STATES[letter]] for one, letter in zip(task.inputs, letters, strict=False)]
-    assert sorted(found.artifacts) == artifacts, "only attempts that were committed left something (I2)"
+            letters = (
+                "F" * len(task.inputs)
+                if task.stage == "FAILED" and step.fans_out
+                else task.items or ""
+            )
+            items += [
+                [number, one, STATES[letter]]
+                for one, letter in zip(task.inputs, letters, strict=False)
+            ]
+    assert sorted(found.artifacts) == artifacts, (
+        "only attempts that were committed left something (I2)"
+    )
     assert sorted(found.items) == items
 
 
@@ -81,7 +102,9 @@ def _is_not_stuck(found: Picture, job: Job) -> None:
     """Something can go on, and what is blocked waits for a step that has not ended (I4)."""
     assert {task[2] for task in found.tasks} & {"READY", "QUEUED", "RUNNING"}
     blocked = {task[0] for task in found.tasks if task[2] == "BLOCKED"}
-    assert all(any(found.steps[other] not in ENDS for other in job.steps[step].after) for step in blocked)
+    assert all(
+        any(found.steps[other] not in ENDS for other in job.steps[step].after) for step in blocked
+    )
 
 
 def told(events: Sequence[event_pb2.Event]) -> dict[tuple[Any, ...], int]:

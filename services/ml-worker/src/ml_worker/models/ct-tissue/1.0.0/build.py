@@ -3,9 +3,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["onnx==1.23.2"]
 # ///
-"""Builds model.onnx from the ranges in model.toml, and writes its SHA-256 into model.toml. The same model.toml gives the same bytes.
+"""Builds model.onnx from the ranges in model.toml, and writes its SHA-256 into model.toml.
 
-`python build.py` builds in place; `python build.py --to FOLDER` builds there and leaves this folder alone.
+The same model.toml gives the same bytes.
+
+`python build.py` builds in place; `python build.py --to FOLDER` builds there and leaves this folder
+alone.
 """
 
 import argparse
@@ -43,19 +46,25 @@ class Graph:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, element: int, values: Sequence[float], shape: Sequence[int] = ()) -> str:
+    def constant(
+        self, name: str, element: int, values: Sequence[float], shape: Sequence[int] = ()
+    ) -> str:
         """Adds a constant (element: a TensorProto data type) and returns its name."""
         self.constants.append(helper.make_tensor(name, element, shape, values))
         return name
 
 
 def add_masks(graph: Graph, value: str, ranges: Ranges) -> list[str]:
-    """Per label a mask (frames, rows, columns) of its voxels. What is left includes NaN, because no comparison holds for it."""
+    """Per label a mask (frames, rows, columns) of its voxels.
+
+    What is left includes NaN, because no comparison holds for it.
+    """
     masks = []
     for label, bounds in enumerate(ranges):
         if bounds is not None:
             low, high = (
-                graph.constant(f"{end}_{label}", TensorProto.FLOAT, [bound]) for end, bound in zip(("from", "to"), bounds, strict=True)
+                graph.constant(f"{end}_{label}", TensorProto.FLOAT, [bound])
+                for end, bound in zip(("from", "to"), bounds, strict=True)
             )
             above = graph.node("GreaterOrEqual", [value, low], f"above_{label}")
             below = graph.node("Less", [value, high], f"below_{label}")
@@ -70,11 +79,18 @@ def add_masks(graph: Graph, value: str, ranges: Ranges) -> list[str]:
 
 def add_label_map(graph: Graph, masks: Sequence[str], output: str) -> None:
     """The label map: each voxel gets the number of the one mask it is in."""
-    labels = [graph.constant(f"label_{number}", TensorProto.UINT8, [number]) for number in range(len(masks))]
+    labels = [
+        graph.constant(f"label_{number}", TensorProto.UINT8, [number])
+        for number in range(len(masks))
+    ]
     last = len(masks) - 1
     chosen = labels[0]
     for number in range(1, last + 1):
-        chosen = graph.node("Where", [masks[number], labels[number], chosen], output if number == last else f"map_{number}")
+        chosen = graph.node(
+            "Where",
+            [masks[number], labels[number], chosen],
+            output if number == last else f"map_{number}",
+        )
 
 
 def add_measures(graph: Graph, value: str, masks: Sequence[str], voxels: str, sums: str) -> None:
@@ -125,20 +141,33 @@ def build(manifest: dict[str, Any]) -> bytes:
 
 def tensor_info(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
     """An input or output as the graph declares it."""
-    element = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "uint8": TensorProto.UINT8, "int64": TensorProto.INT64}
+    element = {
+        "float32": TensorProto.FLOAT,
+        "float64": TensorProto.DOUBLE,
+        "uint8": TensorProto.UINT8,
+        "int64": TensorProto.INT64,
+    }
     return helper.make_tensor_value_info(tensor["name"], element[tensor["dtype"]], tensor["shape"])
 
 
 def main() -> None:
     """Builds."""
     arguments = argparse.ArgumentParser(description="Builds model.onnx from model.toml.")
-    arguments.add_argument("--to", type=Path, default=HERE, metavar="FOLDER", help="where to write model.onnx and model.toml")
+    arguments.add_argument(
+        "--to",
+        type=Path,
+        default=HERE,
+        metavar="FOLDER",
+        help="where to write model.onnx and model.toml",
+    )
     folder: Path = arguments.parse_args().to
     text = (HERE / "model.toml").read_text(encoding="utf-8")
     model = build(tomllib.loads(text))
     sha256 = hashlib.sha256(model).hexdigest()
     (folder / "model.onnx").write_bytes(model)
-    (folder / "model.toml").write_text(re.sub(r'(?m)^sha256 = ".*"$', f'sha256 = "{sha256}"', text), encoding="utf-8")
+    (folder / "model.toml").write_text(
+        re.sub(r'(?m)^sha256 = ".*"$', f'sha256 = "{sha256}"', text), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":
