@@ -27,10 +27,10 @@ class Attempt:
         """What the next step would see of this one."""
         return Upstream(
             self.context.step,
-            result,
+            result,  # type: ignore[arg-type]  # any Message
             list(self.context.items.values()),
             list(self.context.artifacts.values()),
-        )  # type: ignore[arg-type]  # any Message
+        )
 
 
 def step_context(
