@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 from fluoro.v1 import job_pb2
-from fluoro_jobs.operations import OPERATIONS, QUEUES, Operation
+from fluoro_jobs.operations import DICOM_FILES, OPERATIONS, QUEUES, Operation
 from fluoro_jobs.worker.handler import Handler
 
 STEP = job_pb2.Step.DESCRIPTOR
+ROLE = re.compile(r"role `([\w-]+)`")
+FIRST_OF_THE_HUNDRED = 100
+"""Field number; the operations before it fill 10 to 13."""
 
 each_operation = pytest.mark.parametrize(
     "operation", OPERATIONS, ids=lambda operation: operation.field
@@ -44,16 +47,43 @@ def test_no_task_name_is_used_twice() -> None:
     assert len({operation.task_name for operation in OPERATIONS}) == len(OPERATIONS)
 
 
+def documentation(root: Path, operation: Operation) -> str:
+    """The comment of the operation's message, as one line."""
+    text = (root / "protos" / operation.request.DESCRIPTOR.file.name).read_text()
+    comment = re.search(rf"((?://.*\n)+)message {operation.request.DESCRIPTOR.name} \{{", text)
+    assert comment
+    return " ".join(line.removeprefix("//").strip() for line in comment[1].splitlines())
+
+
 @each_operation
 def test_the_api_documents_the_queue_and_the_task_name_of_the_table(
     root: Path, operation: Operation
 ) -> None:
-    text = (root / "protos" / operation.request.DESCRIPTOR.file.name).read_text()
-    comment = re.search(rf"((?://.*\n)+)message {operation.request.DESCRIPTOR.name} \{{", text)
-    assert comment
-    words = " ".join(line.removeprefix("//").strip() for line in comment[1].splitlines())
+    words = documentation(root, operation)
     assert f"queue `{operation.queue}`" in words
     assert f"Celery task `{operation.task_name}`" in words
+
+
+@each_operation
+def test_the_api_documents_the_roles_that_the_table_says_an_operation_leaves(
+    root: Path, operation: Operation
+) -> None:
+    _, _, leaves = documentation(root, operation).partition("Leaves ")
+    assert set(ROLE.findall(leaves)) == set(operation.leaves)
+
+
+def test_every_role_that_an_operation_reads_is_known() -> None:
+    left = {role for operation in OPERATIONS for role in operation.leaves}
+    read = {role for operation in OPERATIONS for role in operation.reads}
+    assert read <= left | set(DICOM_FILES)
+
+
+def test_the_number_of_a_result_follows_from_the_number_of_its_operation() -> None:
+    for operation in OPERATIONS:
+        number = STEP.fields_by_name[operation.field].number
+        result = STEP.fields_by_name[f"{operation.field}_result"].number
+        assert number in range(10, 20) or number in range(100, 200), operation.field
+        assert result == number + (30 if number < FIRST_OF_THE_HUNDRED else 100), operation.field
 
 
 @each_queue

@@ -5,13 +5,27 @@ Task names are on the wire and in dashboards: they are written out, never derive
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from fluoro.v1 import dicom_pb2, export_pb2, job_pb2, ml_pb2
 from google.protobuf.message import Message
 
 MAX_TIMEOUT_SECONDS: Final = 6 * 3600
 """Longest that one attempt of anything may take."""
+
+
+MAX_RESULT_BYTES: Final = 16 * 2**20
+"""Most that the result of one task may weigh, unless the operation's row says otherwise.
+
+An entry weighs about 500 bytes, and one task may have 10,000 inputs.
+"""
+
+JOB_INPUT: Final = "input"
+"""Role of the job's own inputs."""
+DICOM_FILES: Final = (JOB_INPUT, "instance", "member")
+"""Roles of what may be a DICOM file: an upload, a file that a step left, a file out of an archive."""
+
+ResourceClass = Literal["cpu", "gpu", "io"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +36,16 @@ class Operation:
     `{field}_result`. task_name: Celery task name.
     queue: Celery queue, and the service that drains it (`{queue}-worker`).
     request, result: message types.
-    timeout_seconds: how long one attempt may take, unless the step says otherwise.
+    reads: roles of the artifacts that it works on; `JOB_INPUT` for the job's own inputs. Any one of
+    them will do. Empty: it has no items.
+    reads_results: whether it reads the results of the steps it comes after, and needs one.
+    leaves: roles of the artifacts that it leaves.
     fans_out: whether its inputs may be split over tasks; one that writes a single document of them
     all may not.
+    deidentifies: whether what it leaves identifies no patient, though what it read did.
+    resource_class: what it uses most; `io` waits for other systems.
+    timeout_seconds: how long one attempt may take, unless the step says otherwise.
+    max_result_bytes: most that the result of one task may weigh, serialized.
     """
 
     field: str
@@ -32,8 +53,14 @@ class Operation:
     queue: str
     request: type[Message]
     result: type[Message]
-    timeout_seconds: int = 1800
+    reads: tuple[str, ...]
+    leaves: tuple[str, ...]
+    reads_results: bool = False
     fans_out: bool = True
+    deidentifies: bool = False
+    resource_class: ResourceClass = "cpu"
+    timeout_seconds: int = 1800
+    max_result_bytes: int = MAX_RESULT_BYTES
 
 
 OPERATIONS: Final = (
@@ -43,12 +70,27 @@ OPERATIONS: Final = (
         "dicom",
         dicom_pb2.InspectDicom,
         dicom_pb2.InspectDicomResult,
+        reads=DICOM_FILES,
+        leaves=("metadata",),
     ),
     Operation(
-        "render_dicom", "dicom.render", "dicom", dicom_pb2.RenderDicom, dicom_pb2.RenderDicomResult
+        "render_dicom",
+        "dicom.render",
+        "dicom",
+        dicom_pb2.RenderDicom,
+        dicom_pb2.RenderDicomResult,
+        reads=DICOM_FILES,
+        leaves=("preview", "pixels"),
     ),
     Operation(
-        "analyze_images", "ml.analyze", "ml", ml_pb2.AnalyzeImages, ml_pb2.AnalyzeImagesResult
+        "analyze_images",
+        "ml.analyze",
+        "ml",
+        ml_pb2.AnalyzeImages,
+        ml_pb2.AnalyzeImagesResult,
+        reads=("pixels",),
+        leaves=("label-map", "overlay"),
+        resource_class="gpu",
     ),
     Operation(
         "export_report",
@@ -56,6 +98,9 @@ OPERATIONS: Final = (
         "export",
         export_pb2.ExportReport,
         export_pb2.ExportReportResult,
+        reads=(),
+        leaves=("report", "result"),
+        reads_results=True,
         fans_out=False,
     ),
 )

@@ -22,7 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class InspectDicom(_message.Message):
     """Validates each input as DICOM Part 10 and returns its metadata. Runs on queue `dicom`, Celery task `dicom.inspect`.
 
-    Each input is an item: one that is not DICOM, or is truncated, fails alone.
+    Each input is an item: one that is not DICOM, or is truncated, fails alone. Reads the job's inputs,
+    DICOM files that steps left (role `instance`) and files out of archives (role `member`).
     Leaves one artifact of role `metadata` per good item: the data set without bulk data in the DICOM JSON model (PS3.18 annex F).
     """
 
@@ -83,8 +84,9 @@ class DicomInstance(_message.Message):
     PHOTOMETRIC_INTERPRETATION_FIELD_NUMBER: _builtins.int
     BITS_STORED_FIELD_NUMBER: _builtins.int
     BODY_PART_EXAMINED_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     input: _builtins.int
-    """0-based index into Job.inputs."""
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     sop_class_uid: _builtins.str
     """SOP Class UID (0008,0016)."""
     sop_instance_uid: _builtins.str
@@ -111,6 +113,8 @@ class DicomInstance(_message.Message):
     """Bits Stored (0028,0101)."""
     body_part_examined: _builtins.str
     """Body Part Examined (0018,0015)."""
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
     def __init__(
         self,
         *,
@@ -128,10 +132,11 @@ class DicomInstance(_message.Message):
         photometric_interpretation: _builtins.str = ...,
         bits_stored: _builtins.int = ...,
         body_part_examined: _builtins.str = ...,
+        item: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_stored", b"bits_stored", "body_part_examined", b"body_part_examined", "columns", b"columns", "input", b"input", "modality", b"modality", "number_of_frames", b"number_of_frames", "photometric_interpretation", b"photometric_interpretation", "rows", b"rows", "samples_per_pixel", b"samples_per_pixel", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_stored", b"bits_stored", "body_part_examined", b"body_part_examined", "columns", b"columns", "input", b"input", "item", b"item", "modality", b"modality", "number_of_frames", b"number_of_frames", "photometric_interpretation", b"photometric_interpretation", "rows", b"rows", "samples_per_pixel", b"samples_per_pixel", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,7 +149,7 @@ class RenderDicom(_message.Message):
 
     The order is that of PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or window, MONOCHROME1 inversion last.
     Leaves per good item an artifact of role `preview` (image/png, first frame) and one of role `pixels` (application/x-npy,
-    all frames, values after the Modality LUT), which AnalyzeImages takes.
+    all frames, values after the Modality LUT), which AnalyzeImages takes. Reads what InspectDicom reads.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -232,8 +237,9 @@ class RenderedImage(_message.Message):
     PIXEL_SPACING_MM_FIELD_NUMBER: _builtins.int
     SLICE_THICKNESS_MM_FIELD_NUMBER: _builtins.int
     SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     input: _builtins.int
-    """0-based index into Job.inputs."""
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     preview: _builtins.str
     """Name of the artifact with the PNG."""
     pixels: _builtins.str
@@ -244,6 +250,8 @@ class RenderedImage(_message.Message):
     """Slice Thickness (0018,0050), millimetres; 0 if unknown."""
     sop_instance_uid: _builtins.str
     """SOP Instance UID (0008,0018) of the source."""
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
     @_builtins.property
     def certificate(self) -> Global___PixelCertificate:
         """What is vouched for about that array; a worker that reads it checks it first."""
@@ -268,10 +276,11 @@ class RenderedImage(_message.Message):
         pixel_spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
         slice_thickness_mm: _builtins.float = ...,
         sop_instance_uid: _builtins.str = ...,
+        item: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "input", b"input", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "input", b"input", "item", b"item", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,6 +250,8 @@ class Step(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    ALLOW_IDENTIFIABLE_FIELD_NUMBER: _builtins.int
     INSPECT_DICOM_FIELD_NUMBER: _builtins.int
     RENDER_DICOM_FIELD_NUMBER: _builtins.int
     ANALYZE_IMAGES_FIELD_NUMBER: _builtins.int
@@ -264,15 +266,24 @@ class Step(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
+    RESULT_BLOBS_FIELD_NUMBER: _builtins.int
     INSPECT_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     RENDER_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     ANALYZE_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
     EXPORT_REPORT_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the job: lower case letters, digits and hyphens, at most 63, starting with a letter."""
+    allow_identifiable: _builtins.bool
+    """Lets the step see data that identifies a patient, in a job with a step that de-identifies.
+
+    Such a job is refused, reason STEP_SEES_IDENTIFIABLE, if a step that does not lead to a
+    de-identifying one works on the originals, or comes after a step that did. A step says that it
+    may by this field, or by naming the source itself in `inputs`.
+    """
     max_inputs_per_task: _builtins.int
-    """Fan-out: the job's inputs are split over tasks of at most this many inputs each, which run in parallel; the step ends when all have. 0 means one
-    task. A job has at most 1000 tasks.
+    """Fan-out: the step's inputs are split over tasks of at most this many inputs each, which run in
+    parallel; the step ends when all have. 0 means one task. A job has at most 10,000 tasks. How many
+    tasks a step has is known once the steps it waits for have ended.
     """
     item_failure_policy: Global___Step.ItemFailurePolicy.ValueType
     """What a failed item means for the step."""
@@ -284,7 +295,22 @@ class Step(_message.Message):
     """Output only. A sentence for people that goes with the reason."""
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the steps this one waits for, at most 100. It sees the job's inputs and the results and artifacts of exactly these."""
+        """Names of the steps this one waits for, at most 100. An operation that reads results reads those
+        of exactly these.
+        """
+
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepInput]:
+        """What the step works on, at most 100 entries; the step also waits for the steps named here.
+
+        Everything that shares an Item.key is one input. Its parts are ordered by entry. So the label
+        map that a model left meets the picture it was made from, under the key of both.
+
+        Empty lets the server choose: from each step in `after` it walks back to the nearest steps that
+        leave a role the operation reads. If there is none, the step works on the job's inputs, provided
+        that the operation reads files as they were uploaded. Otherwise the job is refused, reason
+        STEP_INPUT_MISSING. The answers of GetJob and WatchJob show what was chosen.
+        """
 
     @_builtins.property
     def inspect_dicom(self) -> _dicom_pb2.InspectDicom:
@@ -312,15 +338,22 @@ class Step(_message.Message):
 
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
-        """Output only. The units of dispatch of this step."""
+        """Output only. The units of dispatch of this step. Empty until the steps it waits for have ended."""
 
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
-        """Output only. What became of each input, in input order."""
+        """Output only. What became of each input of the step, in order."""
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
         """Output only. Named outputs; download them with BlobService.DownloadBlob."""
+
+    @_builtins.property
+    def result_blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only. Set instead of the field in `result` when the step's result is large: names of
+        blobs, in order of their tasks. Each holds one serialized message of the type of that field;
+        the concatenated bytes are the whole result, serialized.
+        """
 
     @_builtins.property
     def inspect_dicom_result(self) -> _dicom_pb2.InspectDicomResult:
@@ -343,6 +376,8 @@ class Step(_message.Message):
         *,
         name: _builtins.str = ...,
         after: _abc.Iterable[_builtins.str] | None = ...,
+        inputs: _abc.Iterable[Global___StepInput] | None = ...,
+        allow_identifiable: _builtins.bool = ...,
         inspect_dicom: _dicom_pb2.InspectDicom | None = ...,
         render_dicom: _dicom_pb2.RenderDicom | None = ...,
         analyze_images: _ml_pb2.AnalyzeImages | None = ...,
@@ -357,6 +392,7 @@ class Step(_message.Message):
         tasks: _abc.Iterable[Global___Task] | None = ...,
         items: _abc.Iterable[Global___Item] | None = ...,
         artifacts: _abc.Iterable[Global___Artifact] | None = ...,
+        result_blobs: _abc.Iterable[_builtins.str] | None = ...,
         inspect_dicom_result: _dicom_pb2.InspectDicomResult | None = ...,
         render_dicom_result: _dicom_pb2.RenderDicomResult | None = ...,
         analyze_images_result: _ml_pb2.AnalyzeImagesResult | None = ...,
@@ -364,7 +400,7 @@ class Step(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "export_report", b"export_report", "export_report_result", b"export_report_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "export_report", b"export_report", "export_report_result", b"export_report_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "export_report", b"export_report", "export_report_result", b"export_report_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "result_blobs", b"result_blobs", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
@@ -376,6 +412,42 @@ class Step(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class StepInput(_message.Message):
+    """Where inputs of a step come from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """Name of the step that leaves them. Empty means the job's own inputs: the originals, even after a
+    step that de-identifies.
+    """
+    role: _builtins.str
+    """Role of the artifacts to take, as in Artifact.role: one that the step leaves and the operation
+    reads. Empty takes every such role. For the job's own inputs: `input` or empty.
+    """
+    group: _builtins.bool
+    """Joins inputs whose keys differ only in the last part: `series-1/0001` and `series-1/0002` become
+    one input `series-1` with two parts. Keys without a slash become one input, `all`.
+    """
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        role: _builtins.str = ...,
+        group: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "role", b"role", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepInput: _TypeAlias = StepInput  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):
@@ -426,7 +498,7 @@ class Task(_message.Message):
         STATE_UNSPECIFIED: Task._State.ValueType  # 0
         """Never sent by the server."""
         STATE_BLOCKED: Task._State.ValueType  # 1
-        """Waits for other steps."""
+        """Not used any more: a step that waits for others has no tasks yet."""
         STATE_READY: Task._State.ValueType  # 2
         """May be dispatched, from its run_after_time on."""
         STATE_QUEUED: Task._State.ValueType  # 3
@@ -446,7 +518,7 @@ class Task(_message.Message):
     STATE_UNSPECIFIED: Task.State.ValueType  # 0
     """Never sent by the server."""
     STATE_BLOCKED: Task.State.ValueType  # 1
-    """Waits for other steps."""
+    """Not used any more: a step that waits for others has no tasks yet."""
     STATE_READY: Task.State.ValueType  # 2
     """May be dispatched, from its run_after_time on."""
     STATE_QUEUED: Task.State.ValueType  # 3
@@ -474,7 +546,7 @@ class Task(_message.Message):
     state: Global___Task.State.ValueType
     """Where it stands."""
     first_input: _builtins.int
-    """0-based index into Job.inputs of its first input."""
+    """0-based number of its first input, among those of the step."""
     input_count: _builtins.int
     """How many inputs it works on."""
     @_builtins.property
@@ -595,7 +667,7 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
-    """What became of one input inside a step. Items fail on their own: one bad file never hides the good ones."""
+    """What became of one input of a step. Items fail on their own: one bad file never hides the good ones."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -630,14 +702,21 @@ class Item(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     input: _builtins.int
-    """0-based index into Job.inputs."""
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     state: Global___Item.State.ValueType
     """What became of it."""
     reason: _builtins.str
     """An UPPER_SNAKE reason, one of docs/errors.md, unless it succeeded."""
     message: _builtins.str
     """A sentence for people that goes with the reason. Never holds patient data."""
+    key: _builtins.str
+    """Names the input, unique within the step. An input of the job has its number in decimal: `0`. What
+    a step makes of an input has the key of that input, or one that starts with it and a slash: the
+    eighth file in an archive that is input 3 is `3/0007`. Letters, digits, `.`, `_` and `-` between
+    slashes, at most 128 characters, never a name from the data.
+    """
     def __init__(
         self,
         *,
@@ -645,10 +724,11 @@ class Item(_message.Message):
         state: Global___Item.State.ValueType = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key", b"key", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,10 +747,13 @@ class Artifact(_message.Message):
     BLOB_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique within the step, usable as a file name: `preview-0000.png`, say."""
     role: _builtins.str
-    """What it is for: `metadata`, `preview`, `pixels`, `label-map`, `overlay`, `report` or `result`."""
+    """What it is for, `preview` say. The comment of an operation says which roles it leaves. A later
+    step takes artifacts by their role (StepInput.role).
+    """
     media_type: _builtins.str
     """Media type (RFC 6838), `image/png` say."""
     input: _builtins.int
@@ -681,6 +764,8 @@ class Artifact(_message.Message):
     """Size in bytes."""
     sha256: _builtins.bytes
     """SHA-256 of the bytes, 32 bytes."""
+    key: _builtins.str
+    """Key under which a later step takes it, as in Item.key; empty if it belongs to no single item."""
     def __init__(
         self,
         *,
@@ -691,10 +776,11 @@ class Artifact(_message.Message):
         blob: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "blob", b"blob", "input", b"input", "media_type", b"media_type", "name", b"name", "role", b"role", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input", b"_input", "blob", b"blob", "input", b"input", "key", b"key", "media_type", b"media_type", "name", b"name", "role", b"role", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input: _TypeAlias = _typing.Literal["input"]  # noqa: Y015
     _WhichOneofArgType__input: _TypeAlias = _typing.Literal["_input", b"_input"]  # noqa: Y015

@@ -20,7 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AnalyzeImages(_message.Message):
-    """Runs a model on the certified pixels of the RenderDicom steps this step comes after. Runs on queue `ml`, Celery task `ml.analyze`.
+    """Runs a model on the certified pixels that RenderDicom steps left (role `pixels`). Runs on queue
+    `ml`, Celery task `ml.analyze`.
 
     Each image is an item. An image whose pixels do not match their certificate fails with PIXELS_NOT_CERTIFIED; one that the
     model is not made for is skipped. If the model applies to no image the step fails with NO_APPLICABLE_INPUT.
@@ -123,12 +124,15 @@ class ImageFinding(_message.Message):
     LABEL_MAP_FIELD_NUMBER: _builtins.int
     OVERLAY_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     input: _builtins.int
-    """0-based index into Job.inputs."""
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     label_map: _builtins.str
     """Name of the artifact with the label map."""
     overlay: _builtins.str
     """Name of the artifact with the overlay."""
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
     @_builtins.property
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measurement]:
         """One entry per class of the model, in the order of its labels."""
@@ -140,10 +144,11 @@ class ImageFinding(_message.Message):
         label_map: _builtins.str = ...,
         overlay: _builtins.str = ...,
         measurements: _abc.Iterable[Global___Measurement] | None = ...,
+        item: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "label_map", b"label_map", "measurements", b"measurements", "overlay", b"overlay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "item", b"item", "label_map", b"label_map", "measurements", b"measurements", "overlay", b"overlay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
