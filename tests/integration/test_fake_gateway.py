@@ -271,6 +271,12 @@ async def jobs_of_an_owner(
     )
 
 
+def taking(step: job_pb2.Step, source: str) -> job_pb2.Step:
+    """The step, with the artifacts of another as its inputs."""
+    step.inputs.add(step=source)
+    return step
+
+
 async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None:
     wrong = {
         "no steps": Job(inputs=[blob]),
@@ -279,6 +285,8 @@ async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None
         "bad names": Job(inputs=["blobs/1"], steps=[inspect("A")]),
         "same names": Job(inputs=[blob], steps=[inspect("a"), inspect("a")]),
         "unknown step": Job(inputs=[blob], steps=[inspect("a"), inspect("b", after=["c"])]),
+        "unknown input": Job(inputs=[blob], steps=[taking(inspect("a"), "c")]),
+        "circle of inputs": Job(inputs=[blob], steps=[taking(inspect("a"), "a")]),
         "circle": Job(inputs=[blob], steps=[inspect("a", after=["b"]), inspect("b", after=["a"])]),
         "no such blob": Job(inputs=[blob, f"blobs/{NOBODY}"], steps=[inspect("a")]),
     }

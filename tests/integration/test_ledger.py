@@ -454,10 +454,10 @@ def test_an_owner_with_a_limit_has_no_more_than_that_in_flight(rig: Rig, db: Db)
 
 def test_a_limit_holds_over_all_queues_together(rig: Rig, db: Db) -> None:
     accepted(rig, db)
-    accepted(rig, db, rig.job_of(operation="analyze_images"))
+    accepted(rig, db, rig.job_of(operation="export_report"))
     limits.set_limit(db, OWNER, 1)
     worker(db)
-    worker(db, queue="ml")
+    worker(db, queue="export")
     assert len(dispatch.take(db)) == 1
 
 

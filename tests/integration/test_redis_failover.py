@@ -45,7 +45,7 @@ def test_jobs_flow_on_and_no_process_ends_when_sentinel_promotes_the_replica_of_
         "Sentinels that know the replica",
     )
     rig = _rig(stack, database_url, sentinel_url(sentinels), blob_url, tmp_path)
-    workers = [rig.worker(), rig.worker(queue="ml", pool="threads")]
+    workers = [rig.worker(), rig.worker(queue="export", pool="threads")]
     gateway = rig.served("gateway", free_port(), grpc_port=free_port(), grpc_host="127.0.0.1")
     scheduler = rig.served("scheduler", free_port(), **SWEEP)
 
@@ -53,7 +53,7 @@ def test_jobs_flow_on_and_no_process_ends_when_sentinel_promotes_the_replica_of_
         return [
             rig.submit(rig.job_of(operation=operation))
             for _ in range(count)
-            for operation in ("inspect_dicom", "analyze_images")
+            for operation in ("inspect_dicom", "export_report")
         ]
 
     jobs = submit(5)

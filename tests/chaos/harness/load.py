@@ -214,6 +214,9 @@ class Load:
                     json.dumps(commands).encode(), media_type="application/json"
                 )
             )
+            for step in steps:
+                if step.HasField("export_report"):
+                    step.export_report.title = blob.name
             job = job_pb2.Job(
                 inputs=[blob.name], steps=steps, labels={"key": record.key, "round": self._label}
             )

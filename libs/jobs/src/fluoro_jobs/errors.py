@@ -23,6 +23,9 @@ class Reason(StrEnum):
     JOB_EMPTY = "JOB_EMPTY"
     STEP_GRAPH_CYCLE = "STEP_GRAPH_CYCLE"
     STEP_UNKNOWN = "STEP_UNKNOWN"
+    STEP_INPUT_MISSING = "STEP_INPUT_MISSING"
+    STEP_INPUT_MISMATCH = "STEP_INPUT_MISMATCH"
+    STEP_SEES_IDENTIFIABLE = "STEP_SEES_IDENTIFIABLE"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
@@ -102,7 +105,23 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."
     ),
     Reason.STEP_UNKNOWN: ReasonSpec(
-        "INVALID_ARGUMENT", False, "`after` names a step that is not in the job."
+        "INVALID_ARGUMENT", False, "`after` or `inputs` names a step that is not in the job."
+    ),
+    Reason.STEP_INPUT_MISSING: ReasonSpec(
+        "INVALID_ARGUMENT",
+        False,
+        "No step before this one leaves what its operation reads. Name one in `after` or `inputs`.",
+    ),
+    Reason.STEP_INPUT_MISMATCH: ReasonSpec(
+        "INVALID_ARGUMENT",
+        False,
+        "`inputs` names what its step does not leave or what the operation does not read.",
+    ),
+    Reason.STEP_SEES_IDENTIFIABLE: ReasonSpec(
+        "INVALID_ARGUMENT",
+        False,
+        "The job de-identifies, and a later step would see data from before. Let the step work on "
+        "what the de-identifying step left, or say that it may: `allow_identifiable`.",
     ),
     Reason.MESSAGE_TOO_LARGE: ReasonSpec(
         "RESOURCE_EXHAUSTED",

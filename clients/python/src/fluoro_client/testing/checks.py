@@ -1,4 +1,8 @@
-"""What a submitted job is refused for. Limits of number and size are not checked here."""
+"""What a submitted job is refused for.
+
+Not checked here are limits of number and size, and whether an operation can read what its step is
+given: a gateway's table of operations knows that.
+"""
 
 import re
 import uuid
@@ -81,22 +85,32 @@ def _check_graph(job: job_pb2.Job) -> None:
             field = f"job.steps[{number}].name", "Step names are unique in a job."
             raise RefusalError("INVALID_ARGUMENT", f"Two steps are named {name}.", field)
     for number, step in enumerate(job.steps):
-        for place, name in enumerate(step.after):
+        mentioned = [(name, f"after[{place}]") for place, name in enumerate(step.after)]
+        mentioned += [
+            (source.step, f"inputs[{place}].step")
+            for place, source in enumerate(step.inputs)
+            if source.step
+        ]
+        for name, place in mentioned:
             if name not in names:
-                field = f"job.steps[{number}].after[{place}]", f"Must be one of {', '.join(names)}."
+                field = f"job.steps[{number}].{place}", f"Must be one of {', '.join(names)}."
                 raise RefusalError(
-                    "STEP_UNKNOWN",
-                    f"Step {step.name} comes after a step that is not in the job.",
-                    field,
+                    "STEP_UNKNOWN", f"Step {step.name} names a step that is not in the job.", field
                 )
     try:
-        TopologicalSorter({step.name: step.after for step in job.steps}).prepare()
+        TopologicalSorter({step.name: waits_for(step) for step in job.steps}).prepare()
     except CycleError as error:
         drawn = " -> ".join(error.args[1])
         field = f"job.steps[{names.index(error.args[1][0])}].after", f"Part of a circle: {drawn}."
         raise RefusalError(
             "STEP_GRAPH_CYCLE", f"Steps wait for each other: {drawn}.", field
         ) from None
+
+
+def waits_for(step: job_pb2.Step) -> list[str]:
+    """Names of the steps that it comes after, or whose artifacts it takes; each once."""
+    taken = [source.step for source in step.inputs if source.step]
+    return list(dict.fromkeys([*step.after, *taken]))
 
 
 def _is_uuid(text: str) -> bool:

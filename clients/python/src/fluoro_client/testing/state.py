@@ -26,7 +26,16 @@ OUTPUT_ONLY_JOB: Final = (
     "end_time",
     "last_sequence",
 )
-OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
+OUTPUT_ONLY_STEP: Final = (
+    "state",
+    "reason",
+    "message",
+    "tasks",
+    "items",
+    "artifacts",
+    "result_blobs",
+    "result",
+)
 """What a caller may send but never decides."""
 
 

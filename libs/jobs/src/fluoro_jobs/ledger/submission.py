@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from graphlib import CycleError, TopologicalSorter
 from typing import Final, Literal
 from uuid import UUID
 
@@ -16,6 +15,7 @@ from google.protobuf.message import Message
 from fluoro_jobs import operations
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.sources import ORIGINALS, Source, Wired, wire
 from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS, Operation
 from fluoro_jobs.wellknown import is_time, seconds
 
@@ -35,9 +35,6 @@ MAX_OPERATION_BYTES: Final = 16 * 2**10
 MAX_TOLD: Final = 20
 """Most bad fields that one refusal names."""
 
-MAX_NAMES: Final = 12
-"""Most names of steps that a refusal lists; one is up to 63 characters."""
-
 _STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _BLOB_LENGTHS: Final = range(32, 46)
 """Characters of the UUID in a blob's name, in any of its spellings."""
@@ -54,7 +51,16 @@ OUTPUT_ONLY_JOB: Final = (
     "end_time",
     "last_sequence",
 )
-OUTPUT_ONLY_STEP: Final = ("state", "reason", "message", "tasks", "items", "artifacts", "result")
+OUTPUT_ONLY_STEP: Final = (
+    "state",
+    "reason",
+    "message",
+    "tasks",
+    "items",
+    "artifacts",
+    "result_blobs",
+    "result",
+)
 
 DEFAULT_MAX_ATTEMPTS: Final = 3
 DEFAULT_INITIAL_BACKOFF_SECONDS: Final = 2.0
@@ -63,13 +69,19 @@ DEFAULT_MAX_BACKOFF_SECONDS: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class NewStep:
-    """A row of `steps` to be, and its tasks: id, first input, number of inputs."""
+    """A row of `steps` to be, and its tasks: id, first input, number of inputs.
+
+    sources: what it works on; None for the job's inputs without more ado. inputs_per_task: most
+    that one task works on; 0 for one task.
+    """
 
     ordinal: int
     name: str
     operation: Operation
     request: bytes
     after: Sequence[int]
+    sources: Sequence[Source] | None
+    inputs_per_task: int
     max_attempts: int
     initial_backoff_seconds: float
     max_backoff_seconds: float
@@ -151,17 +163,12 @@ class _Violations:
 def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submission:
     """The request as rows. Takes it over: clears what is output only.
 
-    FluoroError with the bad fields named, the first 20 of them, or with the reason JOB_EMPTY,
-    STEP_UNKNOWN or STEP_GRAPH_CYCLE. Numbers are checked before anything is made of what they
-    count.
+    FluoroError with the bad fields named, the first 20 of them, or with the reason JOB_EMPTY or one
+    of `sources.wire`. Numbers are checked before anything is made of what they count.
     """
     job = request.job
-    if not job.steps or not job.inputs:
-        what = "steps" if not job.steps else "inputs"
-        violation = FieldViolation(f"job.{what}", "Add at least one.")
-        raise FluoroError(
-            Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation]
-        )
+    if not job.steps:
+        raise _empty("steps")
     violations = _Violations()
     _check_numbers(job, violations)
     violations.check()
@@ -177,10 +184,13 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         raise FluoroError(
             Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation]
         )
-    ordinals = _ordinals(job)
+    rows = [operations.BY_FIELD[step.WhichOneof("operation") or ""] for step in job.steps]
+    wired = wire(job.steps, rows)
+    if not inputs and any(each.reads_originals for each in wired):
+        raise _empty("inputs")
     steps = [
-        _new_step(i, step, [ordinals[name] for name in step.after], len(inputs))
-        for i, step in enumerate(job.steps)
+        _new_step(i, step, row, place, len(inputs))
+        for i, (step, row, place) in enumerate(zip(job.steps, rows, wired, strict=True))
     ]
     return Submission(
         id=new_id(),
@@ -194,6 +204,11 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         expire_time=_time(job, "expire_time"),
         steps=steps,
     )
+
+
+def _empty(what: str) -> FluoroError:
+    violation = FieldViolation(f"job.{what}", "Add at least one.")
+    return FluoroError(Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation])
 
 
 def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
@@ -211,6 +226,8 @@ def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
     for i, step in enumerate(job.steps):
         if len(step.after) > MAX_STEPS:
             violations.add(f"job.steps[{i}].after", f"At most {MAX_STEPS} steps.")
+        if len(step.inputs) > MAX_STEPS:
+            violations.add(f"job.steps[{i}].inputs", f"At most {MAX_STEPS} entries.")
         if len(step.export_report.formats) > MAX_FORMATS:
             violations.add(
                 f"job.steps[{i}].export_report.formats", f"At most {MAX_FORMATS} formats."
@@ -218,7 +235,7 @@ def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
 
 
 def _task_count(step: job_pb2.Step, inputs: int) -> int:
-    return math.ceil(inputs / (step.max_inputs_per_task or inputs))
+    return math.ceil(inputs / (step.max_inputs_per_task or inputs or 1))
 
 
 def _time(job: job_pb2.Job, field: Literal["schedule_time", "expire_time"]) -> datetime | None:
@@ -351,52 +368,9 @@ def _is_text(text: str) -> bool:
     return len(text) <= MAX_TEXT and not _CONTROL.search(text)
 
 
-def _ordinals(job: job_pb2.Job) -> dict[str, int]:
-    """Step names to their numbers, once names are unique, edges lead somewhere and there is no circle."""
-    ordinals: dict[str, int] = {}
-    for i, step in enumerate(job.steps):
-        if step.name in ordinals:
-            violation = FieldViolation(f"job.steps[{i}].name", "Step names are unique in a job.")
-            raise FluoroError(
-                Reason.INVALID_ARGUMENT, f"Two steps are named {step.name}.", [violation]
-            )
-        ordinals[step.name] = i
-    for i, step in enumerate(job.steps):
-        for k, name in enumerate(step.after):
-            if name not in ordinals:
-                violation = FieldViolation(
-                    f"job.steps[{i}].after[{k}]", f"Must be one of {_some(list(ordinals))}."
-                )
-                raise FluoroError(
-                    Reason.STEP_UNKNOWN,
-                    f"Step {step.name} comes after a step that is not in the job.",
-                    [violation],
-                )
-    if all(ordinals[name] < i for i, step in enumerate(job.steps) for name in step.after):
-        return ordinals  # steps in the order they run in, as most write them, hold no circle
-    try:
-        TopologicalSorter({step.name: step.after for step in job.steps}).prepare()
-    except CycleError as error:
-        circle = error.args[1]
-        drawn = _some(circle, " -> ")
-        violation = FieldViolation(
-            f"job.steps[{ordinals[circle[0]]}].after", f"Part of a circle: {drawn}."
-        )
-        raise FluoroError(
-            Reason.STEP_GRAPH_CYCLE, f"Steps wait for each other: {drawn}.", [violation]
-        ) from None
-    return ordinals
-
-
-def _some(step_names: Sequence[str], between: str = ", ") -> str:
-    """As many of the names as fit into a refusal."""
-    more = [f"and {len(step_names) - MAX_NAMES} more"] if len(step_names) > MAX_NAMES else []
-    return between.join([*step_names[:MAX_NAMES], *more])
-
-
-def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -> NewStep:
-    operation = operations.of_step(step)
-    assert operation is not None
+def _new_step(
+    ordinal: int, step: job_pb2.Step, operation: Operation, wired: Wired, inputs: int
+) -> NewStep:
     request = getattr(step, operation.field).SerializeToString()
     if len(request) > MAX_OPERATION_BYTES:
         violation = FieldViolation(
@@ -406,21 +380,35 @@ def _new_step(ordinal: int, step: job_pb2.Step, after: list[int], inputs: int) -
             Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation]
         )
     policy = step.retry_policy
-    size = step.max_inputs_per_task or inputs
+    size = step.max_inputs_per_task or inputs or 1
     return NewStep(
         ordinal=ordinal,
         name=step.name,
         operation=operation,
         request=request,
-        after=sorted(set(after)),
+        after=wired.after,
+        sources=_stored(wired),
+        inputs_per_task=step.max_inputs_per_task,
         max_attempts=policy.max_attempts or DEFAULT_MAX_ATTEMPTS,
         initial_backoff_seconds=seconds(policy.initial_backoff) or DEFAULT_INITIAL_BACKOFF_SECONDS,
         max_backoff_seconds=seconds(policy.max_backoff) or DEFAULT_MAX_BACKOFF_SECONDS,
         timeout_seconds=seconds(step.attempt_timeout) or operation.timeout_seconds,
         fans_out=step.max_inputs_per_task > 0,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
-        tasks=[(new_id(), first, min(size, inputs - first)) for first in range(0, inputs, size)],
+        tasks=[
+            (new_id(), first, min(size, inputs - first)) for first in range(0, inputs or 1, size)
+        ],
     )
+
+
+def _stored(wired: Wired) -> Sequence[Source] | None:
+    """None stands for the job's inputs where nothing else could be meant, so that most rows stay small.
+
+    A caller who reads the job and submits it again with a step that de-identifies has then not named
+    the originals.
+    """
+    plain = wired.sources == ORIGINALS and not (wired.named and wired.after)
+    return None if plain else wired.sources
 
 
 def _digest(job: job_pb2.Job) -> bytes:

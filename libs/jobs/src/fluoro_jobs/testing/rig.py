@@ -88,12 +88,15 @@ class Rig:
     def job_of(
         self, *commands: dict[str, Any], operation: str = "inspect_dicom", max_attempts: int = 3
     ) -> job_pb2.Job:
-        """A job of one step for `fluoro_jobs.testing.worker`, with hardly any back-off."""
+        """A job of one step for `fluoro_jobs.testing.worker`, with hardly any back-off.
+
+        operation: `inspect_dicom`, or `export_report` for the other queue.
+        """
         job = job_pb2.Job(inputs=[self.blob(json.dumps(commands).encode())])
         step = job.steps.add(name="step")
         getattr(step, operation).SetInParent()
-        if operation == "analyze_images":
-            step.analyze_images.model = "none"
+        if operation == "export_report":
+            step.export_report.title = job.inputs[0]
         step.retry_policy.max_attempts = max_attempts
         step.retry_policy.initial_backoff.CopyFrom(Duration(nanos=50_000_000))
         return job

@@ -1,7 +1,7 @@
 """A worker for tests and benchmarks: its operations do what their first input says, in the real runtime.
 
 `python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of
-commands run in order; `[]` does nothing:
+commands run in order; `[]` does nothing. A report has no inputs: its title names the blob.
 
     {"do": "wait", "path": P}      until file P exists, looking at cancellation {"do": "stay_once",
     "path": P, "until": Q}  until file Q exists, without looking at cancellation; unless file P
@@ -110,19 +110,16 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
 }
 
 
-def obey(context: StepContext) -> None:
-    """Runs the commands of the first input.
-
-    An input without commands costs no look at the blob store.
-    """
-    for command in json.loads(context.fetch(context.inputs[0]).read_bytes()):
+def obey(context: StepContext, blob: str) -> None:
+    """Runs the commands in a blob."""
+    for command in json.loads(context.fetch(blob).read_bytes()):
         COMMANDS[command["do"]](command, context)
 
 
 @handles(dicom_pb2.InspectDicom)
 def inspect(_request: dicom_pb2.InspectDicom, context: StepContext) -> dicom_pb2.InspectDicomResult:
     """Obeys."""
-    obey(context)
+    obey(context, context.inputs[0])
     return dicom_pb2.InspectDicomResult()
 
 
@@ -135,16 +132,14 @@ def noop(_request: dicom_pb2.RenderDicom, _context: StepContext) -> dicom_pb2.Re
 @handles(ml_pb2.AnalyzeImages)
 def analyze(_request: ml_pb2.AnalyzeImages, context: StepContext) -> ml_pb2.AnalyzeImagesResult:
     """Obeys."""
-    obey(context)
+    obey(context, context.inputs[0])
     return ml_pb2.AnalyzeImagesResult()
 
 
 @handles(export_pb2.ExportReport)
-def export(
-    _request: export_pb2.ExportReport, context: StepContext
-) -> export_pb2.ExportReportResult:
+def export(request: export_pb2.ExportReport, context: StepContext) -> export_pb2.ExportReportResult:
     """Obeys."""
-    obey(context)
+    obey(context, request.title)
     return export_pb2.ExportReportResult()
 
 
