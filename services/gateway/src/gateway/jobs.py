@@ -38,6 +38,7 @@ from gateway import cursor, names
 from gateway.ledger_calls import Landing, LedgerCalls
 from gateway.owner_watcher import TERMINAL
 from gateway.rpc import Call
+from gateway.together import Together
 from gateway.watch import Hub
 
 STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
@@ -65,8 +66,12 @@ class Jobs:
         hub: Hub,
         *,
         submit_seconds: float,
+        max_waiting_calls: int,
     ) -> None:
-        """submit_seconds: how long a submit may wait for its commit."""
+        """submit_seconds: how long a submit may wait for its commit.
+
+        max_waiting_calls: of one owner, as for LedgerCalls.
+        """
         self._submit_seconds = submit_seconds
         self._calls = calls
         self._commits = commits
@@ -74,6 +79,7 @@ class Jobs:
         self._publisher = publisher
         self._hub = hub
         self._landing = Landing()
+        self._snapshots = Together(calls, read.get_jobs, max_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
@@ -157,19 +163,16 @@ class Jobs:
                 )
                 sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
-                snapshot = WatchJobResponse()
-                job = await self._read(call, job_id, snapshot.snapshot)
-                sequence, last, state = job.last_sequence, job.last_sequence, job.state
-                snapshot.cursor = cursor.encode(job_id, sequence)
+                snapshot = await self._snapshot(call, job_id)
+                sequence = last = snapshot.snapshot.last_sequence
+                state = snapshot.snapshot.state
                 first = [snapshot]
-                del (
-                    job,
-                    snapshot,
-                )  # it may be many MB, and this call lives as long as its caller likes
+                # It may be many MB, and this call lives as long as its caller likes.
+                del snapshot
                 yield first.pop()
             if state in TERMINAL and sequence == last:
                 return
-            await self._hub.recall_progress(watcher)
+            self._hub.recall_progress(watcher)
             async for response in self._hub.stream(watcher, call.owner, sequence, last):
                 yield response
 
@@ -199,6 +202,15 @@ class Jobs:
         except asyncio.CancelledError:
             future.cancel()
             raise
+
+    async def _snapshot(self, call: Call, job_id: UUID) -> WatchJobResponse:
+        """The job and the cursor after it; read with other small jobs that callers wait for."""
+        job = await self._snapshots.of(call.owner, job_id)
+        snapshot = WatchJobResponse(snapshot=job)
+        if job is None:
+            await self._read(call, job_id, snapshot.snapshot)
+        snapshot.cursor = cursor.encode(job_id, snapshot.snapshot.last_sequence)
+        return snapshot
 
     async def _read(self, call: Call, job_id: UUID, into: job_pb2.Job) -> job_pb2.Job:
         """The job, in a part of the answer."""

@@ -80,7 +80,13 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     health.probes.watch(dispatcher)
     collector = Collector(ledger, store, settings)
     jobs = Jobs(
-        calls, commits, dispatcher, publisher, hub, submit_seconds=settings.submit_timeout_seconds
+        calls,
+        commits,
+        dispatcher,
+        publisher,
+        hub,
+        submit_seconds=settings.submit_timeout_seconds,
+        max_waiting_calls=settings.ledger_waiting_calls,
     )
     try:
         grpc_server, grpc_port = server.build(

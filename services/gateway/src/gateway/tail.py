@@ -9,9 +9,8 @@ from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 import structlog
-from fluoro.v1 import event_pb2
 from fluoro_jobs.redis_url import RedisServer, probe_aio
-from fluoro_jobs.wakeups import progress_key, shard_of, unpack, wakeups_channel
+from fluoro_jobs.wakeups import shard_of, unpack, wakeups_channel
 from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
@@ -23,9 +22,6 @@ RECONNECT_SECONDS: Final = 0.5
 ECHO_SECONDS: Final = 5
 """How often the subscription tells itself something, and how long that may take: finds connections that died without a word, and servers
 that are no primary any more. Also how long connecting may take."""
-
-RECALL_SECONDS: Final = 0.5
-"""How long a new watcher waits for the progress of before; without an answer it starts with the next one."""
 
 
 class Listener(Protocol):
@@ -96,20 +92,6 @@ class Tail:
                     )
             self._set_up(False)
             await asyncio.sleep(RECONNECT_SECONDS)
-
-    async def progress_of(self, job: UUID) -> list[event_pb2.Progress]:
-        """Latest progress of each task of a job; nothing while Redis is down, because progress is not worth waiting for."""
-        if not self._up:
-            return []
-        try:
-            async with asyncio.timeout(RECALL_SECONDS):
-                latest = await self._redis.hvals(progress_key(job))
-            return [
-                event_pb2.Progress.FromString(data) for data in latest if isinstance(data, bytes)
-            ]
-        except (RedisError, OSError, TimeoutError, DecodeError) as error:
-            log.info("progress_not_recalled", exception=type(error).__qualname__)
-            return []
 
     async def close(self) -> None:
         """Closes the connections. Call it after `run` was cancelled."""

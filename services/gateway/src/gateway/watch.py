@@ -28,6 +28,7 @@ from gateway.errors import shutting_down
 from gateway.ledger_calls import LedgerCalls
 from gateway.owner_watcher import TERMINAL
 from gateway.owners import Owners
+from gateway.recall import Recall
 from gateway.settings import Settings
 from gateway.tail import Tail
 from gateway.watcher import Mailbox, Pending, Watcher
@@ -70,6 +71,7 @@ class Hub:
         self._turn = asyncio.Lock()
         self.owners = Owners(calls, callers, settings, self)
         self._tail = Tail(settings.redis_url, self)
+        self._recall = Recall(settings.redis_url)
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -78,6 +80,7 @@ class Hub:
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("tail", self._tail.run()),
+                ("recall", self._recall.run()),
                 ("read", self._read()),
                 ("tick", self._tick()),
                 ("sweep", self.owners.run()),
@@ -105,6 +108,7 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self._tail.close()
+        await self._recall.close()
 
     @property
     def redis_up(self) -> bool:
@@ -218,10 +222,10 @@ class Hub:
             self._call_for(watcher.job)  # what came since the read
         return Pending(events, [], bookmark=watcher.take_bookmark())
 
-    async def recall_progress(self, watcher: Watcher) -> None:
-        """Gives the watcher what was the latest progress when it came."""
-        for progress in await self._tail.progress_of(watcher.job):
-            watcher.put_progress(progress, replace=False)
+    def recall_progress(self, watcher: Watcher) -> None:
+        """Gives the watcher, soon, what was the latest progress when it came."""
+        if self._tail.up:
+            self._recall.ask(watcher)
 
     # --- what the tail tells ---
 

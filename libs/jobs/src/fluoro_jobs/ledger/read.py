@@ -38,27 +38,38 @@ LONGEST_TOKEN: Final = 128
 """Characters of a page token, and more."""
 MAX_SEQUENCE: Final = 2**63 - 1
 
+SMALL_JOB_INPUTS: Final = 50
+"""A job of more inputs is not read together with others: they would wait for it."""
+
+_ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _JOB_COLUMNS: Final = """id, owner, inputs, labels, priority, state, reason, message, last_sequence,
   create_time, schedule_time, expire_time, start_time, end_time"""
 _JOB: Final = f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = %s AND owner = %s"
+_HEADS: Final = f"""
+SELECT {_JOB_COLUMNS.replace("inputs", "CASE WHEN cardinality(inputs) <= %s THEN inputs END")} FROM jobs WHERE id = ANY(%s)
+"""
+# What follows is of any number of jobs, each row with its job first.
 _STEPS: Final = """
-SELECT s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts, s.initial_backoff_seconds, s.max_backoff_seconds,
+SELECT s.job_id, s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts, s.initial_backoff_seconds, s.max_backoff_seconds,
   s.timeout_seconds, s.requires_all, s.state, s.reason, s.message, (SELECT string_agg(t.result, '' ORDER BY t.shard) FROM tasks t
     WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')),
   (SELECT max(t.input_count) FROM tasks t WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.fans_out)
-FROM steps s WHERE s.job_id = %s ORDER BY s.ordinal
+FROM steps s WHERE s.job_id = ANY(%s) ORDER BY s.job_id, s.ordinal
 """
-_TASKS: Final = "SELECT id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = %s ORDER BY step, shard"
+_TASKS: Final = """
+SELECT job_id, id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = ANY(%s)
+ORDER BY job_id, step, shard
+"""
 _ATTEMPTS: Final = """
 SELECT a.task_id, a.number, a.worker, a.start_time, a.end_time, a.outcome, a.reason, a.message
-FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE t.job_id = %s ORDER BY a.task_id, a.number
+FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE t.job_id = ANY(%s) ORDER BY a.task_id, a.number
 """
-_ITEMS: Final = (
-    "SELECT step, input, state, reason, message FROM items WHERE job_id = %s ORDER BY step, input"
-)
+_ITEMS: Final = """
+SELECT job_id, step, input, state, reason, message FROM items WHERE job_id = ANY(%s) ORDER BY job_id, step, input
+"""
 _ARTIFACTS: Final = """
-SELECT a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
-FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = %s ORDER BY a.step, a.name
+SELECT a.job_id, a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
+FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%s) ORDER BY a.job_id, a.step, a.name
 """
 # A job may have 10,000 inputs, and a page 1000 jobs: it ends with the one that takes it over
 # PAGE_CHARACTERS.
@@ -104,42 +115,78 @@ def get_job(
     as making it.
     """
     with connection.transaction(), connection.pipeline():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute(_ONE_MOMENT)
         head = connection.execute(_JOB, (job_id, owner))
-        parts = [
-            connection.execute(query, (job_id,))
-            for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
-        ]
+        parts = _parts(connection, [job_id])
         row = head.fetchone()
     if row is None:
         raise job_not_found(job_id)
-    with _ONE_AT_A_TIME if sum(part.rowcount for part in parts) > FEW_ROWS else nullcontext():
-        return _fill(job_pb2.Job() if into is None else into, row, parts)
-
-
-def _fill(job: job_pb2.Job, row: TupleRow, parts: Sequence[Cursor[TupleRow]]) -> job_pb2.Job:
+    job = job_pb2.Job() if into is None else into
     job.MergeFrom(_job(row))
-    steps, (tasks, attempts, items, artifacts) = list(_rows(parts[0])), map(_rows, parts[1:])
-    step_names = [step[1] for step in steps]
-    by_ordinal: dict[int, job_pb2.Step] = {}
-    for step in steps:
-        by_ordinal[step[0]] = job.steps.add()
-        by_ordinal[step[0]].MergeFrom(_step(step, step_names))
-    attempts_of: dict[UUID, list[job_pb2.Attempt]] = defaultdict(list)
-    for attempt in attempts:
-        attempts_of[attempt[0]].append(_attempt(attempt))
-    for task_id, ordinal, shard, queue, state, run_after, first_input, input_count in tasks:
-        task = by_ordinal[ordinal].tasks.add(
-            shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}")
-        )
-        task.first_input, task.input_count = first_input, input_count
-        _set_time(task.run_after_time, run_after)
-        task.attempts.extend(attempts_of[task_id])
-    for ordinal, *item in items:
-        by_ordinal[ordinal].items.append(_item(item))
-    for ordinal, *artifact in artifacts:
-        by_ordinal[ordinal].artifacts.append(_artifact(artifact))
+    _fill({job_id: job}, parts)
     return job
+
+
+def get_jobs(
+    connection: LedgerConnection, wanted: Sequence[tuple[str, UUID]]
+) -> list[job_pb2.Job | FluoroError | None]:
+    """As `get_job` for each owner and job, for little more than one of them costs.
+
+    FluoroError JOB_NOT_FOUND in a job's place; None if it is too large to be read with others.
+    """
+    jobs: dict[UUID, job_pb2.Job | None] = {}
+    ids = list({job_id for _, job_id in wanted})
+    with connection.transaction():
+        connection.execute(_ONE_MOMENT)
+        for row in connection.execute(_HEADS, (SMALL_JOB_INPUTS, ids)).fetchall():
+            jobs[row[0]] = None if row[2] is None else _job(row)
+        small = {job_id: job for job_id, job in jobs.items() if job is not None}
+        with connection.pipeline():
+            parts = _parts(connection, list(small))
+    _fill(small, parts)
+    owners = {job_id: job.owner for job_id, job in small.items()}
+    return [
+        job_not_found(job_id)
+        if job_id not in jobs or owners.get(job_id, owner) != owner
+        else jobs[job_id]
+        for owner, job_id in wanted
+    ]
+
+
+def _parts(connection: LedgerConnection, jobs: list[UUID]) -> list[Cursor[TupleRow]]:
+    """Steps, tasks, attempts, items and artifacts of the jobs."""
+    return [
+        connection.execute(query, (jobs,))
+        for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
+    ]
+
+
+def _fill(jobs: Mapping[UUID, job_pb2.Job], parts: Sequence[Cursor[TupleRow]]) -> None:
+    """Adds the parts to their jobs."""
+    large = sum(part.rowcount for part in parts) > FEW_ROWS
+    with _ONE_AT_A_TIME if large else nullcontext():
+        steps, (tasks, attempts, items, artifacts) = list(_rows(parts[0])), map(_rows, parts[1:])
+        names: dict[UUID, list[str]] = defaultdict(list)
+        for job_id, _, name, *_ in steps:
+            names[job_id].append(name)
+        added: dict[tuple[UUID, int], job_pb2.Step] = {}
+        for job_id, *step in steps:
+            added[job_id, step[0]] = jobs[job_id].steps.add()
+            added[job_id, step[0]].MergeFrom(_step(step, names[job_id]))
+        attempts_of: dict[UUID, list[job_pb2.Attempt]] = defaultdict(list)
+        for attempt in attempts:
+            attempts_of[attempt[0]].append(_attempt(attempt))
+        for job_id, task_id, ordinal, shard, queue, state, run_after, first, count in tasks:
+            task = added[job_id, ordinal].tasks.add(
+                shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}")
+            )
+            task.first_input, task.input_count = first, count
+            _set_time(task.run_after_time, run_after)
+            task.attempts.extend(attempts_of[task_id])
+        for job_id, ordinal, *item in items:
+            added[job_id, ordinal].items.append(_item(item))
+        for job_id, ordinal, *artifact in artifacts:
+            added[job_id, ordinal].artifacts.append(_artifact(artifact))
 
 
 def _rows(cursor: Cursor[TupleRow]) -> Iterator[TupleRow]:
@@ -237,8 +284,8 @@ def upstream_of(
     """Name, operation, serialized result, items and artifacts of these finished steps."""
     wanted = set(ordinals)
     with connection.pipeline():
-        parts = [connection.execute(query, (job_id,)) for query in (_STEPS, _ITEMS, _ARTIFACTS)]
-        steps, items, artifacts = (part.fetchall() for part in parts)
+        parts = [connection.execute(query, ([job_id],)) for query in (_STEPS, _ITEMS, _ARTIFACTS)]
+        steps, items, artifacts = ([row[1:] for row in part.fetchall()] for part in parts)
     return [
         (
             s[1],
@@ -280,7 +327,7 @@ def _job(row: TupleRow) -> job_pb2.Job:
     return job
 
 
-def _step(row: TupleRow, names: list[str]) -> job_pb2.Step:
+def _step(row: Sequence[Any], names: list[str]) -> job_pb2.Step:
     (
         _,
         name,
