@@ -155,7 +155,9 @@ def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_rel
         "retryable": True,
         "unless": str(tmp_path / "mended"),
     }
-    job_id = rig.submit(rig.job_of(fails, max_attempts=2))
+    job = rig.job_of(fails, max_attempts=2)
+    job.steps[0].retry_policy.initial_backoff.FromSeconds(3600)  # the messages below are the test's
+    job_id = rig.submit(job)
     until(lambda: outcomes(rig, job_id) == ["FAILED"], what="the end of the first attempt")
     (tmp_path / "mended").touch()
     with rig.connection() as connection:

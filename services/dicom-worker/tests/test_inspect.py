@@ -26,6 +26,7 @@ def test_the_instance_of_a_ct_has_its_fields(inspect: Inspect) -> None:
     assert list(result.instances) == [
         DicomInstance(
             input=0,
+            item="0",
             sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
             sop_instance_uid="1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322",
             study_instance_uid="1.3.6.1.4.1.5962.1.2.1.20040119072730.12322",
@@ -41,10 +42,11 @@ def test_the_instance_of_a_ct_has_its_fields(inspect: Inspect) -> None:
         )
     ]
     artifact = attempt.context.artifacts["metadata-0000.json"]
-    assert (artifact.role, artifact.media_type, artifact.input) == (
+    assert (artifact.role, artifact.media_type, artifact.input, artifact.key) == (
         "metadata",
         "application/dicom+json",
         0,
+        "0",
     )
 
 

@@ -94,6 +94,7 @@ def test_a_bad_file_among_good_ones_fails_alone_and_progress_counts_all(inspect:
         (report.stage, round(report.fraction * 3), report.items.failed)
         for report in attempt.progress
     ] == [
+        ("inspect", 0, 0),
         ("inspect", 1, 0),
         ("inspect", 2, 1),
         ("inspect", 3, 1),

@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from export_worker.operations.report import export_report
 from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
-from fluoro_jobs.worker.context import StepContext, Upstream
+from fluoro_jobs.worker.context import Input, StepItem, Upstream
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -95,24 +95,33 @@ def measurements() -> list[ml_pb2.Measurement]:
 class Clinic:
     """Runs the steps before a report by hand, and the report for real.
 
-    failing: inputs that fail in every step, with reason and message.
+    inputs: of the job. keys: of what the steps work on; the job's inputs if empty.
+    failing: keys of what fails in every step, with reason and message.
     """
 
     folder: Path
     inputs: int = 1
-    failing: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    keys: Sequence[str] = ()
+    failing: dict[str, tuple[Reason, str]] = field(default_factory=dict)
     job: str = "jobs/0198c1f2-7a3b-7c4d-9e5f-0123456789ab"
 
     def step(self, name: str) -> Attempt:
-        return step_context(self.folder, step=name)
+        attempt = step_context(self.folder, step=name)
+        keys = self.keys or [str(number) for number in range(self.inputs)]
+        heads = [key.split("/")[0] for key in keys]
+        attempt.context.inputs = [
+            Input(number, key, int(head) if head.isdecimal() else None, ())
+            for number, (key, head) in enumerate(zip(keys, heads, strict=True))
+        ]
+        return attempt
 
-    def good(self, context: StepContext) -> Sequence[int]:
-        """Ends each input as one item; returns those that succeeded."""
-        for number in range(self.inputs):
-            with context.item(number):
-                if number in self.failing:
-                    raise FluoroError(*self.failing[number])
-        return [number for number in range(self.inputs) if number not in self.failing]
+    def good(self, attempt: Attempt) -> Iterator[StepItem]:
+        """Those that succeed, while the step works on them."""
+        for item in attempt.context.each("work"):
+            with item:
+                if item.key in self.failing:
+                    raise FluoroError(*self.failing[item.key])
+                yield item
 
     def picture(self) -> bytes:
         return preview()
@@ -121,10 +130,11 @@ class Clinic:
         attempt = self.step("inspect")
         instances = [
             dicom_pb2.DicomInstance(
-                input=number,
+                input=item.input,
+                item=item.key,
                 **{
                     "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
-                    "sop_instance_uid": f"1.2.3.4.5.{number}",
+                    "sop_instance_uid": "1.2.3.4.5",
                     "study_instance_uid": "1.2.3.4.6",
                     "series_instance_uid": "1.2.3.4.7",
                     "transfer_syntax_uid": "1.2.840.10008.1.2.4.90",
@@ -139,51 +149,47 @@ class Clinic:
                 samples_per_pixel=1,
                 bits_stored=16,
             )
-            for number in self.good(attempt.context)
+            for item in self.good(attempt)
         ]
         return attempt.as_upstream(dicom_pb2.InspectDicomResult(instances=instances))
 
     def render(self) -> Upstream:
         attempt = self.step("render")
-        images = []
-        for number in self.good(attempt.context):
-            attempt.context.put(
-                f"preview-{number:04}.png", "preview", "image/png", preview(), input=number
+        images = [
+            dicom_pb2.RenderedImage(
+                input=item.input,
+                item=item.key,
+                preview=item.put("preview", ".png", "preview", "image/png", preview()),
+                window=dicom_pb2.VoiWindow(center=CENTER, width=WIDTH),
+                modality="CT",
+                pixel_spacing_mm=SPACING_MM,
+                slice_thickness_mm=THICKNESS_MM,
+                certificate=dicom_pb2.PixelCertificate(
+                    sha256=hashlib.sha256(hounsfield().tobytes()).digest(),
+                    shape=[1, 128, 128],
+                    dtype="<i2",
+                    unit="HU",
+                    minimum=float(hounsfield().min()),
+                    maximum=float(hounsfield().max()),
+                    transfer_syntax_uid="1.2.840.10008.1.2.4.90",
+                    decoder="pylibjpeg-openjpeg 2.6.0",
+                ),
             )
-            images.append(
-                dicom_pb2.RenderedImage(
-                    input=number,
-                    preview=f"preview-{number:04}.png",
-                    window=dicom_pb2.VoiWindow(center=CENTER, width=WIDTH),
-                    modality="CT",
-                    pixel_spacing_mm=SPACING_MM,
-                    slice_thickness_mm=THICKNESS_MM,
-                    certificate=dicom_pb2.PixelCertificate(
-                        sha256=hashlib.sha256(hounsfield().tobytes()).digest(),
-                        shape=[1, 128, 128],
-                        dtype="<i2",
-                        unit="HU",
-                        minimum=float(hounsfield().min()),
-                        maximum=float(hounsfield().max()),
-                        transfer_syntax_uid="1.2.840.10008.1.2.4.90",
-                        decoder="pylibjpeg-openjpeg 2.6.0",
-                    ),
-                )
-            )
+            for item in self.good(attempt)
+        ]
         return attempt.as_upstream(dicom_pb2.RenderDicomResult(images=images))
 
     def analyze(self, step: str = "analyze") -> Upstream:
         attempt = self.step(step)
-        findings = []
-        for number in self.good(attempt.context):
-            attempt.context.put(
-                f"overlay-{number:04}.png", "overlay", "image/png", overlay(), input=number
+        findings = [
+            ml_pb2.ImageFinding(
+                input=item.input,
+                item=item.key,
+                overlay=item.put("overlay", ".png", "overlay", "image/png", overlay()),
+                measurements=measurements(),
             )
-            findings.append(
-                ml_pb2.ImageFinding(
-                    input=number, overlay=f"overlay-{number:04}.png", measurements=measurements()
-                )
-            )
+            for item in self.good(attempt)
+        ]
         model = ml_pb2.ModelReference(
             name="ct-tissue",
             version="1.0.0",
@@ -194,8 +200,8 @@ class Clinic:
         return attempt.as_upstream(ml_pb2.AnalyzeImagesResult(model=model, findings=findings))
 
     def attempt(self, upstream: Sequence[Upstream]) -> Attempt:
-        attempt = step_context(self.folder, [b""] * self.inputs, upstream, step="report")
-        attempt.context.job = self.job
+        attempt = step_context(self.folder, (), upstream, step="report")
+        attempt.context.job, attempt.context.job_inputs = self.job, self.inputs
         return attempt
 
     def report(self, *upstream: Upstream, title: str = "Chest CT, tissue classes") -> Attempt:

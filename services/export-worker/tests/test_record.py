@@ -32,12 +32,33 @@ def test_artifacts_are_named_by_what_they_hold_and_not_by_where_they_lie(clinic:
 
 def test_items_that_failed_are_there(clinic: Any) -> None:
     clinic.inputs = 2
-    clinic.failing[1] = (Reason.NOT_DICOM, "Not DICOM.")
+    clinic.failing["1"] = (Reason.NOT_DICOM, "Not DICOM.")
     items = parsed(clinic.report(clinic.inspect()).read("result.json")).steps[0].items
     assert [(item.input, item.state, item.reason) for item in items] == [
         (0, job_pb2.Item.STATE_SUCCEEDED, ""),
         (1, job_pb2.Item.STATE_FAILED, "NOT_DICOM"),
     ]
+
+
+def test_entries_items_and_artifacts_carry_the_key_of_what_they_are_about(clinic: Any) -> None:
+    clinic.keys = ["3/0007", "series-2"]
+    (step,) = parsed(clinic.report(clinic.render()).read("result.json")).steps
+    assert [(item.key, item.input) for item in step.items] == [("3/0007", 3), ("series-2", -1)]
+    assert [image.item for image in step.render_dicom_result.images] == clinic.keys
+    assert [artifact.key for artifact in step.artifacts] == clinic.keys
+    assert [artifact.HasField("input") for artifact in step.artifacts] == [True, False]
+
+
+def test_results_of_the_first_release_are_named_by_the_number_of_their_input(
+    clinic: Any, reader: Any
+) -> None:
+    clinic.inputs = 3
+    upstream = clinic.render()
+    for entry in (*upstream.items, *upstream.artifacts):
+        entry.ClearField("key")
+    for image in upstream.result.images:
+        image.ClearField("item")
+    assert "Input 2" in reader.text(clinic.pdf(upstream))
 
 
 def test_keys_are_sorted_in_camel_case_and_zeros_written_out(clinic: Any) -> None:

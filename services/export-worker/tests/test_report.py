@@ -119,7 +119,7 @@ def test_the_pdf_is_archival_accessible_and_dated_by_the_job(clinic: Any) -> Non
 
 def test_failures_are_told_once_per_cause_with_reason_and_message(clinic: Any, reader: Any) -> None:
     clinic.inputs = 3
-    clinic.failing[1] = (Reason.DICOM_TRUNCATED, "The file ends before its data does.")
+    clinic.failing["1"] = (Reason.DICOM_TRUNCATED, "The file ends before its data does.")
     text = reader.text(clinic.pdf(*whole(clinic)))
     assert (
         "1 inspect, render, analyze failed DICOM_TRUNCATED The file ends before its data does."
@@ -128,9 +128,24 @@ def test_failures_are_told_once_per_cause_with_reason_and_message(clinic: Any, r
     assert "3 2 0 1 INPUTS SUCCEEDED SKIPPED FAILED" in text
 
 
+def test_what_comes_from_no_single_input_is_named_by_its_key(clinic: Any, reader: Any) -> None:
+    clinic.keys = ["3/0010", "series-10", "3/0009", "series-2", "17/4/7"]
+    clinic.failing["3/0009"] = (Reason.NOT_DICOM, "Not DICOM.")
+    pdf = clinic.pdf(*whole(clinic))
+    text = reader.text(pdf)
+    assert "3/0009 inspect, render, analyze failed NOT_DICOM Not DICOM." in text
+    assert "5 4 0 1 INPUTS SUCCEEDED SKIPPED FAILED" in text
+    assert "come from a step that split or joined inputs" in text
+    headings = ("Input 3/0010", "Input series-2", "Input series-10")
+    places = [text.index(heading) for heading in headings]
+    assert places == sorted(places), "numbers in keys count as numbers"
+
+
 def test_skipped_inputs_are_told_too(clinic: Any, reader: Any) -> None:
     attempt = clinic.step("analyze")
-    attempt.context.skip(0, Reason.MODEL_NOT_APPLICABLE, "The model is for CT.")
+    for item in attempt.context.each("analyze"):
+        with item:
+            item.skip(Reason.MODEL_NOT_APPLICABLE, "The model is for CT.")
     text = reader.text(
         clinic.pdf(clinic.render(), attempt.as_upstream(ml_pb2.AnalyzeImagesResult()))
     )
@@ -242,7 +257,7 @@ def test_typst_in_a_title_is_shown_and_never_run(clinic: Any, reader: Any, title
 
 
 def test_typst_in_values_of_a_file_is_shown_and_never_run(clinic: Any, reader: Any) -> None:
-    clinic.failing[0] = (Reason.NOT_DICOM, HOSTILE)
+    clinic.failing["0"] = (Reason.NOT_DICOM, HOSTILE)
     clinic.inputs = 2
     text = reader.text(
         clinic.pdf(
@@ -358,7 +373,7 @@ def test_a_broken_picture_fails_the_report_without_telling_paths(clinic: Any, br
         "sound head": sound[: len(sound) // 2],
     }[broken]
     attempt = clinic.step("render")
-    attempt.context.put("preview-0000.png", "preview", "image/png", data, input=0)
+    attempt.context.put("preview-0000.png", "preview", "image/png", data)
     image = dicom_pb2.RenderedImage(preview="preview-0000.png")
     upstream = attempt.as_upstream(dicom_pb2.RenderDicomResult(images=[image]))
     with pytest.raises(FluoroError) as failure:
@@ -371,7 +386,7 @@ def test_large_pictures_are_scaled_to_what_paper_shows(clinic: Any, reader: Any)
     large = io.BytesIO()
     Image.new("L", (3000, 2000)).save(large, "PNG")
     attempt = clinic.step("render")
-    attempt.context.put("preview-0000.png", "preview", "image/png", large.getvalue(), input=0)
+    attempt.context.put("preview-0000.png", "preview", "image/png", large.getvalue())
     upstream = attempt.as_upstream(
         dicom_pb2.RenderDicomResult(images=[dicom_pb2.RenderedImage(preview="preview-0000.png")])
     )

@@ -26,36 +26,43 @@ def models() -> Mapping[str, Model]:
     return open_models(ModelSettings())
 
 
+def certificate(array: NDArray[Any], unit: str) -> dicom_pb2.PixelCertificate:
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    return dicom_pb2.PixelCertificate(
+        sha256=digest, shape=array.shape, dtype=array.dtype.str, unit=unit
+    )
+
+
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
     """What RenderDicom leaves for these arrays, one per input.
 
-    Keywords go into each RenderedImage; spoil changes the stored NPY files.
+    name: of the step. spoil: changes the stored NPY files. Other keywords go into each RenderedImage.
     """
 
     def step(
         *arrays: NDArray[Any],
+        name: str = "render",
         unit: str = "HU",
         modality: str = "CT",
         spoil: Spoil = bytes,
         **fields: Any,
     ) -> Upstream:
-        attempt = step_context(tmp_path, step="render")
+        attempt = step_context(tmp_path, [b""] * len(arrays), step=name)
         result = dicom_pb2.RenderDicomResult()
-        for number, array in enumerate(arrays):
-            name = f"pixels-{number:04d}.npy"
-            file = tmp_path / name
-            np.save(file, array)
-            attempt.context.put(
-                name, "pixels", "application/x-npy", spoil(file.read_bytes()), input=number
-            )
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-            certificate = dicom_pb2.PixelCertificate(
-                sha256=digest, shape=array.shape, dtype=array.dtype.str, unit=unit
-            )
-            result.images.add(
-                input=number, pixels=name, certificate=certificate, modality=modality, **fields
-            )
+        for item, array in zip(attempt.context.each("render"), arrays, strict=True):
+            with item:
+                file = item.folder / "array.npy"
+                np.save(file, array)
+                data = spoil(file.read_bytes())
+                result.images.add(
+                    input=item.input,
+                    item=item.key,
+                    pixels=item.put("pixels", ".npy", "pixels", "application/x-npy", data),
+                    certificate=certificate(array, unit),
+                    modality=modality,
+                    **fields,
+                )
         return attempt.as_upstream(result)
 
     return step
@@ -65,8 +72,8 @@ def render(tmp_path: Path) -> Render:
 def attempt(tmp_path: Path) -> Callable[..., Attempt]:
     """An attempt of a step that comes after these."""
 
-    def after(*upstream: Upstream) -> Attempt:
-        return step_context(tmp_path, upstream=upstream, step="analyze")
+    def after(*upstream: Upstream, group: bool = False) -> Attempt:
+        return step_context(tmp_path, (), upstream, "analyze", reads=["pixels"], group=group)
 
     return after
 

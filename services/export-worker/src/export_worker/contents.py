@@ -10,10 +10,10 @@ from typing import Final
 
 from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from fluoro_jobs.operations import OPERATIONS
-from fluoro_jobs.worker.context import Upstream
+from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
 from export_worker import wording
-from export_worker.images import Image, images_of, pictured, results
+from export_worker.images import Image, images_of, in_order, key_of, key_of_item, pictured, results
 from export_worker.pictures import image_block, measurement, model_name
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 
@@ -76,6 +76,7 @@ def contents(
         ],
         "created_text": f"{created.day} {created:%B %Y, %H:%M} UTC",
         "counts": _counts(inputs, upstream),
+        "naming": _naming(upstream),
         "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
         "problems": _listed(list(_problems(upstream))),
         "images": [image_block(image, files) for image in shown],
@@ -110,21 +111,33 @@ def _listed(rows: Sequence[object]) -> Fields:
 def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
     """Inputs by the worst that became of each in any step.
 
-    An input that no step names is one that never reached them.
+    An input of the job that no item comes from is one that never reached these steps. That is not
+    known if an item comes from several.
     """
-    worst: dict[int, int] = {}
+    worst: dict[str, int] = {}
+    reached: set[int] = set()
     for step in upstream:
         for item in step.items:
-            worst[item.input] = max(worst.get(item.input, 0), item.state)
+            key = key_of_item(item)
+            worst[key] = max(worst.get(key, 0), item.state)
+            reached.add(item.input)
     states = list(worst.values())
-    total = max(inputs, len(worst))
+    missed = 0 if NO_INPUT in reached else max(inputs - len(reached), 0)
     return {
-        "inputs": total,
+        "inputs": len(worst) + missed,
         "succeeded": states.count(job_pb2.Item.STATE_SUCCEEDED),
         "skipped": states.count(job_pb2.Item.STATE_SKIPPED),
         "failed": states.count(job_pb2.Item.STATE_FAILED),
-        "not_reached": total - len(worst),
+        "not_reached": missed,
     }
+
+
+def _naming(upstream: Sequence[Upstream]) -> str:
+    """What the names of inputs mean."""
+    numbers = "Inputs are numbered from 0, in the order in which they were submitted."
+    if all(key_of_item(item).isdecimal() for step in upstream for item in step.items):
+        return numbers
+    return f"{numbers} Names like 3/0007 or series-2 come from a step that split or joined inputs."
 
 
 def _step(step: Upstream) -> list[str]:
@@ -139,16 +152,16 @@ def _step(step: Upstream) -> list[str]:
 
 def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
     """One row per input and cause: what fails in one step for a reason of the file fails in the others for the same."""
-    steps: dict[tuple[int, int, str, str], list[str]] = {}
+    steps: dict[tuple[str, int, str, str], list[str]] = {}
     for step in upstream:
         for item in step.items:
             if item.state in STATES:
-                steps.setdefault((item.input, item.state, item.reason, item.message), []).append(
-                    step.step
-                )
-    for (number, state, reason, message), names in sorted(steps.items()):
+                cause = key_of_item(item), int(item.state), item.reason, item.message
+                steps.setdefault(cause, []).append(step.step)
+    for key, state, reason, message in sorted(steps, key=lambda cause: (in_order(cause[0]), cause)):
+        names = steps[key, state, reason, message]
         yield {
-            "input": str(number),
+            "input": key,
             "steps": ", ".join(names),
             "state": STATES[state],
             "reason": wording.printable(reason, 64),
@@ -158,12 +171,12 @@ def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
 
 def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator[Fields]:
     """Measurements of the images without pictures."""
-    seen = {image.input for image in shown}
+    seen = {image.key for image in shown}
     for image in images:
-        if image.input not in seen:
+        if image.key not in seen:
             for finding in image.findings:
                 rows = [measurement(entry) for entry in finding.measurements]
-                yield {"input": str(image.input), "model": model_name(finding.model), "rows": rows}
+                yield {"input": image.key, "model": model_name(finding.model), "rows": rows}
 
 
 def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
@@ -174,7 +187,7 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
         else wording.NONE
     )
     return [
-        str(instance.input),
+        key_of(instance),
         wording.printable(instance.modality, 16) or wording.NONE,
         wording.printable(instance.body_part_examined, 16) or wording.NONE,
         size,
@@ -209,7 +222,7 @@ def _certificate(image: dicom_pb2.RenderedImage) -> list[str]:
     certificate = image.certificate
     unit = wording.unit(certificate.unit)
     return [
-        str(image.input),
+        key_of(image),
         f"{wording.size(certificate.shape)} {wording.printable(certificate.dtype, 16)}".strip(),
         f"{wording.short(certificate.minimum)} to {wording.short(certificate.maximum)} {unit}".strip(),
         wording.printable(certificate.decoder, 64) or wording.NONE,

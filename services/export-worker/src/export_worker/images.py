@@ -1,5 +1,6 @@
 """Gathers per input what the earlier steps made of it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +13,11 @@ from google.protobuf.message import Message
 PICTURED: Final = 12
 """Images shown with pictures; more would make a book of it."""
 
+DIGITS: Final = re.compile(r"(\d+)")
+
 Result = TypeVar("Result", bound=Message)
+Entry = dicom_pb2.DicomInstance | dicom_pb2.RenderedImage | ml_pb2.ImageFinding
+"""What a result says of one item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,9 @@ class Finding:
 
 @dataclass(slots=True)
 class Image:
-    """One input, as rendered and as analysed. Either may be missing."""
+    """One input, as rendered and as analysed. Either may be missing. key: names it."""
 
-    input: int
+    key: str
     rendered: dicom_pb2.RenderedImage | None = None
     preview: job_pb2.Artifact | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -48,18 +53,37 @@ def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result
     return (step.result for step in upstream if isinstance(step.result, kind))
 
 
+def key_of(entry: Entry) -> str:
+    """Which item it is about. Workers of the first release only gave the number of the job's input."""
+    return entry.item or str(entry.input)
+
+
+def key_of_item(item: job_pb2.Item) -> str:
+    """As `key_of`."""
+    return item.key or str(item.input)
+
+
+def in_order(key: str) -> list[tuple[bool, int, str]]:
+    """Sorts keys as people do: `9` before `10`, `series-2` before `series-10`, numbers first."""
+    return [
+        (False, int(text), "") if text.isdecimal() else (True, 0, text)
+        for text in DIGITS.split(key)
+        if text
+    ]
+
+
 def images_of(upstream: Sequence[Upstream]) -> list[Image]:
-    """Every input that was rendered or analysed, in input order.
+    """Every input that was rendered or analysed, in order of keys.
 
     When two steps rendered it, the first one's preview counts.
 
     KeyError if a result names an artifact that its step did not leave.
     """
-    images: dict[int, Image] = {}
+    images: dict[str, Image] = {}
     for step in upstream:
         if isinstance(step.result, dicom_pb2.RenderDicomResult):
             for rendered in step.result.images:
-                image = images.setdefault(rendered.input, Image(rendered.input))
+                image = images.setdefault(key_of(rendered), Image(key_of(rendered)))
                 if image.rendered is None:
                     image.rendered = rendered
                     image.preview = _artifact(step, rendered.preview)
@@ -68,8 +92,9 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 finding = Finding(
                     step.result.model, found.measurements, _artifact(step, found.overlay)
                 )
-                images.setdefault(found.input, Image(found.input)).findings.append(finding)
-    return [images[number] for number in sorted(images)]
+                image = images.setdefault(key_of(found), Image(key_of(found)))
+                image.findings.append(finding)
+    return [images[key] for key in sorted(images, key=in_order)]
 
 
 def pictured(images: Sequence[Image]) -> list[Image]:

@@ -67,7 +67,7 @@ def image_block(image: Image, files: Mapping[str, str]) -> Fields:
                 image.preview,
                 "Preview",
                 _window(rendered),
-                f"Preview of input {image.input}",
+                f"Preview of input {image.key}",
             )
         )
     for finding in image.findings:
@@ -79,11 +79,11 @@ def image_block(image: Image, files: Mapping[str, str]) -> Fields:
                     finding.overlay,
                     "Overlay",
                     name,
-                    f"Classes of {name} drawn over input {image.input}",
+                    f"Classes of {name} drawn over input {image.key}",
                 )
             )
     return {
-        "input": str(image.input),
+        "input": image.key,
         "facts": [
             fact for fact in (wording.printable(rendered.modality, 16), *shape.facts()) if fact
         ],

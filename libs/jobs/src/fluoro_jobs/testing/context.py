@@ -1,15 +1,16 @@
 """What tests of operations need: a real StepContext on a blob store in a folder, without ledger or Celery."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluoro.v1 import event_pb2
 from fluoro_blobs import BlobStore
+from google.protobuf.message import Message
 
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger.submission import MAX_INPUTS
-from fluoro_jobs.worker.context import Scratch, StepContext, Upstream
+from fluoro_jobs.operations import JOB_INPUT
+from fluoro_jobs.worker.context import Input, Part, Scratch, StepContext, Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,27 @@ class Attempt:
         """The bytes of an artifact the operation put."""
         return self.context.fetch(self.context.artifacts[artifact].blob).read_bytes()
 
-    def as_upstream(self, result: object) -> Upstream:
+    def as_upstream(self, result: Message) -> Upstream:
         """What the next step would see of this one."""
         return Upstream(
             self.context.step,
-            result,  # type: ignore[arg-type]  # any Message
+            result,
             list(self.context.items.values()),
             list(self.context.artifacts.values()),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """`fluoro_jobs.worker.context.Earlier`, from memory."""
+
+    given: Sequence[Upstream]
+
+    def results(self) -> Mapping[str, Message]:
+        return {step.step: step.result for step in self.given}
+
+    def upstream(self) -> Sequence[Upstream]:
+        return self.given
 
 
 def step_context(
@@ -38,10 +52,15 @@ def step_context(
     inputs: Sequence[bytes | Path] = (),
     upstream: Sequence[Upstream] = (),
     step: str = "step",
+    *,
+    reads: Sequence[str] = (),
+    group: bool = False,
 ) -> Attempt:
-    """An attempt whose inputs hold these bytes.
+    """An attempt of a step.
 
-    The same folder gives the same blob store, so that steps can be chained.
+    It works on these inputs of the job; or, if `reads` names roles, on what the upstream steps left
+    in them, as the ledger would put it together. group: as in fluoro.v1.StepInput. The same folder
+    gives the same blob store, so that steps can be chained.
     """
     blobs = BlobStore.from_url(f"file://{folder / 'blobs'}")
     names = []
@@ -49,18 +68,38 @@ def step_context(
         name = f"blobs/{new_id()}"
         blobs.put(name, data)
         names.append(name)
+    own = [
+        Input(number, str(number), number, [Part(name, JOB_INPUT, "", "", "")])
+        for number, name in enumerate(names)
+    ]
     progress: list[event_pb2.Progress] = []
     context = StepContext(
         job=f"jobs/{new_id()}",
         step=step,
         attempt=1,
-        inputs=names,
-        upstream=upstream,
+        inputs=_left(upstream, reads, group=group) if reads else own,
+        job_inputs=len(names),
+        earlier=_Given(upstream),
         folder=Scratch(folder),
         blobs=blobs,
         report=progress.append,
-        numbers=range(
-            len(names) or MAX_INPUTS
-        ),  # a test of a later step may leave the job's inputs out
     )
     return Attempt(context, progress)
+
+
+def _left(upstream: Sequence[Upstream], reads: Sequence[str], *, group: bool) -> list[Input]:
+    """Artifacts of these roles that have a key, those with the same one together."""
+    parts: dict[str, list[Part]] = {}
+    origins: dict[str, set[int | None]] = {}
+    for step in upstream:
+        for left in step.artifacts:
+            if left.role in reads and left.key:
+                key = (left.key.rpartition("/")[0] or "all") if group else left.key
+                part = Part(left.blob, left.role, left.name, left.media_type, step.step)
+                parts.setdefault(key, []).append(part)
+                origin = left.input if left.HasField("input") else None
+                origins.setdefault(key, set()).add(origin)
+    return [
+        Input(number, key, origins[key].pop() if len(origins[key]) == 1 else None, parts[key])
+        for number, key in enumerate(parts)
+    ]

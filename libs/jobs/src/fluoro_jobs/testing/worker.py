@@ -119,7 +119,7 @@ def obey(context: StepContext, blob: str) -> None:
 @handles(dicom_pb2.InspectDicom)
 def inspect(_request: dicom_pb2.InspectDicom, context: StepContext) -> dicom_pb2.InspectDicomResult:
     """Obeys."""
-    obey(context, context.inputs[0])
+    obey(context, context.inputs[0].parts[0].blob)
     return dicom_pb2.InspectDicomResult()
 
 
@@ -132,7 +132,7 @@ def noop(_request: dicom_pb2.RenderDicom, _context: StepContext) -> dicom_pb2.Re
 @handles(ml_pb2.AnalyzeImages)
 def analyze(_request: ml_pb2.AnalyzeImages, context: StepContext) -> ml_pb2.AnalyzeImagesResult:
     """Obeys."""
-    obey(context, context.inputs[0])
+    obey(context, context.inputs[0].parts[0].blob)
     return ml_pb2.AnalyzeImagesResult()
 
 

@@ -5,13 +5,15 @@ It knows nothing of Celery or SQL. The runtime builds one per attempt; tests bui
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Event, Lock
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol
 
 import structlog
 from fluoro.v1 import event_pb2, job_pb2
@@ -20,10 +22,42 @@ from google.protobuf.message import Message
 
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.keys import checked_key, file_name
 
 log = structlog.get_logger(__name__)
 
 State: Final = job_pb2.Item.State
+NO_INPUT: Final = -1
+"""What messages say instead of the number of the job's input where there is none, or several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One blob of an input.
+
+    blob: its resource name. role, name, media_type: as in fluoro.v1.Artifact; an input of the job
+    has role `input` and no name. step: who left it; empty for an input of the job.
+    """
+
+    blob: str
+    role: str
+    name: str
+    media_type: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What one item of a step works on: everything that shares a key.
+
+    number: among the inputs of the step. key: see `fluoro_jobs.keys`. input: number of the job's
+    input that it comes from; None if there is none, or several. parts: at least one.
+    """
+
+    number: int
+    key: str
+    input: int | None
+    parts: Sequence[Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +78,16 @@ class Upstream:
             if artifact.name == name:
                 return artifact
         raise KeyError(name)
+
+
+class Earlier(Protocol):
+    """Reads what earlier steps left, for those operations that ask."""
+
+    def results(self) -> Mapping[str, Message]:
+        """See `StepContext.results`. Costs what the tasks that left the inputs returned."""
+
+    def upstream(self) -> Sequence[Upstream]:
+        """See `StepContext.upstream`. Costs what these steps left, all of it."""
 
 
 class Scratch:
@@ -69,32 +113,47 @@ class Scratch:
             shutil.rmtree(self._path)
 
 
-@dataclass(slots=True)
+@dataclass
 class StepContext:
     """One attempt of one task.
 
-    job, step: resource name of the job, name of the step.
-    attempt: number of the attempt, from 1.
-    inputs: resource names of the job's input blobs, `blobs/{uuid}`, by input number.
-    numbers: which of them this task works on; all, unless the step fans out. shard: number of the
-    task within the step. upstream: the finished steps this one comes after.
-    scratch: an empty folder of this attempt, deleted after it; made when first looked at.
+    job, step: resource name of the job, name of the step. job_inputs: how many inputs the job has.
+    attempt: number of the attempt, from 1. shard: number of the task within the step.
+    inputs: what this task works on, in order: all inputs of the step, unless the step fans out.
+    folder: of this attempt, deleted after it.
     cancelled: set when nobody wants the result any more; long loops look at it through `check()`.
+    items: outcomes so far, by number of the input. artifacts: by name.
     """
 
     job: str
     step: str
     attempt: int
-    inputs: Sequence[str]
-    upstream: Sequence[Upstream]
-    folder: "Scratch"
+    inputs: Sequence[Input]
+    job_inputs: int
+    earlier: Earlier
+    folder: Scratch
     blobs: BlobStore
     report: Callable[[event_pb2.Progress], None]
-    numbers: range
     shard: int = 0
     cancelled: Event = field(default_factory=Event)
     items: dict[int, job_pb2.Item] = field(default_factory=dict)
     artifacts: dict[str, job_pb2.Artifact] = field(default_factory=dict)
+
+    @cached_property
+    def results(self) -> Mapping[str, Message]:
+        """What those tasks returned that left this task's inputs, by name of their step.
+
+        The entries of a step that fans out are joined. There may be entries of other inputs beside.
+        """
+        return self.earlier.results()
+
+    @cached_property
+    def upstream(self) -> Sequence[Upstream]:
+        """The finished steps that this one comes after, with everything they left.
+
+        For an operation that tells about all of it. One that works on its inputs has no use for it.
+        """
+        return self.earlier.upstream()
 
     @property
     def scratch(self) -> Path:
@@ -108,6 +167,19 @@ class StepContext:
         """
         if self.cancelled.is_set():
             raise CancelledAttempt
+
+    def each(self, stage: str) -> Iterator["StepItem"]:
+        """The inputs of this task, each to be worked on as one item; see `StepItem`.
+
+        Tells watchers how many are done. stage: as in `progress`.
+        """
+        total = len(self.inputs)
+        self.progress(stage, 0, total)
+        for done, input_ in enumerate(self.inputs, 1):
+            yield StepItem(self, input_)
+            if input_.number not in self.items:
+                raise RuntimeError("the body of a loop over each() is `with item:`")
+            self.progress(stage, done, total)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Tells watchers that `done` of `total` units of a stage are done.
@@ -130,82 +202,51 @@ class StepContext:
             )
         )
 
-    def fetch(self, blob: str) -> Path:
-        """Copies a blob into scratch and returns its path.
+    def fetch(self, blob: str, folder: Path | None = None) -> Path:
+        """Copies a blob into a folder, scratch unless told otherwise, and returns its path.
 
         Memory is bounded by the chunk. FluoroError if it cannot be had.
         """
         self.check()
-        path = self.scratch / blob.removeprefix("blobs/")
+        path = (folder or self.scratch) / blob.removeprefix("blobs/")
         if not path.exists():
             with blob_errors():
                 self.blobs.fetch(blob, path)
         return path
 
     def put(
-        self, name: str, role: str, media_type: str, data: bytes | Path, *, input: int | None = None
+        self, name: str, role: str, media_type: str, data: bytes | Path, *, key: str = ""
     ) -> None:
-        """Stores an artifact.
+        """Stores an artifact of the step as a whole; those of one item go through `StepItem.put`.
 
         It becomes visible when the attempt is committed, and never if it is fenced off.
 
-        Name, role and media_type as in fluoro.v1.Artifact. ValueError if the name was used before
-        in this attempt.
+        Name, role, media_type and key as in fluoro.v1.Artifact. ValueError if the name was used
+        before in this attempt, or the key is none.
         """
+        self.artifacts[name] = self.stored(name, role, media_type, data, key=key)
+
+    def stored(
+        self, name: str, role: str, media_type: str, data: bytes | Path, *, key: str = ""
+    ) -> job_pb2.Artifact:
+        """Stores the bytes of an artifact that nobody knows of yet."""
         self.check()
         if name in self.artifacts:
             raise ValueError(f"artifact {name!r} exists already")
+        if key:
+            checked_key(key)
         blob = f"blobs/{new_id()}"
         with blob_errors():
             stored = self.blobs.put(blob, data)
-        self.artifacts[name] = job_pb2.Artifact(
+        return job_pb2.Artifact(
             name=name,
             role=role,
             media_type=media_type,
-            input=input,
+            key=key,
             blob=blob,
             size_bytes=stored.size_bytes,
             sha256=stored.sha256,
         )
-
-    @contextmanager
-    def item(self, input: int) -> Iterator[None]:
-        """Runs the body as one item: what goes wrong in it fails this item alone, unless another attempt may mend it."""
-        self.check()
-        try:
-            yield
-        except FluoroError as error:
-            if error.may_retry:
-                raise
-            self._finish(input, State.STATE_FAILED, error.reason, error.message)
-        except (CancelledAttempt, MemoryError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - one bad file must not hide the good ones
-            # The text of an unforeseen exception may quote the file, so patient data: only its type
-            # is logged.
-            log.error(
-                "item_failed_unexpectedly",
-                job=self.job,
-                step=self.step,
-                input=input,
-                exception=type(error).__qualname__,
-            )
-            self._finish(
-                input,
-                State.STATE_FAILED,
-                Reason.INTERNAL,
-                "Processing this input failed in an unforeseen way.",
-            )
-        else:
-            if input not in self.items:
-                self._finish(input, State.STATE_SUCCEEDED, "", "")
-
-    def skip(self, input: int, reason: Reason, message: str) -> None:
-        """Records that the operation does not apply to this input.
-
-        Inside or instead of `item()`.
-        """
-        self._finish(input, State.STATE_SKIPPED, reason, message)
 
     def item_counts(self) -> event_pb2.ItemCounts:
         """Items so far, by outcome."""
@@ -217,10 +258,131 @@ class StepContext:
             failed=states.count(State.STATE_FAILED),
         )
 
-    def _finish(
-        self, input: int, state: "job_pb2.Item.State.ValueType", reason: str, message: str
-    ) -> None:
-        self.items[input] = job_pb2.Item(input=input, state=state, reason=reason, message=message)
+
+class StepItem:
+    """One input while an operation works on it: `for item in context.each("render"): with item: …`.
+
+    What goes wrong in the body fails this item alone, unless another attempt may mend it. An item
+    that fails or is skipped leaves no artifacts.
+    """
+
+    def __init__(self, context: StepContext, input_: Input) -> None:
+        """Made by `StepContext.each`."""
+        self._context = context
+        self._input = input_
+        self._scratch: Scratch | None = None
+        self._artifacts: dict[str, job_pb2.Artifact] = {}
+
+    @property
+    def key(self) -> str:
+        """Names the item: `item` of its entry in a result."""
+        return self._input.key
+
+    @property
+    def input(self) -> int:
+        """Number of the job's input that it comes from, -1 if there is none, or several: `input` of its entry in a result."""
+        return NO_INPUT if self._input.input is None else self._input.input
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Its blobs, in the order of the sources that the step names, and of the steps that left them."""
+        return self._input.parts
+
+    @property
+    def folder(self) -> Path:
+        """An empty folder, deleted after the item."""
+        if self._scratch is None:
+            self._scratch = Scratch(self._context.scratch)
+        return self._scratch.path
+
+    def part(self, role: str) -> Part:
+        """The first part of that role. FluoroError NO_APPLICABLE_INPUT if there is none."""
+        for part in self.parts:
+            if part.role == role:
+                return part
+        raise FluoroError(Reason.NO_APPLICABLE_INPUT, f"No blob of role {role} belongs to it.")
+
+    def fetch(self, which: Part | str | None = None) -> Path:
+        """Copies a part into the item's folder and returns its path.
+
+        which: a part, or the role of one; None for the first one.
+        """
+        if not isinstance(which, Part):
+            which = self.parts[0] if which is None else self.part(which)
+        return self._context.fetch(which.blob, self.folder)
+
+    def put(
+        self,
+        stem: str,
+        suffix: str,
+        role: str,
+        media_type: str,
+        data: bytes | Path,
+        key: str | None = None,
+    ) -> str:
+        """Stores an artifact and returns its name, which is made of stem, key and suffix: `preview-0003.png`.
+
+        It becomes visible as those of `StepContext.put` do, if the item succeeds.
+
+        key: of the input that a later step makes of it, if it is not the item's own: what an archive
+        holds has keys of its own, `3/0007`. ValueError as in `StepContext.put`.
+        """
+        key = self.key if key is None else key
+        name = file_name(stem, checked_key(key), suffix)
+        if name in self._artifacts:
+            raise ValueError(f"artifact {name!r} exists already")
+        artifact = self._context.stored(name, role, media_type, data, key=key)
+        if self._input.input is not None:
+            artifact.input = self._input.input
+        self._artifacts[name] = artifact
+        return name
+
+    def skip(self, reason: Reason, message: str) -> None:
+        """Records that the operation does not apply to this input."""
+        self._end(State.STATE_SKIPPED, reason, message)
+
+    def __enter__(self) -> None:
+        """Begins. CancelledAttempt if nobody wants the result any more."""
+        self._context.check()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Records the outcome; True if the error, if any, is this item's alone."""
+        if self._scratch is not None:
+            self._scratch.remove()
+        if error is None:
+            if self._input.number not in self._context.items:
+                self._end(State.STATE_SUCCEEDED, "", "")
+                self._context.artifacts |= self._artifacts
+            return True
+        if isinstance(error, FluoroError) and not error.may_retry:
+            self._end(State.STATE_FAILED, error.reason, error.message)
+            return True
+        if isinstance(error, FluoroError | CancelledAttempt | MemoryError | OSError):
+            return False
+        if not isinstance(error, Exception):
+            return False
+        # One bad file must not hide the good ones. The text of an unforeseen exception may quote the
+        # file, so patient data: only its type is logged.
+        log.error(
+            "item_failed_unexpectedly",
+            job=self._context.job,
+            step=self._context.step,
+            item=self.key,
+            exception=type(error).__qualname__,
+        )
+        text = "Processing this input failed in an unforeseen way."
+        self._end(State.STATE_FAILED, Reason.INTERNAL, text)
+        return True
+
+    def _end(self, state: "job_pb2.Item.State.ValueType", reason: str, message: str) -> None:
+        self._context.items[self._input.number] = job_pb2.Item(
+            input=self.input, key=self.key, state=state, reason=reason, message=message
+        )
 
 
 @contextmanager

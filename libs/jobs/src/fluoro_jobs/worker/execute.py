@@ -24,7 +24,8 @@ from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.states import JobState, Outcome, is_terminal
 from fluoro_jobs.wakeups import Publisher
-from fluoro_jobs.worker.context import Scratch, StepContext, Upstream
+from fluoro_jobs.worker.context import Scratch, StepContext
+from fluoro_jobs.worker.earlier import EarlierSteps, inputs_of
 from fluoro_jobs.worker.handler import Handler
 
 log = structlog.get_logger(__name__)
@@ -157,26 +158,17 @@ class Executor:
         return TaskResult(message.SerializeToString(), items, list(context.artifacts.values()))
 
     def _context(self, claimed: Claim) -> StepContext:
-        upstream: list[Upstream] = []
-        if claimed.graph.steps[claimed.task.step].after:
-            upstream = [
-                Upstream(*row)
-                for row in self._patiently(
-                    lambda connection: attempts.upstream(connection, claimed)
-                )
-            ]
+        earlier = EarlierSteps(self._patiently, claimed)
         return StepContext(
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
             attempt=claimed.attempt,
-            inputs=[f"blobs/{blob}" for blob in claimed.inputs],
-            upstream=upstream,
+            inputs=inputs_of(claimed, earlier),
+            job_inputs=len(claimed.inputs),
+            earlier=earlier,
             folder=Scratch(self._scratch_folder),
             blobs=self._blobs,
             report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
-            numbers=range(
-                claimed.task.first_input, claimed.task.first_input + claimed.task.input_count
-            ),
             shard=claimed.task.shard,
         )
 

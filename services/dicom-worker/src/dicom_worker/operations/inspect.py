@@ -1,10 +1,7 @@
 """InspectDicom: is it DICOM, is it whole, what is it."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from fluoro.v1.dicom_pb2 import DicomInstance, InspectDicom, InspectDicomResult
-from fluoro_jobs.worker.context import StepContext
+from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
 from dicom_worker.attributes import text
@@ -16,26 +13,21 @@ from dicom_worker.reading import DicomFile, open_dicom
 def inspect_dicom(_request: InspectDicom, context: StepContext) -> InspectDicomResult:
     """Leaves an artifact `metadata-0000.json` for each input that is a complete DICOM instance."""
     result = InspectDicomResult()
-    for done, number in enumerate(context.numbers, 1):
-        with context.item(number), TemporaryDirectory(dir=context.scratch) as folder:
-            file = open_dicom(context.fetch(context.inputs[number]), Path(folder))
-            instance = instance_of(number, file)
-            context.put(
-                f"metadata-{number:04}.json",
-                "metadata",
-                "application/dicom+json",
-                dicom_json(file),
-                input=number,
-            )
+    for item in context.each("inspect"):
+        with item:
+            file = open_dicom(item.fetch(), item.folder)
+            instance = instance_of(item, file)
+            metadata = dicom_json(file)
+            item.put("metadata", ".json", "metadata", "application/dicom+json", metadata)
             result.instances.append(instance)
-        context.progress("inspect", done, len(context.numbers))
     return result
 
 
-def instance_of(number: int, file: DicomFile) -> DicomInstance:
-    """What later steps rely on. number: of the input."""
+def instance_of(item: StepItem, file: DicomFile) -> DicomInstance:
+    """What later steps rely on."""
     instance = DicomInstance(
-        input=number,
+        input=item.input,
+        item=item.key,
         sop_class_uid=text(file.header, "SOPClassUID"),
         sop_instance_uid=text(file.header, "SOPInstanceUID"),
         study_instance_uid=text(file.header, "StudyInstanceUID"),

@@ -1,8 +1,5 @@
 """RenderDicom: a picture for people and a certified array for models."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from fluoro.v1.dicom_pb2 import (
     PixelCertificate,
     RenderDicom,
@@ -11,7 +8,7 @@ from fluoro.v1.dicom_pb2 import (
     VoiWindow,
 )
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
-from fluoro_jobs.worker.context import StepContext
+from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
 from dicom_worker.attributes import decimals, text
@@ -27,15 +24,15 @@ def render_dicom(request: RenderDicom, context: StepContext) -> RenderDicomResul
     """Leaves artifacts `preview-0000.png` and `pixels-0000.npy` for each input that has an image; skips those that have none."""
     chosen = chosen_window(request)
     result = RenderDicomResult()
-    for done, number in enumerate(context.numbers, 1):
-        with context.item(number), TemporaryDirectory(dir=context.scratch) as folder:
-            file = open_dicom(context.fetch(context.inputs[number]), Path(folder))
+    for item in context.each("render"):
+        with item:
+            file = open_dicom(item.fetch(), item.folder)
             if file.image is None:
-                context.skip(number, Reason.NO_PIXEL_DATA, "The instance has no image.")
+                item.skip(Reason.NO_PIXEL_DATA, "The instance has no image.")
             else:
-                rendering = render(file, Path(folder) / "pixels.npy", chosen, tick=context.check)
-                result.images.append(keep(number, file, rendering, context))
-        context.progress("render", done, len(context.numbers))
+                array = item.folder / "pixels.npy"
+                rendering = render(file, array, chosen, tick=context.check)
+                result.images.append(keep(item, file, rendering))
     return result
 
 
@@ -54,16 +51,8 @@ def chosen_window(request: RenderDicom) -> Window | None:
     return window
 
 
-def keep(number: int, file: DicomFile, rendering: Rendering, context: StepContext) -> RenderedImage:
-    """Stores both artifacts and says what is in them. number: of the input."""
-    image = image_of(number, file, rendering)
-    context.put(image.preview, "preview", "image/png", rendering.preview, input=number)
-    context.put(image.pixels, "pixels", "application/x-npy", rendering.array, input=number)
-    return image
-
-
-def image_of(number: int, file: DicomFile, rendering: Rendering) -> RenderedImage:
-    """The result's entry.
+def keep(item: StepItem, file: DicomFile, rendering: Rendering) -> RenderedImage:
+    """Stores both artifacts and says what is in them.
 
     Spacing and thickness are those of the first frame (Pixel Measures macro, PS3.3 C.7.6.16.2.1).
     """
@@ -71,9 +60,10 @@ def image_of(number: int, file: DicomFile, rendering: Rendering) -> RenderedImag
     spacing = decimals(measures, "PixelSpacing")
     thickness = decimals(measures, "SliceThickness")
     return RenderedImage(
-        input=number,
-        preview=f"preview-{number:04}.png",
-        pixels=f"pixels-{number:04}.npy",
+        input=item.input,
+        item=item.key,
+        preview=item.put("preview", ".png", "preview", "image/png", rendering.preview),
+        pixels=item.put("pixels", ".npy", "pixels", "application/x-npy", rendering.array),
         certificate=PixelCertificate(
             sha256=rendering.sha256,
             shape=rendering.shape,

@@ -55,7 +55,7 @@ def _put_pdf(title: str, context: StepContext) -> int:
     document = contents(
         title,
         context.job,
-        len(context.inputs),
+        context.job_inputs,
         context.upstream,
         {blob: context.fetch(blob).name for blob in wanted},
     )

@@ -1,6 +1,6 @@
 """AnalyzeImages: shows certified pixels to a model, measures what it finds and draws it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from fluoro.v1 import dicom_pb2, ml_pb2
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.worker.context import StepContext, Upstream
+from fluoro_jobs.worker.context import Part, StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ NUMBERS: Final = "iuf"
 def analyze_images(
     request: ml_pb2.AnalyzeImages, context: StepContext
 ) -> ml_pb2.AnalyzeImagesResult:
-    """Runs a model of this process on every rendered image that reaches the step."""
+    """Runs a model of this process on every image that earlier steps certified."""
     from ml_worker.sessions import loaded_models  # noqa: PLC0415 - ONNX Runtime takes half a second to import: the table of handlers need not
 
     return analyze(request, context, loaded_models())
@@ -41,23 +41,21 @@ def analyze_images(
 def analyze(
     request: ml_pb2.AnalyzeImages, context: StepContext, models: "Mapping[str, Model]"
 ) -> ml_pb2.AnalyzeImagesResult:
-    """Runs one of these models on every rendered image, each as an item.
+    """Runs one of these models on every image, each as an item.
 
-    FluoroError MODEL_UNKNOWN or NO_APPLICABLE_INPUT if there is no such model, or nothing to run it
-    on.
+    FluoroError MODEL_UNKNOWN if there is no such model.
     """
     model = find_model(models, request.model)
+    images = rendered_images(context)
     result = ml_pb2.AnalyzeImagesResult(model=model.reference)
-    rendered = [
-        each for each in rendered_images(context.upstream) if each.image.input in context.numbers
-    ]
-    for done, each in enumerate(rendered):
-        context.progress("analyze", done, len(rendered))
-        with context.item(each.image.input):
-            finding = analyze_image(model, each, context)
+    for item in context.each("analyze"):
+        with item:
+            part = item.part("pixels")
+            if (image := images.get((part.step, part.name))) is None:
+                raise not_certified("has no certificate")
+            finding = analyze_image(model, image, part, item, context)
             if finding is not None:
                 result.findings.append(finding)
-    context.progress("analyze", len(rendered), len(rendered))
     return result
 
 
@@ -73,65 +71,44 @@ def find_model(models: "Mapping[str, Model]", name: str) -> "Model":
     return models[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A rendered image and the step that left it."""
-
-    image: dicom_pb2.RenderedImage
-    upstream: Upstream
-
-
-def rendered_images(upstream: Sequence[Upstream]) -> list[Rendered]:
-    """What the RenderDicom steps left, in input order; of an input that several rendered, the first (they differ in window alone)."""
-    images: dict[int, Rendered] = {}
-    for step in upstream:
-        if isinstance(step.result, dicom_pb2.RenderDicomResult):
-            for image in step.result.images:
-                images.setdefault(image.input, Rendered(image, step))
-    if not images:
-        raise FluoroError(
-            Reason.NO_APPLICABLE_INPUT,
-            "No rendered image reaches this step; say in `after` which RenderDicom step to take.",
-        )
-    return [images[number] for number in sorted(images)]
+def rendered_images(context: StepContext) -> dict[tuple[str, str], dicom_pb2.RenderedImage]:
+    """What RenderDicom steps vouch for, by step and name of the pixel array."""
+    return {
+        (step, image.pixels): image
+        for step, result in context.results.items()
+        if isinstance(result, dicom_pb2.RenderDicomResult)
+        for image in result.images
+    }
 
 
 def analyze_image(
-    model: "Model", rendered: Rendered, context: StepContext
+    model: "Model",
+    image: dicom_pb2.RenderedImage,
+    part: Part,
+    item: StepItem,
+    context: StepContext,
 ) -> ml_pb2.ImageFinding | None:
     """What the model finds in one image, None if it is not made for it.
 
     FluoroError if it must not see the pixels, or cannot.
     """
-    image, input = rendered.image, rendered.image.input  # noqa: A001 - the API's word
-    pixels = read_pixels(rendered, context)
+    pixels = certified_pixels(item.fetch(part), image.certificate, context.check)
     if (why := inapplicable(model.manifest.applies_to, image, pixels)) is not None:
-        context.skip(
-            input,
+        item.skip(
             Reason.MODEL_NOT_APPLICABLE,
             f"{model.manifest.name} is not made for this image: {why}.",
         )
         return None
-    label_map, overlay = f"label-map-{input:04d}.npy", f"overlay-{input:04d}.png"
-    segmented = segment(model, pixels, context.scratch / label_map, context)
+    label_map = item.folder / "label-map.npy"
+    segmented = segment(model, pixels, label_map, context)
     drawing = draw_overlay(pixels[0], segmented.preview, model.manifest)
-    context.put(
-        label_map, "label-map", "application/x-npy", context.scratch / label_map, input=input
-    )
-    context.put(overlay, "overlay", "image/png", drawing, input=input)
-    measurements = measure(model.manifest.labels, segmented.voxels, segmented.sums, image)
     return ml_pb2.ImageFinding(
-        input=input, label_map=label_map, overlay=overlay, measurements=measurements
+        input=item.input,
+        item=item.key,
+        label_map=item.put("label-map", ".npy", "label-map", "application/x-npy", label_map),
+        overlay=item.put("overlay", ".png", "overlay", "image/png", drawing),
+        measurements=measure(model.manifest.labels, segmented.voxels, segmented.sums, image),
     )
-
-
-def read_pixels(rendered: Rendered, context: StepContext) -> NDArray[Any]:
-    """The image's pixel array, if it is as certified; FluoroError PIXELS_NOT_CERTIFIED if not."""
-    try:
-        artifact = rendered.upstream.artifact(rendered.image.pixels)
-    except KeyError as error:
-        raise not_certified("is missing") from error
-    return certified_pixels(context.fetch(artifact.blob), rendered.image.certificate, context.check)
 
 
 def inapplicable(
