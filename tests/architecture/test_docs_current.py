@@ -135,7 +135,7 @@ def test_every_invariant_that_code_or_documentation_names_is_stated(
 
 
 def test_the_architecture_page_says_what_every_setting_of_celery_is_for(root: Path) -> None:
-    tree = ast.parse((root / "libs/jobs/src/fluoro_jobs/worker/celery_app.py").read_text())
+    tree = ast.parse((root / "libs/jobs/src/fluoro_jobs/celery/configuration.py").read_text())
     updates = [
         node
         for node in ast.walk(tree)

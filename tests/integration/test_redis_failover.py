@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from fluoro_jobs import dispatch
+from fluoro_jobs.celery import Sender
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.testing.rig import Rig, until
-from fluoro_jobs.worker.celery_app import make_app
 from fluoro_local.folders import free_port
 from fluoro_local.sentinel import Sentinel, ValkeyReplica, sentinel_url
 from fluoro_local.servers import ValkeyServer
@@ -123,8 +122,6 @@ def test_a_worker_is_as_quick_after_a_lost_connection_as_before(rig: Rig, pool: 
 def test_messages_are_sent_in_batches(redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
         before = client.info("stats")["total_reads_processed"]
-        dispatch.publish(
-            make_app(redis_url), [(new_id(), "dicom.inspect", "dicom", 1) for _ in range(2000)]
-        )
+        Sender(redis_url).send([(new_id(), "dicom.inspect", "dicom", 1) for _ in range(2000)])
         assert client.llen("dicom") == 2000
         assert client.info("stats")["total_reads_processed"] - before < 200

@@ -10,11 +10,10 @@ from uuid import UUID
 import pytest
 import redis
 from fluoro.v1 import job_pb2
-from fluoro_jobs.dispatch import publish
+from fluoro_jobs.celery import Sender
 from fluoro_jobs.ledger import control
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from fluoro_jobs.wakeups import Publisher
-from fluoro_jobs.worker.celery_app import make_app
 from fluoro_local.servers import PostgresServer, ValkeyServer
 
 Outcome = job_pb2.Attempt
@@ -345,7 +344,7 @@ def test_a_message_delivered_twice_runs_once(rig: Rig) -> None:
         (task_id,) = (
             connection.execute("SELECT id FROM tasks WHERE job_id = %s", (job_id,)).fetchone() or ()
         )
-    publish(make_app(rig.redis_url), [(task_id, "dicom.inspect", "dicom", 1)] * 3)
+    Sender(rig.redis_url).send([(task_id, "dicom.inspect", "dicom", 1)] * 3)
     rig.worker()
     job = rig.finished(job_id)
     assert outcomes(job) == ["SUCCEEDED"]

@@ -4,26 +4,20 @@ A crash between the COMMIT and the publish costs latency, never a job: `reconcil
 does not hold.
 """
 
-import itertools
-import json
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
-from uuid import UUID
 
 import redis
 import structlog
-from celery import Celery
 from fluoro_telemetry import metrics
-from kombu.exceptions import KombuError
 
+from fluoro_jobs.celery import Message, NotSentError, Sender, held_by_redis
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.operations import QUEUES
 from fluoro_jobs.redis_url import Breaker, connect
-from fluoro_jobs.worker.celery_app import make_app
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +26,6 @@ WINDOW_SECONDS: Final = 0.5
 the ledger's hands, so that order is decided late."""
 MAX_WINDOW_TASKS: Final = 100
 """Most tasks a queue holds for each slot, however short they are."""
-PAGE_MESSAGES: Final = 1000
-"""Messages of a queue read at once."""
-HELD_SECONDS: Final = 5
-"""How long reading the queues may take; with more in them than can be read, none of their messages is called lost."""
 MAX_CANDIDATES: Final = 20_000
 """Most ready tasks of a queue that one dispatch chooses from, shared by their owners; what still fits then, the next one takes. It bounds
 what a dispatch costs, however many wait: one that takes longer than a statement may would never happen."""
@@ -45,8 +35,6 @@ LOST_AFTER_SECONDS: Final = 5
 From receipt to claim a worker takes milliseconds.
 """
 
-MAX_ATTEMPT: Final = 2**15 - 1
-"""The ledger counts attempts in two bytes."""
 MIN_PAUSE_SECONDS: Final = 0.005
 MAX_PAUSE_SECONDS: Final = 0.1
 PAUSE_FACTOR: Final = 20
@@ -97,9 +85,6 @@ _QUEUED_AGAIN: Final = (
     "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
 )
 
-Message = tuple[UUID, str, str, int]
-"""Task id, Celery task name, queue, number of the attempt that it asks for."""
-
 
 def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
     """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing.
@@ -109,74 +94,6 @@ def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[M
     return connection.execute(
         _DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}
     ).fetchall()
-
-
-def publish(app: Celery, messages: Iterable[Message]) -> int:
-    """Sends the messages in one pipeline through the anonymous exchange.
-
-    kombu's OperationalError if Redis is down.
-    """
-    sent: Counter[str] = Counter()
-    with app.producer_pool.acquire(block=True, timeout=2) as producer, producer.batch():  # type: ignore[attr-defined]  # the stubs are older
-        for task_id, name, queue, attempt in messages:
-            # What send_task() does, without its routes, declarations and signals, which are most of
-            # its time.
-            message = app.amqp.as_task_v2(
-                str(task_id),
-                name,
-                args=(str(task_id),),
-                argsrepr="",
-                kwargsrepr="",
-                ignore_result=True,
-            )
-            # A header, not an argument or a part of the id: workers of the previous release pass
-            # over it.
-            headers = {**message.headers, "attempt": attempt}
-            producer.publish(
-                message.body, exchange="", routing_key=queue, headers=headers, **message.properties
-            )
-            sent[queue] += 1
-    for queue, count in sent.items():
-        metrics.TASKS_DISPATCHED.labels(queue=queue).inc(count)
-    return sent.total()
-
-
-def held_by_redis(client: "redis.Redis", queues: Iterable[str]) -> set[tuple[str, int | None]]:
-    """Task and attempt of all messages that wait in a queue.
-
-    None: a message of the previous release, for whichever attempt is next.
-
-    Messages come in at the front, from where it reads, so it passes none over, whatever comes and
-    goes meanwhile. redis.RedisError; TimeoutError if there are too many.
-    """
-    deadline = time.monotonic() + HELD_SECONDS
-    held: set[tuple[str, int | None]] = set()
-    for queue in queues:
-        for start in itertools.count(0, PAGE_MESSAGES):
-            messages = client.lrange(queue, start, start + PAGE_MESSAGES - 1)
-            held.update(ours for ours in map(_held, messages) if ours is not None)
-            if len(messages) < PAGE_MESSAGES:
-                break
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{queue} holds more messages than can be read in {HELD_SECONDS} s."
-                )
-    return held
-
-
-def attempt_of(headers: Mapping[str, object]) -> int | None:
-    """The attempt that a message asks for; None for whichever is next: it does not say, or no attempt has such a number."""
-    number = headers.get("attempt")
-    return number if isinstance(number, int) and 0 < number <= MAX_ATTEMPT else None
-
-
-def _held(message: bytes | str) -> tuple[str, int | None] | None:
-    """None for a message that is not ours: whoever put it there, the search for lost ones goes on."""
-    try:
-        headers = json.loads(message)["headers"]
-        return str(headers["id"]), attempt_of(headers)
-    except (ValueError, LookupError, TypeError):
-        return None
 
 
 class Dispatcher(threading.Thread):
@@ -194,7 +111,7 @@ class Dispatcher(threading.Thread):
         super().__init__(name="dispatcher", daemon=True)
         self._ledger = ledger
         self._queues = tuple(queues)
-        self._app = make_app(redis_url)
+        self._sender = Sender(redis_url)
         self._redis = connect(redis_url)
         self._breaker = Breaker(redis_url)
         self._every = every_seconds
@@ -276,9 +193,12 @@ class Dispatcher(threading.Thread):
 
     def _publish(self, messages: list[Message]) -> int:
         try:
-            return publish(self._app, messages)
-        except (KombuError, redis.RedisError, OSError) as error:
+            sent = self._sender.send(messages)
+        except NotSentError as error:
             self._breaker.failed()
             # They stay QUEUED in the ledger; reconcile publishes them once Redis is back.
-            log.warning("publish_failed", exception=type(error).__qualname__, tasks=len(messages))
+            log.warning("publish_failed", exception=error.cause, tasks=len(messages))
             return 0
+        for queue, count in sent.items():
+            metrics.TASKS_DISPATCHED.labels(queue=queue).inc(count)
+        return sent.total()

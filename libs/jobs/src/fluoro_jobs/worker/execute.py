@@ -43,10 +43,10 @@ Its lease has long expired then.
 """
 
 
-class Report(NamedTuple):
-    """What a pool child tells its main process of an attempt, for the metrics.
+class Figures(NamedTuple):
+    """What a pool child tells its main process about an attempt, for the metrics.
 
-    Crosses as a line of words.
+    They cross as a line of words.
 
     operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this
     ended the job.
@@ -63,7 +63,7 @@ class Report(NamedTuple):
         return " ".join(map(str, self))
 
     @classmethod
-    def from_line(cls, line: str) -> "Report":
+    def from_line(cls, line: str) -> "Figures":
         """What `line` made."""
         operation, outcome, waited, run, job_state = line.split(" ")
         return cls(operation, outcome, float(waited), float(run), job_state)
@@ -90,7 +90,7 @@ class Executor:
         self._scratch_folder = scratch_folder
         self._running: dict[tuple[UUID, int], StepContext] = {}
 
-    def run(self, task_id: UUID, number: int | None = None) -> Report | None:
+    def run(self, task_id: UUID, number: int | None = None) -> Figures | None:
         """Claims that attempt of the task, or the next one, and runs it to a commit.
 
         None, at once, if the message is stale.
@@ -104,9 +104,9 @@ class Executor:
         with structlog.contextvars.bound_contextvars(
             job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt
         ):
-            report = self._attempt(claimed)
+            figures = self._attempt(claimed)
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
-        return report
+        return figures
 
     def close(self) -> None:
         """Sends the wake-ups that wait. Seconds at most."""
@@ -118,7 +118,7 @@ class Executor:
             if task == task_id and number in {attempt, None}:
                 context.cancelled.set()
 
-    def _attempt(self, claimed: Claim) -> Report:
+    def _attempt(self, claimed: Claim) -> Figures:
         started = time.monotonic()
         operation = claimed.operation.task_name if claimed.operation else "unknown"
         try:
@@ -136,7 +136,7 @@ class Executor:
             outcome, job_state = claimed.outcome_of(explained), self._fail(claimed, explained)
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
-        return Report(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)
+        return Figures(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)
 
     def _operate(self, claimed: Claim) -> TaskResult:
         handler = self._handlers.get(claimed.operation.task_name) if claimed.operation else None

@@ -2,11 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import structlog
-from celery import bootsteps
-from celery.worker.consumer.tasks import Tasks
 from fluoro_telemetry import metrics
 from fluoro_telemetry.http import Health
 
@@ -70,18 +68,3 @@ class Gate(threading.Thread):
         else:
             log.info("worker_resumed")
         self._on_change()
-
-
-def gated(gate: Gate) -> type[bootsteps.StartStopStep]:
-    """A step of Celery's consumer that lets it fetch messages while the gate is open."""
-
-    class Gated(bootsteps.StartStopStep):
-        requires = (Tasks,)
-
-        def start(self, parent: Any) -> None:
-            # Celery counts free slots in the same place; with each connection it makes a new one.
-            qos = parent.task_consumer.channel.qos
-            has_slot = qos.can_consume
-            qos.can_consume = lambda: gate.is_open and has_slot()
-
-    return Gated

@@ -2,8 +2,7 @@
 
 Every five seconds, and at once when a cancel is announced, one statement renews the leases of
 everything this process runs and brings back what the ledger says of it. What was cancelled, fenced
-off or ran too long is stopped: a pool child is killed, a pool thread is told. It also finds out
-when Celery no longer takes messages.
+off or ran too long is stopped: a pool child is killed, a pool thread is told.
 """
 
 import math
@@ -12,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 from uuid import UUID
 
 import redis
 import structlog
-from celery.worker import state as celery_state
 from fluoro_telemetry import metrics
 
+from fluoro_jobs.celery import DeafWatch, LedgerRequest, received, running
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
@@ -29,7 +28,7 @@ from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.states import Outcome
 from fluoro_jobs.wakeups import Publisher, cancels_channel
-from fluoro_jobs.worker.execute import Report
+from fluoro_jobs.worker.execute import Figures
 from fluoro_jobs.worker.gate import Gate
 
 log = structlog.get_logger(__name__)
@@ -47,8 +46,6 @@ LATE_SECONDS: Final = 10
 
 No statement takes longer.
 """
-ASK_SECONDS: Final = 0.5
-"""How long a heartbeat waits for what Redis says of the queue."""
 ECHO: Final = b""
 ECHO_SECONDS: Final = 5
 """How often the listener tells itself something.
@@ -74,14 +71,6 @@ class Left:
     looks_until: float | None = None
 
 
-class Running(Protocol):
-    """What the keeper needs of a Celery request."""
-
-    @property
-    def task_attempt(self) -> TaskAttempt:
-        """Which attempt it asks for."""
-
-
 class Keeper(threading.Thread):
     """The heartbeat of one worker process."""
 
@@ -91,19 +80,15 @@ class Keeper(threading.Thread):
         publisher: Publisher,
         redis_url: str,
         worker: Worker,
-        stop_task: Callable[[Any], None],
+        stop_task: Callable[[LedgerRequest], None],
         on_slots: Callable[[], None],
         on_beat: Callable[[], None],
-        on_deaf: Callable[[], None],
-        deaf_after_seconds: float,
+        deaf_watch: DeafWatch,
         gate: Gate,
     ) -> None:
         """stop_task: stops a Celery request's compute.
 
         on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
-
-        on_deaf: Celery has left a message where it was for deaf_after_seconds, beside a free slot.
-        Called at each beat from then on.
         """
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
@@ -112,13 +97,9 @@ class Keeper(threading.Thread):
         self._stop_task = stop_task
         self._on_slots = on_slots
         self._on_beat = on_beat
-        self._on_deaf = on_deaf
-        self._deaf_after_seconds = deaf_after_seconds
+        self._deaf_watch = deaf_watch
         self._gate = gate
-        self._redis = connect(redis_url, timeout_seconds=ASK_SECONDS)
         self._clock = Clock()
-        self._next_message: Any = None
-        self._next_message_since = 0.0
         self._woken = threading.Event()
         self._left: dict[TaskAttempt, Left] = {}
         self._missed_time = -math.inf
@@ -132,18 +113,21 @@ class Keeper(threading.Thread):
         """A slot is free. Called by Celery's main loop, or a thread of the pool; cheap."""
         self._on_slots()
 
-    def report(self, report: Report) -> None:
-        """An attempt ended in the pool: counted here, because only the main process serves metrics."""
+    def returned(self, line: str) -> None:
+        """An attempt ended in the pool: counted here, because only this process serves metrics."""
+        figures = Figures.from_line(line)
         metrics.TASK_ATTEMPTS_FINISHED.labels(
-            operation=report.operation, outcome=report.outcome
+            operation=figures.operation, outcome=figures.outcome
         ).inc()
-        metrics.TASK_WAIT_SECONDS.labels(operation=report.operation).observe(report.waited_seconds)
-        metrics.TASK_RUN_SECONDS.labels(operation=report.operation).observe(report.run_seconds)
-        if report.outcome == Outcome.RELEASED.lower():
+        metrics.TASK_WAIT_SECONDS.labels(operation=figures.operation).observe(
+            figures.waited_seconds
+        )
+        metrics.TASK_RUN_SECONDS.labels(operation=figures.operation).observe(figures.run_seconds)
+        if figures.outcome == Outcome.RELEASED.lower():
             self._gate.look()
-        if report.job_state:
-            metrics.JOBS_FINISHED.labels(state=report.job_state).inc()
-        self._task_seconds += (report.run_seconds - self._task_seconds) / (
+        if figures.job_state:
+            metrics.JOBS_FINISHED.labels(state=figures.job_state).inc()
+        self._task_seconds += (figures.run_seconds - self._task_seconds) / (
             AVERAGE_OVER_TASKS if self._task_seconds else 1
         )
         if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
@@ -185,7 +169,7 @@ class Keeper(threading.Thread):
 
     def busy(self) -> bool:
         """Whether anything runs in this process's pool."""
-        return bool(_active())
+        return bool(running())
 
     def hand_back(self) -> None:
         """Makes everything this process still runs READY for another worker, at once, and stops computing it."""
@@ -195,7 +179,7 @@ class Keeper(threading.Thread):
         except FluoroError as error:
             log.warning("not_handed_back", reason=error.reason)  # the leases expire
             told = []
-        for request in _active():
+        for request in running():
             self._stop_task(request)
         self._tell(told)
         self._on_slots()
@@ -213,7 +197,7 @@ class Keeper(threading.Thread):
             log.warning("not_signed_off", reason=error.reason)  # the row expires
 
     def _beat(self) -> None:
-        requests = _active()
+        requests = running()
         self._told_task_seconds = self._task_seconds
         asked = {request.task_attempt for request in requests}
         with self._ledger.connection() as connection:
@@ -231,32 +215,13 @@ class Keeper(threading.Thread):
             ):  # else its message is stale and about to be dropped, or it is about to be claimed
                 self._judge(held[request.task_attempt], request)
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
-        self._watch_consumer(len(requests))
+        self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
 
     def _as_listed(self) -> Worker:
         """Without slots while the gate is closed, so that nothing is dispatched for this process."""
         return self._worker if self._gate.is_open else replace(self._worker, slots=0)
 
-    def _watch_consumer(self, running: int) -> None:
-        """Celery has been known to stay connected to Redis and take nothing more.
-
-        A free slot takes a message within milliseconds.
-        """
-        try:
-            following = (
-                self._redis.lindex(self._worker.queue, -1)
-                if running < self._as_listed().slots
-                else None
-            )
-        except redis.RedisError:  # then nobody can take any
-            following = None
-        now = time.monotonic()
-        if following is None or following != self._next_message:
-            self._next_message, self._next_message_since = following, now
-        elif now - self._next_message_since > self._deaf_after_seconds:
-            self._on_deaf()
-
-    def _judge(self, held: Held, request: Running) -> None:
+    def _judge(self, held: Held, request: LedgerRequest) -> None:
         """Stops a request whose attempt was taken away, or takes too long.
 
         One that ended by itself is just finishing.
@@ -291,7 +256,7 @@ class Keeper(threading.Thread):
             if time.monotonic() > until:
                 break
             if left.end is attempts.release_of_worker and any(
-                _may_be(attempt, request) for request in _received()
+                _may_be(attempt, request) for request in received()
             ):
                 continue  # another message asked for the same attempt, and may get it
             del self._left[attempt]
@@ -363,20 +328,10 @@ def _time_out(
     return [held.job_id] if ended else []
 
 
-def _may_be(attempt: TaskAttempt, request: Running) -> bool:
+def _may_be(attempt: TaskAttempt, request: LedgerRequest) -> bool:
     """Whether the request asks for this attempt.
 
     Messages of the previous release do not say for which.
     """
     task, number = request.task_attempt
     return task == attempt[0] and (number == attempt[1] or None in {number, attempt[1]})
-
-
-def _received() -> list[Running]:
-    """Celery requests that this process has taken, and not done with."""
-    return list(celery_state.reserved_requests)
-
-
-def _active() -> list[Running]:
-    """Celery requests whose body runs in this process's pool."""
-    return list(celery_state.active_requests)

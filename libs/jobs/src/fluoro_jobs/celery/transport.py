@@ -1,8 +1,7 @@
-"""What Celery and kombu see of Redis: the primary that FLUORO_REDIS_URL leads to, as everybody else here sees it.
+"""kombu's transport for Redis, on the connections of `fluoro_jobs.redis_url`.
 
-kombu has a transport for Redis and another for Sentinel. Ours takes its connections from
-`fluoro_jobs.redis_url` instead: with them a server that is no primary any more, or cannot serve
-now, is a lost connection, and Celery connects again rather than end the worker.
+With those, a server that is no longer the primary, or cannot serve now, is a lost connection.
+Celery then connects again. With kombu's own transports for Redis and Sentinel the worker ends.
 """
 
 import json
@@ -23,10 +22,10 @@ log = structlog.get_logger(__name__)
 URL_OPTION: Final = "fluoro_redis_url"
 """The transport option with the whole URL.
 
-Celery gets one without passwords, because it writes it into its log.
+Celery logs `broker_url`, so that one has no password.
 """
 RETRY_SECONDS: Final = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 2}
-"""Celery's pauses before it tries Redis again. Its own grow to 30 s; a failover is over sooner."""
+"""Celery's pauses before it tries Redis again. By default they grow to 30 s, longer than a failover."""
 
 
 class Channel(kombu_redis.Channel):
@@ -42,9 +41,9 @@ class Channel(kombu_redis.Channel):
 
     @property
     def supports_batch_publish(self) -> bool:
-        """Kombu sends no batch where one might be sent twice.
+        """Kombu sends no batches over connections that retry: part of one might go twice.
 
-        Here it may: a message that comes twice is dropped at the claim.
+        Here a message may come twice. The claim drops the second.
         """
         return True
 
@@ -57,9 +56,9 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """kombu's, with our channels.
+    """kombu's, with our channels. Drops messages that are not of our form.
 
-    What somebody else put into a queue goes no further: Celery would end the worker.
+    Celery would end the worker over one that somebody else put into its queue.
     """
 
     Channel = Channel
@@ -72,7 +71,7 @@ class Transport(kombu_redis.Transport):
 
 
 def _is_ours(message: Any) -> bool:
-    """Whether it is of the form that `dispatch.publish` gives it."""
+    """Whether it is of the form that `Sender` gives it."""
     try:
         task, properties = message["headers"]["id"], message["properties"]
         arguments, _, _ = json.loads(b64decode(message["body"]))
@@ -86,10 +85,10 @@ def _is_ours(message: Any) -> bool:
 
 
 class Connection(kombu.Connection):
-    """kombu's, which tries sooner."""
+    """kombu's, which tries again sooner."""
 
     def ensure_connection(self, *arguments: Any, **options: Any) -> Any:
-        """As kombu's."""
+        """As kombu's, with other pauses."""
         return super().ensure_connection(*arguments, **RETRY_SECONDS | options)
 
 

@@ -1,0 +1,234 @@
+"""The Celery app of a worker, the tasks it registers, and what its main process hears of them."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import structlog
+from celery import Celery, Task, signals
+from celery.exceptions import WorkerLostError
+from celery.worker.request import Request
+from kombu import Queue
+
+from fluoro_jobs.celery.configuration import configure
+from fluoro_jobs.celery.messages import attempt_of
+from fluoro_jobs.celery.transport import Amqp
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.attempts import TaskAttempt
+from fluoro_jobs.operations import OPERATIONS
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker process asks of Celery; picklable, so that spawned children get it.
+
+    worker: `host:pid`. pool: prefork (crash of a child costs one task) or threads (one process
+    shares a device). slots: tasks run at once. max_memory_per_child_kib: a child that has grown
+    beyond it is replaced after its task; 0 for never.
+    """
+
+    service: str
+    worker: str
+    queue: str
+    pool: str
+    slots: int
+    redis_url: str
+    max_memory_per_child_kib: int
+    log_level: str
+
+
+class Body(Protocol):
+    """What a message sets off in a pool child or a pool thread.
+
+    Picklable: each spawned child gets a copy before it has connected to anything.
+    """
+
+    def configure_logging(self) -> None:
+        """Called first in each process."""
+
+    def run(self, task_id: UUID, attempt: int | None) -> str | None:
+        """Runs that attempt of the task, or the next one if None.
+
+        A line of words for `Listener.returned`, without quotes; None if the message was stale.
+        FluoroError if the ledger did not hear of the attempt or of its end.
+        """
+
+    def close(self) -> None:
+        """Called at the end of each pool child."""
+
+
+class Listener(Protocol):
+    """What hears, in the main process, how requests end.
+
+    Called by Celery's main loop or a thread of the pool: must be quick.
+    """
+
+    def finished(self) -> None:
+        """A slot is free."""
+
+    def returned(self, line: str) -> None:
+        """A body returned this line."""
+
+    def unreported(self, attempt: TaskAttempt) -> None:
+        """The ledger may not have heard of this attempt's claim or of its end."""
+
+    def lost(self, attempt: TaskAttempt) -> None:
+        """The pool child that ran this attempt died."""
+
+
+class WorkerApp(Celery):
+    """A Celery app that a spawned child can build again. `listener` is the main process's."""
+
+    options: Options
+    body: Body
+    listener: Listener
+    wake: Callable[[], None]
+
+    def __reduce__(self) -> tuple[Callable[[Options, Body], "WorkerApp"], tuple[Options, Body]]:
+        """Pickled as what it was made from."""
+        return make_worker_app, (self.options, self.body)
+
+
+UNREPORTED: Final = "unreported"
+"""What a task returns if the ledger did not hear of its attempt, or of its end."""
+_ENDS: Final = threading.Lock()
+"""Held while a pool child is killed, and when a request ends.
+
+A child gets its next request after the end of the one before.
+"""
+
+
+class LedgerRequest(Request):
+    """Celery's view of one message, in the worker's main process: tells the listener of its end."""
+
+    _app: WorkerApp
+    _over = False
+
+    @property
+    def task_attempt(self) -> TaskAttempt:
+        """Which attempt of which task its message asks for."""
+        return UUID(self.id), attempt_of(self.request_dict)
+
+    def kill(self, pool: Any) -> None:
+        """Kills the pool child that runs this request, unless the request is over."""
+        with _ENDS:
+            # After its end the child may run another request, which must not be hit.
+            if not self._over:
+                self.terminate(pool, signal.SIGKILL)
+
+    def _end(self) -> None:
+        with _ENDS:
+            self._over = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Wraps `on_success`, where the line comes in that the child returned.
+
+        Celery derives a class from this one for each task. The `on_success` of that class does not
+        call its base, so overriding it here would have no effect.
+        """
+        super().__init_subclass__(**options)
+        inner = cls.on_success
+
+        def on_success(
+            self: LedgerRequest, failed__retval__runtime: tuple[bool, Any, float], **options: Any
+        ) -> Any:
+            self._end()
+            failed, returned, _ = failed__retval__runtime
+            # A result crosses from the child as its repr().
+            line = "None" if failed else returned.strip("'")
+            if line not in {UNREPORTED, "None"}:
+                self._app.listener.returned(line)
+            answer = inner(self, failed__retval__runtime, **options)
+            if line == UNREPORTED:
+                # Only now: the listener spares attempts whose request Celery still holds.
+                self._app.listener.unreported(self.task_attempt)
+            return answer
+
+        cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
+
+    def acknowledge(self) -> None:
+        """The request has ended, one way or the other: a slot is free.
+
+        Nothing is sent to Redis, which forgot the message when it gave it away.
+        """
+        if not self.acknowledged:
+            self.acknowledged = True
+            self._app.listener.finished()
+            # In a pool of threads this is not the thread that fetches messages, and nothing else
+            # would tell that one.
+            self._app.wake()
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """A pool child that died gives its lease back at once."""
+        self._end()
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exception, (WorkerLostError, SystemExit)):
+            self._app.listener.lost(self.task_attempt)
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Every Celery task: its argument names a task of the ledger, its header the attempt."""
+
+    Request = LedgerRequest  # type: ignore[assignment]  # a class will do
+    app: WorkerApp
+    ignore_result = True
+
+    def run(self, task_id: str) -> str | None:
+        """Runs the body in this pool child or thread; the line it returned."""
+        try:
+            return self.app.body.run(UUID(task_id), attempt_of(vars(self.request)))
+        except FluoroError as error:
+            # The ledger is away. If the claim did not happen, the task is still QUEUED there and
+            # its message is sent again.
+            log.warning("task_not_run", task=task_id, reason=error.reason)
+            return UNREPORTED
+
+
+def make_worker_app(options: Options, body: Body) -> WorkerApp:
+    """The app of a worker process, or of one of its pool children."""
+    app = WorkerApp(options.service, set_as_current=False, amqp=Amqp)
+    app.options, app.body = options, body
+    configure(app, options.redis_url)
+    # A receiver keeps Celery from setting up logging of its own in the main process and in each
+    # child.
+    signals.setup_logging.connect(
+        partial(_configure_logging, body), weak=False, dispatch_uid="fluoro"
+    )
+    signals.worker_process_shutdown.connect(
+        partial(_close, body), weak=False, dispatch_uid="fluoro"
+    )
+    app.conf.update(
+        # Without acknowledgements: what a dead worker had taken, the ledger sends again.
+        task_queues=[Queue(options.queue, routing_key=options.queue, no_ack=True)],
+        worker_max_memory_per_child=options.max_memory_per_child_kib or None,
+    )
+    for operation in OPERATIONS:
+        if operation.queue == options.queue:
+            app.register_task(
+                type(
+                    "OperationTask",
+                    (OperationTask,),
+                    {"name": operation.task_name, "__module__": __name__},
+                )()
+            )
+    return app
+
+
+def _configure_logging(body: Body, **_: Any) -> None:
+    body.configure_logging()
+    # Celery writes a line for each task at INFO. The executor's own lines say more.
+    logging.getLogger("celery").setLevel(logging.WARNING)
+
+
+def _close(body: Body, **_: Any) -> None:
+    body.close()

@@ -1,0 +1,112 @@
+"""What one process of a worker runs: the executor of its queue's operations, made on first use."""
+
+import gc
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+from uuid import UUID
+
+from fluoro_blobs import BlobStore
+from fluoro_telemetry.logs import configure_logging
+
+from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.wakeups import Publisher
+from fluoro_jobs.worker.execute import Executor
+from fluoro_jobs.worker.handler import Handler
+from fluoro_jobs.worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a worker process is to be; picklable, so that spawned children get it.
+
+    handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the
+    main process of a prefork pool does not. warm_up: a function to call before the first task,
+    `package.module:function`; "" for none.
+    pool: prefork (crash of a child costs one task) or threads (one process shares a device).
+    """
+
+    service: str
+    worker: Worker
+    settings: WorkerSettings
+    handlers: str
+    pool: str
+    warm_up: str = ""
+
+
+COLLECT_AFTER_OBJECTS: Final = 10_000
+"""New objects between two collections of garbage.
+
+One task makes more than the 700 of Python's default.
+"""
+
+
+def calm_collector() -> None:
+    """Keeps the garbage collector off what is there by now, and makes it run less often.
+
+    What is there stays. Short tasks notice the collector's rounds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS)
+
+
+def load(path: str) -> Any:
+    """The object at `package.module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class OperationBody:
+    """The body of a worker's tasks. A pool of threads shares one; each pool child has its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Connects to nothing yet."""
+        self.plan = plan
+
+    def __reduce__(self) -> tuple[Callable[[Plan], "OperationBody"], tuple[Plan]]:
+        """Pickled as its plan: connections do not cross to a child."""
+        return OperationBody, (self.plan,)
+
+    @cached_property
+    def executor(self) -> Executor:
+        """What runs attempts in this process."""
+        settings = self.plan.settings
+        threads = settings.slots if self.plan.pool == "threads" else 1
+        handlers: Mapping[str, Handler[Any, Any]] = {
+            handler.operation.task_name: handler for handler in load(self.plan.handlers)
+        }
+        executor = Executor(
+            Ledger(settings.database_url, max_connections=threads),
+            BlobStore.from_url(settings.blob_url),
+            Publisher(settings.redis_url),
+            self.plan.worker,
+            handlers,
+            settings.scratch_folder,
+        )
+        calm_collector()
+        return executor
+
+    def warm_up(self) -> None:
+        """Makes the executor before the first task, so that no task waits for it."""
+        if self.plan.warm_up:
+            load(self.plan.warm_up)()
+        _ = self.executor
+
+    def configure_logging(self) -> None:
+        """As the settings say."""
+        settings = self.plan.settings
+        configure_logging(self.plan.service, level=settings.log_level, format=settings.log_format)
+
+    def run(self, task_id: UUID, attempt: int | None) -> str | None:
+        """What `Executor.run` tells of the attempt, as a line. FluoroError as there."""
+        figures = self.executor.run(task_id, attempt)
+        return None if figures is None else figures.line()
+
+    def close(self) -> None:
+        """Sends the wake-ups of the last task, which may still wait."""
+        if "executor" in vars(self):
+            self.executor.close()
