@@ -30,7 +30,7 @@ def main() -> None:
     """Sweeps until SIGTERM or SIGINT."""
     settings = from_environment(Settings)
     configure_logging("scheduler", level=settings.log_level, format=settings.log_format)
-    ledger = Ledger(settings.database_url, max_connections=3)
+    ledger = Ledger(settings.database_url, max_connections=1)
     dispatcher = Dispatcher(ledger, settings.redis_url)
     health = Health(settings.liveness_seconds)
     health.add_check("ledger", ledger.check)

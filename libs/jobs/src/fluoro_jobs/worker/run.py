@@ -65,7 +65,7 @@ class WorkerProcess:
         self._body = body
         self._plan = plan = body.plan
         settings, worker = plan.settings, plan.worker
-        self._ledger = Ledger(settings.database_url, max_connections=3)
+        self._ledger = Ledger(settings.database_url, max_connections=1)
         self._publisher = Publisher(settings.redis_url)
         self._dispatcher = Dispatcher(self._ledger, settings.redis_url)
         self._health = Health()
