@@ -1,3 +1,4 @@
+import configparser
 import inspect
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fluoro.v1 import job_service_pb2
+from fluoro_jobs.ledger.connection import CONNECT_QUERY, STATEMENT_SECONDS
 from fluoro_telemetry.http import Health, serve
 from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
@@ -339,3 +341,12 @@ def test_the_scheduler_migrates_the_ledger_before_it_starts(dev: Overlay) -> Non
     [migrate] = dev.pod("scheduler")["initContainers"]
     assert migrate["command"] == ["python", "-m", "fluoro_jobs.ledger.migrate"]
     assert migrate["envFrom"] == [{"secretRef": {"name": "fluoro-secrets"}}]
+
+
+def test_the_pooler_sets_up_its_sessions_as_the_ledger_would() -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "deploy/k8s/pgbouncer.ini")
+    assert f"connect_query='{CONNECT_QUERY}'" in config["databases"]["fluoro"]
+    pooler = config["pgbouncer"]
+    assert pooler["pool_mode"] == "transaction"
+    assert int(pooler["query_wait_timeout"]) < STATEMENT_SECONDS

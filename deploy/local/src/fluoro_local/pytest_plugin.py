@@ -1,4 +1,7 @@
-"""pytest fixtures with the real servers: `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`, `postgres_pair`.
+"""pytest fixtures with the real servers.
+
+`postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`, `postgres_pair` and
+`pooler`.
 
 One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty
 Redis per test.
@@ -16,11 +19,13 @@ import psycopg
 import pytest
 import redis
 
+from fluoro_local.pooler import PoolerServer, pgbouncer
 from fluoro_local.replication import PostgresPair
 from fluoro_local.servers import PostgresServer, ValkeyServer
 
 TEMPLATE = "fluoro_template"
 """The database that is migrated once and copied for every test."""
+POOLER_TEMPLATE = Path(__file__).parents[3] / "k8s" / "pgbouncer.ini"
 _numbers = count(1)
 
 
@@ -69,6 +74,20 @@ def postgres_pair(server_folder: Path) -> Iterator[PostgresPair]:
     with PostgresPair(server_folder) as pair:
         _migrate(pair.url)
         yield pair
+
+
+@pytest.fixture
+def pooler(postgres: PostgresServer, server_folder: Path) -> Iterator[PoolerServer]:
+    """A pgbouncer of the test's own in front of the session's PostgreSQL, not started yet.
+
+    Set up as the one of the Kubernetes manifests. A test may change its `settings`.
+    """
+    if pgbouncer() is None:
+        verdict = pytest.fail if os.environ.get("CI") else pytest.skip
+        verdict("pgbouncer is not installed")
+    server = PoolerServer(server_folder, postgres.url, POOLER_TEMPLATE)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

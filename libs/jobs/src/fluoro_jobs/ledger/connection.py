@@ -8,13 +8,15 @@ A store that is slow is worse than one that is dead, so nothing here waits witho
   its locks goes on.
 - Once PostgreSQL does not answer, callers are refused at once. One thread asks it until it answers
   again, and starts a new pool.
+
+A transaction pooler may stand in between. It is found out, and has to set up its sessions itself.
 """
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -63,6 +65,30 @@ PROBE_SECONDS: Final = 0.5
 DEFAULT_PORT: Final = "5432"
 REPLACE_SECONDS: Final = 1.0
 """Least time between two pools: a server that refuses every write is not connected to anew for each of them."""
+
+SESSION: Final[Mapping[str, str | int]] = {
+    # Elsewhere the first and the last hours that a caller may name lie outside the years that
+    # Python knows.
+    "timezone": "UTC",
+    # A plan is made once a connection: planning costs more than running.
+    "plan_cache_mode": "force_generic_plan",
+    # PostgreSQL prefers a walk through a whole table while tables are small, and would keep on
+    # walking while they grow.
+    "enable_seqscan": "off",
+    # Compiling pays for long queries alone. It would befall the few that have no index to go by:
+    # PostgreSQL before 18 takes those for endless.
+    "jit": "off",
+    "statement_timeout": round(900 * STATEMENT_SECONDS),
+    "lock_timeout": 1000 * LOCK_SECONDS,
+    "idle_in_transaction_session_timeout": 1000 * IDLE_IN_TRANSACTION_SECONDS,
+}
+"""What PostgreSQL is told of every session; times in milliseconds.
+
+Every statement of the ledger is made for an index, and has the same best plan whatever its
+arguments.
+"""
+
+_LOOK: Final = "SELECT name, current_setting(name) FROM unnest(%s::text[]) name"
 
 _EXPLANATIONS: Final = {
     Reason.LEDGER_UNAVAILABLE: "PostgreSQL cannot be reached. Try again.",
@@ -338,34 +364,65 @@ class Ledger:
         }
 
     def _configure(self, connection: _Bounded) -> None:
-        """Every statement of the ledger is made for an index, and has the same best plan whatever its arguments.
-
-        A plan is made once a connection: planning costs more than running. It never is a walk
-        through a whole table, which PostgreSQL prefers while tables are small and would keep on
-        doing while they grow. And it is not compiled, which pays for long queries alone and would
-        befall the few that have no index to go by: PostgreSQL before 18 takes those for endless.
+        """Gives a new connection the settings of SESSION, or sees that a pooler gave them.
 
         The server's deadlines are shorter than ours, so that a server that answers says what was
         wrong, and the connection stays.
         """
         connection.seconds = self._statement_seconds
         self._prefer(connection)
+        if _through_pooler(connection):
+            # Each statement may run in another session, which knows nothing of what was prepared.
+            connection.prepare_threshold = None
+            _look_at_sessions(connection)
+            return
         settings = {
-            # Elsewhere the first and the last hours that a caller may name lie outside the years
-            # that Python knows.
-            "timezone": "UTC",
-            "plan_cache_mode": "force_generic_plan",
-            "enable_seqscan": "off",
-            "jit": "off",
-            "statement_timeout": f"{0.9 * self._statement_seconds:g}s",
-            "lock_timeout": f"{min(LOCK_SECONDS, self._statement_seconds / 2):g}s",
-            "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+            **SESSION,
+            "statement_timeout": round(900 * self._statement_seconds),
+            "lock_timeout": round(1000 * min(LOCK_SECONDS, self._statement_seconds / 2)),
             # So that the server too lets go of a client that is cut off, and of the locks it may
             # hold.
-            "tcp_user_timeout": f"{self._statement_seconds:g}s",
-            "client_connection_check_interval": "2s",
+            "tcp_user_timeout": round(1000 * self._statement_seconds),
+            "client_connection_check_interval": 2000,
         }
-        connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in settings.items()))
+        connection.execute(_set(settings))
+
+
+def _set(settings: Mapping[str, str | int]) -> str:
+    return "; ".join(f"SET {name} = {value}" for name, value in settings.items())
+
+
+CONNECT_QUERY: Final = _set(SESSION)
+"""What a transaction pooler has to run in each session that it opens."""
+
+
+def _through_pooler(connection: _Bounded) -> bool:
+    """Whether a pooler answers: the process it calls itself is not the one that runs statements."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row != (connection.info.backend_pid,)
+
+
+def _look_at_sessions(connection: _Bounded) -> None:
+    """OperationalError unless the pooler sets up its sessions.
+
+    What a client sets would hold in whichever session its next statement finds, and bind others.
+    """
+    # The exception: poolers keep the time zone of each client.
+    connection.execute(f"SET timezone = {SESSION['timezone']}")
+    rows = connection.execute(_LOOK, (list(SESSION),)).fetchall()
+    wrong = sorted(name for name, setting in rows if not _holds(SESSION[name], setting))
+    if wrong:
+        log.error(
+            "pooler_not_set_up",
+            settings=wrong,
+            meaning="set connect_query as in deploy/k8s/pgbouncer.ini",
+        )
+        raise psycopg.OperationalError("The pooler does not set up its sessions.")
+
+
+def _holds(wanted: str | int, setting: str) -> bool:
+    """A deadline may be another one, of a release before or after this; but there must be one."""
+    return setting != "0" if isinstance(wanted, int) else setting == wanted
 
 
 def _beginning_with(host: str, port: str, conninfo: str) -> str:

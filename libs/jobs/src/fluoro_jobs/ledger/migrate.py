@@ -15,6 +15,8 @@ from sqlalchemy.exc import OperationalError
 
 _LOCK = 0x464C554F524F
 """Advisory lock of migrations: `FLUORO` in ASCII."""
+_DEADLINES = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+"""What a role or a pooler may have set for the ledger's statements; a migration may take longer."""
 
 
 def engine(database_url: str) -> Engine:
@@ -29,12 +31,12 @@ def migrate(database_url: str) -> None:
     config.set_main_option("path_separator", "os")
     database = engine(database_url)
     with database.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-        connection.commit()
+        # All in one transaction: behind a transaction pooler the next one may have another session.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        for deadline in _DEADLINES:
+            connection.execute(text(f"SET LOCAL {deadline} = 0"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        connection.commit()
-        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
         connection.commit()
     database.dispose()
 
