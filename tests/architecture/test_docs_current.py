@@ -22,6 +22,7 @@ INVARIANT = re.compile(r"^\| (I\d+) \| (.+) \|$", re.MULTILINE)
 """The row that states an invariant: its number; the rest, with the tests."""
 CITED = re.compile(r"\bI\d+\b")
 DIFF = re.compile(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMING = ("architecture.md", "reliability.md")
 """Pages that name files of the whole tree."""
 GENERATED = ("errors.md", "metrics.md", "settings.md")
@@ -171,6 +172,14 @@ def test_the_lines_that_the_page_about_operations_adds_are_in_the_tree(root: Pat
     for file, diff in diffs:
         lines = (root / file).read_text().splitlines()
         assert [line for line in diff.splitlines() if line[1:] not in lines] == [], file
+
+
+def test_the_operation_that_the_readme_shows_is_in_the_tree(root: Path) -> None:
+    code = (root / "services/dicom-worker/src/dicom_worker/operations/inspect.py").read_text()
+    shown = [
+        block for block in PYTHON.findall((root / "README.md").read_text()) if "@handles" in block
+    ]
+    assert [block in code for block in shown] == [True]
 
 
 def test_every_decision_says_how_a_change_would_violate_it(root: Path, tracked: list[Path]) -> None:

@@ -266,7 +266,10 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
             for shard in range(20)
         ],
         items=[job_pb2.Item(input=number, **failed) for number in range(990)]
-        + [job_pb2.Item(input=999, **failed | {"reason": "OTHER"})],
+        + [
+            job_pb2.Item(input=999, **failed | {"reason": "OTHER"}),
+            job_pb2.Item(input=3, key="3/0007", **failed | {"reason": "MEMBER"}),
+        ],
         artifacts=[
             job_pb2.Artifact(name=f"{number}.png", role="preview", size_bytes=2)
             for number in range(1000)
@@ -276,9 +279,10 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
     code, out, _ = await fluoro("get", gateway.add_job(job_pb2.Job(steps=[step])).name)
     assert code == 0
     words = [line.split() for line in out.splitlines()]
-    assert ["render", "failed", "0/991", "ok,", "991", "failed", "40", "in", "20", "tasks"] in words
+    assert ["render", "failed", "0/992", "ok,", "992", "failed", "40", "in", "20", "tasks"] in words
     assert ["render", "990", "inputs", "failed", "NOT_DICOM", "No", "DICM", "prefix."] in words
     assert ["render", "999", "failed", "OTHER", "No", "DICM", "prefix."] in words
+    assert ["render", "3/0007", "failed", "MEMBER", "No", "DICM", "prefix."] in words
     assert [
         "render",
         "1000",
@@ -292,7 +296,7 @@ async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):
         "preview",
     ] in words
     assert ["render", "all.zip", "archive", "7"] in words
-    assert len(words) < 12
+    assert len(words) < 13
 
 
 async def test_lists_are_filtered_and_limited(gateway, fluoro):

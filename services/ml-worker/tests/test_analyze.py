@@ -296,6 +296,18 @@ def test_an_input_that_two_steps_rendered_is_analysed_once(
     assert finding.measurements[4].mean_value == 0, "the first step's pixels"
 
 
+def test_images_that_share_a_key_are_one_item_of_which_the_first_is_analysed(
+    models: Models, render: Render, attempt: After
+) -> None:
+    array = np.zeros((1, 4, 4), "<i2")
+    run = attempt(render(array, array + 1000), group=True)
+    (finding,) = analyze(CT_TISSUE, run.context, models).findings
+    assert finding.measurements[4].voxels == array.size
+    assert (finding.item, finding.input) == ("all", -1)
+    assert finding.label_map == "label-map-all.npy"
+    assert run.context.artifacts[finding.label_map].key == "all"
+
+
 def test_a_frame_that_needs_more_memory_than_a_run_may_have_fails_its_item(
     models: Models, render: Render, attempt: After
 ) -> None:

@@ -130,7 +130,7 @@ def _items(steps: Iterable[job_pb2.Step]) -> Table:
                 table.add_row(Text(step.name), f"{len(alike)} inputs", *text)
             else:
                 for item in alike:
-                    table.add_row(Text(step.name), str(item.input), *text)
+                    table.add_row(Text(step.name), item.key or str(item.input), *text)
     return table
 
 

@@ -89,8 +89,16 @@ def _failures(job: job_pb2.Job, inputs: Sequence[Path]) -> list[str]:
         item for step in job.steps for item in step.items if item.state == job_pb2.Item.STATE_FAILED
     ]
     return list(
-        dict.fromkeys(f"{inputs[item.input]}: {item.reason}: {item.message}" for item in failed)
+        dict.fromkeys(f"{_source(item, inputs)}: {item.reason}: {item.message}" for item in failed)
     )
+
+
+def _source(item: job_pb2.Item, inputs: Sequence[Path]) -> str:
+    """The file that an item comes from, and what it is called where it is not the file itself."""
+    if item.input < 0:
+        return item.key
+    file = str(inputs[item.input])
+    return file if item.key in {"", str(item.input)} else f"{file} ({item.key})"
 
 
 async def _run(
