@@ -1,9 +1,10 @@
-"""Prints what `kubectl kustomize DIRECTORY` prints, where no kubectl is at hand: `python deploy/k8s/build.py deploy/k8s/overlays/dev`.
+"""Prints what `kubectl kustomize DIRECTORY` prints, where there is no kubectl.
 
-Neither PyPI nor Debian packages a current kustomize, and every machine that tests this repository
-has Python. So this is the part of kustomize that our manifests use and not one field more: a field
-it does not know is an error, never ignored. Patches are JSON 6902 lists in files. tests/contract
-compares its output with kubectl's own wherever kubectl exists. Deploy with kubectl.
+`python deploy/k8s/build.py deploy/k8s/overlays/dev`. Neither PyPI nor Debian packages a current
+kustomize, but every machine that tests this repository has Python. So this is the part of kustomize
+that our manifests use. A field that it does not know is an error. Patches are JSON 6902 lists in
+files. tests/contract compares its output with kubectl's own wherever kubectl exists. Deploy with
+kubectl.
 """
 
 import copy
@@ -34,7 +35,7 @@ CLUSTER_SCOPED: Final = {
 
 
 class UnsupportedError(Exception):
-    """A kustomization asks for something that this builder does not do."""
+    """A kustomization asks for something that this builder cannot do."""
 
 
 def build(directory: Path) -> list[Manifest]:
@@ -46,7 +47,10 @@ def build(directory: Path) -> list[Manifest]:
 
 
 def _apply(directory: Path, manifests: list[Manifest]) -> list[Manifest]:
-    """Adds a kustomization's own resources to `manifests` and transforms all of them; a component is applied to its user's manifests."""
+    """Adds a kustomization's own resources to `manifests` and transforms all of them.
+
+    A component is applied to its user's manifests.
+    """
     path = directory / "kustomization.yaml"
     kustomization = yaml.safe_load(path.read_text())
     _only(FIELDS, kustomization, path)
@@ -150,7 +154,8 @@ def _transform(manifest: Manifest, kustomization: Manifest, path: Path) -> None:
 def _only(known: set[str], given: Manifest, path: Path) -> None:
     if unknown := set(given) - known:
         raise UnsupportedError(
-            f"{path}: {', '.join(sorted(unknown))} is outside the subset that this builder knows; see its docstring"
+            f"{path}: {', '.join(sorted(unknown))} is outside the subset that this builder knows; "
+            "see its docstring"
         )
 
 

@@ -12,7 +12,7 @@ from kubernetes_validate.utils import ValidationError, latest_version, validate
 
 
 def complaints(manifests: list[dict[str, Any]], version: str) -> list[str]:
-    """What the schema of that Kubernetes version (`1.37.0` say) holds against the manifests; empty if nothing."""
+    """What the schema of this Kubernetes version (such as `1.37.0`) has against the manifests."""
     found = [] if manifests else ["no manifests: did the build fail?"]
     for manifest in manifests:
         try:

@@ -25,7 +25,7 @@ def write(url: str, number: int) -> None:
         connection.execute("INSERT INTO kept VALUES (%s)", (number,))
 
 
-def test_a_synchronous_standby_has_all_that_was_acknowledged_when_its_primary_is_lost_time_and_again(
+def test_a_synchronous_standby_has_all_that_was_acknowledged_when_its_primary_is_lost_repeatedly(
     server_folder: Path,
 ) -> None:
     with PostgresPair(server_folder) as pair:

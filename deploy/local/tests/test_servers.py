@@ -98,7 +98,10 @@ def test_a_second_fluoro_on_the_same_folder_is_refused_at_once_and_names_the_fir
             [
                 sys.executable,
                 "-c",
-                f"from pathlib import Path; from fluoro_local.servers import *; ValkeyServer(Path({str(server_folder)!r})).start()",
+                (
+                    "from pathlib import Path; from fluoro_local.servers import *; "
+                    f"ValkeyServer(Path({str(server_folder)!r})).start()"
+                ),
             ],
             capture_output=True,
             text=True,

@@ -160,7 +160,8 @@ from fluoro_local.supervisor import Supervisor
 base, script = pathlib.Path(sys.argv[1]), sys.argv[2]
 services = [Service("one", (sys.executable, "-c", script, str(base / "one")))]
 with Supervisor(base / "data", services=services) as running:
-    print(json.dumps([*running.pids.values(), running.postgres.pid, running.valkey.pid, int((base / "one").read_text())]), flush=True)
+    pids = [*running.pids.values(), running.postgres.pid, running.valkey.pid]
+    print(json.dumps([*pids, int((base / "one").read_text())]), flush=True)
     time.sleep(600)
 """
 

@@ -1,4 +1,4 @@
-"""The three kinds of store: a folder, memory, and S3 as moto's server on loopback, in a process of its own."""
+"""The three kinds of store: a folder, memory, and S3 as moto's server on loopback."""
 
 import subprocess
 import sys

@@ -48,7 +48,11 @@ FULL = """
         async with store.writer(name) as writer:
             for _ in range(20):
                 await writer.write(bytes(1 << 20))
-    for act in (lambda: store.put(name, bytes(2 << 20)), lambda: store.put(name, Path(source)), lambda: asyncio.run(write())):
+    for act in (
+        lambda: store.put(name, bytes(2 << 20)),
+        lambda: store.put(name, Path(source)),
+        lambda: asyncio.run(write()),
+    ):
         try:
             act()
         except BlobStoreFullError as error:
@@ -138,7 +142,11 @@ FORK = """
     store = BlobStore.from_url(f"file://{folder}")
     store.put(name, b"abc")
     if os.fork() == 0:
-        for act in (lambda: store.exists(name), store.check, lambda: BlobStore.from_url(f"file://{folder}").put(name, b"abc")):
+        for act in (
+            lambda: store.exists(name),
+            store.check,
+            lambda: BlobStore.from_url(f"file://{folder}").put(name, b"abc"),
+        ):
             try:
                 act()
             except RuntimeError as error:
@@ -247,7 +255,7 @@ async def test_a_bucket_that_does_not_exist_is_no_missing_blob(
 
 
 class Silent:
-    """A real server on loopback that takes requests and never answers, or answers a byte at a time without an end."""
+    """A real server on loopback that never answers, or answers a byte at a time without an end."""
 
     def __init__(self, trickles: bool) -> None:
         self._trickles, self._stop = trickles, threading.Event()
@@ -266,7 +274,8 @@ class Silent:
         with connection, suppress(OSError):
             if self._trickles:
                 connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nETag: x\r\nLast-Modified: Thu, 26 Nov 2026 14:00:00 GMT\r\nContent-Length: 99999\r\n\r\n"
+                    b"HTTP/1.1 200 OK\r\nETag: x\r\nContent-Length: 99999\r\n"
+                    b"Last-Modified: Thu, 26 Nov 2026 14:00:00 GMT\r\n\r\n"
                 )
             while not self._stop.wait(0.2):
                 if self._trickles:

@@ -1,4 +1,7 @@
-"""Memory is bounded by parts, not by the blob: peak resident size of a fresh process, over what it has after one small blob."""
+"""Memory is bounded by parts, not by the blob.
+
+Measured as the peak resident size of a fresh process, over what it has after one small blob.
+"""
 
 import json
 import subprocess

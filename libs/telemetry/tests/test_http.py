@@ -59,7 +59,11 @@ def test_metrics_are_exposed_as_prometheus_text() -> None:
     with serving(Health(), registry=registry) as server:
         assert get(server, "/metrics") == (
             200,
-            "# HELP fluoro_things_total Things.\n# TYPE fluoro_things_total counter\nfluoro_things_total 3.0\n",
+            (
+                "# HELP fluoro_things_total Things.\n"
+                "# TYPE fluoro_things_total counter\n"
+                "fluoro_things_total 3.0\n"
+            ),
         )
 
 

@@ -144,7 +144,8 @@ def test_a_setting_that_means_nothing_is_refused(options: dict[str, str], settin
 def test_patient_data_is_taken_out_before_it_is_written() -> None:
     text = stderr_of("""
         configure_logging("worker")
-        log.info("read", PatientName="DOE^JOHN", header={"PatientBirthDate": "19700101", "rows": 512}, items=[{"mrn": "DOE-4711"}])
+        header = {"PatientBirthDate": "19700101", "rows": 512}
+        log.info("read", PatientName="DOE^JOHN", header=header, items=[{"mrn": "DOE-4711"}])
     """)
     event = json.loads(text)
     assert event["header"] == {"PatientBirthDate": REDACTED, "rows": 512}

@@ -1,4 +1,4 @@
-"""InspectDicom's metadata: DICOM JSON without bulk data, in UTF-8, and the fields that reports rely on."""
+"""InspectDicom's metadata: DICOM JSON in UTF-8 without bulk data, and what reports rely on."""
 
 import json
 import tracemalloc

@@ -1,4 +1,4 @@
-"""What is not a complete DICOM instance is refused, with the reason, and without allocating what it claims."""
+"""An incomplete DICOM instance is refused with the reason, and its claims allocate nothing."""
 
 import io
 import struct

@@ -416,7 +416,7 @@ def test_an_rle_frame_of_several_fragments_is_refused(render: Render) -> None:
 
 
 def fragmented(sizes: list[int], *, offsets: bool) -> bytes:
-    """examples_ybr_color's first 3 frames, each cut into so many fragments, with or without a Basic Offset Table."""
+    """examples_ybr_color's first 3 frames, each cut into so many fragments."""
     dataset = dcmread(wheel_file("examples_ybr_color"))
     frames = list(generate_frames(dataset.PixelData, number_of_frames=30))[:3]
     table, items = b"", b""

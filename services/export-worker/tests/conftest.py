@@ -1,4 +1,4 @@
-"""A report's inputs, made as the dicom and ml workers make them: real pictures of pydicom's CT_small.dcm in a real blob store."""
+"""A report's inputs: real pictures of pydicom's CT_small.dcm in a real blob store."""
 
 import hashlib
 import io

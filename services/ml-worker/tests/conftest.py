@@ -37,7 +37,8 @@ def certificate(array: NDArray[Any], unit: str) -> dicom_pb2.PixelCertificate:
 def render(tmp_path: Path) -> Render:
     """What RenderDicom leaves for these arrays, one per input.
 
-    name: of the step. spoil: changes the stored NPY files. Other keywords go into each RenderedImage.
+    name: of the step. spoil: changes the stored NPY files. Other keywords go into each
+    RenderedImage.
     """
 
     def step(
@@ -97,7 +98,7 @@ sums = {{ name = "sums", dtype = "float64", shape = ["frames", 1] }}
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Mapping[str, Model]:
-    """A model whose run takes 2^62 rounds as soon as a voxel is above 0; the warm-up's zeros take none."""
+    """A model whose run takes 2^62 rounds if a voxel is above 0, and none for zeros (warm-up)."""
     folder = tmp_path / "models" / "endless" / "0.1.0"
     folder.mkdir(parents=True)
     data = endless_graph().SerializeToString()

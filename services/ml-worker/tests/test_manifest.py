@@ -169,5 +169,8 @@ def test_settings_come_from_the_environment_and_a_folder_must_be_there(
 
 
 def test_the_table_of_handlers_does_not_load_onnx_runtime() -> None:
-    code = "import sys, ml_worker.operations, ml_worker.settings; sys.exit('onnxruntime' in sys.modules)"
+    code = (
+        "import sys, ml_worker.operations, ml_worker.settings;"
+        "sys.exit('onnxruntime' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -56,7 +56,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> int:
-    """The exit code: 0, 1 with a message when something is in the way or the job failed, 130 when interrupted."""
+    """The exit code: 0; 130 when interrupted; 1 with a message for whatever else went wrong."""
     signal.signal(signal.SIGTERM, _interrupt)
     arguments = _arguments()
     console = Console()

@@ -1,4 +1,7 @@
-"""Child processes that never outlive us: each leads its own process group, and a guard process ends the groups if we are killed."""
+"""Child processes that never outlive us.
+
+Each leads its own process group, and a guard process ends the groups if we are killed.
+"""
 
 import atexit
 import contextlib
@@ -54,16 +57,16 @@ class Child:
             return file.read().decode(errors="replace").strip()
 
     def stop(self, signal_number: int, grace_seconds: float) -> bool:
-        """Ask it to end; whether it did so in time.
+        """Ask it to end, and kill it if it does not; whether it ended in time.
 
-        If not, it is killed. Nothing of its group is left either way.
+        Nothing of its group is left either way.
         """
         if self.running:
             self.process.send_signal(signal_number)
         return self.finish(grace_seconds)
 
     def finish(self, grace_seconds: float) -> bool:
-        """Wait for it to end, and kill what is left of its group after that; whether it ended by itself."""
+        """Wait for it to end, then kill what is left of its group; whether it ended by itself."""
         try:
             self.process.wait(grace_seconds)
         except subprocess.TimeoutExpired:
@@ -79,9 +82,8 @@ class Child:
         except ProcessLookupError:
             self.process.poll()
         self.process.wait()
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # someone killed the guard: there is nobody to tell
+        # If someone killed the guard, there is nobody to tell.
+        with contextlib.suppress(BrokenPipeError):
             os.write(_guard(), f"- {self.pid} 0\n".encode())
 
 
@@ -130,7 +132,10 @@ def spawn(
 
 @functools.cache
 def _guard() -> int:
-    """Start this process's guard at first need; returns the writing end of its pipe, which the kernel closes when we die."""
+    """Start this process's guard at first need; returns the writing end of its pipe.
+
+    The kernel closes that end when we die.
+    """
     read, write = os.pipe()
     script = Path(__file__).with_name("guard.py")
     process = subprocess.Popen(

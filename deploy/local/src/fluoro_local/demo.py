@@ -1,4 +1,4 @@
-"""The demonstration: a whole Fluoro of its own, one imaging job through it, and the results in a folder."""
+"""The demonstration: a whole Fluoro runs one imaging job and leaves the results in a folder."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from fluoro_local.folders import prepare
 from fluoro_local.supervisor import Supervisor
 
 OWNER: Final = "demo"
-"""Whom the demonstration's jobs belong to."""
+"""Owner of the demonstration's jobs."""
 SHIPPED: Final = ("CT_small.dcm", "MR_small.dcm")
 """The input when none is given: files of the pydicom wheel.
 
@@ -33,7 +33,7 @@ RESULTS: Final = {
 }
 """Roles of the artifacts that are fetched, and how their files are called."""
 CHECK_SECONDS: Final = 0.25
-"""How often the services are looked after while the job runs."""
+"""Interval between looks at the services while the job runs."""
 
 
 def dicom_files(source: Path | None) -> list[Path]:
@@ -69,16 +69,15 @@ def demo(source: Path | None, data: Path, out: Path, console: Console) -> bool:
     for path in written:
         console.print(f"  {path}")
     verdict = job_pb2.Job.State.Name(job.state).removeprefix("STATE_")
-    console.print(
-        f"{job.name} {verdict} in {job.end_time.ToNanoseconds() / 1e9 - job.create_time.ToNanoseconds() / 1e9:.1f} s",
-        style="bold",
-    )
+    seconds = (job.end_time.ToNanoseconds() - job.create_time.ToNanoseconds()) / 1e9
+    console.print(f"{job.name} {verdict} in {seconds:.1f} s", style="bold")
     if job.state != job_pb2.Job.STATE_SUCCEEDED:
         console.print(f"{job.reason}: {job.message}", style="red")
     for sentence in _failures(job, inputs):
         console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"The whole demonstration took {time.monotonic() - began:.1f} s; everything it started has ended."
+        f"The whole demonstration took {time.monotonic() - began:.1f} s; "
+        "everything it started has ended."
     )
     return job.state in {job_pb2.Job.STATE_SUCCEEDED, job_pb2.Job.STATE_PARTIALLY_SUCCEEDED}
 
@@ -131,7 +130,10 @@ async def _client(
 
 
 async def _fetch(client: AsyncClient, job: job_pb2.Job, out: Path) -> list[Path]:
-    """Download the results into `out`: `preview.png` is the first of its kind, `preview-2.png` the second."""
+    """Download the results into `out`.
+
+    `preview.png` is the first of its kind, `preview-2.png` the second.
+    """
     return [await client.download(artifact, out / name) for artifact, name in _named(job.steps)]
 
 

@@ -1,4 +1,4 @@
-"""What a server needs of this machine before it starts: a folder of its own, with space in it, and a port."""
+"""What a server needs before it starts: a folder of its own with space in it, and a port."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from fluoro_local.errors import StartError
 
 FREE_BYTES = 200 * 2**20
-"""Free space below which no server is started: a full disk in the middle of a write costs more than a refusal now."""
+"""Free space below which no server is started. A refusal is cheaper than a disk full mid-write."""
 ORPHAN_SECONDS = 20.0
 """How long to wait for the servers of a Fluoro that was killed to finish."""
 
@@ -27,11 +27,13 @@ def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise StartError(
-            f"Fluoro cannot write to {folder}: {error.strerror}. Choose another folder, or mend its permissions."
+            f"Fluoro cannot write to {folder}: {error.strerror}. "
+            "Choose another folder, or mend its permissions."
         ) from error
     if free < free_bytes:
         raise StartError(
-            f"The disk that holds {folder} has {free >> 20} MiB left and Fluoro wants {free_bytes >> 20}. Free some, or use another disk."
+            f"The disk that holds {folder} has {free >> 20} MiB left and Fluoro wants "
+            f"{free_bytes >> 20}. Free some, or use another disk."
         )
 
 
@@ -43,7 +45,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Wait out what a killed Fluoro left ending; refuse at once if another one is alive.
+        """Wait until what a killed Fluoro left has ended. Refuse at once if another one is alive.
 
         Raises StartError.
         """
@@ -54,12 +56,14 @@ class FolderLock:
             if holder != os.getpid() and _alive(holder):
                 os.close(self.descriptor)
                 raise StartError(
-                    f"Another Fluoro (process {holder}) is using {folder}. Stop it, or give this one its own folder."
+                    f"Another Fluoro (process {holder}) is using {folder}. "
+                    "Stop it, or give this one its own folder."
                 )
             if time.monotonic() > deadline:
                 os.close(self.descriptor)
                 raise StartError(
-                    f"A server left by Fluoro process {holder} still has {folder} open after {ORPHAN_SECONDS:.0f} s. End it first."
+                    f"A server left by Fluoro process {holder} still has {folder} open after "
+                    f"{ORPHAN_SECONDS:.0f} s. End it first."
                 )
             time.sleep(0.05)
         os.truncate(self.descriptor, 0)
@@ -96,12 +100,16 @@ def free_port() -> int:
 
 
 def require_free_port(port: int, what: str, setting: str) -> None:
-    """Raise StartError if something listens on 127.0.0.1:`port`; `setting` tells the reader how to choose another."""
+    """Raise StartError if something listens on 127.0.0.1:`port`.
+
+    setting: tells the reader how to choose another port.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise StartError(
-                f"Port {port} for {what} is taken ({error.strerror}). Stop what uses it, or choose another: {setting}."
+                f"Port {port} for {what} is taken ({error.strerror}). "
+                f"Stop what uses it, or choose another: {setting}."
             ) from error

@@ -1,4 +1,4 @@
-"""Run as a script by `children.spawn`: outlives the process that started it just long enough to end what that one left behind.
+"""Run as a script by `children.spawn`: ends what the process that started it left behind.
 
 Reads `+ PID SIGNAL` when a process group starts and `- PID 0` when it has ended. End of input means
 the supervisor is gone, however it died. PR_SET_PDEATHSIG would not do: it follows the thread that
@@ -11,7 +11,7 @@ import sys
 import time
 
 GRACE_SECONDS = 10.0
-"""How long what was left behind may take to end on its own signal before it gets SIGKILL."""
+"""Time between a group's own signal and SIGKILL."""
 
 
 def send(group: int, signal_number: int) -> bool:

@@ -3,8 +3,8 @@
 `postgres`, `valkey`, `database_url`, `redis_url`, `blob_url`, `server_folder`, `postgres_pair` and
 `pooler`.
 
-One pair of servers per pytest process (so per xdist worker), a fresh migrated database and an empty
-Redis per test.
+Each pytest process (so each xdist worker) has one pair of servers. Each test has a fresh migrated
+database and an empty Redis.
 """
 
 import importlib
@@ -30,21 +30,22 @@ _numbers = count(1)
 
 
 def _require_wheel(package: str) -> None:
-    """A server that this platform has no wheel for skips on a laptop and fails in CI."""
+    """Skips the test on a laptop, and fails it in CI, if this platform has no wheel of a server."""
     if find_spec(package) is None:
         verdict = pytest.fail if os.environ.get("CI") else pytest.skip
         verdict(f"the wheel {package} with the embedded server is not installed")
 
 
 def _migrate(url: str) -> None:
-    # By name: the servers are of use, and this plugin loads, where the ledger's code is not.
+    # By name, because this plugin loads, and its servers are of use, without the ledger's code.
     importlib.import_module("fluoro_jobs.ledger.migrate").migrate(url)
 
 
 def _server_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Not below pytest's own temporary folder: every pytest session that starts shuts that to other users again (mode 0700).
+    """A folder outside pytest's own temporary folder.
 
-    That would lock PostgreSQL out of its files when it runs as another user because we are root.
+    Every pytest session that starts shuts that one to other users (mode 0700). As root we run
+    PostgreSQL as another user, who would be locked out of its files.
     """
     return tempfile.TemporaryDirectory(prefix="fluoro-test-", ignore_cleanup_errors=True)
 
@@ -108,7 +109,7 @@ def _template_database(postgres: PostgresServer) -> str:
 
 @pytest.fixture
 def database_url(postgres: PostgresServer, _template_database: str) -> Iterator[str]:
-    """URL of a fresh, migrated database that goes away with the test, whatever is still connected to it."""
+    """URL of a fresh, migrated database. The end of the test drops it, whoever is connected."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")

@@ -24,10 +24,10 @@ REPLICATION_SECONDS: Final = 30.0
 
 
 class StandbyServer(PostgresServer):
-    """A PostgreSQL that begins as a copy of `primary`, which must run then, and follows it until it is promoted.
+    """A PostgreSQL that follows `primary` until it is promoted.
 
-    Its folder's name is what it is called in the primary's pg_stat_replication, and the name of its
-    slot there.
+    It begins as a copy of the primary, which must run then. The name of its folder is its name in
+    the primary's pg_stat_replication, and the name of its slot there.
     """
 
     def __init__(self, folder: Path, primary: PostgresServer, port: int | None = None) -> None:
@@ -49,20 +49,19 @@ class StandbyServer(PostgresServer):
             ).fetchone()
         if row != (True,):
             raise StartError(
-                f"{self.name} in {self.folder} did not become a primary within {REPLICATION_SECONDS:.0f} s."
+                f"{self.name} in {self.folder} did not become a primary within "
+                f"{REPLICATION_SECONDS:.0f} s."
             )
 
     def _initialise(self, binaries: Path, account: Account | None) -> None:
         """Copy the primary."""
-        self._keep_password(
-            self._primary.password, account
-        )  # that of the role `postgres`, which is copied too
+        # The role `postgres` is copied with its password.
+        self._keep_password(self._primary.password, account)
         primary = make_conninfo(self._primary.url, application_name=self.folder.name)
-        slot = [
-            "--create-slot",
-            f"--slot={self.folder.name}",
-        ]  # the primary keeps what the standby has not got yet
-        quick = ["--checkpoint=fast", "--no-sync"]  # a copy that a power cut spoils is made anew
+        # With a slot the primary keeps what the standby has not got yet.
+        slot = ["--create-slot", f"--slot={self.folder.name}"]
+        # Not synced: if a power cut spoils the copy, it is made anew.
+        quick = ["--checkpoint=fast", "--no-sync"]
         self._make_data(
             [
                 str(binaries / "pg_basebackup"),
@@ -75,24 +74,32 @@ class StandbyServer(PostgresServer):
             account,
         )
         with (self._data / "postgresql.auto.conf").open("a") as settings:
-            settings.write(
-                "wal_retrieve_retry_interval = '200ms'\n"
-            )  # between looks for its primary; 5 s otherwise
+            # The pause between looks for its primary. The default is 5 s.
+            settings.write("wal_retrieve_retry_interval = '200ms'\n")
 
 
 def fence(server: PostgresServer) -> None:
-    """End a server as the loss of its machine would, with SIGKILL, and make sure that none of its processes still answers anybody."""
+    """End a server as the loss of its machine would, with SIGKILL.
+
+    On return none of its processes answers anybody.
+    """
     server.kill()
     FolderLock(server.folder).release()  # every process of the server holds it
 
 
 def wait_for(primary: PostgresServer, standby: StandbyServer) -> None:
-    """From now on `primary` acknowledges a commit when `standby` has it on disk too; returns once that is so."""
+    """Make `primary` acknowledge a commit only when `standby` has it on disk too.
+
+    Returns once that is so.
+    """
     with psycopg.connect(primary.url, autocommit=True) as connection:
         names = sql.Literal(f'FIRST 1 ("{standby.folder.name}")')
         connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(names))
         connection.execute("SELECT pg_reload_conf()")
-        query = "SELECT FROM pg_stat_replication WHERE application_name = %s AND sync_state = 'sync' AND state = 'streaming'"
+        query = (
+            "SELECT FROM pg_stat_replication"
+            " WHERE application_name = %s AND sync_state = 'sync' AND state = 'streaming'"
+        )
         _await(
             lambda: connection.execute(query, (standby.folder.name,)).fetchone() is not None,
             f"{standby.folder} did not follow",
@@ -100,10 +107,7 @@ def wait_for(primary: PostgresServer, standby: StandbyServer) -> None:
 
 
 def wait_for_none(primary: PostgresServer) -> None:
-    """From now on `primary` acknowledges a commit by itself.
-
-    What waits for a standby is acknowledged.
-    """
+    """Make `primary` acknowledge commits by itself, also those that wait for a standby."""
     with psycopg.connect(primary.url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
         connection.execute("SELECT pg_reload_conf()")
@@ -111,7 +115,7 @@ def wait_for_none(primary: PostgresServer) -> None:
 
 @contextmanager
 def read_only(server: PostgresServer) -> Iterator[None]:
-    """Meanwhile the server takes no writes in transactions that begin now, on connections old and new."""
+    """For the block, the server takes no writes in new transactions, on whichever connection."""
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         try:
@@ -147,7 +151,7 @@ def url_of_hosts(*servers: PostgresServer, database: str = "postgres") -> str:
 
 
 class PostgresPair:
-    """A primary and a synchronous standby at two addresses that stay whichever of them is the primary."""
+    """A primary and a synchronous standby. Each keeps its address when they swap roles."""
 
     def __init__(self, folder: Path) -> None:
         self._folders = folder / "first", folder / "second"
@@ -160,25 +164,29 @@ class PostgresPair:
         return url_of_hosts(*sorted((self.primary, self.standby), key=lambda server: server.folder))
 
     def start(self) -> None:
-        """Start both, the standby as a copy of the primary if it is new; returns once commits are on both."""
+        """Start both; returns once commits are on both. A new standby is a copy of the primary."""
         self.primary.start()
         self.standby.start()
         wait_for(self.primary, self.standby)
 
     def fail_over(self) -> None:
-        """Lose the primary, if it is not lost yet, and promote the standby, which then is a primary that waits for nobody."""
+        """Lose the primary, if it is not lost yet, and promote the standby.
+
+        The new primary waits for nobody.
+        """
         fence(self.primary)
         self.standby.promote()
         lost, self.primary = self.primary, self.standby
         self.standby = StandbyServer(lost.folder, self.primary)
 
     def rebuild(self) -> None:
-        """Make the server that was lost a standby of the other: a new copy in its folder, at its address."""
+        """Make the lost server a standby of the other: a new copy in its folder, at its address."""
         self.standby.stop()
         with psycopg.connect(self.primary.url, autocommit=True) as connection:
             name = self.standby.folder.name
             connection.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                "SELECT pg_drop_replication_slot(slot_name)"
+                " FROM pg_replication_slots WHERE slot_name = %s",
                 (name,),
             )
         shutil.rmtree(self.standby.folder / "data", ignore_errors=True)

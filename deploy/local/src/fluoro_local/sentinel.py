@@ -1,4 +1,4 @@
-"""A Valkey with a replica and Sentinels beside it: what a failover of Redis is rehearsed with."""
+"""A Valkey with a replica and Sentinels, for rehearsing a failover of Redis."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,10 @@ class ValkeyReplica(ValkeyServer):
 
 
 class Sentinel(Server):
-    """A Sentinel that watches `primary` and, with `quorum` Sentinels of one mind, promotes a replica when it is gone."""
+    """A Sentinel that watches `primary`.
+
+    Once `quorum` Sentinels agree that it is gone, they promote a replica.
+    """
 
     name = "Sentinel"
     stop_signal = ValkeyServer.stop_signal
@@ -58,7 +61,7 @@ class Sentinel(Server):
         self._down_after_seconds = down_after_seconds
 
     def primary_port(self) -> int:
-        """Port of whom this Sentinel calls the primary now."""
+        """Port of the server that this Sentinel calls the primary now."""
         with redis.Redis(port=self.port, socket_timeout=2) as client:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER_NAME)
             return int(port)
@@ -76,11 +79,13 @@ class Sentinel(Server):
         self.port = self.port or free_port()
         require_free_port(self.port, self.name, "the Sentinel's port")
         configuration = self.folder / "sentinel.conf"
-        if not configuration.exists():  # it writes down there whom it has promoted
+        # The Sentinel writes into this file whom it has promoted, so it is made only once.
+        if not configuration.exists():
             watched = (
                 f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self._primary.port} {self._quorum}"
             )
-            down = f"sentinel down-after-milliseconds {MASTER_NAME} {int(self._down_after_seconds * 1000)}"
+            down_after = int(self._down_after_seconds * 1000)
+            down = f"sentinel down-after-milliseconds {MASTER_NAME} {down_after}"
             lines = ["bind 127.0.0.1", f"port {self.port}", f'dir "{self.folder}"', watched, down]
             configuration.write_text(
                 "\n".join([*lines, f"sentinel failover-timeout {MASTER_NAME} 5000", ""])
@@ -103,4 +108,5 @@ class Sentinel(Server):
 
 def sentinel_url(sentinels: Sequence[Sentinel]) -> str:
     """What a service's FLUORO_REDIS_URL says to find the primary through these Sentinels."""
-    return f"sentinel://{','.join(f'127.0.0.1:{sentinel.port}' for sentinel in sentinels)}/0?master={MASTER_NAME}"
+    hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+    return f"sentinel://{hosts}/0?master={MASTER_NAME}"

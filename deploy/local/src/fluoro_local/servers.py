@@ -1,8 +1,8 @@
-"""The embedded servers: a real PostgreSQL and a real Valkey from wheels, as child processes that end with us.
+"""The embedded servers: a real PostgreSQL and a real Valkey from wheels, as child processes.
 
-Both keep their address over `kill`, `restart`, and a crash, and keep what they acknowledged:
-PostgreSQL with fsync on, Valkey with an append-only file synced every second (it may lose that
-second; the ledger is what is true).
+They end with us. Both keep their address over `kill`, `restart`, and a crash, and keep what they
+acknowledged: PostgreSQL with fsync on, Valkey with an append-only file synced every second. Valkey
+may lose that second; the ledger is what is true.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from fluoro_local.errors import StartError
 from fluoro_local.folders import FolderLock, free_port, prepare, require_free_port
 
 START_SECONDS = 30.0
-"""How long a server may take to accept connections; includes the recovery after a crash."""
+"""How long a server may take to accept connections, recovery after a crash included."""
 STOP_SECONDS = 20.0
 """How long a server may take to end when asked to."""
 SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket (sun_path in unix(7), less the final NUL)."""
 UNPRIVILEGED_USER = "pgserver"
-"""Whom PostgreSQL runs as when we are root, which it refuses to run as."""
+"""User that PostgreSQL runs as when we are root: it refuses to run as root."""
 
 
 class Server:
@@ -128,11 +128,13 @@ class Server:
         while not self._answers():
             if not child.running:
                 raise StartError(
-                    f"{self.name} ended at once. The end of its log, {child.log}:\n{child.log_tail()}"
+                    f"{self.name} ended at once. "
+                    f"The end of its log, {child.log}:\n{child.log_tail()}"
                 )
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"{self.name} did not answer within {START_SECONDS:.0f} s. The end of its log, {child.log}:\n{child.log_tail()}"
+                    f"{self.name} did not answer within {START_SECONDS:.0f} s. "
+                    f"The end of its log, {child.log}:\n{child.log_tail()}"
                 )
             time.sleep(0.02)
 
@@ -145,7 +147,9 @@ class PostgresServer(Server):
     """
 
     name = "PostgreSQL"
-    stop_signal = signal.SIGINT  # "fast": open transactions are rolled back, everything is written (server-shutdown in its manual)
+    # The "fast" shutdown (server-shutdown in its manual) rolls open transactions back and writes
+    # everything.
+    stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         super().__init__(folder)
@@ -156,7 +160,7 @@ class PostgresServer(Server):
 
     @property
     def url(self) -> str:
-        """Connection URL of the database `postgres`: over TCP if there is a port, over the Unix socket otherwise."""
+        """Connection URL of the database `postgres`: over TCP if there is a port."""
         return self.url_of("postgres")
 
     def url_of(self, database: str) -> str:
@@ -169,10 +173,7 @@ class PostgresServer(Server):
 
     @property
     def password(self) -> str:
-        """Of the role `postgres`, for connections over TCP.
-
-        There is one from the first start on.
-        """
+        """Password of the role `postgres` for connections over TCP, from the first start on."""
         return self._password.read_text()
 
     def stop(self) -> None:
@@ -208,7 +209,8 @@ class PostgresServer(Server):
             "port": self.port or 5432,
             "unix_socket_directories": self._socket_folder,
             "max_connections": 200,
-            "wal_sync_method": "open_datasync",  # as durable as the default, with one call of the system per commit instead of two
+            # As durable as the default, with one system call per commit instead of two.
+            "wal_sync_method": "open_datasync",
         }
         command = [
             str(binaries / "postgres"),
@@ -250,7 +252,10 @@ class PostgresServer(Server):
             os.chown(self._password, account.uid, account.gid)
 
     def _make_data(self, command: list[str], account: Account | None) -> None:
-        """Fill the data folder under another name and rename it when whole, so that an interrupted command leaves nothing half-made."""
+        """Fill the data folder under another name, and rename it when it is whole.
+
+        An interrupted command leaves nothing half-made.
+        """
         unfinished = self.folder / "data.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         private_folder(unfinished, account)
@@ -269,7 +274,8 @@ class PostgresServer(Server):
         unfinished.rename(self._data)
 
     def _answers(self) -> bool:
-        if not self._says_ready():  # connecting too early would fill its log
+        # Connecting too early would fill its log.
+        if not self._says_ready():
             return False
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
@@ -278,7 +284,7 @@ class PostgresServer(Server):
         return True
 
     def _says_ready(self) -> bool:
-        """What its lock file says: the process id in the first line, its state in the eighth (pidfile.h)."""
+        """Whether its lock file says so: process id in line 1, state in line 8 (pidfile.h)."""
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -361,13 +367,14 @@ def _wheel_folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise StartError(
-            f"The package {package} with the embedded server is not installed; it exists for Linux and macOS only."
+            f"The package {package} with the embedded server is not installed; "
+            "it exists for Linux and macOS only."
         )
     return Path(spec.submodule_search_locations[0])
 
 
 def unprivileged_account() -> Account | None:
-    """Whom PostgreSQL runs as, None for ourselves. As root, a system user is made at first need."""
+    """User that PostgreSQL runs as; None for ours. Root makes a system user at first need."""
     if os.geteuid() != 0:
         return None
     try:
@@ -389,7 +396,10 @@ def unprivileged_account() -> Account | None:
 
 
 def let_others_pass(path: Path) -> None:
-    """Let the unprivileged user reach `path` through the folders above it (execute only: they stay unreadable)."""
+    """Let the unprivileged user reach `path` through the folders above it.
+
+    They get execute permission only, and stay unreadable.
+    """
     for parent in path.parents:
         mode = parent.stat().st_mode
         if not mode & stat.S_IXOTH:

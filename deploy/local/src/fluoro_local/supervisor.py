@@ -1,4 +1,4 @@
-"""Fluoro on one machine: PostgreSQL, Valkey, the ledger's schema and every service, started, watched and stopped together."""
+"""Fluoro on one machine: starts, watches and stops PostgreSQL, Valkey and every service."""
 
 import http.client
 import os
@@ -23,16 +23,19 @@ from fluoro_local.servers import PostgresServer, Server, ValkeyServer
 from fluoro_local.services import SERVICES, Service
 
 SINGLE_OWNER: Final = "me"
-"""Whose calls are that name no owner, unless FLUORO_SINGLE_OWNER says another: whoever started it is alone on 127.0.0.1."""
+"""Owner of calls that name none, unless FLUORO_SINGLE_OWNER says another.
+
+Whoever started it is alone on 127.0.0.1.
+"""
 READY_SECONDS: Final = 60.0
 """How long a service may take from its start to the first 200 of /readyz."""
 STOP_SECONDS: Final = 15.0
 """How long a service may take to end on SIGTERM before SIGKILL."""
 DRAIN_SECONDS: Final = 3
-"""How long a service lets running work finish when asked to end (its FLUORO_SHUTDOWN_GRACE_SECONDS).
+"""How long a service that ends lets running work finish: its FLUORO_SHUTDOWN_GRACE_SECONDS.
 
-What does not finish is handed back, and runs at the next start. Short, because a Celery worker with
-anything running when it is asked waits all of it, also when that ends sooner.
+What does not finish is handed back, and runs at the next start. Short, because a Celery worker that
+is asked while something runs waits the whole time, also when the work ends sooner.
 """
 FIRST_BACKOFF_SECONDS: Final = 0.5
 """Wait before a crashed service is started again, doubled for each further crash."""
@@ -155,7 +158,8 @@ class Supervisor:
             running = self._running[-1]
             if not running.child.finish(max(0.0, deadline - time.monotonic())):
                 self._tell(
-                    f"{running.service.name} did not end within {STOP_SECONDS:.0f} s and was killed."
+                    f"{running.service.name} did not end within {STOP_SECONDS:.0f} s "
+                    "and was killed."
                 )
             self._running.pop()
         self.valkey.stop()
@@ -174,7 +178,7 @@ class Supervisor:
         self.stop()
 
     def _check_ports(self) -> None:
-        """Refuse a taken port before anything starts; ports we found free ourselves need no second look."""
+        """Refuse a taken port before anything starts. Ports that we chose ourselves are free."""
         grpc_chosen, http_chosen = self._require
         if grpc_chosen:
             require_free_port(self.grpc_port, "the gateway", "FLUORO_GRPC_PORT")
@@ -223,7 +227,8 @@ class Supervisor:
                 raise StartError(_ended(name, child))
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"{name} was not ready within {READY_SECONDS:.0f} s. The end of its log, {child.log}:\n{child.log_tail()}"
+                    f"{name} was not ready within {READY_SECONDS:.0f} s. "
+                    f"The end of its log, {child.log}:\n{child.log_tail()}"
                 )
             time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""A running Fluoro for tests, asked through the doors everybody uses: gRPC, HTTP and the `fluoro` command."""
+"""A running Fluoro for tests, used as everybody does: by gRPC, HTTP and the `fluoro` command."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ from fluoro_local.services import Service
 from fluoro_local.supervisor import Supervisor
 
 OWNER: Final = "ada"
-"""Whom jobs belong to unless a test says otherwise."""
+"""Owner of jobs unless a test says otherwise."""
 COMMAND_SECONDS: Final = 60
 """How long one `fluoro` command may take on a machine that is busy with other things."""
 JOB_SECONDS: Final = 100
@@ -46,7 +46,10 @@ def tool(command: str) -> str:
 
 @contextmanager
 def standing_still(server: Server) -> Iterator[None]:
-    """Every process of the server is stopped (SIGSTOP) for the block: its connections stay open, and nothing answers."""
+    """Stops every process of the server (SIGSTOP) for the block.
+
+    Its connections stay open, and nothing answers.
+    """
     stopped: list[int] = []
     try:
         while fresh := [
@@ -99,7 +102,7 @@ class RunningFluoro:
         )
 
     def run(self, inputs: Sequence[Path | bytes], owner: str = OWNER) -> job_pb2.Job:
-        """Runs the imaging-report pipeline on these files, and returns the job as it is after at most JOB_SECONDS."""
+        """Runs the imaging-report pipeline on these files; the job after JOB_SECONDS at most."""
         with self.client(owner) as client:
             job = client.submit(imaging_report([client.upload(source) for source in inputs]))
             return client.wait(job.name, timeout_seconds=JOB_SECONDS)

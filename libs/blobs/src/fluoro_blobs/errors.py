@@ -17,15 +17,18 @@ _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _FULL_TEXT: Final = re.compile(
     rf"os error ({'|'.join(map(str, sorted(NO_SPACE)))})\b|XMinioStorageFull"
 )
-"""The same in obstore's text, which carries no errno, and the error code of a full S3-compatible server."""
+"""How obstore's texts say so, which carry no errno, and the error code of a full S3 server."""
 
 _READ_ONLY_TEXT: Final = re.compile(
     rf"os error ({'|'.join(map(str, sorted(_READ_ONLY)))})\b|AccessDenied"
 )
-"""The same for a store that refuses, and S3's error code for it."""
+"""How obstore's texts name a store that refuses writes, and S3's error code for it."""
 
 _NO_BUCKET: Final = "NoSuchBucket"
-"""S3's error code for a missing bucket, which obstore gives as FileNotFoundError like a missing object."""
+"""S3's error code for a missing bucket.
+
+obstore raises FileNotFoundError for it, as for a missing object.
+"""
 
 
 class BlobStoreError(Exception):
@@ -62,7 +65,10 @@ class BlobStoreFullError(BlobStoreError):
 
 
 class BlobStoreReadOnlyError(BlobStoreError):
-    """The store denies access: its disk is mounted read-only, or folder or bucket give no permission. Another try may succeed."""
+    """The store denies access: a read-only disk, or no permission for the folder or bucket.
+
+    Another try may succeed.
+    """
 
     meaning = "the blob store is read-only or denies access"
 
@@ -71,8 +77,7 @@ class BlobStoreReadOnlyError(BlobStoreError):
 def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) -> Iterator[None]:
     """Turns what obstore raises in the body into a BlobStoreError about the blob `name`.
 
-    missing: what "not found" means. For a write it is the folder or the bucket that is gone, which
-    is no BlobNotFoundError.
+    missing: what "not found" means. When writing, the folder or the bucket is gone, not a blob.
     """
     try:
         yield

@@ -1,4 +1,7 @@
-"""What a folder needs beyond obstore: durability against power loss, a probe, and a broom for uploads whose process died."""
+"""What a folder needs beyond obstore.
+
+Durability against power loss, a probe, and a broom for uploads whose process died.
+"""
 
 import os
 import re
@@ -12,7 +15,10 @@ from typing import Final
 from uuid import uuid4
 
 RESERVE_BYTES: Final = 32 * 1024 * 1024
-"""Free space below which a folder counts as full, so that work stops before an upload runs into the end of the disk."""
+"""Free space below which a folder counts as full.
+
+Work then stops before an upload meets the end of the disk.
+"""
 
 _PROBE: Final = bytes(4096)
 
@@ -40,15 +46,15 @@ def probe(top: Path) -> None:
 
     OSError as the system gives it, ENOSPC too if less than RESERVE_BYTES are free.
 
-    Only a write tells: root may do anything to os.access, and a disk that turned read-only keeps
-    its permissions.
+    Only a write tells. os.access lets root do anything, and a disk that turned read-only keeps its
+    permissions.
     """
-    # Named like an unfinished upload, so that `remove_unfinished` finds what a process killed in
-    # between leaves.
+    # Named like an unfinished upload: if this process is killed in between, `remove_unfinished`
+    # finds the file.
     path = top / f"check-{uuid4()}#1"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        # Some file systems tell of a full disk no sooner than at the flush.
+        # Some file systems report a full disk only at the flush.
         if os.write(descriptor, _PROBE) < len(_PROBE):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
         os.fsync(descriptor)
@@ -62,14 +68,15 @@ def probe(top: Path) -> None:
 
 
 def remove_unfinished(folders: Iterable[Path], older_than_seconds: float) -> int:
-    """Deletes what uploads left whose process died, if nobody wrote to it for that long.
+    """Deletes what dead processes left of their uploads, if nobody wrote to it for that long.
 
-    Returns how many files that were.
+    Returns the number of files.
     """
     limit = time.time() - older_than_seconds
     removed = 0
     for path in chain.from_iterable(folder.glob("*#*") for folder in folders):
-        with suppress(FileNotFoundError):  # another process may sweep too, or the upload end
+        # Another process may sweep at the same time, or the upload may end.
+        with suppress(FileNotFoundError):
             if _UNFINISHED.fullmatch(path.name) and path.stat().st_mtime < limit:
                 path.unlink()
                 removed += 1

@@ -1,8 +1,8 @@
 """The blob store: immutable bytes under `blobs/{uuid}`, in a folder, in memory or in an S3 bucket.
 
-Blobs are written once and never changed, so there is no locking, and the ledger knows which blobs
-there are: only what collects those that it does not know lists them.
-Memory is bounded: a transfer holds at most a few parts, whatever the size of the blob.
+Blobs are written once and never changed, so there is no locking. The ledger knows which blobs there
+are; only the collector, which looks for those it does not know, lists them. A transfer holds a few
+parts in memory, however large the blob is.
 """
 
 import asyncio
@@ -42,28 +42,34 @@ from fluoro_blobs.writer import (
 Result = TypeVar("Result")
 
 CHUNK_BYTES: Final = 1024 * 1024
-"""Bytes of one chunk read from or written to a local file, and of one chunk of `stream()` unless told otherwise."""
+"""Bytes of one chunk of a local file, and by default of `stream()`."""
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
-"""Bytes asked for at once by a reader.
+"""Bytes that a reader asks for at once.
 
-A few of them are held: the one in use, the one on its way and obstore's copy.
+It holds three of these: the one in use, the one on its way, and obstore's copy.
 """
 
 STREAM_RANGE_BYTES: Final = 1024 * 1024
-"""The same for `stream()`, of which a process has many at once."""
+"""The same for `stream()`. Smaller, because a process has many streams at once."""
 
 REQUEST_SECONDS: Final = 30
-"""For one request to S3, which carries 8 MiB at most."""
+"""Time limit of one request to S3, which carries 8 MiB at most."""
 
 CALL_REQUESTS: Final = 2.5
-"""What the awaited methods wait for one answer, in times of REQUEST_SECONDS: a request, its tries again, and some room."""
+"""Time limit of an awaited method, in multiples of REQUEST_SECONDS.
+
+It covers a request, its retries, and some room.
+"""
 
 THREADS: Final = 16
 """Threads of one store for calls awaited in an event loop."""
 
 WRITE_PROBE_SECONDS: Final = 10
-"""How long a bucket that took a write counts as writable: one object for 10 s costs each process about 1.30 $ a month at S3's prices."""
+"""How long a bucket that took a write counts as writable.
+
+One write every 10 s costs each process about 1.30 $ a month at S3's prices.
+"""
 
 _PROCESS: Final = os.getpid()
 """The process that imported this module. A forked child has its parent's."""
@@ -75,7 +81,7 @@ FOLDERS: Final = tuple(f"{number:02x}" for number in range(256))
 """Where blobs lie, by the last two digits of their names."""
 
 PAGE_BLOBS: Final = 1000
-"""As many as one listing of S3 gives."""
+"""Blobs in one page: as many as one listing of S3 gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class BlobStore:
         self._store = store
         self._folder = folder
         self._call_seconds = request_seconds * CALL_REQUESTS
-        # Of their own: a disk that hangs takes no thread from anybody else.
+        # Threads of its own, so that a disk that hangs takes none from anybody else.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="blobs")
         self._probe_key = f"check/{uuid4()}"
         self._written_at = -math.inf
@@ -138,7 +144,7 @@ class BlobStore:
             with data.open("rb") as file:
                 chunks = _tallied(file, tally)
                 first = b"".join(islice(chunks, PART_BYTES // CHUNK_BYTES))
-                # One request where one is enough: a multipart upload takes three.
+                # A multipart upload takes three requests. One is enough here.
                 self._put(name, key, first if len(first) < PART_BYTES else chain([first], chunks))
         return tally.stored
 
@@ -204,10 +210,14 @@ class BlobStore:
                 self._written_at = time.monotonic()
 
     def claim(self, ledger: str) -> bool:
-        """Whether the store belongs to this ledger: the first to ask gets it, and its name stays in the object `ledger`."""
+        """Whether the store belongs to this ledger. The first ledger to ask gets it.
+
+        Its name stays in the object `ledger`.
+        """
         _refuse_fork()
         with translated("", missing=BlobStoreError):
-            with suppress(AlreadyExistsError):  # of two that ask at the same time one is the first
+            # The conditional write decides between two that ask at the same time.
+            with suppress(AlreadyExistsError):
                 obstore.put(
                     self._store, "ledger", ledger.encode(), mode="create", use_multipart=False
                 )
@@ -233,9 +243,10 @@ class BlobStore:
             ]
 
     def remove_unfinished(self, older_than_seconds: float, folders: Sequence[str] = FOLDERS) -> int:
-        """Deletes what uploads to these of FOLDERS left whose process died, if that long ago; returns how many.
+        """Deletes what dead processes left of their uploads to these of FOLDERS; returns how many.
 
-        In a bucket this is the work of a lifecycle rule (AbortIncompleteMultipartUpload), and 0.
+        Only what nobody wrote to for that long. 0 in a bucket, where a lifecycle rule does this
+        (AbortIncompleteMultipartUpload).
         """
         if self._folder is None:
             return 0
@@ -289,12 +300,18 @@ class BlobStore:
                 yield bytes(memoryview(part)[start : start + chunk_bytes])
 
     async def _in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        """TimeoutError, an OSError, if it takes too long; the thread stays taken until the store lets it go."""
+        """Raises TimeoutError, an OSError, if it takes too long.
+
+        The thread stays taken until the store lets it go.
+        """
         async with asyncio.timeout(self._call_seconds):
             return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _parts(self, name: str, offset: int = 0, part_bytes: int = RANGE_BYTES) -> Iterator[Bytes]:
-        """The content range by range, so that a slow reader never holds a connection open until it times out."""
+        """The content range by range.
+
+        No connection stays open while a slow reader uses a range, so none runs into its time limit.
+        """
         key = self._key(name)
         for start in range(offset, self.size(name), part_bytes):
             with translated(name):
@@ -328,7 +345,8 @@ def _refuse_fork() -> None:
     # Once a parent has used obstore, even a store opened in its forked child waits for ever.
     if os.getpid() != _PROCESS:
         raise RuntimeError(
-            "obstore hangs in a forked child: start processes that use blobs by spawn instead of fork"
+            "obstore hangs in a forked child: "
+            "start processes that use blobs by spawn instead of fork"
         )
 
 

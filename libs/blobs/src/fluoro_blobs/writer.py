@@ -30,7 +30,10 @@ With the one being filled, it holds at most three parts.
 """
 
 WRITER_PART_BYTES: Final = 5 * 1024 * 1024
-"""Bytes of one part of a `BlobWriter`, of which a process has many at once: the least that S3 takes; 48 GiB a blob."""
+"""Bytes of one part of a `BlobWriter`: the least that S3 takes, 48 GiB a blob.
+
+Smaller than PART_BYTES, because a process has many writers at once.
+"""
 
 FOLDER_PART_BYTES: Final = 1024 * 1024
 """The same in a folder, where a part needs no request."""
@@ -40,7 +43,7 @@ PARTS_HELD: Final = 2
 
 
 TIDY_SECONDS: Final = 5
-"""For each step of clearing up after a writer that failed."""
+"""Time limit of each step of clearing up after a writer that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,11 @@ class Tally:
 
 
 class BlobWriter:
-    """One blob in the making: there when the `async with` ends well, and never if it ends in an exception or a cancellation.
+    """One blob in the making: it exists once the `async with` ends well.
 
-    It holds what came, up to two parts. Every method ends within `seconds`, and 10 s more for
-    clearing up, and raises BlobStoreError or its kinds. What a store completes after that has no
-    record in the ledger, and is collected.
+    After an exception or a cancellation it never does. Up to two parts are held in memory. Every
+    method ends within `seconds`, plus 10 s for clearing up, and raises BlobStoreError or its kinds.
+    What a store completes after that has no record in the ledger, and is collected.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class BlobWriter:
                 async with asyncio.timeout(self._seconds):
                     await asyncio.shield(finishing)
             except BaseException:
-                # It cannot be called back under way; what comes of it is taken away.
+                # A request under way cannot be called back. What it makes is deleted.
                 await self._tidied(finishing)
                 await self._tidied(obstore.delete_async(self._store, self._key))
                 raise
@@ -149,7 +152,7 @@ class BlobWriter:
         await self._settle()
 
     async def _tidied(self, work: Awaitable[Any]) -> None:
-        """Waits for what clears up after an exception, which matters more than how this ends."""
+        """Waits for the clearing up after an exception. That exception matters more than this."""
         done, _ = await asyncio.wait([asyncio.ensure_future(work)], timeout=TIDY_SECONDS)
         for each in done:
             each.exception()  # looked at, so that asyncio does not call it forgotten

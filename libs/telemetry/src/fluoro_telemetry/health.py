@@ -15,7 +15,7 @@ MESSAGE_CHARACTERS: Final = 200
 MAX_TURN_SECONDS: Final = 120
 """A watched thread that has not ticked for that long is stuck.
 
-Far above the deadline of any one call of a store, for which it may wait.
+It may wait for a store, so this is far above the deadline of any one call.
 """
 
 
@@ -29,7 +29,7 @@ class CheckResult:
 
 
 class _Check:
-    """One check: at most one thread of it runs, however often it is asked for and however long it hangs."""
+    """One check. It has at most one thread, however often it is asked and however long it hangs."""
 
     def __init__(self, name: str, function: Callable[[], object]) -> None:
         self.name = name
@@ -52,7 +52,10 @@ class _Check:
             self._thread.start()
 
     def result(self, deadline: float) -> CheckResult:
-        """What the run begun by `start()` found, or a failure if it is not done by the deadline, a time of the monotonic clock."""
+        """What the run begun by `start()` found; a failure if it is not done by the deadline.
+
+        deadline: by the monotonic clock.
+        """
         thread = self._thread
         if thread is not None:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -68,7 +71,7 @@ class _Check:
         message = ""
         try:
             self._function()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the check's answer
+        except Exception as error:  # noqa: BLE001 - any error is the check's answer
             message = f"{type(error).__name__}: {error}".splitlines()[0][:MESSAGE_CHARACTERS]
         with self._lock:
             self._finished = time.monotonic()
@@ -84,7 +87,7 @@ class _Check:
 
 
 class Health:
-    """What a process says of itself.
+    """What a process says about itself.
 
     max_beat_age_seconds: a loop that has not ticked for that long is stuck, and the process should
     be restarted. check_timeout_seconds: a check that takes longer has failed; shorter than the
@@ -107,19 +110,20 @@ class Health:
         self._draining = False
 
     def add_check(self, name: str, check: Callable[[], object]) -> None:
-        """Readiness depends on this: it raises when something is wrong, and what it returns does not matter.
+        """Makes readiness depend on `check`, which raises when something is wrong.
 
-        It runs in a thread of its own. The exception's first line is shown at /readyz. ValueError
-        if there is a check of this name.
+        It runs in a thread of its own. /readyz shows the first line of its exception. ValueError if
+        there is a check of this name.
         """
         if name in self._checks:
             raise ValueError(f"there is a check {name!r} already")
         self._checks[name] = _Check(name, check)
 
     def beat(self) -> None:
-        """The loop that calls this ticks: a watched thread's, or else the process's own, which waits for nothing outside the process.
+        """Says that the loop which calls this still turns.
 
-        Until its first beat a loop counts as alive.
+        It is the loop of a watched thread, or else the process's own, which never waits for
+        anything outside the process. Until its first beat a loop counts as alive.
         """
         thread, now = threading.current_thread(), time.monotonic()
         if thread in self._turns:
@@ -128,15 +132,15 @@ class Health:
             self._last_beat = now
 
     def watch(self, thread: threading.Thread) -> None:
-        """From its start until the process drains, this thread must not end, and once it beats it must do so every MAX_TURN_SECONDS.
+        """Makes liveness depend on a thread that may wait for stores.
 
-        For threads that wait for stores: an outage delays them, and is no reason to restart the
-        process.
+        It must not end between its start and the draining of the process. Once it has beaten, it
+        must beat every MAX_TURN_SECONDS: an outage delays it, and is no reason for a restart.
         """
         self._turns[thread] = None
 
     def set_draining(self) -> None:
-        """Not ready any more, for good: finishing what runs, taking nothing new."""
+        """Not ready any more, for good: the process finishes what runs and takes nothing new."""
         self._draining = True
 
     def liveness(self) -> tuple[bool, dict[str, Any]]:
@@ -157,7 +161,8 @@ class Health:
         }
 
     def _lives(self, thread: threading.Thread, turned: float | None) -> bool:
-        if self._draining or thread.ident is None:  # it may end by now, or has not been started
+        # While draining it may end, and before its start there is nothing to see.
+        if self._draining or thread.ident is None:
             return True
         age = _age(turned)
         return thread.is_alive() and (age is None or age <= MAX_TURN_SECONDS)

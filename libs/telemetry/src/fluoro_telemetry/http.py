@@ -1,7 +1,7 @@
 """`/metrics`, `/healthz` and `/readyz` on a port of their own, from a daemon thread.
 
-For the main process of a service alone: children of a prefork pool neither serve nor are seen by
-it.
+For the main process of a service. Children of a prefork pool do not serve, and it does not see
+them.
 """
 
 import errno
@@ -65,7 +65,8 @@ def serve(host: str, port: int, health: Health, registry: CollectorRegistry = RE
         )
         raise OSError(
             error.errno,
-            f"port {port} of {host} for metrics and health {what}; choose another with FLUORO_HTTP_PORT",
+            f"port {port} of {host} for metrics and health {what}; "
+            "choose another with FLUORO_HTTP_PORT",
         ) from error
     return Server(listener)
 
@@ -119,7 +120,7 @@ class _Listener(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's signature
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base's
         log.warning("http_request_failed", exception=type(sys.exception()).__qualname__)
 
 

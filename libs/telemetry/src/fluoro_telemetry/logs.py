@@ -1,6 +1,6 @@
-"""Logs: structlog and the standard library's logging through one renderer, one line per event, to stderr.
+"""Logs: structlog and the standard library's logging through one renderer, a line per event.
 
-Tracebacks are without local variables, which may hold a patient's data.
+They go to stderr. Tracebacks leave out local variables, which may hold a patient's data.
 """
 
 import logging

@@ -1,9 +1,8 @@
-"""Every metric of Fluoro, declared once: `metrics.JOBS_ACCEPTED.inc()`, `metrics.TASKS_DISPATCHED.labels(queue="ml").inc()`.
+"""Every metric of Fluoro, declared once: `metrics.TASKS_DISPATCHED.labels(queue="ml").inc()`.
 
-Names follow https://prometheus.io/docs/practices/naming/. Labels hold values of small closed sets
-alone (a queue, an operation, a code), never a job, an owner, a host or a pod: those belong in logs,
-and Prometheus adds the instance itself. `python -m fluoro_telemetry.document` prints the table for
-the documentation.
+Names follow https://prometheus.io/docs/practices/naming/. A label's values form a small closed set:
+a queue, an operation, a code. Jobs and owners belong in logs, and Prometheus itself adds the
+instance. `python -m fluoro_telemetry.document` prints the table for the documentation.
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-# A `_created` series beside each counter doubles what is scraped and tells nothing that `rate()`
-# needs.
+# A `_created` series beside each counter would double what is scraped, and `rate()` does not need
+# it.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 
@@ -86,7 +85,8 @@ EVENTS_DELIVERED: Final = _counter(
 )
 WAKEUPS_HEARD: Final = _counter(
     "fluoro_wakeups_heard_total",
-    "Wake-ups that reached a gateway, its own included: of jobs or owners that somebody watches there, or of others.",
+    "Wake-ups that reached a gateway, its own included. watched: whether somebody there watches "
+    "their job or owner.",
     "watched",
 )
 WAKEUPS_DROPPED: Final = _counter(
@@ -165,7 +165,7 @@ WORKER_SLOTS: Final = _gauge(
 SWEEPS: Final = _counter("fluoro_sweeps_total", "Rows changed by the scheduler's sweeps.", "action")
 SWEEP_FAILURES: Final = _counter(
     "fluoro_sweep_failures_total",
-    "Jobs, or whole parts of a round, that a sweep could not deal with; a bug, or a job that is broken.",
+    "Jobs, or whole parts of a round, that a sweep could not deal with: a bug, or a broken job.",
     "action",
 )
 LEDGER_REFUSALS: Final = _counter(

@@ -1,4 +1,4 @@
-"""The last look at a log event before it is written: values under keys that name a patient's data are taken out.
+"""Takes values under keys that name a patient's data out of a log event before it is written.
 
 A net, not a licence: code does not log such values, and no net catches them inside a sentence.
 """
@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 REDACTED: Final = "[redacted]"
-"""What stands in the place of a value."""
+"""What replaces a value."""
 
 _KEYS: Final = frozenset(
     {
@@ -53,7 +53,10 @@ _KEYS: Final = frozenset(
         "verifyingobservername",
     }
 )
-"""DICOM keywords that say or lead to who someone is (PS3.15 table E.1-1), and everyday words for them: lower case, letters alone."""
+"""DICOM keywords that reveal who someone is (PS3.15 table E.1-1), and everyday words for them.
+
+In lower case, letters only.
+"""
 
 _GROUP_0010: Final = re.compile(r"\(?0010,? ?[0-9a-f]{4}\)?", re.IGNORECASE)
 """A tag of the patient group, as pydicom prints it or as DICOM JSON does."""
@@ -62,7 +65,10 @@ _GROUP_0010: Final = re.compile(r"\(?0010,? ?[0-9a-f]{4}\)?", re.IGNORECASE)
 def redact_patient_data(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A structlog processor: replaces values under patients' keys, at any depth, and whole pydicom objects, in a copy."""
+    """Replaces values under patients' keys, at any depth, and whole pydicom objects, in a copy.
+
+    A structlog processor.
+    """
     return {key: _value(key, value) for key, value in event.items()}
 
 

@@ -1,6 +1,6 @@
 """Attributes of a data set as plain values.
 
-Files hold whatever their writer put there, so each reader says what it accepts.
+A file may hold anything, so each reader says what it accepts.
 """
 
 from typing import Any

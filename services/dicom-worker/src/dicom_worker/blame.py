@@ -1,7 +1,7 @@
-"""Says whose fault it is when a library fails on a file: the file's.
+"""Blames the file when a library fails on it.
 
-pydicom and the codecs raise whatever a hostile value provokes, and quote the value in exceptions,
-warnings and log records. Values may be patient data, so nothing of all that leaves `blame_file`.
+pydicom and the codecs raise whatever a hostile value provokes. They quote the value, which may be
+patient data, in exceptions, warnings and log records. None of that leaves `blame_file`.
 """
 
 import logging
@@ -17,11 +17,11 @@ for name in ("pydicom", "pylibjpeg", "openjpeg", "rle"):
 
 @contextmanager
 def blame_file(reason: Reason, message: str) -> Iterator[None]:
-    """Runs a library on a file: whatever it raises becomes FluoroError(reason, message), and its warnings are dropped.
+    """Turns what a library raises about a file into FluoroError(reason, message).
 
-    What is not about the file passes: FluoroError, CancelledAttempt, MemoryError, and OSError of
-    the operating system (one with an errno). Keep the body to the library's calls: a bug of our own
-    in it would be blamed on the file.
+    Its warnings are dropped. What is not about the file passes: FluoroError, CancelledAttempt,
+    MemoryError, and OSError of the operating system (one with an errno). Keep the body to the
+    library's calls: a bug of our own in it would be blamed on the file.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,8 +1,7 @@
 """How much one file may ask of this worker.
 
-Every one is compared with what the file's header claims before anything is allocated.
-
-A file over a limit fails with IMAGE_TOO_LARGE, the other inputs of its job go on.
+Each limit is compared with what the file's header claims, before anything is allocated. A file over
+a limit fails with IMAGE_TOO_LARGE; the other inputs of its job go on.
 """
 
 from typing import Final
@@ -12,9 +11,8 @@ MIB: Final = 1024 * 1024
 FRAME_LIMIT_BYTES: Final = 128 * MIB
 """One frame of stored values, and one frame's code stream.
 
-About ten times as much is in memory while it is rendered.
-
-The largest radiographs have some 30 million pixels of 2 bytes.
+Rendering needs about ten times as much memory. The largest radiographs have some 30 million pixels
+of 2 bytes.
 """
 
 ARRAY_LIMIT_BYTES: Final = 2048 * MIB
@@ -26,7 +24,7 @@ It is on disk only: frames pass through memory one by one.
 INFLATED_LIMIT_BYTES: Final = 1024 * MIB
 """The data set of one deflated instance once inflated (on disk).
 
-zlib reaches 1:1000, so that 1 MiB could ask for 1 GiB.
+zlib reaches 1:1000: 1 MiB can ask for 1 GiB.
 """
 
 HEADER_LIMIT_BYTES: Final = 64 * MIB
@@ -59,7 +57,7 @@ OpenJPEG takes 4 bytes per sample and copies.
 DECODER_TIME_LIMIT_SECONDS: Final = 120
 """Time for one frame.
 
-The slowest, JPEG 2000 of a frame at `FRAME_LIMIT_BYTES`, takes about 10 seconds.
+The slowest codec, JPEG 2000, takes about 10 seconds for a frame at `FRAME_LIMIT_BYTES`.
 """
 
 J2K_TILE_LIMIT: Final = 65535

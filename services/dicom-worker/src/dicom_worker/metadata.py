@@ -14,11 +14,11 @@ from dicom_worker.reading import DicomFile, is_binary, is_bulk
 
 
 def dicom_json(file: DicomFile) -> bytes:
-    """The elements before the pixel data, as UTF-8 JSON, text converted from Specific Character Set (0008,0005).
+    """The elements before the pixel data, as UTF-8 JSON.
 
-    Left out: binary values over `limits.INLINE_BINARY_LIMIT_BYTES`, and values that cannot be read
-    as their VR, at any depth. Changes `file.header`: they are left out there too. FluoroError:
-    DICOM_INVALID.
+    Text is converted from the file's Specific Character Set (0008,0005). Left out at any depth:
+    binary values over `limits.INLINE_BINARY_LIMIT_BYTES`, and values that cannot be read as their
+    VR. They are removed from `file.header` too. FluoroError: DICOM_INVALID.
     """
     for element in file.elements:
         if is_bulk(element):
@@ -32,7 +32,7 @@ def dicom_json(file: DicomFile) -> bytes:
 
 
 def leave_out(dataset: Dataset) -> None:
-    """Removes large binary values, and values that cannot be read, from a data set and its sequences."""
+    """Removes large binary values and unreadable values from a data set and its sequences."""
     for tag in list(dataset.keys()):
         element = readable(dataset, tag)
         if element is None or (
@@ -54,7 +54,10 @@ def readable(dataset: Dataset, tag: Any) -> DataElement | None:
 
 
 def finite(value: Any) -> Any:
-    """The same model with NaN and infinities as strings: JSON has no numbers for them (PS3.18 F.2.3)."""
+    """The same model with NaN and infinities as strings.
+
+    JSON has no numbers for them (PS3.18 F.2.3).
+    """
     if isinstance(value, dict):
         return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):

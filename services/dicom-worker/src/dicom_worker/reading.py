@@ -1,4 +1,7 @@
-"""Opens a DICOM Part 10 file (PS3.10 chapter 7), strictly: what is read is complete, or it is refused with a reason."""
+"""Opens a DICOM Part 10 file (PS3.10 chapter 7) strictly.
+
+A file is complete, or it is refused with a reason.
+"""
 
 import re
 from dataclasses import dataclass
@@ -92,9 +95,8 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
 def read_meta(stream: BinaryIO, size: int) -> tuple[Dataset, int]:
     """File Meta Information (group 0002, always explicit VR little endian) and the byte after it.
 
-    NOT_DICOM if there is none.
-
-    Its group length is not believed: writers leave it out or get it wrong.
+    NOT_DICOM if there is none. Writers leave its group length out or get it wrong, so it does not
+    count.
     """
     stream.seek(PREFIX_OFFSET)
     if stream.read(len(PREFIX)) != PREFIX:
@@ -122,9 +124,8 @@ def read_header(
 ) -> Dataset:
     """The data set of these elements, which start at byte `start` of `path`.
 
-    IMAGE_TOO_LARGE over `limits.HEADER_LIMIT_BYTES`.
-
-    DICOM_INVALID also if pydicom sees other elements than we do: then one of the two guesses wrong.
+    IMAGE_TOO_LARGE over `limits.HEADER_LIMIT_BYTES`. DICOM_INVALID also if pydicom sees other
+    elements than we do: one of the two has guessed wrong.
     """
     if (
         sum(element.length or 0 for element in elements if not is_bulk(element))

@@ -1,10 +1,9 @@
 """Walks the data elements of a DICOM data set without reading their values (PS3.5 chapter 7).
 
 pydicom reads a truncated file as a shorter data set, often an empty one, without an error (pydicom
-#1799). This walk is what notices: every length must fit into the file, and every undefined length
-must have its delimiter. It also finds the pixel data's fragments, so that frames can be read one by
-one. It guesses where pydicom guesses (sequences in the other VR encoding), so that both see the
-same.
+#1799). This walk notices: every length must fit into the file, and every undefined length must have
+its delimiter. It also finds the pixel data's fragments, so that frames can be read one by one. It
+guesses where pydicom guesses (sequences in the other VR encoding), so that both see the same.
 """
 
 import struct
@@ -29,7 +28,7 @@ LONG_VRS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One item of encapsulated pixel data: where its value starts in the file, and how many bytes it has."""
+    """One item of encapsulated pixel data: where its value starts in the file, and its bytes."""
 
     offset: int
     length: int
@@ -118,15 +117,21 @@ class Walk:
         return data
 
     def _only_padding(self, position: int) -> bool:
-        """Whether fewer bytes are left than a header has, and all are zero: some writers pad files to a block."""
+        """Whether fewer bytes are left than a header has, and all are zero.
+
+        Some writers pad files to a block.
+        """
         left = self.end - position
-        return left < 8 and not any(self._read(position, left))  # noqa: PLR2004 - bytes of the shortest element header
+        return left < 8 and not any(self._read(position, left))  # noqa: PLR2004 - shortest header
 
     def _group(self, position: int) -> int:
         return int.from_bytes(self._read(position, 2), "little" if self.little_endian else "big")
 
     def _sniff(self, position: int, expected: bool) -> bool:
-        """Whether the data set at `position` writes out its VRs: two capital letters after the first tag."""
+        """Whether the data set at `position` writes out its VRs.
+
+        Then two capital letters follow the first tag.
+        """
         if self.end - position < 6:  # noqa: PLR2004 - bytes of a tag and a VR
             return expected
         return is_vr(self._read(position, 6)[4:])
@@ -199,7 +204,7 @@ class Walk:
 
 
 def is_encapsulated(element: Element) -> bool:
-    """Whether a value of undefined length is a run of fragments rather than a sequence of data sets."""
+    """Whether a value of undefined length is fragments rather than a sequence of data sets."""
     return element.tag == PIXEL_DATA or element.vr in ("OB", "OW")
 
 

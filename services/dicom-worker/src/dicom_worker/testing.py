@@ -1,4 +1,4 @@
-"""What tests of this worker need: the real DICOM files in pydicom's wheel, edits of them, and what an attempt left."""
+"""For tests of this worker: the DICOM files in pydicom's wheel, edits, and what an attempt left."""
 
 import io
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """What stands in a report: the results of earlier steps as plain data for `templates/report.typ`.
 
-Strings are final: the template lays them out and words nothing. Nothing that identifies a patient
-or an instance is taken over.
+Strings are final: the template only lays them out. Nothing in them identifies a patient or an
+instance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ REPORTABLE: Final = (
     dicom_pb2.RenderDicomResult,
     ml_pb2.AnalyzeImagesResult,
 )
-"""Results a report can tell about."""
+"""Results that a report can show."""
 
 LISTED: Final = 200
 """Most rows, or images, in one table: a CT of 2,000 slices would fill 270 pages and a gibibyte.
@@ -101,7 +101,8 @@ def _listed(rows: Sequence[object]) -> Fields:
     """A table, and what to say below it of the rows that it leaves out."""
     total = wording.count(len(rows))
     note = (
-        f"The first {LISTED} of {total} are listed. The job itself and the report as JSON have them all."
+        f"The first {LISTED} of {total} are listed. "
+        "The job itself and the report as JSON have them all."
         if len(rows) > LISTED
         else ""
     )
@@ -151,7 +152,10 @@ def _step(step: Upstream) -> list[str]:
 
 
 def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
-    """One row per input and cause: what fails in one step for a reason of the file fails in the others for the same."""
+    """One row per input and cause.
+
+    What fails in one step because of the file fails in the other steps for the same reason.
+    """
     steps: dict[tuple[str, int, str, str], list[str]] = {}
     for step in upstream:
         for item in step.items:
@@ -180,7 +184,7 @@ def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator
 
 
 def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
-    """Input, modality, body part, size, bits, photometric interpretation, transfer syntax, SOP class."""
+    """Input, modality, body part, size, bits, photometric interpretation, syntax, SOP class."""
     size = (
         wording.size((instance.rows, instance.columns, instance.number_of_frames))
         if instance.rows
@@ -221,10 +225,11 @@ def _certificate(image: dicom_pb2.RenderedImage) -> list[str]:
     """Input, array, range, decoder, SHA-256 in hexadecimal."""
     certificate = image.certificate
     unit = wording.unit(certificate.unit)
+    minimum, maximum = wording.short(certificate.minimum), wording.short(certificate.maximum)
     return [
         key_of(image),
         f"{wording.size(certificate.shape)} {wording.printable(certificate.dtype, 16)}".strip(),
-        f"{wording.short(certificate.minimum)} to {wording.short(certificate.maximum)} {unit}".strip(),
+        f"{minimum} to {maximum} {unit}".strip(),
         wording.printable(certificate.decoder, 64) or wording.NONE,
         certificate.sha256.hex(),
     ]

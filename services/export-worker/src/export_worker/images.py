@@ -11,7 +11,7 @@ from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
 PICTURED: Final = 12
-"""Images shown with pictures; more would make a book of it."""
+"""Most images that are shown with pictures."""
 
 DIGITS: Final = re.compile(r"(\d+)")
 
@@ -54,7 +54,10 @@ def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result
 
 
 def key_of(entry: Entry) -> str:
-    """Which item it is about. Workers of the first release only gave the number of the job's input."""
+    """Which item it is about.
+
+    Workers of the first release gave only the number of the job's input.
+    """
     return entry.item or str(entry.input)
 
 

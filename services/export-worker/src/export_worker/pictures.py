@@ -20,10 +20,13 @@ SCALE_BARS: Final = {
     2: "2 mm",
     1: "1 mm",
 }
-"""Lengths a scale bar may have, in millimetres; the longest that is at most 30 % of the image's width is drawn."""
+"""Lengths a scale bar may have, in millimetres.
+
+The longest that fits into 30 % of the image's width is drawn.
+"""
 
 PLAUSIBLE_MM: Final = (1e-5, 1e3)
-"""Between a microscope's pixels and a metre; other spacings are taken as unknown."""
+"""Spacings between a microscope's pixels and a metre. Others count as unknown."""
 
 COLOR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -106,7 +109,8 @@ def _window(rendered: dicom_pb2.RenderedImage) -> str:
     if not rendered.HasField("window"):
         return ""
     unit = wording.unit(rendered.certificate.unit)
-    return f"window center {wording.short(rendered.window.center)}, width {wording.short(rendered.window.width)} {unit}".strip()
+    center, width = wording.short(rendered.window.center), wording.short(rendered.window.width)
+    return f"window center {center}, width {width} {unit}".strip()
 
 
 def _finding(finding: Finding, unit: str) -> Fields:
@@ -135,7 +139,7 @@ class Shape:
 
     @classmethod
     def of(cls, rendered: dicom_pb2.RenderedImage) -> "Shape":
-        """Zero for what is unknown or cannot be."""
+        """Zero for what is unknown or impossible."""
         frames, rows, columns = (*rendered.certificate.shape, 0, 0, 0)[:3]
         match tuple(rendered.pixel_spacing_mm):
             case (row_mm, column_mm) if _plausible(row_mm) and _plausible(column_mm):
@@ -152,7 +156,7 @@ class Shape:
         return self.columns * (self.column_mm or 1) / (self.rows * (self.row_mm or 1))
 
     def facts(self) -> list[str]:
-        """For the heading: size, frames, spacing, thickness."""
+        """What the heading says: size, frames, spacing, thickness."""
         facts = (
             [f"{self.rows} rows{wording.TIMES}{self.columns} columns"]
             if self.rows and self.columns

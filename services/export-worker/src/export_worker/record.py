@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 
 
 def record(job: str, upstream: Sequence[Upstream]) -> bytes:
-    """Name, items, artifacts and result of each step, as a `fluoro.v1.Job` in proto3 JSON that `json_format.Parse` takes.
+    """Name, items, artifacts and result of each step, as a `fluoro.v1.Job` in proto3 JSON.
 
-    Zeros are written out, for readers that do not know the defaults. Artifacts carry their SHA-256
-    but no blob name, which another run of the same work would change. Keys are sorted.
+    `json_format.Parse` reads it. Zeros are written out, for readers that do not know the defaults.
+    Artifacts carry their SHA-256 but no blob name, which differs from run to run. Keys are sorted.
     """
     document = {
         "name": job,

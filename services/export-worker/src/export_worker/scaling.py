@@ -1,4 +1,4 @@
-"""Scales pictures to what paper can show, so that a report of large radiographs stays small in memory and on disk."""
+"""Scales pictures to what paper can show: reports of large radiographs stay small."""
 
 from pathlib import Path
 from typing import Final

@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 NONE: Final = "\u2013"
-"""What stands where there is no value: an en dash."""
+"""Stands where there is no value: an en dash."""
 
 MINUS: Final = "\u2212"
 """A true minus sign, as wide as a digit."""
@@ -71,5 +71,5 @@ def short_job(job: str) -> str:
 
 
 def job_time(job: str) -> datetime:
-    """When the job was made: its UUIDv7 starts with the milliseconds since 1970 (RFC 9562 section 5.7)."""
+    """When the job was made, from its UUIDv7 (RFC 9562 section 5.7)."""
     return datetime.fromtimestamp((UUID(job.removeprefix("jobs/")).int >> 80) / 1000, UTC)

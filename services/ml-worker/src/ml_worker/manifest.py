@@ -1,4 +1,7 @@
-"""A model's folder: `model.toml` says what the model is, `model.onnx` is it, `CARD.md` says what it is for and what not."""
+"""A model's folder: `model.toml` describes the model, `model.onnx` is the model.
+
+`CARD.md` says what it is for and what not.
+"""
 
 import hashlib
 import itertools
@@ -18,7 +21,7 @@ Axis = str | int
 
 
 class ModelRefusedError(Exception):
-    """The worker does not start with this model or on this device; the message says what to mend."""
+    """The worker does not start with this model or on this device; its text says what to mend."""
 
 
 class _Table(BaseModel):
@@ -35,7 +38,7 @@ class AppliesTo(_Table):
 
 
 class Tensor(_Table):
-    """An input or output of the graph: a shape of numbers and of names for what differs from run to run."""
+    """An input or output of the graph. Its shape has names for what differs from run to run."""
 
     name: str = Field(min_length=1)
     dtype: Literal["float32", "float64", "uint8", "int64"]
@@ -43,7 +46,10 @@ class Tensor(_Table):
 
 
 class Outputs(_Table):
-    """What the graph returns: a label per voxel; per frame and label the number of voxels and the sum of their values."""
+    """What the graph returns.
+
+    A label per voxel; per frame and label, the number of voxels and the sum of their values.
+    """
 
     label_map: Tensor
     voxels: Tensor
@@ -51,7 +57,10 @@ class Outputs(_Table):
 
 
 class Overlay(_Table):
-    """How label maps are shown over the image: the VOI window of the grey image, and the opacity (0 to 1) of the colours over it."""
+    """How label maps are shown over the image.
+
+    The VOI window of the grey image, and the opacity (0 to 1) of the colours over it.
+    """
 
     window_center: float
     window_width: float = Field(ge=1)
@@ -149,12 +158,14 @@ def read_model(folder: Path) -> ModelFile:
         raise ModelRefusedError(f"{where}: model.toml is not a manifest: {error}") from error
     if (folder.parent.name, folder.name) != (manifest.name, manifest.version):
         raise ModelRefusedError(
-            f"{where}: model.toml calls itself {manifest.name}/{manifest.version}. The folder must have the same name."
+            f"{where}: model.toml calls itself {manifest.name}/{manifest.version}. "
+            "The folder must have the same name."
         )
     onnx = (folder / "model.onnx").read_bytes()
     if (found := hashlib.sha256(onnx).hexdigest()) != manifest.sha256:
         raise ModelRefusedError(
-            f"{where}: model.onnx has SHA-256 {found}, model.toml says {manifest.sha256}. Put the right file there."
+            f"{where}: model.onnx has SHA-256 {found}, model.toml says {manifest.sha256}. "
+            "Put the right file there."
         )
     return ModelFile(manifest, onnx)
 
@@ -167,7 +178,8 @@ def read_models(folder: Path) -> list[ModelFile]:
     every = [read_model(path.parent) for path in sorted(folder.glob("*/*/model.toml"))]
     if not every:
         raise ModelRefusedError(
-            "There is no model in the models folder. Set FLUORO_ML_MODELS_FOLDER to one of {name}/{version}/model.toml."
+            "There is no model in the models folder. "
+            "Set FLUORO_ML_MODELS_FOLDER to one of {name}/{version}/model.toml."
         )
     newest = {
         model.manifest.name: model

@@ -18,11 +18,10 @@ def measure(
     sums: NDArray[Any],
     image: dicom_pb2.RenderedImage,
 ) -> list[ml_pb2.Measurement]:
-    """One measurement per label, from its number of voxels and the sum of their values (both of shape (labels,)).
+    """One measurement per label. voxels, sums: of its voxels and their values, both (labels,).
 
     The volume takes Slice Thickness (0018,0050) as the depth of a voxel, so gaps between slices do
-    not count. A mean that is not a finite number (the values hold NaN or infinity) is absent like
-    that of no voxels.
+    not count. A mean is absent if there are no voxels, or if values are NaN or infinite.
     """
     total = int(voxels.sum())
     volume = voxel_volume_ml(image)

@@ -11,9 +11,9 @@ from ml_worker.manifest import Manifest
 
 
 def draw_overlay(frame: NDArray[Any], labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
-    """A PNG of one frame (rows, columns) in grey under the translucent colours of its labels (uint8, same shape), one pixel per voxel.
+    """A PNG of one frame (rows, columns) in grey under the translucent colours of its labels.
 
-    The same arrays give the same bytes.
+    labels: uint8, same shape. One pixel per voxel. The same arrays give the same bytes.
     """
     style = manifest.overlay
     grey = apply_window(frame, style.window_center, style.window_width)
@@ -30,7 +30,10 @@ def draw_overlay(frame: NDArray[Any], labels: NDArray[np.uint8], manifest: Manif
 
 
 def apply_window(values: NDArray[Any], center: float, width: float) -> NDArray[np.float32]:
-    """Grey levels 0 to 255 by the linear VOI function of PS3.3 C.11.2.1.2.1; what is not a number is black."""
+    """Grey levels 0 to 255 by the linear VOI function of PS3.3 C.11.2.1.2.1.
+
+    What is not a number is black.
+    """
     scale = max(width - 1, 1)
     grey = ((values.astype(np.float32) - (center - 0.5)) / scale + 0.5) * 255
     levels: NDArray[np.float32] = np.clip(np.nan_to_num(grey, nan=0.0), 0, 255)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 def certified_pixels(
     path: Path, certificate: dicom_pb2.PixelCertificate, check: Callable[[], None]
 ) -> NDArray[Any]:
-    """Maps an NPY file whose shape, dtype and bytes (SHA-256 in C order) are those of its certificate; memory is bounded by one frame.
+    """Maps an NPY file whose shape, dtype and bytes (SHA-256 in C order) its certificate names.
 
-    check is called before each frame and stops the reading by raising. FluoroError
-    PIXELS_NOT_CERTIFIED if anything differs.
+    Memory is bounded by one frame. check: called before each frame; stops the reading by raising.
+    FluoroError PIXELS_NOT_CERTIFIED if anything differs.
     """
     try:
         pixels: NDArray[Any] = open_memmap(path, mode="r")
@@ -38,7 +38,7 @@ def certified_pixels(
 
 
 def not_certified(what: str) -> FluoroError:
-    """The refusal, in a sentence."""
+    """The refusal. what: a sentence."""
     return FluoroError(
         Reason.PIXELS_NOT_CERTIFIED,
         f"The pixel array {what}, so it was not shown to the model. Render the image again.",

@@ -1,4 +1,7 @@
-"""One ONNX Runtime session per model, opened and warmed up before the worker is ready, shared by all its threads."""
+"""One ONNX Runtime session per model, shared by all threads of the worker.
+
+It is opened and warmed up before the worker is ready.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ from ml_worker.manifest import Manifest, ModelFile, ModelRefusedError, Tensor, r
 from ml_worker.settings import ModelSettings
 
 CANCEL_POLL_SECONDS: Final = 0.05
-"""How often a run looks whether it was cancelled."""
+"""Interval at which a run looks whether it was cancelled."""
 
 WARM_UP_SHAPE: Final = (1, 8, 8)
 """Frames, rows and columns of the zeros that every model sees before it is ready."""
@@ -27,8 +30,8 @@ ERROR_SEVERITY: Final = 3
 
 PROVIDERS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "cpu": ("CPUExecutionProvider", {}),
-    # HEURISTIC: EXHAUSTIVE would tune anew for each new image size. kSameAsRequested: the default
-    # doubles what it holds.
+    # HEURISTIC, because EXHAUSTIVE tunes anew for each new image size. kSameAsRequested, because
+    # the default doubles what it holds.
     "cuda": (
         "CUDAExecutionProvider",
         {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
@@ -46,7 +49,10 @@ ONNX_TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a model returns for a chunk of frames: labels uint8 (frames, rows, columns); voxels int64 and sums float64 (labels)."""
+    """What a model returns for a chunk of frames.
+
+    labels: uint8 (frames, rows, columns). voxels: int64 (labels). sums: float64 (labels).
+    """
 
     labels: NDArray[np.uint8]
     voxels: NDArray[np.int64]
@@ -87,11 +93,11 @@ class Model:
 
     @contextmanager
     def runs(self, cancelled: Event) -> Iterator[Callable[[NDArray[Any]], Found]]:
-        """Yields a function that shows frames (frames, rows, columns) to the model, for any number of runs one after the other.
+        """Yields a function that shows frames (frames, rows, columns) to the model.
 
-        Once `cancelled` is set, a run that is going on ends within one node of the graph and raises
-        CancelledAttempt. Another run that fails raises FluoroError INTERNAL, which another attempt
-        may mend: pixels of the right shape are no reason to.
+        It may be called any number of times, one call after the other. Once `cancelled` is set, a
+        run ends within one node of the graph and raises CancelledAttempt. Any other failure raises
+        FluoroError INTERNAL. It is not the pixels' fault, so another attempt may succeed.
         """
         options = ort.RunOptions()
         over = Event()
@@ -102,7 +108,8 @@ class Model:
             except Exception as error:
                 if cancelled.is_set():
                     raise CancelledAttempt from error
-                what = f"Running {self.manifest.name} {self.manifest.version} failed ({type(error).__name__})."
+                model = f"{self.manifest.name} {self.manifest.version}"
+                what = f"Running {model} failed ({type(error).__name__})."
                 raise FluoroError(Reason.INTERNAL, what) from error
 
         watcher = Thread(
@@ -155,7 +162,8 @@ def check_device(device: str) -> None:
     provider, _ = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise ModelRefusedError(
-            f"FLUORO_ML_DEVICE is {device}, but this ONNX Runtime has no {provider}. Install the extra `gpu`, not `cpu`."
+            f"FLUORO_ML_DEVICE is {device}, but this ONNX Runtime has no {provider}. "
+            "Install the extra `gpu`, not `cpu`."
         )
     if device == "cuda":
         ort.preload_dlls()
@@ -174,11 +182,12 @@ def open_model(file: ModelFile, settings: ModelSettings) -> Model:
         raise ModelRefusedError(
             f"{where}: ONNX Runtime {ort.__version__} cannot open model.onnx: {error}"
         ) from error
-    # ONNX Runtime falls back to the CPU with no more than a line in the log: a hundred times
-    # slower, and nobody knows.
+    # ONNX Runtime falls back to the CPU with only a line in the log. That is a hundred times
+    # slower, and nobody would know.
     if session.get_providers()[0] != provider:
         raise ModelRefusedError(
-            f"{where}: FLUORO_ML_DEVICE is {settings.device}, but {provider} does not work here. Is there a GPU and a driver?"
+            f"{where}: FLUORO_ML_DEVICE is {settings.device}, but {provider} does not work here. "
+            "Is there a GPU and a driver?"
         )
     check_tensors(manifest, session)
     model = Model(manifest, session, settings.run_memory_bytes)
@@ -191,7 +200,7 @@ def open_model(file: ModelFile, settings: ModelSettings) -> Model:
 
 
 def session_options(settings: ModelSettings) -> ort.SessionOptions:
-    """Few threads, none of which spins, and memory that goes back to the system after each run."""
+    """Few threads that do not spin, and memory that goes back to the system after each run."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.intra_op_threads
     options.inter_op_num_threads = 1
@@ -202,7 +211,10 @@ def session_options(settings: ModelSettings) -> ort.SessionOptions:
 
 
 def check_tensors(manifest: Manifest, session: ort.InferenceSession) -> None:
-    """ModelRefusedError unless the graph has the inputs and outputs of the manifest, with the same types and shapes."""
+    """ModelRefusedError unless the graph has the manifest's inputs and outputs.
+
+    Their types and shapes must be the same.
+    """
     expected = (
         [manifest.input],
         [manifest.outputs.label_map, manifest.outputs.voxels, manifest.outputs.sums],
@@ -214,7 +226,8 @@ def check_tensors(manifest: Manifest, session: ort.InferenceSession) -> None:
         found = sorted(f"{node.name} {node.type} {list(node.shape)}" for node in nodes)
         if promised != found:
             raise ModelRefusedError(
-                f"Model {manifest.name}/{manifest.version}: model.toml promises the {role} {promised}, but model.onnx has {found}."
+                f"Model {manifest.name}/{manifest.version}: model.toml promises the {role} "
+                f"{promised}, but model.onnx has {found}."
             )
 
 
@@ -232,7 +245,10 @@ def _opened() -> Mapping[str, Model]:
 
 
 def loaded_models() -> Mapping[str, Model]:
-    """The models of this process, by name: opened on first use, once, with ModelSettings from the environment."""
+    """The models of this process, by name.
+
+    Opened once, on first use, with ModelSettings from the environment.
+    """
     with _OPENING:
         return _opened()
 

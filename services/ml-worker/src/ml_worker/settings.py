@@ -20,7 +20,8 @@ class ModelSettings(BaseSettings):
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
-        description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by CUDA_VISIBLE_DEVICES.",
+        description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by "
+        "CUDA_VISIBLE_DEVICES.",
     )
     intra_op_threads: int = Field(
         default=1,
@@ -31,5 +32,6 @@ class ModelSettings(BaseSettings):
     run_memory_bytes: int = Field(
         default=256 * 1024 * 1024,
         ge=1024 * 1024,
-        description="Bytes one run may need: the frames of an image are shown to the model in chunks of that.",
+        description="Bytes one run may need. The model sees the frames of an image in chunks of "
+        "that size.",
     )

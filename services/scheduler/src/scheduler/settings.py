@@ -15,7 +15,10 @@ class Settings(BaseSettings):
         "postgresql://user:password@host-1,host-2/database?target_session_attrs=read-write."
     )
     redis_url: RedisUrl = Field(description=f"Celery's broker and the wake-ups: {FORMS}.")
-    http_host: str = Field("0.0.0.0", description="Address of /metrics, /healthz and /readyz.")  # noqa: S104 - a pod's own address
+    http_host: str = Field(
+        "0.0.0.0",  # noqa: S104 - a pod's own address
+        description="Address of /metrics, /healthz and /readyz.",
+    )
     http_port: int = Field(
         9090,
         ge=0,

@@ -1,4 +1,4 @@
-"""One round of the scheduler: expired leases, lost messages, ready tasks, and the backlog's figures.
+"""One round of the scheduler: expired leases, lost messages, ready tasks, the backlog's figures.
 
 Rounds of several schedulers may overlap: every write is guarded by the ledger, and a message sent
 twice is dropped at the claim.
@@ -27,7 +27,10 @@ log = structlog.get_logger(__name__)
 
 
 CATCH_UP_SECONDS: Final = 5
-"""After an outage of the ledger: how long no lease is taken back, because workers could not renew them either."""
+"""How long no lease is taken back after an outage of the ledger.
+
+Workers could not renew their leases either.
+"""
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Sweeper:
                 if error.reason in LEDGER_OUTAGES and error.reason != Reason.LEDGER_BUSY:
                     self.leases_from = time.monotonic() + CATCH_UP_SECONDS
                     return  # the next round catches up
-            except Exception as error:  # noqa: BLE001 - whatever it is: without the scheduler nothing recovers
+            except Exception as error:  # noqa: BLE001 - without the scheduler nothing recovers
                 metrics.SWEEP_FAILURES.labels(action=action).inc()
                 log.error(
                     "sweep_failed",

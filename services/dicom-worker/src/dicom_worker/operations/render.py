@@ -21,7 +21,10 @@ from dicom_worker.reading import DicomFile, open_dicom
 
 @handles(RenderDicom)
 def render_dicom(request: RenderDicom, context: StepContext) -> RenderDicomResult:
-    """Leaves artifacts `preview-0000.png` and `pixels-0000.npy` for each input that has an image; skips those that have none."""
+    """Leaves artifacts `preview-0000.png` and `pixels-0000.npy` for each input that has an image.
+
+    Skips inputs without one.
+    """
     chosen = chosen_window(request)
     result = RenderDicomResult()
     for item in context.each("render"):
@@ -78,7 +81,7 @@ def keep(item: StepItem, file: DicomFile, rendering: Rendering) -> RenderedImage
         if rendering.window
         else None,
         modality=text(file.header, "Modality"),
-        pixel_spacing_mm=spacing if len(spacing) == 2 else [],  # noqa: PLR2004 - between rows and between columns
+        pixel_spacing_mm=spacing if len(spacing) == 2 else [],  # noqa: PLR2004 - rows, columns
         slice_thickness_mm=thickness[0] if thickness else 0,
         sop_instance_uid=text(file.header, "SOPInstanceUID"),
     )

@@ -1,4 +1,4 @@
-"""Reads what a compressed frame says of itself, before a decoder believes it.
+"""Reads what a compressed frame says about itself, before a decoder believes it.
 
 Decoders allocate what the code stream claims, not what DICOM's header says, and some return a cut
 frame as if it were whole.
@@ -12,7 +12,10 @@ from typing import Final
 from dicom_worker import limits
 
 SOF: Final = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
-"""Second bytes of Start Of Frame markers (ISO/IEC 10918-1 table B.1; 0xF7 is JPEG-LS, ISO/IEC 14495-1)."""
+"""Second bytes of Start Of Frame markers (ISO/IEC 10918-1 table B.1).
+
+0xF7 is that of JPEG-LS (ISO/IEC 14495-1).
+"""
 STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))
 """Second bytes of markers without a length: TEM and RSTn."""
 END_WINDOW_BYTES: Final = 256
@@ -21,7 +24,10 @@ END_WINDOW_BYTES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class CodeStream:
-    """Size in pixels, components, bits per sample, and whether samples are signed (None where the format cannot say)."""
+    """Size in pixels, components, bits per sample, and whether samples are signed.
+
+    signed: None where the format cannot say.
+    """
 
     rows: int
     columns: int
@@ -80,7 +86,10 @@ def parse_j2k(frame: bytes) -> CodeStream:
 
 
 def j2k_start(frame: bytes) -> int:
-    """Where the code stream starts: at 0, or in the `jp2c` box of a JP2 file, which DICOM does not allow but some writers store."""
+    """Where the code stream starts: at 0, or in the `jp2c` box of a JP2 file.
+
+    DICOM does not allow JP2 files, but some writers store them.
+    """
     position = 0
     if frame[4:8] != b"jP  ":
         return position

@@ -43,7 +43,8 @@ def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
         count, start, bits = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
         inputs = np.arange(start, start + (count or 65536))
         rgb = apply_color_lut(inputs, header)
-    if len(inputs) > 256 and rgb.dtype == np.uint8:  # noqa: PLR2004 - pydicom indexes with the dtype of the entries
+    # pydicom indexes with the dtype of the entries.
+    if len(inputs) > 256 and rgb.dtype == np.uint8:  # noqa: PLR2004 - values of a byte
         raise FluoroError(
             Reason.PIXELS_UNDECODABLE, "A segmented palette of 8 bits has more than 256 entries."
         )
@@ -58,6 +59,7 @@ def apply_palette(stored: NDArray[Any], palette: tuple[Lut, Lut, Lut]) -> NDArra
     """
     channels = []
     for lut in palette:
-        bits = 16 if lut.entries.max() > 255 else 8 if lut.bits == 8 else lut.bits  # noqa: PLR2004 - bits of an entry
+        fills_words = lut.entries.max() > 255  # noqa: PLR2004 - largest value of a byte
+        bits = 16 if fills_words else lut.bits
         channels.append(eight_bits(lut.apply(stored), bits))
     return np.stack(channels, axis=-1)

@@ -1,8 +1,8 @@
 """Decodes frames with one pinned decoder per Transfer Syntax.
 
-pydicom tries plugins until one works. Decoders differ (lossy JPEG by 1 to 3 grey values), so that
-what a model sees would depend on what is installed. Here each Transfer Syntax has one decoder,
-named in the certificate. pylibjpeg-libjpeg, the only one for 12-bit JPEG, is GPL and not used. The
+pydicom tries plugins until one works. Decoders differ (lossy JPEG by 1 to 3 grey values), so what a
+model sees would depend on what is installed. Here each Transfer Syntax has one decoder, named in
+the certificate. pylibjpeg-libjpeg, the only decoder for 12-bit JPEG, is GPL and not used. The
 codecs run in a process of their own, see `sandbox`.
 """
 
@@ -80,11 +80,12 @@ def decoder_name(transfer_syntax: str) -> str:
 
 
 def decode_frames(file: DicomFile) -> Iterator[NDArray[Any]]:
-    """The stored values of each frame, in order: (rows, columns), or (rows, columns, 3) RGB for colour. One frame is in memory at a time.
+    """The stored values of each frame, in order: (rows, columns), or (rows, columns, 3) RGB.
 
-    Their dtype is the native one of Bits Allocated and Pixel Representation, or of Float or Double
-    Float Pixel Data. FluoroError: NO_PIXEL_DATA, TRANSFER_SYNTAX_UNSUPPORTED, IMAGE_TOO_LARGE (all
-    before anything is allocated), PIXELS_UNDECODABLE.
+    One frame is in memory at a time. The dtype is the native one of Bits Allocated and Pixel
+    Representation, or of Float or Double Float Pixel Data. FluoroError: NO_PIXEL_DATA,
+    TRANSFER_SYNTAX_UNSUPPORTED, IMAGE_TOO_LARGE (all before anything is allocated),
+    PIXELS_UNDECODABLE.
     """
     if file.image is None or file.pixels is None:
         raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
@@ -97,7 +98,8 @@ def decode_frames(file: DicomFile) -> Iterator[NDArray[Any]]:
     check_budget(file.image)
     if file.image.photometric not in PHOTOMETRIC.get(file.image.samples, ()):
         raise undecodable(
-            "The Photometric Interpretation is not one that can be rendered with this many samples per pixel."
+            "The Photometric Interpretation is not one that can be rendered with this many samples "
+            "per pixel."
         )
     if (file.pixels.length is not None) != (codec is NATIVE):
         raise undecodable(
@@ -128,9 +130,8 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
     """The frames of uncompressed pixel data."""
     assert file.pixels is not None and file.pixels.length is not None  # noqa: PT018 - one fact
     excess = file.pixels.length - image.native_bytes
-    if (
-        excess > 1 and excess * 16 >= image.frame_bits
-    ):  # half a frame: more frames, or YBR_FULL_422 that is not subsampled
+    # Half a frame too much means more frames, or YBR_FULL_422 that is not subsampled.
+    if excess > 1 and excess * 16 >= image.frame_bits:
         raise undecodable("The pixel data is longer than the header says by half a frame or more.")
     with file.path.open("rb") as stream:
         for index in range(image.frames):
@@ -176,7 +177,7 @@ def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator
 
 
 def check_frame(frame: bytes, image: Image, codec: Codec) -> None:
-    """PIXELS_UNDECODABLE unless what the code stream says of itself agrees with DICOM's header."""
+    """PIXELS_UNDECODABLE unless the code stream's own header agrees with DICOM's."""
     with blame_file(Reason.PIXELS_UNDECODABLE, "A compressed frame is broken or cut off."):
         if codec.parser is None:
             parse_rle(
@@ -203,7 +204,10 @@ def check_frame(frame: bytes, image: Image, codec: Codec) -> None:
 
 
 def check_values(array: NDArray[Any], image: Image) -> None:
-    """PIXELS_UNDECODABLE if decoded values do not fit Bits Stored: they would be cut off silently."""
+    """PIXELS_UNDECODABLE if decoded values do not fit Bits Stored.
+
+    They would be cut off silently.
+    """
     if image.bits_stored == image.bits_allocated:
         return
     low = -(1 << image.bits_stored - 1) if image.signed else 0

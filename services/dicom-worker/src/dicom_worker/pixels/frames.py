@@ -1,6 +1,6 @@
 """Which fragments of encapsulated pixel data make which frame (PS3.5 A.4).
 
-Frames need not be fragments, and offset tables err.
+A frame may have several fragments, and offset tables err.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def read_frame(stream: BinaryIO, fragments: Sequence[Fragment]) -> bytes:
 
 
 def read_offsets(stream: BinaryIO, table: Fragment) -> list[int]:
-    """The Basic Offset Table: the start of each frame, counted from the first fragment's item tag."""
+    """The Basic Offset Table: where each frame starts, counted from the first fragment's tag."""
     data = read(stream, table.offset, min(table.length, 4 * limits.ELEMENT_LIMIT))
     return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
 
@@ -70,7 +70,7 @@ def by_offset(fragments: Sequence[Fragment], offsets: Sequence[int]) -> list[lis
 
 
 def by_end_marker(stream: BinaryIO, fragments: Sequence[Fragment]) -> list[list[Fragment]]:
-    """Frames that end where a JPEG end marker does, for want of an offset table."""
+    """Frames that end where a JPEG end marker does, if there is no offset table."""
     groups: list[list[Fragment]] = [[]]
     for fragment in fragments:
         groups[-1].append(fragment)
@@ -87,5 +87,5 @@ def read(stream: BinaryIO, offset: int, length: int) -> bytes:
 
 
 def undecodable(message: str) -> FluoroError:
-    """The pixel data cannot be had."""
+    """The pixel data cannot be decoded."""
     return FluoroError(Reason.PIXELS_UNDECODABLE, message)

@@ -1,4 +1,7 @@
-"""Attributes that enhanced multi-frame objects keep in functional groups (PS3.3 C.7.6.16) and others at the top."""
+"""Attributes that enhanced multi-frame objects keep in functional groups (PS3.3 C.7.6.16).
+
+Other objects keep them at the top.
+"""
 
 from fluoro_jobs.errors import Reason
 from pydicom.dataset import Dataset
@@ -8,7 +11,10 @@ from dicom_worker.blame import blame_file
 
 
 def macro(header: Dataset, frame: int, keyword: str) -> Dataset:
-    """The data set to look into for the attributes of a macro: its item for this frame (0-based), the shared one, or the header itself."""
+    """The data set that holds the attributes of a macro.
+
+    Its item for this frame (0-based), the shared one, or the header itself.
+    """
     with blame_file(Reason.DICOM_INVALID, "The functional groups cannot be read."):
         per_frame = (value(header, "PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
         shared = (value(header, "SharedFunctionalGroupsSequence") or [])[:1]

@@ -1,4 +1,4 @@
-"""What the header says of the pixel data (Image Pixel Module, PS3.3 C.7.6.3)."""
+"""What the header says about the pixel data (Image Pixel Module, PS3.3 C.7.6.3)."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -77,9 +77,10 @@ class Image:
 
 
 def image_of(header: Dataset, pixels: Element) -> Image:
-    """What the header says of `pixels`.
+    """What the header says about `pixels`.
 
-    FluoroError: DICOM_INVALID if it is not possible, DICOM_TRUNCATED if native pixels are missing.
+    FluoroError: DICOM_INVALID if it contradicts itself, DICOM_TRUNCATED if native pixels are
+    missing.
     """
     keyword = KEYWORDS[pixels.tag]
     allocated = number(header, "BitsAllocated", 1, 64)

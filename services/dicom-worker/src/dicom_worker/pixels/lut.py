@@ -1,4 +1,7 @@
-"""Lookup tables: Modality LUT, VOI LUT and palettes are described alike (PS3.3 C.11.1.1, C.11.2.1.1, C.7.6.3.1.5)."""
+"""Lookup tables: Modality LUT, VOI LUT and palettes are described alike.
+
+PS3.3 C.11.1.1, C.11.2.1.1, C.7.6.3.1.5.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,10 @@ from dicom_worker.blame import blame_file
 
 @dataclass(frozen=True, slots=True)
 class Lut:
-    """entries[i] is the output for the input `first + i`; inputs outside give the first or last entry. bits: of an entry, 8 to 16."""
+    """entries[i] is the output for the input `first + i`.
+
+    Inputs outside give the first or last entry. bits: of an entry, 8 to 16.
+    """
 
     first: int
     entries: NDArray[np.uint16]
@@ -28,9 +34,10 @@ class Lut:
 
 
 def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool) -> Lut:
-    """The table from `{prefix}Descriptor` (entries, first input, bits) and `{prefix}Data`: numbers (VR US or SS) or bytes (OW).
+    """The table from `{prefix}Descriptor` (entries, first input, bits) and `{prefix}Data`.
 
-    DICOM_INVALID if they are missing or contradict each other.
+    The data are numbers (VR US or SS) or bytes (OW). DICOM_INVALID if one of the two is missing, or
+    they contradict each other.
     """
     descriptor, data = value(source, f"{prefix}Descriptor"), value(source, f"{prefix}Data")
     with blame_file(Reason.DICOM_INVALID, "A lookup table cannot be read."):

@@ -89,5 +89,5 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
 
 
 def unit_of(header: Dataset, rescale_type: str) -> str:
-    """`HU` for a CT whose Rescale Type is HU, which is also what none means (PS3.3 C.8.2.1.1.5); else `1`."""
+    """`HU` for a CT whose Rescale Type is HU or absent (PS3.3 C.8.2.1.1.5); else `1`."""
     return "HU" if text(header, "Modality") == "CT" and rescale_type == "HU" else "1"

@@ -1,4 +1,7 @@
-"""Writes an array to a file frame by frame (NumPy's NPY format, version 1.0), so that memory is bounded by a frame."""
+"""Writes an array to a file frame by frame (NumPy's NPY format, version 1.0).
+
+Memory is bounded by a frame.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,16 +14,19 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 HEADER_BYTES: Final = 128
-"""Bytes of the header of any array of up to four dimensions: NumPy pads it to a multiple of 64 and leaves room for the first to grow."""
+"""Bytes of the header of any array of up to four dimensions.
+
+NumPy pads it to a multiple of 64, and leaves room for the first dimension to grow.
+"""
 
 
 @dataclass(slots=True)
 class NpyWriter:
     """An array of shape (frames, *frame shape) in C order, written to `path` as frames are appended.
 
-    dtype: of the array, that of the first frame. When a later frame is `<f4` after `<i2` frames,
-    what is there is converted: whether all values are whole and fit is known only at the end.
-    minimum, maximum: of the values that are numbers.
+    dtype: that of the first frame. Only the last frame shows whether all values are whole and fit:
+    a `<f4` frame after `<i2` frames converts what is there. minimum, maximum: of the values that
+    are numbers.
     """
 
     path: Path
@@ -31,7 +37,7 @@ class NpyWriter:
     maximum: float = field(default=float("-inf"), init=False)
 
     def append(self, frame: NDArray[Any]) -> None:
-        """Appends a frame; all have the same shape. ValueError if they have not."""
+        """Appends a frame. ValueError if its shape differs from the first one's."""
         if self.dtype is None:
             self.dtype, self.shape = frame.dtype, frame.shape
             self.path.write_bytes(bytes(HEADER_BYTES))
@@ -61,7 +67,8 @@ class NpyWriter:
             )
             if file.tell() != HEADER_BYTES:
                 raise ValueError(
-                    f"the header of {self.frames} frames has {file.tell()} bytes, not {HEADER_BYTES}"
+                    f"the header of {self.frames} frames has {file.tell()} bytes, "
+                    f"not {HEADER_BYTES}"
                 )
             return hashlib.file_digest(file, "sha256").digest()
 

@@ -1,4 +1,7 @@
-"""From a DICOM file to the PNG a person looks at and the array a model sees, in the order of PS3.3 C.7.6.3, C.11.1 and C.11.2."""
+"""From a DICOM file to the PNG a person looks at and the array a model sees.
+
+In the order of PS3.3 C.7.6.3, C.11.1 and C.11.2.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +25,10 @@ from dicom_worker.reading import DicomFile
 class Rendering:
     """What was made of one file.
 
-    preview: an 8-bit PNG of the first frame, one pixel per stored pixel: pixels that are not square
-    are not resampled, overlays not drawn. array: an NPY file, (frames, rows, columns) of modality
-    values, or (frames, rows, columns, 3) RGB; the other fields describe it. unit: `HU` or `1`.
-    window: what the preview shows; None where a VOI LUT or colour leaves nothing to choose.
+    preview: an 8-bit PNG of the first frame, one pixel per stored pixel. Pixels that are not square
+    are not resampled, and overlays are not drawn. array: an NPY file, (frames, rows, columns) of
+    modality values, or (frames, rows, columns, 3) RGB; the other fields describe it. unit: `HU` or
+    `1`. window: what the preview shows; None where a VOI LUT or colour leaves nothing to choose.
     """
 
     preview: bytes

@@ -1,4 +1,4 @@
-"""Runs the codecs in a child process, so that bytes which crash one fail their own item and not the worker."""
+"""Runs the codecs in a child process: bytes that crash a codec fail their own item only."""
 
 import atexit
 import signal
@@ -18,7 +18,7 @@ from dicom_worker.pixels.sandbox_child import read_message, write_message
 CRASHES: Final = frozenset(
     (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 )
-"""Signals by which a file brings the child down. Any other, as SIGKILL, comes from outside."""
+"""Signals by which a file brings the child down. Any other, such as SIGKILL, comes from outside."""
 
 
 class Sandbox:
@@ -34,7 +34,7 @@ class Sandbox:
     def decode(
         self, syntax: str, plugin: str, options: dict[str, Any], frame: bytes
     ) -> tuple[NDArray[Any], str]:
-        """The decoded frame and its Photometric Interpretation, as `sandbox_child.decode` gives them.
+        """The decoded frame and its Photometric Interpretation, as `sandbox_child.decode` has them.
 
         FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed; WORKER_LOST if the child
         was killed from outside.
@@ -53,8 +53,9 @@ class Sandbox:
         child = self._start()
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
         try:
-            write_message(child.stdin, request, frame)  # type: ignore[arg-type]  # typeshed's IO[bytes] is a BinaryIO
-            reply = read_message(child.stdout)  # type: ignore[arg-type]  # typeshed's IO[bytes] is a BinaryIO
+            # typeshed's IO[bytes] is a BinaryIO.
+            write_message(child.stdin, request, frame)  # type: ignore[arg-type]  # see above
+            reply = read_message(child.stdout)  # type: ignore[arg-type]  # see above
         except BrokenPipeError:
             reply = None
         if reply is None:
@@ -64,8 +65,8 @@ class Sandbox:
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
             command = [sys.executable, "-I", "-m", "dicom_worker.pixels.sandbox_child"]
-            # A session of its own: signals to the worker's process group are not for it. No
-            # environment: no secrets.
+            # A session of its own, because signals to the worker's process group are not for it.
+            # No environment, because it needs no secrets.
             self._child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -90,7 +91,8 @@ class Sandbox:
         if child is None:
             return
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
-        with suppress(BrokenPipeError):  # what a dead child did not read
+        # A dead child may have left part of its input unread.
+        with suppress(BrokenPipeError):
             child.stdin.close()
         child.stdout.close()
         child.wait()

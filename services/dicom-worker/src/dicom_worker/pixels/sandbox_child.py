@@ -1,6 +1,6 @@
-"""The process that runs the codecs: a loop that decodes one frame after the other, until its input ends.
+"""The process that runs the codecs: it decodes one frame after the other until its input ends.
 
-Codecs are C and C++ and see hostile bytes. GDCM, for one, ends the process on some (`terminate
+Codecs are C and C++, and see hostile bytes. GDCM, for one, ends the process on some (`terminate
 called after throwing gdcm::Exception`). Here that costs a frame. This process has no settings, no
 network client and no secrets in its environment; memory and time are limited.
 
@@ -31,7 +31,10 @@ HEADER: Final = struct.Struct("<QQ")
 def decode(
     syntax: str, plugin: str, options: dict[str, Any], source: bytes | BinaryIO, index: int
 ) -> tuple[NDArray[Any], str]:
-    """One frame by pydicom's decoder with this plugin: the array in native byte order, and its Photometric Interpretation, RGB for YBR."""
+    """One frame by pydicom's decoder with this plugin.
+
+    The array in native byte order, and its Photometric Interpretation, RGB for YBR.
+    """
     array, properties = get_decoder(syntax).as_array(
         source, index=index, decoding_plugin=plugin, **options
     )
@@ -73,7 +76,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
                     encapsulate([frame]),
                     0,
                 )
-        except BaseException:  # noqa: BLE001 - a panic of pylibjpeg-rle, written in Rust, is no Exception
+        except BaseException:  # noqa: BLE001 - a panic of pylibjpeg-rle (Rust) is no Exception
             signal.alarm(0)
             write_message(replies, {"decoded": False}, b"")
             continue

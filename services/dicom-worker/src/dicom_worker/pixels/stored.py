@@ -8,9 +8,10 @@ from dicom_worker.pixels.image import Image
 
 
 def stored_values(decoded: NDArray[Any], image: Image, *, compressed: bool) -> NDArray[Any]:
-    """The Bits Stored bits below and with High Bit, sign-extended where Pixel Representation is 1; the other bits may hold overlays.
+    """The values: as many bits as Bits Stored, the highest of them High Bit.
 
-    decoded: integers of Bits Allocated, or floats, which are as they are. compressed: the decoder
+    They are sign-extended where Pixel Representation is 1. The other bits may hold overlays.
+    decoded: integers of Bits Allocated, or floats, which stay as they are. compressed: the decoder
     has put the value into the lowest bits. Result: the same shape and dtype.
     """
     if image.is_float or image.bits_allocated in (image.bits_stored, 1):

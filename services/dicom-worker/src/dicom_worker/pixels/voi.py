@@ -17,14 +17,20 @@ WHITE: Final = 255.0
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Window Center and Window Width in modality values, and the VOI LUT Function: LINEAR, LINEAR_EXACT or SIGMOID."""
+    """Window Center and Window Width in modality values, and the VOI LUT Function.
+
+    function: LINEAR, LINEAR_EXACT or SIGMOID.
+    """
 
     center: float
     width: float
     function: str = "LINEAR"
 
     def is_valid(self) -> bool:
-        """Whether the standard allows it: width at least 1 for LINEAR, else above 0 (PS3.3 C.11.2.1.2.1, C.11.2.1.3)."""
+        """Whether the standard allows it: width at least 1 for LINEAR, else above 0.
+
+        PS3.3 C.11.2.1.2.1, C.11.2.1.3.
+        """
         least = self.width >= 1 if self.function == "LINEAR" else self.width > 0
         return (
             self.function in FUNCTIONS
@@ -43,7 +49,10 @@ class Window:
 
 
 def linear(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
-    """PS3.3 C.11.2.1.2.1, with its halves and ones: x = center - 0.5 - (width - 1) / 2 is the last black, its mirror the first white."""
+    """PS3.3 C.11.2.1.2.1.
+
+    Black up to center - 0.5 - (width - 1) / 2, white above center - 0.5 + (width - 1) / 2.
+    """
     if width == 1:
         return np.where(x > center - 0.5, WHITE, 0.0)
     return np.clip(((x - (center - 0.5)) / (width - 1) + 0.5) * WHITE, 0, WHITE)
@@ -68,7 +77,7 @@ FUNCTIONS: Final[dict[str, Callable[[NDArray[np.float64], float, float], NDArray
 
 
 def window_of(header: Dataset, frame: int) -> Window | None:
-    """The first window of the header for this frame (0-based), or None if it has none that the standard allows."""
+    """The header's first window for this frame (0-based) that the standard allows, or None."""
     source = macro(header, frame, "FrameVOILUTSequence")
     centers, widths = decimals(source, "WindowCenter"), decimals(source, "WindowWidth")
     if not centers or not widths:
@@ -84,14 +93,20 @@ def voi_lut_of(header: Dataset, *, little_endian: bool) -> Lut | None:
 
 
 def full_range(values: NDArray[Any], ignored: NDArray[np.bool_]) -> Window:
-    """The window from the smallest (black) to the largest (white) of the values that are numbers and not `ignored`."""
+    """The window from the smallest value (black) to the largest (white).
+
+    Only values that are numbers and not `ignored` count.
+    """
     shown = values[~ignored & np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 0.0)
     return Window((low + high + 1) / 2, high - low + 1)
 
 
 def padding_mask(stored: NDArray[Any], header: Dataset) -> NDArray[np.bool_]:
-    """Which stored values are padding: Pixel Padding Value, or between it and Pixel Padding Range Limit (PS3.3 C.7.5.1.1.2)."""
+    """Which stored values are padding (PS3.3 C.7.5.1.1.2).
+
+    Pixel Padding Value, or whatever is between it and Pixel Padding Range Limit.
+    """
     padding = value(header, "PixelPaddingValue")
     limit = value(header, "PixelPaddingRangeLimit")
     if not isinstance(padding, int):

@@ -33,7 +33,8 @@ def analyze_images(
     request: ml_pb2.AnalyzeImages, context: StepContext
 ) -> ml_pb2.AnalyzeImagesResult:
     """Runs a model of this process on every image that earlier steps certified."""
-    from ml_worker.sessions import loaded_models  # noqa: PLC0415 - ONNX Runtime takes half a second to import: the table of handlers need not
+    # ONNX Runtime takes half a second to import, and the table of handlers does not need it.
+    from ml_worker.sessions import loaded_models  # noqa: PLC0415 - see above
 
     return analyze(request, context, loaded_models())
 
@@ -137,7 +138,10 @@ class Segmented:
 
 
 def segment(model: "Model", pixels: NDArray[Any], path: Path, context: StepContext) -> Segmented:
-    """Shows the pixels (frames, rows, columns) to the model, some frames at a time, and writes the label map to an NPY file."""
+    """Shows the pixels (frames, rows, columns) to the model, some frames at a time.
+
+    Writes the label map to an NPY file.
+    """
     frames, rows, columns = pixels.shape
     step = model.frames_per_run(rows, columns)
     count = len(model.manifest.labels)

@@ -31,7 +31,7 @@ OPSET: Final = 21
 """Operator set; ONNX Runtime 1.31 knows up to 26."""
 
 Ranges = Sequence[tuple[float, float] | None]
-"""Per label, in order, [from, to) in Hounsfield units; None for the label that takes what is left."""
+"""[from, to) in Hounsfield units of each label, in order; None for the one that takes the rest."""
 
 
 class Graph:
