@@ -47,7 +47,7 @@ format: venv ## Mend style where a machine can.
 	@$(BIN)/ruff format --quiet .
 
 type: venv ## Check types of what we ship, the benchmarks and the chaos rig.
-	@$(BIN)/mypy $(addprefix -p ,$(filter-out fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
+	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
 	@$(BIN)/mypy benchmarks tests/chaos
 
 gen: venv ## Generate the Python code of protos/ anew.

@@ -13,17 +13,18 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 PROTOS: Final = ROOT / "protos"
-PACKAGE: Final = "fluoro"
+PACKAGES: Final = ("fluoro", "buf")
+"""Ours, and protovalidate's: the rules that ours are written with."""
 
 
 def generate(destination: Path) -> None:
-    """Writes package `fluoro` into `destination`, in place of the one there.
+    """Writes the packages into `destination`, in place of those there.
 
     CalledProcessError if protoc refuses the protos.
     """
-    package = destination / PACKAGE
-    shutil.rmtree(package, ignore_errors=True)
-    package.mkdir(parents=True)
+    for package in PACKAGES:
+        shutil.rmtree(destination / package, ignore_errors=True)
+        (destination / package).mkdir(parents=True)
     plugins = Path(sysconfig.get_path("scripts"))
     sources = sorted(PROTOS.rglob("*.proto"))
     command = [
@@ -43,11 +44,12 @@ def generate(destination: Path) -> None:
         if "\nservice " not in source.read_text():
             _delete_empty_service_code(destination / source.relative_to(PROTOS))
     for folder in {
-        package,
+        *(destination / package for package in PACKAGES),
         *(destination / source.parent.relative_to(PROTOS) for source in sources),
     }:
         (folder / "__init__.py").touch()
-    (package / "py.typed").touch()
+    for package in PACKAGES:
+        (destination / package / "py.typed").touch()
 
 
 def _delete_empty_service_code(source: Path) -> None:

@@ -38,8 +38,8 @@ def test_the_committed_code_is_what_the_protos_generate(root: Path, tmp_path: Pa
         check=True,
         capture_output=True,
     )
-    committed = contents(root / "libs/protos/src/fluoro")
-    generated = contents(tmp_path / "fluoro")
+    committed = contents(root / "libs/protos/src")
+    generated = contents(tmp_path)
     assert sorted(committed) == sorted(generated)
     assert {name for name in committed if committed[name] != generated[name]} == set(), (
         "run `make gen`"

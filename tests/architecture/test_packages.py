@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-GENERATED = "fluoro"
+GENERATED = {"fluoro", "buf"}
 
 
 def test_every_package_tells_type_checkers_that_it_is_typed(packages: dict[str, Path]) -> None:
@@ -23,7 +23,7 @@ def test_every_package_says_what_it_is(packages: dict[str, Path]) -> None:
     written = [
         module
         for name, folder in packages.items()
-        if name != GENERATED
+        if name not in GENERATED
         for module in folder.rglob("__init__.py")
     ]
     assert {str(module) for module in written if not module.read_text().startswith('"""')} == set()
@@ -48,7 +48,7 @@ def test_a_folder_has_the_name_of_its_distribution_and_import_package(
             package = (
                 project.name.replace("-", "_") if kind == "services" else f"fluoro_{project.name}"
             )
-            expected = GENERATED if project.name == "protos" else package
-            assert [folder.name for folder in (project / "src").iterdir() if folder.is_dir()] == [
-                expected
-            ]
+            expected = GENERATED if project.name == "protos" else {package}
+            assert {
+                folder.name for folder in (project / "src").iterdir() if folder.is_dir()
+            } == expected

@@ -1,13 +1,14 @@
 """Several attempts of one task, or several tasks of one pool child: what is meant for one reaches no other."""
 
 import json
+import math
 from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 import redis
-from fluoro.v1 import job_pb2
+from fluoro.v1 import dicom_pb2, job_pb2
 from fluoro_jobs.celery import Sender
 from fluoro_jobs.ledger import attempts, control
 from fluoro_jobs.ledger.sweeps import Backoff
@@ -177,3 +178,19 @@ def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_rel
         client.lpush("dicom", json.dumps(old))
         assert rig.finished(job_id, seconds=10).state == SUCCEEDED, rig.logs()
         assert not client.llen("dicom")
+
+
+def test_a_request_that_breaks_a_rule_of_the_protos_fails_on_the_worker_too_and_at_once(
+    rig: Rig,
+) -> None:
+    job_id = rig.submit(rig.job_of(operation="render_dicom"))
+    window = dicom_pb2.VoiWindow(center=math.nan, width=1)
+    with rig.connection() as connection:  # as a gateway without the rule would have stored it
+        connection.execute(
+            "UPDATE steps SET request = %s WHERE job_id = %s",
+            (dicom_pb2.RenderDicom(window=window).SerializeToString(), job_id),
+        )
+    rig.worker()
+    [step] = rig.finished(job_id).steps
+    assert (step.reason, step.message) == ("INVALID_ARGUMENT", "window.center: Must be finite.")
+    assert outcomes(rig, job_id) == ["FAILED"]

@@ -1,5 +1,6 @@
 """Bad requests are refused with a reason and every bad field named."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +32,11 @@ def edit(path: str, value: object) -> Callable[[Request], None]:
             setattr(target, last, value)
 
     return apply
+
+
+def malformed_duration(request: Request) -> None:
+    request.job.steps[0].attempt_timeout.seconds = 5
+    request.job.steps[0].attempt_timeout.nanos = -5
 
 
 def report_in_shares(request: Request) -> None:
@@ -71,6 +77,22 @@ def report_in_shares(request: Request) -> None:
             "job.steps[1].render_dicom.window.width",
         ),
         (
+            edit("job.steps.1.render_dicom.window.center", math.nan),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[1].render_dicom.window.center",
+        ),
+        (
+            edit("job.steps.1.render_dicom.window.width", math.inf),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[1].render_dicom.window.width",
+        ),
+        (
+            edit("job.steps.1.retry_policy.max_backoff.nanos", -1),
+            Reason.INVALID_ARGUMENT,
+            "job.steps[1].retry_policy.max_backoff",
+        ),
+        (malformed_duration, Reason.INVALID_ARGUMENT, "job.steps[0].attempt_timeout"),
+        (
             lambda r: r.job.steps[0].analyze_images.SetInParent(),
             Reason.INVALID_ARGUMENT,
             "job.steps[0].analyze_images.model",
@@ -78,7 +100,7 @@ def report_in_shares(request: Request) -> None:
         (
             edit("job.steps.1.export_report.formats", [0]),
             Reason.INVALID_ARGUMENT,
-            "job.steps[1].export_report.formats",
+            "job.steps[1].export_report.formats[0]",
         ),
         (
             edit("job.steps.0.max_inputs_per_task", -1),

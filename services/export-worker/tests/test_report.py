@@ -277,10 +277,10 @@ def test_typst_in_values_of_a_file_is_shown_and_never_run(clinic: Any, reader: A
         ("Übersicht für Jürgen, naïve façade", "Übersicht für Jürgen, naïve façade"),
         ("Ελληνικά и кириллица", "Ελληνικά и кириллица"),
         ("胸部CT 报告", "CT"),
-        ("emoji \U0001f600 and \x00 control \x07 and \u202e turned", "and control and turned"),
+        ("emoji \U0001f600 and control \u202e turned", "and control turned"),
         ("", "Imaging report"),
-        ("W" * 5000, "WWWWW"),
-        ("word " * 1000, "word word"),
+        ("W" * 256, "WWWWW"),
+        ("word " * 51, "word word"),
     ],
     ids=[
         "latin",

@@ -69,13 +69,10 @@ def _bad_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
         if not _STEP_NAME.fullmatch(step.name):
             yield (
                 f"job.steps[{number}].name",
-                "Lower case letters, digits and hyphens, at most 63, starting with a letter.",
+                "Must be lower case letters, digits and hyphens, at most 63, starting with a letter.",
             )
         if not step.WhichOneof("operation"):
-            fields = ", ".join(
-                field.name for field in step.DESCRIPTOR.oneofs_by_name["operation"].fields
-            )
-            yield f"job.steps[{number}].operation", f"Set one of {fields}."
+            yield f"job.steps[{number}].operation", "Exactly one field is required in oneof."
 
 
 def _check_graph(job: job_pb2.Job) -> None:

@@ -2,44 +2,34 @@
 
 import hashlib
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import UUID
 
-from fluoro.v1 import export_pb2, job_pb2, job_service_pb2
+from fluoro.v1 import job_pb2, job_service_pb2
 from google.protobuf.message import Message
 
-from fluoro_jobs import operations
+from fluoro_jobs import operations, rules
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.sources import ORIGINALS, Source, Wired, wire
-from fluoro_jobs.operations import MAX_TIMEOUT_SECONDS, Operation
+from fluoro_jobs.operations import Operation
 from fluoro_jobs.wellknown import is_time, seconds
 
-MAX_STEPS: Final = 100
 MAX_INPUTS: Final = 10_000
 MAX_TASKS: Final = 1000
 MAX_LABELS: Final = 64
-MAX_FORMATS: Final = 8
-"""Entries of a report's list of formats, of which there are two."""
-MAX_PRIORITY: Final = 9
-MAX_ATTEMPTS: Final = 10
-MAX_BACKOFF_SECONDS: Final = 86_400
 MAX_TEXT: Final = 256
-"""Characters of a label's key or value, of a report's title and of a model's name."""
+"""Characters of a label's key or value."""
 MAX_OPERATION_BYTES: Final = 16 * 2**10
 """Most that an operation's message weighs; it may hold fields that only a newer worker knows."""
 MAX_TOLD: Final = 20
 """Most bad fields that one refusal names."""
 
-_STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _BLOB_LENGTHS: Final = range(32, 46)
 """Characters of the UUID in a blob's name, in any of its spellings."""
-_REQUEST_ID: Final = re.compile(r"[!-~]{0,128}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 OUTPUT_ONLY_JOB: Final = (
     "name",
     "state",
@@ -147,6 +137,11 @@ class _Violations:
         if len(self._told) < MAX_TOLD:
             self._told.append(FieldViolation(field, description))
 
+    def extend(self, violations: Iterable[FieldViolation]) -> None:
+        """Some more."""
+        for violation in violations:
+            self.add(violation.field, violation.description)
+
     def check(self) -> None:
         """FluoroError INVALID_ARGUMENT if there is one."""
         if self._told:
@@ -170,12 +165,12 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     if not job.steps:
         raise _empty("steps")
     violations = _Violations()
-    _check_numbers(job, violations)
+    violations.extend(rules.too_many(request))
     violations.check()
     inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
-    _check_job(request, violations)
-    for i, step in enumerate(job.steps):
-        _check_step(step, f"job.steps[{i}]", violations)
+    violations.extend(rules.broken(request))
+    _check_times(job, violations)
+    _check_fan_out(job, violations)
     violations.check()
     if sum(_task_count(step, len(inputs)) for step in job.steps) > MAX_TASKS:
         violation = FieldViolation(
@@ -211,29 +206,6 @@ def _empty(what: str) -> FluoroError:
     return FluoroError(Reason.JOB_EMPTY, f"The job has no {what}. Add at least one.", [violation])
 
 
-def _check_numbers(job: job_pb2.Job, violations: _Violations) -> None:
-    """How many there are of everything that is repeated."""
-    counts = (
-        ("steps", job.steps, MAX_STEPS),
-        ("inputs", job.inputs, MAX_INPUTS),
-        ("labels", job.labels, MAX_LABELS),
-    )
-    for name, values, limit in counts:
-        if len(values) > limit:
-            violations.add(f"job.{name}", f"At most {limit} {name}; this job has {len(values)}.")
-    if len(job.steps) > MAX_STEPS:
-        return
-    for i, step in enumerate(job.steps):
-        if len(step.after) > MAX_STEPS:
-            violations.add(f"job.steps[{i}].after", f"At most {MAX_STEPS} steps.")
-        if len(step.inputs) > MAX_STEPS:
-            violations.add(f"job.steps[{i}].inputs", f"At most {MAX_STEPS} entries.")
-        if len(step.export_report.formats) > MAX_FORMATS:
-            violations.add(
-                f"job.steps[{i}].export_report.formats", f"At most {MAX_FORMATS} formats."
-            )
-
-
 def _task_count(step: job_pb2.Step, inputs: int) -> int:
     return math.ceil(inputs / (step.max_inputs_per_task or inputs or 1))
 
@@ -255,117 +227,31 @@ def _blob_id(name: str, field: str, violations: _Violations) -> UUID | None:
     return None
 
 
-def _check_job(request: job_service_pb2.SubmitJobRequest, violations: _Violations) -> None:
-    job = request.job
-    texts = [*job.labels.keys(), *job.labels.values()]
-    short = all(len(text) <= MAX_TEXT for text in texts)
-    rules = (
-        (0 <= job.priority <= MAX_PRIORITY, "job.priority", f"Must be 0 to {MAX_PRIORITY}."),
-        (short, "job.labels", f"Keys and values have at most {MAX_TEXT} characters."),
-        (
-            not short or not any(map(_CONTROL.search, texts)),
-            "job.labels",
-            "Keys and values hold no control characters.",
-        ),
-        (is_time(job.schedule_time), "job.schedule_time", "Must be a time in the years 1 to 9999."),
-        (is_time(job.expire_time), "job.expire_time", "Must be a time in the years 1 to 9999."),
-        (
-            _REQUEST_ID.fullmatch(request.request_id),
-            "request_id",
-            "At most 128 printable ASCII characters, without spaces; a UUID, say.",
-        ),
-    )
-    for ok, field, text in rules:
-        if not ok:
-            violations.add(field, text)
+def _check_times(job: job_pb2.Job, violations: _Violations) -> None:
+    """Times and durations that are none: protovalidate compares them without asking."""
+    for name in ("schedule_time", "expire_time"):
+        if not is_time(getattr(job, name)):
+            violations.add(f"job.{name}", "Must be a time in the years 1 to 9999.")
+    for i, step in enumerate(job.steps):
+        policy = step.retry_policy
+        durations = (
+            ("retry_policy.initial_backoff", policy.initial_backoff),
+            ("retry_policy.max_backoff", policy.max_backoff),
+            ("attempt_timeout", step.attempt_timeout),
+        )
+        for name, duration in durations:
+            if math.isnan(seconds(duration)):
+                violations.add(f"job.steps[{i}].{name}", "Must be a duration.")
 
 
-def _check_step(step: job_pb2.Step, path: str, violations: _Violations) -> None:
-    policy = step.retry_policy
-    first, ceiling, timeout = map(
-        seconds, (policy.initial_backoff, policy.max_backoff, step.attempt_timeout)
-    )
-    formats = step.export_report.formats
-    rules = (
-        (
-            _STEP_NAME.fullmatch(step.name),
-            "name",
-            "Lower case letters, digits and hyphens, at most 63, starting with a letter.",
-        ),
-        (
-            step.WhichOneof("operation"),
-            "operation",
-            f"Set one of {', '.join(operations.BY_FIELD)}.",
-        ),
-        (
-            0 <= policy.max_attempts <= MAX_ATTEMPTS,
-            "retry_policy.max_attempts",
-            f"Must be 1 to {MAX_ATTEMPTS}.",
-        ),
-        (0 <= first <= MAX_BACKOFF_SECONDS, "retry_policy.initial_backoff", "Must be 0 to 1 day."),
-        (0 <= ceiling <= MAX_BACKOFF_SECONDS, "retry_policy.max_backoff", "Must be 0 to 1 day."),
-        (0 <= timeout <= MAX_TIMEOUT_SECONDS, "attempt_timeout", "Must be 0 to 6 h."),
-        (
-            0 <= step.max_inputs_per_task <= MAX_INPUTS,
-            "max_inputs_per_task",
-            f"Must be 0 to {MAX_INPUTS}.",
-        ),
-        (
-            not step.max_inputs_per_task
-            or (operation := operations.of_step(step)) is None
-            or operation.fans_out,
-            "max_inputs_per_task",
-            "This operation makes one document of all inputs and does not fan out; leave it 0.",
-        ),
-        (
-            step.item_failure_policy in job_pb2.Step.ItemFailurePolicy.values(),
-            "item_failure_policy",
-            "Unknown policy.",
-        ),
-        (
-            not step.HasField("analyze_images") or step.analyze_images.model,
-            "analyze_images.model",
-            "Name a model, ct-tissue say.",
-        ),
-        (
-            not step.render_dicom.HasField("window")
-            or 1 <= step.render_dicom.window.width < math.inf,
-            "render_dicom.window.width",
-            "Must be at least 1 (PS3.3 C.11.2.1.2).",
-        ),
-        (
-            math.isfinite(step.render_dicom.window.center),
-            "render_dicom.window.center",
-            "Must be a number.",
-        ),
-        (
-            export_pb2.ExportReport.FORMAT_UNSPECIFIED not in formats,
-            "export_report.formats",
-            "FORMAT_UNSPECIFIED is not a format.",
-        ),
-        (
-            all(f in export_pb2.ExportReport.Format.values() for f in formats),
-            "export_report.formats",
-            "Unknown format.",
-        ),
-        (
-            _is_text(step.export_report.title),
-            "export_report.title",
-            f"At most {MAX_TEXT} characters, none of them control characters.",
-        ),
-        (
-            _is_text(step.analyze_images.model),
-            "analyze_images.model",
-            f"At most {MAX_TEXT} characters, none of them control characters.",
-        ),
-    )
-    for ok, field, text in rules:
-        if not ok:
-            violations.add(f"{path}.{field}", text)
-
-
-def _is_text(text: str) -> bool:
-    return len(text) <= MAX_TEXT and not _CONTROL.search(text)
+def _check_fan_out(job: job_pb2.Job, violations: _Violations) -> None:
+    for i, step in enumerate(job.steps):
+        operation = operations.of_step(step) if step.max_inputs_per_task else None
+        if operation and not operation.fans_out:
+            violations.add(
+                f"job.steps[{i}].max_inputs_per_task",
+                "This operation makes one document of all inputs and does not fan out; leave it 0.",
+            )
 
 
 def _new_step(

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from fluoro_jobs import rules
 from fluoro_jobs.operations import BY_REQUEST, Operation
 from fluoro_jobs.worker.context import StepContext
 
@@ -21,7 +22,12 @@ class Handler(Generic[Request, Result]):
     function: Callable[[Request, StepContext], Result]
 
     def __call__(self, request: Request, context: StepContext) -> Result:
-        """Runs the function in the caller's process; what tests do."""
+        """Runs the function in the caller's process; what tests do.
+
+        FluoroError INVALID_ARGUMENT if the request breaks a rule of the protos: an older gateway may
+        have accepted what this release refuses.
+        """
+        rules.check(request)
         return self.function(request, context)
 
 

@@ -22,29 +22,34 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/dicom.proto\x12\tfluoro.v1\"\x0e\n\x0cInspectDicom\"A\n\x12InspectDicomResult\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.DicomInstance\"\xee\x02\n\rDicomInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x15\n\rsop_class_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13transfer_syntax_uid\x18\x06 \x01(\t\x12\x10\n\x08modality\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\t \x01(\x05\x12\x18\n\x10number_of_frames\x18\n \x01(\x05\x12\x19\n\x11samples_per_pixel\x18\x0b \x01(\x05\x12\"\n\x1aphotometric_interpretation\x18\x0c \x01(\t\x12\x13\n\x0b\x62its_stored\x18\r \x01(\x05\x12\x1a\n\x12\x62ody_part_examined\x18\x0e \x01(\t\x12\x0c\n\x04item\x18\x0f \x01(\t\"3\n\x0bRenderDicom\x12$\n\x06window\x18\x01 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\"*\n\tVoiWindow\x12\x0e\n\x06\x63\x65nter\x18\x01 \x01(\x01\x12\r\n\x05width\x18\x02 \x01(\x01\"=\n\x11RenderDicomResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.RenderedImage\"\x87\x02\n\rRenderedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x07preview\x18\x02 \x01(\t\x12\x0e\n\x06pixels\x18\x03 \x01(\t\x12\x30\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x1b.fluoro.v1.PixelCertificate\x12$\n\x06window\x18\x05 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\x12\x10\n\x08modality\x18\x06 \x01(\t\x12\x18\n\x10pixel_spacing_mm\x18\x07 \x03(\x01\x12\x1a\n\x12slice_thickness_mm\x18\x08 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\t \x01(\t\x12\x0c\n\x04item\x18\n \x01(\t\"\x9e\x01\n\x10PixelCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x05\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07minimum\x18\x05 \x01(\x01\x12\x0f\n\x07maximum\x18\x06 \x01(\x01\x12\x1b\n\x13transfer_syntax_uid\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65\x63oder\x18\x08 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/dicom.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\x0e\n\x0cInspectDicom\"A\n\x12InspectDicomResult\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.DicomInstance\"\xee\x02\n\rDicomInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x15\n\rsop_class_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13transfer_syntax_uid\x18\x06 \x01(\t\x12\x10\n\x08modality\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\t \x01(\x05\x12\x18\n\x10number_of_frames\x18\n \x01(\x05\x12\x19\n\x11samples_per_pixel\x18\x0b \x01(\x05\x12\"\n\x1aphotometric_interpretation\x18\x0c \x01(\t\x12\x13\n\x0b\x62its_stored\x18\r \x01(\x05\x12\x1a\n\x12\x62ody_part_examined\x18\x0e \x01(\t\x12\x0c\n\x04item\x18\x0f \x01(\t\"3\n\x0bRenderDicom\x12$\n\x06window\x18\x01 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\"E\n\tVoiWindow\x12\x17\n\x06\x63\x65nter\x18\x01 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1f\n\x05width\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\xf0?@\x01\"=\n\x11RenderDicomResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.RenderedImage\"\x87\x02\n\rRenderedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x07preview\x18\x02 \x01(\t\x12\x0e\n\x06pixels\x18\x03 \x01(\t\x12\x30\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x1b.fluoro.v1.PixelCertificate\x12$\n\x06window\x18\x05 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\x12\x10\n\x08modality\x18\x06 \x01(\t\x12\x18\n\x10pixel_spacing_mm\x18\x07 \x03(\x01\x12\x1a\n\x12slice_thickness_mm\x18\x08 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\t \x01(\t\x12\x0c\n\x04item\x18\n \x01(\t\"\x9e\x01\n\x10PixelCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x05\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07minimum\x18\x05 \x01(\x01\x12\x0f\n\x07maximum\x18\x06 \x01(\x01\x12\x1b\n\x13transfer_syntax_uid\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65\x63oder\x18\x08 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.dicom_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSPECTDICOM']._serialized_start=36
-  _globals['_INSPECTDICOM']._serialized_end=50
-  _globals['_INSPECTDICOMRESULT']._serialized_start=52
-  _globals['_INSPECTDICOMRESULT']._serialized_end=117
-  _globals['_DICOMINSTANCE']._serialized_start=120
-  _globals['_DICOMINSTANCE']._serialized_end=486
-  _globals['_RENDERDICOM']._serialized_start=488
-  _globals['_RENDERDICOM']._serialized_end=539
-  _globals['_VOIWINDOW']._serialized_start=541
-  _globals['_VOIWINDOW']._serialized_end=583
-  _globals['_RENDERDICOMRESULT']._serialized_start=585
-  _globals['_RENDERDICOMRESULT']._serialized_end=646
-  _globals['_RENDEREDIMAGE']._serialized_start=649
-  _globals['_RENDEREDIMAGE']._serialized_end=912
-  _globals['_PIXELCERTIFICATE']._serialized_start=915
-  _globals['_PIXELCERTIFICATE']._serialized_end=1073
+  _globals['_VOIWINDOW'].fields_by_name['center']._loaded_options = None
+  _globals['_VOIWINDOW'].fields_by_name['center']._serialized_options = b'\272H\004\022\002@\001'
+  _globals['_VOIWINDOW'].fields_by_name['width']._loaded_options = None
+  _globals['_VOIWINDOW'].fields_by_name['width']._serialized_options = b'\272H\r\022\013)\000\000\000\000\000\000\360?@\001'
+  _globals['_INSPECTDICOM']._serialized_start=65
+  _globals['_INSPECTDICOM']._serialized_end=79
+  _globals['_INSPECTDICOMRESULT']._serialized_start=81
+  _globals['_INSPECTDICOMRESULT']._serialized_end=146
+  _globals['_DICOMINSTANCE']._serialized_start=149
+  _globals['_DICOMINSTANCE']._serialized_end=515
+  _globals['_RENDERDICOM']._serialized_start=517
+  _globals['_RENDERDICOM']._serialized_end=568
+  _globals['_VOIWINDOW']._serialized_start=570
+  _globals['_VOIWINDOW']._serialized_end=639
+  _globals['_RENDERDICOMRESULT']._serialized_start=641
+  _globals['_RENDERDICOMRESULT']._serialized_end=702
+  _globals['_RENDEREDIMAGE']._serialized_start=705
+  _globals['_RENDEREDIMAGE']._serialized_end=968
+  _globals['_PIXELCERTIFICATE']._serialized_start=971
+  _globals['_PIXELCERTIFICATE']._serialized_end=1129
 # @@protoc_insertion_point(module_scope)

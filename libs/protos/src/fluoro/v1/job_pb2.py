@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import dicom_pb2 as fluoro_dot_v1_dot_dicom__pb2
 from fluoro.v1 import export_pb2 as fluoro_dot_v1_dot_export__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
@@ -29,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x66luoro/v1/job.proto\x12\tfluoro.v1\x1a\x15\x66luoro/v1/dicom.proto\x1a\x16\x66luoro/v1/export.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x05\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06inputs\x18\x02 \x03(\t\x12\x1e\n\x05steps\x18\x03 \x03(\x0b\x32\x0f.fluoro.v1.Step\x12*\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.fluoro.v1.Job.LabelsEntry\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x31\n\rschedule_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05state\x18\n \x01(\x0e\x32\x14.fluoro.v1.Job.State\x12\r\n\x05owner\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x0f\n\x07message\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x11 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x1d\n\x19STATE_PARTIALLY_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"\xe2\t\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x03(\t\x12$\n\x06inputs\x18\x03 \x03(\x0b\x32\x14.fluoro.v1.StepInput\x12\x1a\n\x12\x61llow_identifiable\x18\x04 \x01(\x08\x12\x30\n\rinspect_dicom\x18\n \x01(\x0b\x32\x17.fluoro.v1.InspectDicomH\x00\x12.\n\x0crender_dicom\x18\x0b \x01(\x0b\x32\x16.fluoro.v1.RenderDicomH\x00\x12\x32\n\x0e\x61nalyze_images\x18\x0c \x01(\x0b\x32\x18.fluoro.v1.AnalyzeImagesH\x00\x12\x30\n\rexport_report\x18\r \x01(\x0b\x32\x17.fluoro.v1.ExportReportH\x00\x12,\n\x0cretry_policy\x18\x14 \x01(\x0b\x32\x16.fluoro.v1.RetryPolicy\x12\x1b\n\x13max_inputs_per_task\x18\x15 \x01(\x05\x12\x32\n\x0f\x61ttempt_timeout\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x13item_failure_policy\x18\x17 \x01(\x0e\x32!.fluoro.v1.Step.ItemFailurePolicy\x12$\n\x05state\x18\x1e \x01(\x0e\x32\x15.fluoro.v1.Step.State\x12\x0e\n\x06reason\x18\x1f \x01(\t\x12\x0f\n\x07message\x18  \x01(\t\x12\x1e\n\x05tasks\x18! \x03(\x0b\x32\x0f.fluoro.v1.Task\x12\x1e\n\x05items\x18\" \x03(\x0b\x32\x0f.fluoro.v1.Item\x12&\n\tartifacts\x18# \x03(\x0b\x32\x13.fluoro.v1.Artifact\x12\x14\n\x0cresult_blobs\x18$ \x03(\t\x12=\n\x14inspect_dicom_result\x18( \x01(\x0b\x32\x1d.fluoro.v1.InspectDicomResultH\x01\x12;\n\x13render_dicom_result\x18) \x01(\x0b\x32\x1c.fluoro.v1.RenderDicomResultH\x01\x12?\n\x15\x61nalyze_images_result\x18* \x01(\x0b\x32\x1e.fluoro.v1.AnalyzeImagesResultH\x01\x12=\n\x14\x65xport_report_result\x18+ \x01(\x0b\x32\x1d.fluoro.v1.ExportReportResultH\x01\"\x9f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x1d\n\x19STATE_PARTIALLY_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"z\n\x11ItemFailurePolicy\x12#\n\x1fITEM_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12\x1d\n\x19ITEM_FAILURE_POLICY_ALLOW\x10\x01\x12!\n\x1dITEM_FAILURE_POLICY_FAIL_STEP\x10\x02\x42\x0b\n\toperationB\x08\n\x06result\"6\n\tStepInput\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\x08\"\x87\x01\n\x0bRetryPolicy\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\x05\x12\x32\n\x0finitial_backoff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xf4\x02\n\x04Task\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\r\n\x05queue\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.fluoro.v1.Task.State\x12\x32\n\x0erun_after_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32\x12.fluoro.v1.Attempt\x12\x13\n\x0b\x66irst_input\x18\x06 \x01(\x05\x12\x13\n\x0binput_count\x18\x07 \x01(\x05\"\xa3\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_BLOCKED\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_QUEUED\x10\x03\x12\x11\n\rSTATE_RUNNING\x10\x04\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\"\xe4\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x1a.fluoro.v1.Attempt.Outcome\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x8c\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x10\n\x0cOUTCOME_LOST\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x14\n\x10OUTCOME_RELEASED\x10\x05\"\xc3\x01\n\x04Item\x12\r\n\x05input\x18\x01 \x01(\x05\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.fluoro.v1.Item.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\t\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x01\x12\x11\n\rSTATE_SKIPPED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"\x97\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\x05input\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04\x62lob\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\x0c\x12\x0b\n\x03key\x18\x08 \x01(\tB\x08\n\x06_inputb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x66luoro/v1/job.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/dicom.proto\x1a\x16\x66luoro/v1/export.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\x06inputs\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x90N\x12(\n\x05steps\x18\x03 \x03(\x0b\x32\x0f.fluoro.v1.StepB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\xd5\x01\n\x06labels\x18\x04 \x03(\x0b\x32\x1a.fluoro.v1.Job.LabelsEntryB\xa8\x01\xbaH\xa4\x01\x9a\x01\xa0\x01\x10@\"Mr\x03\x18\x80\x02\xba\x01\x45\n\x04text\x12\x1fmust hold no control characters\x1a\x1c!this.matches(\'[[:cntrl:]]\')*Mr\x03\x18\x80\x02\xba\x01\x45\n\x04text\x12\x1fmust hold no control characters\x1a\x1c!this.matches(\'[[:cntrl:]]\')\x12\x1b\n\x08priority\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\t(\x00\x12\x31\n\rschedule_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05state\x18\n \x01(\x0e\x32\x14.fluoro.v1.Job.State\x12\r\n\x05owner\x18\x0b \x01(\t\x12\x0e\n\x06reason\x18\x0c \x01(\t\x12\x0f\n\x07message\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x11 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x1d\n\x19STATE_PARTIALLY_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"\xb6\x0b\n\x04Step\x12\x9e\x01\n\x04name\x18\x01 \x01(\tB\x8f\x01\xbaH\x8b\x01\xba\x01\x87\x01\n\tstep_name\x12Rmust be lower case letters, digits and hyphens, at most 63, starting with a letter\x1a&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')\x12\x17\n\x05\x61\x66ter\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12.\n\x06inputs\x18\x03 \x03(\x0b\x32\x14.fluoro.v1.StepInputB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x1a\n\x12\x61llow_identifiable\x18\x04 \x01(\x08\x12\x30\n\rinspect_dicom\x18\n \x01(\x0b\x32\x17.fluoro.v1.InspectDicomH\x00\x12.\n\x0crender_dicom\x18\x0b \x01(\x0b\x32\x16.fluoro.v1.RenderDicomH\x00\x12\x32\n\x0e\x61nalyze_images\x18\x0c \x01(\x0b\x32\x18.fluoro.v1.AnalyzeImagesH\x00\x12\x30\n\rexport_report\x18\r \x01(\x0b\x32\x17.fluoro.v1.ExportReportH\x00\x12,\n\x0cretry_policy\x18\x14 \x01(\x0b\x32\x16.fluoro.v1.RetryPolicy\x12\'\n\x13max_inputs_per_task\x18\x15 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90N(\x00\x12\x42\n\x0f\x61ttempt_timeout\x18\x16 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\xe0\xa8\x01\x32\x00\x12H\n\x13item_failure_policy\x18\x17 \x01(\x0e\x32!.fluoro.v1.Step.ItemFailurePolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12$\n\x05state\x18\x1e \x01(\x0e\x32\x15.fluoro.v1.Step.State\x12\x0e\n\x06reason\x18\x1f \x01(\t\x12\x0f\n\x07message\x18  \x01(\t\x12\x1e\n\x05tasks\x18! \x03(\x0b\x32\x0f.fluoro.v1.Task\x12\x1e\n\x05items\x18\" \x03(\x0b\x32\x0f.fluoro.v1.Item\x12&\n\tartifacts\x18# \x03(\x0b\x32\x13.fluoro.v1.Artifact\x12\x14\n\x0cresult_blobs\x18$ \x03(\t\x12=\n\x14inspect_dicom_result\x18( \x01(\x0b\x32\x1d.fluoro.v1.InspectDicomResultH\x01\x12;\n\x13render_dicom_result\x18) \x01(\x0b\x32\x1c.fluoro.v1.RenderDicomResultH\x01\x12?\n\x15\x61nalyze_images_result\x18* \x01(\x0b\x32\x1e.fluoro.v1.AnalyzeImagesResultH\x01\x12=\n\x14\x65xport_report_result\x18+ \x01(\x0b\x32\x1d.fluoro.v1.ExportReportResultH\x01\"\x9f\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x1d\n\x19STATE_PARTIALLY_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x13\n\x0fSTATE_CANCELLED\x10\x06\"z\n\x11ItemFailurePolicy\x12#\n\x1fITEM_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12\x1d\n\x19ITEM_FAILURE_POLICY_ALLOW\x10\x01\x12!\n\x1dITEM_FAILURE_POLICY_FAIL_STEP\x10\x02\x42\x12\n\toperation\x12\x05\xbaH\x02\x08\x01\x42\x08\n\x06result\"6\n\tStepInput\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\x08\"\xb2\x01\n\x0bRetryPolicy\x12\x1f\n\x0cmax_attempts\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\n(\x00\x12\x42\n\x0finitial_backoff\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\x12>\n\x0bmax_backoff\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0e\xbaH\x0b\xaa\x01\x08\"\x04\x08\x80\xa3\x05\x32\x00\"\xf4\x02\n\x04Task\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\r\n\x05queue\x18\x02 \x01(\t\x12$\n\x05state\x18\x03 \x01(\x0e\x32\x15.fluoro.v1.Task.State\x12\x32\n\x0erun_after_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x08\x61ttempts\x18\x05 \x03(\x0b\x32\x12.fluoro.v1.Attempt\x12\x13\n\x0b\x66irst_input\x18\x06 \x01(\x05\x12\x13\n\x0binput_count\x18\x07 \x01(\x05\"\xa3\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_BLOCKED\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_QUEUED\x10\x03\x12\x11\n\rSTATE_RUNNING\x10\x04\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\"\xe4\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07outcome\x18\x05 \x01(\x0e\x32\x1a.fluoro.v1.Attempt.Outcome\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"\x8c\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x10\n\x0cOUTCOME_LOST\x10\x03\x12\x15\n\x11OUTCOME_CANCELLED\x10\x04\x12\x14\n\x10OUTCOME_RELEASED\x10\x05\"\xc3\x01\n\x04Item\x12\r\n\x05input\x18\x01 \x01(\x05\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.fluoro.v1.Item.State\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\t\"X\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x01\x12\x11\n\rSTATE_SKIPPED\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"\x97\x01\n\x08\x41rtifact\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x12\n\x05input\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04\x62lob\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12\x0e\n\x06sha256\x18\x07 \x01(\x0c\x12\x0b\n\x03key\x18\x08 \x01(\tB\x08\n\x06_inputb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,34 +39,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB_LABELSENTRY']._loaded_options = None
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOB']._serialized_start=167
-  _globals['_JOB']._serialized_end=856
-  _globals['_JOB_LABELSENTRY']._serialized_start=649
-  _globals['_JOB_LABELSENTRY']._serialized_end=694
-  _globals['_JOB_STATE']._serialized_start=697
-  _globals['_JOB_STATE']._serialized_end=856
-  _globals['_STEP']._serialized_start=859
-  _globals['_STEP']._serialized_end=2109
-  _globals['_STEP_STATE']._serialized_start=697
-  _globals['_STEP_STATE']._serialized_end=856
-  _globals['_STEP_ITEMFAILUREPOLICY']._serialized_start=1964
-  _globals['_STEP_ITEMFAILUREPOLICY']._serialized_end=2086
-  _globals['_STEPINPUT']._serialized_start=2111
-  _globals['_STEPINPUT']._serialized_end=2165
-  _globals['_RETRYPOLICY']._serialized_start=2168
-  _globals['_RETRYPOLICY']._serialized_end=2303
-  _globals['_TASK']._serialized_start=2306
-  _globals['_TASK']._serialized_end=2678
-  _globals['_TASK_STATE']._serialized_start=2515
-  _globals['_TASK_STATE']._serialized_end=2678
-  _globals['_ATTEMPT']._serialized_start=2681
-  _globals['_ATTEMPT']._serialized_end=3037
-  _globals['_ATTEMPT_OUTCOME']._serialized_start=2897
-  _globals['_ATTEMPT_OUTCOME']._serialized_end=3037
-  _globals['_ITEM']._serialized_start=3040
-  _globals['_ITEM']._serialized_end=3235
-  _globals['_ITEM_STATE']._serialized_start=3147
-  _globals['_ITEM_STATE']._serialized_end=3235
-  _globals['_ARTIFACT']._serialized_start=3238
-  _globals['_ARTIFACT']._serialized_end=3389
+  _globals['_JOB'].fields_by_name['inputs']._loaded_options = None
+  _globals['_JOB'].fields_by_name['inputs']._serialized_options = b'\272H\006\222\001\003\020\220N'
+  _globals['_JOB'].fields_by_name['steps']._loaded_options = None
+  _globals['_JOB'].fields_by_name['steps']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_JOB'].fields_by_name['labels']._loaded_options = None
+  _globals['_JOB'].fields_by_name['labels']._serialized_options = b'\272H\244\001\232\001\240\001\020@\"Mr\003\030\200\002\272\001E\n\004text\022\037must hold no control characters\032\034!this.matches(\'[[:cntrl:]]\')*Mr\003\030\200\002\272\001E\n\004text\022\037must hold no control characters\032\034!this.matches(\'[[:cntrl:]]\')'
+  _globals['_JOB'].fields_by_name['priority']._loaded_options = None
+  _globals['_JOB'].fields_by_name['priority']._serialized_options = b'\272H\006\032\004\030\t(\000'
+  _globals['_STEP'].oneofs_by_name['operation']._loaded_options = None
+  _globals['_STEP'].oneofs_by_name['operation']._serialized_options = b'\272H\002\010\001'
+  _globals['_STEP'].fields_by_name['name']._loaded_options = None
+  _globals['_STEP'].fields_by_name['name']._serialized_options = b'\272H\213\001\272\001\207\001\n\tstep_name\022Rmust be lower case letters, digits and hyphens, at most 63, starting with a letter\032&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')'
+  _globals['_STEP'].fields_by_name['after']._loaded_options = None
+  _globals['_STEP'].fields_by_name['after']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_STEP'].fields_by_name['inputs']._loaded_options = None
+  _globals['_STEP'].fields_by_name['inputs']._serialized_options = b'\272H\005\222\001\002\020d'
+  _globals['_STEP'].fields_by_name['max_inputs_per_task']._loaded_options = None
+  _globals['_STEP'].fields_by_name['max_inputs_per_task']._serialized_options = b'\272H\007\032\005\030\220N(\000'
+  _globals['_STEP'].fields_by_name['attempt_timeout']._loaded_options = None
+  _globals['_STEP'].fields_by_name['attempt_timeout']._serialized_options = b'\272H\013\252\001\010\"\004\010\340\250\0012\000'
+  _globals['_STEP'].fields_by_name['item_failure_policy']._loaded_options = None
+  _globals['_STEP'].fields_by_name['item_failure_policy']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RETRYPOLICY'].fields_by_name['max_attempts']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['max_attempts']._serialized_options = b'\272H\006\032\004\030\n(\000'
+  _globals['_RETRYPOLICY'].fields_by_name['initial_backoff']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['initial_backoff']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_RETRYPOLICY'].fields_by_name['max_backoff']._loaded_options = None
+  _globals['_RETRYPOLICY'].fields_by_name['max_backoff']._serialized_options = b'\272H\013\252\001\010\"\004\010\200\243\0052\000'
+  _globals['_JOB']._serialized_start=196
+  _globals['_JOB']._serialized_end=1089
+  _globals['_JOB_LABELSENTRY']._serialized_start=882
+  _globals['_JOB_LABELSENTRY']._serialized_end=927
+  _globals['_JOB_STATE']._serialized_start=930
+  _globals['_JOB_STATE']._serialized_end=1089
+  _globals['_STEP']._serialized_start=1092
+  _globals['_STEP']._serialized_end=2554
+  _globals['_STEP_STATE']._serialized_start=930
+  _globals['_STEP_STATE']._serialized_end=1089
+  _globals['_STEP_ITEMFAILUREPOLICY']._serialized_start=2402
+  _globals['_STEP_ITEMFAILUREPOLICY']._serialized_end=2524
+  _globals['_STEPINPUT']._serialized_start=2556
+  _globals['_STEPINPUT']._serialized_end=2610
+  _globals['_RETRYPOLICY']._serialized_start=2613
+  _globals['_RETRYPOLICY']._serialized_end=2791
+  _globals['_TASK']._serialized_start=2794
+  _globals['_TASK']._serialized_end=3166
+  _globals['_TASK_STATE']._serialized_start=3003
+  _globals['_TASK_STATE']._serialized_end=3166
+  _globals['_ATTEMPT']._serialized_start=3169
+  _globals['_ATTEMPT']._serialized_end=3525
+  _globals['_ATTEMPT_OUTCOME']._serialized_start=3385
+  _globals['_ATTEMPT_OUTCOME']._serialized_end=3525
+  _globals['_ITEM']._serialized_start=3528
+  _globals['_ITEM']._serialized_end=3723
+  _globals['_ITEM_STATE']._serialized_start=3635
+  _globals['_ITEM_STATE']._serialized_end=3723
+  _globals['_ARTIFACT']._serialized_start=3726
+  _globals['_ARTIFACT']._serialized_end=3877
 # @@protoc_insertion_point(module_scope)

@@ -22,60 +22,63 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import event_pb2 as fluoro_dot_v1_dot_event__pb2
 from fluoro.v1 import job_pb2 as fluoro_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66luoro/v1/job_service.proto\x12\tfluoro.v1\x1a\x15\x66luoro/v1/event.proto\x1a\x13\x66luoro/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\"Z\n\x10SubmitJobRequest\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\xc5\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.fluoro.v1.Job.State\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.fluoro.v1.ListJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fluoro.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\"\xc5\x01\n\x10WatchJobResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"!\n\x08\x42ookmark\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"\x90\x01\n\x10WatchJobsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.fluoro.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x11WatchJobsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x1d\n\x03job\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"J\n\x0eWaitJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\x0fWaitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1f\n\x0fRetryJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10RetryJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job2\xb8\x04\n\nJobService\x12\x46\n\tSubmitJob\x12\x1b.fluoro.v1.SubmitJobRequest\x1a\x1c.fluoro.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.fluoro.v1.GetJobRequest\x1a\x19.fluoro.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.fluoro.v1.ListJobsRequest\x1a\x1b.fluoro.v1.ListJobsResponse\x12\x45\n\x08WatchJob\x12\x1a.fluoro.v1.WatchJobRequest\x1a\x1b.fluoro.v1.WatchJobResponse0\x01\x12H\n\tWatchJobs\x12\x1b.fluoro.v1.WatchJobsRequest\x1a\x1c.fluoro.v1.WatchJobsResponse0\x01\x12@\n\x07WaitJob\x12\x19.fluoro.v1.WaitJobRequest\x1a\x1a.fluoro.v1.WaitJobResponse\x12\x46\n\tCancelJob\x12\x1b.fluoro.v1.CancelJobRequest\x1a\x1c.fluoro.v1.CancelJobResponse\x12\x43\n\x08RetryJob\x12\x1a.fluoro.v1.RetryJobRequest\x1a\x1b.fluoro.v1.RetryJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66luoro/v1/job_service.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/event.proto\x1a\x13\x66luoro/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\"\xdc\x01\n\x10SubmitJobRequest\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\x12\x93\x01\n\nrequest_id\x18\x02 \x01(\tB\x7f\xbaH|\xba\x01y\n\nrequest_id\x12Kmust be at most 128 printable ASCII characters, without spaces; a UUID, say\x1a\x1ethis.matches(\'^[!-~]{0,128}$\')\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1d\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\xc5\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.fluoro.v1.Job.State\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.fluoro.v1.ListJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fluoro.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\"\xc5\x01\n\x10WatchJobResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"!\n\x08\x42ookmark\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"\x90\x01\n\x10WatchJobsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.fluoro.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x11WatchJobsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x1d\n\x03job\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"J\n\x0eWaitJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\".\n\x0fWaitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1f\n\x0fRetryJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10RetryJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job2\xb8\x04\n\nJobService\x12\x46\n\tSubmitJob\x12\x1b.fluoro.v1.SubmitJobRequest\x1a\x1c.fluoro.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.fluoro.v1.GetJobRequest\x1a\x19.fluoro.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.fluoro.v1.ListJobsRequest\x1a\x1b.fluoro.v1.ListJobsResponse\x12\x45\n\x08WatchJob\x12\x1a.fluoro.v1.WatchJobRequest\x1a\x1b.fluoro.v1.WatchJobResponse0\x01\x12H\n\tWatchJobs\x12\x1b.fluoro.v1.WatchJobsRequest\x1a\x1c.fluoro.v1.WatchJobsResponse0\x01\x12@\n\x07WaitJob\x12\x19.fluoro.v1.WaitJobRequest\x1a\x1a.fluoro.v1.WaitJobResponse\x12\x46\n\tCancelJob\x12\x1b.fluoro.v1.CancelJobRequest\x1a\x1c.fluoro.v1.CancelJobResponse\x12\x43\n\x08RetryJob\x12\x1a.fluoro.v1.RetryJobRequest\x1a\x1b.fluoro.v1.RetryJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.job_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SUBMITJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H|\272\001y\n\nrequest_id\022Kmust be at most 128 printable ASCII characters, without spaces; a UUID, say\032\036this.matches(\'^[!-~]{0,128}$\')'
   _globals['_LISTJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SUBMITJOBREQUEST']._serialized_start=118
-  _globals['_SUBMITJOBREQUEST']._serialized_end=208
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=210
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=258
-  _globals['_GETJOBREQUEST']._serialized_start=260
-  _globals['_GETJOBREQUEST']._serialized_end=289
-  _globals['_GETJOBRESPONSE']._serialized_start=291
-  _globals['_GETJOBRESPONSE']._serialized_end=336
-  _globals['_LISTJOBSREQUEST']._serialized_start=339
-  _globals['_LISTJOBSREQUEST']._serialized_end=536
-  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_start=491
-  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_end=536
-  _globals['_LISTJOBSRESPONSE']._serialized_start=538
-  _globals['_LISTJOBSRESPONSE']._serialized_end=611
-  _globals['_WATCHJOBREQUEST']._serialized_start=613
-  _globals['_WATCHJOBREQUEST']._serialized_end=666
-  _globals['_WATCHJOBRESPONSE']._serialized_start=669
-  _globals['_WATCHJOBRESPONSE']._serialized_end=866
-  _globals['_BOOKMARK']._serialized_start=868
-  _globals['_BOOKMARK']._serialized_end=901
-  _globals['_WATCHJOBSREQUEST']._serialized_start=904
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1048
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=491
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=536
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1051
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=1244
-  _globals['_WAITJOBREQUEST']._serialized_start=1246
-  _globals['_WAITJOBREQUEST']._serialized_end=1320
-  _globals['_WAITJOBRESPONSE']._serialized_start=1322
-  _globals['_WAITJOBRESPONSE']._serialized_end=1368
-  _globals['_CANCELJOBREQUEST']._serialized_start=1370
-  _globals['_CANCELJOBREQUEST']._serialized_end=1402
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1404
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1452
-  _globals['_RETRYJOBREQUEST']._serialized_start=1454
-  _globals['_RETRYJOBREQUEST']._serialized_end=1485
-  _globals['_RETRYJOBRESPONSE']._serialized_start=1487
-  _globals['_RETRYJOBRESPONSE']._serialized_end=1534
-  _globals['_JOBSERVICE']._serialized_start=1537
-  _globals['_JOBSERVICE']._serialized_end=2105
+  _globals['_SUBMITJOBREQUEST']._serialized_start=148
+  _globals['_SUBMITJOBREQUEST']._serialized_end=368
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=370
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=418
+  _globals['_GETJOBREQUEST']._serialized_start=420
+  _globals['_GETJOBREQUEST']._serialized_end=449
+  _globals['_GETJOBRESPONSE']._serialized_start=451
+  _globals['_GETJOBRESPONSE']._serialized_end=496
+  _globals['_LISTJOBSREQUEST']._serialized_start=499
+  _globals['_LISTJOBSREQUEST']._serialized_end=696
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_start=651
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_end=696
+  _globals['_LISTJOBSRESPONSE']._serialized_start=698
+  _globals['_LISTJOBSRESPONSE']._serialized_end=771
+  _globals['_WATCHJOBREQUEST']._serialized_start=773
+  _globals['_WATCHJOBREQUEST']._serialized_end=826
+  _globals['_WATCHJOBRESPONSE']._serialized_start=829
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1026
+  _globals['_BOOKMARK']._serialized_start=1028
+  _globals['_BOOKMARK']._serialized_end=1061
+  _globals['_WATCHJOBSREQUEST']._serialized_start=1064
+  _globals['_WATCHJOBSREQUEST']._serialized_end=1208
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=651
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=696
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=1211
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=1404
+  _globals['_WAITJOBREQUEST']._serialized_start=1406
+  _globals['_WAITJOBREQUEST']._serialized_end=1480
+  _globals['_WAITJOBRESPONSE']._serialized_start=1482
+  _globals['_WAITJOBRESPONSE']._serialized_end=1528
+  _globals['_CANCELJOBREQUEST']._serialized_start=1530
+  _globals['_CANCELJOBREQUEST']._serialized_end=1562
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1564
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1612
+  _globals['_RETRYJOBREQUEST']._serialized_start=1614
+  _globals['_RETRYJOBREQUEST']._serialized_end=1645
+  _globals['_RETRYJOBRESPONSE']._serialized_start=1647
+  _globals['_RETRYJOBRESPONSE']._serialized_end=1694
+  _globals['_JOBSERVICE']._serialized_start=1697
+  _globals['_JOBSERVICE']._serialized_end=2265
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from fluoro.v1.dicom_pb2 import (
     RenderedImage,
     VoiWindow,
 )
-from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.errors import Reason
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
@@ -40,18 +40,10 @@ def render_dicom(request: RenderDicom, context: StepContext) -> RenderDicomResul
 
 
 def chosen_window(request: RenderDicom) -> Window | None:
-    """The window the client asks for. INVALID_ARGUMENT if the standard does not allow it."""
+    """The window the client asks for; the rules in dicom.proto let no impossible one through."""
     if not request.HasField("window"):
         return None
-    window = Window(request.window.center, request.window.width)
-    if not window.is_valid():
-        violation = FieldViolation(
-            "window.width", "Give a finite centre and a finite width of at least 1."
-        )
-        raise FluoroError(
-            Reason.INVALID_ARGUMENT, "The window is not possible.", violations=[violation]
-        )
-    return window
+    return Window(request.window.center, request.window.width)
 
 
 def keep(item: StepItem, file: DicomFile, rendering: Rendering) -> RenderedImage:
