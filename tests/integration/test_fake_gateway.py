@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fluoro.v1 import dicom_pb2, job_pb2
-from fluoro_client import AsyncClient, FluoroApiError
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
+from fluoro_client import BASIC, AsyncClient, FluoroApiError
 from fluoro_client.jobs import imaging_report, inspect, render
 from fluoro_client.testing import FakeGateway, File, Outcome
 from fluoro_client.testing.faults import CODES
@@ -124,17 +124,13 @@ class Transcript:
         """The messages, without what differs from one deployment to another."""
         for message in messages:
             text = json.dumps(told(MessageToDict(message)), sort_keys=True)
-            self.lines.append(
-                (
-                    what,
-                    json.loads(
-                        UUID.sub(
-                            lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"),
-                            text,
-                        )
-                    ),
-                )
-            )
+            self.lines.append((what, json.loads(self.named(text))))
+
+    def named(self, text: str) -> str:
+        """The text with names numbered."""
+        return UUID.sub(
+            lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"), text
+        )
 
     async def refused(self, what: str, call: Awaitable[object]) -> None:
         """How a call is refused."""
@@ -142,14 +138,7 @@ class Transcript:
             await call
         error = caught.value
         text = f"{error.code} {error.reason} {error.violations}"
-        self.lines.append(
-            (
-                what,
-                UUID.sub(
-                    lambda found: self._names.setdefault(found[0], f"#{len(self._names)}"), text
-                ),
-            )
-        )
+        self.lines.append((what, self.named(text)))
 
 
 def told(value: Any) -> Any:
@@ -202,6 +191,29 @@ async def a_job_that_fails_and_is_retried(
         )
     await seen.refused("nothing to retry", ada.retry(name))
     seen.note("cancelled too late", await ada.cancel(name))
+    seen.note("basic", await ada.get(name, view=BASIC), await ada.wait(name, view=BASIC))
+    async with aclosing(ada.watch(name, view=BASIC)) as watch:
+        seen.note("basic snapshot", await anext(watch))
+    result = await ada.result(name, "render")
+    assert result is not None
+    seen.note("result", result)
+    assert await ada.result(name, "analyze") == ml_pb2.AnalyzeImagesResult()
+    await parts_of(ada, seen, name, "inspect")
+    await seen.refused("no such step", anext(ada.list_items(name, step="none")))
+    await seen.refused("no such step", ada.result(name, "none"))
+
+
+async def parts_of(ada: AsyncClient, seen: Transcript, name: str, step: str) -> None:
+    """Every list of the job, whole and filtered."""
+    seen.lines.append(("inputs", [seen.named(blob) async for blob in ada.list_inputs(name)]))
+    seen.note("tasks", *[task async for task in ada.list_tasks(name)])
+    seen.note("tasks of a step", *[task async for task in ada.list_tasks(name, step=step)])
+    seen.note("items", *[item async for item in ada.list_items(name)])
+    bad = (Item.STATE_FAILED, Item.STATE_SKIPPED)
+    seen.note("bad items", *[item async for item in ada.list_items(name, step=step, states=bad)])
+    seen.note("artifacts", *[made async for made in ada.list_artifacts(name)])
+    roles = ["metadata", "none"]
+    seen.note("with roles", *[made async for made in ada.list_artifacts(name, roles=roles)])
 
 
 async def a_job_that_fans_out(
@@ -227,6 +239,8 @@ async def a_job_that_fans_out(
         seen.note("partly", await ada.get(name))
         if policy == job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW:
             await work(name, "second", Outcome("PIXELS_UNDECODABLE", "As told."))
+        seen.note("basic", await ada.get(name, view=BASIC))
+        await parts_of(ada, seen, name, "first")
         seen.note("through", await ada.get(name), await ada.retry(name), await ada.get(name))
     skipped = [
         Item(input=number, state=Item.STATE_SKIPPED, reason="MODEL_NOT_APPLICABLE")
@@ -295,6 +309,9 @@ async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None
     for name in (f"jobs/{NOBODY}", "jobs/1", NOBODY):
         for call in (ada.get, ada.wait, ada.cancel, ada.retry):
             await seen.refused(name, call(name))
+        for part in (ada.list_inputs, ada.list_tasks, ada.list_items, ada.list_artifacts):
+            await seen.refused(name, anext(part(name)))
+        await seen.refused(name, ada.get(name, view=7))  # type: ignore[arg-type]  # what no client sends
         await seen.refused(name, anext(ada.watch(name)))
     await seen.refused("blob", ada.get_blob(f"blobs/{NOBODY}"))
     seen.note(

@@ -152,7 +152,8 @@ async def test_a_job_retried_before_its_schedule_time_still_waits_for_it(
     job.schedule_time.FromSeconds(int(time.time()) + 3600)
     name = (await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name
     await client.jobs.CancelJob(CancelJobRequest(name=name))
-    retried = (await client.jobs.RetryJob(RetryJobRequest(name=name))).job
+    await client.jobs.RetryJob(RetryJobRequest(name=name))
+    retried = (await client.jobs.GetJob(GetJobRequest(name=name))).job
     assert (retried.state, retried.steps[0].tasks[0].run_after_time) == (
         Job.STATE_PENDING,
         job.schedule_time,

@@ -12,7 +12,7 @@ from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.read import SMALL_JOB_INPUTS
+from fluoro_jobs.ledger.read import SMALL_JOB_PARTS
 from gateway.ledger_calls import LedgerCalls
 from gateway.testing import refused
 from gateway.testing_jobs import Rig, rigged
@@ -47,7 +47,7 @@ async def submit_large(rig: Rig) -> str:
     """Of ada, with more inputs than are read together with other jobs."""
     blob = (await get(rig, await rig.submit(), "ada")).inputs[0]
     steps = [Step(name=name, inspect_dicom=InspectDicom(), max_inputs_per_task=9) for name in "abc"]
-    job = Job(inputs=[blob] * (SMALL_JOB_INPUTS + 1), steps=steps)
+    job = Job(inputs=[blob] * (SMALL_JOB_PARTS + 1), steps=steps)
     request = SubmitJobRequest(job=job)
     return str((await rig.client.jobs.SubmitJob(request, metadata=of("ada"))).job.name)
 

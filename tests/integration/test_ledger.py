@@ -15,7 +15,17 @@ from fluoro.v1 import dicom_pb2, job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, backlog, control, limits, read, store, sweeps
+from fluoro_jobs.ledger import (
+    accept,
+    attempts,
+    backlog,
+    control,
+    limits,
+    lists,
+    read,
+    store,
+    sweeps,
+)
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.ledger.migrate import engine
@@ -316,7 +326,7 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
     request = job_service_pb2.ListJobsRequest(page_size=2)
     seen: list[str] = []
     while True:
-        page = read.list_jobs(db, OWNER, request)
+        page = lists.list_jobs(db, OWNER, request)
         seen += [job.name for job in page.jobs]
         accepted(rig, db)
         if not page.next_page_token:
@@ -324,11 +334,11 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
         request.page_token = page.next_page_token
     assert seen == jobs[::-1]
     request.states.append(job_pb2.Job.STATE_FAILED)
-    request.page_token = read.list_jobs(
+    request.page_token = lists.list_jobs(
         db, OWNER, job_service_pb2.ListJobsRequest(page_size=1)
     ).next_page_token
     with pytest.raises(FluoroError, match="page_token"):
-        read.list_jobs(db, OWNER, request)
+        lists.list_jobs(db, OWNER, request)
 
 
 def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:

@@ -39,9 +39,10 @@ async def test_the_owner_travels_with_every_call(gateway, client, tmp_path):
     await client.wait(job.name)
     _ = [job async for job in client.list()]
     _ = [message async for message in client.watch(job.name)]
-    await client.download(job.inputs[0], tmp_path / "x")
+    [blob] = [name async for name in client.list_inputs(job.name)]
+    await client.download(blob, tmp_path / "x")
     assert {owner for _, owner, _ in gateway.calls} == {"ada"}
-    assert len(gateway.calls) == 9
+    assert len(gateway.calls) == 10
 
 
 async def test_a_submit_is_repeated_while_the_ledger_is_away_and_stores_one_job(gateway, client):

@@ -11,10 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro_client import FULL
 from fluoro_client.errors import FieldViolation
 from fluoro_client.jobs import PIPELINES, imaging_report
 from fluoro_client.options import PipelineName, StateName
 from fluoro_client.testing import Fault
+from fluoro_client.testing.views import shown
 from google.protobuf import json_format
 
 COMMAND = str(Path(sys.executable).with_name("fluoro"))
@@ -246,10 +248,9 @@ async def test_a_job_is_shown_with_steps_failed_items_and_artifacts(gateway, flu
         "preview-0000.png",
     ):
         assert text in out
-    assert (
-        json_format.Parse((await fluoro("get", job.name, "--output", "json"))[1], job_pb2.Job())
-        == job
-    )
+    assert json_format.Parse(
+        (await fluoro("get", job.name, "--output", "json"))[1], job_pb2.Job()
+    ) == shown(job, FULL)
 
 
 async def test_a_job_of_a_thousand_images_fits_on_a_screen(gateway, fluoro):

@@ -5,10 +5,11 @@ import io
 
 import pytest
 from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
-from fluoro_client import AsyncClient
+from fluoro_client import FULL, AsyncClient
 from fluoro_client.board import Board
 from fluoro_client.display import follow
 from fluoro_client.jobs import imaging_report
+from fluoro_client.testing.views import shown as answered
 from rich.console import Console
 
 Job, Step, Task = job_pb2.Job.State, job_pb2.Step.State, job_pb2.Task.State
@@ -55,7 +56,7 @@ async def shown(gateway, client, console):
     for change in STORY:
         gateway.tell(job.name, change)
     result = await following
-    assert result == gateway.jobs[job.name]
+    assert result == answered(gateway.jobs[job.name], FULL)
     return console.file.getvalue(), job
 
 
@@ -105,14 +106,8 @@ def event(change):
 
 def test_a_step_is_as_far_as_its_shards_are_on_average():
     board = Board()
-    tasks = [
-        job_pb2.Task(shard=0, state=Task.STATE_SUCCEEDED),
-        job_pb2.Task(shard=1),
-        job_pb2.Task(shard=2),
-        job_pb2.Task(shard=3),
-    ]
-    items = [job_pb2.Item(state=job_pb2.Item.STATE_SUCCEEDED)]
-    running = job_pb2.Step(name="render", state=Step.STATE_RUNNING, tasks=tasks, items=items)
+    counts = job_pb2.StepCounts(tasks=4, ended_tasks=1, items=1, succeeded_items=1)
+    running = job_pb2.Step(name="render", state=Step.STATE_RUNNING, counts=counts)
     board.apply(response(snapshot=job_pb2.Job(steps=[running])))
     board.apply(
         progress(shard=1, attempt=1, fraction=0.5, items=event_pb2.ItemCounts(total=2, succeeded=1))

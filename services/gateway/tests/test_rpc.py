@@ -27,6 +27,7 @@ from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from gateway.rpc import Adapter, Call
 from gateway.server import JOB_SERVICE
 from gateway.testing import Client, connected, parse, refused
+from google.protobuf.message import Message
 from prometheus_client import REGISTRY
 
 
@@ -46,6 +47,11 @@ class Servicer:
 
     async def list_jobs(self, _request: ListJobsRequest, _call: Call) -> Any:
         raise ValueError("Doe^John")
+
+    async def list_inputs(self, _request: Message, _call: Call) -> Any:
+        raise NotImplementedError
+
+    list_tasks = list_items = list_artifacts = list_results = list_inputs
 
     async def cancel_job(self, _request: CancelJobRequest, _call: Call) -> Any:
         try:

@@ -7,17 +7,23 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from fluoro_client.aio import AsyncClient
+    from fluoro_client.aio import BASIC, FULL, AsyncClient
     from fluoro_client.blocking import Client
     from fluoro_client.errors import FluoroApiError
 
-__all__ = ["AsyncClient", "Client", "FluoroApiError"]
+__all__ = ["BASIC", "FULL", "AsyncClient", "Client", "FluoroApiError"]
 
-_HOMES: Final = {"AsyncClient": "aio", "Client": "blocking", "FluoroApiError": "errors"}
+_HOMES: Final = {
+    "AsyncClient": "aio",
+    "BASIC": "aio",
+    "Client": "blocking",
+    "FULL": "aio",
+    "FluoroApiError": "errors",
+}
 
 
 def __getattr__(name: str) -> object:
-    """The client of that name (PEP 562)."""
+    """What goes by that name (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,8 +6,9 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import grpc
 from fluoro.v1 import (
@@ -18,6 +19,7 @@ from fluoro.v1 import (
     job_service_pb2_grpc,
 )
 from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 
 from fluoro_client.channel import OWNER_KEY, open_channel
 from fluoro_client.errors import (
@@ -34,11 +36,30 @@ from fluoro_client.transfers import Landing, Source, Upload, prepare
 from fluoro_client.watching import TERMINAL, resume_watch
 from fluoro_client.watching_all import resume_watch_all
 
+View: TypeAlias = "job_service_pb2.JobView.ValueType"
+"""How much of a job an answer has."""
+BASIC: Final = job_service_pb2.JOB_VIEW_BASIC
+FULL: Final = job_service_pb2.JOB_VIEW_FULL
+
+PAGE: Final = 1000
+"""What a list of a job's parts asks for at once."""
+
 WAIT_SECONDS: Final = 60
 """How long one WaitJob call waits; `wait` repeats it."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+class _Page(Protocol):
+    """An answer of a list."""
+
+    @property
+    def next_page_token(self) -> str:
+        """Empty at the end."""
+
+
+Page = TypeVar("Page", bound=_Page)
 
 
 class AsyncClient:
@@ -117,9 +138,14 @@ class AsyncClient:
         )
         return (await self._unary(self._jobs.SubmitJob, request)).job
 
-    async def get(self, name: str) -> job_pb2.Job:
-        """The job with its steps, items, attempts and artifacts, as of one moment."""
-        return (await self._unary(self._jobs.GetJob, job_service_pb2.GetJobRequest(name=name))).job
+    async def get(self, name: str, *, view: View = FULL) -> job_pb2.Job:
+        """The job as of one moment.
+
+        view: FULL: with inputs, tasks, items, artifacts and results, which FluoroApiError
+        ANSWER_TOO_LARGE refuses of a large job. BASIC: with its steps alone, and how far they are.
+        """
+        request = job_service_pb2.GetJobRequest(name=name, view=view)
+        return (await self._unary(self._jobs.GetJob, request)).job
 
     async def list(
         self,
@@ -129,29 +155,99 @@ class AsyncClient:
         limit: int | None = None,
         page_size: int = 0,
     ) -> AsyncGenerator[job_pb2.Job, None]:
-        """The owner's jobs, newest first and without steps, fetched page by page as they are read.
+        """The owner's jobs, newest first, without steps and inputs, fetched page by page as they are read.
 
         states, labels: only jobs in one of these states and with all of these labels.
         limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the
         server.
         """
+        if limit is not None and limit <= 0:
+            return
         request = job_service_pb2.ListJobsRequest(
             page_size=min(page_size, limit) if limit else page_size,
             states=states,
             labels=labels or {},
         )
-        left = limit
-        while left is None or left > 0:
-            page = await self._unary(self._jobs.ListJobs, request)
-            for job in page.jobs[:left]:
+        count = 0
+        async for page in self._pages(self._jobs.ListJobs, request):
+            for job in page.jobs:
                 yield job
-            left = None if left is None else left - len(page.jobs)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return
+                count += 1
+                if count == limit:
+                    return
 
-    async def wait(self, name: str, *, timeout_seconds: float | None = None) -> job_pb2.Job:
-        """The job once it is terminal, or as it is after timeout_seconds (None: as long as it takes)."""
+    async def list_inputs(self, job: str) -> AsyncGenerator[str, None]:
+        """Names of the blobs that the job of this name works on, in order, page by page."""
+        request = job_service_pb2.ListInputsRequest(job=job, page_size=PAGE)
+        async for page in self._pages(self._jobs.ListInputs, request):
+            for name in page.inputs:
+                yield name
+
+    async def list_tasks(
+        self, job: str, *, step: str = ""
+    ) -> AsyncGenerator[job_service_pb2.StepTask, None]:
+        """The tasks of a job, or of one step, with their attempts, page by page as they are read."""
+        request = job_service_pb2.ListTasksRequest(job=job, step=step, page_size=PAGE)
+        async for page in self._pages(self._jobs.ListTasks, request):
+            for task in page.tasks:
+                yield task
+
+    async def list_items(
+        self, job: str, *, step: str = "", states: Sequence["job_pb2.Item.State.ValueType"] = ()
+    ) -> AsyncGenerator[job_service_pb2.StepItem, None]:
+        """What became of the inputs of a job, or of one step, page by page as it is read.
+
+        states: only items in one of these states.
+        """
+        request = job_service_pb2.ListItemsRequest(
+            job=job, step=step, states=states, page_size=PAGE
+        )
+        async for page in self._pages(self._jobs.ListItems, request):
+            for item in page.items:
+                yield item
+
+    async def list_artifacts(
+        self, job: str, *, step: str = "", roles: Sequence[str] = ()
+    ) -> AsyncGenerator[job_service_pb2.StepArtifact, None]:
+        """The outputs of a job, or of one step, page by page as they are read.
+
+        roles: only artifacts with one of these roles, `preview` say.
+        """
+        request = job_service_pb2.ListArtifactsRequest(
+            job=job, step=step, roles=roles, page_size=PAGE
+        )
+        async for page in self._pages(self._jobs.ListArtifacts, request):
+            for artifact in page.artifacts:
+                yield artifact
+
+    async def result(self, job: str, step: str) -> Message | None:
+        """The whole result of a step, however large: an InspectDicomResult, say.
+
+        None while it has none, and of an operation that this release does not know.
+        """
+        steps = (await self.get(job, view=BASIC)).steps
+        operation = next((s.WhichOneof("operation") for s in steps if s.name == step), None)
+        request = job_service_pb2.ListResultsRequest(job=job, step=step, page_size=PAGE)
+        parts = [
+            await self._bytes_of(part)
+            async for page in self._pages(self._jobs.ListResults, request)
+            for part in page.parts
+        ]
+        if operation is None or not parts:
+            return None
+        whole = job_pb2.Step()
+        result: Message = getattr(whole, f"{operation}_result")
+        for part in parts:
+            result.MergeFromString(part)
+        return result
+
+    async def wait(
+        self, name: str, *, timeout_seconds: float | None = None, view: View = FULL
+    ) -> job_pb2.Job:
+        """The job once it is terminal, or as it is after timeout_seconds (None: as long as it takes).
+
+        view: as for `get`.
+        """
         end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         patience = self._patience(f"waiting for {name}")
         while True:
@@ -160,7 +256,7 @@ class AsyncClient:
             )
             timeout = duration_pb2.Duration()
             timeout.FromMilliseconds(int(chunk * 1000))
-            request = job_service_pb2.WaitJobRequest(name=name, timeout=timeout)
+            request = job_service_pb2.WaitJobRequest(name=name, timeout=timeout, view=view)
             try:
                 job = (
                     await self._once(self._jobs.WaitJob, request, self.deadline_seconds + chunk)
@@ -173,13 +269,13 @@ class AsyncClient:
                 return job
 
     async def cancel(self, name: str) -> job_pb2.Job:
-        """Cancels the job unless it is terminal, and returns it. May be repeated."""
+        """Cancels the job unless it is terminal, and returns it in the view BASIC. May be repeated."""
         return (
             await self._unary(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(name=name))
         ).job
 
     async def retry(self, name: str) -> job_pb2.Job:
-        """Has what failed in an ended job done again, and returns the job.
+        """Has what failed in an ended job done again, and returns the job in the view BASIC.
 
         FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY.
         """
@@ -192,20 +288,20 @@ class AsyncClient:
         ).job
 
     def watch(
-        self, name: str, start_cursor: str = ""
+        self, name: str, start_cursor: str = "", *, view: View = FULL
     ) -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
         """Streams the job until it is terminal: a snapshot first, then every event exactly once and in order, progress, and bookmarks.
 
         Resumes by itself from the last cursor when the connection is lost, a gateway shuts down, or
         the stream was read too slowly. start_cursor: cursor of the last message seen by an earlier
-        watch; the stream then starts after it and has no snapshot.
+        watch; the stream then starts after it and has no snapshot. view: of the snapshot, as for
+        `get`.
         """
         return resume_watch(
             lambda request: self._jobs.WatchJob(request, metadata=self._metadata),
             self.endpoint,
             self._patience(f"watching {name}"),
-            name,
-            start_cursor,
+            job_service_pb2.WatchJobRequest(name=name, start_cursor=start_cursor, view=view),
         )
 
     def watch_jobs(
@@ -280,6 +376,24 @@ class AsyncClient:
                     reason="DOWNLOAD_DAMAGED",
                 )
         return target
+
+    async def _pages(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Page]", request: Any
+    ) -> AsyncGenerator[Page, None]:
+        """Every page of a list, from the one that `request` asks for."""
+        while True:
+            page = await self._unary(method, request)
+            yield page
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return
+
+    async def _bytes_of(self, part: job_service_pb2.ResultPart) -> bytes:
+        if not part.blob:
+            return part.message
+        with TemporaryDirectory(prefix="fluoro-") as folder:
+            path = await self.download(part.blob, Path(folder) / "part")
+            return await asyncio.to_thread(path.read_bytes)
 
     async def _unary(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request

@@ -25,8 +25,9 @@ _SNAPSHOT: Final = -1
 class StepView:
     """One step.
 
-    stage: what a worker does just now. attempt: number of the newest attempt of any shard, 0 before
-    the first. fractions: done so far by shard, 0 to 1. counts: items by shard.
+    stage: what a worker does just now. attempt: number of the newest attempt of any shard that was
+    told of, 0 before the first. tasks, ended: as the snapshot counted them. fractions: done so far
+    by shard that was told of since, 0 to 1. counts: items by shard.
     """
 
     name: str
@@ -35,6 +36,8 @@ class StepView:
     message: str = ""
     stage: str = ""
     attempt: int = 0
+    tasks: int = 0
+    ended: int = 0
     fractions: dict[int, float] = field(default_factory=dict)
     counts: dict[int, event_pb2.ItemCounts] = field(default_factory=dict)
 
@@ -43,7 +46,8 @@ class StepView:
         """Done so far, 0 to 1."""
         if self.state in _FINISHED:
             return 1.0
-        return sum(self.fractions.values()) / len(self.fractions) if self.fractions else 0.0
+        tasks = max(self.tasks, self.ended + len(self.fractions))
+        return (self.ended + sum(self.fractions.values())) / tasks if tasks else 0.0
 
     @property
     def items(self) -> event_pb2.ItemCounts:
@@ -95,6 +99,8 @@ class Board:
                 step.state, step.reason, step.message = change.state, change.reason, change.message
                 if step.state not in _OPEN:
                     step.stage = ""
+                if step.state == job_pb2.Step.STATE_PENDING:  # retried: what is redone is told anew
+                    step.ended, step.fractions = 0, {}
             case "task_changed":
                 self._task(event.task_changed)
 
@@ -119,12 +125,11 @@ class Board:
 
 def step_items(step: job_pb2.Step) -> event_pb2.ItemCounts:
     """Items of a step by outcome."""
-    states = [item.state for item in step.items]
     return event_pb2.ItemCounts(
-        total=len(states),
-        succeeded=states.count(job_pb2.Item.STATE_SUCCEEDED),
-        skipped=states.count(job_pb2.Item.STATE_SKIPPED),
-        failed=states.count(job_pb2.Item.STATE_FAILED),
+        total=step.counts.items,
+        succeeded=step.counts.succeeded_items,
+        skipped=step.counts.skipped_items,
+        failed=step.counts.failed_items,
     )
 
 
@@ -135,6 +140,7 @@ def _view(step: job_pb2.Step) -> StepView:
         step.reason,
         step.message,
         attempt=max((len(task.attempts) for task in step.tasks), default=0),
-        fractions={task.shard: float(task.state in _TERMINAL_TASKS) for task in step.tasks},
+        tasks=step.counts.tasks,
+        ended=step.counts.ended_tasks,
         counts={_SNAPSHOT: step_items(step)},
     )

@@ -13,15 +13,15 @@ from typing import Final, TypeVar
 from fluoro.v1 import blob_service_pb2, job_pb2
 from rich.console import Console
 
-from fluoro_client.aio import AsyncClient
-from fluoro_client.display import follow
+from fluoro_client.aio import BASIC, AsyncClient
+from fluoro_client.display import follow, whole
 from fluoro_client.errors import (
     DataLossError,
     DeadlineExceededError,
     FluoroApiError,
     UnreachableError,
 )
-from fluoro_client.files import BadPathError, find_files, targets_of
+from fluoro_client.files import BadPathError, find_files, target_of, target_of_blob
 from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 from fluoro_client.present import (
@@ -149,11 +149,11 @@ async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: s
             job = await follow(client, name, Console())
             _show(settings, job)
             return _verdict(job)
-        async with aclosing(client.watch(name, cursor)) as messages:
+        async with aclosing(client.watch(name, cursor, view=BASIC)) as messages:
             async for message in messages:
                 print(to_json(message, one_line=True), flush=True)  # noqa: T201 - the command's output
                 place = message.cursor
-        return _verdict(await client.get(name))
+        return _verdict(await client.get(name, view=BASIC))
     except asyncio.CancelledError:
         raise DetachedError(
             f"Detached; the job goes on. Resume with: {_resume(settings, [name], place)}"
@@ -186,7 +186,7 @@ async def watch_all(
 
 async def get(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     """Shows a job as it is."""
-    _show(settings, await client.get(name))
+    _show(settings, await whole(client, name))
     return Exit.OK
 
 
@@ -234,10 +234,15 @@ async def download(
 ) -> Exit:
     """Downloads a blob, or artifacts of a job, into a folder."""
     if name.startswith("blobs/"):
-        targets = targets_of(await client.get_blob(name), folder)
+        targets = [target_of_blob(await client.get_blob(name), folder)]
     else:
-        job = await client.get(name)
-        targets = targets_of(job, folder, steps=steps, roles=roles, artifacts=artifacts)
+        step = steps[0] if len(steps) == 1 else ""
+        targets = [
+            target_of(found, folder)
+            async for found in client.list_artifacts(name, step=step, roles=roles)
+            if (not steps or found.step in steps)
+            and (not artifacts or found.artifact.name in artifacts)
+        ]
         if not targets:
             raise UsageError(
                 f"{name} has no artifact that matches. `fluoro get {name}` lists what it has."

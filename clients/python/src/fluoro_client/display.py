@@ -16,8 +16,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fluoro_client.aio import AsyncClient
+from fluoro_client.aio import BASIC, AsyncClient
 from fluoro_client.board import Board, StepView
+from fluoro_client.errors import FluoroApiError
 
 COLOURS = {
     "PENDING": "dim",
@@ -32,7 +33,7 @@ COLOURS = {
 
 
 async def follow(client: AsyncClient, job_name: str, console: Console) -> job_pb2.Job:
-    """Shows the job until it is terminal and returns it with all its results.
+    """Shows the job until it is terminal and returns it, with all its results if they fit into an answer.
 
     FluoroApiError as from `AsyncClient.watch`.
     """
@@ -49,7 +50,17 @@ async def follow(client: AsyncClient, job_name: str, console: Console) -> job_pb
             await _watch(client, job_name, board, _Bars(board, bars))
     else:
         await _watch(client, job_name, board, _Lines(board, console))
-    return await client.get(job_name)
+    return await whole(client, job_name)
+
+
+async def whole(client: AsyncClient, job_name: str) -> job_pb2.Job:
+    """The job with all there is, or, if that is too large for an answer, in the view BASIC."""
+    try:
+        return await client.get(job_name)
+    except FluoroApiError as error:
+        if error.reason != "ANSWER_TOO_LARGE":
+            raise
+        return await client.get(job_name, view=BASIC)
 
 
 def state_text(state: str) -> Text:
@@ -77,7 +88,7 @@ async def _watch(
     board: Board,
     draw: Callable[[job_service_pb2.WatchJobResponse], None],
 ) -> None:
-    async with aclosing(client.watch(job_name)) as messages:
+    async with aclosing(client.watch(job_name, view=BASIC)) as messages:
         async for message in messages:
             board.apply(message)
             draw(message)

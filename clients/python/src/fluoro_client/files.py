@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fluoro.v1 import blob_service_pb2, job_pb2
+from fluoro.v1 import blob_service_pb2, job_pb2, job_service_pb2
 
 Target = tuple[blob_service_pb2.Blob | job_pb2.Artifact, Path]
 """What to download, and to where."""
@@ -38,28 +38,15 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def targets_of(
-    source: blob_service_pb2.Blob | job_pb2.Job,
-    folder: Path,
-    *,
-    steps: Sequence[str] = (),
-    roles: Sequence[str] = (),
-    artifacts: Sequence[str] = (),
-) -> list[Target]:
-    """A blob goes to `folder/{uuid}{suffix}`; artifacts of a job that match every filter given to `folder/{step}/{artifact}`."""
-    if isinstance(source, blob_service_pb2.Blob):
-        suffix = (
-            _SUFFIXES.get(source.media_type) or mimetypes.guess_extension(source.media_type) or ""
-        )
-        return [(source, folder / _plain(source.name.removeprefix("blobs/") + suffix))]
-    return [
-        (artifact, folder / _plain(step.name) / _plain(artifact.name))
-        for step in source.steps
-        for artifact in step.artifacts
-        if (not steps or step.name in steps)
-        and (not roles or artifact.role in roles)
-        and (not artifacts or artifact.name in artifacts)
-    ]
+def target_of_blob(blob: blob_service_pb2.Blob, folder: Path) -> Target:
+    """A blob goes to `folder/{uuid}{suffix}`."""
+    suffix = _SUFFIXES.get(blob.media_type) or mimetypes.guess_extension(blob.media_type) or ""
+    return blob, folder / _plain(blob.name.removeprefix("blobs/") + suffix)
+
+
+def target_of(found: job_service_pb2.StepArtifact, folder: Path) -> Target:
+    """An artifact of a job goes to `folder/{step}/{artifact}`."""
+    return found.artifact, folder / _plain(found.step) / _plain(found.artifact.name)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -48,6 +48,8 @@ def job_view(job: job_pb2.Job) -> RenderableType:
         parts.append(_items(job.steps))
     if any(step.artifacts for step in job.steps):
         parts.append(_artifacts(job.steps))
+    if job.steps and not job.inputs:
+        parts.append(Text(f"{job.input_count} inputs. Items and artifacts are left out here."))
     return Group(*parts)
 
 
@@ -99,9 +101,9 @@ def _table(*columns: str) -> Table:
 def _steps(steps: Iterable[job_pb2.Step]) -> Table:
     table = _table("STEP", "STATE", "ITEMS", "ATTEMPTS", "REASON", "MESSAGE")
     for step in steps:
-        attempts = str(sum(len(task.attempts) for task in step.tasks))
-        if len(step.tasks) > 1:
-            attempts += f" in {len(step.tasks)} tasks"
+        attempts = str(sum(len(task.attempts) for task in step.tasks)) if step.tasks else "?"
+        if step.counts.tasks > 1:
+            attempts += f" in {step.counts.tasks} tasks"
         state = state_text(job_pb2.Step.State.Name(step.state))
         table.add_row(
             Text(step.name),

@@ -32,21 +32,20 @@ async def resume_watch(
     connect: Callable[[job_service_pb2.WatchJobRequest], Stream],
     endpoint: str,
     patience: Patience,
-    name: str,
-    start_cursor: str,
+    request: job_service_pb2.WatchJobRequest,
 ) -> AsyncGenerator[Response, None]:
     """Yields what WatchJob tells of a job, resuming from the last cursor, until the job is terminal.
 
     Each event comes exactly once and in order; progress and bookmarks as they come. FluoroApiError
     when the server refuses or stays away.
     """
-    cursor, order = start_cursor, _Order()
+    order = _Order()
     while True:
-        stream = connect(job_service_pb2.WatchJobRequest(name=name, start_cursor=cursor))
+        stream = connect(request)
         try:
             while (message := await read_message(stream, endpoint)) is not None:
                 patience.progress()
-                cursor = message.cursor or cursor
+                request.start_cursor = message.cursor or request.start_cursor
                 if order.is_new(message):
                     yield message
                     if _is_last(message):

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     STEP_INPUT_MISMATCH = "STEP_INPUT_MISMATCH"
     STEP_SEES_IDENTIFIABLE = "STEP_SEES_IDENTIFIABLE"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    ANSWER_TOO_LARGE = "ANSWER_TOO_LARGE"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     JOB_NOT_ENDED = "JOB_NOT_ENDED"
@@ -105,7 +106,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."
     ),
     Reason.STEP_UNKNOWN: ReasonSpec(
-        "INVALID_ARGUMENT", False, "`after` or `inputs` names a step that is not in the job."
+        "INVALID_ARGUMENT", False, "A step is named that is not in the job."
     ),
     Reason.STEP_INPUT_MISSING: ReasonSpec(
         "INVALID_ARGUMENT",
@@ -127,6 +128,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "RESOURCE_EXHAUSTED",
         False,
         "A message is over its limit. Upload large data as blobs, in chunks of up to 1 MiB.",
+    ),
+    Reason.ANSWER_TOO_LARGE: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        False,
+        "All of the job is more than 4 MiB. Ask for the view BASIC, and page the rest with the list calls.",
     ),
     Reason.REQUEST_ID_REUSED: ReasonSpec(
         "ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."

@@ -12,8 +12,19 @@ from fluoro.v1.job_service_pb2 import (
     CancelJobResponse,
     GetJobRequest,
     GetJobResponse,
+    JobView,
+    ListArtifactsRequest,
+    ListArtifactsResponse,
+    ListInputsRequest,
+    ListInputsResponse,
+    ListItemsRequest,
+    ListItemsResponse,
     ListJobsRequest,
     ListJobsResponse,
+    ListResultsRequest,
+    ListResultsResponse,
+    ListTasksRequest,
+    ListTasksResponse,
     RetryJobRequest,
     RetryJobResponse,
     SubmitJobRequest,
@@ -28,7 +39,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import control, read
+from fluoro_jobs.ledger import control, lists, read
 from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
 from fluoro_jobs.wakeups import Publisher
@@ -42,9 +53,10 @@ from gateway.together import Together
 from gateway.watch import Hub
 
 STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
+ITEM_STATES: Final = frozenset(job_pb2.Item.State.values()) - {job_pb2.Item.STATE_UNSPECIFIED}
 
-MAX_STATES: Final = 64
-"""Most states in a filter; repeating one says nothing."""
+MAX_WANTED: Final = 64
+"""Most states or roles in a filter; repeating one says nothing."""
 
 DEFAULT_WAIT_SECONDS: Final = 30
 LONGEST_WAIT_SECONDS: Final = 600
@@ -100,16 +112,53 @@ class Jobs:
 
     async def get_job(self, request: GetJobRequest, call: Call) -> GetJobResponse:
         """The job from the ledger."""
+        _check_view(request.view)
         response = GetJobResponse()
-        await self._read(call, names.job_id(request.name), response.job)
+        await self._read(call, names.job_id(request.name), response.job, request.view)
         return response
 
     async def list_jobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """A page of the caller's jobs."""
-        if len(request.states) > MAX_STATES or not set(request.states) <= STATES:
+        if len(request.states) > MAX_WANTED or not set(request.states) <= STATES:
             raise names.invalid("states", "Must be states of a job.")
         _check_labels(request.labels)
-        return await self._calls.run_for(call.owner, read.list_jobs, call.owner, request)
+        return await self._calls.run_for(call.owner, lists.list_jobs, call.owner, request)
+
+    async def list_inputs(self, request: ListInputsRequest, call: Call) -> ListInputsResponse:
+        """A page of a job's inputs."""
+        return await self._calls.run_for(
+            call.owner, lists.list_inputs, call.owner, names.job_id(request.job, "job"), request
+        )
+
+    async def list_tasks(self, request: ListTasksRequest, call: Call) -> ListTasksResponse:
+        """A page of a job's tasks."""
+        return await self._calls.run_for(
+            call.owner, lists.list_tasks, call.owner, names.job_id(request.job, "job"), request
+        )
+
+    async def list_items(self, request: ListItemsRequest, call: Call) -> ListItemsResponse:
+        """A page of what became of a job's inputs."""
+        if len(request.states) > MAX_WANTED or not set(request.states) <= ITEM_STATES:
+            raise names.invalid("states", "Must be states of an item.")
+        return await self._calls.run_for(
+            call.owner, lists.list_items, call.owner, names.job_id(request.job, "job"), request
+        )
+
+    async def list_artifacts(
+        self, request: ListArtifactsRequest, call: Call
+    ) -> ListArtifactsResponse:
+        """A page of a job's artifacts."""
+        if len(request.roles) > MAX_WANTED or any("\0" in role for role in request.roles):
+            raise names.invalid("roles", f"At most {MAX_WANTED}, without NUL.")
+        return await self._calls.run_for(
+            call.owner, lists.list_artifacts, call.owner, names.job_id(request.job, "job"), request
+        )
+
+    async def list_results(self, request: ListResultsRequest, call: Call) -> ListResultsResponse:
+        """A page of a step's result."""
+        return await self._calls.run_for(
+            call.owner, lists.list_results, call.owner, names.job_id(request.job, "job"), request
+        )
 
     async def cancel_job(self, request: CancelJobRequest, call: Call) -> CancelJobResponse:
         """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
@@ -136,6 +185,7 @@ class Jobs:
         """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
         job_id = names.job_id(request.name)
         seconds = _wait_seconds(request, call)
+        _check_view(request.view)
         with self._hub.waiting(job_id, call.owner) as ended:
             _, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
             if state not in TERMINAL:
@@ -145,7 +195,7 @@ class Jobs:
                 except TimeoutError:
                     pass  # not being finished is not an error
         response = WaitJobResponse()
-        await self._read(call, job_id, response.job)
+        await self._read(call, job_id, response.job, request.view)
         return response
 
     async def watch_job(
@@ -156,6 +206,7 @@ class Jobs:
         The watcher is there before the read, so nothing falls in between.
         """
         job_id = names.job_id(request.name)
+        _check_view(request.view)
         with self._hub.watching(job_id, call.owner) as watcher:
             if request.start_cursor:
                 last, state = await self._calls.run_for(
@@ -163,7 +214,7 @@ class Jobs:
                 )
                 sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
-                snapshot = await self._snapshot(call, job_id)
+                snapshot = await self._snapshot(call, job_id, request.view)
                 sequence = last = snapshot.snapshot.last_sequence
                 state = snapshot.snapshot.state
                 first = [snapshot]
@@ -203,18 +254,24 @@ class Jobs:
             future.cancel()
             raise
 
-    async def _snapshot(self, call: Call, job_id: UUID) -> WatchJobResponse:
+    async def _snapshot(
+        self, call: Call, job_id: UUID, view: "JobView.ValueType"
+    ) -> WatchJobResponse:
         """The job and the cursor after it; read with other small jobs that callers wait for."""
-        job = await self._snapshots.of(call.owner, job_id)
+        job = await self._snapshots.of(call.owner, (job_id, view))
         snapshot = WatchJobResponse(snapshot=job)
         if job is None:
-            await self._read(call, job_id, snapshot.snapshot)
+            await self._read(call, job_id, snapshot.snapshot, view)
         snapshot.cursor = cursor.encode(job_id, snapshot.snapshot.last_sequence)
         return snapshot
 
-    async def _read(self, call: Call, job_id: UUID, into: job_pb2.Job) -> job_pb2.Job:
+    async def _read(
+        self, call: Call, job_id: UUID, into: job_pb2.Job, view: "JobView.ValueType"
+    ) -> job_pb2.Job:
         """The job, in a part of the answer."""
-        return await self._calls.run_for(call.owner, read.get_job, call.owner, job_id, into)
+        return await self._calls.run_for(
+            call.owner, read.get_job, call.owner, job_id, into, view=view
+        )
 
 
 def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:
@@ -225,6 +282,11 @@ def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2
     job = submission.as_job()
     job.ClearField("name")
     return submission, job
+
+
+def _check_view(view: int) -> None:
+    if view not in JobView.values():
+        raise names.invalid("view", "Must be BASIC or FULL.")
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

@@ -9,12 +9,12 @@ LENGTH: Final = 36
 """Characters of a UUID (RFC 9562)."""
 
 
-def job_id(name: str) -> UUID:
+def job_id(name: str, field: str = "name") -> UUID:
     """The id in `jobs/{uuid}`.
 
-    FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
+    FluoroError INVALID_ARGUMENT, about the request's field of that name, if it is not one.
     """
-    return _id(name, "jobs")
+    return _id(name, "jobs", field)
 
 
 def blob_id(name: str) -> UUID:
@@ -22,10 +22,10 @@ def blob_id(name: str) -> UUID:
 
     FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
     """
-    return _id(name, "blobs")
+    return _id(name, "blobs", "name")
 
 
-def _id(name: str, collection: str) -> UUID:
+def _id(name: str, collection: str, field: str) -> UUID:
     prefix, _, text = name.partition("/")
     try:
         found = UUID(text) if len(text) == LENGTH else None
@@ -33,7 +33,7 @@ def _id(name: str, collection: str) -> UUID:
         found = None
     if prefix != collection or str(found) != text:
         raise invalid(
-            "name",
+            field,
             f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.",
         )
     assert found is not None

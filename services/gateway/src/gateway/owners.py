@@ -20,7 +20,8 @@ import structlog
 from fluoro.v1 import event_pb2, job_pb2
 from fluoro.v1.job_service_pb2 import Bookmark, ListJobsRequest, WatchJobsResponse
 from fluoro_jobs.errors import FluoroError
-from fluoro_jobs.ledger import horizon, read
+from fluoro_jobs.ledger import horizon, lists, read
+from fluoro_jobs.ledger.paging import MAX_PAGE
 from fluoro_telemetry import metrics
 
 from gateway import cursor
@@ -277,10 +278,10 @@ class Owners:
         jobs.
         """
         await self._begin(watcher)
-        request = ListJobsRequest(page_size=read.MAX_PAGE, states=OPEN, labels=watcher.labels)
+        request = ListJobsRequest(page_size=MAX_PAGE, states=OPEN, labels=watcher.labels)
         while True:
             page = await self._callers.run_for(
-                watcher.owner, read.list_jobs, watcher.owner, request
+                watcher.owner, lists.list_jobs, watcher.owner, request
             )
             watcher.raise_if_ended()
             for job in page.jobs:

@@ -17,12 +17,15 @@ from fluoro_client.testing.faults import RefusalError, invalid
 _STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
-def check_name(name: str, collection: str) -> None:
-    """RefusalError INVALID_ARGUMENT unless it is a resource name of the collection, as a gateway gives it out."""
+def check_name(name: str, collection: str, field: str = "name") -> None:
+    """RefusalError INVALID_ARGUMENT unless it is a resource name of the collection, as a gateway gives it out.
+
+    field: of the request, where it is.
+    """
     prefix, _, text = name.partition("/")
     if prefix != collection or not _is_uuid(text):
         raise invalid(
-            "name",
+            field,
             f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.",
         )
 

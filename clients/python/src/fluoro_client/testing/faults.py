@@ -23,6 +23,7 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "STEP_INPUT_MISMATCH": grpc.StatusCode.INVALID_ARGUMENT,
     "STEP_SEES_IDENTIFIABLE": grpc.StatusCode.INVALID_ARGUMENT,
     "MESSAGE_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "ANSWER_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "REQUEST_ID_REUSED": grpc.StatusCode.ALREADY_EXISTS,
     "JOB_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "JOB_NOT_ENDED": grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,21 +1,25 @@
 """JobService and BlobService over the state in memory. Each call runs in a thread of its own."""
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import islice
-from typing import Final, TypeVar
+from typing import Any, Final
 
-import grpc
-from fluoro.v1 import blob_service_pb2, blob_service_pb2_grpc, job_service_pb2, job_service_pb2_grpc
-from google.protobuf.message import Message
+from fluoro.v1 import (
+    blob_service_pb2,
+    blob_service_pb2_grpc,
+    job_pb2,
+    job_service_pb2,
+    job_service_pb2_grpc,
+)
 
-from fluoro_client.channel import OWNER_KEY
+from fluoro_client.testing import views
+from fluoro_client.testing.calls import Context, Response, Service
 from fluoro_client.testing.faults import Fault, RefusalError, invalid
-from fluoro_client.testing.state import Call, State, validated
+from fluoro_client.testing.state import validated
 from fluoro_client.testing.story import Job, Story, accepted
+from fluoro_client.testing.views import BASIC, LARGEST_PAGE, PAGE, check_view, shown
 
 BOOKMARK_SECONDS: Final = 15
 """How long a watch is silent before it gives a sign of life."""
@@ -29,88 +33,9 @@ CHUNK_BYTES: Final = 64 * 1024
 LARGEST_CHUNK_BYTES: Final = 1024 * 1024
 HANG_UP_SECONDS: Final = 0.02
 """How long after the last byte of an upload of unknown size a caller who hung up is noticed: gRPC ends the requests first."""
-PAGE: Final = 50
-LARGEST_PAGE: Final = 1000
-
-_OWNER: Final = re.compile(r"[a-z0-9_.@-]{1,63}")
-
-Response = TypeVar("Response")
-Context = grpc.ServicerContext
 
 
-class _Service:
-    """What both services share."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    def _enter(self, method: str, request: Message, context: Context) -> tuple[str, Fault | None]:
-        """Writes the call down.
-
-        Whose it is, and how it shall break. RefusalError if it is nobody's.
-        """
-        owners = [str(value) for key, value in context.invocation_metadata() if key == OWNER_KEY]
-        owner = owners[0] if owners else self._state.single_owner
-        with self._state.changed:
-            self._state.calls.append(Call(method, "".join(owners), request))
-            if faults := self._state.faults.get(method):
-                return owner, faults.popleft()
-        if not owner:
-            raise RefusalError(
-                "OWNER_MISSING",
-                f"The call does not say whose it is. Send the metadata {OWNER_KEY}; `fluoro` takes --owner.",
-            )
-        if len(owners) > 1 or not _OWNER.fullmatch(owner):
-            raise RefusalError(
-                "INVALID_ARGUMENT",
-                f"Metadata {OWNER_KEY} must be 1 to 63 of the characters a-z 0-9 - _ . @",
-            )
-        return owner, None
-
-    def _answer(
-        self, method: str, request: Message, context: Context, answer: Callable[[str], Response]
-    ) -> Response:
-        """A call with one answer, which is made for the owner while nothing changes."""
-        try:
-            owner, fault = self._enter(method, request, context)
-            if fault is None:
-                with self._state.changed:
-                    return answer(owner)
-        except RefusalError as refusal:
-            fault = refusal.fault
-        return fault.end(context)
-
-    def _stream(
-        self,
-        method: str,
-        request: Message,
-        context: Context,
-        tell: Callable[[str, Fault], Iterator[Response]],
-    ) -> Iterator[Response]:
-        """A call with many answers, which may break after some."""
-        try:
-            owner, fault = self._enter(method, request, context)
-            context.add_callback(self._wake)
-            answers = tell(owner, fault or Fault())
-            if fault is None:
-                yield from answers
-                return
-            sent = 0
-            for answer in islice(answers, fault.after):
-                yield answer
-                sent += 1
-            if sent < fault.after:
-                return
-        except RefusalError as refusal:
-            fault = refusal.fault
-        fault.end(context)
-
-    def _wake(self) -> None:
-        with self._state.changed:
-            self._state.changed.notify_all()
-
-
-class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
+class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
     """fluoro.v1.JobService."""
 
     def SubmitJob(  # noqa: N802 - gRPC names it
@@ -137,7 +62,9 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         """The whole job."""
 
         def get(owner: str) -> job_service_pb2.GetJobResponse:
-            return job_service_pb2.GetJobResponse(job=self._state.story(request.name, owner).job)
+            check_view(request.view)
+            story = self._state.story(request.name, owner)
+            return job_service_pb2.GetJobResponse(job=shown(story.job, request.view))
 
         return self._answer("GetJob", request, context, get)
 
@@ -166,12 +93,57 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("ListJobs", request, context, page)
 
+    def ListInputs(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListInputsRequest, context: Context
+    ) -> job_service_pb2.ListInputsResponse:
+        """A page of a job's inputs."""
+        return self._part("ListInputs", request, context, views.inputs)
+
+    def ListTasks(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListTasksRequest, context: Context
+    ) -> job_service_pb2.ListTasksResponse:
+        """A page of a job's tasks."""
+        return self._part("ListTasks", request, context, views.tasks)
+
+    def ListItems(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListItemsRequest, context: Context
+    ) -> job_service_pb2.ListItemsResponse:
+        """A page of a job's items."""
+        return self._part("ListItems", request, context, views.items)
+
+    def ListArtifacts(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListArtifactsRequest, context: Context
+    ) -> job_service_pb2.ListArtifactsResponse:
+        """A page of a job's artifacts."""
+        return self._part("ListArtifacts", request, context, views.artifacts)
+
+    def ListResults(  # noqa: N802 - gRPC names it
+        self, request: job_service_pb2.ListResultsRequest, context: Context
+    ) -> job_service_pb2.ListResultsResponse:
+        """A page of a job's results."""
+        return self._part("ListResults", request, context, views.results)
+
+    def _part(
+        self,
+        method: str,
+        request: Any,
+        context: Context,
+        page: Callable[[job_pb2.Job, Any], Response],
+    ) -> Response:
+        return self._answer(
+            method,
+            request,
+            context,
+            lambda owner: page(self._state.story(request.job, owner, "job").job, request),
+        )
+
     def WaitJob(  # noqa: N802 - gRPC names it
         self, request: job_service_pb2.WaitJobRequest, context: Context
     ) -> job_service_pb2.WaitJobResponse:
         """The job, once it has ended or time is up."""
 
         def wait(owner: str) -> job_service_pb2.WaitJobResponse:
+            check_view(request.view)
             story = self._state.story(request.name, owner)
             seconds = (
                 request.timeout.ToTimedelta().total_seconds()
@@ -187,7 +159,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
                 lambda: story.ended,
                 seconds if left is None else max(0.0, min(seconds, left - ANSWER_SECONDS)),
             )
-            return job_service_pb2.WaitJobResponse(job=story.job)
+            return job_service_pb2.WaitJobResponse(job=shown(story.job, request.view))
 
         return self._answer("WaitJob", request, context, wait)
 
@@ -199,7 +171,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         def cancel(owner: str) -> job_service_pb2.CancelJobResponse:
             story = self._state.story(request.name, owner)
             self._state.end(story, Job.STATE_CANCELLED, "JOB_CANCELLED", "Cancelled by its owner.")
-            return job_service_pb2.CancelJobResponse(job=story.job)
+            return job_service_pb2.CancelJobResponse(job=shown(story.job, BASIC))
 
         return self._answer("CancelJob", request, context, cancel)
 
@@ -211,7 +183,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
         def retry(owner: str) -> job_service_pb2.RetryJobResponse:
             story = self._state.story(request.name, owner)
             self._state.retry(story)
-            answer = job_service_pb2.RetryJobResponse(job=story.job)
+            answer = job_service_pb2.RetryJobResponse(job=shown(story.job, BASIC))
             if not self._state.hold:
                 self._state.finish(story)
             return answer
@@ -234,6 +206,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
     ) -> Iterator[job_service_pb2.WatchJobResponse]:
         state = self._state
         with state.changed:
+            check_view(request.view)
             story = state.story(request.name, owner)
             position = (
                 _position(story, request.start_cursor)
@@ -241,7 +214,7 @@ class Jobs(_Service, job_service_pb2_grpc.JobServiceServicer):
                 else len(story.events)
             )
             first = job_service_pb2.WatchJobResponse(
-                cursor=_cursor(story, position), snapshot=story.job
+                cursor=_cursor(story, position), snapshot=shown(story.job, request.view)
             )
             told, ended = (
                 max(0, len(story.progress) - 1),
@@ -359,7 +332,7 @@ def _number(cursor: str, watch: str, last: int) -> int:
     return int(number)
 
 
-class Blobs(_Service, blob_service_pb2_grpc.BlobServiceServicer):
+class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
     """fluoro.v1.BlobService."""
 
     def UploadBlob(  # noqa: N802 - gRPC's name

@@ -25,6 +25,7 @@ OUTPUT_ONLY_JOB: Final = (
     "start_time",
     "end_time",
     "last_sequence",
+    "input_count",
 )
 OUTPUT_ONLY_STEP: Final = (
     "state",
@@ -33,7 +34,8 @@ OUTPUT_ONLY_STEP: Final = (
     "tasks",
     "items",
     "artifacts",
-    "result_blobs",
+    "large_result",
+    "counts",
     "result",
 )
 """What a caller may send but never decides."""
@@ -110,12 +112,13 @@ class State:
         self.changed.notify_all()
         return story
 
-    def story(self, name: str, owner: str | None = None) -> Story:
+    def story(self, name: str, owner: str | None = None, field: str = "name") -> Story:
         """The job of that name.
 
         RefusalError JOB_NOT_FOUND if there is none, or if it is another owner's; None may see all.
+        field: of the request, where the name is.
         """
-        check_name(name, "jobs")
+        check_name(name, "jobs", field)
         story = self.stories.get(name)
         if story is None or owner not in {None, story.job.owner}:
             raise RefusalError("JOB_NOT_FOUND", f"{name} does not exist for this caller.")

@@ -11,6 +11,7 @@ from typing import Final
 from fluoro.v1 import event_pb2, job_pb2
 from google.protobuf.message import Message
 
+from fluoro_client.testing.views import BASIC, shown
 from fluoro_client.watching import TERMINAL
 
 Job, Step, Task, Item, Attempt = (
@@ -132,9 +133,8 @@ class Story:
             self.tell(step_changed=change)
 
     def head(self) -> job_pb2.Job:
-        """The job without its steps."""
-        head = Job()
-        head.CopyFrom(self.job)
+        """The job without its inputs and steps."""
+        head = shown(self.job, BASIC)
         head.ClearField("steps")
         return head
 

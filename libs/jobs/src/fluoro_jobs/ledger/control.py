@@ -4,6 +4,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
+from fluoro.v1.job_service_pb2 import JOB_VIEW_BASIC
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.audience import audience
@@ -15,7 +16,7 @@ from fluoro_jobs.states import JobState, is_terminal
 
 
 class Cancelled(NamedTuple):
-    """job: as it is after the cancel.
+    """job: as it is after the cancel, in the view BASIC.
 
     workers: names of the processes that ran its tasks until then; none if it had ended before.
     """
@@ -48,15 +49,15 @@ def cancel_job(
         if ended
         else []
     )
-    return Cancelled(get_job(connection, owner, job_id, into), workers)
+    return Cancelled(get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC), workers)
 
 
 def retry_job(
     connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
 ) -> job_pb2.Job:
-    """The job after what failed in it was made to run again; attempts there were stay on record.
+    """The job, in the view BASIC, after what failed in it was made to run again.
 
-    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or
+    Attempts there were stay on record. into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or
     NOTHING_TO_RETRY.
     """
 
@@ -71,4 +72,4 @@ def retry_job(
             raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
 
     transition(connection, job_id, act)
-    return get_job(connection, owner, job_id, into)
+    return get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC)

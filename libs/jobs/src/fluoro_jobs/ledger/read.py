@@ -1,88 +1,115 @@
-"""Reads jobs and events as protos. Never writes."""
+"""Reads a job, or its events, as protos. Never writes."""
 
-import base64
-import hashlib
-import json
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime
-from typing import Any, Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
 from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 from psycopg import Cursor
 from psycopg.rows import TupleRow
-from psycopg.types.json import Jsonb
 
-from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.operations import BY_FIELD
+from fluoro_jobs.ledger.rows import (
+    ARTIFACT_COLUMNS,
+    ATTEMPT_COLUMNS,
+    ITEM_COLUMNS,
+    JOB_COLUMNS,
+    STEP_COLUMNS,
+    TASK_COLUMNS,
+    artifact_of,
+    attempt_of,
+    event_of,
+    item_of,
+    job_of,
+    rows_of,
+    set_result,
+    step_of,
+    task_of,
+)
 from fluoro_jobs.states import JobState, is_terminal
+
+View: TypeAlias = "job_service_pb2.JobView.ValueType"
+BASIC: Final = job_service_pb2.JOB_VIEW_BASIC
+FULL: Final = job_service_pb2.JOB_VIEW_FULL
 
 FEW_ROWS: Final = 2_000
 """A job of more rows is made in turn with other such jobs."""
 _ONE_AT_A_TIME: Final = threading.Lock()
 """Threads that compute take turns of Python's interpreter lock with those that should not wait, such as an event loop's."""
-FETCHED_ROWS: Final = 500
-"""Rows that a read takes from its result at a time."""
-DEFAULT_PAGE: Final = 50
-MAX_PAGE: Final = 1000
-PAGE_CHARACTERS: Final = 2**20
-"""Of names of inputs and of labels, after which a page takes no further job."""
-INPUT_CHARACTERS: Final = 44
-"""Of the name of an input, with what the protocol adds."""
-LONGEST_TOKEN: Final = 128
-"""Characters of a page token, and more."""
+MAX_JOB_BYTES: Final = 4 * 2**20 - 2**10
+"""Most that a job takes in an answer. With what is around it, it stays below the 4 MiB that gRPC's clients take."""
+SMALL_JOB_PARTS: Final = 200
+"""A job of more inputs, tasks and items is not read together with others: they would wait for it."""
 MAX_SEQUENCE: Final = 2**63 - 1
 
-SMALL_JOB_INPUTS: Final = 50
-"""A job of more inputs is not read together with others: they would wait for it."""
-
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_JOB_COLUMNS: Final = """id, owner, inputs, labels, priority, state, reason, message, last_sequence,
-  create_time, schedule_time, expire_time, start_time, end_time"""
-_JOB: Final = f"SELECT {_JOB_COLUMNS} FROM jobs WHERE id = %s AND owner = %s"
-_HEADS: Final = f"""
-SELECT {_JOB_COLUMNS.replace("inputs", "CASE WHEN cardinality(inputs) <= %s THEN inputs END")} FROM jobs WHERE id = ANY(%s)
+# All of this is of any number of jobs, each row with its job first.
+_JOBS: Final = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(%(jobs)s)"
+_STEPS: Final = f"""
+SELECT s.job_id, {STEP_COLUMNS} FROM steps s CROSS JOIN LATERAL (
+  SELECT CASE WHEN s.fans_out THEN max(input_count) ELSE 0 END AS per_task, ARRAY[
+    count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')),
+    count(*) FILTER (WHERE state = 'FAILED'),
+    coalesce(sum(item_counts[1]), 0) + sum(CASE WHEN s.fans_out AND state = 'FAILED' THEN input_count ELSE 0 END),
+    coalesce(sum(item_counts[2]), 0), coalesce(sum(item_counts[3]), 0),
+    coalesce(sum(item_counts[4]), 0) + sum(CASE WHEN s.fans_out AND state = 'FAILED' THEN input_count ELSE 0 END)
+  ] AS counts
+  FROM tasks WHERE job_id = s.job_id AND step = s.ordinal
+) t WHERE s.job_id = ANY(%(jobs)s) ORDER BY s.job_id, s.ordinal
 """
-# What follows is of any number of jobs, each row with its job first.
-_STEPS: Final = """
-SELECT s.job_id, s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts, s.initial_backoff_seconds, s.max_backoff_seconds,
-  s.timeout_seconds, s.requires_all, s.state, s.reason, s.message, (SELECT string_agg(t.result, '' ORDER BY t.shard) FROM tasks t
-    WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')),
-  (SELECT max(t.input_count) FROM tasks t WHERE t.job_id = s.job_id AND t.step = s.ordinal AND s.fans_out)
-FROM steps s WHERE s.job_id = ANY(%s) ORDER BY s.job_id, s.ordinal
+# No more bytes than the view FULL has: a job that is refused for its weight would not have fitted.
+# Without OFFSET 0, before the first ANALYZE, PostgreSQL walks through all attempts there are.
+_WEIGHTS: Final = """
+SELECT w.id,
+  (SELECT cardinality(inputs) * 44 FROM jobs WHERE id = w.id) +
+  (SELECT coalesce(sum(8 + octet_length(queue)), 0) FROM tasks WHERE job_id = w.id) +
+  (SELECT coalesce(sum(octet_length(t.result)), 0) FROM steps s
+    JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
+    WHERE s.job_id = w.id AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')) +
+  (SELECT coalesce(sum(a.weight), 0) FROM tasks t CROSS JOIN LATERAL (
+    SELECT 14 + octet_length(worker) + octet_length(reason) + octet_length(message) AS weight
+    FROM attempts WHERE task_id = t.id OFFSET 0) a WHERE t.job_id = w.id) +
+  (SELECT coalesce(sum(4 + octet_length(reason) + octet_length(message)), 0)
+    FROM items WHERE job_id = w.id) +
+  (SELECT coalesce(sum(80 + octet_length(name) + octet_length(role)), 0)
+    FROM artifacts WHERE job_id = w.id)
+FROM unnest(%(jobs)s::uuid[]) w(id)
 """
-_TASKS: Final = """
-SELECT job_id, id, step, shard, queue, state, run_after, first_input, input_count FROM tasks WHERE job_id = ANY(%s)
-ORDER BY job_id, step, shard
+_INPUTS: Final = """
+SELECT j.id, i.blob_id FROM jobs j, unnest(j.inputs) WITH ORDINALITY i(blob_id, number)
+WHERE j.id = ANY(%(jobs)s) ORDER BY j.id, i.number
 """
-_ATTEMPTS: Final = """
-SELECT a.task_id, a.number, a.worker, a.start_time, a.end_time, a.outcome, a.reason, a.message
-FROM tasks t JOIN attempts a ON a.task_id = t.id WHERE t.job_id = ANY(%s) ORDER BY a.task_id, a.number
+_RESULTS: Final = """
+SELECT s.job_id, s.ordinal, s.operation, string_agg(t.result, '' ORDER BY t.shard)
+FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
+WHERE s.job_id = ANY(%(jobs)s) AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')
+  AND t.result IS NOT NULL
+GROUP BY s.job_id, s.ordinal, s.operation
 """
-_ITEMS: Final = """
-SELECT job_id, step, input, state, reason, message FROM items WHERE job_id = ANY(%s) ORDER BY job_id, step, input
+_TASKS: Final = f"""
+SELECT t.job_id, t.id, t.step, {TASK_COLUMNS} FROM tasks t
+WHERE t.job_id = ANY(%(jobs)s) ORDER BY t.job_id, t.step, t.shard
 """
-_ARTIFACTS: Final = """
-SELECT a.job_id, a.step, a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256
-FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%s) ORDER BY a.job_id, a.step, a.name
+_ATTEMPTS: Final = f"""
+SELECT a.task_id, {ATTEMPT_COLUMNS} FROM tasks t
+CROSS JOIN LATERAL (SELECT * FROM attempts WHERE task_id = t.id OFFSET 0) a
+WHERE t.job_id = ANY(%(jobs)s) ORDER BY a.task_id, a.number
 """
-# A job may have 10,000 inputs, and a page 1000 jobs: it ends with the one that takes it over
-# PAGE_CHARACTERS.
-_LIST: Final = f"""
-SELECT {_JOB_COLUMNS}, found FROM (
-  SELECT *, count(*) OVER () AS found, sum(characters) OVER (ORDER BY id DESC) - characters AS before FROM (
-    SELECT {_JOB_COLUMNS}, cardinality(inputs) * {INPUT_CHARACTERS} + length(labels::text) AS characters FROM jobs
-    WHERE owner = %(owner)s AND (%(before)s::uuid IS NULL OR id < %(before)s) AND (%(states)s::text[] = '{{}}' OR state = ANY(%(states)s))
-      AND labels @> %(labels)s
-    ORDER BY id DESC LIMIT %(limit)s
-  ) candidates
-) weighed WHERE before < {PAGE_CHARACTERS} ORDER BY id DESC
+_ITEMS: Final = f"""
+SELECT job_id, step, {ITEM_COLUMNS} FROM items WHERE job_id = ANY(%(jobs)s)
+ORDER BY job_id, step, input
 """
+_ARTIFACTS: Final = f"""
+SELECT a.job_id, a.step, {ARTIFACT_COLUMNS}
+FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%(jobs)s)
+ORDER BY a.job_id, a.step, a.name
+"""
+_REST: Final = (_INPUTS, _RESULTS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
+"""What the view FULL has besides."""
 _HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
 _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
 # The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather
@@ -107,122 +134,125 @@ def job_not_found(job_id: UUID) -> FluoroError:
 
 
 def get_job(
-    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+    connection: LedgerConnection,
+    owner: str,
+    job_id: UUID,
+    into: job_pb2.Job | None = None,
+    *,
+    view: View = FULL,
 ) -> job_pb2.Job:
-    """The whole job as of one moment. FluoroError JOB_NOT_FOUND if it is not the owner's.
+    """The job as of one moment. FluoroError JOB_NOT_FOUND if it is not the owner's.
 
     into: an empty job to fill and return, part of an answer say: copying a large one takes as long
-    as making it.
+    as making it. view: unspecified is FULL. FULL is FluoroError ANSWER_TOO_LARGE if that has more
+    than MAX_JOB_BYTES.
     """
-    with connection.transaction(), connection.pipeline():
-        connection.execute(_ONE_MOMENT)
-        head = connection.execute(_JOB, (job_id, owner))
-        parts = _parts(connection, [job_id])
-        row = head.fetchone()
-    if row is None:
-        raise job_not_found(job_id)
     job = job_pb2.Job() if into is None else into
-    job.MergeFrom(_job(row))
-    _fill({job_id: job}, parts)
+    with connection.transaction():
+        with connection.pipeline():
+            connection.execute(_ONE_MOMENT)
+            heads = connection.execute(_JOBS, {"jobs": [job_id]})
+            steps = connection.execute(_STEPS, {"jobs": [job_id]})
+            weights = connection.execute(_WEIGHTS, {"jobs": [job_id]}) if view != BASIC else None
+            head = heads.fetchone()
+        if head is None or head[1] != owner:
+            raise job_not_found(job_id)
+        job.MergeFrom(job_of(head))
+        _add_steps({job_id: job}, steps.fetchall())
+        if weights is None:
+            return job
+        if sum(weight for _, weight in weights.fetchall()) > MAX_JOB_BYTES:
+            raise _too_large(job_id)
+        with connection.pipeline():
+            rest = _rest(connection, [job_id])
+    _fill({job_id: job}, rest)
+    if job.ByteSize() > MAX_JOB_BYTES:
+        raise _too_large(job_id)
     return job
 
 
 def get_jobs(
-    connection: LedgerConnection, wanted: Sequence[tuple[str, UUID]]
+    connection: LedgerConnection, wanted: Sequence[tuple[str, tuple[UUID, View]]]
 ) -> list[job_pb2.Job | FluoroError | None]:
-    """As `get_job` for each owner and job, for little more than one of them costs.
+    """As `get_job` for each owner, job and view, for little more than one of them costs.
 
-    FluoroError JOB_NOT_FOUND in a job's place; None if it is too large to be read with others.
+    FluoroError in a job's place; None if it is too large to be read with others.
     """
-    jobs: dict[UUID, job_pb2.Job | None] = {}
-    ids = list({job_id for _, job_id in wanted})
+    ids = list({job_id for _, (job_id, _) in wanted})
+    small: dict[UUID, job_pb2.Job] = {}
     with connection.transaction():
         connection.execute(_ONE_MOMENT)
-        for row in connection.execute(_HEADS, (SMALL_JOB_INPUTS, ids)).fetchall():
-            jobs[row[0]] = None if row[2] is None else _job(row)
-        small = {job_id: job for job_id, job in jobs.items() if job is not None}
         with connection.pipeline():
-            parts = _parts(connection, list(small))
-    _fill(small, parts)
-    owners = {job_id: job.owner for job_id, job in small.items()}
-    return [
-        job_not_found(job_id)
-        if job_id not in jobs or owners.get(job_id, owner) != owner
-        else jobs[job_id]
-        for owner, job_id in wanted
-    ]
+            heads = connection.execute(_JOBS, {"jobs": ids})
+            steps = connection.execute(_STEPS, {"jobs": ids})
+            basic = {row[0]: job_of(row) for row in heads.fetchall()}
+            _add_steps(basic, steps.fetchall())
+        for job_id in {job_id for _, (job_id, view) in wanted if view != BASIC}:
+            if job_id in basic and _parts_of(basic[job_id]) <= SMALL_JOB_PARTS:
+                small[job_id] = job_pb2.Job()
+                small[job_id].CopyFrom(basic[job_id])
+        if small:
+            with connection.pipeline():
+                rest = _rest(connection, list(small))
+            _fill(small, rest)
+
+    def answer(owner: str, job_id: UUID, view: View) -> job_pb2.Job | FluoroError | None:
+        if job_id not in basic or basic[job_id].owner != owner:
+            return job_not_found(job_id)
+        if view == BASIC:
+            return basic[job_id]
+        job = small.get(job_id)
+        return _too_large(job_id) if job and job.ByteSize() > MAX_JOB_BYTES else job
+
+    return [answer(owner, job_id, view) for owner, (job_id, view) in wanted]
 
 
-def _parts(connection: LedgerConnection, jobs: list[UUID]) -> list[Cursor[TupleRow]]:
-    """Steps, tasks, attempts, items and artifacts of the jobs."""
-    return [
-        connection.execute(query, (jobs,))
-        for query in (_STEPS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
-    ]
+def _too_large(job_id: UUID) -> FluoroError:
+    return FluoroError(
+        Reason.ANSWER_TOO_LARGE,
+        "The job does not fit into one answer. Ask for the view BASIC, and page the rest with "
+        "ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.",
+        metadata={"job": f"jobs/{job_id}"},
+    )
+
+
+def _parts_of(job: job_pb2.Job) -> int:
+    """Inputs, tasks and items."""
+    return job.input_count + sum(step.counts.tasks + step.counts.items for step in job.steps)
+
+
+def _rest(connection: LedgerConnection, jobs: list[UUID]) -> list[Cursor[TupleRow]]:
+    return [connection.execute(query, {"jobs": jobs}) for query in _REST]
+
+
+def _add_steps(jobs: Mapping[UUID, job_pb2.Job], rows: Sequence[TupleRow]) -> None:
+    names: dict[UUID, list[str]] = defaultdict(list)
+    for job_id, _, name, *_ in rows:
+        names[job_id].append(name)
+    for job_id, *step in rows:
+        jobs[job_id].steps.append(step_of(step, names[job_id]))
 
 
 def _fill(jobs: Mapping[UUID, job_pb2.Job], parts: Sequence[Cursor[TupleRow]]) -> None:
-    """Adds the parts to their jobs."""
+    """Adds to the jobs what `_REST` found of them. A step's ordinal is its place."""
     large = sum(part.rowcount for part in parts) > FEW_ROWS
     with _ONE_AT_A_TIME if large else nullcontext():
-        steps, (tasks, attempts, items, artifacts) = list(_rows(parts[0])), map(_rows, parts[1:])
-        names: dict[UUID, list[str]] = defaultdict(list)
-        for job_id, _, name, *_ in steps:
-            names[job_id].append(name)
-        added: dict[tuple[UUID, int], job_pb2.Step] = {}
-        for job_id, *step in steps:
-            added[job_id, step[0]] = jobs[job_id].steps.add()
-            added[job_id, step[0]].MergeFrom(_step(step, names[job_id]))
+        inputs, results, tasks, attempts, items, artifacts = map(rows_of, parts)
+        for job_id, blob in inputs:
+            jobs[job_id].inputs.append(f"blobs/{blob}")
+        for job_id, ordinal, operation, result in results:
+            set_result(jobs[job_id].steps[ordinal], operation, result)
         attempts_of: dict[UUID, list[job_pb2.Attempt]] = defaultdict(list)
-        for attempt in attempts:
-            attempts_of[attempt[0]].append(_attempt(attempt))
-        for job_id, task_id, ordinal, shard, queue, state, run_after, first, count in tasks:
-            task = added[job_id, ordinal].tasks.add(
-                shard=shard, queue=queue, state=job_pb2.Task.State.Value(f"STATE_{state}")
-            )
-            task.first_input, task.input_count = first, count
-            _set_time(task.run_after_time, run_after)
+        for task_id, *attempt in attempts:
+            attempts_of[task_id].append(attempt_of(attempt))
+        for job_id, task_id, ordinal, *columns in tasks:
+            task = jobs[job_id].steps[ordinal].tasks.add()
+            task.MergeFrom(task_of(columns))
             task.attempts.extend(attempts_of[task_id])
         for job_id, ordinal, *item in items:
-            added[job_id, ordinal].items.append(_item(item))
+            jobs[job_id].steps[ordinal].items.append(item_of(item))
         for job_id, ordinal, *artifact in artifacts:
-            added[job_id, ordinal].artifacts.append(_artifact(artifact))
-
-
-def _rows(cursor: Cursor[TupleRow]) -> Iterator[TupleRow]:
-    """All rows. A few at a time: a fetch keeps Python's interpreter lock until it is through."""
-    while rows := cursor.fetchmany(FETCHED_ROWS):
-        yield from rows
-
-
-def list_jobs(
-    connection: LedgerConnection, owner: str, request: job_service_pb2.ListJobsRequest
-) -> job_service_pb2.ListJobsResponse:
-    """One page, newest first, by key: nothing repeats or hides when jobs come in meanwhile.
-
-    Jobs with many inputs make it shorter.
-    """
-    if request.page_size < 0:
-        raise FluoroError(
-            Reason.INVALID_ARGUMENT,
-            "page_size is negative.",
-            [FieldViolation("page_size", "Must not be negative.")],
-        )
-    limit = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-    parameters = {
-        "owner": owner,
-        "before": _read_token(request),
-        "states": [
-            job_pb2.Job.State.Name(state).removeprefix("STATE_") for state in request.states
-        ],
-        "labels": Jsonb(dict(request.labels)),
-        "limit": limit + 1,
-    }
-    rows = list(_rows(connection.execute(_LIST, parameters)))[:limit]
-    token = _write_token(request, rows[-1][0]) if rows and rows[0][-1] > len(rows) else ""
-    return job_service_pb2.ListJobsResponse(
-        jobs=(_job(row[:-1]) for row in rows), next_page_token=token
-    )
+            jobs[job_id].steps[ordinal].artifacts.append(artifact_of(artifact))
 
 
 def job_head(
@@ -261,21 +291,15 @@ def events_after(
     upto: newest sequence wanted of each job. each, limit: most events of one job, and of all
     together. It costs what it returns.
     """
-    each = limit if each is None else each
+    most = limit if each is None else each
     newest = [MAX_SEQUENCE] * len(after) if upto is None else [upto[job] for job in after]
-    return list(
-        map(
-            _event,
-            _rows(
-                connection.execute(
-                    _EVENTS, (list(after), list(after.values()), newest, each, limit)
-                )
-            ),
-        )
-    )
+    found = connection.execute(_EVENTS, (list(after), list(after.values()), newest, most, limit))
+    return [event_of(row) for row in rows_of(found)]
 
 
 # --- upstream: what a step sees of those before it; see attempts.py ---
+
+_FINISHED: Final = "SELECT ordinal, name FROM steps WHERE job_id = ANY(%(jobs)s)"
 
 
 def upstream_of(
@@ -284,186 +308,20 @@ def upstream_of(
     """Name, operation, serialized result, items and artifacts of these finished steps."""
     wanted = set(ordinals)
     with connection.pipeline():
-        parts = [connection.execute(query, ([job_id],)) for query in (_STEPS, _ITEMS, _ARTIFACTS)]
-        steps, items, artifacts = ([row[1:] for row in part.fetchall()] for part in parts)
+        parts = [
+            connection.execute(query, {"jobs": [job_id]})
+            for query in (_FINISHED, _RESULTS, _ITEMS, _ARTIFACTS)
+        ]
+        steps, results, items, artifacts = (part.fetchall() for part in parts)
+    names: dict[int, str] = dict(steps)
     return [
         (
-            s[1],
-            s[2],
-            s[13],
-            [_item(i[1:]) for i in items if i[0] == s[0]],
-            [_artifact(a[1:]) for a in artifacts if a[0] == s[0]],
+            names[ordinal],
+            operation,
+            result,
+            [item_of(i[2:]) for i in items if i[1] == ordinal],
+            [artifact_of(a[2:]) for a in artifacts if a[1] == ordinal],
         )
-        for s in steps
-        if s[0] in wanted and s[13] is not None
+        for _, ordinal, operation, result in results
+        if ordinal in wanted
     ]
-
-
-# --- rows to protos ---
-
-
-def _set_time(field: Timestamp, value: datetime | None) -> None:
-    """Leaves the field unset for None: a Timestamp that is only looked at does not count as set."""
-    if value is not None:
-        field.FromDatetime(value)
-
-
-def _job(row: TupleRow) -> job_pb2.Job:
-    id_, owner, inputs, labels, priority, state, reason, message, last_sequence, *times = row
-    job = job_pb2.Job(
-        name=f"jobs/{id_}",
-        owner=owner,
-        inputs=[f"blobs/{blob}" for blob in inputs],
-        labels=labels,
-        priority=priority,
-        state=job_pb2.Job.State.Value(f"STATE_{state}"),
-        reason=reason,
-        message=message,
-        last_sequence=last_sequence,
-    )
-    fields = (job.create_time, job.schedule_time, job.expire_time, job.start_time, job.end_time)
-    for field, value in zip(fields, times, strict=True):
-        _set_time(field, value)
-    return job
-
-
-def _step(row: Sequence[Any], names: list[str]) -> job_pb2.Step:
-    (
-        _,
-        name,
-        field,
-        request,
-        after,
-        max_attempts,
-        *seconds,
-        requires_all,
-        state,
-        reason,
-        message,
-        result,
-        inputs_per_task,
-    ) = row
-    step = job_pb2.Step(
-        name=name,
-        after=[names[i] for i in after],
-        state=job_pb2.Step.State.Value(f"STATE_{state}"),
-        reason=reason,
-        message=message,
-    )
-    operation = BY_FIELD.get(field)
-    if operation is not None:  # a newer gateway accepted it; this one cannot show what it does
-        getattr(step, field).SetInParent()
-        getattr(step, field).ParseFromString(request)
-        if result is not None:
-            getattr(step, f"{field}_result").SetInParent()
-            getattr(step, f"{field}_result").ParseFromString(result)
-    step.retry_policy.max_attempts = max_attempts
-    durations = (
-        step.retry_policy.initial_backoff,
-        step.retry_policy.max_backoff,
-        step.attempt_timeout,
-    )
-    for duration, value in zip(durations, seconds, strict=True):
-        duration.FromMilliseconds(round(value * 1000))
-    step.max_inputs_per_task = inputs_per_task or 0
-    step.item_failure_policy = (
-        job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP
-        if requires_all
-        else job_pb2.Step.ITEM_FAILURE_POLICY_ALLOW
-    )
-    return step
-
-
-def _attempt(row: TupleRow) -> job_pb2.Attempt:
-    _, number, worker, start_time, end_time, outcome, reason, message = row
-    attempt = job_pb2.Attempt(number=number, worker=worker, reason=reason, message=message)
-    attempt.outcome = job_pb2.Attempt.Outcome.Value(f"OUTCOME_{outcome or 'UNSPECIFIED'}")
-    _set_time(attempt.start_time, start_time)
-    _set_time(attempt.end_time, end_time)
-    return attempt
-
-
-def _item(row: Any) -> job_pb2.Item:
-    number, state, reason, message = row
-    return job_pb2.Item(input=number, state=state, reason=reason, message=message)
-
-
-def _artifact(row: Any) -> job_pb2.Artifact:
-    name, role, media_type, number, blob_id, size_bytes, sha256 = row
-    return job_pb2.Artifact(
-        name=name,
-        role=role,
-        media_type=media_type,
-        input=number,
-        blob=f"blobs/{blob_id}",
-        size_bytes=size_bytes,
-        sha256=sha256,
-    )
-
-
-def _event(row: TupleRow) -> event_pb2.Event:
-    job_id, sequence, time, step, shard, attempt, state, reason, message, counts, name = row
-    event = event_pb2.Event(sequence=sequence, job=f"jobs/{job_id}")
-    event.time.FromDatetime(time)
-    change: event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
-    if step is None:
-        change = event.job_changed
-        event.job_changed.state = job_pb2.Job.State.Value(f"STATE_{state}")
-    elif shard is None:
-        change = event.step_changed
-        event.step_changed.state = job_pb2.Step.State.Value(f"STATE_{state}")
-        event.step_changed.step = name
-    else:
-        change = event.task_changed
-        event.task_changed.state = job_pb2.Task.State.Value(f"STATE_{state}")
-        event.task_changed.step, event.task_changed.shard, event.task_changed.attempt = (
-            name,
-            shard,
-            attempt,
-        )
-        if counts:
-            total, succeeded, skipped, failed = counts
-            event.task_changed.items.CopyFrom(
-                event_pb2.ItemCounts(
-                    total=total, succeeded=succeeded, skipped=skipped, failed=failed
-                )
-            )
-    change.reason, change.message = reason, message
-    return event
-
-
-# --- page tokens: opaque, and good for the filter they were made with only ---
-
-
-def _filter_digest(request: job_service_pb2.ListJobsRequest) -> str:
-    text = json.dumps([list(request.states), sorted(request.labels.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _write_token(request: job_service_pb2.ListJobsRequest, last: UUID) -> str:
-    return base64.urlsafe_b64encode(f"{last}/{_filter_digest(request)}".encode()).decode()
-
-
-def _read_token(request: job_service_pb2.ListJobsRequest) -> UUID | None:
-    if not request.page_token:
-        return None
-    try:
-        last, digest = (
-            base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode())
-            .decode()
-            .split("/")
-        )
-        if digest == _filter_digest(request):
-            return UUID(last)
-    except ValueError:
-        digest = ""
-    text = (
-        "Must be the next_page_token of a call with the same filter."
-        if digest
-        else "Must be a next_page_token."
-    )
-    raise FluoroError(
-        Reason.INVALID_ARGUMENT,
-        "The page_token does not fit.",
-        [FieldViolation("page_token", text)],
-    )

@@ -40,6 +40,7 @@ OUTPUT_ONLY_JOB: Final = (
     "start_time",
     "end_time",
     "last_sequence",
+    "input_count",
 )
 OUTPUT_ONLY_STEP: Final = (
     "state",
@@ -48,7 +49,8 @@ OUTPUT_ONLY_STEP: Final = (
     "tasks",
     "items",
     "artifacts",
-    "result_blobs",
+    "large_result",
+    "counts",
     "result",
 )
 
@@ -107,10 +109,10 @@ class Submission:
         return 400 + 40 * len(self.inputs) + labels + steps
 
     def as_job(self) -> job_pb2.Job:
-        """The job as accepted, without steps and times."""
+        """The job as accepted, without inputs, steps and times."""
         job = job_pb2.Job(
             name=f"jobs/{self.id}",
-            inputs=[f"blobs/{blob}" for blob in self.inputs],
+            input_count=len(self.inputs),
             labels=self.labels,
             priority=self.priority,
             state=job_pb2.Job.STATE_PENDING,

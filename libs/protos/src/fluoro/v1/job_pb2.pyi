@@ -107,6 +107,7 @@ class Job(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    INPUT_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name, `jobs/{uuid}`."""
     priority: _builtins.int
@@ -121,9 +122,13 @@ class Job(_message.Message):
     """Output only. A sentence for people that goes with the reason and says what to do. Never holds patient data."""
     last_sequence: _builtins.int
     """Output only. Sequence of the newest event; starts at 1 and has no gaps."""
+    input_count: _builtins.int
+    """Output only. How many inputs it has, in every view."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, in the order items are numbered. At most 10,000."""
+        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, in the order items are numbered. At most 10,000.
+        Answers have them in the view FULL only; ListInputs pages them.
+        """
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
@@ -171,10 +176,11 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_sequence: _builtins.int = ...,
+        input_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "priority", b"priority", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "input_count", b"input_count", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "priority", b"priority", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,7 +272,8 @@ class Step(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
-    RESULT_BLOBS_FIELD_NUMBER: _builtins.int
+    LARGE_RESULT_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     INSPECT_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     RENDER_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     ANALYZE_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
@@ -293,6 +300,10 @@ class Step(_message.Message):
     """Output only. An UPPER_SNAKE reason, one of docs/errors.md, in every terminal state but SUCCEEDED."""
     message: _builtins.str
     """Output only. A sentence for people that goes with the reason."""
+    large_result: _builtins.bool
+    """Output only, in the view FULL. The step has a result that is too large for a job's answer: the
+    field for it is unset, and ListResults has it.
+    """
     @_builtins.property
     def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the steps this one waits for, at most 100. An operation that reads results reads those
@@ -338,22 +349,25 @@ class Step(_message.Message):
 
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
-        """Output only. The units of dispatch of this step. Empty until the steps it waits for have ended."""
+        """Output only, in the view FULL. The units of dispatch of this step. Empty until the steps it
+        waits for have ended. ListTasks pages them.
+        """
 
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
-        """Output only. What became of each input of the step, in order."""
+        """Output only, in the view FULL. What became of each input of the step, in order. ListItems pages
+        them.
+        """
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
-        """Output only. Named outputs; download them with BlobService.DownloadBlob."""
+        """Output only, in the view FULL. Named outputs; download them with BlobService.DownloadBlob.
+        ListArtifacts pages them.
+        """
 
     @_builtins.property
-    def result_blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Set instead of the field in `result` when the step's result is large: names of
-        blobs, in order of their tasks. Each holds one serialized message of the type of that field;
-        the concatenated bytes are the whole result, serialized.
-        """
+    def counts(self) -> Global___StepCounts:
+        """Output only. How much work the step is and how much is done, in every view."""
 
     @_builtins.property
     def inspect_dicom_result(self) -> _dicom_pb2.InspectDicomResult:
@@ -392,15 +406,16 @@ class Step(_message.Message):
         tasks: _abc.Iterable[Global___Task] | None = ...,
         items: _abc.Iterable[Global___Item] | None = ...,
         artifacts: _abc.Iterable[Global___Artifact] | None = ...,
-        result_blobs: _abc.Iterable[_builtins.str] | None = ...,
+        large_result: _builtins.bool = ...,
+        counts: Global___StepCounts | None = ...,
         inspect_dicom_result: _dicom_pb2.InspectDicomResult | None = ...,
         render_dicom_result: _dicom_pb2.RenderDicomResult | None = ...,
         analyze_images_result: _ml_pb2.AnalyzeImagesResult | None = ...,
         export_report_result: _export_pb2.ExportReportResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "export_report", b"export_report", "export_report_result", b"export_report_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "counts", b"counts", "export_report", b"export_report", "export_report_result", b"export_report_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "export_report", b"export_report", "export_report_result", b"export_report_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "result_blobs", b"result_blobs", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "counts", b"counts", "export_report", b"export_report", "export_report_result", b"export_report_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
@@ -448,6 +463,52 @@ class StepInput(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepInput: _TypeAlias = StepInput  # noqa: Y015
+
+@_typing.final
+class StepCounts(_message.Message):
+    """How much work a step is, and how much of it is done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    ENDED_TASKS_FIELD_NUMBER: _builtins.int
+    FAILED_TASKS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_ITEMS_FIELD_NUMBER: _builtins.int
+    SKIPPED_ITEMS_FIELD_NUMBER: _builtins.int
+    FAILED_ITEMS_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """Its tasks."""
+    ended_tasks: _builtins.int
+    """Those that are terminal."""
+    failed_tasks: _builtins.int
+    """Those that are FAILED."""
+    items: _builtins.int
+    """Items of the tasks that have a result, by outcome: all of them."""
+    succeeded_items: _builtins.int
+    """Items that succeeded."""
+    skipped_items: _builtins.int
+    """Items that the operation does not apply to."""
+    failed_items: _builtins.int
+    """Items that failed."""
+    def __init__(
+        self,
+        *,
+        tasks: _builtins.int = ...,
+        ended_tasks: _builtins.int = ...,
+        failed_tasks: _builtins.int = ...,
+        items: _builtins.int = ...,
+        succeeded_items: _builtins.int = ...,
+        skipped_items: _builtins.int = ...,
+        failed_items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_tasks", b"ended_tasks", "failed_items", b"failed_items", "failed_tasks", b"failed_tasks", "items", b"items", "skipped_items", b"skipped_items", "succeeded_items", b"succeeded_items", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCounts: _TypeAlias = StepCounts  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):

@@ -36,8 +36,9 @@ class JobServiceStub:
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     def __init__(self, channel):
@@ -60,6 +61,31 @@ class JobServiceStub:
                 '/fluoro.v1.JobService/ListJobs',
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.ListInputs = channel.unary_unary(
+                '/fluoro.v1.JobService/ListInputs',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListInputsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListInputsResponse.FromString,
+                _registered_method=True)
+        self.ListTasks = channel.unary_unary(
+                '/fluoro.v1.JobService/ListTasks',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+        self.ListItems = channel.unary_unary(
+                '/fluoro.v1.JobService/ListItems',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListItemsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListItemsResponse.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/fluoro.v1.JobService/ListArtifacts',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.ListResults = channel.unary_unary(
+                '/fluoro.v1.JobService/ListResults',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ListResultsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListResultsResponse.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/fluoro.v1.JobService/WatchJob',
@@ -99,8 +125,9 @@ class JobServiceServicer:
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     def SubmitJob(self, request, context):
@@ -115,14 +142,51 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Returns a job with its steps, items, attempts and artifacts, as of one moment. Reads the ledger; works while Redis is down.
+        """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists the caller's jobs, newest first, without their steps. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
+        """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
+        One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInputs(self, request, context):
+        """Pages a job's inputs, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTasks(self, request, context):
+        """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
+        for ListItems and ListArtifacts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListItems(self, request, context):
+        """Pages what became of the inputs, step by step and in input order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """Pages the outputs of a job, step by step and by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResults(self, request, context):
+        """Pages the result of one step, whatever its size: one part for each task that has a result, by shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +258,31 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
             ),
+            'ListInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInputs,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListInputsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListInputsResponse.SerializeToString,
+            ),
+            'ListTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTasks,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListTasksRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'ListItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListItems,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListItemsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListItemsResponse.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'ListResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResults,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ListResultsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ListResultsResponse.SerializeToString,
+            ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.WatchJobRequest.FromString,
@@ -238,8 +327,9 @@ class JobService:
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     @staticmethod
@@ -313,6 +403,141 @@ class JobService:
             '/fluoro.v1.JobService/ListJobs',
             fluoro_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
             fluoro_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ListInputs',
+            fluoro_dot_v1_dot_job__service__pb2.ListInputsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ListInputsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ListTasks',
+            fluoro_dot_v1_dot_job__service__pb2.ListTasksRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ListItems',
+            fluoro_dot_v1_dot_job__service__pb2.ListItemsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ListItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ListArtifacts',
+            fluoro_dot_v1_dot_job__service__pb2.ListArtifactsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ListResults',
+            fluoro_dot_v1_dot_job__service__pb2.ListResultsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ListResultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,9 @@ class JobServiceStub:
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     @_typing.overload
@@ -53,9 +54,23 @@ class JobServiceStub:
     The same request_id and body again returns the first job; with another body it is ALREADY_EXISTS, reason REQUEST_ID_REUSED.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
-    """Returns a job with its steps, items, attempts and artifacts, as of one moment. Reads the ledger; works while Redis is down."""
+    """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists the caller's jobs, newest first, without their steps. Pages by key: jobs accepted meanwhile neither repeat nor hide others."""
+    """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
+    One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+    """
+    ListInputs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]
+    """Pages a job's inputs, in order."""
+    ListTasks: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListTasksRequest, _job_service_pb2.ListTasksResponse]
+    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
+    for ListItems and ListArtifacts.
+    """
+    ListItems: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]
+    """Pages what became of the inputs, step by step and in input order."""
+    ListArtifacts: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]
+    """Pages the outputs of a job, step by step and by name."""
+    ListResults: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]
+    """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
     event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
@@ -96,8 +111,9 @@ class JobServiceAsyncStub(JobServiceStub):
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -109,9 +125,23 @@ class JobServiceAsyncStub(JobServiceStub):
     The same request_id and body again returns the first job; with another body it is ALREADY_EXISTS, reason REQUEST_ID_REUSED.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
-    """Returns a job with its steps, items, attempts and artifacts, as of one moment. Reads the ledger; works while Redis is down."""
+    """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists the caller's jobs, newest first, without their steps. Pages by key: jobs accepted meanwhile neither repeat nor hide others."""
+    """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
+    One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+    """
+    ListInputs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]  # type: ignore[assignment]
+    """Pages a job's inputs, in order."""
+    ListTasks: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListTasksRequest, _job_service_pb2.ListTasksResponse]  # type: ignore[assignment]
+    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
+    for ListItems and ListArtifacts.
+    """
+    ListItems: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]  # type: ignore[assignment]
+    """Pages what became of the inputs, step by step and in input order."""
+    ListArtifacts: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
+    """Pages the outputs of a job, step by step and by name."""
+    ListResults: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]  # type: ignore[assignment]
+    """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
     event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
@@ -151,8 +181,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
     names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
 
-    A Job with its steps grows with its inputs: the pipeline imaging-report makes about 1.5 KB of each. gRPC's clients refuse answers above 4 MiB unless
-    told otherwise (`grpc.max_receive_message_length`); those who send studies of thousands of images should allow 64 MiB, as ours does.
+    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
+    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
+    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     @_abc_1.abstractmethod
@@ -174,7 +205,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.GetJobResponse, _abc.Awaitable[_job_service_pb2.GetJobResponse]]:
-        """Returns a job with its steps, items, attempts and artifacts, as of one moment. Reads the ledger; works while Redis is down."""
+        """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -182,7 +213,51 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists the caller's jobs, newest first, without their steps. Pages by key: jobs accepted meanwhile neither repeat nor hide others."""
+        """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
+        One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+        """
+
+    @_abc_1.abstractmethod
+    def ListInputs(
+        self,
+        request: _job_service_pb2.ListInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListInputsResponse, _abc.Awaitable[_job_service_pb2.ListInputsResponse]]:
+        """Pages a job's inputs, in order."""
+
+    @_abc_1.abstractmethod
+    def ListTasks(
+        self,
+        request: _job_service_pb2.ListTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListTasksResponse, _abc.Awaitable[_job_service_pb2.ListTasksResponse]]:
+        """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
+        for ListItems and ListArtifacts.
+        """
+
+    @_abc_1.abstractmethod
+    def ListItems(
+        self,
+        request: _job_service_pb2.ListItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListItemsResponse, _abc.Awaitable[_job_service_pb2.ListItemsResponse]]:
+        """Pages what became of the inputs, step by step and in input order."""
+
+    @_abc_1.abstractmethod
+    def ListArtifacts(
+        self,
+        request: _job_service_pb2.ListArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListArtifactsResponse, _abc.Awaitable[_job_service_pb2.ListArtifactsResponse]]:
+        """Pages the outputs of a job, step by step and by name."""
+
+    @_abc_1.abstractmethod
+    def ListResults(
+        self,
+        request: _job_service_pb2.ListResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListResultsResponse, _abc.Awaitable[_job_service_pb2.ListResultsResponse]]:
+        """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
 
     @_abc_1.abstractmethod
     def WatchJob(

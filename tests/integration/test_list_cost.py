@@ -1,0 +1,124 @@
+"""What a list costs depends on its page, and not on what is stored.
+
+Statements are planned once for all values of their parameters, as PostgreSQL does it with prepared
+statements after a while. Rows are counted and not seconds.
+"""
+
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+import pytest
+from fluoro.v1 import job_pb2
+from fluoro.v1.job_service_pb2 import JOB_VIEW_FULL, ListJobsRequest, ListTasksRequest
+from fluoro_jobs.ledger import lists, read
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.paging import LOOKED_AT
+from fluoro_jobs.testing.rig import OWNER, Rig
+
+STORED: Final = 100_000
+
+HISTORY: Final = """
+INSERT INTO jobs (id, owner, inputs, labels, state, last_sequence, end_time)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, '{}'::uuid[],
+  CASE WHEN n %% 40000 = 7 THEN '{"kind": "rare"}' ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, now()
+FROM generate_series(1, %(stored)s) n
+UNION ALL
+SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, '{}', '{}'::jsonb, 'SUCCEEDED', 1, now()
+FROM generate_series(1, 1000) n
+"""
+ATTEMPTS: Final = """
+INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, allowed, dispatch_order)
+SELECT gen_random_uuid(), job_id, step, n, queue, task_name, owner, 'FAILED', 0, 1, 1, now()
+FROM tasks, generate_series(1, %(stored)s) n WHERE job_id = %(job)s
+"""
+CLAIMED: Final = "INSERT INTO attempts (task_id, number, worker) SELECT id, 1, 'host:1' FROM tasks"
+
+
+@pytest.fixture
+def history(rig: Rig) -> Rig:
+    """Many ended jobs of an owner, three that are open, and others' who have one each."""
+    with rig.connection() as connection:
+        connection.execute(HISTORY, {"owner": OWNER, "stored": STORED})
+    for _ in range(3):
+        rig.submit(rig.job_of())
+    return rig
+
+
+def read_of(connection: LedgerConnection, table: str) -> int:
+    """Rows of the table that statements have read so far, by indexes or without."""
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    ((rows,),) = connection.execute(
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = %s", (table,)
+    ).fetchall()
+    return int(rows)
+
+
+def cost(connection: LedgerConnection, table: str, act: Callable[[], object]) -> int:
+    """Rows of the table that `act` reads."""
+    connection.execute("SET plan_cache_mode = force_generic_plan")
+    for _ in range(6):  # psycopg prepares what it has seen five times
+        act()
+    before = read_of(connection, table)
+    act()
+    return read_of(connection, table) - before
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_page_of_jobs_reads_that_page_whatever_the_history(history: Rig, analyzed: bool) -> None:
+    with history.connection() as connection:
+        if analyzed:
+            connection.execute("ANALYZE jobs")
+        first = ListJobsRequest(page_size=10)
+        token = lists.list_jobs(connection, OWNER, first).next_page_token
+        running = [job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING]
+        for request, count in (
+            (first, 10),
+            (ListJobsRequest(page_size=10, page_token=token), 10),
+            (ListJobsRequest(page_size=10, states=running), 3),
+            (ListJobsRequest(page_size=10, states=running, labels={"kind": "none"}), 0),
+        ):
+            page = lists.list_jobs(connection, OWNER, request)
+            assert len(page.jobs) == count
+            rows = cost(
+                connection,
+                "jobs",
+                lambda request=request: lists.list_jobs(connection, OWNER, request),
+            )
+            assert rows <= 12, request
+
+
+def test_a_filter_that_few_jobs_pass_makes_short_pages_and_misses_none(history: Rig) -> None:
+    request = ListJobsRequest(labels={"kind": "rare"})
+    found: list[str] = []
+    with history.connection() as connection:
+        pages = 0
+        while True:
+            page = lists.list_jobs(connection, OWNER, request)
+            pages += 1
+            found += [job.name for job in page.jobs]
+            rows = cost(connection, "jobs", lambda: lists.list_jobs(connection, OWNER, request))
+            assert rows <= LOOKED_AT + 1
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+    assert pages == STORED // LOOKED_AT + 1
+    assert [UUID(name[5:]).int % 2**48 for name in found] == [80_007, 40_007, 7]
+
+
+def test_attempts_are_read_by_their_tasks_in_a_ledger_that_was_never_analyzed(rig: Rig) -> None:
+    many, few = rig.submit(rig.job_of()), rig.submit(rig.job_of())
+    with rig.connection() as connection:
+        connection.execute(ATTEMPTS, {"stored": 1_000 * 20, "job": many})
+        connection.execute(CLAIMED)
+        rows = cost(
+            connection,
+            "attempts",
+            lambda: read.get_job(connection, OWNER, few, view=JOB_VIEW_FULL),
+        )
+        assert rows <= 2
+        request = ListTasksRequest(job=f"jobs/{few}")
+        assert (
+            cost(connection, "attempts", lambda: lists.list_tasks(connection, OWNER, few, request))
+            <= 2
+        )
