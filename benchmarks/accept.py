@@ -116,11 +116,17 @@ def submitter(channel: grpc.aio.Channel, job: job_pb2.Job) -> Call:
 
 
 async def poster(stack: AsyncExitStack, port: int, path: str, job: job_pb2.Job) -> Call:
-    """A caller that posts the same as JSON over a connection of its own: plain HTTP/1.1 on a stream, cheaper than any HTTP library."""
+    """A caller that posts the same as JSON over a connection of its own.
+
+    Plain HTTP/1.1 on a stream, cheaper than any HTTP library.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     stack.callback(writer.close)
     as_json = MessageToDict(job)
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+        "content-type: application/json\r\ncontent-length: "
+    )
 
     async def call() -> None:
         body = json.dumps({"job": as_json, "requestId": str(uuid4())})

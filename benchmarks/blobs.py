@@ -1,4 +1,4 @@
-"""Bytes per second of a 1 GiB blob through the gateway, both ways, and how much its memory grows meanwhile.
+"""Bytes per second of a 1 GiB blob through the gateway, both ways, and the growth of its memory.
 
 Peer: a bare grpc.aio server that counts and forgets what is sent to it, and sends zeros out of
 memory; the gateway hashes, stores durably and reads back. What hashing, writing and syncing a file

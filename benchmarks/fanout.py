@@ -36,7 +36,8 @@ SIZES: Final = [size for size in (1000, 2500, 5000, 10_000) if size <= MAX_TASKS
 
 _BLOBS: Final = """
 INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
-SELECT u.id, %s, 1, sha256(u.id::text::bytea), 'application/dicom', true FROM unnest(%s::uuid[]) u(id)
+SELECT u.id, %s, 1, sha256(u.id::text::bytea), 'application/dicom', true
+FROM unnest(%s::uuid[]) u(id)
 """
 
 

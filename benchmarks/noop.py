@@ -1,4 +1,4 @@
-"""Tasks per second, end to end, when the task does nothing: what the ledger costs over a Celery that may lose work.
+"""Tasks per second, end to end, of tasks that do nothing: what the ledger costs.
 
 Ours: jobs of one step, submitted through the library as the gateway does it (group commit, then
 dispatch), run by a real worker, counted until the ledger calls all of them SUCCEEDED. Peer: stock

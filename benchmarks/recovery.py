@@ -118,7 +118,10 @@ def celery(run: Servers, pool: str, slots: int) -> AbstractContextManager[Proces
 
 
 def children(run: Servers, rig: Rig, kills: int) -> tuple[list[float], list[float]]:
-    """Seconds from the death of a pool child to the next run of its task, ours and Celery's, in turn. The files' times tell."""
+    """Seconds from the death of a pool child to the next run of its task, ours and Celery's.
+
+    In turn. The times of the files tell.
+    """
     ours: list[float] = []
     theirs: list[float] = []
     app = Celery(broker=run.redis_url, set_as_current=False)
@@ -147,7 +150,7 @@ def children(run: Servers, rig: Rig, kills: int) -> tuple[list[float], list[floa
 
 
 def fill(run: Servers, rig: Rig, number: int) -> None:
-    """Returns once every slot has been at work: no child is still starting after the kill before."""
+    """Returns once every slot has been at work: no child is still starting after the last kill."""
     go = run.folder / f"go-{number}"
     jobs = [rig.submit(rig.job_of({"do": "wait", "path": str(go)})) for _ in range(SLOTS)]
     for job in jobs:
@@ -190,7 +193,10 @@ def second_attempt(rig: Rig, job: UUID) -> float:
 
 
 def celery_worker(run: Servers, patience_seconds: float) -> dict[str, object]:
-    """Seconds from the death of a worker of stock Celery to the next run of its task; `more_than_seconds` if that takes too long."""
+    """Seconds from the death of a worker of stock Celery to the next run of its task.
+
+    `more_than_seconds` if that takes too long.
+    """
     folder = run.folder / "held"
     folder.mkdir()
     with celery(run, "threads", 1) as victim:
@@ -211,7 +217,10 @@ def celery_worker(run: Servers, patience_seconds: float) -> dict[str, object]:
 
 
 def wipe(run: Servers, jobs: int) -> dict[str, float]:
-    """Seconds until Redis holds again what it held before a wipe: the small window, everything, and everything just sent."""
+    """Seconds until Redis holds again what it held before a wipe.
+
+    The small window, everything, and everything just sent.
+    """
     submit(run, jobs)
     ledger = Ledger(run.database_url, max_connections=1)
     client = redis.Redis.from_url(run.redis_url)

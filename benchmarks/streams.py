@@ -1,4 +1,4 @@
-"""10,000 watch streams on one gateway process: memory of each, and messages per second when every job has news at once.
+"""10,000 watch streams on one gateway process: memory of each, and messages per second.
 
 The client opens the streams with at most 200 calls under way, over a few connections. A round
 writes one progress message per job to Redis and ends when each stream had its own. Peer: a bare

@@ -123,7 +123,7 @@ async def submit(channel: grpc.aio.Channel, jobs: Any) -> str:
 async def collect(
     stream: AsyncIterator[Any], parse: Callable[[Any], Progress], messages: int
 ) -> list[float]:
-    """Age of each message when it is here and parsed, until the last one came or none for a while."""
+    """Age of each message once it is here and parsed, until the last, or until none comes."""
     ages: list[float] = []
     fraction = 0.0
     while fraction < 1:

@@ -41,23 +41,26 @@ LIMITS: Final = {
 ERRORS_HEAD: Final = """\
 # Reasons
 
-Whatever goes wrong has one of these reasons. A refused request carries it in `google.rpc.ErrorInfo` (domain `fluoro`), with the gRPC code
-beside it; jobs, steps, attempts and items carry it in their field `reason`. Programs branch on the reason, people read the message.
+Whatever goes wrong has one of these reasons. A refused request carries it in `google.rpc.ErrorInfo`
+(domain `fluoro`), with the gRPC code beside it. Jobs, steps, attempts and items carry it in their
+field `reason`. Programs branch on the reason, people read the message.
 Reasons are part of the API: they are added, never renamed.
 
-Only `UNAVAILABLE` is worth calling again without a change. *Another attempt* says whether Fluoro itself tries a task again after this
-reason, as far as its `retry_policy` goes; the code that raises it can know better."""
+Only `UNAVAILABLE` is worth calling again without a change. *Another attempt* says whether Fluoro
+itself tries a task again after this reason, as far as its `retry_policy` goes. The code that raises
+it can know better."""
 
 METRICS_HEAD: Final = """\
 # Metrics
 
-Every service serves these at `/metrics` in Prometheus' format, each the ones that happen in it. Labels hold values of small closed sets: no
-job, owner, host or patient."""
+Every service serves these at `/metrics` in Prometheus' format, each the ones that happen in it.
+Labels hold values of small closed sets: no job, owner, host or patient."""
 
 SETTINGS_HEAD: Final = """\
 # Settings
 
-Environment variables, read once at start. A value that is missing or not accepted stops the start with a message that names it."""
+Environment variables, read once at start. A value that is missing or not accepted stops the start
+with a message that names it."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

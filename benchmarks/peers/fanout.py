@@ -1,4 +1,7 @@
-"""The barest fan-out: one Redis subscription, one grpc.aio stream per job, the latest message of a job passed on as it is."""
+"""The barest fan-out: one Redis subscription, and one grpc.aio stream per job.
+
+The latest message of a job is passed on as it is.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A bare grpc.aio server with the gateway's messages: what gRPC in Python costs before anything useful is done.
+"""A bare grpc.aio server with the gateway's messages: what gRPC itself costs in Python.
 
 SubmitJob answers with the job it was given, as the gateway's answer looks. UploadBlob counts bytes
 and throws them away. DownloadBlob sends `offset` bytes out of memory.

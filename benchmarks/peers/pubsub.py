@@ -1,4 +1,7 @@
-"""The shortest way from a Redis channel to a gRPC stream: one subscription per stream, bytes passed on as they are."""
+"""The shortest way from a Redis channel to a gRPC stream.
+
+One subscription per stream; bytes are passed on as they are.
+"""
 
 import asyncio
 import os

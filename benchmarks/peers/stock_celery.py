@@ -1,4 +1,7 @@
-"""Celery as its documentation advises for tasks that must not be lost: acks_late, one message per process at a time, JSON, no results."""
+"""Celery as its documentation advises for tasks that must not be lost.
+
+acks_late, one message per process at a time, JSON, no results.
+"""
 
 import os
 from typing import Any

@@ -1,7 +1,8 @@
-"""Stock Celery, with what its documentation offers against the loss of a worker, and tasks that leave traces of when they ran.
+"""Stock Celery, with what its documentation offers against the loss of a worker.
 
-`task_reject_on_worker_lost` gives the message of a killed pool child back at once. That of a killed
-worker comes back after the visibility timeout, which has to be longer than the longest task.
+Its tasks leave traces of when they ran. `task_reject_on_worker_lost` gives the message of a killed
+pool child back at once. That of a killed worker comes back after the visibility timeout, which has
+to be longer than the longest task.
 """
 
 import os

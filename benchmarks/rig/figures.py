@@ -12,7 +12,7 @@ DIGITS: Final = 4
 
 
 def quick(description: str | None) -> bool:
-    """Whether the command line asks for a smoke run of a few seconds, whose figures mean nothing."""
+    """Whether the command line asks for a smoke run of seconds, whose figures mean nothing."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick",
@@ -46,5 +46,5 @@ def latencies(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the ratios of neighbouring rounds: what slows the machine for a while slows both."""
+    """Median of the ratios of neighbouring rounds: what slows the machine slows both of a pair."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,4 +1,7 @@
-"""Real servers, services and peers as child processes; all end with the benchmark, also when it is killed."""
+"""Real servers, services and peers as child processes, which all end with the benchmark.
+
+That holds when it is killed, too.
+"""
 
 import contextlib
 import http.client
@@ -45,7 +48,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """An empty, migrated PostgreSQL (fsync on) and a Valkey (append-only file) of this run's own."""
+    """An empty, migrated PostgreSQL (fsync on) and a Valkey (append-only file) of this run."""
 
     database_url: str
     redis_url: str
@@ -155,7 +158,7 @@ def durability(database_url: str) -> str:
 
 
 def cpu_seconds(pid: int) -> tuple[float, float]:
-    """What a process has used itself, and what those of its descendants have that still live (proc_pid_stat(5))."""
+    """What a process has used, and what its living descendants have (proc_pid_stat(5))."""
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended

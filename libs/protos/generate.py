@@ -1,4 +1,4 @@
-"""Regenerates the Python code of the public API from `protos/`: `python libs/protos/generate.py [DESTINATION]`.
+"""Regenerates the Python code of the public API: `python libs/protos/generate.py [DESTINATION]`.
 
 DESTINATION is `libs/protos/src` unless given. Everything that it writes is committed and nothing of
 it is edited; tests/architecture regenerates it and compares the bytes.

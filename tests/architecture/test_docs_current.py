@@ -1,4 +1,4 @@
-"""The documentation says what the tree has: generated tables, links, and the files that the architecture page names."""
+"""The documentation says what the tree has: generated tables, links, named files."""
 
 import ast
 import re
@@ -53,7 +53,7 @@ def broken(page: Path) -> Iterator[str]:
 
 
 def missing(page: Path, tracked: list[Path]) -> list[str]:
-    """Files and folders in backticks that are not in the tree, neither from its root nor as the end of a path."""
+    """Files and folders in backticks that are in the tree neither by path nor by its end."""
     known = {
         "/".join(parts)
         for path in tracked
@@ -208,7 +208,8 @@ def test_every_decision_is_in_the_list_of_decisions(root: Path, tracked: list[Pa
 def test_a_dead_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n`a/b.py` `b.py` `x/b.py` `gone/`\n"
+        "# One heading\n[a](gone.md) [b](#one-heading) [c](#two) [d](https://example.org)\n"
+        "`a/b.py` `b.py` `x/b.py` `gone/`\n"
     )
     assert list(broken(page)) == [f"{page}: gone.md", f"{page}: #two"]
     assert missing(page, [Path("a/b.py")]) == ["x/b.py", "gone/"]

@@ -24,7 +24,10 @@ def listed(readme: str) -> list[str]:
 
 
 def folder_of(readme: Path) -> Path:
-    """What the names in its tables are relative to: the import package beside a README, or else the README's own folder."""
+    """The folder that names in its tables are relative to.
+
+    The import package beside a README, or else the README's own folder.
+    """
     return next(
         (folder.parent for folder in (readme.parent / "src").glob("*/__init__.py")), readme.parent
     )

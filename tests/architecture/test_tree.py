@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FORBIDDEN = {
-    "a host of a package registry": r"pypi[.]org|pythonhosted[.]org|deb[.]debian[.]org|npmjs[.](org|com)|proxy[.]golang[.]org",
-    "an index's address": r"--(extra-)?index-ur[l]|--find-link[s]|\bindex[_-]ur[l]\s*=|\bregistr[y]\s*=\s*http",
+    "a host of a package registry": (
+        r"pypi[.]org|pythonhosted[.]org|deb[.]debian[.]org|npmjs[.](org|com)|proxy[.]golang[.]org"
+    ),
+    "an index's address": (
+        r"--(extra-)?index-ur[l]|--find-link[s]|\bindex[_-]ur[l]\s*=|\bregistr[y]\s*=\s*http"
+    ),
     "a path of one machine": r"(?<![\w.$-])/(wor[k]/main|wor[k]/shared|roo[t]/|hom[e]/\w)",
 }
 LONGEST_FILE_LINES = 500

@@ -1,4 +1,4 @@
-"""Hurts a whole Fluoro in seeded rounds and looks for broken promises after each; stock Celery suffers beside it for comparison.
+"""Hurts a whole Fluoro in seeded rounds, and looks for broken promises after each.
 
     python tests/chaos/run.py --rounds 20 --seed 7
 
@@ -42,14 +42,16 @@ from harness.pulse import Pulse, judge, longest
 from harness.stock import Stock
 
 REST_SECONDS: Final = 120
-"""How long after the last fault everything may take to be over: a lease, back-off, and room for a slow machine."""
+"""How long after the last fault everything may take to end: a lease, a back-off, and room."""
 WATCHERS_SECONDS: Final = 20
 """How long after that watchers may take to see it."""
 CANCEL_SECONDS: Final = 6
-"""How long after a cancel something may compute on: a heartbeat, when Redis did not pass the word. A worker that a fault kept from
-hearing it hears it a heartbeat after that."""
+"""How long something may compute on after a cancel: a heartbeat, if Redis did not pass the word.
+
+A worker that a fault kept from hearing it hears it a heartbeat later.
+"""
 STATEMENT_SECONDS: Final = 11
-"""How long a heartbeat may hang that was sent into a connection that leads nowhere any more, and when it is tried again."""
+"""How long a heartbeat may hang on a dead connection, and the pause before the next try."""
 PROBE_AFTER_SECONDS: Final = 2
 """How long after the last fault calls are measured."""
 LATE_SECONDS: Final = 0.5
@@ -165,7 +167,10 @@ class Run:
     def _at_rest(self, names: list[str]) -> bool:
         ids = [name.removeprefix("jobs/") for name in names]
         with psycopg.connect(self._fluoro.postgres.url) as connection:
-            query = "SELECT NOT EXISTS (SELECT FROM jobs WHERE id = ANY(%s::uuid[]) AND NOT state = ANY(%s))"
+            query = (
+                "SELECT NOT EXISTS"
+                " (SELECT FROM jobs WHERE id = ANY(%s::uuid[]) AND NOT state = ANY(%s))"
+            )
             row = connection.execute(query, (ids, list(ENDS))).fetchone()
         return bool(row and row[0])
 
@@ -197,10 +202,12 @@ class Run:
         if findings:
             arguments = self._arguments
             tell(
-                f"Replay: python tests/chaos/run.py --seed {arguments.seed} --first {plan.number} --rounds 1"
+                f"Replay: python tests/chaos/run.py --seed {arguments.seed} "
+                f"--first {plan.number} --rounds 1"
             )
             tell(
-                f"    or: python tests/chaos/run.py --seed {arguments.seed} --first {arguments.first} --rounds {score.rounds}"
+                f"    or: python tests/chaos/run.py --seed {arguments.seed} "
+                f"--first {arguments.first} --rounds {score.rounds}"
             )
 
     def _figures(self, stock_lost: int, stock_twice: int) -> dict[str, Any]:

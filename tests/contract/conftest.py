@@ -23,7 +23,7 @@ def service(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def settings(service: str) -> list[type[BaseSettings]]:
-    """The classes that read the service's environment: its own, and for a worker those of the worker runtime."""
+    """The classes that read the service's environment, with those of the worker's runtime."""
     modules = [f"{service.replace('-', '_')}.settings"] + [
         "fluoro_jobs.worker.settings"
     ] * service.endswith("-worker")

@@ -64,7 +64,7 @@ class Overlay:
         return dict(container)
 
     def environment(self, service: str) -> dict[str, str]:
-        """What the process sees: ConfigMap, Secret, and the container's own, in Kubernetes' order of precedence."""
+        """What the process sees, in Kubernetes' order: ConfigMap, Secret, the container's own."""
         container = self.container(service)
         assert container["envFrom"] == [
             {"configMapRef": {"name": "fluoro-config"}},

@@ -13,7 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NAMES = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 MINUTES = {"cancel", "recovery", "streams"}
-"""Those that rehearse failures or open thousands of streams take minutes even when quick: here they only have to start."""
+"""These take minutes even when quick, so here they only have to start."""
 
 
 def ran(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -23,7 +23,7 @@ from fluoro_local.services import SERVICES
 BEFORE, AFTER = 2, 2
 """Jobs submitted before and after each kill: 20 in all."""
 ALL_DONE_SECONDS = 150
-"""From the last kill to the end of all jobs: a lost lease runs out within 15 s, and what it held begins anew."""
+"""From the last kill to the end of all jobs: leases run out within 15 s, then work starts anew."""
 QUEUES = {"dicom-worker": "dicom", "ml-worker": "ml", "export-worker": "export"}
 
 

@@ -1,4 +1,4 @@
-"""`python -m fluoro_local demo`, which is `make demo`: what it leaves, and that it leaves nothing else."""
+"""`make demo` (`python -m fluoro_local demo`): what it leaves, and that it leaves nothing else."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from google.protobuf import json_format
 from PIL import Image
 
 DEMO_SECONDS = 110
-"""How long a demonstration may take on a machine that is busy with other things; alone it takes ten."""
+"""How long a demonstration may take on a busy machine. Alone it takes ten."""
 MARK = "FLUORO_TEST_MARK"
 EVERY_PROCESS = {
     "fluoro_local",
@@ -53,7 +53,7 @@ class Demo:
 
 
 def processes_of(mark: str, data: Path) -> set[str]:
-    """Command lines of all processes that carry our mark in their environment, name the data folder, or work in it."""
+    """Command lines of all processes that have our mark, name the data folder, or work in it."""
     found = set()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():

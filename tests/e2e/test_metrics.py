@@ -82,7 +82,7 @@ def test_every_service_has_its_main_figures_once_a_job_has_run(
     worked: RunningFluoro, service: str
 ) -> None:
     def missing() -> list[tuple[str, dict[str, str]]]:
-        """Of the figures; a worker counts an attempt after it was committed, so a moment after the job is seen to end."""
+        """Of the figures. A worker counts an attempt a moment after the job is seen to end."""
         status, text = worked.get(service, "/metrics")
         assert status == 200
         samples = [
@@ -240,7 +240,10 @@ def test_a_real_prometheus_scrapes_every_service(prometheus: Prometheus) -> None
             "gateway",
         ),
         (
-            'fluoro_task_attempts_finished_total{operation="dicom.inspect",outcome="succeeded"} >= 1',
+            (
+                "fluoro_task_attempts_finished_total"
+                '{operation="dicom.inspect",outcome="succeeded"} >= 1'
+            ),
             "dicom-worker",
         ),
         ('fluoro_workers{queue="ml"} == 1', "scheduler"),

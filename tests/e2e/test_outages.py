@@ -1,4 +1,4 @@
-"""A server goes away under running services: they say so, and recover by themselves once it is back."""
+"""A server goes away under running services: they say so, and recover by themselves."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from fluoro_jobs.testing.rig import until
 from fluoro_local.testing import RunningFluoro
 
 SECONDS = 90
-"""How long a service may take to notice, or to recover, on a machine that is busy with other things."""
+"""How long a service may take to notice, or to recover, on a busy machine."""
 
 
 @contextmanager

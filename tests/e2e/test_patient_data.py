@@ -1,4 +1,4 @@
-"""Who a patient is stands in the file that was handed in and in the data set made of it, and nowhere else."""
+"""Only the submitted file and the data set made of it say who a patient is."""
 
 import json
 import subprocess

@@ -15,7 +15,7 @@ from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.folders import free_port
 
 SEEN_SECONDS = 3
-"""Longer than two rounds of a collector that looks every 2 ms, so that one that only asks for the age is too quick."""
+"""Longer than two rounds of a collector that looks every 2 ms."""
 DAY_SECONDS = timedelta(days=1).total_seconds()
 
 

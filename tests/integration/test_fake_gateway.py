@@ -1,4 +1,4 @@
-"""The fake gateway of the client library tells what the real one tells: one conversation with each, compared word by word."""
+"""The fake gateway tells what the real one tells: the same conversation with each, compared."""
 
 import asyncio
 import hashlib

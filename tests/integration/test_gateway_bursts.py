@@ -1,4 +1,4 @@
-"""Thousands of events at once: whoever reads on gets them all, whoever reads nothing is ended, and the gateway answers meanwhile."""
+"""Thousands of events at once: readers get them all, whoever reads nothing is ended."""
 
 import asyncio
 import time

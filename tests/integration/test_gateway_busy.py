@@ -1,4 +1,4 @@
-"""A ledger that hangs, and one owner's haste: every caller hears soon, and nobody waits for what somebody else does."""
+"""A ledger that hangs, and one owner's haste: callers hear soon and wait for nobody else."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Every field of every request at the ends of its type: whatever comes, the answer is an answer and never INTERNAL."""
+"""Every field of every request at the ends of its type: there is an answer, never INTERNAL."""
 
 from collections.abc import Iterator
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""The event loop never stands still for long, whatever callers send: requests of every shape at every limit, and the largest answers."""
+"""The event loop never stands still for long: requests at every limit, the largest answers."""
 
 import asyncio
 import gc
@@ -54,7 +54,8 @@ import pathlib, sys
 import grpc
 
 target, folder = sys.argv[1:]
-with grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]) as channel:
+unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+with grpc.insecure_channel(target, options=unlimited) as channel:
     for path in sorted(pathlib.Path(folder).iterdir()):
         method, data = path.name.split("~")[1].replace("+", "/"), path.read_bytes()
         try:

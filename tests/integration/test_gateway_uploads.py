@@ -1,4 +1,4 @@
-"""Uploads that stall, trickle, are too large or too many: each ends, and what they hold of a gateway is bounded."""
+"""Uploads that stall, trickle, are too large or too many: each ends, and memory is bounded."""
 
 import asyncio
 import os
@@ -41,14 +41,15 @@ def ended_uploads(http_port: int) -> Counter[str]:
     """How many uploads the gateway ended, by code."""
     with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=5) as reply:
         lines = reply.read().decode()
-    pattern = r'^fluoro_rpc_requests_total\{code="(\w+)",method="fluoro.v1.BlobService.UploadBlob"\} (\S+)$'
+    method = "fluoro.v1.BlobService.UploadBlob"
+    pattern = rf'^fluoro_rpc_requests_total\{{code="(\w+)",method="{method}"\}} (\S+)$'
     return Counter(
         {code: int(float(count)) for code, count in re.findall(pattern, lines, flags=re.MULTILINE)}
     )
 
 
 async def stall(client: Client, owner: str, opening: asyncio.Semaphore) -> str:
-    """The reason for which an upload is ended that sends more than fits into no part of the memory, and then nothing."""
+    """Why an upload is ended that sends more than its share of memory, and then nothing."""
     call = client.blobs.UploadBlob(metadata=(("fluoro-owner", owner),))
     async with opening:
         try:

@@ -1,4 +1,4 @@
-"""Watching a job: a snapshot, then every event once and in order, whatever happens to Redis, to the reader and to the gateway."""
+"""Watching a job: a snapshot, then every event once and in order, whatever breaks."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Watching all jobs of an owner: every event of each in order, none missed, whatever breaks or waits meanwhile."""
+"""Watching all jobs of an owner: every event of each, in order, whatever breaks or waits."""
 
 import asyncio
 import random

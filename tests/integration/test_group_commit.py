@@ -1,4 +1,4 @@
-"""Group commit has a last stop: whatever happens to a batch, every submit gets an answer, soon, and the next ones go on."""
+"""Whatever happens to a batch of submits, each gets an answer soon, and the next ones go on."""
 
 import asyncio
 import threading
@@ -62,7 +62,8 @@ def on_insert(rig: Rig, condition: str, then: str) -> None:
     with rig.connection() as connection:
         connection.execute("CREATE SEQUENCE transactions")
         connection.execute(
-            f"CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN {then}; END IF; RETURN NEW; END $$"
+            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN IF {condition} THEN {then}; END IF; RETURN NEW; END $$"
         )
         connection.execute(
             "CREATE TRIGGER meddle BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION meddle()"
@@ -126,7 +127,8 @@ def test_a_deadlock_is_tried_again_and_told_only_if_it_stays(
     with rig.connection() as connection:
         connection.execute("ALTER SEQUENCE transactions RESTART")
         connection.execute(
-            "CREATE OR REPLACE FUNCTION meddle() RETURNS trigger AS $$ BEGIN RAISE '' USING ERRCODE = '40P01'; END $$ LANGUAGE plpgsql"
+            "CREATE OR REPLACE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE '' USING ERRCODE = '40P01'; END $$"
         )
     assert reasons([group.submit(submission())]) == [Reason.LEDGER_BUSY]
 

@@ -189,7 +189,10 @@ def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(
     job.steps.add(name="other").inspect_dicom.SetInParent()
     job_id, by = accepted(rig, db, job), worker(db)
     (first, *_), (second, *_) = dispatch.take(db)
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'waits' AND wait_event_type = 'Lock'"
+    waiting = (
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE application_name = 'waits' AND wait_event_type = 'Lock'"
+    )
 
     def wait() -> Claim | None:
         with psycopg.connect(database_url, autocommit=True, application_name="waits") as connection:

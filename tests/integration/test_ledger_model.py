@@ -1,4 +1,4 @@
-"""The ledger against a model of it, through anything that can happen, in any order; and that this would find a bug.
+"""The ledger against a model of it, through random moves; and that this would find a bug.
 
 A failure prints the shortest sequence of moves that shows it, and the same run gives it again. To
 try more sequences, and other ones, set FLUORO_LEDGER_RUNS=2000.

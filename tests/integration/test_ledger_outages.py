@@ -1,4 +1,4 @@
-"""PostgreSQL stops answering, in the ways in which no error comes by itself: every wait ends, and nobody waits twice."""
+"""PostgreSQL stops answering in ways that raise no error: every wait ends, nobody waits twice."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""PostgreSQL answers, and refuses: callers hear which of its troubles it is, and work goes on once it is over."""
+"""PostgreSQL answers and refuses: callers hear why, and work goes on once it is over."""
 
 import asyncio
 import subprocess
@@ -88,7 +88,7 @@ async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_
 # --- no writes ---
 
 
-async def test_a_ledger_that_takes_no_writes_is_named_by_each_caller_who_writes_and_goes_on_answering_the_others(
+async def test_a_ledger_that_takes_no_writes_is_named_to_each_writer_and_still_answers_readers(
     rig: Rig, postgres: PostgresServer
 ) -> None:
     name = await rig.submit()
@@ -172,7 +172,7 @@ async def submit_many(rig: Rig) -> None:
         await rig.submit(padding="x" * 60)
 
 
-async def test_a_full_disk_of_postgresql_is_told_by_its_name_and_jobs_are_accepted_again_once_there_is_room(
+async def test_a_full_disk_of_postgresql_is_told_by_name_and_jobs_are_accepted_once_there_is_room(
     database_on_small_disk: str, redis_url: str, blob_url: str, small_disk: SmallDisk
 ) -> None:
     async with rigged(database_on_small_disk, redis_url, blob_url) as rig:

@@ -1,4 +1,4 @@
-"""Liveness looks at the process alone: what a store does is no reason for a restart, a thread that is gone is."""
+"""Liveness looks at the process alone: a store is no reason for a restart, a lost thread is."""
 
 import textwrap
 import time
@@ -63,10 +63,13 @@ HARNESS = textwrap.dedent("""\
             threading.Event().wait(0.02)
         if name == "MainThread":
             return os.kill(os.getpid(), signal.SIGUSR1)
-        for task in [found for found in gc.get_objects() if isinstance(found, asyncio.Task) and found.get_name() == name]:
+        tasks = [found for found in gc.get_objects() if isinstance(found, asyncio.Task)]
+        for task in [found for found in tasks if found.get_name() == name]:
             return task.get_loop().call_soon_threadsafe(task.cancel)
         (thread,) = [thread for thread in threading.enumerate() if thread.name == name]
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+        )
 
     if __name__ == "__main__":
         module, name, when, *arguments = sys.argv[1:]

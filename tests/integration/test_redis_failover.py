@@ -1,4 +1,4 @@
-"""Redis changes its mind about who is the primary: workers outlive it in process, and jobs go on."""
+"""Redis changes its mind about who is the primary: workers outlive it, and jobs go on."""
 
 import time
 from collections.abc import Iterator

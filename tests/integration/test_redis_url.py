@@ -1,4 +1,4 @@
-"""Every kind of FLUORO_REDIS_URL, with real servers: TLS, users with few rights, Sentinels with a password of their own."""
+"""Every kind of FLUORO_REDIS_URL, with real servers: TLS, users with few rights, Sentinels."""
 
 import asyncio
 import re
@@ -62,7 +62,10 @@ def certificate(tmp_path: Path) -> Path:
 
 @contextmanager
 def _tls_in_front_of(port: int, certificate: Path) -> Iterator[int]:
-    """A port that speaks TLS with whoever has a certificate, and passes on to a plain port: the wheel's server has no TLS built in."""
+    """A port that speaks TLS to clients with a certificate, and passes on to a plain port.
+
+    The wheel's server has no TLS built in.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
     context.load_cert_chain(certificate, certificate.with_name("key.pem"))
     context.verify_mode = ssl.CERT_REQUIRED
@@ -112,7 +115,8 @@ def test_a_job_runs_over_tls_for_a_user_with_the_documented_rights(
         redis.Redis.from_url(redis_url) as client,
         _tls_in_front_of(valkey.port, certificate) as port,
     ):
-        files = f"ssl_ca_certs={certificate}&ssl_certfile={certificate}&ssl_keyfile={certificate.with_name('key.pem')}"
+        key = certificate.with_name("key.pem")
+        files = f"ssl_ca_certs={certificate}&ssl_certfile={certificate}&ssl_keyfile={key}"
         rig = Rig(database_url, f"rediss://{user}@127.0.0.1:{port}/0?{files}", blob_url, tmp_path)
         try:
             rig.worker()

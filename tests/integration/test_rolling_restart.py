@@ -1,4 +1,4 @@
-"""A new version goes out: every service ends and starts again, one after the other, while clients work and notice nothing."""
+"""A new version goes out: one service after the other restarts, and clients notice nothing."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A store is away for a while: no job fails for it, no attempt counts, and work goes on soon after."""
+"""A store is away for a while: no job fails, no attempt counts, and work goes on soon after."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

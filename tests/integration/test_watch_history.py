@@ -1,4 +1,4 @@
-"""Cursors into a long history: what comes is complete and in order, and no read of the ledger costs more than what it returns."""
+"""Cursors into a long history: all comes in order, and a read costs what it returns."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator
 
 
 async def history(rig: Rig, start_cursor: str) -> list[WatchJobsResponse]:
-    """The events from a cursor on; there are no more once a bookmark comes and those told last are the jobs' last."""
+    """The events from a cursor on, until a bookmark comes and the jobs' last events have come."""
     got: list[WatchJobsResponse] = []
     newest: dict[str, int] = {}
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -62,7 +62,7 @@ def rewrite(database_url: str, transactions: dict[UUID, list[int]]) -> None:
         )
 
 
-async def test_a_resume_from_any_page_of_a_history_in_which_transactions_overtook_each_other_misses_nothing(
+async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_misses_nothing(
     rig: Rig, database_url: str
 ) -> None:
     choice = random.Random(7)

@@ -1,4 +1,4 @@
-"""Several attempts of one task, or several tasks of one pool child: what is meant for one reaches no other."""
+"""Several attempts of one task, or several tasks of one pool child, are told apart."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
 
 
 def beat(rig: Rig, job_id: UUID) -> None:
-    """Returns after the job's worker has looked at what it runs, twice: the first look may have begun before."""
+    """Returns after two looks of the job's worker: the first one may have begun before."""
     for _ in range(2):
         before = lease_of(rig, job_id)
         rig.have_workers_look()

@@ -1,4 +1,4 @@
-"""What the heartbeat of a worker process cannot do for one attempt, it does for the others all the same."""
+"""A heartbeat that fails for one attempt still works for the others."""
 
 import os
 import signal

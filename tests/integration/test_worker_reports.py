@@ -19,7 +19,10 @@ def test_an_attempt_in_the_pool_is_counted_in_the_metrics_of_the_worker(
         with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
             lines = set(response.read().decode().splitlines())
         return lines >= {
-            'fluoro_task_attempts_finished_total{operation="dicom.inspect",outcome="succeeded"} 1.0',
+            (
+                "fluoro_task_attempts_finished_total"
+                '{operation="dicom.inspect",outcome="succeeded"} 1.0'
+            ),
             'fluoro_task_run_seconds_count{operation="dicom.inspect"} 1.0',
             'fluoro_jobs_finished_total{state="succeeded"} 1.0',
         }

@@ -1,4 +1,4 @@
-"""A job accepted is a job done, whatever happens to the worker: each test is named after the failure it rehearses."""
+"""A job accepted is a job done: each test is named after the failure it rehearses."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What an operation sees: items that fail alone, names made of keys, and inputs made of what others left."""
+"""What an operation sees: items that fail alone, names made of keys, inputs from earlier steps."""
 
 from pathlib import Path
 

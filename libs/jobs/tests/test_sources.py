@@ -1,4 +1,4 @@
-"""What steps work on: the nearest that they can read, what they name, and never originals by accident."""
+"""What steps work on: the nearest that they can read, and never originals by accident."""
 
 from dataclasses import replace
 
@@ -21,7 +21,10 @@ Input = job_pb2.StepInput
 
 
 def wired(*steps: tuple[str, Operation, list[str]], **more: list[Input] | bool) -> dict[str, Wired]:
-    """Steps of a job: name, operation, after. more: inputs of a step by its name, or whether it may see everything."""
+    """Steps of a job: name, operation, after.
+
+    more: inputs of a step by its name, or whether it may see everything.
+    """
     messages = []
     for name, _, after in steps:
         step = job_pb2.Step(name=name, after=after)

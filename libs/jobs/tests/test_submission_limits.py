@@ -35,7 +35,7 @@ def request(steps: int = 1, inputs: int = 1) -> Request:
 def inputs_of(
     message: Descriptor, path: str, part: Part
 ) -> Iterator[tuple[str, FieldDescriptor, Part]]:
-    """Every field that a caller sets, the path that a refusal calls it by, and the way to the message it is in."""
+    """Every field that a caller sets, its path in refusals, and the way to its message."""
     for field in message.fields:
         oneof = field.containing_oneof
         if field.full_name in OUTPUT_ONLY or (

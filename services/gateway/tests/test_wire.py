@@ -1,4 +1,4 @@
-"""Bytes and messages: counted before they are parsed, the same whether they are made at once or in pieces."""
+"""Bytes and messages: counted before they are parsed, and the same at once or in pieces."""
 
 import pytest
 from fluoro.v1 import blob_service_pb2, job_pb2

@@ -1,4 +1,4 @@
-"""A whole Fluoro of real processes that can be hurt: both servers behind proxies, and two of every service, each in its own group.
+"""A whole Fluoro of real processes that can be hurt: both servers behind proxies, services twice.
 
 Everything listens on loopback or a Unix socket, lives below one folder and ends with this process,
 also when it is killed. What ended by itself is started again, as a supervisor would, and counted.
@@ -57,9 +57,9 @@ Value = TypeVar("Value")
 
 
 async def until(probe: Callable[[], Value], seconds: float, every_seconds: float = 0.1) -> Value:
-    """The first truthy value of `probe`, called in a thread; its last value once the time is over."""
+    """The first truthy value of `probe`, called in a thread; its last once the time is over."""
     deadline = time.monotonic() + seconds
-    while not (value := await asyncio.to_thread(probe)) and time.monotonic() < deadline:  # noqa: ASYNC110 - what is probed is other processes
+    while not (value := await asyncio.to_thread(probe)) and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes
         await asyncio.sleep(every_seconds)
     return value
 
@@ -154,7 +154,7 @@ class Deployment:
         self.pair.stop()
 
     def point_blobs_at(self, target: Path) -> None:
-        """Lets the blob store's folder be `target` from now on; a file makes every call of the store fail."""
+        """Makes `target` the blob store's folder. A file makes every call of the store fail."""
         link = self.folder / "store" / "blobs.new"
         link.symlink_to(target)
         link.replace(self.folder / "store" / "blobs")
@@ -170,7 +170,7 @@ class Deployment:
             service.child.process.wait()
 
     def start_again(self, name: str, clock_offset_seconds: float = 0) -> None:
-        """Starts a process that is down, and ends what is left of its group first, as a supervisor does."""
+        """Starts a process that is down; first ends what is left of its group."""
         service = self.services[name]
         service.child.kill()
         service.child = self._spawn(
@@ -201,7 +201,7 @@ class Deployment:
         return _children(self.services[name].child.pid)
 
     def swap_valkey(self, *, appendonly: bool) -> None:
-        """After a kill: another server at the same address, which does or does not know what the one before it held."""
+        """After a kill: another server at the same address, with or without the old one's data."""
         self.valkey = ValkeyServer(self.folder / "valkey", self.valkey.port, appendonly)
         if not appendonly:
             shutil.rmtree(self.folder / "valkey" / "appendonlydir", ignore_errors=True)
@@ -225,13 +225,16 @@ class Deployment:
                     self.exits.append(
                         (
                             service.name,
-                            f"ended with {service.child.process.returncode}: {service.child.log_tail()}",
+                            (
+                                f"ended with {service.child.process.returncode}: "
+                                f"{service.child.log_tail()}"
+                            ),
                         )
                     )
                 self.start_again(service.name)
 
     def living(self) -> dict[str, int]:
-        """Ports of the health of services that should live now; not of those that a fault has told to end, or that may."""
+        """Ports of the health of services that no fault has ended or may have ended."""
         return {
             service.name: service.http_port
             for service in self.services.values()
@@ -250,7 +253,8 @@ class Deployment:
     ) -> Child:
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.proxies[Store.POSTGRES])
         own = {
-            "DATABASE_URL": f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&sslmode=disable&gssencmode=disable",
+            "DATABASE_URL": f"postgresql://postgres@{hosts}/postgres"
+            "?target_session_attrs=read-write&sslmode=disable&gssencmode=disable",
             "REDIS_URL": f"redis://127.0.0.1:{self.proxies[Store.VALKEY][0].port}/0",
             "BLOB_URL": self.blob_url,
             "SCRATCH_FOLDER": self.folder / "scratch",
@@ -275,7 +279,10 @@ class Deployment:
 
 
 def kept_port() -> int:
-    """A free port of 127.0.0.1 that the system gives to no connection: it is still free when a process that had it comes back."""
+    """A free port of 127.0.0.1 that the system gives to no connection.
+
+    It is still free when a process that had it comes back.
+    """
     lowest_of_connections = int(
         Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
     )

@@ -1,4 +1,4 @@
-"""The folder that blobs lie in, on a file system of its own where that can be had: one that can be full, or read-only.
+"""The folder that blobs lie in, if possible on a file system that can be full or read-only.
 
 A file system needs root, and a namespace to be mounted in; who lacks either gets the nearest thing,
 see `Disk.mounted`.
@@ -24,7 +24,7 @@ _APART: Final = "CHAOS_APART"
 
 
 def enter_namespace() -> None:
-    """Starts this program anew in a mount namespace of its own, where there is leave to: what it mounts ends with it."""
+    """Starts this program anew in a mount namespace, if allowed: what it mounts ends with it."""
     if (
         os.environ.pop(_APART, "")
         or os.geteuid() != 0

@@ -44,7 +44,7 @@ DEAFENS: Final = frozenset(
         Kind.READ_ONLY,
     }
 )
-"""Faults that keep a worker from hearing of a cancel while they last, if they befall it or the ledger."""
+"""Faults that keep a worker from hearing of a cancel while they befall it or the ledger."""
 KILLS: Final = frozenset(
     {
         Kind.KILL_WORKER,
@@ -67,7 +67,10 @@ class Done:
 
 
 async def play(deployment: Deployment, plan: Round, started: float) -> list[Done]:
-    """Every fault of the round at its time, in seconds of time.monotonic() since `started`; returns when the last has ended."""
+    """Every fault of the round at its time; returns when the last one has ended.
+
+    started: by time.monotonic().
+    """
     return await asyncio.gather(*(_at(deployment, fault, started) for fault in plan.faults))
 
 
@@ -188,7 +191,7 @@ async def _killed(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _failed_over(deployment: Deployment, _fault: Fault) -> AsyncIterator[None]:
-    """A synchronous standby is made first, so that what was acknowledged is on both when the primary is lost."""
+    """Makes a synchronous standby first, so that it has all that was acknowledged."""
     await asyncio.to_thread(deployment.pair.rebuild)
     await asyncio.to_thread(fence, deployment.postgres)
     yield
@@ -267,7 +270,7 @@ async def _blobs_away(deployment: Deployment, _fault: Fault) -> AsyncIterator[No
 
 @asynccontextmanager
 async def _hurt_disk(deployment: Deployment, fault: Fault) -> AsyncIterator[None]:
-    """The disk below the blobs is full, or can be read alone; where that cannot be, they are away instead."""
+    """The disk below the blobs is full or read-only. Where that cannot be, the blobs are away."""
     disk = deployment.disk
     hurt, mend = (
         (disk.fill, disk.empty)

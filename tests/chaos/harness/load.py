@@ -1,4 +1,4 @@
-"""Clients of one round: they submit, watch and cancel through the gateway, do not give up, and keep what they were told."""
+"""Clients of one round: they submit, watch and cancel, do not give up, and keep what they heard."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ PATIENCE_SECONDS: Final = 120
 NOOPS_AT_ONCE: Final = 8
 PROBE_EVERY_SECONDS: Final = 0.5
 MAX_ATTEMPTS: Final = 6
-"""Of steps that should succeed: more than a round has faults that can end an attempt of one task."""
+"""Of steps that should succeed: more than the faults of a round can end."""
 
 Command = dict[str, Any]
 Value = TypeVar("Value")
@@ -79,7 +79,7 @@ class Load:
         return self.folder / "gate"
 
     async def play(self, started: float) -> None:
-        """Submits and cancels everything in its time; returns when all submits and cancels are answered.
+        """Submits and cancels everything in its time; returns when all calls are answered.
 
         Somebody watches all jobs of the round from before the first one, see `seen_all`.
         """
@@ -97,7 +97,7 @@ class Load:
                 group.create_task(self._noops(index))
 
     async def probe(self, done: asyncio.Event) -> None:
-        """Submits a job that does nothing and reads it, again and again until `done`, and notes how long each call took."""
+        """Submits and reads an empty job again and again until `done`, and times each call."""
         number = 0
         await self._watches_all.wait()
         async with asyncio.TaskGroup() as group:
@@ -279,7 +279,10 @@ class Load:
     async def _watch_from(
         self, name: str, cursor: str, break_after: int, record: WatchRecord
     ) -> str:
-        """Watches to the end, or hangs up after so many messages and returns where; not at the end, after which a retry may follow."""
+        """Watches to the end, or hangs up after so many messages and returns where it was.
+
+        It does not hang up at the end, after which a retry may follow.
+        """
         async with aclosing(self.client.watch(name, cursor)) as messages:
             count = 0
             async for message in messages:
@@ -325,7 +328,7 @@ def _steps(work: Work) -> list[job_pb2.Step]:
 
 
 def _policy(max_attempts: int) -> job_pb2.RetryPolicy:
-    """Back-off from 0.3 s to 2 s: a round is short, and still all attempts together outlast an outage of blobs."""
+    """Back-off from 0.3 s to 2 s: short, yet all attempts together outlast an outage of blobs."""
     return job_pb2.RetryPolicy(
         max_attempts=max_attempts,
         initial_backoff=Duration(nanos=300_000_000),

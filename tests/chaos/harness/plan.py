@@ -1,4 +1,4 @@
-"""What one round does to Fluoro, as data: drawn up front from the seed and the round's number, so that it can be played again alone.
+"""What one round does to Fluoro, as data drawn from the seed and the round's number.
 
 Playing it has timing jitter; the plan has none.
 """
@@ -26,7 +26,10 @@ LONG_SHARE: Final = 0.12
 """Share of the faults of `_LONG` that outlast every deadline of a statement."""
 LONG_SECONDS: Final = (11.0, 13.0)
 ENDLESS_EVERY: Final = 50
-"""One round of so many has a store that answers nobody for `ENDLESS_SECONDS`: longer than a process may be without a sign of life."""
+"""One round of so many has a store that answers nobody for `ENDLESS_SECONDS`.
+
+That is longer than a process may be without a sign of life.
+"""
 ENDLESS_SECONDS: Final = (62.0, 65.0)
 
 GATEWAYS: Final = ("gateway-1", "gateway-2")
@@ -45,7 +48,7 @@ class Store(StrEnum):
 
 
 class Kind(StrEnum):
-    """A fault. Those of the second part befall a store, in one of the manners in which stores fail; `STORE_FAULTS` says which which."""
+    """A fault. Those of the second part befall a store; `STORE_FAULTS` says which befall which."""
 
     KILL_WORKER = "kill_worker"
     KILL_WORKER_MAIN = "kill_worker_main"
@@ -146,7 +149,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """noops: jobs that do nothing, submitted as fast as they are taken, to keep the workers busy when they are killed."""
+    """noops: empty jobs, submitted as fast as they are taken, that keep the workers busy."""
 
     seed: int
     number: int
@@ -164,7 +167,8 @@ class Round:
             f"{f.at_seconds:.1f}s {f.kind}{f'({f.target})' if f.target else ''} {f.seconds:.1f}s"
             for f in self.faults
         )
-        return f"round {self.number} [{self.digest}]: {len(self.works)} jobs, {self.noops} no-ops; {', '.join(told)}"
+        jobs = f"{len(self.works)} jobs, {self.noops} no-ops"
+        return f"round {self.number} [{self.digest}]: {jobs}; {', '.join(told)}"
 
 
 STORE_FAULTS: Final[dict[tuple[Store, Kind], tuple[float, float]]] = {
@@ -261,7 +265,7 @@ def make_round(seed: int, number: int) -> Round:
 
 
 def _draw_store_faults(rng: random.Random, seed: int, number: int) -> list[Fault]:
-    """Two of a deck of all that is shuffled when it is used up, so that a few rounds meet every one of them."""
+    """Two cards of a deck that is shuffled when it is used up: a few rounds meet every one."""
     deck = list(STORE_FAULTS)
     rounds = len(deck) // 2
     random.Random(f"{seed}:{number // rounds}").shuffle(deck)

@@ -1,4 +1,4 @@
-"""The network between services and a store, as far as it can fail: a proxy on loopback, in a thread of its own."""
+"""The network between services and a store: a proxy on loopback, in a thread of its own."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ CHUNK_BYTES: Final = 64 * 1024
 CALL_SECONDS: Final = 10
 """How long the thread may take to do what it is told."""
 ORPHAN_SECONDS: Final = 20
-"""How long the server keeps its end of a connection that leads nowhere any more: until keepalives of its own would find out."""
+"""How long the server keeps its end of a dead connection: until its own keepalives would tell."""
 
 _ABORT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of a socket whose close is a reset (socket(7))."""
@@ -74,11 +74,11 @@ class Proxy:
             self._loop.close()
 
     def delay(self, seconds: float) -> None:
-        """From now on each piece of data takes so much longer, in either direction; 0 for no delay."""
+        """Delays each piece of data by this time, in either direction; 0 for no delay."""
         self._latency_seconds = seconds
 
     def half_open(self) -> None:
-        """Until `mend`, connections stay and lead nowhere, as behind a middlebox that has forgotten them and keeps answering.
+        """Until `mend`, connections stay and lead nowhere, as behind a forgetful middlebox.
 
         Those that are open now or come until then stay like that afterwards: nobody tells either
         end.

@@ -1,4 +1,4 @@
-"""How long anything waited that could have gone on, and whether processes called themselves alive meanwhile.
+"""How long anything waited that could go on, and whether processes called themselves alive.
 
 Looks straight into the ledger, past the proxy, and at every /healthz, from threads of its own.
 """
@@ -27,7 +27,10 @@ HEALTH_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 2
 
 STALL_SECONDS: Final = 30
-"""How long anything that can go on may wait once the last fault has ended: a lease, a back-off, deadlines of calls, and room."""
+"""How long anything that can go on may wait after the last fault.
+
+A lease, a back-off, deadlines of calls, and room.
+"""
 
 _CAN_GO_ON: Final = """
 SELECT t.id, t.attempt, t.state = 'RUNNING', 'jobs/' || t.job_id || ' step ' || t.step || ' ' || t.state FROM tasks t
@@ -38,7 +41,10 @@ WHERE t.job_id >= %s AND (t.state IN ('READY', 'QUEUED') AND t.run_after <= now(
 
 @dataclass(slots=True)
 class Wait:
-    """Something that could go on and did not yet, in seconds of time.monotonic(): a call without an answer, a task that nobody claims."""
+    """Something that could go on and did not yet: an unanswered call, an unclaimed task.
+
+    Times are by time.monotonic(), in seconds.
+    """
 
     what: str
     began: float

@@ -1,4 +1,4 @@
-"""The peer of the same run: stock Celery on a Valkey of its own, whose worker is killed under load once a round.
+"""The peer of the same run: stock Celery on a Valkey of its own, killed under load once a round.
 
 A task counts as lost when, after all kills, the last worker has nothing left to do, queue and
 unacknowledged messages are empty, and the task has never run. Running twice is fine: that is what
@@ -78,7 +78,7 @@ class Stock:
         self._worker = self._spawn()
 
     def drain(self) -> tuple[int, int]:
-        """Waits until the worker has nothing left; how many tasks never ran, and how many ran more than once."""
+        """Waits until the worker has nothing left; how many tasks never ran, or ran twice."""
         quiet, size = 0, -1
         deadline = time.monotonic() + DRAIN_SECONDS
         with redis.Redis.from_url(self._valkey.url) as client:

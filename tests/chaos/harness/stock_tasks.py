@@ -1,4 +1,4 @@
-"""Stock Celery with every setting on that its documentation names against losing tasks; the worker's module."""
+"""Stock Celery with every setting that its documentation names against losing tasks."""
 
 import os
 
