@@ -133,7 +133,8 @@ async def test_an_error_carries_code_reason_fields_and_metadata(gateway, client)
     assert error.violations == (FieldViolation("job.steps[1].after[0]", "name a step of this job"),)
     assert (error.metadata, error.retry_seconds) == ({"step": "rendr"}, 3)
     assert str(error) == (
-        "INVALID_ARGUMENT (STEP_UNKNOWN): A step comes after one that is not in the job.\n  job.steps[1].after[0]: name a step of this job"
+        "INVALID_ARGUMENT (STEP_UNKNOWN): A step comes after one that is not in the job.\n  "
+        "job.steps[1].after[0]: name a step of this job"
     )
 
 

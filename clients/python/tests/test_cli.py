@@ -1,4 +1,4 @@
-"""The `fluoro` command as people and scripts use it: a real process against a gateway on a socket."""
+"""The `fluoro` command as people and scripts use it: a process against a gateway on a socket."""
 
 import asyncio
 import json
@@ -137,7 +137,10 @@ async def test_help_documents_the_exit_codes_and_every_command_takes_output(fluo
 
 
 def test_help_does_not_wait_for_grpc():
-    script = "import sys, fluoro_client.cli; sys.exit(any(name in sys.modules for name in ('grpc', 'google.protobuf', 'fluoro.v1')))"
+    script = (
+        "import sys, fluoro_client.cli; sys.exit(any(name in sys.modules for name in "
+        "('grpc', 'google.protobuf', 'fluoro.v1')))"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -393,7 +396,10 @@ async def test_ctrl_c_detaches_from_a_watch_and_tells_how_to_resume(gateway, flu
     command.process.send_signal(signal.SIGINT)
     code, _, err = await command.end()
     assert code == 130
-    hint = f"fluoro watch {job.name} --endpoint {gateway.endpoint} --owner ada --output json --cursor {job.name[5:]}.1"
+    hint = (
+        f"fluoro watch {job.name} --endpoint {gateway.endpoint} --owner ada --output json "
+        f"--cursor {job.name[5:]}.1"
+    )
     assert err.decode() == f"Detached; the job goes on. Resume with: {hint}\n"
     assert job.state == State.STATE_PENDING
 
@@ -457,9 +463,9 @@ async def test_a_refusal_exits_with_3_and_tells_reason_and_fields(gateway, fluor
     words = ["submit", "--pipeline", "imaging-report", "--input", "blobs/1"]
     code, out, err = await fluoro(*words)
     assert (code, out) == (3, "")
-    assert (
-        err
-        == "Error: INVALID_ARGUMENT (STEP_UNKNOWN): No such step.\n  job.steps[0].after[0]: name a step\n"
+    assert err == (
+        "Error: INVALID_ARGUMENT (STEP_UNKNOWN): No such step.\n"
+        "  job.steps[0].after[0]: name a step\n"
     )
     code, out, err = await fluoro(*words, "--output", "json")
     assert (code, out) == (3, "")

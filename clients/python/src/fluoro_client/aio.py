@@ -1,4 +1,7 @@
-"""The async client: every call of JobService and BlobService as one method, safe to use across restarts of a gateway."""
+"""The async client: a method for every call of JobService and BlobService.
+
+It is safe to use across restarts of a gateway.
+"""
 
 import asyncio
 import os
@@ -32,7 +35,7 @@ from fluoro_client.errors import (
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
-from fluoro_client.transfers import Landing, Source, Upload, prepare
+from fluoro_client.transfers import PartialFile, Source, Upload, prepare
 from fluoro_client.watching import TERMINAL, resume_watch
 from fluoro_client.watching_all import resume_watch_all
 
@@ -155,8 +158,9 @@ class AsyncClient:
         limit: int | None = None,
         page_size: int = 0,
     ) -> AsyncGenerator[job_pb2.Job, None]:
-        """The owner's jobs, newest first, without steps and inputs, fetched page by page as they are read.
+        """The owner's jobs, newest first, without steps and inputs.
 
+        They are fetched page by page as they are read.
         states, labels: only jobs in one of these states and with all of these labels.
         limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the
         server.
@@ -186,7 +190,7 @@ class AsyncClient:
     async def list_tasks(
         self, job: str, *, step: str = ""
     ) -> AsyncGenerator[job_service_pb2.StepTask, None]:
-        """The tasks of a job, or of one step, with their attempts, page by page as they are read."""
+        """The tasks of a job, or of one step, with their attempts, fetched page by page."""
         request = job_service_pb2.ListTasksRequest(job=job, step=step, page_size=PAGE)
         async for page in self._pages(self._jobs.ListTasks, request):
             for task in page.tasks:
@@ -244,9 +248,9 @@ class AsyncClient:
     async def wait(
         self, name: str, *, timeout_seconds: float | None = None, view: View = FULL
     ) -> job_pb2.Job:
-        """The job once it is terminal, or as it is after timeout_seconds (None: as long as it takes).
+        """The job once it is terminal, or as it is after timeout_seconds.
 
-        view: as for `get`.
+        timeout_seconds: None waits as long as it takes. view: as for `get`.
         """
         end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         patience = self._patience(f"waiting for {name}")
@@ -269,7 +273,7 @@ class AsyncClient:
                 return job
 
     async def cancel(self, name: str) -> job_pb2.Job:
-        """Cancels the job unless it is terminal, and returns it in the view BASIC. May be repeated."""
+        """Cancels the job unless it is terminal; returns it in the view BASIC. May be repeated."""
         return (
             await self._unary(self._jobs.CancelJob, job_service_pb2.CancelJobRequest(name=name))
         ).job
@@ -290,12 +294,14 @@ class AsyncClient:
     def watch(
         self, name: str, start_cursor: str = "", *, view: View = FULL
     ) -> AsyncGenerator[job_service_pb2.WatchJobResponse, None]:
-        """Streams the job until it is terminal: a snapshot first, then every event exactly once and in order, progress, and bookmarks.
+        """Streams the job until it is terminal.
 
-        Resumes by itself from the last cursor when the connection is lost, a gateway shuts down, or
-        the stream was read too slowly. start_cursor: cursor of the last message seen by an earlier
-        watch; the stream then starts after it and has no snapshot. view: of the snapshot, as for
-        `get`.
+        A snapshot comes first, then every event exactly once and in order, with progress and
+        bookmarks between them. The stream resumes by itself from the last cursor when the
+        connection is lost, a gateway shuts down, or it was read too slowly.
+
+        start_cursor: cursor of the last message of an earlier watch. The stream then starts after
+        it, without a snapshot. view: of the snapshot, as for `get`.
         """
         return resume_watch(
             lambda request: self._jobs.WatchJob(request, metadata=self._metadata),
@@ -307,12 +313,14 @@ class AsyncClient:
     def watch_jobs(
         self, labels: Mapping[str, str] | None = None, start_cursor: str = ""
     ) -> AsyncGenerator[job_service_pb2.WatchJobsResponse, None]:
-        """Streams all jobs of the owner that have the labels: those not ended first, without steps, then every event of each exactly once.
+        """Streams all jobs of the owner that have the labels.
 
-        The events of a job come in order; new jobs begin with their first event. Never ends by
-        itself, and resumes by itself like `watch`. start_cursor: of the last message of an earlier
-        watch of the same labels; then there are no jobs at the start, and events from shortly
-        before it may come again.
+        Jobs that have not ended come first, without steps; then every event of each job exactly
+        once. The events of a job come in order, and a new job begins with its first event. The
+        stream does not end, and resumes by itself like `watch`.
+
+        start_cursor: cursor of the last message of an earlier watch of the same labels. The stream
+        then starts without jobs, and may repeat events from shortly before.
         """
         return resume_watch_all(
             lambda request: self._jobs.WatchJobs(request, metadata=self._metadata),
@@ -352,16 +360,17 @@ class AsyncClient:
     async def download(
         self, blob: blob_service_pb2.Blob | job_pb2.Artifact | str, path: str | os.PathLike[str]
     ) -> Path:
-        """Writes a blob, or the blob of an artifact, to `path`, which appears whole and with the right SHA-256 or not at all.
+        """Writes a blob, or the blob of an artifact, to `path`.
 
-        blob: a record, an artifact, or a blob's name. A broken stream is resumed at the byte where
-        it broke. An existing file is replaced. DataLossError if the bytes are not those of the
-        record; OSError if the folder of `path` does not exist or is full.
+        The file appears whole and with the right SHA-256, or not at all. It replaces an existing
+        one. A broken stream resumes at the byte where it broke. blob: a record, an artifact, or a
+        blob's name. DataLossError if the bytes are not those of the record; OSError if the folder
+        of `path` does not exist or is full.
         """
         record = await self.get_blob(blob) if isinstance(blob, str) else blob
         name = record.blob if isinstance(record, job_pb2.Artifact) else record.name
         target = Path(path)
-        with Landing(target) as landing:
+        with PartialFile(target) as landing:
             patience = self._patience(f"downloading {name}")
             while True:
                 try:
@@ -408,7 +417,8 @@ class AsyncClient:
             except DeadlineExceededError as error:
                 if refusal is None:
                     raise
-                raise refusal from error  # what went wrong all the time tells more than that time is up
+                # What went wrong before tells more than that the time is up.
+                raise refusal from error
             except FluoroApiError as error:
                 await patience.pause(error)
                 refusal = error
@@ -438,7 +448,7 @@ class AsyncClient:
             raise decode(error, self.endpoint) from error
 
     async def _receive(
-        self, name: str, size_bytes: int, landing: Landing, patience: Patience
+        self, name: str, size_bytes: int, landing: PartialFile, patience: Patience
     ) -> None:
         call = self._blobs.DownloadBlob(
             blob_service_pb2.DownloadBlobRequest(name=name, offset=landing.size_bytes),

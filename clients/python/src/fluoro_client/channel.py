@@ -30,9 +30,10 @@ _OPTIONS: Final = (
 
 
 def open_channel(endpoint: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    """A channel to `endpoint` (`host:port`, or any gRPC target such as `dns:///gateway:50051`), encrypted if there are credentials.
+    """A channel to `endpoint`, encrypted if there are credentials.
 
-    Belongs to the running event loop.
+    endpoint: `host:port`, or any gRPC target such as `dns:///gateway:50051`. The channel belongs to
+    the running event loop.
     """
     if credentials is None:
         return grpc.aio.insecure_channel(endpoint, options=_OPTIONS)

@@ -26,8 +26,9 @@ else:
     _spec.loader.exec_module(commands)
 
 EPILOG = (
-    "Exit codes: 0 ok (partially succeeded jobs too), 1 the watched job failed or was cancelled, 2 usage, 3 refused by the server, "
-    "4 no server reached or no answer in time, 5 trouble with files here, 130 interrupted."
+    "Exit codes: 0 ok (partially succeeded jobs too), 1 the watched job failed or was cancelled, "
+    "2 usage, 3 refused by the server, 4 no server reached or no answer in time, "
+    "5 trouble with files here, 130 interrupted."
 )
 
 app = typer.Typer(

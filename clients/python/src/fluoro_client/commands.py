@@ -1,4 +1,4 @@
-"""What each command of `fluoro` does, and how it ends: with an exit code and never with a traceback."""
+"""What each command of `fluoro` does. It ends with an exit code, never with a traceback."""
 
 import asyncio
 import json

@@ -33,9 +33,10 @@ COLOURS = {
 
 
 async def follow(client: AsyncClient, job_name: str, console: Console) -> job_pb2.Job:
-    """Shows the job until it is terminal and returns it, with all its results if they fit into an answer.
+    """Shows the job until it is terminal, and returns it.
 
-    FluoroApiError as from `AsyncClient.watch`.
+    It comes with all its results if they fit into an answer. FluoroApiError as from
+    `AsyncClient.watch`.
     """
     board = Board()
     if console.is_terminal:

@@ -1,4 +1,7 @@
-"""What a call can fail with: one exception per gRPC code that callers tell apart, decoded from google.rpc.Status (AIP-193)."""
+"""What a call can fail with: one exception per gRPC code that callers tell apart.
+
+They are decoded from google.rpc.Status (AIP-193).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +15,12 @@ from grpc_status import rpc_status
 Detail = TypeVar("Detail", bound=Message)
 
 WATCH_TOO_SLOW: Final = "WATCH_TOO_SLOW"
-"""Reason of a watch that ended because it was read too slowly; the cursor stays valid (docs/errors.md)."""
+"""Reason of a watch that was read too slowly. Its cursor stays valid (docs/errors.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One bad field of a request: its path as in the proto (`job.steps[2].after[0]`) and what to do about it."""
+    """One bad field of a request: its path in the proto (`job.steps[2].after[0]`) and what to do."""
 
     field: str
     description: str
@@ -65,7 +68,7 @@ class FluoroApiError(Exception):
 
     @property
     def resumable(self) -> bool:
-        """Whether the same call may succeed a little later, or a stream be resumed, without anything being changed."""
+        """Whether the same call, or resuming the stream, may succeed a little later."""
         cut_off = self.code is grpc.StatusCode.CANCELLED or (
             self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message
         )

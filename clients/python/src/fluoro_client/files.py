@@ -15,11 +15,14 @@ _SUFFIXES: Final = {"application/dicom": ".dcm", "application/x-npy": ".npy"}
 
 
 class BadPathError(Exception):
-    """There is nothing to read at a path, or a server's name for a file would leave the folder it belongs to."""
+    """There is nothing to read at a path, or a server's file name would leave its folder."""
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files at these paths; folders stand for all files below them, in order of name, hidden ones left out."""
+    """The files at these paths.
+
+    A folder stands for all files below it, in order of name, without hidden ones.
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():

@@ -16,7 +16,7 @@ LONGEST_WAIT_SECONDS: Final = 5.0
 """Ceiling of the wait."""
 
 ATTEMPTS_BEFORE_CONTACT: Final = 4
-"""Attempts at a server that never answered this client: a wrong endpoint is told within a second, not after minutes."""
+"""Attempts at a server that has never answered this client. A wrong endpoint fails in a second."""
 
 log = logging.getLogger("fluoro_client")
 

@@ -20,7 +20,7 @@ _CORE_DETAILS: Final = "Internal error from Core"
 """Details of the status that grpc.aio invents."""
 
 STATUS_SECONDS: Final = 10
-"""How long to wait for the server's status after a write failed; it usually is milliseconds away."""
+"""How long to wait for the server's status after a failed write. It usually takes milliseconds."""
 
 
 async def send(

@@ -1,4 +1,4 @@
-"""What goes up and what comes down: sources in chunks, and files that appear whole or not at all."""
+"""Uploads from sources in chunks, and downloads into files that appear whole or not at all."""
 
 import asyncio
 import hashlib
@@ -74,7 +74,10 @@ def _examine(path: Path, media_type: str) -> blob_service_pb2.UploadBlobHeader:
 
 
 def _media_type(path: Path, preamble: bytes) -> str:
-    """DICOM by its prefix (PS3.10 section 7.1), as its files often have no suffix; everything else by suffix."""
+    """DICOM by its prefix (PS3.10 section 7.1), because its files often have no suffix.
+
+    Everything else by its suffix.
+    """
     if preamble.endswith(b"DICM"):
         return "application/dicom"
     return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -98,10 +101,11 @@ async def _read(path: Path) -> AsyncGenerator[bytes, None]:
             yield chunk
 
 
-class Landing:
-    """A file being downloaded: bytes go to a temporary name beside `path` and get the real one once they are known to be right.
+class PartialFile:
+    """A file being downloaded: bytes go to a temporary name beside `path`.
 
-    Use it as a context manager; what has not been kept by then is deleted.
+    It gets its real name once its bytes are known to be right. Use it as a context manager: what
+    has not been kept by then is deleted.
     """
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from fluoro_client.errors import DataLossError, FluoroApiError, UnreachableError
 from fluoro_client.retrying import Patience
 
 IDLE_SECONDS: Final = 45.0
-"""Silence after which a stream is taken for dead: three bookmarks, which come every 15 s, are missing."""
+"""Silence after which a stream counts as dead: three bookmarks, one every 15 s, are missing."""
 
 TERMINAL: Final = frozenset(
     (
@@ -34,7 +34,7 @@ async def resume_watch(
     patience: Patience,
     request: job_service_pb2.WatchJobRequest,
 ) -> AsyncGenerator[Response, None]:
-    """Yields what WatchJob tells of a job, resuming from the last cursor, until the job is terminal.
+    """Yields what WatchJob says about a job until it is terminal; resumes from the last cursor.
 
     Each event comes exactly once and in order; progress and bookmarks as they come. FluoroApiError
     when the server refuses or stays away.

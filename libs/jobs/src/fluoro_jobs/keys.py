@@ -1,6 +1,6 @@
-"""Keys: what names an input of a step, and what is left of it in file names.
+"""Keys: the names of a step's inputs, and file names made of them.
 
-A key is one or more parts between slashes, `3/0007` say: the eighth file in an archive that is input
+A key is one or more parts between slashes. `3/0007` is the eighth file in an archive that is input
 3 of the job. Operations number parts and never take them from the data: the name of a file in an
 archive may be a patient's.
 """
@@ -28,9 +28,10 @@ def checked_key(key: str) -> str:
 
 
 def file_name(stem: str, key: str, suffix: str) -> str:
-    """A name for what belongs to a key: `preview-0003.png` for `3`, `preview-3~0007.png` for `3/0007`.
+    """A name for what belongs to a key.
 
-    No two keys share a name, also where file names do not tell `A` from `a`.
+    `preview-0003.png` for `3`, `preview-3~0007.png` for `3/0007`. No two keys share a name, also
+    where file names do not tell `A` from `a`.
     """
     if _NUMBER.fullmatch(key):
         return f"{stem}-{int(key):04}{suffix}"

@@ -57,7 +57,10 @@ AWAY: Final = frozenset(
         "NOPERM",
     }
 )
-"""Error answers of a server that cannot serve us now, besides those that redis-py calls connection errors itself (LOADING, NOAUTH)."""
+"""Error answers of a server that cannot serve us now.
+
+redis-py itself makes connection errors of the others (LOADING, NOAUTH).
+"""
 
 # redis-py left types out here.
 _Sentinel: Any = sentinel.Sentinel
@@ -90,7 +93,7 @@ class RedisServer:
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        """ValueError with what to write instead; it does not quote the URL, which may hold a password."""
+        """ValueError with what to write instead, without the URL: that may hold a password."""
         try:
             parts = urlsplit(url)
             netloc = parts.netloc
@@ -108,11 +111,13 @@ class RedisServer:
         )
         if unknown := sorted(options.keys() - allowed):
             raise ValueError(
-                f"{parts.scheme}:// does not take {', '.join(unknown)}. Known: {', '.join(sorted(allowed)) or 'no options'}."
+                f"{parts.scheme}:// does not take {', '.join(unknown)}. "
+                f"Known: {', '.join(sorted(allowed)) or 'no options'}."
             )
         if with_sentinel and not options.get("master"):
             raise ValueError(
-                "A sentinel URL names what the Sentinels watch: sentinel://host:26379/0?master=NAME."
+                "A sentinel URL names what the Sentinels watch: "
+                "sentinel://host:26379/0?master=NAME."
             )
         userinfo, _, hosts = netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
@@ -243,7 +248,10 @@ async def probe_aio(client: "AioClient") -> None:
 
 
 class Breaker:
-    """Spares callers the wait for a Redis that is away: after a failure it is not asked before a probe works, one a second."""
+    """Spares callers the wait for a Redis that is away.
+
+    After a failure nobody asks Redis until a probe works. There is one probe a second.
+    """
 
     def __init__(self, redis_url: str) -> None:
         """ValueError for a URL of an unknown kind."""
@@ -282,7 +290,8 @@ def _hosts(text: str, default_port: int, *, several: bool) -> tuple[tuple[str, i
         raise ValueError("The URL names no host.")
     if len(found) > 1 and not several:
         raise ValueError(
-            "More than one host goes with Sentinel only: sentinel://host:26379,host:26379/0?master=NAME."
+            "More than one host goes with Sentinel only: "
+            "sentinel://host:26379,host:26379/0?master=NAME."
         )
     return tuple(found)
 

@@ -10,7 +10,7 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def from_environment(kind: type[Settings]) -> Settings:
-    """The settings; or the process ends with exit code 1 and a line for each that is missing or wrong."""
+    """The settings. If some are missing or wrong, the process names each and exits with code 1."""
     try:
         return kind()
     except ValidationError as error:

@@ -26,7 +26,10 @@ from fluoro_jobs.redis_url import connect, probe
 log = structlog.get_logger(__name__)
 
 SHARDS: Final = 256
-"""Channels that the owners share: many enough to keep a gateway from hearing of everybody, few enough to be subscribed to at once."""
+"""Channels that the owners share.
+
+Enough of them that a gateway does not hear of everybody; few enough to subscribe to all at once.
+"""
 GATHER_SECONDS: Final = 0.01
 """How long a `Publisher` waits for more to tell. Progress and a cancel do not wait."""
 AWAY_SECONDS: Final = 1
@@ -48,7 +51,10 @@ _Command = tuple[str | bytes | int, ...]
 
 
 def progress_key(job: UUID | str) -> str:
-    """Key of the hash with the latest progress of a job: field `{step}/{shard}`, value a serialized fluoro.v1.Progress."""
+    """Key of the hash with the latest progress of a job.
+
+    Field `{step}/{shard}`, value a serialized fluoro.v1.Progress.
+    """
     return f"fluoro:progress:{job}"
 
 
@@ -110,7 +116,10 @@ class Publisher:
         )
 
     def cancel(self, job: UUID, owner: str, workers: Iterable[str]) -> None:
-        """The job was cancelled: watchers should look, and these worker processes, by their names, which ran its tasks."""
+        """The job was cancelled: watchers should look, and the worker processes that ran its tasks.
+
+        workers: their names.
+        """
         self.events(job, owner)
         for worker in workers:
             self._tell("cancel", worker, commands=[("PUBLISH", cancels_channel(worker), job.bytes)])
@@ -165,7 +174,8 @@ class Publisher:
             log.debug("wakeups_wait", exception=type(error).__qualname__)
             self._closing.wait(AWAY_SECONDS)
             self._woken.set()
-        except Exception:  # a thread that ended here would leave everybody to find out by themselves, and nobody would know
+        except Exception:
+            # Without this thread everybody would find out late, and nobody would know why.
             log.exception("wakeups_failed")
             self._closing.wait(AWAY_SECONDS)
 
@@ -178,9 +188,8 @@ class Publisher:
             batch, self._pending = self._pending, {}
         try:
             if batch and time.monotonic() >= self._probe_at:
-                probe(
-                    self._redis
-                )  # a replica takes what is published as gladly as a primary, and tells hardly anybody
+                # A replica takes what is published, too, and tells hardly anybody.
+                probe(self._redis)
                 self._probe_at = time.monotonic() + AWAY_SECONDS
             while batch:
                 some = list(islice(batch, BATCH))

@@ -1,4 +1,7 @@
-"""Durations and times as they come from the wire: any int64 and int32, whatever google.protobuf promises of them."""
+"""Durations and times as they come from the wire.
+
+They hold any int64 and int32, whatever google.protobuf promises about them.
+"""
 
 import math
 from typing import Final
@@ -16,7 +19,7 @@ NANOS: Final = 10**9
 
 
 def seconds(duration: Duration) -> float:
-    """Its length; not a number, which is in no range, if it is none that google.protobuf.Duration allows."""
+    """Its length; NaN, which is in no range, if google.protobuf.Duration does not allow it."""
     whole, nanos = duration.seconds, duration.nanos
     if abs(whole) > MAX_DURATION_SECONDS or abs(nanos) >= NANOS or whole * nanos < 0:
         return math.nan

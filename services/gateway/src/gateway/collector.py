@@ -1,5 +1,6 @@
-"""Collects bytes that no record names: of attempts that were fenced off, and of uploads that broke between bytes and record.
+"""Collects bytes that no record names.
 
+They come from attempts that were fenced off, and from uploads that broke before their record.
 Its cost is bounded: one page of names at an interval, in a thread of its own, and one statement on
 an index for each page. Several gateways collect side by side without harm, each from a folder of
 its own choice; deleting twice is deleting.
@@ -22,7 +23,7 @@ from fluoro_telemetry import metrics
 from gateway.settings import Settings
 
 MAX_REMEMBERED: Final = 100_000
-"""Names without a record that a gateway remembers; further ones have their turn when these are gone. Some 20 MB."""
+"""Names without a record that a gateway remembers, some 20 MB. Others have their turn later."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,10 @@ class Collector:
         self._collect(page)
 
     def _claim(self) -> bool:
-        """To a gateway with a wrong FLUORO_DATABASE_URL or FLUORO_BLOB_URL every blob would be one without a record."""
+        """Whether the store belongs to this ledger.
+
+        With a wrong FLUORO_DATABASE_URL or FLUORO_BLOB_URL, no blob would have a record.
+        """
         with self._ledger.connection() as connection:
             name = records.ledger_name(connection)
         if self._store.claim(name):

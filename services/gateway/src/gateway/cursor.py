@@ -48,7 +48,7 @@ def decode(cursor: str, job: UUID, last_sequence: int) -> int:
 
 
 def expired(job: UUID, oldest: int) -> FluoroError:
-    """What a cursor from before the oldest event of its job that is kept is told."""
+    """The refusal of a cursor from before the oldest event of its job that is kept."""
     text = (
         "Events after the cursor are no longer kept. Watch without a cursor, or from oldest_cursor."
     )
@@ -58,7 +58,10 @@ def expired(job: UUID, oldest: int) -> FluoroError:
 
 
 def encode_horizon(owner: str, labels: Mapping[str, str], horizon: int) -> str:
-    """The cursor after everything that transactions below `horizon` did to the owner's jobs with these labels."""
+    """The cursor after all that transactions below `horizon` did to the owner's jobs.
+
+    labels: only jobs that have these.
+    """
     return base64.urlsafe_b64encode(_OWNER_LAYOUT.pack(_digest(owner, labels), horizon)).decode(
         "ascii"
     )
@@ -78,7 +81,10 @@ def decode_horizon(cursor: str, owner: str, labels: Mapping[str, str]) -> int:
 
 
 def ahead() -> FluoroError:
-    """What a cursor of a ledger's future is told: it was given out before the ledger was restored from a backup, say."""
+    """The refusal of a cursor from the ledger's future.
+
+    The ledger may have been restored from a backup since the cursor was given out.
+    """
     return _invalid("is ahead of the ledger")
 
 

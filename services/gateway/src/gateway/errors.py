@@ -76,7 +76,9 @@ def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.Bad
         if bad.ByteSize() > budget_bytes:
             del bad.field_violations[-1]
             bad.field_violations.add(
-                description=f"{len(error.violations) - count + error.more_violations} more are left out."
+                description=(
+                    f"{len(error.violations) - count + error.more_violations} more are left out."
+                )
             )
             return bad
     if error.more_violations:

@@ -45,9 +45,9 @@ class Health:
         self._beat_seconds = min(1, settings.liveness_seconds / 4)
 
     async def beat(self, *needed: asyncio.Task[None]) -> None:
-        """Shows until cancelled that the event loop turns and that none of the needed tasks has ended.
+        """Shows until cancelled that the event loop turns and that all needed tasks run.
 
-        A task of its own: it waits for nothing, least of all for a store.
+        It runs in a task of its own, and waits for nothing, least of all for a store.
         """
         while not (ended := [task.get_name() for task in needed if task.done()]):
             self.probes.beat()

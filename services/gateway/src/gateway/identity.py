@@ -1,4 +1,4 @@
-"""Who is calling: the metadata key `fluoro-owner`, set by the caller or by the proxy that authenticated it."""
+"""Who is calling: the metadata key `fluoro-owner`, which the caller or a proxy in front sets."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,10 @@ def owner_of(metadata: Iterable[tuple[str, str | bytes]] | None, single_owner: s
         if not single_owner:
             raise FluoroError(
                 Reason.OWNER_MISSING,
-                f"The call does not say whose it is. Send the metadata {KEY}; `fluoro` takes --owner.",
+                (
+                    f"The call does not say whose it is. Send the metadata {KEY}; `fluoro` takes "
+                    "--owner."
+                ),
             )
         return single_owner
     if not isinstance(owner, str) or _OWNER.fullmatch(owner) is None:

@@ -70,6 +70,7 @@ def build(
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise PortTakenError(
-            f"Cannot listen on {address}: it is taken or not an address of this machine. Set FLUORO_GRPC_HOST or _PORT."
+            f"Cannot listen on {address}: it is taken or not an address of this machine. "
+            "Set FLUORO_GRPC_HOST or _PORT."
         ) from error
     return server, port

@@ -45,7 +45,10 @@ class Settings(BaseSettings):
     single_owner: str = Field(
         default="",
         pattern=f"^({NAME})?$",
-        description="Owner of calls without the metadata fluoro-owner, where there is one user. Empty refuses them with OWNER_MISSING.",
+        description=(
+            "Owner of calls without the metadata fluoro-owner, where there is one "
+            "user. Empty refuses them with OWNER_MISSING."
+        ),
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe level that is logged."
@@ -63,7 +66,10 @@ class Settings(BaseSettings):
     )
     blob_request_seconds: Seconds = Field(
         default=REQUEST_SECONDS,
-        description="For one request to a bucket. A call of the blob store, of whichever kind, is given up after 2.5 times as long.",
+        description=(
+            "For one request to a bucket. A call of the blob store, of whichever "
+            "kind, is given up after 2.5 times as long."
+        ),
     )
     max_blob_bytes: Count = Field(
         default=16 * 2**30,
@@ -74,46 +80,76 @@ class Settings(BaseSettings):
     )
     upload_memory_bytes: Count = Field(
         default=128 * 2**20,
-        description="Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a folder, 10 MiB with a bucket. Others wait.",
+        description=(
+            "Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a "
+            "folder, 10 MiB with a bucket. Others wait."
+        ),
     )
     upload_owner_share: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="Share of either that the uploads of one owner may take."
     )
     upload_idle_seconds: Seconds = Field(
         default=30,
-        description="Silence of a caller, and the wait for memory, after which an upload is ended with UPLOAD_TOO_SLOW or UPLOADS_BUSY.",
+        description=(
+            "Silence of a caller, and the wait for memory, after which an upload is "
+            "ended with UPLOAD_TOO_SLOW or UPLOADS_BUSY."
+        ),
     )
     upload_min_bytes_per_second: Count = Field(
         default=16 * 2**10,
-        description="Least average rate of an upload, after the first upload_idle_seconds of waiting for its caller.",
+        description=(
+            "Least average rate of an upload, after the first upload_idle_seconds of "
+            "waiting for its caller."
+        ),
     )
     max_downloads: Count = Field(
         default=64,
-        description="Downloads under way at one time, of one owner the same share; more wait: GATEWAY_BUSY after 30 s.",
+        description=(
+            "Downloads under way at one time, of one owner the same share; more "
+            "wait: GATEWAY_BUSY after 30 s."
+        ),
     )
     download_stall_seconds: Seconds = Field(
         default=30,
-        description="How long a caller may read nothing of a download before it ends with DOWNLOAD_TOO_SLOW; resume it.",
+        description=(
+            "How long a caller may read nothing of a download before it ends with "
+            "DOWNLOAD_TOO_SLOW; resume it."
+        ),
     )
     collect_interval_seconds: Annotated[float, Field(ge=0)] = Field(
         default=60,
-        description="How often a page of up to 1000 blobs is looked through for those without a record; 0 collects nothing.",
+        description=(
+            "How often a page of up to 1000 blobs is looked through for those "
+            "without a record; 0 collects nothing."
+        ),
     )
     collect_after_seconds: Annotated[float, Field(ge=8 * 3600)] = Field(
         default=24 * 3600,
-        description="Age at which bytes without a record are deleted; an attempt may take 6 h to record them.",
+        description=(
+            "Age at which bytes without a record are deleted; an attempt may take 6 "
+            "h to record them."
+        ),
     )
     collect_seen_seconds: Annotated[float, Field(ge=0)] = Field(
         default=8 * 3600,
-        description="How long a gateway itself has seen bytes without a record before it deletes them, whatever age clocks say.",
+        description=(
+            "How long a gateway itself has seen bytes without a record before it "
+            "deletes them, whatever age clocks say."
+        ),
     )
     max_pending_requests: Count = Field(
         default=100_000,
-        description="Calls that may wait for the event loop before gRPC turns callers away; its own default of 1000 refuses bursts.",
+        description=(
+            "Calls that may wait for the event loop before gRPC turns callers away; "
+            "its own default of 1000 refuses bursts."
+        ),
     )
     max_connection_age_seconds: Annotated[float, Field(ge=0)] = Field(
         default=0,
-        description="Age at which a connection is asked to reconnect, so that load spreads over new gateways; 0 keeps it for ever.",
+        description=(
+            "Age at which a connection is asked to reconnect, so that load spreads "
+            "over new gateways; 0 keeps it for ever."
+        ),
     )
     keepalive_seconds: Seconds = Field(
         default=60, description="Silence after which the server pings a connection."
@@ -128,19 +164,29 @@ class Settings(BaseSettings):
     )
     ledger_waiting_calls: Count = Field(
         default=4096,
-        description="Calls of one owner that may wait for one of these; more are refused with GATEWAY_BUSY at once.",
+        description=(
+            "Calls of one owner that may wait for one of these; more are refused "
+            "with GATEWAY_BUSY at once."
+        ),
     )
     ledger_statement_seconds: Seconds = Field(
         default=STATEMENT_SECONDS,
-        description="Deadline of a statement; PostgreSQL that does not answer by then is taken to be away.",
+        description=(
+            "Deadline of a statement; PostgreSQL that does not answer by then is taken to be away."
+        ),
     )
     submit_timeout_seconds: Seconds = Field(
         default=20,
-        description="How long a submit may wait for its commit before it is refused with LEDGER_UNAVAILABLE.",
+        description=(
+            "How long a submit may wait for its commit before it is refused with "
+            "LEDGER_UNAVAILABLE."
+        ),
     )
     submit_queue_jobs: Count = Field(
         default=20_000,
-        description="Submits that may wait for their commit before others are refused with GATEWAY_BUSY.",
+        description=(
+            "Submits that may wait for their commit before others are refused with GATEWAY_BUSY."
+        ),
     )
     submit_queue_bytes: Count = Field(
         default=64 * 2**20,
@@ -155,11 +201,17 @@ class Settings(BaseSettings):
     )
     watch_ring_events: Count = Field(
         default=1024,
-        description="Events that may wait in memory for one watcher; what is more, it reads from the ledger at its own pace.",
+        description=(
+            "Events that may wait in memory for one watcher; what is more, it reads "
+            "from the ledger at its own pace."
+        ),
     )
     watch_stall_seconds: Seconds = Field(
         default=30,
-        description="How long a caller may take no message while its watch lags (see watch_ring_events) before it ends: WATCH_TOO_SLOW.",
+        description=(
+            "How long a caller may take no message while its watch lags (see "
+            "watch_ring_events) before it ends: WATCH_TOO_SLOW."
+        ),
     )
     watch_bookmark_interval_seconds: Seconds = Field(
         default=15, description="Silence after which a watch gets a bookmark."
@@ -169,5 +221,8 @@ class Settings(BaseSettings):
     )
     watch_safety_interval_seconds: Seconds = Field(
         default=10,
-        description="How often the ledger is read for watchers while Redis is up: bounds the delay that a lost wake-up can cause.",
+        description=(
+            "How often the ledger is read for watchers while Redis is up: bounds the "
+            "delay that a lost wake-up can cause."
+        ),
     )

@@ -1,4 +1,4 @@
-"""Answers for many callers by one call of the ledger: whoever comes while one is under way shares the next.
+"""Answers for many callers by one call of the ledger: who comes during one shares the next.
 
 Alone, a caller waits no longer than for a call of its own. When thousands come at once, a round
 trip, a transaction and a change of threads is shared by all in the call.
@@ -21,7 +21,10 @@ MOST_TOGETHER: Final = 64
 """Callers that share a call at most: its rows are held together."""
 
 AT_ONCE: Final = 2
-"""Calls under way. More would only make them smaller; with one alone, a connection that hangs would hold up everybody."""
+"""Calls under way. With one alone, a connection that hangs holds up everybody.
+
+More would only make each of them smaller.
+"""
 
 
 class Together(Generic[Key, Answer]):
@@ -35,7 +38,10 @@ class Together(Generic[Key, Answer]):
         ],
         max_waiting: int,
     ) -> None:
-        """function: answers each pair of owner and key, in order. max_waiting: callers of one owner."""
+        """function: answers each pair of owner and key, in order.
+
+        max_waiting: callers of one owner.
+        """
         self._calls, self._function, self._max_waiting = calls, function, max_waiting
         self._owners: OrderedDict[str, deque[tuple[Key, asyncio.Future[Answer]]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds them only weakly

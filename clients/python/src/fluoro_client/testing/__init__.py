@@ -1,8 +1,8 @@
-"""A Fluoro for tests: `FakeGateway` serves the API on a loopback port of this process and keeps everything in memory.
+"""A Fluoro for tests: `FakeGateway` serves the API on a loopback port of this process.
 
-It needs no PostgreSQL, Redis or workers, starts within milliseconds, and answers as a gateway does.
-Jobs run the moment they are submitted; the test says what their steps come to, and which calls
-break.
+It keeps everything in memory, needs no PostgreSQL, Redis or workers, starts within milliseconds,
+and answers as a gateway does. Jobs run the moment they are submitted. The test says what their
+steps come to, and which calls break.
 
 It differs from Fluoro where a test would have to wait or to know a worker: `schedule_time`,
 `expire_time`, back-off and limits of size are kept but do nothing, tasks name no queue, and a step

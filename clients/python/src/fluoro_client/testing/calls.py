@@ -38,7 +38,10 @@ class Service:
         if not owner:
             raise RefusalError(
                 "OWNER_MISSING",
-                f"The call does not say whose it is. Send the metadata {OWNER_KEY}; `fluoro` takes --owner.",
+                (
+                    f"The call does not say whose it is. Send the metadata {OWNER_KEY}; `fluoro` "
+                    "takes --owner."
+                ),
             )
         if len(owners) > 1 or not _OWNER.fullmatch(owner):
             raise RefusalError(

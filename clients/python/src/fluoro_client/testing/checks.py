@@ -18,9 +18,9 @@ _STEP_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
 def check_name(name: str, collection: str, field: str = "name") -> None:
-    """RefusalError INVALID_ARGUMENT unless it is a resource name of the collection, as a gateway gives it out.
+    """RefusalError INVALID_ARGUMENT unless it is a resource name of the collection.
 
-    field: of the request, where it is.
+    field: of the request, where the name is.
     """
     prefix, _, text = name.partition("/")
     if prefix != collection or not _is_uuid(text):
@@ -72,7 +72,10 @@ def _bad_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
         if not _STEP_NAME.fullmatch(step.name):
             yield (
                 f"job.steps[{number}].name",
-                "Must be lower case letters, digits and hyphens, at most 63, starting with a letter.",
+                (
+                    "Must be lower case letters, digits and hyphens, at most 63, starting with a "
+                    "letter."
+                ),
             )
         if not step.WhichOneof("operation"):
             yield f"job.steps[{number}].operation", "Exactly one field is required in oneof."

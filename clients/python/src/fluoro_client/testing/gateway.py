@@ -64,7 +64,7 @@ class FakeGateway:
         self.stop()
 
     def start(self) -> None:
-        """Serves. After a `stop` it serves on the same port what it had before, as a gateway that was restarted does."""
+        """Serves. After a `stop`, the same jobs on the same port, as after a gateway's restart."""
         if self._server is not None:
             raise RuntimeError("this gateway serves already")
         self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="fluoro-fake")
@@ -132,12 +132,18 @@ class FakeGateway:
     # --- what shall become of jobs ---
 
     def script(self, step: str, outcome: Outcome, *, times: int | None = None) -> None:
-        """What steps of this name come to when they run: the next so many times, or (None) from now on. Without a script they succeed."""
+        """Says what steps of this name come to when they run. Without a script they succeed.
+
+        times: for the next so many runs; None from now on.
+        """
         with self._state.changed:
             self._state.script(step, outcome, times)
 
     def finish(self, job: JobName, *steps: str) -> None:
-        """Runs these steps to what they come to, as far as they wait for no other; without names all of them, which ends the job."""
+        """Runs these steps to what they come to, as far as they wait for no other.
+
+        Without names it runs all steps, which ends the job.
+        """
         with self._state.changed:
             self._state.finish(self._story(job), steps)
 
@@ -179,9 +185,9 @@ class FakeGateway:
     # --- what goes wrong ---
 
     def fail(self, method: str, *faults: Fault, times: int = 1) -> None:
-        """Has the next calls of a method, `SubmitJob` say, go wrong: one by each fault, in order, and all of that so many times.
+        """Makes the next calls of a method (such as `SubmitJob`) fail, one by each fault, in order.
 
-        ValueError if there is no such method.
+        times: how often the sequence of faults comes. ValueError if there is no such method.
         """
         if method not in METHODS:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The fixture `fluoro_gateway`, for those who test with pytest: `pytest_plugins = ["fluoro_client.testing.pytest_plugin"]`."""
+"""The fixture `fluoro_gateway`: `pytest_plugins = ["fluoro_client.testing.pytest_plugin"]`."""
 
 from collections.abc import Iterator
 

@@ -32,7 +32,10 @@ CHUNK_BYTES: Final = 64 * 1024
 """Size of the chunks of a download. A gateway's are larger; here a small file has several."""
 LARGEST_CHUNK_BYTES: Final = 1024 * 1024
 HANG_UP_SECONDS: Final = 0.02
-"""How long after the last byte of an upload of unknown size a caller who hung up is noticed: gRPC ends the requests first."""
+"""How long it takes to notice that the caller of an upload of unknown size hung up.
+
+Counted from the last byte: gRPC ends the requests first.
+"""
 
 
 class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):

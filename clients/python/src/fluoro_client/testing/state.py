@@ -133,7 +133,10 @@ class State:
         self._outcomes[step] = queue, default
 
     def finish(self, story: Story, names: Sequence[str] = ()) -> None:
-        """Runs steps to what they come to: those of these names that wait for no other, or all, which ends the job."""
+        """Runs steps to what they come to: those of these names that wait for no other, or all.
+
+        Running all ends the job.
+        """
         while steps := [step for step in story.ready() if not names or step.name in names]:
             for step in steps:
                 story.start(step)

@@ -273,7 +273,10 @@ class Story:
             )
         elif counts.total and not counts.succeeded:
             reason = "ALL_ITEMS_FAILED" if counts.failed else "NO_APPLICABLE_INPUT"
-            text = f"Of {counts.total} items, {counts.failed} failed and {counts.skipped} were skipped; none succeeded."
+            text = (
+                f"Of {counts.total} items, {counts.failed} failed and {counts.skipped} "
+                "were skipped; none succeeded."
+            )
             self._move_step(step, Step.STATE_FAILED, reason, text)
         elif counts.failed or lost:
             gone = sum(task.input_count for task in lost)
@@ -379,7 +382,7 @@ class Story:
 
 
 def accepted(job: job_pb2.Job) -> job_pb2.Job:
-    """The job that a gateway makes of one that was submitted: with the defaults of job.proto, and with tasks."""
+    """The job that a gateway makes of a submitted one: with tasks and the defaults of job.proto."""
     made = Job(inputs=job.inputs, labels=job.labels, priority=job.priority)
     for name in ("schedule_time", "expire_time"):
         if job.HasField(name):

@@ -25,7 +25,7 @@ URL_OPTION: Final = "fluoro_redis_url"
 Celery logs `broker_url`, so that one has no password.
 """
 RETRY_SECONDS: Final = {"interval_start": 0.2, "interval_step": 0.3, "interval_max": 2}
-"""Celery's pauses before it tries Redis again. By default they grow to 30 s, longer than a failover."""
+"""Celery's pauses between tries at Redis. By default they grow to 30 s, longer than a failover."""
 
 
 class Channel(kombu_redis.Channel):

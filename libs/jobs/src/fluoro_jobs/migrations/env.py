@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations on the connection that `fluoro_jobs.ledger.migrate` hands over."""
+"""Alembic's entry: runs migrations on the connection of `fluoro_jobs.ledger.migrate`."""
 
 from alembic import context
 

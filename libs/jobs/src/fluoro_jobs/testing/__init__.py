@@ -1,4 +1,7 @@
-"""What tests of operations and of the runtime need: a real context without a ledger, and a worker that does what its input says."""
+"""For tests of operations and of the runtime.
+
+A real context without a ledger, and a worker that does what its input says.
+"""
 
 from fluoro_jobs.testing.context import Attempt, step_context
 

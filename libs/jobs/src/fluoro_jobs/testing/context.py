@@ -1,4 +1,4 @@
-"""What tests of operations need: a real StepContext on a blob store in a folder, without ledger or Celery."""
+"""For tests of operations: a real StepContext on a folder of blobs, without ledger or Celery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Jobs, workers and schedulers for tests: the real ledger, Redis and processes, without a gateway."""
+"""Jobs, workers and schedulers for tests: real ledger, Redis and processes, without a gateway."""
 
 import hashlib
 import json
@@ -227,5 +227,5 @@ class Rig:
 
 
 def sequences(events: Sequence[event_pb2.Event]) -> list[int]:
-    """Their numbers."""
+    """The numbers of the events, in the order given."""
     return [event.sequence for event in events]

@@ -1,11 +1,12 @@
-"""A worker for tests and benchmarks: its operations do what their first input says, in the real runtime.
+"""A worker for tests and benchmarks: its operations do what their first input says.
 
 `python -m fluoro_jobs.testing.worker QUEUE POOL` drains QUEUE. The input is JSON, a list of
 commands run in order; `[]` does nothing. A report has no inputs: its title names the blob.
 
-    {"do": "wait", "path": P}      until file P exists, looking at cancellation {"do": "stay_once",
-    "path": P, "until": Q}  until file Q exists, without looking at cancellation; unless file P
-    exists; makes it first {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
+    {"do": "wait", "path": P}      until file P exists, looking at cancellation
+    {"do": "stay_once", "path": P, "until": Q}  unless file P exists: makes it, then waits until
+                                   file Q exists, without looking at cancellation
+    {"do": "sleep", "seconds": S}  S seconds, looking at cancellation
     {"do": "touch", "path": P}     makes file P
     {"do": "die"}                  this process kills itself, every time
     {"do": "die_once", "path": P}  the same, unless file P exists; makes it first

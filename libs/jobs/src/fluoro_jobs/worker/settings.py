@@ -33,18 +33,24 @@ class WorkerSettings(BaseSettings):
     max_memory_per_child_kib: int = Field(
         1_500_000,
         ge=0,
-        description="A pool child is replaced after the task in which it grew beyond this, KiB; 0: never. Prefork pools only.",
+        description=(
+            "A pool child is replaced after the task in which it grew beyond this, "
+            "KiB; 0: never. Prefork pools only."
+        ),
     )
     shutdown_grace_seconds: int = Field(
         60,
         ge=1,
-        description="After SIGTERM: how long running tasks may finish; then they are handed back. Shorter than the pod's grace period.",
+        description=(
+            "After SIGTERM: how long running tasks may finish; then they are handed "
+            "back. Shorter than the pod's grace period."
+        ),
     )
     deaf_after_seconds: float = Field(
         90,
         gt=0,
-        description="A worker beside whose free slot one message has waited this long hands back what runs, and ends with exit code 1. "
-        "Longer than a pool child may take to start (60 s).",
+        description="A worker beside whose free slot one message has waited this long hands back "
+        "what runs, and ends with exit code 1. Longer than a pool child may take to start (60 s).",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field(

@@ -1,4 +1,4 @@
-"""The first schema: jobs, steps, tasks, attempts, items, blobs, artifacts, events, workers, limits."""
+"""The first schema."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -77,7 +77,10 @@ def upgrade() -> None:
         sa.Column("start_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("end_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "state IN ('PENDING', 'RUNNING', 'SUCCEEDED', 'PARTIALLY_SUCCEEDED', 'FAILED', 'CANCELLED')",
+            (
+                "state IN ('PENDING', 'RUNNING', 'SUCCEEDED', 'PARTIALLY_SUCCEEDED', 'FAILED', "
+                "'CANCELLED')"
+            ),
             name=op.f("jobs_state_check"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("jobs_pkey")),
@@ -208,7 +211,10 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), server_default="", nullable=False),
         sa.Column("message", sa.Text(), server_default="", nullable=False),
         sa.CheckConstraint(
-            "state IN ('PENDING', 'RUNNING', 'SUCCEEDED', 'PARTIALLY_SUCCEEDED', 'FAILED', 'CANCELLED')",
+            (
+                "state IN ('PENDING', 'RUNNING', 'SUCCEEDED', 'PARTIALLY_SUCCEEDED', 'FAILED', "
+                "'CANCELLED')"
+            ),
             name=op.f("steps_state_check"),
         ),
         sa.ForeignKeyConstraint(
@@ -288,7 +294,10 @@ def upgrade() -> None:
             "result",
             postgresql.BYTEA(),
             nullable=True,
-            comment="the result message; a step's result is its tasks' results, joined in order of shard",
+            comment=(
+                "the result message; a step's result is its tasks' results, joined in "
+                "order of shard"
+            ),
         ),
         sa.Column(
             "run_after",
@@ -306,7 +315,10 @@ def upgrade() -> None:
         sa.Column("lease_expire_time", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("worker_id", sa.UUID(), nullable=True),
         sa.CheckConstraint(
-            "state IN ('BLOCKED', 'READY', 'QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', 'CANCELLED')",
+            (
+                "state IN ('BLOCKED', 'READY', 'QUEUED', 'RUNNING', 'SUCCEEDED', 'FAILED', "
+                "'CANCELLED')"
+            ),
             name=op.f("tasks_state_check"),
         ),
         sa.ForeignKeyConstraint(
