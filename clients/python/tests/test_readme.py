@@ -1,4 +1,4 @@
-"""The examples in the README work as they stand."""
+"""The examples in the READMEs work as they stand."""
 
 import asyncio
 import re
@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from fluoro.v1 import job_pb2
 
-EXAMPLES = re.findall(
-    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text(), re.DOTALL
-)
+ROOT = Path(__file__).parents[3]
+EXAMPLES = [
+    example
+    for readme in (ROOT / "README.md", ROOT / "clients/python/README.md")
+    for example in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+]
 
 
 @pytest.mark.parametrize(
