@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fluoro_jobs.errors import REASONS, Reason
+from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.settings import WorkerSettings
 from fluoro_local.settings import LocalSettings
 from fluoro_telemetry import document
@@ -61,6 +62,14 @@ SETTINGS_HEAD: Final = """\
 
 Environment variables, read once at start. A value that is missing or not accepted stops the start
 with a message that names it."""
+
+
+STEPS_HEAD: Final = """\
+# What a step can do
+
+Each row is an operation: a field of `Step` in `protos/fluoro/v1/job.proto`. The comment of its message says what it promises. A step works on
+artifacts of a role that its operation reads, left by the nearest steps before it, or on the job's inputs (role `input`);
+[ADR 0015](adr/0015-inputs-of-steps.md) tells how. An operation that reads no role reads the results of the steps it comes after."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -147,9 +156,34 @@ def _default(model: type[BaseModel], name: str) -> str:
     return f"`{field.default}`"
 
 
+def steps() -> Iterator[str]:
+    """steps.md: the table of operations."""
+    yield STEPS_HEAD
+    head = ("operation", "message", "queue", "Celery task", "reads", "leaves", "fans out")
+    yield table(head, _steps_rows())
+
+
+def _steps_rows() -> Iterator[list[str]]:
+    for operation in OPERATIONS:
+        yield [
+            f"`{operation.field}`",
+            f"`{operation.request.DESCRIPTOR.name}`",
+            f"`{operation.queue}`",
+            f"`{operation.task_name}`",
+            ", ".join(f"`{role}`" for role in operation.reads) or "results",
+            ", ".join(f"`{role}`" for role in operation.leaves),
+            "yes" if operation.fans_out else "no",
+        ]
+
+
 def documents() -> dict[Path, str]:
     """Every generated file and its text."""
-    parts = {"errors.md": errors(), "metrics.md": metrics(), "settings.md": settings()}
+    parts = {
+        "errors.md": errors(),
+        "metrics.md": metrics(),
+        "settings.md": settings(),
+        "steps.md": steps(),
+    }
     return {DOCS / name: "\n\n".join([MARK, *text]) + "\n" for name, text in parts.items()}
 
 

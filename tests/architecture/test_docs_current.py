@@ -25,7 +25,11 @@ DIFF = re.compile(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTAL
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMING = ("architecture.md", "reliability.md")
 """Pages that name files of the whole tree."""
-GENERATED = ("errors.md", "metrics.md", "settings.md")
+GENERATED = ("errors.md", "metrics.md", "settings.md", "steps.md")
+MOST_FILES = 7
+"""Files that adding an operation may touch, of those that people write."""
+EXAMPLE = ("UnpackArchive", "unpack_archive", "archive.unpack")
+"""What the operation is called that the page about operations adds."""
 
 
 def markdown(tracked: list[Path]) -> list[Path]:
@@ -172,6 +176,34 @@ def test_the_lines_that_the_page_about_operations_adds_are_in_the_tree(root: Pat
     for file, diff in diffs:
         lines = (root / file).read_text().splitlines()
         assert [line for line in diff.splitlines() if line[1:] not in lines] == [], file
+
+
+def test_the_page_about_operations_counts_the_files_that_it_adds_lines_to(root: Path) -> None:
+    page = (root / "docs/add-an-operation.md").read_text()
+    added = {file for file, diff in DIFF.findall(page) if diff.startswith("+")}
+    assert f"**{len(added)} files**" in page
+    assert len(added) <= MOST_FILES
+
+
+def test_no_other_file_knows_the_operation_that_the_page_about_operations_adds(
+    root: Path, tracked: list[Path]
+) -> None:
+    page = (root / "docs/add-an-operation.md").read_text()
+    added = {file for file, _ in DIFF.findall(page)}
+    of_tools = {f"docs/{name}" for name in GENERATED}
+    # The page itself, decisions, and tests and tools that show the operation at work.
+    about = ("docs/add-an-operation.md", "docs/adr/", "tests/", "libs/protos/src/")
+    others = [
+        path
+        for path in tracked
+        if str(path) not in added | of_tools and not str(path).startswith(about)
+    ]
+    assert [
+        str(path)
+        for path in others
+        if path.suffix in {".py", ".md", ".proto", ".toml", ".yaml"}
+        and any(name in (root / path).read_text() for name in EXAMPLE)
+    ] == []
 
 
 def test_the_operation_that_the_readme_shows_is_in_the_tree(root: Path) -> None:

@@ -44,7 +44,8 @@ def test_every_operation_has_a_result_of_its_name_and_no_result_is_without_an_op
 
 
 def test_no_task_name_is_used_twice() -> None:
-    assert len({operation.task_name for operation in OPERATIONS}) == len(OPERATIONS)
+    names = [name for operation in OPERATIONS for name in operation.task_names]
+    assert len(set(names)) == len(names)
 
 
 def documentation(root: Path, operation: Operation) -> str:

@@ -6,7 +6,7 @@ import threading
 
 import grpc
 import pytest
-from fluoro.v1 import event_pb2, job_pb2
+from fluoro.v1 import dicom_pb2, event_pb2, job_pb2
 from fluoro_client import AsyncClient, Client
 from fluoro_client.errors import (
     DeadlineExceededError,
@@ -18,7 +18,7 @@ from fluoro_client.errors import (
     UnavailableError,
     UnreachableError,
 )
-from fluoro_client.jobs import InvalidJobError, imaging_report, parse_job, render
+from fluoro_client.jobs import InvalidJobError, imaging_report, parse_job, render, step
 from fluoro_client.testing import Fault
 from google.protobuf import json_format
 
@@ -83,6 +83,14 @@ def test_the_imaging_report_runs_inspect_render_analyze_report():
         "report": ("export_report", ["inspect", "render", "analyze"]),
     }
     assert job.steps[2].analyze_images.model == "ct-tissue"
+
+
+def test_a_step_with_any_operation_is_named_after_it():
+    made = step(dicom_pb2.RenderDicom(), after=["a"], inputs=[job_pb2.StepInput(step="b")])
+    assert (made.name, made.WhichOneof("operation")) == ("render-dicom", "render_dicom")
+    assert (list(made.after), made.inputs[0].step, made.max_inputs_per_task) == (["a"], "b", 0)
+    with pytest.raises(ValueError, match="not an operation"):
+        step(dicom_pb2.RenderDicomResult())
 
 
 def test_a_window_overrides_the_files():

@@ -7,7 +7,7 @@ from fluoro.v1 import job_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.sources import Source, Wired, wire
 from fluoro_jobs.operations import BY_FIELD, Operation
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 INSPECT, RENDER = BY_FIELD["inspect_dicom"], BY_FIELD["render_dicom"]
@@ -242,6 +242,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[job_pb2.Step], list[Operation]]:
     return [steps[i] for i in shuffled], [operations[i] for i in shuffled]
 
 
+@settings(deadline=None)
 @given(graphs())
 def test_no_step_of_any_graph_sees_identifiable_data_without_having_said_so(
     graph: tuple[list[job_pb2.Step], list[Operation]],
@@ -272,6 +273,7 @@ def test_no_step_of_any_graph_sees_identifiable_data_without_having_said_so(
         assert steps[i].allow_identifiable or dirty <= {source.step for source in steps[i].inputs}
 
 
+@settings(deadline=None)
 @given(graphs())
 def test_every_source_of_any_graph_is_something_its_step_waits_for_and_can_read(
     graph: tuple[list[job_pb2.Step], list[Operation]],

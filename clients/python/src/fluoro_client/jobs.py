@@ -1,4 +1,4 @@
-"""Building jobs: one function per operation, whole pipelines, and jobs from JSON."""
+"""Building jobs: `step` for any operation, short ways to common ones, whole pipelines, and jobs from JSON."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 from fluoro.v1 import blob_service_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 JobSource = job_pb2.Job | dict[str, Any] | str
 """A job, or its proto3 JSON as a dict or as text."""
@@ -35,6 +36,41 @@ Of a large study several tasks run at once, and a worker that dies takes no more
 """
 
 
+_FIELDS: Final = {
+    field.message_type.full_name: field.name
+    for field in job_pb2.Step.DESCRIPTOR.oneofs_by_name["operation"].fields
+    if field.message_type
+}
+
+
+def step(
+    operation: Message,
+    name: str = "",
+    *,
+    after: Sequence[str] = (),
+    inputs: Iterable[job_pb2.StepInput] = (),
+    max_inputs_per_task: int = 0,
+    allow_identifiable: bool = False,
+) -> job_pb2.Step:
+    """A step with any operation: `step(RenderDicom())`.
+
+    name: of the step; that of the operation, `render-dicom`, if empty. The rest as in
+    fluoro.v1.Step. ValueError if the message is no operation.
+    """
+    field = _FIELDS.get(operation.DESCRIPTOR.full_name)
+    if field is None:
+        raise ValueError(f"{operation.DESCRIPTOR.full_name} is not an operation")
+    made = job_pb2.Step(
+        name=name or field.replace("_", "-"),
+        after=after,
+        inputs=inputs,
+        max_inputs_per_task=max_inputs_per_task,
+        allow_identifiable=allow_identifiable,
+    )
+    getattr(made, field).CopyFrom(operation)
+    return made
+
+
 def inspect(
     name: str = "inspect",
     *,
@@ -45,12 +81,8 @@ def inspect(
 
     max_inputs_per_task: 0 for one task.
     """
-    return job_pb2.Step(
-        name=name,
-        after=after,
-        inspect_dicom=dicom_pb2.InspectDicom(),
-        max_inputs_per_task=max_inputs_per_task,
-    )
+    operation = dicom_pb2.InspectDicom()
+    return step(operation, name, after=after, max_inputs_per_task=max_inputs_per_task)
 
 
 def render(
@@ -67,9 +99,7 @@ def render(
     operation = dicom_pb2.RenderDicom()
     if window:
         operation.window.center, operation.window.width = window
-    return job_pb2.Step(
-        name=name, after=after, render_dicom=operation, max_inputs_per_task=max_inputs_per_task
-    )
+    return step(operation, name, after=after, max_inputs_per_task=max_inputs_per_task)
 
 
 def analyze(
@@ -80,12 +110,8 @@ def analyze(
     max_inputs_per_task: int = MAX_INPUTS_PER_TASK,
 ) -> job_pb2.Step:
     """A step that runs a model (`ct-tissue`, say) on what the render steps in `after` made."""
-    return job_pb2.Step(
-        name=name,
-        after=after,
-        analyze_images=ml_pb2.AnalyzeImages(model=model),
-        max_inputs_per_task=max_inputs_per_task,
-    )
+    operation = ml_pb2.AnalyzeImages(model=model)
+    return step(operation, name, after=after, max_inputs_per_task=max_inputs_per_task)
 
 
 def report(
@@ -99,9 +125,7 @@ def report(
 
     formats: empty means PDF and JSON. No patient data in the title.
     """
-    return job_pb2.Step(
-        name=name, after=after, export_report=export_pb2.ExportReport(formats=formats, title=title)
-    )
+    return step(export_pb2.ExportReport(formats=formats, title=title), name, after=after)
 
 
 def imaging_report(blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:

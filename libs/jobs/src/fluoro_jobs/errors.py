@@ -74,6 +74,9 @@ class Reason(StrEnum):
     MODEL_UNKNOWN = "MODEL_UNKNOWN"
     MODEL_NOT_APPLICABLE = "MODEL_NOT_APPLICABLE"
     REPORT_FAILED = "REPORT_FAILED"
+    ARCHIVE_INVALID = "ARCHIVE_INVALID"
+    ARCHIVE_ENCRYPTED = "ARCHIVE_ENCRYPTED"
+    ARCHIVE_TOO_LARGE = "ARCHIVE_TOO_LARGE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +279,17 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "", False, "The model is not made for this kind of image."
     ),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
+    Reason.ARCHIVE_INVALID: ReasonSpec(
+        "",
+        False,
+        "The file is not a ZIP archive, is damaged, or is compressed in another way than deflate.",
+    ),
+    Reason.ARCHIVE_ENCRYPTED: ReasonSpec(
+        "", False, "A file in the archive is encrypted. Send it without a password."
+    ),
+    Reason.ARCHIVE_TOO_LARGE: ReasonSpec(
+        "", False, "The archive has too many files, or too many bytes once unpacked. Split it."
+    ),
 }
 
 LEDGER_OUTAGES: Final = frozenset(

@@ -1,13 +1,14 @@
 """The table of operations: which message is run by which queue under which Celery task name.
 
-Adding an operation is one line here, after its message in `protos/`; see docs/add-an-operation.md.
-Task names are on the wire and in dashboards: they are written out, never derived, and never reused.
+Adding an operation is one row here, after its message in `protos/`; see docs/add-an-operation.md,
+also for the way to rename one. Task names are on the wire, in the ledger and in dashboards: they are
+written out, never derived, and never reused.
 """
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fluoro.v1 import dicom_pb2, export_pb2, job_pb2, ml_pb2
+from fluoro.v1 import archive_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
 from google.protobuf.message import Message
 
 MAX_TIMEOUT_SECONDS: Final = 6 * 3600
@@ -33,7 +34,8 @@ class Operation:
     """One operation.
 
     field: its field in the oneof `fluoro.v1.Step.operation`; its result's field is
-    `{field}_result`. task_name: Celery task name.
+    `{field}_result`. task_name: Celery task name. formerly: names that it had before; a worker
+    takes messages with these too.
     queue: Celery queue, and the service that drains it (`{queue}-worker`).
     request, result: message types.
     reads: roles of the artifacts that it works on; `JOB_INPUT` for the job's own inputs. Any one of
@@ -61,6 +63,12 @@ class Operation:
     resource_class: ResourceClass = "cpu"
     timeout_seconds: int = 1800
     max_result_bytes: int = MAX_RESULT_BYTES
+    formerly: tuple[str, ...] = ()
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Every Celery task name that a worker takes messages by."""
+        return (self.task_name, *self.formerly)
 
 
 OPERATIONS: Final = (
@@ -81,6 +89,16 @@ OPERATIONS: Final = (
         dicom_pb2.RenderDicomResult,
         reads=DICOM_FILES,
         leaves=("preview", "pixels"),
+    ),
+    Operation(
+        "unpack_archive",
+        "archive.unpack",
+        "dicom",
+        archive_pb2.UnpackArchive,
+        archive_pb2.UnpackArchiveResult,
+        reads=(JOB_INPUT,),
+        leaves=("member", "members"),
+        resource_class="io",
     ),
     Operation(
         "analyze_images",

@@ -212,15 +212,16 @@ def make_worker_app(options: Options, body: Body) -> WorkerApp:
         task_queues=[Queue(options.queue, routing_key=options.queue, no_ack=True)],
         worker_max_memory_per_child=options.max_memory_per_child_kib or None,
     )
-    for operation in OPERATIONS:
-        if operation.queue == options.queue:
-            app.register_task(
-                type(
-                    "OperationTask",
-                    (OperationTask,),
-                    {"name": operation.task_name, "__module__": __name__},
-                )()
-            )
+    names = [
+        name
+        for operation in OPERATIONS
+        if operation.queue == options.queue
+        for name in operation.task_names
+    ]
+    for name in names:
+        app.register_task(
+            type("OperationTask", (OperationTask,), {"name": name, "__module__": __name__})()
+        )
     return app
 
 

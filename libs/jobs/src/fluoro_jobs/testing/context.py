@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.worker.context import Input, Part, Scratch, StepContext, Upstream
+from fluoro_jobs.worker.handler import Handler, Request, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,17 @@ def step_context(
         report=progress.append,
     )
     return Attempt(context, progress)
+
+
+def operate(
+    operation: Handler[Request, Result],
+    request: Request,
+    folder: Path,
+    inputs: Sequence[bytes | Path] = (),
+) -> tuple[Result, Attempt]:
+    """What an operation makes of these inputs of the job, and the attempt with all that it left."""
+    attempt = step_context(folder, inputs)
+    return operation(request, attempt.context), attempt
 
 
 def _left(upstream: Sequence[Upstream], reads: Sequence[str], *, group: bool) -> list[Input]:

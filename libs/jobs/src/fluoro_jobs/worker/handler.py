@@ -1,8 +1,10 @@
 """`@handles(InspectDicom)`: ties a plain function to the operation whose message it takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -49,3 +51,18 @@ def handles(
         return Handler(operation, function)
 
     return tie
+
+
+def handlers_in(package: str, path: Iterable[str]) -> tuple[Handler[Any, Any], ...]:
+    """Every handler in the modules of a package, by task name. path: the package's `__path__`.
+
+    LookupError if two run the same operation.
+    """
+    found: dict[str, Handler[Any, Any]] = {}
+    for module in iter_modules(path):
+        for value in vars(import_module(f"{package}.{module.name}")).values():
+            if not isinstance(value, Handler):
+                continue
+            if found.setdefault(value.operation.task_name, value) is not value:
+                raise LookupError(f"two functions run {value.operation.task_name}")
+    return tuple(found[name] for name in sorted(found))

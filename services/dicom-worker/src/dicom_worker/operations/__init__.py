@@ -1,8 +1,8 @@
-"""The operations this worker runs."""
+"""The operations of queue `dicom`: every function with `@handles` in a module of this package."""
 
 from typing import Final
 
-from dicom_worker.operations.inspect import inspect_dicom
-from dicom_worker.operations.render import render_dicom
+from fluoro_jobs.worker.handler import handlers_in
 
-HANDLERS: Final = (inspect_dicom, render_dicom)
+HANDLERS: Final = handlers_in(__name__, __path__)
+"""What the worker runs."""

@@ -1,7 +1,8 @@
-"""The operations this worker runs, one file each."""
+"""The operations of queue `export`: every function with `@handles` in a module of this package."""
 
 from typing import Final
 
-from export_worker.operations.report import export_report
+from fluoro_jobs.worker.handler import handlers_in
 
-HANDLERS: Final = (export_report,)
+HANDLERS: Final = handlers_in(__name__, __path__)
+"""What the worker runs."""

@@ -1,8 +1,8 @@
-"""The operations of queue `ml`."""
+"""The operations of queue `ml`: every function with `@handles` in a module of this package."""
 
 from typing import Final
 
-from ml_worker.operations.analyze import analyze_images
+from fluoro_jobs.worker.handler import handlers_in
 
-HANDLERS: Final = (analyze_images,)
+HANDLERS: Final = handlers_in(__name__, __path__)
 """What the worker runs."""
