@@ -22,7 +22,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.accept import GroupCommit, validate
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.ledger.submission import MAX_TASKS
+from fluoro_jobs.ledger.records import MAX_TASKS
 from rig.figures import quick, ratio, say
 from rig.servers import Servers, cpu_seconds, servers
 

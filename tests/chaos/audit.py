@@ -291,7 +291,7 @@ def _trouble(watch: WatchRecord, told: Sequence[Told]) -> str:
 
 _BLOBS: Final = """
 SELECT a.job_id, a.name, b.id, b.size_bytes, b.sha256 FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%(jobs)s)
-UNION ALL SELECT j.id, 'an input', b.id, b.size_bytes, b.sha256 FROM jobs j JOIN blobs b ON b.id = ANY(j.inputs)
+UNION ALL SELECT j.id, 'an input', b.id, b.size_bytes, b.sha256 FROM jobs j JOIN job_inputs i ON i.job_id = j.id JOIN blobs b ON b.id = i.blob_id
 WHERE j.id = ANY(%(jobs)s)
 """
 

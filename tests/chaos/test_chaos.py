@@ -130,7 +130,7 @@ SELECT (jsonb_populate_record(e, '{"sequence": 8}')).* FROM events e WHERE e.job
 """
 HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "none": (set(), lambda _: None),
-    "its row is gone": ({"lost", "gaps"}, lambda on: on.sql("DELETE FROM jobs WHERE id = %(job)s")),
+    "its row is gone": ({"lost"}, lambda on: on.sql("DELETE FROM jobs WHERE id = %(job)s")),
     "its artifact's bytes are gone": (
         {"lost"},
         lambda on: on.rig.blobs.delete(on.bytes_of_artifact),
@@ -151,7 +151,7 @@ HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     ),
     "its task runs on": (
         {"stuck"},
-        lambda on: on.sql("UPDATE tasks SET state = 'RUNNING' WHERE job_id = %(job)s"),
+        lambda on: on.sql("UPDATE tasks SET state = 'OPEN' WHERE job_id = %(job)s"),
     ),
     "its attempt never ended": (
         {"stuck"},

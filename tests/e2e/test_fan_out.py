@@ -38,6 +38,9 @@ def test_in_shares_or_in_one_piece_the_results_are_the_same(
             for job in (whole, shares)
         ]
     assert [job.state for job in done] == [job_pb2.Job.STATE_PARTIALLY_SUCCEEDED] * 2, fluoro.logs()
-    assert [[len(step.tasks) for step in job.steps] for job in done] == [[1, 1, 1, 1], [7, 7, 7, 1]]
+    assert [[len(step.tasks) for step in job.steps] for job in done] == [
+        [1, 1, 1, 1],
+        [7, 7, 6, 1],
+    ], "the files that are no DICOM leave nothing to analyze"
     for one, other in zip(*(job.steps[:3] for job in done), strict=True):
         assert outputs(one) == outputs(other)

@@ -22,7 +22,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.ledger.graph import TaskResult
+from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.wakeups import Publisher
 from gateway.serve import running
 from gateway.settings import Settings
@@ -34,15 +34,25 @@ Item, Job = job_pb2.Item, job_pb2.Job
 PATIENCE_SECONDS = 20
 NOBODY = "00000000-0000-7000-8000-000000000000"
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-UNTOLD = {"createTime", "startTime", "endTime", "runAfterTime", "time", "cursor", "worker", "queue"}
+UNTOLD = {
+    "createTime",
+    "startTime",
+    "endTime",
+    "runAfterTime",
+    "time",
+    "cursor",
+    "worker",
+    "queue",
+    "key",
+}
 """What no two deployments say alike, and what the fake leaves out."""
 
 Work = Callable[[str, str, Outcome | None], Awaitable[None]]
 """Has a worker do a step of a job; None only begins it."""
 
 READY = """
-UPDATE tasks t SET state = 'QUEUED' FROM steps s
-WHERE s.job_id = t.job_id AND s.ordinal = t.step AND t.job_id = %s AND s.name = %s AND t.state IN ('READY', 'QUEUED')
+UPDATE open_tasks o SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL FROM tasks t, steps s
+WHERE t.id = o.task_id AND s.job_id = t.job_id AND s.ordinal = t.step AND t.job_id = %s AND s.name = %s AND o.state <> 'RUNNING'
 RETURNING t.id, t.shard
 """
 
@@ -86,6 +96,7 @@ def end(connection: LedgerConnection, claim: attempts.Claim, outcome: Outcome) -
     artifacts = [
         job_pb2.Artifact(
             name=file.name, role=file.role, media_type=file.media_type, input=file.input, blob=f"blobs/{new_id()}",
+            key="" if file.input is None else str(file.input),
             size_bytes=len(file.data), sha256=hashlib.sha256(file.data).digest(),
         )
         for file in outcome.artifacts
@@ -94,7 +105,17 @@ def end(connection: LedgerConnection, claim: attempts.Claim, outcome: Outcome) -
     attempts.commit(
         connection,
         claim,
-        TaskResult(result, [item for item in outcome.items if item.input in inputs], artifacts),
+        TaskResult(
+            result,
+            [
+                ItemResult(
+                    item.input, str(item.input), item.input, item.state, item.reason, item.message
+                )
+                for item in outcome.items
+                if item.input in inputs
+            ],
+            artifacts,
+        ),
     )
 
 
@@ -145,11 +166,10 @@ def told(value: Any) -> Any:
     """The value of a JSON object without the fields that are UNTOLD."""
     if isinstance(value, list):
         return [told(each) for each in value]
-    return (
-        {key: told(each) for key, each in value.items() if key not in UNTOLD}
-        if isinstance(value, dict)
-        else value
-    )
+    if not isinstance(value, dict):
+        return value
+    sources = {"inputs"} if "retryPolicy" in value else set()  # of a step
+    return {key: told(each) for key, each in value.items() if key not in UNTOLD | sources}
 
 
 async def a_job_that_fails_and_is_retried(
@@ -174,7 +194,9 @@ async def a_job_that_fails_and_is_retried(
                 items=[ok], artifacts=[File("a.json", b"{}", "metadata", "application/json", 0)]
             ),
         )
-        await work(name, "render", Outcome(result=dicom_pb2.RenderDicomResult(), items=[ok]))
+        pixels = File("a.npy", b"x", "pixels", "application/x-npy", 0)
+        render = Outcome(result=dicom_pb2.RenderDicomResult(), items=[ok], artifacts=[pixels])
+        await work(name, "render", render)
         await work(name, "analyze", Outcome(items=[failed]))
         messages = [message async for message in watch if message.HasField("event")]
     seen.note("watched", *messages)

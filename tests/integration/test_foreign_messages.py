@@ -58,5 +58,5 @@ def test_a_message_that_asks_for_no_possible_attempt_keeps_no_lost_one_from_bein
         rig.submit(rig.job_of())
         client.delete("dicom")
         client.lpush("dicom", b'{"headers": {"id": "x", "attempt": %s}}' % attempt.encode())
-        connection.execute("UPDATE tasks SET queued_time = now() - interval '1 min'")
+        connection.execute("UPDATE open_tasks SET queued_time = now() - interval '1 min'")
         assert rig.dispatcher.reconcile() == 1

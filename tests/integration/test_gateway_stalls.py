@@ -34,19 +34,23 @@ RESULTS: Final = """
 WITH job AS (SELECT id FROM jobs j WHERE (SELECT count(*) FROM steps s WHERE s.job_id = j.id) = 10),
 blob AS (SELECT id FROM blobs LIMIT 1),
 inputs AS (SELECT generate_series(0, %s - 1) AS input), items AS (
-  INSERT INTO items (job_id, step, shard, input, state, reason, message)
-  SELECT job.id, s, 0, input, 1, '', '' FROM job, inputs, generate_series(0, 4) s
+  INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
+  SELECT job.id, s, 0, input, input, input, 1, '', '' FROM job, inputs, generate_series(0, 4) s
 ), artifacts AS (
-  INSERT INTO artifacts (job_id, step, shard, name, role, input, blob_id)
-  SELECT job.id, s, 0, 'preview-' || input || '.png', 'preview', input, blob.id FROM job, blob, inputs, generate_series(0, 1) s
+  INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
+  SELECT job.id, s, 0, input, 'preview-' || input || '.png', 'preview', input, input, blob.id FROM job, blob, inputs, generate_series(0, 1) s
 ) SELECT id FROM job
 """
 """What steps leave that worked on each input: as much as fits into an answer."""
 
 COPIES: Final = 60
 COPY: Final = """
-INSERT INTO jobs (id, owner, inputs, labels, priority, state, last_sequence)
-SELECT %s, owner, inputs, labels, priority, state, last_sequence FROM jobs LIMIT 1
+WITH first AS (SELECT * FROM jobs LIMIT 1), copy AS (
+  INSERT INTO jobs (id, owner, input_count, labels, priority, state, last_sequence)
+  SELECT %s, owner, input_count, labels, priority, state, last_sequence FROM first RETURNING id
+)
+INSERT INTO job_inputs (job_id, number, blob_id)
+SELECT copy.id, i.number, i.blob_id FROM copy, first JOIN job_inputs i ON i.job_id = first.id
 """
 
 SENDER: Final = """

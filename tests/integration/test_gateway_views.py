@@ -46,14 +46,17 @@ WITH job AS (SELECT id FROM jobs WHERE id = %(job)s), tasks_ AS (
 ), attempts_ AS (
   INSERT INTO attempts (task_id, number, worker) SELECT t.id, n, 'host:1' FROM tasks t, job, generate_series(1, 3) n WHERE t.job_id = job.id
 ), items_ AS (
-  INSERT INTO items (job_id, step, shard, input, state, reason, message)
-  SELECT job.id, 0, n / 10, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10 WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
+  INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
+  SELECT job.id, 0, n / 10, n, n, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10 WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
   FROM job, generate_series(0, 9999) n
 ), artifacts_ AS (
-  INSERT INTO artifacts (job_id, step, shard, name, role, input, blob_id)
-  SELECT job.id, 0, n / 10, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels' ELSE 'preview' END, n, b.id
+  INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
+  SELECT job.id, 0, n / 10, n, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels' ELSE 'preview' END, n, n, b.id
   FROM job, (SELECT id FROM blobs LIMIT 1) b, generate_series(0, 9999) n
-) UPDATE steps SET state = 'PARTIALLY_SUCCEEDED' FROM job WHERE job_id = job.id
+), open_ AS (
+  DELETE FROM open_tasks USING job WHERE job_id = job.id
+) UPDATE steps SET state = 'PARTIALLY_SUCCEEDED', ended_tasks = task_count, items_total = 10000, items_succeeded = 9000, items_failed = 1000
+FROM job WHERE job_id = job.id
 """
 """What a step leaves that worked on each input, ten in a task."""
 

@@ -21,16 +21,20 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobRequest,
     WatchJobResponse,
 )
+from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.audience import audience
-from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.ledger.graph import JobGraph, TaskResult
+from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.records import TaskResult
 from fluoro_jobs.ledger.store import transition
 from fluoro_jobs.states import Outcome, TaskState
+from fluoro_jobs.testing.rig import queue_tasks
 from fluoro_jobs.wakeups import Publisher
 from fluoro_local.servers import ValkeyServer
 from gateway.ledger_calls import LedgerCalls
 from gateway.settings import Settings
 from gateway.testing import Client, logged, parse, serving
+from gateway.testing_jobs import WORKER
 from gateway.watch import Hub
 
 PATIENCE_SECONDS = 20
@@ -61,12 +65,14 @@ class Rig:
             ).job.name
         )
 
-    async def act(self, job: str, act: Callable[[JobGraph], object], *, wake: bool = True) -> None:
+    async def act(
+        self, job: str, act: Callable[[LedgerConnection, UUID], object], *, wake: bool = True
+    ) -> None:
         """Does something to the job in the ledger and, as workers do, says so in Redis."""
 
         def there() -> None:
             with self.ledger.connection() as connection:
-                transition(connection, UUID(job[5:]), act)
+                act(connection, UUID(job[5:]))
                 told = audience(connection, [UUID(job[5:])]) if wake else []
             for one in told:
                 self.publisher.events(one.job, one.owner)
@@ -76,14 +82,9 @@ class Rig:
     async def run_step(self, job: str, *, wake: bool = True) -> None:
         """One ready step starts and succeeds: a commit each."""
 
-        def start(graph: JobGraph) -> None:
-            task = next(
-                task
-                for task in graph.tasks.values()
-                if task.state in (TaskState.READY, TaskState.QUEUED)
-            )
-            task.state = TaskState.QUEUED
-            graph.start(task)
+        def start(connection: LedgerConnection, job_id: UUID) -> None:
+            first, *_ = queue_tasks(connection, job_id)
+            assert attempts.claim(connection, first, WORKER) is not None
 
         def succeed(graph: JobGraph) -> None:
             graph.succeed(
@@ -92,7 +93,7 @@ class Rig:
             )
 
         await self.act(job, start, wake=wake)
-        await self.act(job, succeed, wake=wake)
+        await self.act(job, lambda *args: transition(*args, succeed), wake=wake)
 
     async def retry_often(self, job: str, times: int, text: str) -> None:
         """Claims and failures of the one task of a job, each with a text of some length."""
@@ -105,7 +106,7 @@ class Rig:
                 task.allowed = task.attempt + 2
                 graph.fail(task, Outcome.FAILED, "INTERNAL", text, may_retry=True)
 
-        await self.act(job, go)
+        await self.act(job, lambda *args: transition(*args, go))
 
     def watch(self, job: str, start_cursor: str = "") -> Any:
         return self.client.jobs.WatchJob(WatchJobRequest(name=job, start_cursor=start_cursor))

@@ -27,15 +27,15 @@ from fluoro_jobs.ledger import (
     sweeps,
 )
 from fluoro_jobs.ledger.attempts import Claim, Worker
-from fluoro_jobs.ledger.graph import TaskResult
 from fluoro_jobs.ledger.migrate import engine
+from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.ledger.tables import METADATA
-from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
+from fluoro_jobs.testing.rig import OWNER, Rig, queue_tasks, sequences, until
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 Db = Connection[TupleRow]
-ITEM = job_pb2.Item(state=job_pb2.Item.STATE_SUCCEEDED)
+ITEM = ItemResult(0, "0", 0, job_pb2.Item.STATE_SUCCEEDED)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def artifact() -> job_pb2.Artifact:
 
 def expire_leases(db: Db) -> None:
     db.execute(
-        "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'"
+        "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'"
     )
 
 
@@ -158,7 +158,7 @@ def test_a_fenced_attempt_writes_nothing(rig: Rig, db: Db) -> None:
     late = claimed(db, first)
     expire_leases(db)
     assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [job]
-    db.execute("UPDATE tasks SET run_after = now()")
+    db.execute("UPDATE open_tasks SET due_time = now()")
     newer = claimed(db, second)
     assert not attempts.commit(db, late, result(artifact()))
     assert not attempts.fail(db, late, FluoroError(Reason.INTERNAL, "late"))
@@ -205,7 +205,7 @@ def test_a_claim_that_waited_for_another_of_its_job_sees_what_that_one_did(
             until(lambda: db.execute(waiting).fetchone(), what="the wait")
         claim = waits.result()
     assert claim is not None
-    assert claim.graph == store.load(db, job_id)
+    assert claim.graph == store.load(db, job_id, second)
     assert sequences(rig.events(job_id)) == list(range(1, claim.graph.version + 1))
 
 
@@ -278,21 +278,23 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
     urgent = rig.job_of()
     urgent.priority = 3
     filler, plain, late_but_urgent = accepted(rig, db), accepted(rig, db), accepted(rig, db, urgent)
-    db.execute(
-        "UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE job_id = %s", (filler,)
-    )
+    queue_tasks(db, filler)
     worker(db, slots=1)  # two places, one of them taken
 
     def next_job() -> UUID:
         ((task, *_),) = dispatch.take(db)
-        db.execute("UPDATE tasks SET state = 'READY' WHERE id = %s", (task,))
+        db.execute(
+            "UPDATE open_tasks SET state = 'READY', queued_time = NULL, "
+            "dispatch_order = order_time - priority * interval '1 minute' WHERE task_id = %s",
+            (task,),
+        )
         row = db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone()
         assert row is not None
         return UUID(str(row[0]))
 
     assert next_job() == late_but_urgent
     db.execute(
-        "UPDATE tasks SET dispatch_order = dispatch_order - interval '4 minutes' WHERE job_id = %s",
+        "UPDATE open_tasks SET dispatch_order = dispatch_order - interval '4 minutes' WHERE job_id = %s",
         (plain,),
     )
     assert next_job() == plain
@@ -375,7 +377,8 @@ def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(
         found = dicom_pb2.InspectDicomResult(
             instances=[dicom_pb2.DicomInstance(input=claim.task.first_input)]
         )
-        items = [job_pb2.Item(input=claim.task.first_input, state=job_pb2.Item.STATE_SUCCEEDED)]
+        first = claim.inputs[0]
+        items = [ItemResult(first.number, first.key, first.input, job_pb2.Item.STATE_SUCCEEDED)]
         assert attempts.commit(db, claim, TaskResult(found.SerializeToString(), items))
     done = rig.job(job_id)
     assert [one.input for one in done.steps[0].inspect_dicom_result.instances] == [0, 2, 4]
@@ -412,7 +415,7 @@ def test_retry_starts_new_attempts_of_what_failed_and_keeps_the_history(rig: Rig
 
 def test_a_retried_task_replaces_what_it_left_before(rig: Rig, db: Db) -> None:
     job_id, by = accepted(rig, db), worker(db)
-    bad = job_pb2.Item(input=1, state=job_pb2.Item.STATE_FAILED, reason="NOT_DICOM")
+    bad = ItemResult(1, "1", 1, job_pb2.Item.STATE_FAILED, "NOT_DICOM")
     attempts.commit(db, claimed(db, by), TaskResult(b"", [ITEM, bad], [artifact()]))
     assert rig.job(job_id).state == job_pb2.Job.STATE_PARTIALLY_SUCCEEDED
     retried = control.retry_job(db, OWNER, job_id)
@@ -445,7 +448,7 @@ def test_a_job_is_not_dispatched_before_its_schedule_time(rig: Rig, db: Db) -> N
     worker(db)
     assert dispatch.take(db) == []
     assert rig.job(job_id).schedule_time == job.schedule_time
-    db.execute("UPDATE tasks SET run_after = now()")
+    db.execute("UPDATE open_tasks SET due_time = now()")
     assert len(dispatch.take(db)) == 1
 
 

@@ -13,7 +13,9 @@ import psycopg
 import pytest
 from fluoro_jobs import dispatch
 from fluoro_jobs.ledger import attempts, store
-from fluoro_jobs.ledger.graph import Change, JobGraph, Task
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.records import Change, Step, Task
+from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState, is_terminal
 from fluoro_jobs.testing.model.machine import LedgerMachine
 from hypothesis import HealthCheck, Phase, settings
@@ -72,18 +74,18 @@ def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
             act(graph, graph.tasks[task_id])
             return graph.state
 
-        return store.transition(db, job, careless)
+        return store.transition(db, job, careless, task_id)
 
     patch.setattr(attempts, "end_attempt", end_attempt)
 
 
 def claims_of_what_is_not_queued(patch: pytest.MonkeyPatch) -> None:
-    without(patch, attempts, "_CLAIM", "t.state = 'QUEUED' AND ")
+    without(patch, attempts, "_CLAIM", "o.state = 'QUEUED' AND ")
 
 
 def claims_by_messages_for_earlier_attempts(patch: pytest.MonkeyPatch) -> None:
     without(
-        patch, attempts, "_CLAIM", " AND t.attempt + 1 = coalesce(%(number)s::int, t.attempt + 1)"
+        patch, attempts, "_CLAIM", " AND o.attempt + 1 = coalesce(%(number)s::int, o.attempt + 1)"
     )
 
 
@@ -130,7 +132,7 @@ def attempts_without_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def outages_that_count(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("fluoro_jobs.ledger.graph.MAX_RETURNS", {})
+    patch.setattr("fluoro_jobs.ledger.records.MAX_RETURNS", {})
 
 
 def followers_never_start(patch: pytest.MonkeyPatch) -> None:
@@ -138,14 +140,40 @@ def followers_never_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_back_off(patch: pytest.MonkeyPatch) -> None:
-    without(patch, dispatch, "_DISPATCH", " AND t.run_after <= now()")
+    without(patch, dispatch, "_PROMOTE", " AND due_time <= now()")
+
+
+def inputs_read_before_they_are_there(patch: pytest.MonkeyPatch) -> None:
+    """A step is planned from what there was before the transition that unblocked it."""
+    plan = JobGraph._unblock
+
+    def early(graph: JobGraph, step: Step) -> None:
+        plan(graph, step)
+        if step.ordinal in graph.unplanned:
+            graph.unplanned.remove(step.ordinal)
+            graph.plan(step, 1)
+
+    patch.setattr(JobGraph, "_unblock", early)
+
+
+def counters_that_forget_a_retry(patch: pytest.MonkeyPatch) -> None:
+    redo = JobGraph._redo
+
+    def careless(graph: JobGraph, step: Step, *, waits: bool) -> None:
+        ended = step.counters.ended
+        redo(graph, step, waits=waits)
+        step.counters.ended = ended
+
+    patch.setattr(JobGraph, "_redo", careless)
 
 
 def no_second_look(patch: pytest.MonkeyPatch) -> None:
     """Who was overtaken takes what it decided for done."""
 
-    def careless(db: Db, job: UUID, act: Callable[[JobGraph], Any]) -> Any:
-        graph = store.load(db, job)
+    def careless(
+        db: Db, job: UUID, act: Callable[[JobGraph], Any], which: UUID | Tasks = Tasks.ALL
+    ) -> Any:
+        graph = store.load(db, job, which)
         assert graph is not None
         answer = act(graph)
         store.save(db, graph)
@@ -166,6 +194,8 @@ BUGS: Final = (
     outages_that_count,
     followers_never_start,
     no_back_off,
+    inputs_read_before_they_are_there,
+    counters_that_forget_a_retry,
     no_second_look,
 )
 

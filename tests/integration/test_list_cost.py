@@ -19,17 +19,17 @@ from fluoro_jobs.testing.rig import OWNER, Rig
 STORED: Final = 100_000
 
 HISTORY: Final = """
-INSERT INTO jobs (id, owner, inputs, labels, state, last_sequence, end_time)
-SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, '{}'::uuid[],
+INSERT INTO jobs (id, owner, input_count, labels, state, last_sequence, end_time)
+SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, 0,
   CASE WHEN n %% 40000 = 7 THEN '{"kind": "rare"}' ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, now()
 FROM generate_series(1, %(stored)s) n
 UNION ALL
-SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, '{}', '{}'::jsonb, 'SUCCEEDED', 1, now()
+SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, 0, '{}'::jsonb, 'SUCCEEDED', 1, now()
 FROM generate_series(1, 1000) n
 """
 ATTEMPTS: Final = """
-INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, allowed, dispatch_order)
-SELECT gen_random_uuid(), job_id, step, n, queue, task_name, owner, 'FAILED', 0, 1, 1, now()
+INSERT INTO tasks (id, job_id, step, shard, state, first_input, input_count, allowed)
+SELECT gen_random_uuid(), job_id, step, n, 'FAILED', 0, 1, 1
 FROM tasks, generate_series(1, %(stored)s) n WHERE job_id = %(job)s
 """
 CLAIMED: Final = "INSERT INTO attempts (task_id, number, worker) SELECT id, 1, 'host:1' FROM tasks"

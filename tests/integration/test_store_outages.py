@@ -56,7 +56,7 @@ def leases_hold(rig: Rig) -> bool:
     with rig.connection() as connection:
         return (
             connection.execute(
-                "SELECT FROM tasks WHERE coalesce(lease_expire_time, '-infinity') < now()"
+                "SELECT FROM open_tasks WHERE coalesce(lease_expire_time, '-infinity') < now()"
             ).fetchone()
             is None
         )
@@ -133,7 +133,7 @@ def test_leases_that_ran_out_while_postgresql_was_away_are_renewed_before_they_a
     for job_id in job_ids:
         rig.running(job_id)
     with rig.connection() as connection:
-        connection.execute("UPDATE tasks SET lease_expire_time = now() + interval '1 s'")
+        connection.execute("UPDATE open_tasks SET lease_expire_time = now() + interval '1 s'")
         postgres.kill()
     until(
         lambda: "heartbeat_missed" in rig.logs() and "sweep_waits" in rig.logs(),

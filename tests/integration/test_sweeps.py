@@ -11,7 +11,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
-from fluoro_jobs.testing.rig import Rig, until
+from fluoro_jobs.testing.rig import Rig, queue_tasks, until
 from fluoro_local.folders import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -21,12 +21,14 @@ j AS (INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id',
 s AS (INSERT INTO steps SELECT (jsonb_populate_record(s, jsonb_build_object('job_id', n.job))).*
   FROM steps s, new n WHERE s.job_id = %(job)s),
 t AS (INSERT INTO tasks SELECT (jsonb_populate_record(t, jsonb_build_object('id', n.task, 'job_id', n.job))).*
-  FROM tasks t, new n WHERE t.job_id = %(job)s)
+  FROM tasks t, new n WHERE t.job_id = %(job)s),
+o AS (INSERT INTO open_tasks SELECT (jsonb_populate_record(o, jsonb_build_object('task_id', n.task, 'job_id', n.job))).*
+  FROM open_tasks o, new n WHERE o.job_id = %(job)s)
 INSERT INTO events SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', n.job))).* FROM events e, new n WHERE e.job_id = %(job)s
 """
 
 FALL_DUE: dict[str, LiteralString] = {
-    "lease_expired": "UPDATE tasks SET lease_expire_time = now() - %s * interval '1 s' WHERE job_id = %s",
+    "lease_expired": "UPDATE open_tasks SET lease_expire_time = now() - %s * interval '1 s' WHERE job_id = %s",
     "job_expired": "UPDATE jobs SET expire_time = now() - %s * interval '1 s' WHERE id = %s",
 }
 """By the action that takes care of it."""
@@ -34,7 +36,7 @@ BREAK: dict[str, LiteralString] = {
     # It cannot be written: its next event has been there before.
     "event": "INSERT INTO events (job_id, owner, sequence, state) SELECT id, owner, last_sequence + 1, state FROM jobs WHERE id = %s",
     # It cannot be decided: its step has ended, and its last attempt has not.
-    "step": "WITH t AS (UPDATE tasks SET allowed = attempt WHERE job_id = %s RETURNING job_id) "
+    "step": "WITH t AS (UPDATE tasks SET allowed = 1 WHERE job_id = %s RETURNING job_id) "
     "UPDATE steps s SET state = 'SUCCEEDED' FROM t WHERE s.job_id = t.job_id",
 }
 
@@ -52,7 +54,7 @@ def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(
             client.delete("dicom")
             client.lpush("dicom", foreign)
             connection.execute(
-                "UPDATE tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s",
+                "UPDATE open_tasks SET queued_time = now() - interval '1 min' WHERE job_id = %s",
                 (job_id,),
             )
             assert rig.dispatcher.reconcile() == 1
@@ -108,9 +110,7 @@ def running(rig: Rig, by: Worker) -> UUID:
     """A job whose task this worker, which does not exist, has claimed."""
     job_id = rig.submit(rig.job_of())
     with rig.connection() as connection:
-        ((task,),) = connection.execute(
-            "UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)
-        ).fetchall()
+        (task,) = queue_tasks(connection, job_id)
         assert attempts.claim(connection, task, by) is not None
     return job_id
 

@@ -117,7 +117,7 @@ def test_no_read_for_a_watch_costs_more_the_more_is_stored(database_url: str) ->
     try:
         with ledger.connection() as connection:
             connection.execute(
-                "INSERT INTO jobs (id, owner, inputs, state, last_sequence) SELECT unnest(%s::uuid[]), 'ada', '{}', 'RUNNING', 10000",
+                "INSERT INTO jobs (id, owner, input_count, state, last_sequence) SELECT unnest(%s::uuid[]), 'ada', 0, 'RUNNING', 10000",
                 (jobs,),
             )
             connection.execute(
@@ -126,8 +126,8 @@ def test_no_read_for_a_watch_costs_more_the_more_is_stored(database_url: str) ->
                 (FIRST_TRANSACTION, jobs),
             )  # 200 events a transaction
             connection.execute(
-                "WITH small AS (INSERT INTO jobs (id, owner, inputs, state, last_sequence)"
-                " SELECT gen_random_uuid(), 'eve', '{}', 'RUNNING', 3 FROM generate_series(1, 5000) RETURNING id)"
+                "WITH small AS (INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
+                " SELECT gen_random_uuid(), 'eve', 0, 'RUNNING', 3 FROM generate_series(1, 5000) RETURNING id)"
                 " INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
                 " SELECT id, s, 'RUNNING', 'eve', (%s + s)::text::xid8 FROM small, generate_series(1, 3) s",
                 (FIRST_TRANSACTION,),

@@ -12,7 +12,7 @@ from fluoro.v1 import dicom_pb2, job_pb2
 from fluoro_jobs.celery import Sender
 from fluoro_jobs.ledger import attempts, control
 from fluoro_jobs.ledger.sweeps import Backoff
-from fluoro_jobs.testing.rig import OWNER, Rig, until
+from fluoro_jobs.testing.rig import OWNER, Rig, queue_tasks, until
 
 SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
@@ -27,7 +27,7 @@ def outcomes(rig: Rig, job_id: UUID) -> list[str]:
 def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
     with rig.connection() as connection:
         row = connection.execute(
-            "SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)
+            "SELECT lease_expire_time FROM open_tasks WHERE job_id = %s", (job_id,)
         ).fetchone()
     assert row is not None
     return row[0]
@@ -94,7 +94,7 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
         beat(rig, job_id)
         with rig.connection() as connection:
             connection.execute(
-                "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s",
+                "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s",
                 (job_id,),
             )
             assert list(attempts.sweep(connection, Backoff("test"))) == [job_id]
@@ -162,11 +162,8 @@ def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_rel
     until(lambda: outcomes(rig, job_id) == ["FAILED"], what="the end of the first attempt")
     (tmp_path / "mended").touch()
     with rig.connection() as connection:
-        row = connection.execute(
-            "UPDATE tasks SET state = 'QUEUED' WHERE job_id = %s RETURNING id", (job_id,)
-        ).fetchone()
-    assert row is not None
-    message = (UUID(str(row[0])), "dicom.inspect", "dicom", 1)
+        (task,) = queue_tasks(connection, job_id)
+    message = (task, "dicom.inspect", "dicom", 1)
     Sender(rig.redis_url).send([message])
     other_id = rig.submit(rig.job_of())
     assert rig.finished(other_id, seconds=10).state == SUCCEEDED, "taken after the stale message"

@@ -36,14 +36,12 @@ def test_a_lost_attempt_whose_job_is_locked_keeps_no_other_lease_from_being_rene
     with rig.connection() as connection, rig.connection() as locking, locking.transaction():
         locking.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (held,))
         connection.execute(
-            "UPDATE tasks SET lease_expire_time = now() + interval '3 s' WHERE job_id = %s",
+            "UPDATE open_tasks SET lease_expire_time = now() + interval '3 s' WHERE job_id = %s",
             (other,),
         )
         dies.touch()
         until((tmp_path / "died").exists, what="the death of a pool child")
-        renewed = (
-            "SELECT FROM tasks WHERE job_id = %s AND lease_expire_time > now() + interval '10 s'"
-        )
+        renewed = "SELECT FROM open_tasks WHERE job_id = %s AND lease_expire_time > now() + interval '10 s'"
         until(
             lambda: connection.execute(renewed, (other,)).fetchone() is not None,
             4,

@@ -30,7 +30,7 @@ def outcomes(job: job_pb2.Job) -> list[str]:
 def lease_of(rig: Rig, job_id: UUID) -> datetime | None:
     with rig.connection() as connection:
         row = connection.execute(
-            "SELECT lease_expire_time FROM tasks WHERE job_id = %s", (job_id,)
+            "SELECT lease_expire_time FROM open_tasks WHERE job_id = %s", (job_id,)
         ).fetchone()
     assert row is not None
     return row[0]
@@ -122,7 +122,10 @@ def test_a_pool_child_that_starts_slowly_is_waited_for(rig: Rig) -> None:
 
 def is_queued(rig: Rig) -> bool:
     with rig.connection() as connection:
-        return connection.execute("SELECT FROM tasks WHERE state = 'QUEUED'").fetchone() is not None
+        return (
+            connection.execute("SELECT FROM open_tasks WHERE state = 'QUEUED'").fetchone()
+            is not None
+        )
 
 
 def test_a_message_received_by_a_worker_that_dies_before_the_claim_is_sent_again(rig: Rig) -> None:

@@ -7,15 +7,8 @@ import pytest
 from fluoro.v1 import job_pb2
 from fluoro_jobs.errors import Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger.graph import (
-    MAX_RETURN_DELAY_SECONDS,
-    MAX_RETURNS,
-    Change,
-    JobGraph,
-    Step,
-    Task,
-    TaskResult,
-)
+from fluoro_jobs.ledger.graph import MAX_RETURN_DELAY_SECONDS, JobGraph
+from fluoro_jobs.ledger.records import MAX_RETURNS, Change, ItemResult, Step, Task, TaskResult
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,19 +27,25 @@ def job_of(*after: Sequence[int], max_attempts: int = 3) -> JobGraph:
             max_attempts,
             2.0,
             300.0,
-            False,
+            None,
+            0,
             False,
             JobState.PENDING,
         )
         for i, edges in enumerate(after)
     }
-    tasks = [
-        Task(new_id(), i, 0, TaskState.BLOCKED if edges else TaskState.READY, 0, max_attempts, 0, 2)
-        for i, edges in enumerate(after)
-    ]
-    return JobGraph(
-        new_id(), "owner", JobState.PENDING, 1, steps, {task.id: task for task in tasks}
-    )
+    graph = JobGraph(new_id(), "owner", JobState.PENDING, 1, 2, steps, {})
+    for step in steps.values():
+        if not step.after:
+            graph.plan(step, 2)
+    graph.clear_notes()
+    return graph
+
+
+def tasks_of(graph: JobGraph) -> list[str]:
+    """The state of each step's task, if it has one."""
+    states = {task.step: task.state for task in graph.tasks.values()}
+    return [states.get(step, "") for step in graph.steps]
 
 
 def task_of(graph: JobGraph, step: int) -> Task:
@@ -63,7 +62,9 @@ def run(graph: JobGraph, step: int) -> Task:
 
 
 def result(*states: "Item.State.ValueType") -> TaskResult:
-    return TaskResult(b"result", [Item(input=i, state=state) for i, state in enumerate(states)])
+    return TaskResult(
+        b"result", [ItemResult(i, str(i), i, state) for i, state in enumerate(states)]
+    )
 
 
 GOOD = result(Item.STATE_SUCCEEDED)
@@ -72,9 +73,9 @@ GOOD = result(Item.STATE_SUCCEEDED)
 def test_steps_run_in_the_order_of_their_edges_and_the_job_ends_with_the_last() -> None:
     graph = job_of([], [0], [0], [1, 2])
     graph.succeed(run(graph, 0), GOOD)
-    assert [task_of(graph, i).state for i in range(4)] == ["SUCCEEDED", "READY", "READY", "BLOCKED"]
+    assert tasks_of(graph) == ["SUCCEEDED", "READY", "READY", ""]
     graph.succeed(run(graph, 1), GOOD)
-    assert task_of(graph, 3).state is TaskState.BLOCKED
+    assert tasks_of(graph)[3] == ""
     graph.succeed(run(graph, 2), GOOD)
     assert graph.state is JobState.RUNNING
     graph.succeed(run(graph, 3), GOOD)
@@ -121,7 +122,7 @@ def test_a_step_without_any_good_item_fails_with_its_reason_and_those_after_it_d
             JobState.CANCELLED,
             Reason.UPSTREAM_FAILED,
         )
-        assert task_of(graph, follower).state is TaskState.CANCELLED
+        assert tasks_of(graph)[follower] == ""
     assert (graph.state, graph.reason) == (JobState.FAILED, Reason.STEP_FAILED)
     assert "s0" in graph.message
 
@@ -205,12 +206,10 @@ def test_cancel_of_a_terminal_job_changes_nothing() -> None:
 def fan(count: int, *, requires_all: bool = False, max_attempts: int = 1) -> JobGraph:
     """A step of `count` tasks with two inputs each, and one step after it."""
     graph = job_of([], [0], max_attempts=max_attempts)
-    (only,) = graph.tasks_of(0)
-    del graph.tasks[only.id]
-    graph.steps[0].fans_out, graph.steps[0].requires_all = True, requires_all
-    for shard in range(count):
-        task = Task(new_id(), 0, shard, TaskState.READY, 0, max_attempts, 2 * shard, 2)
-        graph.tasks[task.id] = task
+    graph.tasks.clear()
+    graph.steps[0].inputs_per_task, graph.steps[0].requires_all = 2, requires_all
+    graph.plan(graph.steps[0], 2 * count)
+    graph.clear_notes()
     return graph
 
 
@@ -225,10 +224,7 @@ def test_a_step_that_fans_out_ends_with_its_last_task_and_only_then_do_others_fo
     graph = fan(3)
     for shard in (2, 0):
         graph.succeed(start_shard(graph, shard), GOOD)
-        assert (graph.steps[0].state, task_of(graph, 1).state) == (
-            JobState.RUNNING,
-            TaskState.BLOCKED,
-        )
+        assert (graph.steps[0].state, tasks_of(graph)[1]) == (JobState.RUNNING, "")
     graph.succeed(start_shard(graph, 1), GOOD)
     assert (graph.steps[0].state, task_of(graph, 1).state) == (JobState.SUCCEEDED, TaskState.READY)
 
@@ -241,13 +237,9 @@ def test_a_lost_task_among_good_ones_fails_its_own_inputs_alone() -> None:
         JobState.PARTIALLY_SUCCEEDED,
         "2 of 4 items failed.",
     )
-    items = [
-        (item.input, item.reason)
-        for _, one in graph.results
-        for item in one.items
-        if item.state == Item.STATE_FAILED
+    assert [(task.first_input, task.input_count, reason) for task, reason, _ in graph.lost] == [
+        (2, 2, "WORKER_LOST")
     ]
-    assert items == [(2, "WORKER_LOST"), (3, "WORKER_LOST")]
 
 
 def test_a_step_that_requires_all_fails_with_one_bad_item() -> None:
@@ -265,12 +257,7 @@ def test_retry_runs_what_failed_and_all_after_it_and_keeps_what_succeeded() -> N
     assert graph.state is JobState.FAILED
     assert graph.retry()
     assert graph.state is JobState.PENDING
-    assert [task_of(graph, i).state for i in range(4)] == [
-        "SUCCEEDED",
-        "READY",
-        "BLOCKED",
-        "BLOCKED",
-    ]
+    assert tasks_of(graph) == ["SUCCEEDED", "READY", "", ""]
     assert (task_of(graph, 1).attempt, task_of(graph, 1).allowed) == (1, 2)
     for step in (1, 2, 3):
         graph.succeed(run(graph, step), GOOD)
@@ -289,15 +276,16 @@ def test_retry_of_a_partial_fan_out_redoes_the_bad_tasks_and_what_used_them() ->
         "SUCCEEDED",
         "READY",
     ]
-    assert task_of(graph, 1).state is TaskState.BLOCKED
-    assert {(task.step, task.shard) for task in graph.redone} == {(0, 1), (1, 0)}
+    assert tasks_of(graph)[1] == "SUCCEEDED", "it stays on record"
+    assert {(task.step, task.shard) for task in graph.redone} == {(0, 1)}
+    assert graph.forgotten == [1]
 
 
 def test_a_cancelled_job_can_be_retried() -> None:
     graph = job_of([], [0])
     graph.cancel(Reason.JOB_CANCELLED, "why")
     assert graph.retry()
-    assert [task_of(graph, i).state for i in range(2)] == ["READY", "BLOCKED"]
+    assert tasks_of(graph) == ["READY", ""]
 
 
 def test_expiry_ends_a_job_as_failed_even_before_it_ran() -> None:

@@ -33,8 +33,9 @@ A lease, a back-off, deadlines of calls, and room.
 """
 
 _CAN_GO_ON: Final = """
-SELECT t.id, t.attempt, t.state = 'RUNNING', 'jobs/' || t.job_id || ' step ' || t.step || ' ' || t.state FROM tasks t
-WHERE t.job_id >= %s AND (t.state IN ('READY', 'QUEUED') AND t.run_after <= now() OR t.state = 'RUNNING' AND t.lease_expire_time < now())
+SELECT o.task_id, o.attempt, o.state = 'RUNNING', 'jobs/' || o.job_id || ' step ' || t.step || ' ' || o.state
+FROM open_tasks o JOIN tasks t ON t.id = o.task_id
+WHERE o.job_id >= %s AND (o.state <> 'RUNNING' AND o.due_time <= now() OR o.state = 'RUNNING' AND o.lease_expire_time < now())
 """
 """Tasks that could be claimed, or whose lease is over, of jobs from one on: ids are in order of time."""
 

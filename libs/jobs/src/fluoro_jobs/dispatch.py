@@ -35,65 +35,76 @@ LOST_AFTER_SECONDS: Final = 5
 From receipt to claim a worker takes milliseconds.
 """
 
+MAX_PROMOTED: Final = 5000
+"""Most tasks that one dispatch makes READY because their time has come."""
 MIN_PAUSE_SECONDS: Final = 0.005
 MAX_PAUSE_SECONDS: Final = 0.1
 PAUSE_FACTOR: Final = 20
 """After a dispatch, this many times as long as it took: what becomes free or ready meanwhile goes together."""
 
+_PROMOTE: Final = f"""
+UPDATE open_tasks SET state = 'READY', dispatch_order = order_time - priority * interval '1 minute' WHERE task_id IN (
+  SELECT task_id FROM open_tasks
+  WHERE dispatch_order IS NULL AND queued_time IS NULL AND due_time <= now() AND queue = ANY(%(queues)s)
+  ORDER BY due_time LIMIT {MAX_PROMOTED} FOR UPDATE SKIP LOCKED)
+"""
 _DISPATCH: Final = f"""
 WITH RECURSIVE open AS (
   SELECT q.queue, coalesce(sum(w.slots * least({MAX_WINDOW_TASKS}, greatest(2, ceil({WINDOW_SECONDS} / nullif(w.task_seconds, 0))))), 0)
-    - (SELECT count(*) FROM tasks t WHERE t.queue = q.queue AND t.state = 'QUEUED') AS places
+    - (SELECT count(*) FROM open_tasks t WHERE t.queue = q.queue AND t.queued_time IS NOT NULL AND t.state = 'QUEUED') AS places
   FROM unnest(%(queues)s::text[]) q(queue) LEFT JOIN workers w ON w.queue = q.queue AND w.expire_time > now()
   GROUP BY q.queue
-), owners AS (  -- the owners with ready tasks, by jumps along the index rather than a walk over every task
-  SELECT o.queue, o.places, (SELECT min(t.owner) FROM tasks t WHERE t.queue = o.queue AND t.state = 'READY') AS owner
+), owners_ AS (  -- the owners with ready tasks, by jumps along the index rather than a walk over every task
+  SELECT o.queue, o.places, (SELECT min(t.owner) FROM open_tasks t WHERE t.queue = o.queue AND t.dispatch_order IS NOT NULL) AS owner
   FROM open o WHERE o.places > 0
   UNION ALL
-  SELECT o.queue, o.places, (SELECT min(t.owner) FROM tasks t WHERE t.queue = o.queue AND t.state = 'READY' AND t.owner > o.owner)
-  FROM owners o WHERE o.owner IS NOT NULL
+  SELECT o.queue, o.places, (
+    SELECT min(t.owner) FROM open_tasks t WHERE t.queue = o.queue AND t.dispatch_order IS NOT NULL AND t.owner > o.owner)
+  FROM owners_ o WHERE o.owner IS NOT NULL
 ), shares AS (  -- what each owner has in flight here, and how many more its limit allows over all queues
   SELECT o.queue, o.places, o.owner, least(o.places, greatest(1, {MAX_CANDIDATES} / count(*) OVER (PARTITION BY o.queue))) AS most, (
-    SELECT count(*) FROM tasks f WHERE f.queue = o.queue AND f.owner = o.owner AND f.state IN ('QUEUED', 'RUNNING')) AS in_flight,
+    SELECT count(*) FROM open_tasks f WHERE f.queue = o.queue AND f.owner = o.owner AND f.queued_time IS NOT NULL) AS in_flight,
     l.max_tasks - (
-      SELECT count(*) FROM tasks f
-      WHERE l.max_tasks IS NOT NULL AND f.queue = ANY(%(all_queues)s) AND f.owner = o.owner AND f.state IN ('QUEUED', 'RUNNING')) AS allowed
-  FROM owners o LEFT JOIN owner_limits l ON l.owner = o.owner WHERE o.owner IS NOT NULL
+      SELECT count(*) FROM open_tasks f
+      WHERE l.max_tasks IS NOT NULL AND f.queue = ANY(%(all_queues)s) AND f.owner = o.owner AND f.queued_time IS NOT NULL) AS allowed
+  FROM owners_ o LEFT JOIN owners l ON l.owner = o.owner WHERE o.owner IS NOT NULL
 ), candidates AS (
-  SELECT c.id, s.queue, s.places, s.allowed, c.dispatch_order, c.nth + s.in_flight AS rank,
+  SELECT c.task_id, s.queue, s.places, s.allowed, c.dispatch_order, c.nth + s.in_flight AS rank,
     row_number() OVER (PARTITION BY s.owner ORDER BY c.dispatch_order) AS of_owner
   FROM shares s CROSS JOIN LATERAL (
-    SELECT t.id, t.dispatch_order, row_number() OVER (ORDER BY t.dispatch_order) AS nth FROM (
-      SELECT t.id, t.dispatch_order FROM tasks t
-      WHERE t.queue = s.queue AND t.state = 'READY' AND t.owner = s.owner AND t.run_after <= now()
+    SELECT t.task_id, t.dispatch_order, row_number() OVER (ORDER BY t.dispatch_order) AS nth FROM (
+      SELECT t.task_id, t.dispatch_order FROM open_tasks t
+      WHERE t.queue = s.queue AND t.dispatch_order IS NOT NULL AND t.owner = s.owner
       ORDER BY t.dispatch_order LIMIT s.most) t
   ) c
 ), ranked AS (  -- fair share: an owner's n-th task competes as the (in flight + n)-th; of one rank the older goes first
-  SELECT c.id, c.places, row_number() OVER (PARTITION BY c.queue ORDER BY c.rank, c.dispatch_order) AS place
+  SELECT c.task_id, c.places, row_number() OVER (PARTITION BY c.queue ORDER BY c.rank, c.dispatch_order) AS place
   FROM candidates c WHERE c.allowed IS NULL OR c.of_owner <= c.allowed
 )
-UPDATE tasks SET state = 'QUEUED', queued_time = now() WHERE id IN (
-  SELECT t.id FROM tasks t JOIN ranked r ON r.id = t.id AND r.place <= r.places WHERE t.state = 'READY' FOR UPDATE OF t SKIP LOCKED)
-RETURNING id, task_name, queue, attempt + 1
+UPDATE open_tasks SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL WHERE task_id IN (
+  SELECT t.task_id FROM open_tasks t JOIN ranked r ON r.task_id = t.task_id AND r.place <= r.places
+  WHERE t.state = 'READY' FOR UPDATE OF t SKIP LOCKED)
+RETURNING task_id, task_name, queue, attempt + 1
 """
 
 _QUEUED: Final = f"""
-SELECT id, task_name, queue, attempt + 1 FROM tasks
+SELECT task_id, task_name, queue, attempt + 1 FROM open_tasks
 WHERE state = 'QUEUED' AND queue = ANY(%s) AND queued_time < now() - interval '{LOST_AFTER_SECONDS} s'
 """
 _QUEUED_AGAIN: Final = (
-    "UPDATE tasks SET queued_time = now() WHERE id = ANY(%s) AND state = 'QUEUED'"
+    "UPDATE open_tasks SET queued_time = now() WHERE task_id = ANY(%s) AND state = 'QUEUED'"
 )
 
 
 def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[Message]:
     """READY → QUEUED, up to each queue's open window, by fair share and priority with ageing.
 
-    One statement.
+    What waited for its time is READY first, if that has come.
     """
-    return connection.execute(
-        _DISPATCH, {"queues": list(queues), "all_queues": list(QUEUES)}
-    ).fetchall()
+    parameters = {"queues": list(queues), "all_queues": list(QUEUES)}
+    with connection.pipeline():
+        connection.execute(_PROMOTE, parameters)
+        return connection.execute(_DISPATCH, parameters).fetchall()
 
 
 class Dispatcher(threading.Thread):

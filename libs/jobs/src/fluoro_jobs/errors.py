@@ -62,6 +62,7 @@ class Reason(StrEnum):
     ITEMS_FAILED = "ITEMS_FAILED"
     ALL_ITEMS_FAILED = "ALL_ITEMS_FAILED"
     NO_APPLICABLE_INPUT = "NO_APPLICABLE_INPUT"
+    TOO_MANY_INPUTS = "TOO_MANY_INPUTS"
     # Items
     NOT_DICOM = "NOT_DICOM"
     DICOM_TRUNCATED = "DICOM_TRUNCATED"
@@ -247,6 +248,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, "Every item failed; each has its own reason."),
     Reason.NO_APPLICABLE_INPUT: ReasonSpec(
         "", False, "The operation applies to none of its inputs."
+    ),
+    Reason.TOO_MANY_INPUTS: ReasonSpec(
+        "",
+        False,
+        "Earlier steps left more than 10,000 inputs for the step, or for more than 10,000 tasks. Split the job.",
     ),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."

@@ -25,15 +25,26 @@ StepState = JobState
 
 
 class TaskState(StrEnum):
-    """State of a task."""
+    """State of a task. One whose step waits for others does not exist yet."""
 
-    BLOCKED = "BLOCKED"
     READY = "READY"
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+
+
+class OpenState(StrEnum):
+    """Where a task that has not ended stands, as the ledger stores it.
+
+    WAITING and READY are one to the API: a task that waits is due later.
+    """
+
+    WAITING = "WAITING"
+    READY = "READY"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
 
 
 class Outcome(StrEnum):
@@ -59,13 +70,15 @@ JOB_TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 """From each state of a job or step to those it may go to. Terminal states go nowhere (I3)."""
 
 TASK_TRANSITIONS: Final[dict[TaskState, frozenset[TaskState]]] = {
-    TaskState.BLOCKED: frozenset({TaskState.READY, TaskState.CANCELLED}),
     TaskState.READY: frozenset({TaskState.QUEUED, TaskState.CANCELLED}),
     TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.CANCELLED}),
     TaskState.RUNNING: _TASK_ENDS | {TaskState.READY},
     **dict.fromkeys(_TASK_ENDS, frozenset[TaskState]()),
 }
 """The same for tasks."""
+
+TASK_ENDS: Final = tuple(sorted(_TASK_ENDS))
+"""The terminal states of a task."""
 
 JOB_REOPENINGS: Final = frozenset(
     {JobState.PARTIALLY_SUCCEEDED, JobState.FAILED, JobState.CANCELLED}

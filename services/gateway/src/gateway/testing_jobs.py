@@ -16,8 +16,10 @@ from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.ledger.graph import JobGraph, TaskResult
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.records import TaskResult
 from fluoro_jobs.ledger.store import transition
+from fluoro_jobs.testing.rig import queue_tasks
 from fluoro_jobs.wakeups import Publisher
 
 from gateway.testing import Client, serving
@@ -105,10 +107,11 @@ class Rig:
 
 def claim(connection: LedgerConnection, job: UUID) -> Claim:
     """Dispatches and claims the job's one task, whatever became of it before."""
-    query = (
-        "UPDATE tasks SET state = 'QUEUED', allowed = attempt + 2 WHERE job_id = %s RETURNING id"
+    (task,) = queue_tasks(connection, job)
+    connection.execute(
+        "UPDATE tasks t SET allowed = o.attempt + 2 FROM open_tasks o WHERE o.task_id = t.id AND t.id = %s",
+        (task,),
     )
-    ((task,),) = connection.execute(query, (job,)).fetchall()
     claimed = attempts.claim(connection, task, WORKER)
     if claimed is None:
         raise RuntimeError("the task was not to be had")

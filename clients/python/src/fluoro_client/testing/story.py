@@ -244,7 +244,10 @@ class Story:
         step.items.extend(kept)
         step.artifacts.extend(kept_artifacts)
         for task in redone:
-            task.state = Task.STATE_BLOCKED if waits else Task.STATE_READY
+            if waits:  # it stays on record until its step is unblocked, and works on nothing
+                task.first_input = task.input_count = 0
+            else:
+                task.state = Task.STATE_READY
         self._move_step(step, Step.STATE_PENDING)
 
     # --- what follows from it ---
@@ -305,8 +308,7 @@ class Story:
                 self._move_step(follower, Step.STATE_CANCELLED, "UPSTREAM_FAILED", message)
                 self._settle(follower)
             elif all(by_name[name].state in STEP_TERMINAL for name in follower.after):
-                for task in follower.tasks:
-                    task.state = Task.STATE_READY
+                plan(follower, len(self.job.inputs))
         if not self.ended and all(other.state in STEP_TERMINAL for other in self.job.steps):
             self.close()
 
@@ -406,15 +408,21 @@ def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
         if not duration.ToNanoseconds():
             duration.FromSeconds(default)
     made.item_failure_policy = step.item_failure_policy or Step.ITEM_FAILURE_POLICY_ALLOW
-    # A gateway tells the size of the largest task, which is what was asked for or all there is.
-    made.max_inputs_per_task = min(step.max_inputs_per_task, inputs)
-    size = step.max_inputs_per_task or inputs
-    for shard, first in enumerate(range(0, inputs, size or 1)):
-        state = Task.STATE_BLOCKED if step.after else Task.STATE_READY
-        made.tasks.add(
-            shard=shard, state=state, first_input=first, input_count=min(size, inputs - first)
-        )
+    made.max_inputs_per_task = step.max_inputs_per_task
+    if not step.after:
+        plan(made, inputs)
     return made
+
+
+def plan(step: job_pb2.Step, inputs: int) -> None:
+    """Gives a step that waits for nothing its tasks; those of before a retry go on under their number."""
+    if step.HasField("export_report"):  # it reads results, and has no inputs of its own
+        inputs = 0
+    size = step.max_inputs_per_task or inputs or 1
+    for shard, first in enumerate(range(0, inputs or 1, size)):
+        task = step.tasks[shard] if shard < len(step.tasks) else step.tasks.add(shard=shard)
+        task.state, task.first_input = Task.STATE_READY, first
+        task.input_count = min(size, inputs - first)
 
 
 def _close(

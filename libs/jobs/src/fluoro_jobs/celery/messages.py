@@ -19,7 +19,7 @@ PAGE_MESSAGES: Final = 1000
 """Messages of a queue read at once."""
 HELD_SECONDS: Final = 5
 """Time limit for reading the queues."""
-MAX_ATTEMPT: Final = 2**15 - 1
+MAX_ATTEMPT: Final = 2**31 - 1
 """The ledger counts attempts in two bytes."""
 POOL_SECONDS: Final = 2
 """Longest wait for a connection of this process that is free."""

@@ -49,26 +49,38 @@ WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id AND b.owner = u.owner)
 
 _INSERT: Final = """
 WITH new_jobs AS (
-  INSERT INTO jobs (id, owner, request_id, request_sha256, inputs, labels, priority, schedule_time, expire_time, state, last_sequence)
-  SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), u.inputs, u.labels, u.priority, u.schedule_time, u.expire_time,
-    'PENDING', 1
-  FROM json_to_recordset(%s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb, priority int2,
+  INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority, schedule_time, expire_time, state, last_sequence)
+  SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), cardinality(u.inputs), u.labels, u.priority, u.schedule_time,
+    u.expire_time, 'PENDING', 1
+  FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb, priority int2,
     schedule_time timestamptz, expire_time timestamptz)
   ON CONFLICT DO NOTHING
   RETURNING id, owner, priority, create_time, schedule_time
+), new_inputs AS (
+  INSERT INTO job_inputs (job_id, number, blob_id)
+  SELECT j.id, i.place - 1, i.blob
+  FROM new_jobs j JOIN json_to_recordset(%(jobs)s::json) u(id uuid, inputs uuid[]) ON u.id = j.id,
+    unnest(u.inputs) WITH ORDINALITY i(blob, place)
 ), new_steps AS (
-  INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts, initial_backoff_seconds, max_backoff_seconds,
-    timeout_seconds, fans_out, requires_all, state)
-  SELECT j.id, u.ordinal, u.name, u.operation, decode(u.request, 'base64'), u.after, u.max_attempts, u.initial_backoff, u.max_backoff,
-    u.timeout, u.fans_out, u.requires_all, 'PENDING'
-  FROM new_jobs j JOIN json_to_recordset(%s::json) u(job_id uuid, ordinal int2, name text, operation text, request text, after int2[],
-    max_attempts int2, initial_backoff float8, max_backoff float8, timeout float8, fans_out bool, requires_all bool) ON u.job_id = j.id
+  INSERT INTO steps (job_id, ordinal, name, operation, queue, task_name, request, after, max_attempts, initial_backoff_seconds,
+    max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all, input_count, task_count, state)
+  SELECT j.id, u.ordinal, u.name, u.operation, u.queue, u.task_name, decode(u.request, 'base64'), u.after, u.max_attempts,
+    u.initial_backoff, u.max_backoff, u.timeout, u.sources, u.inputs_per_task, u.requires_all, u.input_count, u.task_count, 'PENDING'
+  FROM new_jobs j JOIN json_to_recordset(%(steps)s::json) u(job_id uuid, ordinal int2, name text, operation text, queue text,
+    task_name text, request text, after int2[], max_attempts int2, initial_backoff float8, max_backoff float8, timeout float8,
+    sources jsonb, inputs_per_task int, requires_all bool, input_count int, task_count int) ON u.job_id = j.id
 ), new_tasks AS (
-  INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, allowed, run_after, dispatch_order)
-  SELECT u.id, j.id, u.step, u.shard, u.queue, u.task_name, j.owner, u.state, u.first_input, u.input_count, u.allowed,
-    coalesce(j.schedule_time, j.create_time), j.create_time - j.priority * interval '1 minute'
-  FROM new_jobs j JOIN json_to_recordset(%s::json) u(id uuid, job_id uuid, step int2, shard int2, queue text, task_name text, state text,
-    first_input int, input_count int, allowed int2) ON u.job_id = j.id
+  INSERT INTO tasks (id, job_id, step, shard, first_input, input_count, allowed, state)
+  SELECT u.id, j.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
+  FROM new_jobs j JOIN json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2, first_input int,
+    input_count int, allowed int) ON u.job_id = j.id
+), new_open_tasks AS (
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, priority, due_time, order_time, state, dispatch_order)
+  SELECT u.id, j.id, u.queue, j.owner, u.task_name, j.priority, due.time, due.time,
+    CASE WHEN due.time > now() THEN 'WAITING' ELSE 'READY' END,
+    CASE WHEN due.time <= now() THEN due.time - j.priority * interval '1 minute' END
+  FROM new_jobs j JOIN json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, queue text, task_name text) ON u.job_id = j.id,
+    LATERAL (SELECT greatest(j.create_time, j.schedule_time) AS time) due
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
 )
@@ -150,8 +162,8 @@ def _no_such_blob(submission: Submission, missing: set[tuple[Any, ...]]) -> Fluo
     )
 
 
-def _rows(submissions: Sequence[Submission]) -> list[str]:
-    """The three JSON arguments of `_INSERT`: jobs, steps and tasks."""
+def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
+    """The JSON arguments of `_INSERT`."""
     jobs = [
         {
             "id": str(s.id),
@@ -168,7 +180,11 @@ def _rows(submissions: Sequence[Submission]) -> list[str]:
     ]
     steps = [_step_row(s.id, step) for s in submissions for step in s.steps]
     tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
-    return [json.dumps(rows) for rows in (jobs, steps, tasks)]
+    return {
+        "jobs": json.dumps(jobs),
+        "steps": json.dumps(steps),
+        "tasks": json.dumps(tasks),
+    }
 
 
 def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
@@ -177,14 +193,19 @@ def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
         "ordinal": step.ordinal,
         "name": step.name,
         "operation": step.operation.field,
+        "queue": step.operation.queue,
+        "task_name": step.operation.task_name,
         "request": b64encode(step.request).decode(),
         "after": step.after,
         "max_attempts": step.max_attempts,
         "initial_backoff": step.initial_backoff_seconds,
         "max_backoff": step.max_backoff_seconds,
         "timeout": step.timeout_seconds,
-        "fans_out": step.fans_out,
+        "sources": step.sources,
+        "inputs_per_task": step.inputs_per_task,
         "requires_all": step.requires_all,
+        "input_count": sum(inputs for _, _, inputs in step.tasks),
+        "task_count": len(step.tasks),
     }
 
 
@@ -197,7 +218,6 @@ def _task_rows(job_id: UUID, step: NewStep) -> Iterator[dict[str, Any]]:
             "shard": shard,
             "queue": step.operation.queue,
             "task_name": step.operation.task_name,
-            "state": "BLOCKED" if step.after else "READY",
             "first_input": first_input,
             "input_count": input_count,
             "allowed": step.max_attempts,

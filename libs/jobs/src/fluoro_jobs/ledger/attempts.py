@@ -14,7 +14,10 @@ from google.protobuf.message import Message
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.graph import JobGraph, Task, TaskResult
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.planning import Part, StepInput
+from fluoro_jobs.ledger.records import Task, TaskResult
+from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.operations import BY_FIELD, Operation
 from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
@@ -40,7 +43,8 @@ class Worker:
 class Claim:
     """One attempt, and what it needs to run.
 
-    graph: the job as this claim left it. waited_seconds: from READY to the claim.
+    graph: the job as this claim left it, with this task alone. inputs: of the
+    task. waited_seconds: from when it was due to the claim.
     """
 
     graph: JobGraph
@@ -48,7 +52,7 @@ class Claim:
     attempt: int
     operation: Operation | None
     request: bytes
-    inputs: Sequence[UUID]
+    inputs: Sequence[StepInput]
     waited_seconds: float
 
     @property
@@ -73,24 +77,34 @@ class Claim:
         )
 
 
+_INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
+    SELECT json_agg(json_build_array(i.number, i.number, i.number, json_build_array(json_build_array(
+      i.blob_id, 'input', '', b.media_type, NULL))) ORDER BY i.number) FROM job_inputs i JOIN blobs b ON b.id = i.blob_id
+    WHERE i.job_id = t.job_id AND i.number >= t.first_input AND i.number < t.first_input + t.input_count)
+  ELSE (
+    SELECT json_agg(json_build_array(i.number, i.key, i.input, i.parts) ORDER BY i.number) FROM step_inputs i
+    WHERE i.job_id = t.job_id AND i.step = t.step AND i.number >= t.first_input AND i.number < t.first_input + t.input_count) END"""
+
 _CLAIM: Final = f"""
 WITH task AS (
-  SELECT t.id, t.job_id, t.step, t.shard, t.attempt + 1 AS attempt, t.run_after, s.request, j.last_sequence AS version,
+  SELECT t.id, t.job_id, t.step, t.shard, t.first_input, t.input_count, o.attempt + 1 AS attempt, o.due_time, s.request, s.sources,
+    j.last_sequence AS version,
     -- Not a condition here: the planner would go through all that is queued instead of looking the id up.
-    t.state = 'QUEUED' AND t.attempt + 1 = coalesce(%(number)s::int, t.attempt + 1) AS queued,
+    o.state = 'QUEUED' AND o.attempt + 1 = coalesce(%(number)s::int, o.attempt + 1) AS queued,
     (j.state = 'PENDING')::int AS first_of_job, (s.state = 'PENDING')::int AS first_of_step
-  FROM tasks t JOIN jobs j ON j.id = t.job_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-  WHERE t.id = %(task)s
+  FROM open_tasks o JOIN tasks t ON t.id = o.task_id JOIN jobs j ON j.id = t.job_id
+    JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
+  WHERE o.task_id = %(task)s
 ), job AS (
   UPDATE jobs j SET state = 'RUNNING', start_time = coalesce(j.start_time, now()),
     last_sequence = t.version + t.first_of_job + t.first_of_step + 1
   FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version RETURNING j.id, j.owner
 ), steps_ AS (
   UPDATE steps s SET state = 'RUNNING' FROM job, task t WHERE t.first_of_step = 1 AND s.job_id = job.id AND s.ordinal = t.step
-), tasks_ AS (
-  UPDATE tasks SET state = 'RUNNING', attempt = t.attempt, queued_time = NULL, worker_id = %(worker_id)s,
+), open_ AS (
+  UPDATE open_tasks SET state = 'RUNNING', attempt = t.attempt, worker_id = %(worker_id)s,
     lease_expire_time = now() + interval '{LEASE_SECONDS} s'
-  FROM job, task t WHERE tasks.id = t.id
+  FROM job, task t WHERE open_tasks.task_id = t.id
 ), attempts_ AS (
   INSERT INTO attempts (task_id, number, worker) SELECT t.id, t.attempt, %(worker)s FROM job, task t
 ), events_ AS (
@@ -102,7 +116,8 @@ WITH task AS (
     (t.first_of_job + t.first_of_step + 1, t.step, t.shard, t.attempt, 1)) e(number, step, shard, attempt, happens)
   WHERE e.happens = 1
 )
-SELECT {store.PICTURE}, j.inputs, t.request, extract(epoch FROM now() - t.run_after)::float8, EXISTS (SELECT FROM job)
+SELECT {store.PICTURE % "t.id = %(task)s"}, {_INPUTS}, t.request, extract(epoch FROM now() - t.due_time)::float8,
+  EXISTS (SELECT FROM job)
 FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """
 """Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs.
@@ -149,9 +164,13 @@ def _try_claim(
         task.attempt,
         BY_FIELD.get(graph.steps[task.step].operation),
         request,
-        inputs,
+        [_input(*one) for one in inputs or ()],
         waited_seconds,
     )
+
+
+def _input(number: int, key: object, origin: int | None, parts: list[list[Any]]) -> StepInput:
+    return StepInput(number, str(key), origin, [Part(UUID(blob), *rest) for blob, *rest in parts])
 
 
 def upstream(
@@ -164,6 +183,13 @@ def upstream(
         (name, BY_FIELD[field].result.FromString(result), items, artifacts)
         for name, field, result, items, artifacts in rows
     ]
+
+
+def results(connection: LedgerConnection, claimed: Claim) -> list[tuple[str, Message]]:
+    """Name of a step, and what those of its tasks returned that left inputs of the claimed task."""
+    parts = [part for one in claimed.inputs for part in one.parts if part.step is not None]
+    rows = read.results_of(connection, claimed.graph.id, parts) if parts else []
+    return [(name, BY_FIELD[field].result.FromString(result)) for name, field, result in rows]
 
 
 def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
@@ -220,7 +246,7 @@ def end_attempt(
         act(graph, task)
         return graph.state
 
-    return store.transition(connection, job_id, guarded)
+    return store.transition(connection, job_id, guarded, task_id)
 
 
 def lose(
@@ -269,14 +295,15 @@ WITH beat AS (
 ), asked AS (
   SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
 ), renewed AS (
-  UPDATE tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE id IN (
-    SELECT t.id FROM asked JOIN tasks t ON t.id = asked.task_id
-    WHERE t.worker_id = %(id)s AND t.attempt = coalesce(asked.number, t.attempt)  -- only what runs has a worker
-    FOR UPDATE OF t SKIP LOCKED)
+  UPDATE open_tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE task_id IN (
+    SELECT o.task_id FROM asked JOIN open_tasks o ON o.task_id = asked.task_id
+    WHERE o.worker_id = %(id)s AND o.attempt = coalesce(asked.number, o.attempt)  -- only what runs has a worker
+    FOR UPDATE OF o SKIP LOCKED)
 )
 SELECT t.id, asked.number, t.job_id, a.number, a.outcome, a.reason, extract(epoch FROM now() - a.start_time)::float8, s.timeout_seconds
 FROM asked JOIN tasks t ON t.id = asked.task_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, t.attempt) WHERE a.worker = %(worker)s
+LEFT JOIN open_tasks o ON o.task_id = t.id
+JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, o.attempt, t.attempt) WHERE a.worker = %(worker)s
 """
 
 TaskAttempt = tuple[UUID, int | None]
@@ -346,10 +373,11 @@ def leave(connection: LedgerConnection, worker: Worker) -> None:
     connection.execute("DELETE FROM workers WHERE id = %s", (worker.id,))
 
 
+# Without an index, so that renewing a lease is cheap: what is in flight is little, and small.
 _EXPIRED_LEASES: Final = """
-SELECT lease_expire_time, id, job_id, attempt FROM tasks
-WHERE state = 'RUNNING' AND lease_expire_time < now() AND (lease_expire_time, id) > (%(time)s::timestamptz, %(id)s)
-ORDER BY lease_expire_time, id LIMIT %(limit)s
+SELECT lease_expire_time, task_id, job_id, attempt FROM open_tasks
+WHERE queued_time IS NOT NULL AND lease_expire_time < now() AND (lease_expire_time, task_id) > (%(time)s::timestamptz, %(id)s)
+ORDER BY lease_expire_time, task_id LIMIT %(limit)s
 """
 _EXPIRED_JOBS: Final = """
 SELECT expire_time, id, id FROM jobs
@@ -382,7 +410,7 @@ def expire(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
         return graph.state if ends else None
 
     def act(job: UUID, _: UUID) -> bool:
-        store.count_end(store.transition(connection, job, end))
+        store.count_end(store.transition(connection, job, end, Tasks.OPEN))
         return True
 
     return one_by_one(connection, _EXPIRED_JOBS, act, backoff)
@@ -393,10 +421,8 @@ def forget_workers(connection: LedgerConnection) -> None:
     connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
 
 
-_OF_WORKER: Final = (
-    "SELECT job_id, id, attempt FROM tasks WHERE worker_id = %s AND state = 'RUNNING'"
-)
-_OF_ATTEMPT: Final = f"{_OF_WORKER} AND id = %s AND attempt = coalesce(%s::int, attempt)"
+_OF_WORKER: Final = "SELECT job_id, task_id, attempt FROM open_tasks WHERE queued_time IS NOT NULL AND worker_id = %s"
+_OF_ATTEMPT: Final = f"{_OF_WORKER} AND task_id = %s AND attempt = coalesce(%s::int, attempt)"
 
 
 def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttempt) -> list[UUID]:

@@ -10,12 +10,15 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.operations import QUEUES
 from fluoro_jobs.states import TaskState
 
-# Each half as the condition of an index has it: with all states in one PostgreSQL walks over every
-# task there ever was.
+# Each part as the condition of an index has it.
 _TASKS: Final = """
-SELECT queue, state, count(*), 0 FROM tasks WHERE state IN ('QUEUED', 'RUNNING') GROUP BY queue, state
+SELECT queue, state, count(*), 0 FROM open_tasks WHERE queued_time IS NOT NULL GROUP BY queue, state
 UNION ALL
-SELECT queue, state, count(*), max(extract(epoch FROM now() - run_after)) FROM tasks WHERE state = 'READY' GROUP BY queue, state
+SELECT queue, 'READY', count(*), max(extract(epoch FROM now() - due_time)) FROM open_tasks
+WHERE dispatch_order IS NOT NULL GROUP BY queue
+UNION ALL
+SELECT queue, 'READY', count(*), max(extract(epoch FROM now() - due_time)) FROM open_tasks
+WHERE dispatch_order IS NULL AND queued_time IS NULL AND due_time <= now() GROUP BY queue
 """
 _WORKERS: Final = "SELECT queue, count(*), sum(slots), max(task_seconds) FROM workers WHERE expire_time > now() GROUP BY queue"
 
@@ -54,7 +57,7 @@ def by_queue(connection: LedgerConnection) -> list[QueueBacklog]:
     }
     for name, state, tasks, oldest in connection.execute(_TASKS):
         if name in queues:
-            queues[name].tasks[TaskState(state)] = tasks
+            queues[name].tasks[TaskState(state)] += tasks
             queues[name].oldest_ready_seconds = max(
                 queues[name].oldest_ready_seconds, float(oldest)
             )

@@ -11,7 +11,7 @@ from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.read import get_job, job_not_found
-from fluoro_jobs.ledger.store import count_end, transition
+from fluoro_jobs.ledger.store import Tasks, count_end, transition
 from fluoro_jobs.states import JobState, is_terminal
 
 
@@ -42,7 +42,7 @@ def cancel_job(
         graph.cancel(Reason.JOB_CANCELLED, "Cancelled by its owner.")
         return graph.state if ends else None
 
-    ended = transition(connection, job_id, act)
+    ended = transition(connection, job_id, act, Tasks.OPEN)
     count_end(ended)
     workers = (
         [worker for one in audience(connection, [job_id]) for worker in one.workers]

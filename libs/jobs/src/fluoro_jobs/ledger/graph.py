@@ -5,7 +5,7 @@ events, and notes what changed; `store.py` makes the notes durable in one statem
 job's version.
 """
 
-import random
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,7 +13,20 @@ from uuid import UUID
 
 from fluoro.v1 import job_pb2
 
-from fluoro_jobs.errors import STORE_OUTAGES, Reason
+from fluoro_jobs.errors import Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.records import (
+    MAX_INPUTS,
+    MAX_TASKS,
+    AttemptEnd,
+    Change,
+    Counters,
+    ItemResult,
+    Step,
+    Task,
+    TaskResult,
+    growing,
+)
 from fluoro_jobs.states import (
     JOB_REOPENINGS,
     JobState,
@@ -24,12 +37,6 @@ from fluoro_jobs.states import (
     move,
 )
 
-MAX_RETURNS: Final[dict[str, int]] = {**dict.fromkeys(STORE_OUTAGES, 100), Reason.SCRATCH_FULL: 10}
-"""How often a task comes back without a charge, by what ended its attempt: a fault of its surroundings, not of its own.
-
-Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full
-scratch may be the task's own doing: fewer.
-"""
 MAX_RETURN_DELAY_SECONDS: Final = 30
 """Longest wait before a task that came back is tried again.
 
@@ -38,101 +45,18 @@ The first is a second, each other one twice as long.
 
 
 @dataclass(slots=True)
-class Task:
-    """A row of `tasks`.
-
-    allowed: claims it may have without a result; one more for each that was handed back.
-    counts: its items (total, succeeded, skipped, failed) once it has a result.
-    returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`,
-    since it was accepted or retried. result: serialized result message, set by the transition that
-    ends it. delay_seconds: from now until it may be dispatched again.
-    """
-
-    id: UUID
-    step: int
-    shard: int
-    state: TaskState
-    attempt: int
-    allowed: int
-    first_input: int
-    input_count: int
-    counts: Sequence[int] | None = None
-    returned: int = 0
-    result: bytes | None = None
-    delay_seconds: float = 0
-
-    def may_return(self, reason: str) -> bool:
-        """Whether an attempt that ends for this reason costs nothing."""
-        return self.returned < MAX_RETURNS.get(reason, 0)
-
-
-@dataclass(slots=True)
-class Step:
-    """A row of `steps`.
-
-    after: ordinals. fans_out: its inputs are split over tasks. requires_all: a failed item fails
-    it.
-    """
-
-    ordinal: int
-    name: str
-    operation: str
-    after: Sequence[int]
-    max_attempts: int
-    initial_backoff_seconds: float
-    max_backoff_seconds: float
-    fans_out: bool
-    requires_all: bool
-    state: StepState
-    reason: str = ""
-    message: str = ""
-
-    def backoff_seconds(self, attempt: int) -> float:
-        """Wait before the attempt after `attempt`."""
-        return _growing(self.initial_backoff_seconds, attempt - 1, self.max_backoff_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One event to be. step and shard are None where the job, or the step, itself changed."""
-
-    state: JobState | TaskState
-    step: int | None = None
-    shard: int | None = None
-    attempt: int | None = None
-    reason: str = ""
-    message: str = ""
-    item_counts: Sequence[int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """How an attempt ended."""
-
-    task: UUID
-    number: int
-    outcome: Outcome
-    reason: str = ""
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """What an attempt brought home. message: serialized result message."""
-
-    message: bytes
-    items: Sequence[job_pb2.Item] = ()
-    artifacts: Sequence[job_pb2.Artifact] = ()
-
-
-@dataclass(slots=True)
 class JobGraph:
-    """A job, its steps and tasks at one version, and the notes of what was done to it since it was read."""
+    """A job, its steps and some of its tasks at one version, and the notes of what was done to it.
+
+    tasks: those that the transition at hand changes; the others are known by the counters of their
+    steps. input_count: of the job.
+    """
 
     id: UUID
     owner: str
     state: JobState
     version: int
+    input_count: int
     steps: dict[int, Step]
     tasks: dict[UUID, Task]
     reason: str = ""
@@ -141,25 +65,39 @@ class JobGraph:
     changes: list[Change] = field(default_factory=list)
     changed_steps: set[int] = field(default_factory=set)
     changed_tasks: set[UUID] = field(default_factory=set)
+    reopened_tasks: set[UUID] = field(default_factory=set)
+    planned_tasks: list[Task] = field(default_factory=list)
     ended_attempts: list[AttemptEnd] = field(default_factory=list)
     results: list[tuple[Task, TaskResult]] = field(default_factory=list)
+    lost: list[tuple[Task, str, str]] = field(default_factory=list)
     redone: list[Task] = field(default_factory=list)
+    forgotten: list[int] = field(default_factory=list)
+    unplanned: list[int] = field(default_factory=list)
+    reopened: bool = False
 
     def clear_notes(self) -> None:
-        """After the notes were made durable: this object is then the job at its new version."""
+        """After the notes were made durable: this object is then the job at its new version.
+
+        `unplanned` stays: it is yet to be done.
+        """
         self.version += len(self.changes)
+        self.reopened = False
         for notes in (
             self.changes,
             self.changed_steps,
             self.changed_tasks,
+            self.reopened_tasks,
+            self.planned_tasks,
             self.ended_attempts,
             self.results,
+            self.lost,
             self.redone,
+            self.forgotten,
         ):
             notes.clear()
 
     def tasks_of(self, step: int) -> Iterator[Task]:
-        """The tasks of a step."""
+        """The tasks of a step that are here."""
         return (task for task in self.tasks.values() if task.step == step)
 
     # --- what can happen to a task ---
@@ -196,9 +134,7 @@ class JobGraph:
         For a fault of its surroundings it is released instead, and waits for them to recover.
         """
         if may_retry and task.may_return(reason):
-            self.release(
-                task, reason, message, _growing(1, task.returned, MAX_RETURN_DELAY_SECONDS)
-            )
+            self.release(task, reason, message, growing(1, task.returned, MAX_RETURN_DELAY_SECONDS))
             task.returned += 1
             return
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, outcome, reason, message))
@@ -207,17 +143,9 @@ class JobGraph:
             task.delay_seconds = step.backoff_seconds(task.attempt)
             self._move_task(task, TaskState.READY, reason, message)
             return
-        if (
-            step.fans_out
-        ):  # its inputs failed with it; beside other tasks' items that is worth telling one by one
-            numbers = range(task.first_input, task.first_input + task.input_count)
-            items = [
-                job_pb2.Item(
-                    input=i, state=job_pb2.Item.STATE_FAILED, reason=reason, message=message
-                )
-                for i in numbers
-            ]
-            self.results.append((task, TaskResult(b"", items)))
+        if step.fans_out:
+            # Its inputs failed with it; beside other tasks' items that is worth telling each by each.
+            self.lost.append((task, reason, message))
         self._move_task(task, TaskState.FAILED, reason, message)
         self._join(step)
 
@@ -232,7 +160,7 @@ class JobGraph:
         self._move_task(task, TaskState.READY, reason, message)
 
     def cancel(self, reason: str, message: str, *, end: JobState = JobState.CANCELLED) -> None:
-        """Ends the job and everything in it that has not ended.
+        """Ends the job and everything in it that has not ended: all its open tasks must be here.
 
         No-op on a terminal job. end: FAILED when its time ran out.
         """
@@ -248,7 +176,7 @@ class JobGraph:
     def retry(self) -> bool:
         """Opens an ended job again: what failed, was cancelled or did not run, and all after it.
 
-        False if there is no such thing.
+        All its tasks must be here. False if there is no such thing.
         """
         redo = {
             step.ordinal for step in self.steps.values() if step.state is not StepState.SUCCEEDED
@@ -262,28 +190,89 @@ class JobGraph:
         }:
             redo |= more
         self.state, self.reason, self.message = JobState.PENDING, "", ""
+        self.reopened = True
         self.changes.append(Change(JobState.PENDING, message="Retried."))
         for ordinal in sorted(redo):
-            self._reopen(self.steps[ordinal], redo)
+            step = self.steps[ordinal]
+            step.state, step.reason, step.message = StepState.PENDING, "", ""
+            self.changed_steps.add(ordinal)
+            self.changes.append(Change(StepState.PENDING, ordinal))
+        for ordinal in sorted(redo):
+            self._redo(
+                self.steps[ordinal], waits=bool(redo.intersection(self.steps[ordinal].after))
+            )
         return True
 
-    def _reopen(self, step: Step, redo: set[int]) -> None:
-        waits = bool(redo.intersection(step.after))
-        step.state, step.reason, step.message = StepState.PENDING, "", ""
-        self.changed_steps.add(step.ordinal)
-        self.changes.append(Change(StepState.PENDING, step.ordinal))
+    def _redo(self, step: Step, *, waits: bool) -> None:
+        """Its bad tasks again, or all if none is bad. If it waits for others, it is planned anew."""
         tasks = list(self.tasks_of(step.ordinal))
+        if waits:
+            step.counters = Counters()
+            self.forgotten.append(step.ordinal)
+            return
+        if not step.counters.tasks:  # it could not be planned
+            self._unblock(step)
+            return
+        tasks = [task for task in tasks if task.shard < step.counters.tasks]
         bad = [
             task
             for task in tasks
             if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])
-        ]
-        for task in tasks if waits or not bad else bad:
-            task.state = TaskState.BLOCKED if waits else TaskState.READY
+        ] or tasks
+        step.counters = Counters(inputs=step.counters.inputs, tasks=step.counters.tasks)
+        for task in tasks:
+            if task not in bad:
+                step.counters.add(task)
+        for task in bad:
+            task.state = TaskState.READY
             task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
             task.counts, task.result = None, None
             self.changed_tasks.add(task.id)
+            self.reopened_tasks.add(task.id)
             self.redone.append(task)
+
+    # --- tasks come to be ---
+
+    def _unblock(self, step: Step) -> None:
+        """Nothing that it waits for is left: it gets its inputs and its tasks."""
+        if step.sources is None:
+            self.plan(step, self.input_count)
+        elif not step.sources:
+            self.plan(step, 0)
+        else:
+            self.unplanned.append(step.ordinal)  # whoever saves this reads what earlier steps left
+
+    def plan(self, step: Step, inputs: int) -> None:
+        """Makes the tasks of a step that was unblocked and has so many inputs."""
+        size = step.inputs_per_task or inputs
+        tasks = math.ceil(inputs / size) if size else 1
+        self.changed_steps.add(step.ordinal)
+        if step.sources and not inputs:
+            text = "No earlier step left anything for this one to work on."
+            self._move_step(step, StepState.FAILED, Reason.NO_APPLICABLE_INPUT, text)
+        elif inputs > MAX_INPUTS or tasks > MAX_TASKS:
+            text = (
+                f"It would have more than {MAX_INPUTS} inputs, or {MAX_TASKS} tasks. Split the job."
+            )
+            self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, text)
+        else:
+            step.counters = Counters(inputs=inputs, tasks=tasks)
+            for shard in range(tasks):
+                first = shard * size
+                task = Task(
+                    new_id(),
+                    step.ordinal,
+                    shard,
+                    TaskState.READY,
+                    0,
+                    step.max_attempts,
+                    first,
+                    min(size, inputs - first),
+                )
+                self.tasks[task.id] = task
+                self.planned_tasks.append(task)
+            return
+        self._settle(step)
 
     # --- what follows from it ---
 
@@ -292,33 +281,30 @@ class JobGraph:
 
         What it is worth is the sum of its items, and its policy.
         """
-        tasks = list(self.tasks_of(step.ordinal))
-        if not all(is_terminal(task.state) for task in tasks):
+        counters = step.counters
+        self.changed_steps.add(step.ordinal)
+        if counters.ended < counters.tasks:
             return
-        total, succeeded, skipped, failed = (
-            sum(column)
-            for column in zip(*(task.counts or (0, 0, 0, 0) for task in tasks), strict=True)
-        )
-        lost = [task for task in tasks if task.state is TaskState.FAILED]
-        if lost and (len(lost) == len(tasks) or not succeeded):
-            reason, message = self._last_word(lost[0])
-            self._move_step(step, StepState.FAILED, reason, message)
+        total, succeeded, failed = counters.total, counters.succeeded, counters.failed_items
+        if counters.failed and (counters.failed == counters.tasks or not succeeded):
+            self._move_step(step, StepState.FAILED, *self._last_word(step))
         elif total and not succeeded:
             reason = Reason.ALL_ITEMS_FAILED if failed else Reason.NO_APPLICABLE_INPUT
-            text = f"Of {total} items, {failed} failed and {skipped} were skipped; none succeeded."
+            text = f"Of {total} items, {failed} failed and {counters.skipped} were skipped; none succeeded."
             self._move_step(step, StepState.FAILED, reason, text)
-        elif failed or lost:
-            text = f"{failed + sum(task.input_count for task in lost)} of {total + sum(task.input_count for task in lost)} items failed."
+        elif failed or counters.failed:
+            lost = counters.lost_inputs
+            text = f"{failed + lost} of {total + lost} items failed."
             state = StepState.FAILED if step.requires_all else StepState.PARTIALLY_SUCCEEDED
             self._move_step(step, state, Reason.ITEMS_FAILED, text)
         else:
             self._move_step(step, StepState.SUCCEEDED)
         self._settle(step)
 
-    def _last_word(self, task: Task) -> tuple[str, str]:
-        """Why a task failed, if it did so in this transition."""
+    def _last_word(self, step: Step) -> tuple[str, str]:
+        """Why a task of the step failed, if one did so in this transition."""
         for change in reversed(self.changes):
-            if (change.step, change.shard) == (task.step, task.shard):
+            if change.step == step.ordinal and change.state is TaskState.FAILED:
                 return change.reason, change.message
         return Reason.STEP_FAILED, "A task failed; its attempts say why."
 
@@ -331,17 +317,13 @@ class JobGraph:
             if not useful:
                 self._skip(follower, f"Step {step.name} has no result.")
             elif all(is_terminal(self.steps[other].state) for other in follower.after):
-                for task in self.tasks_of(follower.ordinal):
-                    task.state = move(task.state, TaskState.READY)
-                    self.changed_tasks.add(task.id)
+                self._unblock(follower)
         if not is_terminal(self.state) and all(
             is_terminal(other.state) for other in self.steps.values()
         ):
             self._end_job()
 
     def _skip(self, step: Step, message: str) -> None:
-        for task in self.tasks_of(step.ordinal):
-            self._cancel_task(task, Reason.UPSTREAM_FAILED, message)
         self._move_step(step, StepState.CANCELLED, Reason.UPSTREAM_FAILED, message)
         self._settle(step)
 
@@ -382,6 +364,9 @@ class JobGraph:
     ) -> None:
         task.state = move(task.state, state)
         self.changed_tasks.add(task.id)
+        if is_terminal(state):
+            self.steps[task.step].counters.add(task)
+            self.changed_steps.add(task.step)
         self.changes.append(
             Change(state, task.step, task.shard, task.attempt, reason, message, counts)
         )
@@ -396,13 +381,7 @@ class JobGraph:
         self.changes.append(Change(state, reason=reason, message=message))
 
 
-def _growing(first_seconds: float, doublings: int, most_seconds: float) -> float:
-    """A wait: doubled each time, capped, with jitter of up to half."""
-    ceiling: float = min(first_seconds * 2.0**doublings, most_seconds)
-    return ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
-
-
-def _count(items: Sequence[job_pb2.Item]) -> tuple[int, int, int, int]:
+def _count(items: Sequence[ItemResult]) -> tuple[int, int, int, int]:
     """Items in all, succeeded, skipped, failed."""
     states = [item.state for item in items]
     kinds = (job_pb2.Item.STATE_SUCCEEDED, job_pb2.Item.STATE_SKIPPED, job_pb2.Item.STATE_FAILED)

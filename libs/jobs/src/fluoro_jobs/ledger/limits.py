@@ -16,13 +16,10 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 
 def set_limit(connection: LedgerConnection, owner: str, max_tasks: int | None) -> None:
     """Sets the owner's limit, or takes it away. ValueError if it is negative."""
-    if max_tasks is None:
-        connection.execute("DELETE FROM owner_limits WHERE owner = %s", (owner,))
-        return
-    if max_tasks < 0:
+    if max_tasks is not None and max_tasks < 0:
         raise ValueError("A limit is not negative.")
     connection.execute(
-        "INSERT INTO owner_limits (owner, max_tasks) VALUES (%s, %s) ON CONFLICT (owner) DO UPDATE SET max_tasks = excluded.max_tasks",
+        "INSERT INTO owners (owner, max_tasks) VALUES (%s, %s) ON CONFLICT (owner) DO UPDATE SET max_tasks = excluded.max_tasks",
         (owner, max_tasks),
     )
 

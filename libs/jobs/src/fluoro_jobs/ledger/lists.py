@@ -53,6 +53,7 @@ from fluoro_jobs.ledger.rows import (
     ITEM_COLUMNS,
     JOB_COLUMNS,
     TASK_COLUMNS,
+    TASKS,
     artifact_of,
     attempt_of,
     item_of,
@@ -125,8 +126,8 @@ def list_jobs(
 
 
 _INPUTS: Final = """
-SELECT blob_id, number, number - %(start)s FROM jobs j, unnest(j.inputs) WITH ORDINALITY i(blob_id, number)
-WHERE j.id = %(job)s AND number >= %(start)s ORDER BY number LIMIT %(limit)s
+SELECT blob_id, number FROM job_inputs
+WHERE job_id = %(job)s AND number >= %(start)s ORDER BY number LIMIT %(limit)s
 """
 
 
@@ -136,7 +137,7 @@ def list_inputs(
     """One page of a job's inputs, in order. FluoroError as from `list_items`."""
     limit, key = page_size(request), read_token(request, int)
     _steps(connection, owner, job_id)
-    start = int(key[0]) if key else 1
+    start = int(key[0]) if key else 0
     rows = connection.execute(_INPUTS, {"job": job_id, "start": start, "limit": limit + 1})
     found = rows.fetchall()
     more = found[limit:]
@@ -147,10 +148,10 @@ def list_inputs(
 
 
 _TASKS: Final = f"""
-SELECT step, shard, queue, state, run_after, first_input, input_count, id,
+SELECT step, shard, queue, state, due_time, first_input, input_count, id,
   row_number() OVER (ORDER BY step, shard)
 FROM (
-  SELECT t.step, {TASK_COLUMNS}, t.id FROM tasks t
+  SELECT t.step, {TASK_COLUMNS}, t.id FROM {TASKS}
   WHERE t.job_id = %(job)s AND (t.step, t.shard) >= (%(step)s, %(start)s) AND t.step <= %(last)s
   ORDER BY t.step, t.shard LIMIT %(limit)s
 ) page ORDER BY step, shard
@@ -183,15 +184,15 @@ def list_tasks(
 
 
 _ITEMS: Final = f"""
-SELECT step, {ITEM_COLUMNS}, seen FROM (
-  SELECT *, row_number() OVER (ORDER BY step, input) AS seen FROM (
+SELECT step, number, {ITEM_COLUMNS}, seen FROM (
+  SELECT *, row_number() OVER (ORDER BY step, number) AS seen FROM (
     SELECT * FROM items
-    WHERE job_id = %(job)s AND (step, input) >= (%(step)s, %(start)s) AND step <= %(last)s
-    ORDER BY step, input LIMIT (SELECT {LOOKED_AT} + 1)
+    WHERE job_id = %(job)s AND (step, number) >= (%(step)s, %(start)s) AND step <= %(last)s
+    ORDER BY step, number LIMIT (SELECT {LOOKED_AT} + 1)
   ) looked_at
 ) numbered
 WHERE seen > {LOOKED_AT} OR %(wanted)s::int[] = '{{}}' OR state = ANY(%(wanted)s)
-ORDER BY step, input LIMIT %(limit)s
+ORDER BY step, number LIMIT %(limit)s
 """
 
 
@@ -208,7 +209,7 @@ def list_items(
     items, following = cut(
         rows_of(connection.execute(_ITEMS, parameters)),
         place.limit,
-        lambda row: StepItem(step=place.names[row[0]], item=item_of(row[1:-1])),
+        lambda row: StepItem(step=place.names[row[0]], item=item_of(row[2:-1])),
     )
     return ListItemsResponse(items=items, next_page_token=place.token(following))
 

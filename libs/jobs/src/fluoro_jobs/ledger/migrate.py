@@ -24,8 +24,8 @@ def engine(database_url: str) -> Engine:
     return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(database_url))
 
 
-def migrate(database_url: str) -> None:
-    """Applies every migration that is missing. Does nothing when none is."""
+def migrate(database_url: str, upto: str = "head") -> None:
+    """Applies every migration that is missing, up to this one. Does nothing when none is."""
     config = Config()
     config.set_main_option("script_location", str(files("fluoro_jobs") / "migrations"))
     config.set_main_option("path_separator", "os")
@@ -36,7 +36,7 @@ def migrate(database_url: str) -> None:
         for deadline in _DEADLINES:
             connection.execute(text(f"SET LOCAL {deadline} = 0"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, upto)
         connection.commit()
     database.dispose()
 

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.planning import Part
 from fluoro_jobs.ledger.rows import (
     ARTIFACT_COLUMNS,
     ATTEMPT_COLUMNS,
@@ -20,6 +21,7 @@ from fluoro_jobs.ledger.rows import (
     JOB_COLUMNS,
     STEP_COLUMNS,
     TASK_COLUMNS,
+    TASKS,
     artifact_of,
     attempt_of,
     event_of,
@@ -50,23 +52,15 @@ _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # All of this is of any number of jobs, each row with its job first.
 _JOBS: Final = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(%(jobs)s)"
 _STEPS: Final = f"""
-SELECT s.job_id, {STEP_COLUMNS} FROM steps s CROSS JOIN LATERAL (
-  SELECT CASE WHEN s.fans_out THEN max(input_count) ELSE 0 END AS per_task, ARRAY[
-    count(*), count(*) FILTER (WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED')),
-    count(*) FILTER (WHERE state = 'FAILED'),
-    coalesce(sum(item_counts[1]), 0) + sum(CASE WHEN s.fans_out AND state = 'FAILED' THEN input_count ELSE 0 END),
-    coalesce(sum(item_counts[2]), 0), coalesce(sum(item_counts[3]), 0),
-    coalesce(sum(item_counts[4]), 0) + sum(CASE WHEN s.fans_out AND state = 'FAILED' THEN input_count ELSE 0 END)
-  ] AS counts
-  FROM tasks WHERE job_id = s.job_id AND step = s.ordinal
-) t WHERE s.job_id = ANY(%(jobs)s) ORDER BY s.job_id, s.ordinal
+SELECT s.job_id, {STEP_COLUMNS} FROM steps s WHERE s.job_id = ANY(%(jobs)s)
+ORDER BY s.job_id, s.ordinal
 """
 # No more bytes than the view FULL has: a job that is refused for its weight would not have fitted.
 # Without OFFSET 0, before the first ANALYZE, PostgreSQL walks through all attempts there are.
 _WEIGHTS: Final = """
 SELECT w.id,
-  (SELECT cardinality(inputs) * 44 FROM jobs WHERE id = w.id) +
-  (SELECT coalesce(sum(8 + octet_length(queue)), 0) FROM tasks WHERE job_id = w.id) +
+  (SELECT input_count * 44 FROM jobs WHERE id = w.id) +
+  (SELECT coalesce(sum(task_count * (8 + octet_length(queue))), 0) FROM steps WHERE job_id = w.id) +
   (SELECT coalesce(sum(octet_length(t.result)), 0) FROM steps s
     JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
     WHERE s.job_id = w.id AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')) +
@@ -80,8 +74,7 @@ SELECT w.id,
 FROM unnest(%(jobs)s::uuid[]) w(id)
 """
 _INPUTS: Final = """
-SELECT j.id, i.blob_id FROM jobs j, unnest(j.inputs) WITH ORDINALITY i(blob_id, number)
-WHERE j.id = ANY(%(jobs)s) ORDER BY j.id, i.number
+SELECT job_id, blob_id FROM job_inputs WHERE job_id = ANY(%(jobs)s) ORDER BY job_id, number
 """
 _RESULTS: Final = """
 SELECT s.job_id, s.ordinal, s.operation, string_agg(t.result, '' ORDER BY t.shard)
@@ -91,7 +84,7 @@ WHERE s.job_id = ANY(%(jobs)s) AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED
 GROUP BY s.job_id, s.ordinal, s.operation
 """
 _TASKS: Final = f"""
-SELECT t.job_id, t.id, t.step, {TASK_COLUMNS} FROM tasks t
+SELECT t.job_id, t.id, t.step, {TASK_COLUMNS} FROM {TASKS}
 WHERE t.job_id = ANY(%(jobs)s) ORDER BY t.job_id, t.step, t.shard
 """
 _ATTEMPTS: Final = f"""
@@ -101,7 +94,7 @@ WHERE t.job_id = ANY(%(jobs)s) ORDER BY a.task_id, a.number
 """
 _ITEMS: Final = f"""
 SELECT job_id, step, {ITEM_COLUMNS} FROM items WHERE job_id = ANY(%(jobs)s)
-ORDER BY job_id, step, input
+ORDER BY job_id, step, number
 """
 _ARTIFACTS: Final = f"""
 SELECT a.job_id, a.step, {ARTIFACT_COLUMNS}
@@ -299,29 +292,60 @@ def events_after(
 
 # --- upstream: what a step sees of those before it; see attempts.py ---
 
-_FINISHED: Final = "SELECT ordinal, name FROM steps WHERE job_id = ANY(%(jobs)s)"
+_UPSTREAM: Final = """
+SELECT s.ordinal, s.name, s.operation, (SELECT string_agg(t.result, '' ORDER BY t.shard) FROM tasks t
+  WHERE t.job_id = s.job_id AND t.step = s.ordinal)
+FROM steps s WHERE s.job_id = %s AND s.ordinal = ANY(%s)
+  AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED') ORDER BY s.ordinal
+"""
+_UPSTREAM_ITEMS: Final = f"""
+SELECT step, {ITEM_COLUMNS} FROM items WHERE job_id = %s AND step = ANY(%s) ORDER BY step, number
+"""
+_UPSTREAM_ARTIFACTS: Final = f"""
+SELECT a.step, {ARTIFACT_COLUMNS} FROM artifacts a JOIN blobs b ON b.id = a.blob_id
+WHERE a.job_id = %s AND a.step = ANY(%s) ORDER BY a.step, a.name
+"""
+_RESULTS_OF: Final = """
+SELECT s.name, s.operation, string_agg(t.result, '' ORDER BY t.shard) FROM (
+  SELECT DISTINCT a.step, a.shard FROM unnest(%(steps)s::int2[], %(names)s::text[]) u(step, name)
+  JOIN artifacts a ON a.job_id = %(job)s AND a.step = u.step AND a.name = u.name) l
+JOIN tasks t ON t.job_id = %(job)s AND t.step = l.step AND t.shard = l.shard
+JOIN steps s ON s.job_id = %(job)s AND s.ordinal = l.step
+WHERE t.result IS NOT NULL GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
+"""
 
 
 def upstream_of(
     connection: LedgerConnection, job_id: UUID, ordinals: Iterable[int]
 ) -> list[tuple[str, str, bytes, list[job_pb2.Item], list[job_pb2.Artifact]]]:
     """Name, operation, serialized result, items and artifacts of these finished steps."""
-    wanted = set(ordinals)
+    wanted = list(ordinals)
     with connection.pipeline():
         parts = [
-            connection.execute(query, {"jobs": [job_id]})
-            for query in (_FINISHED, _RESULTS, _ITEMS, _ARTIFACTS)
+            connection.execute(query, (job_id, wanted))
+            for query in (_UPSTREAM, _UPSTREAM_ITEMS, _UPSTREAM_ARTIFACTS)
         ]
-        steps, results, items, artifacts = (part.fetchall() for part in parts)
-    names: dict[int, str] = dict(steps)
+        steps, items, artifacts = (part.fetchall() for part in parts)
     return [
         (
-            names[ordinal],
+            name,
             operation,
-            result,
-            [item_of(i[2:]) for i in items if i[1] == ordinal],
-            [artifact_of(a[2:]) for a in artifacts if a[1] == ordinal],
+            result or b"",
+            [item_of(i[1:]) for i in items if i[0] == ordinal],
+            [artifact_of(a[1:]) for a in artifacts if a[0] == ordinal],
         )
-        for _, ordinal, operation, result in results
-        if ordinal in wanted
+        for ordinal, name, operation, result in steps
     ]
+
+
+def results_of(
+    connection: LedgerConnection, job_id: UUID, parts: Iterable[Part]
+) -> list[tuple[str, str, bytes]]:
+    """Name and operation of each step that left some of the parts, and the joined results of its tasks that did."""
+    left = {(part.step, part.name) for part in parts}
+    parameters = {
+        "job": job_id,
+        "steps": [step for step, _ in left],
+        "names": [name for _, name in left],
+    }
+    return connection.execute(_RESULTS_OF, parameters).fetchall()

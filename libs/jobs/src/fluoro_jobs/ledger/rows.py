@@ -14,7 +14,7 @@ from fluoro_jobs.operations import BY_FIELD
 FETCHED_ROWS: Final = 500
 """Rows that a read takes from its result at a time."""
 
-JOB_COLUMNS: Final = """id, owner, cardinality(inputs), labels, priority, state, reason, message,
+JOB_COLUMNS: Final = """id, owner, input_count, labels, priority, state, reason, message,
   last_sequence, create_time, schedule_time, expire_time, start_time, end_time"""
 """What `job_of` takes, of the table of jobs."""
 
@@ -53,14 +53,16 @@ def job_of(row: TupleRow) -> job_pb2.Job:
 
 STEP_COLUMNS: Final = """s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts,
   s.initial_backoff_seconds, s.max_backoff_seconds, s.timeout_seconds, s.requires_all, s.state,
-  s.reason, s.message, t.per_task, t.counts"""
+  s.reason, s.message, s.inputs_per_task, s.sources, ARRAY[s.task_count, s.ended_tasks, s.failed_tasks,
+  s.items_total + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END, s.items_succeeded,
+  s.items_skipped, s.items_failed + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END]"""
 """What `step_of` takes."""
 
 
 def step_of(row: Any, names: list[str]) -> job_pb2.Step:
     """The step without tasks, items, artifacts and result. names: of all steps, by ordinal."""
     _, name, field, request, after, max_attempts, *seconds = row[:9]
-    requires_all, state, reason, message, per_task, counts = row[9:]
+    requires_all, state, reason, message, per_task, sources, counts = row[9:]
     step = job_pb2.Step(
         name=name,
         after=[names[i] for i in after],
@@ -69,6 +71,8 @@ def step_of(row: Any, names: list[str]) -> job_pb2.Step:
         message=message,
         max_inputs_per_task=per_task,
     )
+    for ordinal, role, group in sources or ():
+        step.inputs.add(step="" if ordinal is None else names[ordinal], role=role, group=group)
     if field in BY_FIELD:  # else a newer gateway accepted it; this one cannot show what it does
         getattr(step, field).SetInParent()
         getattr(step, field).ParseFromString(request)
@@ -95,13 +99,18 @@ def set_result(step: job_pb2.Step, operation: str, result: bytes) -> None:
         getattr(step, f"{operation}_result").ParseFromString(result)
 
 
-TASK_COLUMNS: Final = "t.shard, t.queue, t.state, t.run_after, t.first_input, t.input_count"
-"""What `task_of` takes."""
+TASK_COLUMNS: Final = """t.shard, s.queue,
+  CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END AS state,
+  o.due_time, t.first_input, t.input_count"""
+"""What `task_of` takes, of `TASKS`."""
+TASKS: Final = """tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
+  LEFT JOIN open_tasks o ON o.task_id = t.id"""
+"""Tasks, their steps, and where those stand that have not ended."""
 
 
 def task_of(row: Any) -> job_pb2.Task:
     """The task without its attempts."""
-    shard, queue, state, run_after, first_input, input_count = row
+    shard, queue, state, due_time, first_input, input_count = row
     task = job_pb2.Task(
         shard=shard,
         queue=queue,
@@ -109,7 +118,7 @@ def task_of(row: Any) -> job_pb2.Task:
         first_input=first_input,
         input_count=input_count,
     )
-    set_time(task.run_after_time, run_after)
+    set_time(task.run_after_time, due_time)
     return task
 
 
@@ -129,28 +138,31 @@ def attempt_of(row: Any) -> job_pb2.Attempt:
     return attempt
 
 
-ITEM_COLUMNS: Final = "input, state, reason, message"
+ITEM_COLUMNS: Final = "coalesce(input, -1), key, state, reason, message"
 """What `item_of` takes, of the table of items."""
 
 
 def item_of(row: Any) -> job_pb2.Item:
     """The item."""
-    number, state, reason, message = row
-    return job_pb2.Item(input=number, state=state, reason=reason, message=message)
+    number, key, state, reason, message = row
+    return job_pb2.Item(input=number, key=key, state=state, reason=reason, message=message)
 
 
-ARTIFACT_COLUMNS: Final = "a.name, a.role, b.media_type, a.input, a.blob_id, b.size_bytes, b.sha256"
+ARTIFACT_COLUMNS: Final = (
+    "a.name, a.role, b.media_type, a.input, a.key, a.blob_id, b.size_bytes, b.sha256"
+)
 """What `artifact_of` takes, of artifacts and their blobs."""
 
 
 def artifact_of(row: Any) -> job_pb2.Artifact:
     """The artifact."""
-    name, role, media_type, number, blob_id, size_bytes, sha256 = row
+    name, role, media_type, number, key, blob_id, size_bytes, sha256 = row
     return job_pb2.Artifact(
         name=name,
         role=role,
         media_type=media_type,
         input=number,
+        key=key,
         blob=f"blobs/{blob_id}",
         size_bytes=size_bytes,
         sha256=sha256,

@@ -4,12 +4,13 @@
 version, and every write says `WHERE last_sequence = what I read`: a writer that acted on an old
 picture writes nothing and reads again. That one guard is what fences late attempts off (I2), writes
 terminal states once (I3) and keeps the event sequence free of gaps (I5). Dispatch alone moves tasks
-READY → QUEUED without it; nothing decided here depends on which of the two a task is in.
+WAITING → READY → QUEUED without it; nothing decided here depends on which of the three a task is in.
 """
 
 import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from enum import Enum
 from functools import cache
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -17,24 +18,49 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
 
+from fluoro_jobs.ledger import planning
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.graph import Change, JobGraph, Step, Task
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.records import MAX_INPUTS, Change, Counters, ItemResult, Step, Task
+from fluoro_jobs.ledger.sources import Source
 from fluoro_jobs.states import JobState, TaskState, is_terminal
 
-PICTURE: Final = """j.id, j.owner, j.state, j.last_sequence,
+
+class Tasks(Enum):
+    """Which tasks of a job a transition needs; a task's id stands for that one alone."""
+
+    ALL = "true"
+    OPEN = "t.state = 'OPEN'"
+
+
+_COUNTERS: Final = """json_build_array(s.input_count, s.task_count, s.ended_tasks, s.failed_tasks, s.lost_inputs, s.items_total,
+     s.items_succeeded, s.items_skipped, s.items_failed)"""
+PICTURE: Final = f"""j.id, j.owner, j.state, j.last_sequence, j.input_count,
   (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts, s.initial_backoff_seconds,
-     s.max_backoff_seconds, s.fans_out, s.requires_all, s.state, s.reason, s.message)) FROM steps s WHERE s.job_id = j.id),
-  (SELECT json_agg(json_build_array(t.id, t.step, t.shard, t.state, t.attempt, t.allowed, t.first_input, t.input_count, t.item_counts,
-     t.returned)) FROM tasks t WHERE t.job_id = j.id)"""
-"""Columns that `parse` makes a graph of; j is the job."""
-_LOAD: Final = f"SELECT {PICTURE} FROM jobs j WHERE j.id = %s"
+     s.max_backoff_seconds, s.sources, s.inputs_per_task, s.requires_all, s.state, s.reason, s.message, {_COUNTERS}))
+   FROM steps s WHERE s.job_id = j.id),
+  (SELECT json_agg(json_build_array(t.id, t.step, t.shard,
+     CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END,
+     coalesce(o.attempt, t.attempt), t.allowed, t.first_input, t.input_count, t.item_counts, t.returned))
+   FROM tasks t LEFT JOIN open_tasks o ON o.task_id = t.id WHERE %s)"""
+"""Columns that `parse` makes a graph of, given which tasks; j is the job."""
+_LOAD: Final = {
+    which: f"SELECT {PICTURE % f't.job_id = j.id AND {which.value}'} FROM jobs j WHERE j.id = %(job)s"
+    for which in Tasks
+}
+_LOAD_ONE: Final = (
+    f"SELECT {PICTURE % 't.job_id = j.id AND t.id = %(task)s'} FROM jobs j WHERE j.id = %(job)s"
+)
 
 Answer = TypeVar("Answer")
 
 
-def load(connection: LedgerConnection, job: UUID) -> JobGraph | None:
-    """The graph of a job, as of one moment; None if there is no such job."""
-    row = connection.execute(_LOAD, (job,)).fetchone()
+def load(
+    connection: LedgerConnection, job: UUID, which: UUID | Tasks = Tasks.ALL
+) -> JobGraph | None:
+    """The graph of a job with these of its tasks, as of one moment; None if there is no such job."""
+    statement = _LOAD[which] if isinstance(which, Tasks) else _LOAD_ONE
+    row = connection.execute(statement, {"job": job, "task": which}).fetchone()
     return None if row is None else parse(row)
 
 
@@ -49,19 +75,21 @@ def lock(connection: LedgerConnection, job: UUID) -> None:
 
 def parse(row: Sequence[Any]) -> JobGraph:
     """A graph from the columns of `PICTURE`."""
-    job_id, owner, state, version, steps, tasks = row
+    job_id, owner, state, version, input_count, steps, tasks = row
     return JobGraph(
         id=job_id,
         owner=owner,
         state=JobState(state),
         version=version,
+        input_count=input_count,
         steps={s.ordinal: s for s in map(_step, sorted(steps))},
-        tasks={t.id: t for t in map(_task, tasks)},
+        tasks={t.id: t for t in map(_task, tasks or ())},
     )
 
 
 def _step(columns: list[Any]) -> Step:
-    columns[9] = JobState(columns[9])
+    columns[7] = columns[7] and [Source(*source) for source in columns[7]]
+    columns[10], columns[13] = JobState(columns[10]), Counters(*columns[13])
     return Step(*columns)
 
 
@@ -71,16 +99,19 @@ def _task(columns: list[Any]) -> Task:
 
 
 def transition(
-    connection: LedgerConnection, job: UUID, act: Callable[[JobGraph], Answer]
+    connection: LedgerConnection,
+    job: UUID,
+    act: Callable[[JobGraph], Answer],
+    which: UUID | Tasks = Tasks.ALL,
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
-    None if there is no such job.
+    which: the tasks that `act` needs to see. None if there is no such job.
 
     When somebody else was faster `act` runs again on a fresh read, this time with the job's row
     locked.
     """
-    graph = load(connection, job)
+    graph = load(connection, job, which)
     if graph is None:
         return None
     answer = act(graph)
@@ -88,7 +119,7 @@ def transition(
         return answer
     with connection.transaction():
         lock(connection, job)
-        graph = load(connection, job)
+        graph = load(connection, job, which)
         if graph is None:
             return None
         answer = act(graph)
@@ -109,7 +140,25 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
     """
     if not graph.changes:
         return True
-    parts = _parts(graph)
+    if not graph.unplanned:
+        return _write(connection, graph)
+    # What an unblocked step works on is read after the write that unblocked it, and so with what
+    # that left. The job's row is locked from there on, so every further write finds it as it was.
+    with connection.transaction():
+        if not _write(connection, graph):
+            return False
+        while graph.unplanned:
+            step = graph.steps[graph.unplanned.pop(0)]
+            inputs = planning.resolve(connection, graph.id, step)
+            graph.plan(step, MAX_INPUTS + 1 if inputs is None else len(inputs))
+            _write(connection, graph, planning.as_rows(step.ordinal, inputs or ()))
+    return True
+
+
+def _write(
+    connection: LedgerConnection, graph: JobGraph, step_inputs: Sequence[dict[str, Any]] = ()
+) -> bool:
+    parts = _parts(graph, step_inputs)
     parameters: dict[str, Any] = {
         "job": graph.id,
         "owner": graph.owner,
@@ -119,23 +168,35 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
         "reason": str(graph.reason),
         "message": graph.message,
         "ended": is_terminal(graph.state),
-        "reopened": bool(graph.redone),
+        "again": graph.reopened,
         "ended_tasks": [end.task for end in graph.ended_attempts],
+        "closed": [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)],
+        "forgotten": graph.forgotten,
     }
-    parameters |= {name: json.dumps(rows) for name, rows in parts.items()}
+    parameters |= {name: json.dumps(rows) for name, rows in parts.items() if rows}
     done = connection.execute(_statement(tuple(parts)), parameters).fetchone() is not None
     if done:
         graph.clear_notes()
     return done
 
 
-def _parts(graph: JobGraph) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each part of the statement, by column. Parts without rows are left out."""
-    outputs = [(task, artifact) for task, result in graph.results for artifact in result.artifacts]
-    rows: dict[str, list[dict[str, Any]]] = {
+def _parts(
+    graph: JobGraph, step_inputs: Sequence[dict[str, Any]]
+) -> dict[str, Sequence[dict[str, Any]]]:
+    """The rows of each part of the statement, by column. Parts without rows are left out, unless they take a list of their own."""
+    changed = [graph.tasks[task] for task in graph.changed_tasks]
+    rows: dict[str, Sequence[dict[str, Any]]] = {
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
-        "tasks": [_task_row(graph.tasks[task]) for task in graph.changed_tasks],
+        "tasks": [_task_row(task) for task in changed],
+        "returned": [
+            _delay_row(task)
+            for task in changed
+            if task.state is TaskState.READY and task.id not in graph.reopened_tasks
+        ],
+        "reopened": [_delay_row(graph.tasks[task]) for task in graph.reopened_tasks],
         "redone": [{"step": t.step, "shard": t.shard} for t in graph.redone],
+        "planned": [_planned_row(task) for task in graph.planned_tasks],
+        "step_inputs": step_inputs,
         "ends": [
             {
                 "task_id": str(e.task),
@@ -150,39 +211,60 @@ def _parts(graph: JobGraph) -> dict[str, list[dict[str, Any]]]:
             _event_row(graph.version + n, change) for n, change in enumerate(graph.changes, 1)
         ],
         "items": [_item_row(task, item) for task, result in graph.results for item in result.items],
-        "blobs": [
-            {
-                "id": a.blob.removeprefix("blobs/"),
-                "size_bytes": a.size_bytes,
-                "sha256": a.sha256.hex(),
-                "media_type": a.media_type,
-            }
-            for _, a in outputs
-        ],
-        "artifacts": [_artifact_row(task, artifact) for task, artifact in outputs],
+        "lost": [_lost_row(*lost) for lost in graph.lost],
+        **_artifacts(graph),
     }
-    return {name: part for name, part in rows.items() if part}
+    given: dict[str, Sequence[dict[str, Any]]] = {name: part for name, part in rows.items() if part}
+    if any(is_terminal(task.state) for task in changed):
+        given["closed"] = ()
+    if graph.forgotten:
+        given["forgotten"] = ()
+    return given
 
 
 def _step_row(step: Step) -> dict[str, Any]:
+    counters = step.counters
     return {
         "ordinal": step.ordinal,
         "state": step.state,
         "reason": step.reason,
         "message": step.message,
+        "input_count": counters.inputs,
+        "task_count": counters.tasks,
+        "ended_tasks": counters.ended,
+        "failed_tasks": counters.failed,
+        "lost_inputs": counters.lost_inputs,
+        "items_total": counters.total,
+        "items_succeeded": counters.succeeded,
+        "items_skipped": counters.skipped,
+        "items_failed": counters.failed_items,
     }
 
 
 def _task_row(task: Task) -> dict[str, Any]:
     return {
         "id": str(task.id),
-        "state": task.state,
+        "state": task.state if is_terminal(task.state) else "OPEN",
         "attempt": task.attempt,
         "allowed": task.allowed,
         "returned": task.returned,
-        "delay_seconds": task.delay_seconds,
         "item_counts": task.counts,
         "result": None if task.result is None else b64encode(task.result).decode(),
+    }
+
+
+def _delay_row(task: Task) -> dict[str, Any]:
+    return {"id": str(task.id), "attempt": task.attempt, "delay_seconds": task.delay_seconds}
+
+
+def _planned_row(task: Task) -> dict[str, Any]:
+    return {
+        "id": str(task.id),
+        "step": task.step,
+        "shard": task.shard,
+        "first_input": task.first_input,
+        "input_count": task.input_count,
+        "allowed": task.allowed,
     }
 
 
@@ -199,10 +281,12 @@ def _event_row(sequence: int, change: Change) -> dict[str, Any]:
     }
 
 
-def _item_row(task: Task, item: job_pb2.Item) -> dict[str, Any]:
+def _item_row(task: Task, item: ItemResult) -> dict[str, Any]:
     return {
         "step": task.step,
         "shard": task.shard,
+        "number": item.number,
+        "key": item.key,
         "input": item.input,
         "state": item.state,
         "reason": item.reason,
@@ -210,12 +294,45 @@ def _item_row(task: Task, item: job_pb2.Item) -> dict[str, Any]:
     }
 
 
-def _artifact_row(task: Task, artifact: job_pb2.Artifact) -> dict[str, Any]:
+def _lost_row(task: Task, reason: str, message: str) -> dict[str, Any]:
     return {
         "step": task.step,
         "shard": task.shard,
+        "first_input": task.first_input,
+        "last_input": task.first_input + task.input_count - 1,
+        "reason": reason,
+        "message": message,
+    }
+
+
+def _artifacts(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
+    outputs = [
+        (task, position, artifact)
+        for task, result in graph.results
+        for position, artifact in enumerate(result.artifacts)
+    ]
+    return {
+        "blobs": [
+            {
+                "id": a.blob.removeprefix("blobs/"),
+                "size_bytes": a.size_bytes,
+                "sha256": a.sha256.hex(),
+                "media_type": a.media_type,
+            }
+            for _, _, a in outputs
+        ],
+        "artifacts": [_artifact_row(*output) for output in outputs],
+    }
+
+
+def _artifact_row(task: Task, position: int, artifact: job_pb2.Artifact) -> dict[str, Any]:
+    return {
+        "step": task.step,
+        "shard": task.shard,
+        "position": position,
         "name": artifact.name,
         "role": artifact.role,
+        "key": artifact.key,
         "input": artifact.input if artifact.HasField("input") else None,
         "blob_id": artifact.blob.removeprefix("blobs/"),
     }
@@ -233,49 +350,104 @@ def _statement(parts: tuple[str, ...]) -> str:
 _JOB: Final = """job AS (
   UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s, last_sequence = last_sequence + %(bump)s,
     end_time = CASE WHEN %(ended)s THEN coalesce(end_time, now()) END,
-    expire_time = CASE WHEN %(reopened)s AND expire_time < now() THEN NULL ELSE expire_time END
-  WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id, schedule_time
+    expire_time = CASE WHEN %(again)s AND expire_time < now() THEN NULL ELSE expire_time END
+  WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id, schedule_time, priority
 )"""
+
+# A job retried before its schedule_time waits for it.
+_DUE: Final = "greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time)"
 
 _PARTS: Final[dict[str, str]] = {
     "steps": """
-  UPDATE steps s SET state = u.state, reason = u.reason, message = u.message
-  FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text)
+  UPDATE steps s SET state = u.state, reason = u.reason, message = u.message, input_count = u.input_count, task_count = u.task_count,
+    ended_tasks = u.ended_tasks, failed_tasks = u.failed_tasks, lost_inputs = u.lost_inputs, items_total = u.items_total,
+    items_succeeded = u.items_succeeded, items_skipped = u.items_skipped, items_failed = u.items_failed
+  FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text, input_count int, task_count int,
+    ended_tasks int, failed_tasks int, lost_inputs int, items_total int, items_succeeded int, items_skipped int, items_failed int)
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
-    # A result once there stays, until a retry takes it back together with the counts. A job retried
-    # before its schedule_time waits for it.
+    # A result once there stays, until a retry takes it back together with the counts.
     "tasks": """
-  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned,
-    run_after = greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time), queued_time = NULL, item_counts = u.item_counts,
-    result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
-    worker_id = NULL, lease_expire_time = NULL
+  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned, item_counts = u.item_counts,
+    result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END
   FROM job, json_to_recordset(%(tasks)s::json)
-    u(id uuid, state text, attempt int2, allowed int2, returned int2, delay_seconds float8, item_counts int[], result text)
+    u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text)
   WHERE t.id = u.id AND t.job_id = job.id""",
+    "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s) AND o.job_id = job.id",
+    "returned": f"""
+  UPDATE open_tasks o SET state = CASE WHEN {_DUE} > now() THEN 'WAITING' ELSE 'READY' END, due_time = {_DUE}, queued_time = NULL,
+    dispatch_order = CASE WHEN {_DUE} <= now() THEN o.order_time - o.priority * interval '1 minute' END,
+    attempt = u.attempt, worker_id = NULL, lease_expire_time = NULL
+  FROM job, json_to_recordset(%(returned)s::json) u(id uuid, attempt int, delay_seconds float8)
+  WHERE o.task_id = u.id AND o.job_id = job.id""",
+    "reopened": f"""
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time, order_time, state, dispatch_order)
+  SELECT t.id, job.id, s.queue, %(owner)s, s.task_name, u.attempt, job.priority, {_DUE}, {_DUE},
+    CASE WHEN {_DUE} > now() THEN 'WAITING' ELSE 'READY' END,
+    CASE WHEN {_DUE} <= now() THEN {_DUE} - job.priority * interval '1 minute' END
+  FROM job, json_to_recordset(%(reopened)s::json) u(id uuid, attempt int, delay_seconds float8)
+    JOIN tasks t ON t.id = u.id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step""",
+    # A shard of an earlier plan goes on under its old id, so its attempts stay on record and its
+    # numbers go on counting.
+    "planned": """
+  INSERT INTO tasks AS t (id, job_id, step, shard, first_input, input_count, allowed, state)
+  SELECT u.id, job.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
+  FROM job, json_to_recordset(%(planned)s::json) u(id uuid, step int2, shard int2, first_input int, input_count int, allowed int)
+  ON CONFLICT (job_id, step, shard) DO UPDATE SET state = 'OPEN', first_input = excluded.first_input,
+    input_count = excluded.input_count, allowed = t.attempt + excluded.allowed, returned = 0
+  RETURNING t.id, t.step, t.attempt
+), open_ AS (
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time, order_time, state, dispatch_order)
+  SELECT p.id, job.id, s.queue, %(owner)s, s.task_name, p.attempt, job.priority, due.time, due.time,
+    CASE WHEN due.time > now() THEN 'WAITING' ELSE 'READY' END,
+    CASE WHEN due.time <= now() THEN due.time - job.priority * interval '1 minute' END
+  FROM job, planned_ p, steps s, LATERAL (SELECT greatest(now(), job.schedule_time) AS time) due
+  WHERE s.job_id = job.id AND s.ordinal = p.step""",
+    "step_inputs": """
+  INSERT INTO step_inputs (job_id, step, number, key, input, parts)
+  SELECT job.id, u.* FROM job, json_to_recordset(%(step_inputs)s::json) u(step int2, number int, key text, input int, parts jsonb)""",
     "redone": """
   DELETE FROM items i USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)
   WHERE i.job_id = job.id AND i.step = u.step AND i.shard = u.shard
 ), redone_artifacts_ AS (
   DELETE FROM artifacts a USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)
   WHERE a.job_id = job.id AND a.step = u.step AND a.shard = u.shard""",
+    # Of a step that is planned anew nothing counts any more but its attempts. Its tasks work on
+    # nothing until the plan takes them up again.
+    "forgotten": """
+  UPDATE tasks t SET result = NULL, item_counts = NULL, first_input = 0, input_count = 0
+  FROM job WHERE t.job_id = job.id AND t.step = ANY(%(forgotten)s)
+), forgotten_inputs_ AS (
+  DELETE FROM step_inputs i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)
+), forgotten_items_ AS (
+  DELETE FROM items i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)
+), forgotten_artifacts_ AS (
+  DELETE FROM artifacts a USING job WHERE a.job_id = job.id AND a.step = ANY(%(forgotten)s)""",
     "ends": """
   UPDATE attempts a SET end_time = now(), outcome = u.outcome, reason = u.reason, message = u.message
-  FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int2, outcome text, reason text, message text)
+  FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int, outcome text, reason text, message text)
   WHERE a.task_id = ANY(%(ended_tasks)s) AND a.task_id = u.task_id AND a.number = u.number""",
     "events": """
   INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message, item_counts)
   SELECT job.id, %(owner)s, u.* FROM job, json_to_recordset(%(events)s::json)
-    u(sequence int8, step int2, shard int2, attempt int2, state text, reason text, message text, item_counts int[])""",
+    u(sequence int8, step int2, shard int2, attempt int, state text, reason text, message text, item_counts int[])""",
     "items": """
-  INSERT INTO items (job_id, step, shard, input, state, reason, message)
+  INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
   SELECT job.id, u.* FROM job, json_to_recordset(%(items)s::json)
-    u(step int2, shard int2, input int, state int2, reason text, message text)""",
+    u(step int2, shard int2, number int, key text, input int, state int2, reason text, message text)""",
+    "lost": f"""
+  INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
+  SELECT job.id, u.step, u.shard, n, coalesce(i.key, n::text), CASE WHEN i.key IS NULL THEN n ELSE i.input END,
+    {job_pb2.Item.STATE_FAILED}, u.reason, u.message
+  FROM job
+  CROSS JOIN json_to_recordset(%(lost)s::json) u(step int2, shard int2, first_input int, last_input int, reason text, message text)
+  CROSS JOIN generate_series(u.first_input, u.last_input) n
+  LEFT JOIN step_inputs i ON i.job_id = %(job)s AND i.step = u.step AND i.number = n""",
     "blobs": """
   INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
   SELECT u.id, %(owner)s, u.size_bytes, decode(u.sha256, 'hex'), u.media_type, false
   FROM job, json_to_recordset(%(blobs)s::json) u(id uuid, size_bytes int8, sha256 text, media_type text)""",
     "artifacts": """
-  INSERT INTO artifacts (job_id, step, shard, name, role, input, blob_id)
+  INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
   SELECT job.id, u.* FROM job, json_to_recordset(%(artifacts)s::json)
-    u(step int2, shard int2, name text, role text, input int, blob_id uuid)""",
+    u(step int2, shard int2, position int, name text, role text, key text, input int, blob_id uuid)""",
 }

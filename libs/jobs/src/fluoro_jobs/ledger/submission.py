@@ -14,12 +14,11 @@ from google.protobuf.message import Message
 from fluoro_jobs import operations, rules
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.records import MAX_TASKS
 from fluoro_jobs.ledger.sources import ORIGINALS, Source, Wired, wire
 from fluoro_jobs.operations import Operation
 from fluoro_jobs.wellknown import is_time, seconds
 
-MAX_INPUTS: Final = 10_000
-MAX_TASKS: Final = 1000
 MAX_LABELS: Final = 64
 MAX_TEXT: Final = 256
 """Characters of a label's key or value."""
@@ -61,7 +60,9 @@ DEFAULT_MAX_BACKOFF_SECONDS: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class NewStep:
-    """A row of `steps` to be, and its tasks: id, first input, number of inputs.
+    """A row of `steps` to be, and its first tasks: id, first input, number of inputs.
+
+    A step that comes after others has no tasks yet.
 
     sources: what it works on; None for the job's inputs without more ado. inputs_per_task: most
     that one task works on; 0 for one task.
@@ -78,7 +79,6 @@ class NewStep:
     initial_backoff_seconds: float
     max_backoff_seconds: float
     timeout_seconds: float
-    fans_out: bool
     requires_all: bool
     tasks: Sequence[tuple[UUID, int, int]]
 
@@ -268,7 +268,6 @@ def _new_step(
             Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation]
         )
     policy = step.retry_policy
-    size = step.max_inputs_per_task or inputs or 1
     return NewStep(
         ordinal=ordinal,
         name=step.name,
@@ -281,12 +280,14 @@ def _new_step(
         initial_backoff_seconds=seconds(policy.initial_backoff) or DEFAULT_INITIAL_BACKOFF_SECONDS,
         max_backoff_seconds=seconds(policy.max_backoff) or DEFAULT_MAX_BACKOFF_SECONDS,
         timeout_seconds=seconds(step.attempt_timeout) or operation.timeout_seconds,
-        fans_out=step.max_inputs_per_task > 0,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
-        tasks=[
-            (new_id(), first, min(size, inputs - first)) for first in range(0, inputs or 1, size)
-        ],
+        tasks=[] if wired.after else _tasks(step, inputs if wired.sources else 0),
     )
+
+
+def _tasks(step: job_pb2.Step, inputs: int) -> list[tuple[UUID, int, int]]:
+    size = step.max_inputs_per_task or inputs or 1
+    return [(new_id(), first, min(size, inputs - first)) for first in range(0, inputs or 1, size)]
 
 
 def _stored(wired: Wired) -> Sequence[Source] | None:

@@ -5,6 +5,7 @@ Hot statements are SQL text beside the code that runs them; ADR 0002 says why.
 All times are PostgreSQL's clock. States are the names in `fluoro_jobs.states`.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,7 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, BYTEA, JSONB, TIMESTAM
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
-from fluoro_jobs.states import JobState, Outcome, TaskState
+from fluoro_jobs.states import TASK_ENDS, JobState, OpenState, Outcome
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -54,10 +55,14 @@ class Xid8(UserDefinedType[str]):
 ischema_names["xid8"] = Xid8
 
 
-def _one_of(column: str, names: type[JobState | TaskState | Outcome]) -> CheckConstraint:
+def _one_of(column: str, names: Iterable[str]) -> CheckConstraint:
     return CheckConstraint(
         f"{column} IN ({', '.join(repr(str(name)) for name in names)})", name=column
     )
+
+
+def _count(name: str, comment: str | None = None) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default="0", comment=comment)
 
 
 def _text(name: str) -> Column[str]:
@@ -73,7 +78,7 @@ JOBS: Final = Table(
     Column(
         "request_sha256", BYTEA, comment="of the canonical request, to tell a repeat from a reuse"
     ),
-    Column("inputs", ARRAY(UUID), nullable=False),
+    Column("input_count", Integer, nullable=False),
     Column("labels", JSONB, nullable=False, server_default="{}"),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("state", Text, nullable=False),
@@ -99,7 +104,17 @@ JOBS: Final = Table(
         postgresql_where=sql("request_id IS NOT NULL"),
     ),
     Index(None, "owner", "id"),
+    Index("jobs_open_idx", "owner", "id", postgresql_where=sql("end_time IS NULL")),
     Index("jobs_expire_idx", "expire_time", postgresql_where=sql("end_time IS NULL")),
+)
+
+JOB_INPUTS: Final = Table(
+    "job_inputs",
+    METADATA,
+    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("blob_id", UUID, nullable=False),
+    Index(None, "blob_id"),
 )
 
 STEPS: Final = Table(
@@ -111,19 +126,49 @@ STEPS: Final = Table(
     Column(
         "operation", Text, nullable=False, comment="field of the oneof fluoro.v1.Step.operation"
     ),
+    Column("queue", Text, nullable=False),
+    Column("task_name", Text, nullable=False, comment="Celery's, of the operation"),
     Column("request", BYTEA, nullable=False, comment="the operation message"),
     Column("after", ARRAY(SmallInteger), nullable=False, comment="ordinals"),
     Column("max_attempts", SmallInteger, nullable=False),
     Column("initial_backoff_seconds", Float, nullable=False),
     Column("max_backoff_seconds", Float, nullable=False),
     Column("timeout_seconds", Float, nullable=False, comment="of one attempt"),
-    Column("fans_out", Boolean, nullable=False, comment="inputs are split over tasks"),
+    Column(
+        "sources",
+        JSONB(none_as_null=True),
+        comment="of its inputs: [[ordinal of a step or null for the job, role, grouped by the parent of the key], ...]; "
+        "null for the inputs of the job, empty for none",
+    ),
+    Column("inputs_per_task", Integer, nullable=False, comment="0 for one task with all of them"),
     Column("requires_all", Boolean, nullable=False, comment="a failed item fails the step"),
     Column("state", Text, nullable=False),
     _text("reason"),
     _text("message"),
+    _count("input_count"),
+    _count("task_count"),
+    _count("ended_tasks"),
+    _count("failed_tasks"),
+    _count("lost_inputs", "of its failed tasks"),
+    _count("items_total", "of its tasks that have a result, as the next three"),
+    _count("items_succeeded"),
+    _count("items_skipped"),
+    _count("items_failed"),
     _one_of("state", JobState),
 )
+
+STEP_INPUTS: Final = Table(
+    "step_inputs",
+    METADATA,
+    Column("job_id", UUID, primary_key=True),
+    Column("step", SmallInteger, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("input", Integer, comment="number of the job's input that it comes from, if it is one"),
+    Column("parts", JSONB, nullable=False, comment="[[blob, role, name, media type, step], ...]"),
+    ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
+)
+"""Of steps with sources; the inputs of all others are those of the job."""
 
 TASKS: Final = Table(
     "tasks",
@@ -132,24 +177,28 @@ TASKS: Final = Table(
     Column("job_id", UUID, nullable=False),
     Column("step", SmallInteger, nullable=False),
     Column("shard", SmallInteger, nullable=False),
-    Column("queue", Text, nullable=False),
-    Column("task_name", Text, nullable=False),
-    Column("owner", Text, nullable=False, comment="of the job, for fair share"),
-    Column("state", Text, nullable=False),
     Column("first_input", Integer, nullable=False, comment="number of its first input"),
     Column("input_count", Integer, nullable=False),
+    Column("state", Text, nullable=False, comment="how it ended; OPEN while it is in open_tasks"),
     Column(
         "attempt",
-        SmallInteger,
+        Integer,
         nullable=False,
         server_default="0",
-        comment="claims so far; the fencing token",
+        comment="claims so far; while it is open, open_tasks knows",
     ),
     Column(
         "allowed",
-        SmallInteger,
+        Integer,
         nullable=False,
         comment="claims it may have without a result; more after a retry",
+    ),
+    Column(
+        "returned",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="claims that a store's fault ended, which cost nothing",
     ),
     Column(
         "item_counts",
@@ -157,52 +206,75 @@ TASKS: Final = Table(
         comment="total, succeeded, skipped, failed, once it has a result",
     ),
     Column(
-        "returned",
-        SmallInteger,
-        nullable=False,
-        server_default="0",
-        comment="claims that a store's fault ended, which cost nothing",
-    ),
-    Column(
         "result",
         BYTEA,
         comment="the result message; a step's result is its tasks' results, joined in order of shard",
     ),
-    Column("run_after", TIME, nullable=False, server_default=sql("now()")),
+    Column("result_blob", UUID, comment="the blob that the result is in, if it is large"),
+    ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
+    _one_of("state", ("OPEN", *TASK_ENDS)),
+    Index("tasks_job_id_step_shard_key", "job_id", "step", "shard", unique=True),
+)
+"""What a task is and how it ended. Written when it comes to be, when it ends, and for a failed attempt."""
+
+OPEN_TASKS: Final = Table(
+    "open_tasks",
+    METADATA,
+    Column("task_id", UUID, primary_key=True),
+    Column("job_id", UUID, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("owner", Text, nullable=False, comment="of the job, for fair share"),
+    Column("task_name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column(
+        "attempt",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="claims so far; the fencing token",
+    ),
+    Column("priority", SmallInteger, nullable=False, comment="of the job"),
+    Column("due_time", TIME, nullable=False, comment="not to be dispatched before"),
+    Column("order_time", TIME, nullable=False, comment="its first due_time, which gives its place"),
     Column(
         "dispatch_order",
         TIME,
-        nullable=False,
-        comment="accept time less a minute per point of priority: ageing that needs no upkeep",
+        comment="order_time less a minute per point of priority: ageing that needs no upkeep; set while READY",
     ),
-    Column("queued_time", TIME),
-    Column("lease_expire_time", TIME),
+    Column("queued_time", TIME, comment="set while QUEUED or RUNNING"),
     Column("worker_id", UUID),
-    ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
-    _one_of("state", TaskState),
-    Index(None, "job_id", "step"),
+    Column("lease_expire_time", TIME),
+    _one_of("state", OpenState),
+    CheckConstraint("(state = 'READY') = (dispatch_order IS NOT NULL)", name="ready"),
+    CheckConstraint("(state IN ('QUEUED', 'RUNNING')) = (queued_time IS NOT NULL)", name="queued"),
+    # None of them looks at the state: a claim and the renewal of a lease change no column that an
+    # index looks at, and so are HOT.
     Index(
-        "tasks_ready_idx",
+        "open_tasks_ready_idx",
         "queue",
         "owner",
         "dispatch_order",
-        postgresql_where=sql("state = 'READY'"),
+        postgresql_where=sql("dispatch_order IS NOT NULL"),
     ),
     Index(
-        "tasks_in_flight_idx",
+        "open_tasks_in_flight_idx",
         "queue",
         "owner",
-        "state",
-        postgresql_where=sql("state IN ('QUEUED', 'RUNNING')"),
+        postgresql_where=sql("queued_time IS NOT NULL"),
     ),
-    Index("tasks_lease_idx", "lease_expire_time", postgresql_where=sql("state = 'RUNNING'")),
+    Index(
+        "open_tasks_waiting_idx",
+        "due_time",
+        postgresql_where=sql("dispatch_order IS NULL AND queued_time IS NULL"),
+    ),
 )
+"""Tasks that have not ended: all that changes often. Small, whatever the ledger has seen."""
 
 ATTEMPTS: Final = Table(
     "attempts",
     METADATA,
-    Column("task_id", UUID, ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
-    Column("number", SmallInteger, primary_key=True),
+    Column("task_id", UUID, primary_key=True),
+    Column("number", Integer, primary_key=True),
     Column("worker", Text, nullable=False, comment="name of the worker process, host:pid"),
     Column("start_time", TIME, nullable=False, server_default=sql("now()")),
     Column("end_time", TIME),
@@ -217,8 +289,10 @@ ITEMS: Final = Table(
     METADATA,
     Column("job_id", UUID, primary_key=True),
     Column("step", SmallInteger, primary_key=True),
-    Column("input", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True, comment="of the step's input"),
     Column("shard", SmallInteger, nullable=False),
+    Column("key", Text, nullable=False, comment="of the step's input"),
+    Column("input", Integer, comment="number of the job's input that it comes from, if it is one"),
     Column("state", SmallInteger, nullable=False, comment="number in fluoro.v1.Item.State"),
     _text("reason"),
     _text("message"),
@@ -245,21 +319,24 @@ ARTIFACTS: Final = Table(
     Column("step", SmallInteger, primary_key=True),
     Column("name", Text, primary_key=True),
     Column("shard", SmallInteger, nullable=False),
+    Column("position", Integer, nullable=False, comment="among the artifacts of its task"),
     Column("role", Text, nullable=False),
-    Column("input", Integer),
+    Column("key", Text, nullable=False, comment="of the item it belongs to; empty for none"),
+    Column("input", Integer, comment="number of the job's input that it comes from, if it is one"),
     Column("blob_id", UUID, ForeignKey("blobs.id"), nullable=False),
     ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
+    Index(None, "blob_id"),
 )
 
 EVENTS: Final = Table(
     "events",
     METADATA,
-    Column("job_id", UUID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", UUID, primary_key=True),
     Column("sequence", BIGINT, primary_key=True),
     Column("time", TIME, nullable=False, server_default=sql("now()")),
     Column("step", SmallInteger, comment="null when the job itself changed"),
     Column("shard", SmallInteger, comment="null unless a task changed"),
-    Column("attempt", SmallInteger),
+    Column("attempt", Integer),
     Column("state", Text, nullable=False),
     _text("reason"),
     _text("message"),
@@ -273,18 +350,25 @@ EVENTS: Final = Table(
         comment="which wrote it: below a snapshot's xmin nothing comes any more",
     ),
     Index(None, "owner", "transaction_id"),
+    # For who reads the events of all owners. A BRIN knows no xid8.
+    Index(
+        "events_transaction_id_idx",
+        sql("((transaction_id::text)::bigint)"),
+        postgresql_using="brin",
+    ),
 )
+"""No foreign key: every event is written together with an update of its job."""
 
-OWNER_LIMITS: Final = Table(
-    "owner_limits",
+OWNERS: Final = Table(
+    "owners",
     METADATA,
     Column("owner", Text, primary_key=True),
     Column(
         "max_tasks",
         Integer,
-        nullable=False,
-        comment="most tasks of the owner that are queued or running at once, over all queues",
+        comment="most tasks of the owner that are queued or running at once, over all queues; null for no limit",
     ),
+    Column("create_time", TIME, nullable=False, server_default=sql("now()")),
     CheckConstraint("max_tasks >= 0", name="max_tasks"),
 )
 
@@ -296,6 +380,13 @@ WORKERS: Final = Table(
     Column("queue", Text, nullable=False),
     Column("slots", SmallInteger, nullable=False),
     Column("version", Text, nullable=False),
+    Column(
+        "operations",
+        ARRAY(Text),
+        nullable=False,
+        server_default="{}",
+        comment="Celery task names that it runs",
+    ),
     Column(
         "task_seconds",
         Float,

@@ -5,11 +5,9 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.worker.context import Input, Part, Upstream
 
 Answer = TypeVar("Answer")
@@ -32,7 +30,7 @@ class EarlierSteps:
 
     def results(self) -> Mapping[str, Message]:
         """By step."""
-        return {step.step: step.result for step in self.upstream()}
+        return dict(self._ask(lambda connection: attempts.results(connection, self._claimed)))
 
     def upstream(self) -> Sequence[Upstream]:
         """Of the steps that the claimed one comes after."""
@@ -40,27 +38,24 @@ class EarlierSteps:
         return [Upstream(*row) for row in rows]
 
 
-def inputs_of(claimed: Claim, earlier: EarlierSteps) -> list[Input]:
-    """The task's share of the job's inputs, or what earlier steps made of it.
-
-    FluoroError NO_APPLICABLE_INPUT if they made nothing that the operation reads.
-    """
-    first, count = claimed.task.first_input, claimed.task.input_count
-    reads = claimed.operation.reads if claimed.operation else ()
-    if not reads:
-        return []
-    if JOB_INPUT in reads:
-        return [
-            Input(n, str(n), n, [Part(f"blobs/{claimed.inputs[n]}", JOB_INPUT, "", "", "")])
-            for n in range(first, first + count)
-        ]
-    found: dict[int, list[Part]] = {}
-    for step in earlier.upstream():
-        for left in step.artifacts:
-            if left.role in reads:
-                part = Part(left.blob, left.role, left.name, left.media_type, step.step)
-                found.setdefault(left.input, []).append(part)
-    if not found:
-        text = f"No step before this one leaves {' or '.join(reads)}; name one in `after`."
-        raise FluoroError(Reason.NO_APPLICABLE_INPUT, text)
-    return [Input(n, str(n), n, found[n]) for n in range(first, first + count) if n in found]
+def inputs_of(claimed: Claim) -> list[Input]:
+    """The task's share of what its step works on, as the operation sees it."""
+    steps = claimed.graph.steps
+    return [
+        Input(
+            one.number,
+            one.key,
+            one.input,
+            [
+                Part(
+                    f"blobs/{part.blob}",
+                    part.role,
+                    part.name,
+                    part.media_type,
+                    "" if part.step is None else steps[part.step].name,
+                )
+                for part in one.parts
+            ],
+        )
+        for one in claimed.inputs
+    ]

@@ -21,7 +21,7 @@ from fluoro_jobs.errors import LEDGER_OUTAGES, CancelledAttempt, FluoroError, Re
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
-from fluoro_jobs.ledger.graph import TaskResult
+from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.states import JobState, Outcome, is_terminal
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.context import Scratch, StepContext
@@ -154,7 +154,11 @@ class Executor:
         finally:
             del self._running[claimed.task_id, claimed.attempt]
             context.folder.remove()
-        items = [context.items[i] for i in sorted(context.items)]
+        origins = {one.number: one.input for one in claimed.inputs}
+        items = [
+            ItemResult(number, item.key, origins.get(number), item.state, item.reason, item.message)
+            for number, item in sorted(context.items.items())
+        ]
         return TaskResult(message.SerializeToString(), items, list(context.artifacts.values()))
 
     def _context(self, claimed: Claim) -> StepContext:
@@ -163,8 +167,8 @@ class Executor:
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
             attempt=claimed.attempt,
-            inputs=inputs_of(claimed, earlier),
-            job_inputs=len(claimed.inputs),
+            inputs=inputs_of(claimed),
+            job_inputs=claimed.graph.input_count,
             earlier=earlier,
             folder=Scratch(self._scratch_folder),
             blobs=self._blobs,

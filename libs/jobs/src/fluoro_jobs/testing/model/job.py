@@ -1,7 +1,7 @@
 """What a job is, said a second time and another way.
 
 Nothing but tasks and attempts has a state of its own here; where steps and the job stand follows
-from them. Jobs of this model have two inputs. States are the names in `fluoro_jobs.states`.
+from them. States are the names in `fluoro_jobs.states`.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 
 USEFUL: Final = {"SUCCEEDED", "PARTIALLY_SUCCEEDED"}
 ENDS: Final = {*USEFUL, "FAILED", "CANCELLED"}
+INPUTS: Final = 2
+"""Of a job."""
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Task:
     F(ailed); None without result.
 
     allowed: claims until it fails for good. returned: those that cost nothing, of all it ever had.
-    due: its back-off is over. expired: its lease is.
+    due: its back-off is over. expired: its lease is. past: how it ended before its step was retried
+    and lost it; empty if it did not exist.
     """
 
     inputs: range
@@ -32,31 +35,52 @@ class Task:
     expired: bool = False
     worker: int = -1
     items: str | None = None
+    past: str = ""
 
 
 @dataclass
 class Step:
     """One step.
 
-    fans_out: a task per input. requires_all: a failed item fails it. started: since it was
-    accepted, or retried.
+    fans_out: a task per input. requires_all: a failed item fails it. takes_up: its inputs are what
+    the steps before it left. started: since it was accepted, or retried. planned: it has its tasks,
+    `live` of them; further ones are of an earlier plan.
     """
 
     after: Sequence[int]
     max_attempts: int
     fans_out: bool
     requires_all: bool
+    takes_up: bool
     started: bool = False
+    planned: bool = False
+    live: int = 0
     tasks: list[Task] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        shares = [range(1), range(1, 2)] if self.fans_out else [range(2)]
-        self.tasks = [Task(share, self.max_attempts) for share in shares]
+    def plan(self, inputs: int) -> None:
+        """It gets its tasks."""
+        shares = [range(i, i + 1) for i in range(inputs)] if self.fans_out else [range(inputs)]
+        self.planned, self.live = True, len(shares) if inputs else 0
+        for shard, share in enumerate(shares[: self.live]):
+            if shard == len(self.tasks):
+                self.tasks.append(Task(share, self.max_attempts))
+            task = self.tasks[shard]
+            task.inputs, task.stage, task.due, task.items = share, "WAITING", True, None
+            task.allowed = task.attempt + self.max_attempts
+
+    def left(self) -> list[str]:
+        """Name and key of what its tasks left: each one artifact, if it had items."""
+        return [
+            f"{shard}-{task.attempt}"
+            for shard, task in enumerate(self.tasks[: self.live])
+            if task.items
+        ]
 
     def verdict(self) -> str:
         """What it is worth once all its tasks have ended."""
-        items = "".join("F" if task.items is None else task.items for task in self.tasks)
-        if (items and "S" not in items) or ("F" in items and self.requires_all):
+        tasks = self.tasks[: self.live]
+        items = "".join("F" if task.items is None else task.items for task in tasks)
+        if not tasks or (items and "S" not in items) or ("F" in items and self.requires_all):
             return "FAILED"
         return "PARTIALLY_SUCCEEDED" if "F" in items else "SUCCEEDED"
 
@@ -70,10 +94,20 @@ class Job:
     started: bool = False
     end: str = ""
 
+    def __post_init__(self) -> None:
+        self.plan()
+
+    def plan(self) -> None:
+        """Every step that waits for nothing any more gets its tasks."""
+        for step in self.steps:
+            if not step.planned and all(self.step_state(o) in USEFUL for o in step.after):
+                keys = {key for other in step.after for key in self.steps[other].left()}
+                step.plan(len(keys) if step.takes_up and step.after else INPUTS)
+
     def step_state(self, number: int) -> str:
         """Where a step stands."""
         step = self.steps[number]
-        if all(task.stage in ENDS for task in step.tasks):
+        if step.planned and all(task.stage in ENDS for task in step.tasks[: step.live]):
             return step.verdict()
         if self.end or any(
             self.step_state(other) in {"FAILED", "CANCELLED"} for other in step.after
@@ -82,19 +116,16 @@ class Job:
         return "RUNNING" if step.started else "PENDING"
 
     def task_state(self, number: int, shard: int) -> str:
-        """Where a task stands."""
-        stage = self.steps[number].tasks[shard].stage
-        if stage in ENDS:
-            return stage
+        """Where a task stands; empty if it does not exist."""
+        step = self.steps[number]
+        task = step.tasks[shard]
+        if not step.planned or shard >= step.live:
+            return task.past
+        if task.stage in ENDS:
+            return task.stage
         if self.step_state(number) == "CANCELLED":
             return "CANCELLED"
-        if stage == "WAITING":
-            return (
-                "READY"
-                if all(self.step_state(other) in ENDS for other in self.steps[number].after)
-                else "BLOCKED"
-            )
-        return stage
+        return "READY" if task.stage == "WAITING" else task.stage
 
     @property
     def state(self) -> str:
@@ -116,6 +147,10 @@ class Job:
     def retry(self) -> None:
         """What did not succeed, and all after it, is as new; of a step with some results only what has none, or a failed item."""
         states = [self.step_state(number) for number in range(len(self.steps))]
+        ends = [
+            [self.task_state(number, shard) for shard in range(len(step.tasks))]
+            for number, step in enumerate(self.steps)
+        ]
         again: set[int] = set()
         for number, step in enumerate(self.steps):
             waits = not again.isdisjoint(step.after)
@@ -123,12 +158,18 @@ class Job:
                 continue
             again.add(number)
             step.started = False
-            bad = [task for task in step.tasks if task.items is None or "F" in task.items]
-            for task in step.tasks:
-                if waits or not bad or task in bad:
-                    task.stage, task.due, task.items = "WAITING", True, None
-                    task.allowed = task.attempt + step.max_attempts
+            if waits or not step.live:
+                step.planned, step.live = False, 0
+                for task, end in zip(step.tasks, ends[number], strict=True):
+                    task.past, task.items = end, None
+                continue
+            tasks = step.tasks[: step.live]
+            bad = [task for task in tasks if task.items is None or "F" in task.items]
+            for task in bad or tasks:
+                task.stage, task.due, task.items = "WAITING", True, None
+                task.allowed = task.attempt + step.max_attempts
         self.end, self.started = "", False
+        self.plan()
 
 
 class Key(NamedTuple):
@@ -202,3 +243,4 @@ class Model:
             task.stage = "FAILED"
         else:
             task.stage, task.items = "SUCCEEDED", how[: len(task.inputs)]
+        self.jobs[key.job].plan()

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any, Final, cast
 from uuid import UUID
@@ -19,6 +20,7 @@ from fluoro_jobs.ledger import accept, attempts, blobs, control, read, store
 from fluoro_jobs.ledger.accept import Answer
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.sources import Source
 from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.testing.model.job import ENDS, Job, Key, Model, Step, Try
 from fluoro_jobs.testing.model.moves import ENDINGS, MOVES, Move, Overtaken, Submission, submissions
@@ -34,7 +36,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, db: LedgerConnection) -> None:
         """db: of a database of the test's own, in autocommit. It is emptied."""
         super().__init__()
-        for table in ("jobs", "workers", "blobs"):
+        for table in ("jobs", "open_tasks", "attempts", "events", "workers", "blobs"):
             db.execute(f"DELETE FROM {table}")  # noqa: S608 - names of our own
         self.plain = self.db = db
         self.model = Model()
@@ -159,9 +161,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def submit(self, batch: list[Submission]) -> None:
         """In one transaction."""
-        answers = accept.accept(
-            self.db, [accept.validate(self._request(one), one.owner) for one in batch]
-        )
+        answers = accept.accept(self.db, [self._submission(one) for one in batch])
         for one, answer in zip(batch, answers, strict=True):
             self._accepted(one, answer)
 
@@ -173,10 +173,21 @@ class LedgerMachine(RuleBasedStateMachine):
         """A client uses a request_id twice."""
         self.submit([request._replace(steps=other.steps)])
 
+    def _submission(self, one: Submission) -> accept.Submission:
+        checked = accept.validate(self._request(one), one.owner)
+        steps = [
+            replace(step, sources=[Source(other, "result") for other in step.after])
+            if takes_up and step.after
+            else step
+            for step, (*_, takes_up) in zip(checked.steps, one.steps, strict=True)
+        ]
+        digest = checked.sha256 + repr(one.steps).encode()  # a request says nothing of it yet
+        return replace(checked, steps=steps, sha256=digest)
+
     def _request(self, one: Submission) -> job_service_pb2.SubmitJobRequest:
         request = job_service_pb2.SubmitJobRequest(request_id=one.request_id)
         request.job.inputs.extend(self.inputs[one.owner])
-        for i, (after, max_attempts, fans_out, requires_all) in enumerate(one.steps):
+        for i, (after, max_attempts, fans_out, requires_all, _) in enumerate(one.steps):
             step = request.job.steps.add(name=f"s{i}", after=[f"s{other}" for other in after])
             step.inspect_dicom.SetInParent()
             step.retry_policy.max_attempts = max_attempts
@@ -204,15 +215,25 @@ class LedgerMachine(RuleBasedStateMachine):
         self.requests[one] = number = len(self.job_ids)
         self.job_ids.append(job_id)
         self.model.jobs.append(Job(one.owner, [Step(*step) for step in one.steps]))
-        for task_id, step, shard in self.db.execute(
-            "SELECT id, step, shard FROM tasks WHERE job_id = %s ORDER BY step, shard", (job_id,)
+
+    def _meet_tasks(self) -> None:
+        """Tasks come to be when their step is unblocked."""
+        numbers = {job_id: number for number, job_id in enumerate(self.job_ids)}
+        for task_id, job_id, step, shard in self.plain.execute(
+            "SELECT id, job_id, step, shard FROM tasks"
         ):
-            self.keys[task_id] = Key(number, step, shard)
-            self.task_ids[self.keys[task_id]] = task_id
-            # The steps of a job are equals to dispatch; an order makes every run of a sequence of
-            # rules the same.
-            order = "UPDATE tasks SET dispatch_order = to_timestamp(%s) WHERE id = %s"
-            self.db.execute(order, (len(self.keys), task_id))
+            key = Key(numbers[job_id], step, shard)
+            self.keys[task_id], self.task_ids[key] = key, task_id
+        # Those of one transaction are equals to dispatch; an order makes every run of a sequence of
+        # rules the same.
+        self.plain.execute(
+            "UPDATE open_tasks o SET order_time = to_timestamp(u.n), dispatch_order = CASE WHEN o.state = 'READY' THEN to_timestamp(u.n) END "
+            "FROM unnest(%s::uuid[], %s::int[]) u(id, n) WHERE o.task_id = u.id AND o.order_time <> to_timestamp(u.n)",
+            (
+                list(self.keys),
+                [10_000 * key.job + 100 * key.step + key.shard for key in self.keys.values()],
+            ),
+        )
 
     def cancel_job(self, number: int) -> None:
         """Another owner cannot; its owner can, again and again."""
@@ -239,6 +260,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def take(self) -> None:
         """As many go to the queue as its window has places for."""
+        self._meet_tasks()
         self.db.execute(
             "UPDATE workers SET expire_time = now() + interval '1 min'"
         )  # however slow this machine is
@@ -264,7 +286,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reconcile(self) -> None:
         """What is queued and has no message gets a new one."""
         self.db.execute(
-            "UPDATE tasks SET queued_time = now() - interval '1 min' WHERE state = 'QUEUED'"
+            "UPDATE open_tasks SET queued_time = now() - interval '1 min' WHERE state = 'QUEUED'"
         )
         query = dispatch._QUEUED  # noqa: SLF001 - reconcile() itself needs a Redis
         queued = {
@@ -292,7 +314,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if claim is not None:
             self.model.claim(message.task, worker)
             assert claim.attempt == task.attempt
-            assert claim.graph == store.load(self.plain, claim.graph.id), (
+            assert claim.graph == store.load(self.plain, claim.graph.id, claim.task_id), (
                 "a claim knows what the ledger holds"
             )
             self.claims[message], self.claimed_by[message] = claim, worker
@@ -364,7 +386,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def expire_lease(self, attempt: Try) -> None:
         """Its worker was silent for too long."""
         self.db.execute(
-            "UPDATE tasks SET lease_expire_time = now() - interval '1 s' WHERE id = %s",
+            "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE task_id = %s",
             (self.task_ids[attempt.task],),
         )
         self.model[attempt.task].expired = True
@@ -374,7 +396,7 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [
             self.task_ids[key] for key in self.model.having("RUNNING") if self.model[key].expired
         ]
-        live = "UPDATE tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND id <> ALL(%s)"
+        live = "UPDATE open_tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND task_id <> ALL(%s)"
         self.db.execute(live, (expired,))  # however slow this machine is
         self._moved(
             list(attempts.sweep(self.db, Backoff("test"))),
@@ -396,7 +418,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def end_back_off(self, key: Key) -> None:
         """Time passes."""
-        self.db.execute("UPDATE tasks SET run_after = now() WHERE id = %s", (self.task_ids[key],))
+        self.db.execute(
+            "UPDATE open_tasks SET due_time = now() WHERE task_id = %s", (self.task_ids[key],)
+        )
         self.model[key].due = True
 
     # --- two things at once ---

@@ -13,7 +13,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.graph import TaskResult
+from fluoro_jobs.ledger.records import ItemResult, TaskResult
 
 STATES: Final = {
     "S": job_pb2.Item.STATE_SUCCEEDED,
@@ -22,7 +22,7 @@ STATES: Final = {
 }
 """Of items, by their letters in the model."""
 RESULTS: Final = ("SS", "SF", "FF", "KK", "SK", "")
-"""Of the two inputs; a task that has one of them takes the first letter."""
+"""Of the first two inputs of a task. One that has no items leaves nothing for others to take up."""
 
 
 def _commit(letters: str) -> tuple[str, "Ending"]:
@@ -32,19 +32,21 @@ def _commit(letters: str) -> tuple[str, "Ending"]:
             range(claim.task.first_input, claim.task.first_input + claim.task.input_count),
         )
         items = [
-            job_pb2.Item(input=number, state=STATES[letter])
+            ItemResult(number, str(number), None, STATES[letter])
             for number, letter in zip(numbers, letters, strict=False)
         ]
         blob, name = f"blobs/{new_id()}", f"{shard}-{claim.attempt}"
         artifact = job_pb2.Artifact(
             name=name,
             role="result",
+            key=name,
             media_type="text/plain",
             blob=blob,
             size_bytes=1,
             sha256=bytes(32),
         )
-        return bool(attempts.commit(db, claim, TaskResult(b"", items, [artifact])))
+        left = [artifact] if items else []
+        return bool(attempts.commit(db, claim, TaskResult(b"", items, left)))
 
     return letters, act
 
@@ -57,7 +59,7 @@ def _outage(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
     done = bool(attempts.fail(db, claim, FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "Away.")))
     # However slow this machine is, the wait is not over before the model says so.
     db.execute(
-        "UPDATE tasks SET run_after = now() + interval '10 min' WHERE id = %s AND state = 'READY' AND %s",
+        "UPDATE open_tasks SET due_time = now() + interval '10 min' WHERE task_id = %s AND state = 'WAITING' AND %s",
         (claim.task_id, done),
     )
     return done
@@ -82,13 +84,13 @@ ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
 class Submission(NamedTuple):
     """A job to be.
 
-    steps: of each, the steps it comes after, its max_attempts, whether it fans out, and whether it
-    requires all items.
+    steps: of each, the steps it comes after, its max_attempts, whether it fans out, whether it
+    requires all items, and whether it takes up what those before it left.
     """
 
     owner: str
     request_id: str
-    steps: tuple[tuple[tuple[int, ...], int, bool, bool], ...]
+    steps: tuple[tuple[tuple[int, ...], int, bool, bool, bool], ...]
 
 
 class Move(NamedTuple):
@@ -123,9 +125,9 @@ def submissions(draw: st.DrawFn) -> Submission:
         tuple(sorted(draw(st.sets(st.integers(0, i - 1))))) if i else ()
         for i in range(draw(st.integers(1, 4)))
     ]
+    flag = st.booleans()
     steps = tuple(
-        (after, draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans()))
-        for after in edges
+        (after, draw(st.integers(1, 3)), draw(flag), draw(flag), draw(flag)) for after in edges
     )
     return Submission(
         draw(st.sampled_from(["ann", "bob"])), draw(st.sampled_from(["", "r", "q"])), steps
