@@ -45,6 +45,8 @@ def shown(job: job_pb2.Job, view: "job_service_pb2.JobView.ValueType") -> job_pb
 
 def _counts(step: job_pb2.Step) -> job_pb2.StepCounts:
     tasks, items = [task.state for task in step.tasks], [item.state for item in step.items]
+    if step.state == job_pb2.Step.STATE_PENDING and _ENDED.issuperset(tasks):
+        tasks = []  # it waits again; they are those of before a retry
     return job_pb2.StepCounts(
         tasks=len(tasks),
         ended_tasks=sum(state in _ENDED for state in tasks),
