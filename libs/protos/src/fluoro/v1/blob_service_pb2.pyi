@@ -99,9 +99,9 @@ class UploadBlobHeader(_message.Message):
     media_type: _builtins.str
     """Media type; empty means application/octet-stream."""
     size_bytes: _builtins.int
-    """Size in bytes if known; the upload is refused if it differs. 0 means unknown."""
+    """Size in bytes if known. An upload of another size is refused. 0 means unknown."""
     sha256: _builtins.bytes
-    """SHA-256 if known, 32 bytes; the upload is refused if it differs."""
+    """SHA-256 if known, 32 bytes. An upload with another one is refused."""
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class BlobServiceStub:
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND.
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -53,23 +54,29 @@ class BlobServiceStub:
 
 
 class BlobServiceServicer:
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND.
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
     """
 
     def UploadBlob(self, request_iterator, context):
-        """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
-        chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
-        A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
-        and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
-        A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+        """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
+
+        A broken or mismatched upload leaves nothing visible. Uploading the same bytes again returns
+        the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
+        BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
+        again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
+        counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadBlob(self, request, context):
-        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
-        also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+        """Streams a blob from `offset` on, in chunks of up to 1 MiB.
+
+        Resume a broken download with the number of bytes received as offset. A caller that reads
+        nothing for 30 s gets DOWNLOAD_TOO_SLOW, and may resume too. Beyond 64 downloads under way, or
+        32 of one owner, further ones wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +116,8 @@ def add_BlobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BlobService:
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND.
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
     """
 
     @staticmethod

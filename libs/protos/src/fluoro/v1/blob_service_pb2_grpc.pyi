@@ -27,47 +27,63 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BlobServiceStub:
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND."""
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     UploadBlob: _grpc.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]
-    """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
-    chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
-    A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
-    and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
-    A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+    """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
+
+    A broken or mismatched upload leaves nothing visible. Uploading the same bytes again returns
+    the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
+    BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
+    again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
+    counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
-    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
-    also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+    """Streams a blob from `offset` on, in chunks of up to 1 MiB.
+
+    Resume a broken download with the number of bytes received as offset. A caller that reads
+    nothing for 30 s gets DOWNLOAD_TOO_SLOW, and may resume too. Beyond 64 downloads under way, or
+    32 of one owner, further ones wait.
     """
     GetBlob: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]
     """Returns the record of a blob."""
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND."""
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadBlob: _aio.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
-    """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
-    chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
-    A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
-    and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
-    A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+    """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
+
+    A broken or mismatched upload leaves nothing visible. Uploading the same bytes again returns
+    the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
+    BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
+    again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
+    counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
-    """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
-    also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+    """Streams a blob from `offset` on, in chunks of up to 1 MiB.
+
+    Resume a broken download with the number of bytes received as offset. A caller that reads
+    nothing for 30 s gets DOWNLOAD_TOO_SLOW, and may resume too. Beyond 64 downloads under way, or
+    32 of one owner, further ones wait.
     """
     GetBlob: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.GetBlobRequest, _blob_service_pb2.GetBlobResponse]  # type: ignore[assignment]
     """Returns the record of a blob."""
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Moves bytes in and out. Blobs are immutable and belong to the caller that stored them; others' are NOT_FOUND."""
+    """Moves bytes in and out. A blob is immutable and belongs to the caller that stored it. Blobs of
+    others are NOT_FOUND.
+    """
 
     @_abc_1.abstractmethod
     def UploadBlob(
@@ -75,11 +91,13 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_blob_service_pb2.UploadBlobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.UploadBlobResponse, _abc.Awaitable[_blob_service_pb2.UploadBlobResponse]]:
-        """Stores a blob: first message the header, then the bytes in chunks of up to 1 MiB. OK means durable. Memory in the gateway is bounded by the
-        chunk, not by the blob. A broken or mismatched upload leaves nothing visible. The same bytes of the same owner again return the same blob.
-        A deployment limits the size of a blob (BLOB_TOO_LARGE), how many uploads an owner and a gateway have under way (UPLOADS_BUSY: try again)
-        and how long no bytes may come (UPLOAD_TOO_SLOW: upload again); by default 16 GiB, 32 and 64, and 30 s.
-        A chunk counts once it is there as a whole: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+        """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
+
+        A broken or mismatched upload leaves nothing visible. Uploading the same bytes again returns
+        the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
+        BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
+        again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
+        counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
         """
 
     @_abc_1.abstractmethod
@@ -88,8 +106,11 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_service_pb2.DownloadBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_service_pb2.DownloadBlobResponse], _abc.AsyncIterator[_blob_service_pb2.DownloadBlobResponse]]:
-        """Streams a blob from `offset` on, in chunks of up to 1 MiB. Resume a broken download with the number of bytes received as offset:
-        also one that ended with DOWNLOAD_TOO_SLOW, because nothing was read from it for 30 s. Beyond 64 under way, 32 of an owner, further ones wait.
+        """Streams a blob from `offset` on, in chunks of up to 1 MiB.
+
+        Resume a broken download with the number of bytes received as offset. A caller that reads
+        nothing for 30 s gets DOWNLOAD_TOO_SLOW, and may resume too. Beyond 64 downloads under way, or
+        32 of one owner, further ones wait.
         """
 
     @_abc_1.abstractmethod

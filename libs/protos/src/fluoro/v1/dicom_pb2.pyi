@@ -20,11 +20,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class InspectDicom(_message.Message):
-    """Validates each input as DICOM Part 10 and returns its metadata. Runs on queue `dicom`, Celery task `dicom.inspect`.
+    """Validates each input as DICOM Part 10 and returns its metadata. Runs on queue `dicom`, Celery
+    task `dicom.inspect`.
 
-    Each input is an item: one that is not DICOM, or is truncated, fails alone. Reads the job's inputs,
-    DICOM files that steps left (role `instance`) and files out of archives (role `member`).
-    Leaves one artifact of role `metadata` per good item: the data set without bulk data in the DICOM JSON model (PS3.18 annex F).
+    Each input is an item: one that is not DICOM, or is truncated, fails alone. Reads the job's
+    inputs, DICOM files that steps left (role `instance`) and files out of archives (role `member`).
+    Leaves one artifact of role `metadata` per good item: the data set without bulk data in the DICOM
+    JSON model (PS3.18 annex F).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -66,7 +68,9 @@ Global___InspectDicomResult: _TypeAlias = InspectDicomResult  # noqa: Y015
 
 @_typing.final
 class DicomInstance(_message.Message):
-    """The metadata of one DICOM instance that later steps and reports rely on. Holds no attribute that identifies a patient."""
+    """The metadata of one DICOM instance that later steps and reports rely on. No attribute in it
+    identifies a patient.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -98,7 +102,7 @@ class DicomInstance(_message.Message):
     transfer_syntax_uid: _builtins.str
     """Transfer Syntax UID (0002,0010)."""
     modality: _builtins.str
-    """Modality (0008,0060), `CT` say."""
+    """Modality (0008,0060), such as `CT`."""
     rows: _builtins.int
     """Rows (0028,0010); 0 if the instance has no image."""
     columns: _builtins.int
@@ -144,12 +148,13 @@ Global___DicomInstance: _TypeAlias = DicomInstance  # noqa: Y015
 
 @_typing.final
 class RenderDicom(_message.Message):
-    """Renders each DICOM image to PNG with the right grey scale, and certifies its pixels for analysis. Runs on queue `dicom`,
-    Celery task `dicom.render`.
+    """Renders each DICOM image to PNG with the right grey scale, and certifies its pixels for analysis.
+    Runs on queue `dicom`, Celery task `dicom.render`.
 
-    The order is that of PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or window, MONOCHROME1 inversion last.
-    Leaves per good item an artifact of role `preview` (image/png, first frame) and one of role `pixels` (application/x-npy,
-    all frames, values after the Modality LUT), which AnalyzeImages takes. Reads what InspectDicom reads.
+    It follows PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or
+    window, and the inversion of MONOCHROME1 last. Leaves for each good item an artifact of
+    role `preview` (image/png, first frame) and one of role `pixels` (application/x-npy, all frames,
+    values after the Modality LUT), which AnalyzeImages takes. Reads what InspectDicom reads.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -254,7 +259,7 @@ class RenderedImage(_message.Message):
     """Key of the item, as in Item.key."""
     @_builtins.property
     def certificate(self) -> Global___PixelCertificate:
-        """What is vouched for about that array; a worker that reads it checks it first."""
+        """What the decoder vouches for about that array. A worker checks it before it uses the array."""
 
     @_builtins.property
     def window(self) -> Global___VoiWindow:
@@ -288,7 +293,9 @@ Global___RenderedImage: _TypeAlias = RenderedImage  # noqa: Y015
 
 @_typing.final
 class PixelCertificate(_message.Message):
-    """What the decoder vouches for about one pixel array. A model never sees an array that does not match its certificate."""
+    """What the decoder vouches for about one pixel array. A model never sees an array that does not
+    match its certificate.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,7 +310,7 @@ class PixelCertificate(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 of the array's bytes in C order, 32 bytes."""
     dtype: _builtins.str
-    """NumPy dtype name with byte order, `<i2` say."""
+    """NumPy dtype name with byte order, such as `<i2`."""
     unit: _builtins.str
     """Unit of the values: `HU` for CT in Hounsfield units, `1` otherwise (UCUM)."""
     minimum: _builtins.float
@@ -313,7 +320,7 @@ class PixelCertificate(_message.Message):
     transfer_syntax_uid: _builtins.str
     """Transfer Syntax UID (0002,0010) the frames were decoded from."""
     decoder: _builtins.str
-    """Decoder and its version, `pylibjpeg-openjpeg 2.6.0` say."""
+    """Decoder and its version, such as `pylibjpeg-openjpeg 2.6.0`."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape: frames, rows, columns, and samples when there is more than one."""

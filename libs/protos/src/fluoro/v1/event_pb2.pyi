@@ -218,7 +218,9 @@ Global___ItemCounts: _TypeAlias = ItemCounts  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """Live progress of one task: the latest known, not durable, never replayed. At most 10 a second per task are sent."""
+    """Live progress of one task. Only the latest is kept; it is not durable and never replayed. A task
+    sends at most 10 a second.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -239,7 +241,7 @@ class Progress(_message.Message):
     attempt: _builtins.int
     """Number of the attempt."""
     stage: _builtins.str
-    """What is being done now, a short word such as `decode`."""
+    """What the task does now, a short word such as `decode`."""
     fraction: _builtins.float
     """Done so far, 0 to 1."""
     @_builtins.property

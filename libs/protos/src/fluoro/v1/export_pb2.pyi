@@ -21,10 +21,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExportReport(_message.Message):
-    """Writes a report of the steps this step comes after: previews, overlays, findings and provenance. Runs on queue `export`,
-    Celery task `export.report`.
+    """Writes a report of the steps that this step comes after: previews, overlays, findings and
+    provenance. Runs on queue `export`, Celery task `export.report`.
 
-    Leaves `report.pdf` (role `report`) and `result.json` (role `result`), as asked for. The same inputs give the same bytes.
+    Leaves `report.pdf` (role `report`) and `result.json` (role `result`), as asked for. The same
+    inputs give the same bytes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -55,7 +56,9 @@ class ExportReport(_message.Message):
     FORMATS_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """Title on the first page, at most 256 characters; empty means `Imaging report`. Do not put patient data here."""
+    """Title on the first page, at most 256 characters; empty means `Imaging report`. Do not put
+    patient data here.
+    """
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportReport.Format.ValueType]:
         """Which formats to write, at most 8; empty means PDF and JSON."""

@@ -29,7 +29,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Job(_message.Message):
     """A job: inputs and a graph of steps, run to exactly one terminal state.
 
-    Once SubmitJob has answered OK the job is durable: it survives the loss of any process and of everything in Redis.
+    Once SubmitJob has answered OK, the job is durable: it survives the loss of any process and of
+    everything in Redis.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -49,14 +50,20 @@ class Job(_message.Message):
         STATE_SUCCEEDED: Job._State.ValueType  # 3
         """Terminal: every step succeeded, and every item in it."""
         STATE_PARTIALLY_SUCCEEDED: Job._State.ValueType  # 4
-        """Terminal: every step has a result, but some items failed. The others' results are there."""
+        """Terminal: every step has a result, but some items failed. The other items have their results."""
         STATE_FAILED: Job._State.ValueType  # 5
-        """Terminal: a step failed, so its dependants did not run. Artifacts of the steps that finished are kept."""
+        """Terminal: a step failed, so the steps after it did not run. Artifacts of the steps that
+        finished are kept.
+        """
         STATE_CANCELLED: Job._State.ValueType  # 6
-        """Terminal: cancelled before it could finish. The record and what was already committed are kept."""
+        """Terminal: cancelled before it could finish. The record and what was already committed are
+        kept.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """The life of a job. A terminal state is written once and never changes, but that RetryJob may open a job again."""
+        """The life of a job. A terminal state is written once and does not change, unless RetryJob opens
+        the job again.
+        """
 
     STATE_UNSPECIFIED: Job.State.ValueType  # 0
     """Never sent by the server."""
@@ -67,11 +74,15 @@ class Job(_message.Message):
     STATE_SUCCEEDED: Job.State.ValueType  # 3
     """Terminal: every step succeeded, and every item in it."""
     STATE_PARTIALLY_SUCCEEDED: Job.State.ValueType  # 4
-    """Terminal: every step has a result, but some items failed. The others' results are there."""
+    """Terminal: every step has a result, but some items failed. The other items have their results."""
     STATE_FAILED: Job.State.ValueType  # 5
-    """Terminal: a step failed, so its dependants did not run. Artifacts of the steps that finished are kept."""
+    """Terminal: a step failed, so the steps after it did not run. Artifacts of the steps that
+    finished are kept.
+    """
     STATE_CANCELLED: Job.State.ValueType  # 6
-    """Terminal: cancelled before it could finish. The record and what was already committed are kept."""
+    """Terminal: cancelled before it could finish. The record and what was already committed are
+    kept.
+    """
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -112,32 +123,43 @@ class Job(_message.Message):
     name: _builtins.str
     """Output only. Resource name, `jobs/{uuid}`."""
     priority: _builtins.int
-    """0 (default) to 9; higher is dispatched sooner. Waiting raises a job past higher ones: one point is worth a minute."""
+    """0 (default) to 9; higher is dispatched sooner. One point is worth a minute of waiting, so an
+    old job passes newer ones with more points.
+    """
     state: Global___Job.State.ValueType
     """Output only."""
     owner: _builtins.str
     """Output only. Who owns the job: the identity of the caller that submitted it."""
     reason: _builtins.str
-    """Output only. Set in FAILED and PARTIALLY_SUCCEEDED: an UPPER_SNAKE reason, one of docs/errors.md."""
+    """Output only. Set in FAILED and PARTIALLY_SUCCEEDED: an UPPER_SNAKE reason, one of
+    docs/errors.md.
+    """
     message: _builtins.str
-    """Output only. A sentence for people that goes with the reason and says what to do. Never holds patient data."""
+    """Output only. A sentence for people that goes with the reason and says what to do. Never holds
+    patient data.
+    """
     last_sequence: _builtins.int
     """Output only. Sequence of the newest event; starts at 1 and has no gaps."""
     input_count: _builtins.int
     """Output only. How many inputs it has, in every view."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, in the order items are numbered. At most 10,000.
-        Answers have them in the view FULL only; ListInputs pages them.
+        """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, at most
+        10,000. Their order numbers the items. Answers have them in the view FULL only; ListInputs
+        pages them.
         """
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]:
-        """The graph, at most 100 steps with unique names. Steps without edges between them run in parallel."""
+        """The graph, at most 100 steps with unique names. Steps without edges between them run in
+        parallel.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels for the caller's own bookkeeping, at most 64, keys and values of at most 256 characters. Do not put patient data here: labels appear in listings."""
+        """Labels for the caller's own bookkeeping: at most 64, with keys and values of at most 256
+        characters. Put no patient data here: labels appear in listings.
+        """
 
     @_builtins.property
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
@@ -145,7 +167,9 @@ class Job(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Deadline: a job that is not terminal by then is FAILED with reason JOB_EXPIRED, and what still runs is stopped. Unset means never."""
+        """Deadline: a job that has not ended by then is FAILED, reason JOB_EXPIRED, and what still runs
+        is stopped. Unset means never.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -212,7 +236,9 @@ class Step(_message.Message):
         STATE_FAILED: Step._State.ValueType  # 5
         """Terminal: no result. `reason` says why."""
         STATE_CANCELLED: Step._State.ValueType  # 6
-        """Terminal: the job was cancelled, or a step this one comes after failed (reason UPSTREAM_FAILED)."""
+        """Terminal: the job was cancelled, or a step this one comes after failed (reason
+        UPSTREAM_FAILED).
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The life of a step: the sum of its tasks."""
@@ -230,7 +256,9 @@ class Step(_message.Message):
     STATE_FAILED: Step.State.ValueType  # 5
     """Terminal: no result. `reason` says why."""
     STATE_CANCELLED: Step.State.ValueType  # 6
-    """Terminal: the job was cancelled, or a step this one comes after failed (reason UPSTREAM_FAILED)."""
+    """Terminal: the job was cancelled, or a step this one comes after failed (reason
+    UPSTREAM_FAILED).
+    """
 
     class _ItemFailurePolicy:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -243,17 +271,17 @@ class Step(_message.Message):
         ITEM_FAILURE_POLICY_ALLOW: Step._ItemFailurePolicy.ValueType  # 1
         """The step is PARTIALLY_SUCCEEDED as long as one item succeeded, and those after it run."""
         ITEM_FAILURE_POLICY_FAIL_STEP: Step._ItemFailurePolicy.ValueType  # 2
-        """The step is FAILED; the results there are stay visible, and those after it do not run."""
+        """The step is FAILED and those after it do not run. Its results so far stay visible."""
 
     class ItemFailurePolicy(_ItemFailurePolicy, metaclass=_ItemFailurePolicyEnumTypeWrapper):
-        """What a failed item, or a task that failed beside others with results, means for its step."""
+        """What failed items, or failed tasks beside others with results, mean for the step."""
 
     ITEM_FAILURE_POLICY_UNSPECIFIED: Step.ItemFailurePolicy.ValueType  # 0
     """ALLOW."""
     ITEM_FAILURE_POLICY_ALLOW: Step.ItemFailurePolicy.ValueType  # 1
     """The step is PARTIALLY_SUCCEEDED as long as one item succeeded, and those after it run."""
     ITEM_FAILURE_POLICY_FAIL_STEP: Step.ItemFailurePolicy.ValueType  # 2
-    """The step is FAILED; the results there are stay visible, and those after it do not run."""
+    """The step is FAILED and those after it do not run. Its results so far stay visible."""
 
     NAME_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
@@ -292,15 +320,17 @@ class Step(_message.Message):
     """
     max_inputs_per_task: _builtins.int
     """Fan-out: the step's inputs are split over tasks of at most this many inputs each, which run in
-    parallel; the step ends when all have. 0 means one task. A job has at most 10,000 tasks. How many
-    tasks a step has is known once the steps it waits for have ended.
+    parallel; the step ends when all have. 0 means one task. A job has at most 10,000 tasks. How
+    many tasks a step has is known once the steps it waits for have ended.
     """
     item_failure_policy: Global___Step.ItemFailurePolicy.ValueType
     """What a failed item means for the step."""
     state: Global___Step.State.ValueType
     """Output only."""
     reason: _builtins.str
-    """Output only. An UPPER_SNAKE reason, one of docs/errors.md, in every terminal state but SUCCEEDED."""
+    """Output only. An UPPER_SNAKE reason, one of docs/errors.md, in every terminal state but
+    SUCCEEDED.
+    """
     message: _builtins.str
     """Output only. A sentence for people that goes with the reason."""
     large_result: _builtins.bool
@@ -321,9 +351,9 @@ class Step(_message.Message):
         map that a model left meets the picture it was made from, under the key of both.
 
         Empty lets the server choose: from each step in `after` it walks back to the nearest steps that
-        leave a role the operation reads. If there is none, the step works on the job's inputs, provided
-        that the operation reads files as they were uploaded. Otherwise the job is refused, reason
-        STEP_INPUT_MISSING. The answers of GetJob and WatchJob show what was chosen.
+        leave a role the operation reads. If there is none, the step works on the job's inputs,
+        provided that the operation reads files as they were uploaded. Otherwise the job is refused,
+        reason STEP_INPUT_MISSING. The answers of GetJob and WatchJob show what was chosen.
         """
 
     @_builtins.property
@@ -451,16 +481,16 @@ class StepInput(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     step: _builtins.str
-    """Name of the step that leaves them. Empty means the job's own inputs: the originals, even after a
-    step that de-identifies.
+    """Name of the step that leaves them. Empty means the job's own inputs: the originals, even after
+    a step that de-identifies.
     """
     role: _builtins.str
     """Role of the artifacts to take, as in Artifact.role: one that the step leaves and the operation
     reads. Empty takes every such role. For the job's own inputs: `input` or empty.
     """
     group: _builtins.bool
-    """Joins inputs whose keys differ only in the last part: `series-1/0001` and `series-1/0002` become
-    one input `series-1` with two parts. Keys without a slash become one input, `all`.
+    """Joins inputs whose keys differ only in the last part: `series-1/0001` and `series-1/0002`
+    become one input `series-1` with two parts. Keys without a slash become one input, `all`.
     """
     def __init__(
         self,
@@ -525,7 +555,7 @@ Global___StepCounts: _TypeAlias = StepCounts  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):
-    """When an attempt fails in a way that another attempt may mend, how to go on."""
+    """How to go on when an attempt fails in a way that another attempt may mend."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -673,8 +703,8 @@ class Attempt(_message.Message):
         OUTCOME_CANCELLED: Attempt._Outcome.ValueType  # 4
         """Stopped because the job was cancelled."""
         OUTCOME_RELEASED: Attempt._Outcome.ValueType  # 5
-        """Handed back by a worker that was shutting down, or, with a reason, for the fault of a store or of the worker's disk. It costs none
-        of the attempts that the step may have.
+        """Handed back by a worker that was shutting down, or, with a reason, because a store or the
+        worker's disk failed. It does not count against the attempts that the step may have.
         """
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
@@ -691,8 +721,8 @@ class Attempt(_message.Message):
     OUTCOME_CANCELLED: Attempt.Outcome.ValueType  # 4
     """Stopped because the job was cancelled."""
     OUTCOME_RELEASED: Attempt.Outcome.ValueType  # 5
-    """Handed back by a worker that was shutting down, or, with a reason, for the fault of a store or of the worker's disk. It costs none
-    of the attempts that the step may have.
+    """Handed back by a worker that was shutting down, or, with a reason, because a store or the
+    worker's disk failed. It does not count against the attempts that the step may have.
     """
 
     NUMBER_FIELD_NUMBER: _builtins.int
@@ -703,7 +733,9 @@ class Attempt(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """1-based; also the fencing token: results of an attempt that is not the newest are never visible."""
+    """1-based; also the fencing token: results of an attempt that is not the newest are never
+    visible.
+    """
     worker: _builtins.str
     """The worker process that claimed it."""
     outcome: Global___Attempt.Outcome.ValueType
@@ -741,7 +773,7 @@ Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class Item(_message.Message):
-    """What became of one input of a step. Items fail on their own: one bad file never hides the good ones."""
+    """What became of one input of a step. An item fails alone: one bad file never hides the good ones."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -756,9 +788,11 @@ class Item(_message.Message):
         STATE_SUCCEEDED: Item._State.ValueType  # 1
         """It worked."""
         STATE_SKIPPED: Item._State.ValueType  # 2
-        """The operation does not apply to this input (a model for CT was given MR, say). Not a failure."""
+        """The operation does not apply to this input, as a model for CT does not apply to MR. Not a
+        failure.
+        """
         STATE_FAILED: Item._State.ValueType  # 3
-        """It failed; reason and message say why. The others' results are there."""
+        """It failed; reason and message say why. The other items have their results."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The state of an item once its task ended."""
@@ -768,9 +802,11 @@ class Item(_message.Message):
     STATE_SUCCEEDED: Item.State.ValueType  # 1
     """It worked."""
     STATE_SKIPPED: Item.State.ValueType  # 2
-    """The operation does not apply to this input (a model for CT was given MR, say). Not a failure."""
+    """The operation does not apply to this input, as a model for CT does not apply to MR. Not a
+    failure.
+    """
     STATE_FAILED: Item.State.ValueType  # 3
-    """It failed; reason and message say why. The others' results are there."""
+    """It failed; reason and message say why. The other items have their results."""
 
     INPUT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -786,11 +822,11 @@ class Item(_message.Message):
     message: _builtins.str
     """A sentence for people that goes with the reason. Never holds patient data."""
     key: _builtins.str
-    """Names the input, unique within the step. An input of the job has its number in decimal: `0`. What
-    a step makes of an input has the key of that input, or one that starts with it and a slash: the
-    eighth file in an archive that is input 3 is `3/0007`. Letters, digits, `.`, `_` and `-` between
-    slashes, at most 128 characters; each part begins with a letter or digit. Never a name from the
-    data.
+    """Names the input, unique within the step. An input of the job has its number in decimal: `0`.
+    What a step makes of an input has the key of that input, or one that starts with it and a
+    slash: the eighth file in an archive that is input 3 is `3/0007`. Letters, digits, `.`, `_` and
+    `-` between slashes, at most 128 characters; each part begins with a letter or digit. Never a
+    name from the data.
     """
     def __init__(
         self,
@@ -824,13 +860,13 @@ class Artifact(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, unique within the step, usable as a file name: `preview-0000.png`, say."""
+    """Name, unique within the step, usable as a file name, such as `preview-0000.png`."""
     role: _builtins.str
-    """What it is for, `preview` say. The comment of an operation says which roles it leaves. A later
-    step takes artifacts by their role (StepInput.role).
+    """What it is for, such as `preview`. The comment of an operation says which roles it leaves. A
+    later step takes artifacts by their role (StepInput.role).
     """
     media_type: _builtins.str
-    """Media type (RFC 6838), `image/png` say."""
+    """Media type (RFC 6838), such as `image/png`."""
     input: _builtins.int
     """0-based index into Job.inputs of the input it came from; absent when it came from several."""
     blob: _builtins.str

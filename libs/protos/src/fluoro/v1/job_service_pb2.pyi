@@ -31,7 +31,9 @@ class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.Value
     JOB_VIEW_UNSPECIFIED: _JobView.ValueType  # 0
     """FULL."""
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
-    """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB, whatever the number of inputs."""
+    """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
+    whatever the number of inputs.
+    """
     JOB_VIEW_FULL: _JobView.ValueType  # 2
     """Everything. Refused with ANSWER_TOO_LARGE where that is over 4 MiB."""
 
@@ -41,7 +43,9 @@ class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
 JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
 """FULL."""
 JOB_VIEW_BASIC: JobView.ValueType  # 1
-"""The job without inputs, and its steps without tasks, items, artifacts and results. A few KB, whatever the number of inputs."""
+"""The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
+whatever the number of inputs.
+"""
 JOB_VIEW_FULL: JobView.ValueType  # 2
 """Everything. Refused with ANSWER_TOO_LARGE where that is over 4 MiB."""
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
@@ -56,12 +60,14 @@ class SubmitJobRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, a UUID say, at most 128 characters: makes a repeated call safe. Kept as long as the job is."""
+    """Chosen by the caller, such as a UUID, at most 128 characters. Makes a repeated call safe. Kept
+    as long as the job.
+    """
     validate_only: _builtins.bool
-    """Only check the request; nothing is stored, and the answer has no name."""
+    """Only checks the request: nothing is stored, and the job in the answer has no name."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job. Fields marked output only are ignored; leave out those of a job with many inputs, they count for the size of the request."""
+        """The job. Fields marked output only are ignored, but count for the size of the request."""
 
     def __init__(
         self,
@@ -642,7 +648,9 @@ Global___ListResultsResponse: _TypeAlias = ListResultsResponse  # noqa: Y015
 
 @_typing.final
 class ResultPart(_message.Message):
-    """What one task found: a serialized message of the step's result (InspectDicomResult, say). The parts of a step, concatenated, are its whole result."""
+    """What one task found: a serialized message of the step's result, such as InspectDicomResult. The
+    parts of a step, concatenated, are its whole result.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -725,11 +733,13 @@ class WatchJobResponse(_message.Message):
 
     @_builtins.property
     def progress(self) -> _event_pb2.Progress:
-        """Latest progress of a task. Not an event: never replayed, and only the latest is sent to a slow reader."""
+        """Latest progress of a task. Not an event: it is never replayed, and a slow reader gets only
+        the latest.
+        """
 
     @_builtins.property
     def bookmark(self) -> Global___Bookmark:
-        """Nothing happened, the stream is alive."""
+        """Nothing happened; the stream is alive."""
 
     def __init__(
         self,
@@ -801,7 +811,9 @@ class WatchJobsRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     START_CURSOR_FIELD_NUMBER: _builtins.int
     start_cursor: _builtins.str
-    """Cursor of the last message received, by the same caller with the same labels; empty starts with snapshots."""
+    """Cursor of the last message received, by the same caller with the same labels; empty starts with
+    snapshots.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only jobs with all of these labels."""
@@ -832,10 +844,14 @@ class WatchJobsResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     BOOKMARK_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
-    """Where to resume from. Opaque. Empty in the snapshots: a watch that breaks off before the bookmark after them starts anew."""
+    """Where to resume from. Opaque. Empty in the snapshots: a watch that breaks before the bookmark
+    after them starts anew.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """A job that is not terminal, without steps and inputs; at the start of a watch without a cursor. Its events from `last_sequence` + 1 on follow."""
+        """A job that is not terminal, without steps and inputs, at the start of a watch without a
+        cursor. Its events from `last_sequence` + 1 on follow.
+        """
 
     @_builtins.property
     def event(self) -> _event_pb2.Event:
@@ -843,11 +859,13 @@ class WatchJobsResponse(_message.Message):
 
     @_builtins.property
     def progress(self) -> _event_pb2.Progress:
-        """Latest progress of a task, as it comes. Not an event: never replayed, and only the latest is sent to a slow reader."""
+        """Latest progress of a task. Not an event: it is never replayed, and a slow reader gets only
+        the latest.
+        """
 
     @_builtins.property
     def bookmark(self) -> Global___Bookmark:
-        """Nothing happened, the stream is alive. Only the cursor says something here."""
+        """Nothing happened; the stream is alive. Only the cursor is news."""
 
     def __init__(
         self,

@@ -27,19 +27,22 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
-    """Accepts jobs and tells what became of them.
+    """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
-    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
-    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
-    google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
+    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
+    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
+    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
+    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
-    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
-    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
+    A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
+    they fit into a status, and says how many more there are.
 
-    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
-    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
-    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
+    No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
+    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
+    the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     @_typing.overload
@@ -49,141 +52,187 @@ class JobServiceStub:
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.SubmitJobRequest, _job_service_pb2.SubmitJobResponse]
     """Makes a job durable and starts it.
 
-    OK means committed: the job will reach a terminal state whatever breaks afterwards. While the ledger cannot be reached the answer is
-    UNAVAILABLE and nothing was stored, or, if the connection broke during the call, unknown: repeat with the same request_id.
-    The same request_id and body again returns the first job; with another body it is ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+    OK means committed: the job will reach a terminal state, whatever breaks afterwards. While the
+    ledger cannot be reached, the answer is UNAVAILABLE and nothing was stored. If the connection
+    broke during the call, the job may be stored: repeat the call with the same request_id. The
+    same request_id and body again return the first job. With another body the call is
+    ALREADY_EXISTS, reason REQUEST_ID_REUSED.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
-    """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
+    """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
-    One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+    """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
+    between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
+    filter a page may therefore be short or empty before the end: go on while there is a
+    next_page_token.
     """
     ListInputs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]
     """Pages a job's inputs, in order."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListTasksRequest, _job_service_pb2.ListTasksResponse]
-    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
-    for ListItems and ListArtifacts.
+    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page
+    may be short or empty before the end. The same holds for ListItems and ListArtifacts.
     """
     ListItems: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]
     """Pages what became of the inputs, step by step and in input order."""
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]
     """Pages the outputs of a job, step by step and by name."""
     ListResults: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]
-    """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
+    """Pages the result of one step, whatever its size: one part for each task that has a result, by
+    shard.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
-    """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
-    event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-    then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
-    RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
-    OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+    """Streams a job: a snapshot first, then every event after it, in order and without gaps, and the
+    latest progress. The stream ends with OK after the event that made the job terminal. An idle
+    stream sends a bookmark every 15 s.
+
+    To resume, send the last cursor received as start_cursor. The stream then starts with the event
+    after it, without a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+    RESOURCE_EXHAUSTED. A gateway that shuts down sends UNAVAILABLE. Both leave the cursor valid. A
+    cursor from before the oldest event that is kept is OUT_OF_RANGE, reason CURSOR_EXPIRED;
+    `oldest_cursor` in the metadata of its ErrorInfo is the oldest good one.
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
-    """Streams all jobs of the caller that have the labels: first a snapshot, without steps, of each that is not terminal, and a bookmark after the
-    last of them, then every event from there on, of jobs that are accepted later from their first event (JobChanged, PENDING). Does not end by itself.
-    The events of one job come in order and without gaps; between jobs there is no order. Resume with the last cursor received: there are no
-    snapshots then, no event is missing, and events from shortly before the cursor may come again; job and sequence tell them apart.
-    What may come again is bounded: once the cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before the
-    first message with b. The client library yields each event once. Bookmarks, slow readers and shutdown are as in WatchJob.
+    """Streams all jobs of the caller that have the labels.
+
+    First comes a snapshot, without steps, of each job that is not terminal, and a bookmark after
+    the last of them. Then comes every event from there on. A job that is accepted later begins
+    with its first event (JobChanged, PENDING). The stream does not end by itself. The events of
+    one job come in order and without gaps. There is no order between jobs.
+
+    To resume, send the last cursor received. The stream then has no snapshots and misses no event.
+    Events from shortly before the cursor may come again; job and sequence identify them. Once the
+    cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before
+    the first message with b. The client library yields each event once. Bookmarks, slow readers
+    and shutdown are as in WatchJob.
     """
     WaitJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_service_pb2.WaitJobResponse]
-    """Returns the job as soon as it is terminal, or as it is when the timeout has passed. Not being finished is not an error."""
+    """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
+    not an error.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
-    """Cancels a job that is not terminal: it is CANCELLED in the answer, results of what still ran are never committed, and workers are told to stop.
-    A terminal job is returned unchanged, so the call can be repeated.
+    """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
+    runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
+    so the call can be repeated.
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]
-    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-    attempts. The job is PENDING again, its sequence of events goes on, and
-    a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
-    one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
+    it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
+    sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
+    is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
+    FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
     """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
-    """Accepts jobs and tells what became of them.
+    """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
-    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
-    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
-    google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
+    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
+    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
+    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
+    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
-    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
-    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
+    A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
+    they fit into a status, and says how many more there are.
 
-    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
-    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
-    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
+    No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
+    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
+    the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.SubmitJobRequest, _job_service_pb2.SubmitJobResponse]  # type: ignore[assignment]
     """Makes a job durable and starts it.
 
-    OK means committed: the job will reach a terminal state whatever breaks afterwards. While the ledger cannot be reached the answer is
-    UNAVAILABLE and nothing was stored, or, if the connection broke during the call, unknown: repeat with the same request_id.
-    The same request_id and body again returns the first job; with another body it is ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+    OK means committed: the job will reach a terminal state, whatever breaks afterwards. While the
+    ledger cannot be reached, the answer is UNAVAILABLE and nothing was stored. If the connection
+    broke during the call, the job may be stored: repeat the call with the same request_id. The
+    same request_id and body again return the first job. With another body the call is
+    ALREADY_EXISTS, reason REQUEST_ID_REUSED.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
-    """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
+    """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
-    One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+    """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
+    between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
+    filter a page may therefore be short or empty before the end: go on while there is a
+    next_page_token.
     """
     ListInputs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]  # type: ignore[assignment]
     """Pages a job's inputs, in order."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListTasksRequest, _job_service_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
-    for ListItems and ListArtifacts.
+    """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page
+    may be short or empty before the end. The same holds for ListItems and ListArtifacts.
     """
     ListItems: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]  # type: ignore[assignment]
     """Pages what became of the inputs, step by step and in input order."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Pages the outputs of a job, step by step and by name."""
     ListResults: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]  # type: ignore[assignment]
-    """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
+    """Pages the result of one step, whatever its size: one part for each task that has a result, by
+    shard.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
-    """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
-    event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-    then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
-    RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
-    OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+    """Streams a job: a snapshot first, then every event after it, in order and without gaps, and the
+    latest progress. The stream ends with OK after the event that made the job terminal. An idle
+    stream sends a bookmark every 15 s.
+
+    To resume, send the last cursor received as start_cursor. The stream then starts with the event
+    after it, without a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+    RESOURCE_EXHAUSTED. A gateway that shuts down sends UNAVAILABLE. Both leave the cursor valid. A
+    cursor from before the oldest event that is kept is OUT_OF_RANGE, reason CURSOR_EXPIRED;
+    `oldest_cursor` in the metadata of its ErrorInfo is the oldest good one.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
-    """Streams all jobs of the caller that have the labels: first a snapshot, without steps, of each that is not terminal, and a bookmark after the
-    last of them, then every event from there on, of jobs that are accepted later from their first event (JobChanged, PENDING). Does not end by itself.
-    The events of one job come in order and without gaps; between jobs there is no order. Resume with the last cursor received: there are no
-    snapshots then, no event is missing, and events from shortly before the cursor may come again; job and sequence tell them apart.
-    What may come again is bounded: once the cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before the
-    first message with b. The client library yields each event once. Bookmarks, slow readers and shutdown are as in WatchJob.
+    """Streams all jobs of the caller that have the labels.
+
+    First comes a snapshot, without steps, of each job that is not terminal, and a bookmark after
+    the last of them. Then comes every event from there on. A job that is accepted later begins
+    with its first event (JobChanged, PENDING). The stream does not end by itself. The events of
+    one job come in order and without gaps. There is no order between jobs.
+
+    To resume, send the last cursor received. The stream then has no snapshots and misses no event.
+    Events from shortly before the cursor may come again; job and sequence identify them. Once the
+    cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before
+    the first message with b. The client library yields each event once. Bookmarks, slow readers
+    and shutdown are as in WatchJob.
     """
     WaitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_service_pb2.WaitJobResponse]  # type: ignore[assignment]
-    """Returns the job as soon as it is terminal, or as it is when the timeout has passed. Not being finished is not an error."""
+    """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
+    not an error.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Cancels a job that is not terminal: it is CANCELLED in the answer, results of what still ran are never committed, and workers are told to stop.
-    A terminal job is returned unchanged, so the call can be repeated.
+    """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
+    runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
+    so the call can be repeated.
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]  # type: ignore[assignment]
-    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-    attempts. The job is PENDING again, its sequence of events goes on, and
-    a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
-    one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
+    it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
+    sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
+    is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
+    FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Accepts jobs and tells what became of them.
+    """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`; a caller sees its own jobs only, others' are NOT_FOUND.
-    A call without it is UNAUTHENTICATED, reason OWNER_MISSING, unless the gateway was started for one user (FLUORO_SINGLE_OWNER).
-    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md; errors about fields carry a
-    google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
+    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
+    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
+    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
+    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
 
-    A request holds at most 4 MiB and 32,768 fields, those of its parts included; one with more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal
-    names the first 20 bad fields, as far as they fit into a status, and says how many more there are.
+    A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
+    they fit into a status, and says how many more there are.
 
-    No answer is over 4 MiB, which is what gRPC's clients take unless told otherwise. A job grows with its inputs, so there are two views of it: BASIC
-    has the job and its steps and stays small; FULL has all there is. FULL of a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE:
-    ask for BASIC and page the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
+    No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
+    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
+    the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
 
     @_abc_1.abstractmethod
@@ -194,9 +243,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.SubmitJobResponse, _abc.Awaitable[_job_service_pb2.SubmitJobResponse]]:
         """Makes a job durable and starts it.
 
-        OK means committed: the job will reach a terminal state whatever breaks afterwards. While the ledger cannot be reached the answer is
-        UNAVAILABLE and nothing was stored, or, if the connection broke during the call, unknown: repeat with the same request_id.
-        The same request_id and body again returns the first job; with another body it is ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+        OK means committed: the job will reach a terminal state, whatever breaks afterwards. While the
+        ledger cannot be reached, the answer is UNAVAILABLE and nothing was stored. If the connection
+        broke during the call, the job may be stored: repeat the call with the same request_id. The
+        same request_id and body again return the first job. With another body the call is
+        ALREADY_EXISTS, reason REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -205,7 +256,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.GetJobResponse, _abc.Awaitable[_job_service_pb2.GetJobResponse]]:
-        """Returns a job with its steps, as of one moment. Reads the ledger; works while Redis is down."""
+        """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -213,8 +264,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists the caller's jobs, newest first, without their steps and inputs. Pages by key: jobs accepted meanwhile neither repeat nor hide others.
-        One call looks at 10,000 jobs at most, so with a filter a page may be short, or empty, before the end: go on while there is a next_page_token.
+        """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
+        between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
+        filter a page may therefore be short or empty before the end: go on while there is a
+        next_page_token.
         """
 
     @_abc_1.abstractmethod
@@ -231,8 +284,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListTasksResponse, _abc.Awaitable[_job_service_pb2.ListTasksResponse]]:
-        """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page may be short, or empty, before the end; so it is
-        for ListItems and ListArtifacts.
+        """Pages the tasks of a job with their attempts, step by step and by shard. As in ListJobs, a page
+        may be short or empty before the end. The same holds for ListItems and ListArtifacts.
         """
 
     @_abc_1.abstractmethod
@@ -257,7 +310,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListResultsResponse, _abc.Awaitable[_job_service_pb2.ListResultsResponse]]:
-        """Pages the result of one step, whatever its size: one part for each task that has a result, by shard."""
+        """Pages the result of one step, whatever its size: one part for each task that has a result, by
+        shard.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -265,11 +320,15 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobResponse]]:
-        """Streams a job: a snapshot first, then every event after it in order without gaps, and the latest progress. Ends with OK after the
-        event that made the job terminal. An idle stream sends a bookmark every 15 s. Resume with the last cursor received, by sending it as start_cursor:
-        then the stream starts with the event after it instead of a snapshot. A reader that takes nothing for 30 s while much waits for it gets
-        RESOURCE_EXHAUSTED, a gateway that shuts down UNAVAILABLE; both leave the cursor valid. A cursor before the oldest event that is kept is
-        OUT_OF_RANGE, reason CURSOR_EXPIRED; the metadata of its ErrorInfo has the oldest one that is good, `oldest_cursor`.
+        """Streams a job: a snapshot first, then every event after it, in order and without gaps, and the
+        latest progress. The stream ends with OK after the event that made the job terminal. An idle
+        stream sends a bookmark every 15 s.
+
+        To resume, send the last cursor received as start_cursor. The stream then starts with the event
+        after it, without a snapshot. A reader that takes nothing for 30 s while much waits for it gets
+        RESOURCE_EXHAUSTED. A gateway that shuts down sends UNAVAILABLE. Both leave the cursor valid. A
+        cursor from before the oldest event that is kept is OUT_OF_RANGE, reason CURSOR_EXPIRED;
+        `oldest_cursor` in the metadata of its ErrorInfo is the oldest good one.
         """
 
     @_abc_1.abstractmethod
@@ -278,12 +337,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
-        """Streams all jobs of the caller that have the labels: first a snapshot, without steps, of each that is not terminal, and a bookmark after the
-        last of them, then every event from there on, of jobs that are accepted later from their first event (JobChanged, PENDING). Does not end by itself.
-        The events of one job come in order and without gaps; between jobs there is no order. Resume with the last cursor received: there are no
-        snapshots then, no event is missing, and events from shortly before the cursor may come again; job and sequence tell them apart.
-        What may come again is bounded: once the cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before the
-        first message with b. The client library yields each event once. Bookmarks, slow readers and shutdown are as in WatchJob.
+        """Streams all jobs of the caller that have the labels.
+
+        First comes a snapshot, without steps, of each job that is not terminal, and a bookmark after
+        the last of them. Then comes every event from there on. A job that is accepted later begins
+        with its first event (JobChanged, PENDING). The stream does not end by itself. The events of
+        one job come in order and without gaps. There is no order between jobs.
+
+        To resume, send the last cursor received. The stream then has no snapshots and misses no event.
+        Events from shortly before the cursor may come again; job and sequence identify them. Once the
+        cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before
+        the first message with b. The client library yields each event once. Bookmarks, slow readers
+        and shutdown are as in WatchJob.
         """
 
     @_abc_1.abstractmethod
@@ -292,7 +357,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WaitJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.WaitJobResponse, _abc.Awaitable[_job_service_pb2.WaitJobResponse]]:
-        """Returns the job as soon as it is terminal, or as it is when the timeout has passed. Not being finished is not an error."""
+        """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
+        not an error.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -300,8 +367,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
-        """Cancels a job that is not terminal: it is CANCELLED in the answer, results of what still ran are never committed, and workers are told to stop.
-        A terminal job is returned unchanged, so the call can be repeated.
+        """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
+        runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
+        so the call can be repeated.
         """
 
     @_abc_1.abstractmethod
@@ -310,10 +378,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.RetryJobResponse, _abc.Awaitable[_job_service_pb2.RetryJobResponse]]:
-        """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after it; what succeeded is kept, and so is the history of
-        attempts. The job is PENDING again, its sequence of events goes on, and
-        a schedule_time still to come is waited for. A job that has not ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED;
-        one in which nothing failed is FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+        """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
+        it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
+        sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
+        is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
+        FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,9 +23,11 @@ class AnalyzeImages(_message.Message):
     """Runs a model on the certified pixels that RenderDicom steps left (role `pixels`). Runs on queue
     `ml`, Celery task `ml.analyze`.
 
-    Each image is an item. An image whose pixels do not match their certificate fails with PIXELS_NOT_CERTIFIED; one that the
-    model is not made for is skipped. If the model applies to no image the step fails with NO_APPLICABLE_INPUT.
-    Leaves per good item an artifact of role `label-map` (application/x-npy, uint8, shape of the pixels) and one of role `overlay` (image/png).
+    Each image is an item. An image whose pixels do not match their certificate fails with
+    PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. If the model applies to
+    no image, the step fails with NO_APPLICABLE_INPUT. Leaves for each good item an artifact of
+    role `label-map` (application/x-npy, uint8, shape of the pixels) and one of role `overlay`
+    (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -94,7 +96,7 @@ class ModelReference(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 of the ONNX file, 32 bytes."""
     execution_provider: _builtins.str
-    """Execution provider that ran it, `CPUExecutionProvider` say."""
+    """Execution provider that ran it, such as `CPUExecutionProvider`."""
     runtime_version: _builtins.str
     """Version of ONNX Runtime."""
     def __init__(
@@ -170,7 +172,7 @@ class Measurement(_message.Message):
     label: _builtins.int
     """Value in the label map."""
     display_name: _builtins.str
-    """Name of the class, `soft tissue` say."""
+    """Name of the class, such as `soft tissue`."""
     voxels: _builtins.int
     """Number of voxels."""
     fraction: _builtins.float
