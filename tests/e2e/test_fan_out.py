@@ -4,13 +4,15 @@ from pathlib import Path
 
 from fluoro.v1 import job_pb2
 from fluoro_client.jobs import imaging_report
+from fluoro_jobs.operations import BY_FIELD
 from fluoro_local.testing import JOB_SECONDS, RunningFluoro
+from google.protobuf import json_format
 
 
 def outputs(step: job_pb2.Step) -> tuple[object, ...]:
     """What a step brought, whoever brought it."""
     artifacts = sorted(
-        (artifact.name, artifact.role, artifact.input, artifact.sha256)
+        (artifact.name, artifact.role, artifact.input, artifact.key, artifact.sha256)
         for artifact in step.artifacts
     )
     return (
@@ -44,3 +46,29 @@ def test_in_shares_or_in_one_piece_the_results_are_the_same(
     ], "the files that are no DICOM leave nothing to analyze"
     for one, other in zip(*(job.steps[:3] for job in done), strict=True):
         assert outputs(one) == outputs(other)
+        assert [item.key for item in one.items] == [str(item.input) for item in one.items]
+        leaves = BY_FIELD[one.WhichOneof("operation") or ""].leaves
+        assert {artifact.role for artifact in one.artifacts} == set(leaves), "as the table says"
+
+
+def test_images_that_are_taken_together_are_one_item_for_model_and_report(
+    fluoro: RunningFluoro, ct: Path, tmp_path: Path
+) -> None:
+    with fluoro.client() as client:
+        job = imaging_report([client.upload(ct)] * 2)
+        analyze = job.steps[2]
+        analyze.inputs.add(step="render", role="pixels", group=True)
+        done = client.wait(client.submit(job).name, timeout_seconds=JOB_SECONDS)
+        assert done.state == job_pb2.Job.STATE_SUCCEEDED, fluoro.logs()
+        (item,) = done.steps[2].items
+        assert (item.key, item.input) == ("all", -1)
+        (finding,) = done.steps[2].analyze_images_result.findings
+        assert (finding.item, finding.overlay) == ("all", "overlay-all.png")
+        result = next(one for one in done.steps[3].artifacts if one.name == "result.json")
+        text = client.download(result, tmp_path / result.name).read_text()
+        told = json_format.Parse(text, job_pb2.Job())
+        assert {step.name: [one.key for one in step.items] for step in told.steps} == {
+            "inspect": ["0", "1"],
+            "render": ["0", "1"],
+            "analyze": ["all"],
+        }

@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from fluoro.v1 import event_pb2
 from fluoro_blobs import BlobStore
 from google.protobuf.message import Message
 
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import planning
+from fluoro_jobs.ledger.planning import Found
+from fluoro_jobs.ledger.sources import Source
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.worker.context import Input, Part, Scratch, StepContext, Upstream
+from fluoro_jobs.worker.earlier import inputs_of
 from fluoro_jobs.worker.handler import Handler, Request, Result
 
 
@@ -100,18 +105,19 @@ def operate(
 
 
 def _left(upstream: Sequence[Upstream], reads: Sequence[str], *, group: bool) -> list[Input]:
-    """Artifacts of these roles that have a key, those with the same one together."""
-    parts: dict[str, list[Part]] = {}
-    origins: dict[str, set[int | None]] = {}
-    for step in upstream:
-        for left in step.artifacts:
-            if left.role in reads and left.key:
-                key = (left.key.rpartition("/")[0] or "all") if group else left.key
-                part = Part(left.blob, left.role, left.name, left.media_type, step.step)
-                parts.setdefault(key, []).append(part)
-                origin = left.input if left.HasField("input") else None
-                origins.setdefault(key, set()).add(origin)
-    return [
-        Input(number, key, origins[key].pop() if len(origins[key]) == 1 else None, parts[key])
-        for number, key in enumerate(parts)
+    """What the ledger would make of the artifacts of these roles."""
+    found = [
+        Found(
+            Source(number, role, group),
+            left.key or left.name,
+            left.input if left.HasField("input") else None,
+            planning.Part(
+                UUID(left.blob.removeprefix("blobs/")), role, left.name, left.media_type, number
+            ),
+        )
+        for number, step in enumerate(upstream)
+        for role in reads
+        for left in step.artifacts
+        if left.role == role
     ]
+    return inputs_of(planning.gather(found), [step.step for step in upstream])

@@ -5,6 +5,7 @@ It knows nothing of Celery or SQL. The runtime builds one per attempt; tests bui
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,6 +139,7 @@ class StepContext:
     cancelled: Event = field(default_factory=Event)
     items: dict[int, job_pb2.Item] = field(default_factory=dict)
     artifacts: dict[str, job_pb2.Artifact] = field(default_factory=dict)
+    _states: Counter[int] = field(default_factory=Counter)
 
     @cached_property
     def results(self) -> Mapping[str, Message]:
@@ -248,14 +250,20 @@ class StepContext:
             sha256=stored.sha256,
         )
 
+    def end(self, number: int, item: job_pb2.Item) -> None:
+        """Records the outcome of an input, in place of an earlier one."""
+        if (before := self.items.get(number)) is not None:
+            self._states[before.state] -= 1
+        self._states[item.state] += 1
+        self.items[number] = item
+
     def item_counts(self) -> event_pb2.ItemCounts:
         """Items so far, by outcome."""
-        states = [item.state for item in self.items.values()]
         return event_pb2.ItemCounts(
-            total=len(states),
-            succeeded=states.count(State.STATE_SUCCEEDED),
-            skipped=states.count(State.STATE_SKIPPED),
-            failed=states.count(State.STATE_FAILED),
+            total=len(self.items),
+            succeeded=self._states[State.STATE_SUCCEEDED],
+            skipped=self._states[State.STATE_SKIPPED],
+            failed=self._states[State.STATE_FAILED],
         )
 
 
@@ -380,9 +388,10 @@ class StepItem:
         return True
 
     def _end(self, state: "job_pb2.Item.State.ValueType", reason: str, message: str) -> None:
-        self._context.items[self._input.number] = job_pb2.Item(
+        item = job_pb2.Item(
             input=self.input, key=self.key, state=state, reason=reason, message=message
         )
+        self._context.end(self._input.number, item)
 
 
 @contextmanager

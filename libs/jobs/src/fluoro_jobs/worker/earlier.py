@@ -1,6 +1,6 @@
 """What a task works on, and what earlier steps left: read from the ledger when an operation asks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.planning import StepInput
 from fluoro_jobs.worker.context import Input, Part, Upstream
 
 Answer = TypeVar("Answer")
@@ -38,9 +39,8 @@ class EarlierSteps:
         return [Upstream(*row) for row in rows]
 
 
-def inputs_of(claimed: Claim) -> list[Input]:
-    """The task's share of what its step works on, as the operation sees it."""
-    steps = claimed.graph.steps
+def inputs_of(found: Iterable[StepInput], steps: Sequence[str]) -> list[Input]:
+    """What a task works on, as its operation sees it. steps: names, by ordinal."""
     return [
         Input(
             one.number,
@@ -52,10 +52,10 @@ def inputs_of(claimed: Claim) -> list[Input]:
                     part.role,
                     part.name,
                     part.media_type,
-                    "" if part.step is None else steps[part.step].name,
+                    "" if part.step is None else steps[part.step],
                 )
                 for part in one.parts
             ],
         )
-        for one in claimed.inputs
+        for one in found
     ]

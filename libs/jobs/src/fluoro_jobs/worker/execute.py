@@ -167,7 +167,7 @@ class Executor:
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
             attempt=claimed.attempt,
-            inputs=inputs_of(claimed),
+            inputs=inputs_of(claimed.inputs, [s.name for s in claimed.graph.steps.values()]),
             job_inputs=claimed.graph.input_count,
             earlier=earlier,
             folder=Scratch(self._scratch_folder),

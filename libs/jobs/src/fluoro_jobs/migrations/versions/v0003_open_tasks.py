@@ -118,6 +118,23 @@ ALTER TABLE events DROP CONSTRAINT events_job_id_fkey, ALTER COLUMN attempt TYPE
 CREATE INDEX events_transaction_id_idx ON events USING brin (((transaction_id::text)::bigint));
 """
 
+# An analysis took the pixels of the rendering steps it came after, and a report had no items. Steps
+# that have tasks get the inputs these work on; the others are planned when they are unblocked.
+_SOURCES = """
+UPDATE steps SET sources = '[]' WHERE operation = 'export_report';
+UPDATE steps s SET sources = (
+  SELECT jsonb_agg(jsonb_build_array(u.ordinal, 'pixels', false) ORDER BY u.ordinal)
+  FROM steps u WHERE u.job_id = s.job_id AND u.ordinal = ANY(s.after) AND u.operation = 'render_dicom'
+) WHERE operation = 'analyze_images';
+INSERT INTO step_inputs (job_id, step, number, key, input, parts)
+SELECT s.job_id, s.ordinal, a.input, a.key, a.input,
+  jsonb_agg(jsonb_build_array(a.blob_id, a.role, a.name, b.media_type, a.step) ORDER BY a.step)
+FROM steps s JOIN artifacts a ON a.job_id = s.job_id AND a.step = ANY(s.after) AND a.role = 'pixels' AND a.input IS NOT NULL
+JOIN blobs b ON b.id = a.blob_id
+WHERE s.operation = 'analyze_images' AND EXISTS (SELECT FROM tasks t WHERE t.job_id = s.job_id AND t.step = s.ordinal AND t.input_count > 0)
+GROUP BY s.job_id, s.ordinal, a.input, a.key;
+"""
+
 _OWNERS = """
 CREATE TABLE owners (
   owner text NOT NULL, max_tasks int, create_time timestamptz NOT NULL DEFAULT now(),
@@ -170,7 +187,18 @@ _COMMENTS = {
 
 def upgrade() -> None:
     run = op.get_bind().exec_driver_sql
-    for text in (_SIZES, _BLOCKED, _JOBS, _STEPS, _STEPS_DONE, _TASKS, _LEFT, _OWNERS, _STORAGE):
+    for text in (
+        _SIZES,
+        _BLOCKED,
+        _JOBS,
+        _STEPS,
+        _STEPS_DONE,
+        _TASKS,
+        _LEFT,
+        _SOURCES,
+        _OWNERS,
+        _STORAGE,
+    ):
         for statement in filter(str.strip, text.split(";\n")):
             run(statement)
     for column, comment in _COMMENTS.items():
