@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,25 +42,28 @@ BUSY_SECONDS: Final = 5
 
 log = structlog.get_logger(__name__)
 
-_MISSING_BLOBS: Final = """
-SELECT u.owner, u.id FROM unnest(%s::text[], %s::uuid[]) u(owner, id)
-WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id AND b.owner = u.owner)
-"""
-
 _INSERT: Final = """
-WITH new_jobs AS (
+WITH given AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb,
+    priority int2, schedule_time timestamptz, expire_time timestamptz)
+), given_tasks AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2, queue text, task_name text,
+    first_input int, input_count int, allowed int)
+), missing AS MATERIALIZED (  -- a look-up for each, lest the planner joins them with all blobs there are
+  SELECT u.id, array_agg(i.place - 1 ORDER BY i.place) AS places FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place)
+  WHERE (SELECT b.owner FROM blobs b WHERE b.id = i.blob) IS DISTINCT FROM u.owner
+  GROUP BY u.id
+), new_jobs AS (
   INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority, schedule_time, expire_time, state, last_sequence)
   SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), cardinality(u.inputs), u.labels, u.priority, u.schedule_time,
     u.expire_time, 'PENDING', 1
-  FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb, priority int2,
-    schedule_time timestamptz, expire_time timestamptz)
+  FROM given u WHERE NOT EXISTS (SELECT FROM missing m WHERE m.id = u.id)
   ON CONFLICT DO NOTHING
   RETURNING id, owner, priority, create_time, schedule_time
 ), new_inputs AS (
   INSERT INTO job_inputs (job_id, number, blob_id)
   SELECT j.id, i.place - 1, i.blob
-  FROM new_jobs j JOIN json_to_recordset(%(jobs)s::json) u(id uuid, inputs uuid[]) ON u.id = j.id,
-    unnest(u.inputs) WITH ORDINALITY i(blob, place)
+  FROM new_jobs j JOIN given u ON u.id = j.id, unnest(u.inputs) WITH ORDINALITY i(blob, place)
 ), new_steps AS (
   INSERT INTO steps (job_id, ordinal, name, operation, queue, task_name, request, after, max_attempts, initial_backoff_seconds,
     max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all, input_count, task_count, state)
@@ -72,19 +75,22 @@ WITH new_jobs AS (
 ), new_tasks AS (
   INSERT INTO tasks (id, job_id, step, shard, first_input, input_count, allowed, state)
   SELECT u.id, j.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
-  FROM new_jobs j JOIN json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2, first_input int,
-    input_count int, allowed int) ON u.job_id = j.id
+  FROM new_jobs j JOIN given_tasks u ON u.job_id = j.id
 ), new_open_tasks AS (
   INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, priority, due_time, order_time, state, dispatch_order)
   SELECT u.id, j.id, u.queue, j.owner, u.task_name, j.priority, due.time, due.time,
     CASE WHEN due.time > now() THEN 'WAITING' ELSE 'READY' END,
     CASE WHEN due.time <= now() THEN due.time - j.priority * interval '1 minute' END
-  FROM new_jobs j JOIN json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, queue text, task_name text) ON u.job_id = j.id,
+  FROM new_jobs j JOIN given_tasks u ON u.job_id = j.id,
     LATERAL (SELECT greatest(j.create_time, j.schedule_time) AS time) due
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
 )
-SELECT id, create_time FROM new_jobs
+SELECT id, create_time, NULL FROM new_jobs UNION ALL SELECT id, NULL, places FROM missing
+"""
+"""Inserts the jobs whose blobs are all there and their owner's, unless they are there already.
+
+Returns when it made each, or which of its inputs are missing.
 """
 
 _EARLIER: Final = """
@@ -110,48 +116,32 @@ def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> l
 
     May be repeated: a submission that an earlier try made durable is found by its id.
     """
-    missing = _missing_blobs(connection, submissions)
     # All gateways insert in one order: two that hold the same request_ids wait for each other,
     # rather than in a circle.
-    good = sorted(
-        (s for s in submissions if s.id not in missing), key=attrgetter("owner", "request_id")
-    )
-    times: dict[UUID, datetime] = (
-        dict(connection.execute(_INSERT, _rows(good)).fetchall()) if good else {}
-    )
-    repeated = [s for s in good if s.id not in times]
+    ordered = sorted(submissions, key=attrgetter("owner", "request_id"))
+    times: dict[UUID, datetime] = {}
+    missing: dict[UUID, list[int]] = {}
+    for job_id, create_time, places in connection.execute(_INSERT, _rows(ordered)).fetchall():
+        if places is None:
+            times[job_id] = create_time
+        else:
+            missing[job_id] = places
+    repeated = [s for s in ordered if s.id not in times and s.id not in missing]
     earlier = _earlier(connection, repeated) if repeated else {}
     if earlier:
         connection.execute(_CONFIRM)
     metrics.JOBS_ACCEPTED.inc(len(times))
     return [
-        missing.get(s.id) or (earlier[s.id] if s.id in earlier else _accepted(s, times[s.id]))
+        _accepted(s, times[s.id])
+        if s.id in times
+        else _no_such_blob(missing[s.id])
+        if s.id in missing
+        else earlier[s.id]
         for s in submissions
     ]
 
 
-def _missing_blobs(
-    connection: LedgerConnection, submissions: Sequence[Submission]
-) -> dict[UUID, FluoroError]:
-    wanted = sorted({(s.owner, blob) for s in submissions for blob in s.inputs})
-    rows = set(
-        connection.execute(
-            _MISSING_BLOBS, (list(map(itemgetter(0), wanted)), list(map(itemgetter(1), wanted)))
-        ).fetchall()
-    )
-    return (
-        {
-            s.id: _no_such_blob(s, rows)
-            for s in submissions
-            if any((s.owner, blob) in rows for blob in s.inputs)
-        }
-        if rows
-        else {}
-    )
-
-
-def _no_such_blob(submission: Submission, missing: set[tuple[Any, ...]]) -> FluoroError:
-    places = [i for i, blob in enumerate(submission.inputs) if (submission.owner, blob) in missing]
+def _no_such_blob(places: Sequence[int]) -> FluoroError:
     violations = [
         FieldViolation(f"job.inputs[{i}]", "No such blob for this caller. Upload it first.")
         for i in places[:MAX_TOLD]
