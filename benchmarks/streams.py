@@ -1,20 +1,23 @@
-"""10,000 watch streams on one gateway process: memory of each, and messages per second.
+"""10,000 watch streams on one gateway process: opening, memory of each, messages per second.
 
-The client opens the streams with at most 200 calls under way, over a few connections. A round
-writes one progress message per job to Redis and ends when each stream had its own. Peer: a bare
-grpc.aio server with one Redis subscription that does the same fan-out; it knows no ledger, cursors,
-snapshots or slow readers. The client does not parse what it counts. Bookmarks are off; the reads of
-the ledger that make up for lost wake-ups are on. Last line: `ratio` = median rate of the gateway /
-that of the peer, with progress; `kib_per_stream` is the growth of resident memory.
+The client opens the streams with at most 200 calls under way, over a few connections. A round of
+fan-out writes one progress message per job to Redis and ends when each stream had its own. Peer: a
+bare grpc.aio server with one Redis subscription that does the same fan-out; it knows no ledger,
+cursors, snapshots or slow readers. It collects garbage as rarely as the gateway, and spares itself
+the same work of redis-py's. Both run all the time, and blocks of streams that open, and rounds,
+alternate: a ratio is the median over neighbours, so what else the machine does slows both. The
+client does not parse what it counts. Bookmarks are off; the reads of the ledger that make up for
+lost wake-ups are on. Last line: `ratio` = rate of the gateway / that of the peer, with progress;
+`ratio_open` the same of opening; `kib_per_stream` is the growth of resident memory.
 """
 
 import asyncio
+import gc
 import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -31,7 +34,7 @@ from fluoro_jobs.ledger.accept import accept, validate
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.wakeups import pack, shard_of, wakeups_channel
 from peers.fanout import CHANNEL
-from rig.figures import quick, say
+from rig.figures import quick, ratio, say
 from rig.servers import Process, Servers, servers
 
 METHOD: Final = "/fluoro.v1.JobService/WatchJob"
@@ -40,53 +43,81 @@ CONNECTIONS: Final = 8
 """gRPC shares one connection between channels that look alike; these do not."""
 OPENING: Final = 200
 """Streams being opened at one time."""
+BLOCKS: Final = 8
+"""In which the streams open. One more, of CONNECTIONS streams, connects before."""
 IN_ONE_COMMIT: Final = 200
 PATIENCE_SECONDS: Final = 60
 """How long opening all streams, or one round, may take."""
 
 
-@dataclass
 class Streams:
-    """All streams to one server.
+    """All streams to one server. arrived: messages since the round began, the opening ones apart."""
 
-    arrived: messages since the round began, the opening ones apart.
-    """
+    def __init__(self) -> None:
+        self.arrived = 0
+        self.complete = asyncio.Event()
+        self._following: list[asyncio.Task[None]] = []
 
-    expected: int
-    arrived: int = 0
-    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._following)
+
+    def add(self, streams: Sequence[AsyncIterator[bytes]]) -> None:
+        """Has them counted."""
+        self._following += [asyncio.create_task(self._follow(stream)) for stream in streams]
 
     def begin(self) -> None:
         """A new round."""
         self.arrived = 0
         self.complete.clear()
 
-    async def follow(self, stream: AsyncIterator[bytes]) -> None:
-        """Counts until cancelled."""
+    async def close(self) -> None:
+        """Ends them."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+
+    async def _follow(self, stream: AsyncIterator[bytes]) -> None:
         async for _ in stream:
             self.arrived += 1
-            if self.arrived == self.expected:
+            if self.arrived == self.count:
                 self.complete.set()
 
 
 async def main(rounds: int, streams: int) -> None:
-    """One server after the other, so that neither has the other's streams beside it."""
-    with servers() as run:
+    """Blocks and rounds in turn, figures at the end."""
+    gc.disable()  # a look at 20,000 streams would be the servers' delay
+    with (
+        servers() as run,
+        run.service("gateway", watch_bookmark_interval_seconds=3600) as gateway,
+        run.peer("peers.fanout") as peer,
+    ):
         jobs = submit(run, streams)
-        with run.service("gateway", watch_bookmark_interval_seconds=3600) as gateway:
-            ours = await measure(
-                run, gateway, jobs, wakeups_channel(shard_of(OWNER)), rounds, _as_workers_do
-            )
-        with run.peer("peers.fanout") as peer:
-            theirs = await measure(run, peer, jobs, CHANNEL, rounds, Progress.SerializeToString)
-    for name, figures in (("gateway", ours), ("bare grpc.aio", theirs)):
-        say(name, **figures, streams=streams, rounds=rounds)
-    rate = ours["per_second"]
+        channel = wakeups_channel(shard_of(OWNER))
+        async with AsyncExitStack() as stack:
+            writer = await Writer.connect(run.redis_url)
+            stack.callback(writer.close)
+            ours = Measured(gateway, writer, channel, _as_workers_do)
+            theirs = Measured(peer, writer, CHANNEL, Progress.SerializeToString)
+            for one in (ours, theirs):
+                await one.connect(stack, jobs[:CONNECTIONS])
+            rest = jobs[CONNECTIONS:]
+            size = -(-len(rest) // BLOCKS)
+            for start in range(0, len(rest), size):
+                for one in (ours, theirs):
+                    await one.open(rest[start : start + size])
+            for number in range(rounds + 1):
+                for one in (ours, theirs):
+                    await one.round(jobs, number)
+    for name, one in (("gateway", ours), ("bare grpc.aio", theirs)):
+        say(name, **one.figures(), streams=streams, rounds=rounds)
     say(
         "streams",
-        ratio=rate / theirs["per_second"],
-        kib_per_stream=ours["kib_per_stream"],
-        per_second=rate,
+        ratio=ratio(ours.rates[1:], theirs.rates[1:]),
+        ratio_open=ratio(ours.opened, theirs.opened),
+        kib_per_stream=ours.figures()["kib_per_stream"],
+        per_second=ours.figures()["per_second"],
         load=os.getloadavg()[0],
     )
 
@@ -117,45 +148,49 @@ def _as_workers_do(progress: Progress) -> bytes:
     return pack(UUID(progress.job.removeprefix("jobs/")), OWNER, progress.SerializeToString())
 
 
-async def measure(
-    run: Servers,
-    server: Process,
-    jobs: Sequence[str],
-    channel: str,
-    rounds: int,
-    packed: Callable[[Progress], bytes],
-) -> dict[str, float]:
-    """Memory per stream, how fast they open, and the median rate of the rounds."""
-    async with AsyncExitStack() as stack:
-        options = [
-            [("grpc.primary_user_agent", f"connection-{number}")] for number in range(CONNECTIONS)
-        ]
-        connections = [
-            await stack.enter_async_context(
-                grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=one)
-            )
-            for one in options
-        ]
-        writer = await Writer.connect(run.redis_url)
-        stack.callback(writer.close)
-        warm = await open_all(connections, jobs[:CONNECTIONS])
-        before, started = resident(server.child.pid, "VmRSS"), time.perf_counter()
-        opened = await open_all(connections, jobs[CONNECTIONS:])
-        seconds, grown = time.perf_counter() - started, resident(server.child.pid, "VmRSS") - before
-        state = Streams(len(jobs))
-        following = [asyncio.create_task(state.follow(stream)) for stream in warm + opened]
-        rates = [
-            await round_of(state, writer, channel, jobs, number, packed)
-            for number in range(rounds + 1)
-        ]
-        for task in following:
-            task.cancel()
-        await asyncio.gather(*following, return_exceptions=True)
-    return {
-        "per_second": statistics.median(rates[1:]),  # the first one fills caches
-        "kib_per_stream": grown / 1024 / len(opened),
-        "opened_per_second": len(opened) / seconds,
-    }
+class Measured:
+    """One server: its streams, and how fast it was. opened, rates: streams and messages per second."""
+
+    def __init__(
+        self, server: Process, writer: "Writer", channel: str, packed: Callable[[Progress], bytes]
+    ) -> None:
+        self._server, self._writer = server, writer
+        self._channel, self._packed = channel, packed
+        self._connections: list[grpc.aio.Channel] = []
+        self._state = Streams()
+        self._grown = 0
+        self.opened: list[float] = []
+        self.rates: list[float] = []
+
+    async def connect(self, stack: AsyncExitStack, jobs: Sequence[str]) -> None:
+        """A stream on each connection."""
+        for number in range(CONNECTIONS):
+            options = [("grpc.primary_user_agent", f"connection-{number}")]
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._server.port}", options=options)
+            self._connections.append(await stack.enter_async_context(channel))
+        stack.push_async_callback(self._state.close)
+        self._state.add(await open_all(self._connections, jobs))
+
+    async def open(self, jobs: Sequence[str]) -> None:
+        """More streams."""
+        before, started = resident(self._server.child.pid, "VmRSS"), time.perf_counter()
+        streams = await open_all(self._connections, jobs)
+        self.opened.append(len(jobs) / (time.perf_counter() - started))
+        self._grown += resident(self._server.child.pid, "VmRSS") - before
+        self._state.add(streams)
+
+    async def round(self, jobs: Sequence[str], number: int) -> None:
+        """A message on each stream. The first round fills caches."""
+        rate = await round_of(self._state, self._writer, self._channel, jobs, number, self._packed)
+        self.rates.append(rate)
+
+    def figures(self) -> dict[str, float]:
+        """For printing."""
+        return {
+            "per_second": statistics.median(self.rates[1:]),
+            "kib_per_stream": self._grown / 1024 / (self._state.count - CONNECTIONS),
+            "opened_per_second": statistics.median(self.opened),
+        }
 
 
 async def open_all(connections: Sequence[grpc.aio.Channel], jobs: Sequence[str]) -> list[Any]:
@@ -196,7 +231,7 @@ async def round_of(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await state.complete.wait()
     except TimeoutError:
-        raise SystemExit(f"{state.arrived} of {state.expected} messages arrived") from None
+        raise SystemExit(f"{state.arrived} of {state.count} messages arrived") from None
     return len(jobs) / (time.perf_counter() - started)
 
 
@@ -231,4 +266,4 @@ class Writer:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(1, 500) if quick(__doc__) else main(7, 10_000))
+    asyncio.run(main(1, 500) if quick(__doc__) else main(9, 10_000))

@@ -4,6 +4,7 @@ The latest message of a job is passed on as it is.
 """
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -34,11 +35,16 @@ async def watch(request: bytes, _: Context) -> AsyncIterator[bytes]:
         yield await mine.get()
 
 
+async def as_it_is(message: Any) -> Any:
+    """redis-py's own handler formats each message for its log."""
+    return message
+
+
 async def tail() -> None:
     """Hands out what comes: the message is parsed, because only it says whose it is."""
     async with (
         Redis.from_url(os.environ["PEER_REDIS_URL"]) as client,
-        client.pubsub(ignore_subscribe_messages=True) as pubsub,
+        client.pubsub(ignore_subscribe_messages=True, push_handler_func=as_it_is) as pubsub,
     ):
         await pubsub.subscribe(CHANNEL)
         async for message in pubsub.listen():
@@ -49,6 +55,7 @@ async def tail() -> None:
 
 async def main(port: int) -> None:
     """Serves until killed."""
+    gc.set_threshold(20_000, 20, 20)
     server = grpc.aio.server(options=OPTIONS)
     handlers: dict[str, Any] = {"WatchJob": grpc.unary_stream_rpc_method_handler(watch)}
     server.add_generic_rpc_handlers(
@@ -56,6 +63,8 @@ async def main(port: int) -> None:
     )
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     await tail()
 

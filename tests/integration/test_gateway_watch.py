@@ -250,7 +250,10 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
                 rig.publisher.events(UUID(job[5:]), "default")
                 while not watcher.woken or hub._news.is_set():  # noqa: ASYNC110 - until the wake-up found nobody who knows where to start
                     await asyncio.sleep(0.01)
-                got = [response async for response in hub.stream(watcher, "", sequence=1, last=1)]
+                got = [
+                    WatchJobResponse.FromString(sent)
+                    async for sent in hub.stream(watcher, "", sequence=1, last=1)
+                ]
     finally:
         await hub.close()
         calls.close()

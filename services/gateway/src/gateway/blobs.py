@@ -8,7 +8,6 @@ from typing import Final
 from fluoro.v1.blob_service_pb2 import (
     Blob,
     DownloadBlobRequest,
-    DownloadBlobResponse,
     GetBlobRequest,
     GetBlobResponse,
     UploadBlobHeader,
@@ -22,7 +21,7 @@ from fluoro_jobs.ledger import blobs as records
 from fluoro_jobs.worker.context import blob_errors
 from fluoro_telemetry import metrics
 
-from gateway import names
+from gateway import frames, names
 from gateway.ledger_calls import LedgerCalls
 from gateway.rpc import Call
 from gateway.settings import Settings
@@ -153,9 +152,7 @@ class Blobs:
                 Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
             )
 
-    async def download_blob(
-        self, request: DownloadBlobRequest, call: Call
-    ) -> AsyncIterator[DownloadBlobResponse]:
+    async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Reads no faster than the caller takes it, and ends with DOWNLOAD_TOO_SLOW if it takes nothing for long."""
         blob = await self._calls.run_for(
             call.owner, records.get, call.owner, names.blob_id(request.name)
@@ -171,7 +168,7 @@ class Blobs:
         ):
             with blob_errors():
                 async for chunk in chunks:
-                    yield DownloadBlobResponse(chunk=chunk)
+                    yield frames.chunk(chunk)
                     metrics.BLOB_BYTES_SENT.inc(len(chunk))
 
     async def get_blob(self, request: GetBlobRequest, call: Call) -> GetBlobResponse:

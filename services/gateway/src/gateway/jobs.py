@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
@@ -41,19 +41,18 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control, lists, read
 from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
+from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
-from gateway import cursor, names
+from gateway import cursor, frames, names
+from gateway.job_stream import JobStream
 from gateway.ledger_calls import Landing, LedgerCalls
-from gateway.owner_watcher import TERMINAL
 from gateway.rpc import Call
+from gateway.states import ITEM_STATES, STATES, TERMINAL
 from gateway.together import Together
 from gateway.watch import Hub
-
-STATES: Final = frozenset(job_pb2.Job.State.values()) - {job_pb2.Job.STATE_UNSPECIFIED}
-ITEM_STATES: Final = frozenset(job_pb2.Item.State.values()) - {job_pb2.Item.STATE_UNSPECIFIED}
 
 MAX_WANTED: Final = 64
 """Most states or roles in a filter; repeating one says nothing."""
@@ -91,7 +90,7 @@ class Jobs:
         self._publisher = publisher
         self._hub = hub
         self._landing = Landing()
-        self._snapshots = Together(calls, read.get_jobs, max_waiting_calls)
+        self._snapshots = Together(calls, _snapshots, max_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
@@ -200,7 +199,7 @@ class Jobs:
 
     async def watch_job(
         self, request: WatchJobRequest, call: Call
-    ) -> AsyncIterator[WatchJobResponse]:
+    ) -> AsyncIterator[WatchJobResponse | bytes | JobStream]:
         """Snapshot or missed events first, then live from the hub.
 
         The watcher is there before the read, so nothing falls in between.
@@ -214,22 +213,19 @@ class Jobs:
                 )
                 sequence = cursor.decode(request.start_cursor, job_id, last)
             else:
-                snapshot = await self._snapshot(call, job_id, request.view)
-                sequence = last = snapshot.snapshot.last_sequence
-                state = snapshot.snapshot.state
-                first = [snapshot]
+                first = [await self._snapshot(call, job_id, request.view)]
+                sequence = last = first[0].sequence
+                state = first[0].state
                 # It may be many MB, and this call lives as long as its caller likes.
-                del snapshot
-                yield first.pop()
+                yield first.pop().response
             if state in TERMINAL and sequence == last:
                 return
             self._hub.recall_progress(watcher)
-            async for response in self._hub.stream(watcher, call.owner, sequence, last):
-                yield response
+            yield self._hub.stream(watcher, call.owner, sequence, last)
 
     async def watch_jobs(
         self, request: WatchJobsRequest, call: Call
-    ) -> AsyncIterator[WatchJobsResponse]:
+    ) -> AsyncIterator[WatchJobsResponse | bytes]:
         """All of the caller's jobs that have the labels."""
         _check_labels(request.labels)
         async for response in self._hub.owners.watch(
@@ -254,16 +250,14 @@ class Jobs:
             future.cancel()
             raise
 
-    async def _snapshot(
-        self, call: Call, job_id: UUID, view: "JobView.ValueType"
-    ) -> WatchJobResponse:
-        """The job and the cursor after it; read with other small jobs that callers wait for."""
-        job = await self._snapshots.of(call.owner, (job_id, view))
-        snapshot = WatchJobResponse(snapshot=job)
-        if job is None:
-            await self._read(call, job_id, snapshot.snapshot, view)
-        snapshot.cursor = cursor.encode(job_id, snapshot.snapshot.last_sequence)
-        return snapshot
+    async def _snapshot(self, call: Call, job_id: UUID, view: "JobView.ValueType") -> "_Snapshot":
+        """Read with other small jobs that callers wait for, or alone."""
+        if (small := await self._snapshots.of(call.owner, (job_id, view))) is not None:
+            return small
+        response = WatchJobResponse()
+        job = await self._read(call, job_id, response.snapshot, view)
+        response.cursor = cursor.encode(job_id, job.last_sequence)
+        return _Snapshot(response, job.last_sequence, job.state)
 
     async def _read(
         self, call: Call, job_id: UUID, into: job_pb2.Job, view: "JobView.ValueType"
@@ -272,6 +266,30 @@ class Jobs:
         return await self._calls.run_for(
             call.owner, read.get_job, call.owner, job_id, into, view=view
         )
+
+
+class _Snapshot(NamedTuple):
+    """What a watch without a cursor begins with; sequence and state are those of the job."""
+
+    response: WatchJobResponse | bytes
+    sequence: int
+    state: job_pb2.Job.State.ValueType
+
+
+def _snapshots(
+    connection: LedgerConnection, wanted: Sequence[tuple[str, tuple[UUID, "JobView.ValueType"]]]
+) -> list[_Snapshot | FluoroError | None]:
+    """Of each owner, job and view; None for a job that is too large to be read with others."""
+    return [
+        _Snapshot(
+            frames.snapshot(cursor.encode(job_id, job.last_sequence), job),
+            job.last_sequence,
+            job.state,
+        )
+        if isinstance(job, job_pb2.Job)
+        else job
+        for job, (_, (job_id, _)) in zip(read.get_jobs(connection, wanted), wanted, strict=True)
+    ]
 
 
 def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:

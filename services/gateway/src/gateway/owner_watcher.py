@@ -1,24 +1,14 @@
 """What one call that follows all jobs of an owner holds: where it is in each of them, and where it can be resumed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 from uuid import UUID
 
-from fluoro.v1 import event_pb2, job_pb2
+from fluoro.v1 import event_pb2
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.horizon import News, Place, Span
 
+from gateway.states import is_end
 from gateway.watcher import Mailbox, after
-
-TERMINAL: Final = frozenset(
-    {
-        job_pb2.Job.STATE_SUCCEEDED,
-        job_pb2.Job.STATE_PARTIALLY_SUCCEEDED,
-        job_pb2.Job.STATE_FAILED,
-        job_pb2.Job.STATE_CANCELLED,
-    }
-)
-"""States of a job after which there are no more events, unless it is retried."""
 
 
 class ResumePoint:
@@ -96,11 +86,7 @@ class OwnerWatcher(Mailbox):
 
     def saw(self, job: UUID, event: event_pb2.Event) -> None:
         """The event is in the stream."""
-        ended = (
-            event.job_changed.state in TERMINAL
-            if event.HasField("job_changed")
-            else job in self._ended
-        )
+        ended = is_end(event) if event.HasField("job_changed") else job in self._ended
         self.know(job, event.sequence, ended=ended)
 
     def live(self) -> None:

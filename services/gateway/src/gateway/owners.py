@@ -18,13 +18,13 @@ from uuid import UUID
 
 import structlog
 from fluoro.v1 import event_pb2, job_pb2
-from fluoro.v1.job_service_pb2 import Bookmark, ListJobsRequest, WatchJobsResponse
+from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsResponse
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import horizon, lists, read
 from fluoro_jobs.ledger.paging import MAX_PAGE
 from fluoro_telemetry import metrics
 
-from gateway import cursor
+from gateway import cursor, frames
 from gateway.ledger_calls import LedgerCalls
 from gateway.owner_watcher import OwnerWatcher, ResumePoint
 from gateway.settings import Settings
@@ -91,8 +91,8 @@ class Owners:
 
     async def watch(
         self, owner: str, labels: dict[str, str], start_cursor: str
-    ) -> AsyncIterator[WatchJobsResponse]:
-        """Snapshots or missed events, then live.
+    ) -> AsyncIterator[WatchJobsResponse | bytes]:
+        """WatchJobsResponses: snapshots or missed events, then live.
 
         FluoroError WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger, with the cursor to resume
         from.
@@ -271,7 +271,7 @@ class Owners:
             for job in watcher.sequences:
                 self._unfollow(watcher, job)
 
-    async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
+    async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse | bytes]:
         """The open jobs, read a page at a time and therefore at different moments; each one's events go on from its own. Then a bookmark.
 
         Only that has a cursor: a watch that breaks off before it must start anew to hear of all
@@ -293,7 +293,7 @@ class Owners:
             if not page.next_page_token:
                 break
         watcher.point.sent = True
-        yield WatchJobsResponse(cursor=_position(watcher), bookmark=Bookmark())
+        yield frames.bookmark(_position(watcher))
 
     async def _begin(self, watcher: OwnerWatcher) -> None:
         """What is there when a watch without a cursor begins is its past: events at or above its horizon are known, not told."""
@@ -312,9 +312,7 @@ class Owners:
         if first is not None:
             watcher.horizon, watcher.point = first.xmin, ResumePoint(first.xmin)
 
-    async def _missed(
-        self, watcher: OwnerWatcher, *, resumed: bool
-    ) -> AsyncIterator[WatchJobsResponse]:
+    async def _missed(self, watcher: OwnerWatcher, *, resumed: bool) -> AsyncIterator[bytes]:
         """Events from the watcher's horizon on, page by page at the caller's pace.
 
         Then the watcher is live.
@@ -353,7 +351,7 @@ class Owners:
             if watcher.take_bookmark():
                 watcher.point.sent = True
                 watcher.sending()
-                yield WatchJobsResponse(cursor=_position(watcher), bookmark=Bookmark())
+                yield frames.bookmark(_position(watcher))
                 watcher.sent()
             resumed, start = True, following
         for job in watcher.sequences:
@@ -386,7 +384,7 @@ class Owners:
 
     async def _told(
         self, watcher: OwnerWatcher, news: Collection[horizon.News]
-    ) -> AsyncIterator[WatchJobsResponse]:
+    ) -> AsyncIterator[bytes]:
         while missed := {
             found.job: watcher.sequences[found.job]
             for found in news
@@ -403,11 +401,11 @@ class Owners:
                 watcher.saw(UUID(event.job.removeprefix("jobs/")), event)
                 watcher.point.sent = True
                 watcher.sending()
-                yield WatchJobsResponse(cursor=_position(watcher), event=event)
+                yield frames.event(_position(watcher), event)
                 watcher.sent()
                 metrics.EVENTS_DELIVERED.inc()
 
-    async def _live(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse]:
+    async def _live(self, watcher: OwnerWatcher) -> AsyncIterator[bytes]:
         """What the hub brings, until the watcher lags."""
         position = _position(watcher)
         while True:
@@ -432,19 +430,17 @@ class Owners:
             position = after
 
 
-def _responses(pending: Pending, before: str, after: str) -> Iterator[WatchJobsResponse]:
+def _responses(pending: Pending, before: str, after: str) -> Iterator[bytes]:
     """Events, progress, or a bookmark if there is nothing else.
 
     Cursors: `after` from the last event on, `before` until then.
     """
     for number, event in enumerate(pending.events, 1):
-        yield WatchJobsResponse(
-            cursor=after if number == len(pending.events) else before, event=event
-        )
+        yield frames.event(after if number == len(pending.events) else before, event)
     for progress in pending.progress:
-        yield WatchJobsResponse(cursor=after, progress=progress)
+        yield frames.progress(after, progress)
     if pending.bookmark and not (pending.events or pending.progress):
-        yield WatchJobsResponse(cursor=after, bookmark=Bookmark())
+        yield frames.bookmark(after)
 
 
 def _position(watcher: OwnerWatcher) -> str:

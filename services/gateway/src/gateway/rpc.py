@@ -2,7 +2,8 @@
 
 A servicer's methods are `async def get_job(request, call) -> response`, async generators where the
 response is a stream, and take an async iterator of requests where the request is one. They raise
-FluoroError; what else they raise is a bug.
+FluoroError; what else they raise is a bug. A generator may yield, in place of a message, its bytes,
+or an iterator of messages as bytes: that one is sent to its end before the generator goes on.
 """
 
 import asyncio
@@ -75,7 +76,7 @@ class Call:
             else response.SerializeToString()
         )
 
-    async def write(self, data: bytes, responses: AsyncGenerator[Message, None]) -> None:
+    async def write(self, data: bytes, responses: AsyncGenerator[object, None]) -> None:
         """Sends a message of a stream.
 
         After `write_seconds` the stream is closed, and its caller hears of that once it reads on.
@@ -239,15 +240,26 @@ class Adapter:
     @staticmethod
     def _streaming_response(parse: Callable[[bytes], Message], function: Any) -> Body:
         async def body(request: bytes, call: Call) -> None:
-            async with aclosing(function(await call.parsed(parse, request), call)) as responses:
-                async for response in responses:
-                    data = await call.serialized(response)
-                    del response  # the next one may be hours away, and this one a job of many MB
-                    try:
+            try:
+                async with aclosing(function(await call.parsed(parse, request), call)) as responses:
+                    async for response in responses:
+                        if isinstance(response, AsyncIterator):
+                            async for data in response:
+                                await call.context.write(data)
+                            continue
+                        data = (
+                            response
+                            if isinstance(response, bytes)
+                            else await call.serialized(response)
+                        )
+                        del (
+                            response
+                        )  # the next one may be hours away, and this one a job of many MB
                         await call.write(data, responses)
-                    except grpc.aio.InternalError as error:  # the caller has gone; that the call is cancelled is news still to come
-                        raise asyncio.CancelledError from error
-                    del data
+                        del data
+            # The caller has gone; that the call is cancelled is news still to come.
+            except grpc.aio.InternalError as error:
+                raise asyncio.CancelledError from error
 
         return body
 

@@ -10,14 +10,14 @@ by page, as fast as its caller takes them, and then is fed by the hub again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
-from fluoro.v1 import event_pb2, job_service_pb2
+from fluoro.v1 import event_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read
 from fluoro_jobs.wakeups import shard_of
@@ -25,8 +25,8 @@ from fluoro_telemetry import metrics
 
 from gateway import cursor
 from gateway.errors import shutting_down
+from gateway.job_stream import JobStream
 from gateway.ledger_calls import LedgerCalls
-from gateway.owner_watcher import TERMINAL
 from gateway.owners import Owners
 from gateway.recall import Recall
 from gateway.settings import Settings
@@ -35,9 +35,14 @@ from gateway.watcher import Mailbox, Pending, Watcher
 
 log = structlog.get_logger(__name__)
 
-TICK_SECONDS: Final = 0.25
-"""How often the hub looks for idle streams, as long as that is shorter than the bookmark interval."""
+TICK_SECONDS: Final = 1
+"""How often the hub looks for idle streams, or four times in the shortest of its settings."""
 
+SLICES: Final = 16
+"""Parts in which the hub looks for wake-ups that got lost: all jobs at once would hold up the rest."""
+
+_WATCHED: Final = metrics.WAKEUPS_HEARD.labels(watched="true")
+_UNWATCHED: Final = metrics.WAKEUPS_HEARD.labels(watched="false")
 
 PAGE_EVENTS: Final = 1024
 """Events that the hub reads at once, of all jobs together."""
@@ -47,11 +52,6 @@ PAGE_EVENTS_OF_A_JOB: Final = 256
 
 SLICE_SECONDS: Final = 0.005
 """How long the hub hands out events before it lets others have the event loop."""
-
-
-def is_end(event: event_pb2.Event) -> bool:
-    """Whether the event made its job terminal."""
-    return event.job_changed.state in TERMINAL
 
 
 class Hub:
@@ -66,7 +66,8 @@ class Hub:
         self._shards: dict[UUID, int] = {}
         self._woken: dict[UUID, None] = {}  # a set in the order in which the jobs' turn comes
         self._news = asyncio.Event()
-        self._all_woken_at = 0.0
+        self._looked_at = 0.0
+        self._slice = 0
         self._closing = False
         self._turn = asyncio.Lock()
         self.owners = Owners(calls, callers, settings, self)
@@ -124,7 +125,10 @@ class Hub:
         """
         self.refuse_if_closing()
         watcher = Watcher(job, self._settings.watch_ring_events, asyncio.get_running_loop().time())
-        with self.listening(owner, job), _member(self._watchers, job, watcher):
+        with (
+            self._told(self._watchers, job, owner, watcher),
+            metrics.WATCH_STREAMS.track_inprogress(),
+        ):
             yield watcher
 
     @contextmanager
@@ -135,78 +139,59 @@ class Hub:
         """
         self.refuse_if_closing()
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        with self.listening(owner, job), _member(self._waiting, job, ended):
+        with self._told(self._waiting, job, owner, ended):
             try:
                 yield ended
             finally:
                 ended.cancel()
 
     @contextmanager
-    def listening(self, owner: str, *jobs: UUID) -> Iterator[None]:
-        """Has wake-ups of the owner's jobs brought here.
+    def _told(
+        self, ones: dict[UUID, set[Any]], job: UUID, owner: str, one: object
+    ) -> Iterator[None]:
+        """Has wake-ups of the job brought here for `one`, which is in the job's set meanwhile.
 
-        What these jobs miss before that begins is read then (see `joined`).
+        What the job misses before they come is read then (see `joined`).
         """
-        self._shards.update(dict.fromkeys(jobs, shard_of(owner)))
+        ones.setdefault(job, set()).add(one)
+        self._shards[job] = shard_of(owner)
         self._tail.watch(owner)
         try:
             yield
         finally:
             self._tail.unwatch(owner)
-            for job in jobs:
+            ones[job].discard(one)
+            if not ones[job]:
+                del ones[job]
                 if job not in self._watchers and job not in self._waiting:
-                    self._shards.pop(job, None)
+                    del self._shards[job]
+
+    @contextmanager
+    def listening(self, owner: str) -> Iterator[None]:
+        """Has wake-ups of the owner's jobs brought here."""
+        self._tail.watch(owner)
+        try:
+            yield
+        finally:
+            self._tail.unwatch(owner)
 
     def refuse_if_closing(self) -> None:
         """FluoroError SHUTTING_DOWN if no watcher may begin any more."""
         if self._closing:
             raise shutting_down()
 
-    def follow(self, watcher: Watcher, sequence: int) -> None:
-        """The watcher gets the events after `sequence`, from now on."""
-        watcher.sequence = sequence
+    def stream(self, watcher: Watcher, owner: str, sequence: int, last: int) -> JobStream:
+        """What the watcher's call sends after `sequence`. owner, last: as JobStream has them."""
+        watcher.sequence, watcher.lagging = sequence, sequence < last
         if watcher.woken:
             self._call_for(watcher.job)
+        return JobStream(self, watcher, owner, sequence, last)
 
-    async def stream(
-        self, watcher: Watcher, owner: str, sequence: int, last: int
-    ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
-        """Events after `sequence`, latest progress and bookmarks until the job is terminal.
+    async def page(self, watcher: Watcher, owner: str, last: int) -> Pending:
+        """The next events of a watcher that lags. It does no more when these were the newest.
 
-        owner: of the job. last: newest event when the call began; an end before it was not the last
-        word. FluoroError CURSOR_EXPIRED, WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger; its
-        metadata has the cursor to resume from.
+        last: newest event when the call began. FluoroError CURSOR_EXPIRED.
         """
-        watcher.lagging = sequence < last
-        self.follow(watcher, sequence)
-        position = cursor.encode(watcher.job, sequence)
-        metrics.WATCH_STREAMS.inc()
-        try:
-            while True:
-                pending = await (
-                    self._page(watcher, owner, last) if watcher.behind else watcher.take()
-                )
-                for event in pending.events:
-                    position = cursor.encode(watcher.job, event.sequence)
-                    watcher.sending()
-                    yield job_service_pb2.WatchJobResponse(cursor=position, event=event)
-                    watcher.sent()
-                    sequence = event.sequence
-                    metrics.EVENTS_DELIVERED.inc()
-                    if is_end(event) and sequence >= last:
-                        return
-                for other in _others(pending, position, sequence):
-                    watcher.sending()
-                    yield other
-                    watcher.sent()
-        except FluoroError as error:
-            error.metadata["cursor"] = position
-            raise
-        finally:
-            metrics.WATCH_STREAMS.dec()
-
-    async def _page(self, watcher: Watcher, owner: str, last: int) -> Pending:
-        """The next events of a watcher that lags. It does no more when these were the newest."""
         watcher.raise_if_ended()
         sequence = watcher.sequence or 0
         events = await self._callers.run_for(
@@ -232,7 +217,7 @@ class Hub:
     def woken(self, job: UUID, owner: str) -> None:
         """The job has events that its watchers have not seen."""
         watched = job in self._watchers or job in self._waiting or self.owners.watched(owner)
-        metrics.WAKEUPS_HEARD.labels(watched=str(watched).lower()).inc()
+        (_WATCHED if watched else _UNWATCHED).inc()
         if watched:
             self._wake(job)
 
@@ -243,15 +228,17 @@ class Hub:
 
     def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
         """Hands progress to those who watch the job. For others it is not even parsed."""
-        watchers = [
-            *self._watchers.get(job, ()),
-            *(self.owners.followers(job) if self.owners.watched(owner) else ()),
-        ]
-        metrics.WAKEUPS_HEARD.labels(watched=str(bool(watchers)).lower()).inc()
-        if watchers:
-            message = event_pb2.Progress.FromString(progress)
-            for watcher in watchers:
-                watcher.put_progress(message)
+        watchers = self._watchers.get(job, ())
+        followers = self.owners.followers(job) if self.owners.watched(owner) else ()
+        if not watchers and not followers:
+            _UNWATCHED.inc()
+            return
+        _WATCHED.inc()
+        message = event_pb2.Progress.FromString(progress)
+        for watcher in watchers:
+            watcher.put_progress(message)
+        for follower in followers:
+            follower.put_progress(message)
 
     def joined(self, shard: int) -> None:
         """Wake-ups of the shard's owners begin here: what was missed of them is read."""
@@ -272,7 +259,7 @@ class Hub:
         self._news.set()
 
     async def _read(self) -> None:
-        """Reads a page of the woken jobs' events in one query, again and again; of all jobs when no wake-up came for a while."""
+        """Reads a page of the woken jobs' events in one query, again and again."""
         while True:
             await self._wait_for_news()
             self._news.clear()
@@ -321,20 +308,20 @@ class Hub:
                     ended.set_result(None)
 
     async def _wait_for_news(self) -> None:
-        """Also for the time to look at all jobs, in case a wake-up got lost; news of some do not put it off."""
+        """Also for the time to look at some jobs, in case a wake-up got lost; news of others do not put it off."""
         seconds = (
-            self._settings.watch_safety_interval_seconds
+            self._settings.watch_safety_interval_seconds / SLICES
             if self._tail.up
             else self._settings.watch_poll_interval_seconds
         )
-        due = self._all_woken_at + seconds
+        due = self._looked_at + seconds
         try:
             async with asyncio.timeout_at(due):
                 await self._news.wait()
         except TimeoutError:
             pass  # then it is due
         if asyncio.get_running_loop().time() >= due:
-            self._wake_all()
+            self._look()
 
     async def _tick(self) -> None:
         """Sends bookmarks to idle streams and ends those that nobody reads: one timer for all of them."""
@@ -344,17 +331,14 @@ class Hub:
         )
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(min(TICK_SECONDS, interval, stall))
+            await asyncio.sleep(min(TICK_SECONDS, interval / 4, stall / 4))
             now = loop.time()
             for watcher in self._all():
-                if watcher.last_sent <= now - interval:
+                seconds, waits = watcher.still_seconds(now)
+                if not waits and seconds >= interval:
                     watcher.put_bookmark()
-                if (
-                    watcher.lagging
-                    and watcher.sending_since is not None
-                    and watcher.sending_since <= now - stall
-                ):
-                    log.info("watch_too_slow", seconds=round(now - watcher.sending_since, 1))
+                elif waits and seconds >= stall and watcher.lagging:
+                    log.info("watch_too_slow", seconds=round(seconds, 1))
                     watcher.end(_too_slow(), keep=False)
 
     def _positions(self, jobs: Iterable[UUID]) -> dict[UUID, int]:
@@ -366,7 +350,8 @@ class Hub:
                 for w in self._watchers.get(job, ())
                 if w.sequence is not None and not w.lagging
             ]
-            known += [watcher.sequences[job] for watcher in self.owners.followers(job)]
+            if self.owners:
+                known += [watcher.sequences[job] for watcher in self.owners.followers(job)]
             if known:
                 positions[job] = min(known)
         return positions
@@ -389,8 +374,15 @@ class Hub:
                     began = loop.time()
         return counts
 
+    def _look(self) -> None:
+        """Wakes a slice of the jobs, the next one each time; all of them without Redis."""
+        self._looked_at = asyncio.get_running_loop().time()
+        self._slice = (self._slice + 1) % SLICES
+        for job in [*self._watchers, *self._waiting]:
+            if not self._tail.up or job.int % SLICES == self._slice:
+                self._wake(job)
+
     def _wake_all(self) -> None:
-        self._all_woken_at = asyncio.get_running_loop().time()
         for job in [*self._watchers, *self._waiting]:
             self._wake(job)
 
@@ -406,27 +398,3 @@ def _too_slow() -> FluoroError:
         Reason.WATCH_TOO_SLOW,
         "Nothing was read from the stream for long. Resume with the last cursor.",
     )
-
-
-def _others(
-    pending: Pending, position: str, sequence: int
-) -> Iterator[job_service_pb2.WatchJobResponse]:
-    """Progress; a bookmark if there is nothing else to send."""
-    for progress in pending.progress:
-        yield job_service_pb2.WatchJobResponse(cursor=position, progress=progress)
-    if pending.bookmark and not (pending.events or pending.progress):
-        yield job_service_pb2.WatchJobResponse(
-            cursor=position, bookmark=job_service_pb2.Bookmark(last_sequence=sequence)
-        )
-
-
-@contextmanager
-def _member(sets: dict[UUID, set[Any]], job: UUID, one: object) -> Iterator[None]:
-    """Keeps `one` in the job's set during the block, and no set that is empty."""
-    sets.setdefault(job, set()).add(one)
-    try:
-        yield
-    finally:
-        sets[job].discard(one)
-        if not sets[job]:
-            del sets[job]

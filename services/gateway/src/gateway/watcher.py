@@ -2,16 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import event_pb2
 from fluoro_jobs.errors import FluoroError
 
 
-@dataclass(slots=True, frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """What a watcher has to send: events in order, the latest progress per task, a bookmark if nothing else."""
 
     events: list[event_pb2.Event]
@@ -27,8 +25,6 @@ class Mailbox:
     is kept per task, only the latest.
 
     lagging: whether the call reads the ledger itself.
-    last_sent: when the caller last took a message.
-    sending_since: since when a message waits for the caller to take it; None while none does.
     """
 
     __slots__ = (
@@ -38,15 +34,16 @@ class Mailbox:
         "_limit",
         "_progress",
         "_sleeper",
+        "_steps",
+        "_steps_seen",
+        "_still_since",
         "lagging",
-        "last_sent",
-        "sending_since",
     )
 
     def __init__(self, limit: int, now: float) -> None:
         self.lagging = False
-        self.last_sent = now
-        self.sending_since: float | None = None
+        self._steps = self._steps_seen = 0
+        self._still_since = now
         self._limit: Final = limit
         self._events: list[event_pb2.Event] = []
         self._progress: dict[tuple[str, str, int], event_pb2.Progress] = {}
@@ -105,11 +102,21 @@ class Mailbox:
 
     def sending(self) -> None:
         """A message is on its way to the caller."""
-        self.sending_since = asyncio.get_running_loop().time()
+        self._steps |= 1
 
     def sent(self) -> None:
-        """The caller took it."""
-        self.sending_since, self.last_sent = None, asyncio.get_running_loop().time()
+        """The caller took it, if there was one."""
+        self._steps += self._steps & 1
+
+    def still_seconds(self, now: float) -> tuple[float, bool]:
+        """For how long, between looks, nothing was sent or taken; and whether something waits.
+
+        Seconds count from the first look that sees a state: a clock is read once for all watchers
+        and not for every message.
+        """
+        if self._steps != self._steps_seen:
+            self._steps_seen, self._still_since = self._steps, now
+        return now - self._still_since, self._steps % 2 == 1
 
     def _put(self, events: Sequence[event_pb2.Event]) -> Sequence[event_pb2.Event]:
         """Takes the events that there is room for, and returns them. Lags if these are not all."""

@@ -28,6 +28,7 @@ SLICE: Final = 500
 _LENGTH_DELIMITED: Final = 2
 _LOW_BITS: Final = 0x7F
 """What each byte of a varint brings; the highest bit says that more follow."""
+_ONE_BYTE: Final = [bytes((number,)) for number in range(_LOW_BITS + 1)]
 _LONGEST_VARINT_BITS: Final = 70
 _SKIPPED_BYTES: Final = {1: 8, 5: 4}
 """Bytes of a value by wire type (protobuf's encoding, "Message structure"); groups have none of their own."""
@@ -158,8 +159,13 @@ def _pieces(message: Message) -> Iterator[bytes]:
         else:
             for element in value if field.is_repeated else (value,):
                 inner = serialized_in_pieces(element)
-                yield _encoded(field.number << 3 | _LENGTH_DELIMITED) + _encoded(len(inner)) + inner
+                yield length_delimited(field.number, inner)
     yield rest.SerializeToString()
+
+
+def length_delimited(number: int, data: bytes) -> bytes:
+    """A field of a message: a string, bytes, or another message."""
+    return b"".join((_encoded(number << 3 | _LENGTH_DELIMITED), _encoded(len(data)), data))
 
 
 def _copy(field: FieldDescriptor, value: object, to: Message) -> None:
@@ -169,6 +175,8 @@ def _copy(field: FieldDescriptor, value: object, to: Message) -> None:
 
 def _encoded(number: int) -> bytes:
     """A varint."""
+    if number <= _LOW_BITS:
+        return _ONE_BYTE[number]
     out = bytearray()
     while number > _LOW_BITS:
         out.append(number & _LOW_BITS | 0x80)
