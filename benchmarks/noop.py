@@ -141,7 +141,7 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
             for _ in range(tasks)
         ]
         for answer in answers:
-            answer.add_done_callback(lambda _: dispatcher.wake())
+            answer.add_done_callback(lambda _: dispatcher.wake("dicom"))
         wait(answers)
         _until(all_ended)
         seconds = time.perf_counter() - started

@@ -261,17 +261,19 @@ def test_another_owner_can_neither_see_nor_cancel_a_job(rig: Rig, db: Db) -> Non
     assert rig.job(job_id).state == job_pb2.Job.STATE_PENDING
 
 
-def test_without_workers_nothing_is_dispatched_and_with_them_two_per_slot(rig: Rig, db: Db) -> None:
-    for _ in range(8):
+def test_the_window_is_the_free_slots_and_half_a_second_of_work(rig: Rig, db: Db) -> None:
+    for _ in range(10):
         accepted(rig, db)
-    assert dispatch.take(db) == []
-    worker(db, slots=1)
-    assert len(dispatch.take(db)) == 2
+    assert dispatch.take(db) == [], "there is no worker"
+    first = worker(db, slots=2)
+    ((task, *_), _) = dispatch.take(db)
     assert dispatch.take(db) == [], "the window is full"
+    assert attempts.claim(db, task, first)
+    assert dispatch.take(db) == [], "that slot is not free yet"
     worker(db, slots=1, task_seconds=0.1)
-    assert len(dispatch.take(db)) == 5, (
-        "two for one slot, half a second of work for the other: seven less what waits already"
-    )
+    assert len(dispatch.take(db)) == 6, "its slot, and what that is through with in half a second"
+    worker(db, slots=1, task_seconds=0.6)
+    assert len(dispatch.take(db)) == 1, "nothing behind a task that takes longer"
 
 
 def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> None:
@@ -279,7 +281,7 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
     urgent.priority = 3
     filler, plain, late_but_urgent = accepted(rig, db), accepted(rig, db), accepted(rig, db, urgent)
     queue_tasks(db, filler)
-    worker(db, slots=1)  # two places, one of them taken
+    worker(db, slots=2)  # two places, one of them taken
 
     def next_job() -> UUID:
         ((task, *_),) = dispatch.take(db)
@@ -303,7 +305,7 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
 def test_a_busy_owner_does_not_keep_a_quiet_one_waiting(rig: Rig, db: Db) -> None:
     busy = [accepted(rig, db, owner="busy") for _ in range(10)]
     quiet = accepted(rig, db, owner="quiet")
-    worker(db, slots=1)
+    worker(db, slots=2)
     taken = {
         db.execute("SELECT job_id FROM tasks WHERE id = %s", (task,)).fetchone()
         for task, *_ in dispatch.take(db)
@@ -349,16 +351,16 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
 def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:
     for _ in range(5):
         accepted(rig, db)
-    by = worker(db, slots=1)
+    by = worker(db, slots=2)
     claimed(db, by)
     attempts.beat(db, by, [], 3.0)
     dicom = next(queue for queue in backlog.by_queue(db) if queue.name == "dicom")
     assert (dict(dicom.tasks), dicom.slots, dicom.workers) == (
-        {"READY": 3, "QUEUED": 1, "RUNNING": 1},
-        1,
+        {"WAITING": 0, "READY": 3, "QUEUED": 1, "RUNNING": 1},
+        2,
         1,
     )
-    assert dicom.seconds == 15
+    assert dicom.seconds == 7.5
 
 
 def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(
@@ -457,7 +459,7 @@ def test_an_owner_with_a_limit_has_no_more_than_that_in_flight(rig: Rig, db: Db)
         accepted(rig, db)
     other = accepted(rig, db, owner="other")
     limits.set_limit(db, OWNER, 1)
-    by = worker(db, slots=4)
+    by = worker(db, slots=5)
     assert len(dispatch.take(db)) == 2, "one of the limited owner, one of the other"
     assert dispatch.take(db) == []
     limits.set_limit(db, OWNER, 3)
@@ -465,7 +467,7 @@ def test_an_owner_with_a_limit_has_no_more_than_that_in_flight(rig: Rig, db: Db)
     limits.set_limit(db, OWNER, None)
     assert len(dispatch.take(db)) == 1
     assert rig.job(other, "other").state == job_pb2.Job.STATE_PENDING
-    assert by.slots == 4
+    assert by.slots == 5
 
 
 def test_a_limit_holds_over_all_queues_together(rig: Rig, db: Db) -> None:

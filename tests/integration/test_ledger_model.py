@@ -11,8 +11,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from fluoro_jobs import dispatch
-from fluoro_jobs.ledger import attempts, store
+from fluoro_jobs.ledger import attempts, store, turn
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.records import Change, Step, Task
 from fluoro_jobs.ledger.store import Tasks
@@ -140,7 +139,8 @@ def followers_never_start(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_back_off(patch: pytest.MonkeyPatch) -> None:
-    without(patch, dispatch, "_PROMOTE", " AND due_time <= now()")
+    for statement in ("_TURN", "_PROMOTE"):
+        without(patch, turn, statement, " AND t.due_time <= now()")
 
 
 def inputs_read_before_they_are_there(patch: pytest.MonkeyPatch) -> None:

@@ -238,7 +238,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "The worker has no disk space left for temporary files. Give the folder in FLUORO_SCRATCH_FOLDER more room.",
     ),
     Reason.OPERATION_UNKNOWN: ReasonSpec(
-        "", True, "The worker is older than the job and does not know the operation."
+        "",
+        True,
+        "The worker is older than the job and does not know the operation, or cannot read what it works on. Update the workers.",
     ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
     Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),

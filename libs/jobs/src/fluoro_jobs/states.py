@@ -71,7 +71,7 @@ JOB_TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 
 TASK_TRANSITIONS: Final[dict[TaskState, frozenset[TaskState]]] = {
     TaskState.READY: frozenset({TaskState.QUEUED, TaskState.CANCELLED}),
-    TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.CANCELLED}),
+    TaskState.QUEUED: frozenset({TaskState.RUNNING, TaskState.READY, TaskState.CANCELLED}),
     TaskState.RUNNING: _TASK_ENDS | {TaskState.READY},
     **dict.fromkeys(_TASK_ENDS, frozenset[TaskState]()),
 }

@@ -146,11 +146,19 @@ LEASES_EXPIRED: Final = _counter(
 
 # Queues, as the ledger has them. Every scheduler exposes the same figures: take max, not sum.
 QUEUE_TASKS: Final = _gauge(
-    "fluoro_queue_tasks", "Tasks that are not finished, by state.", "queue", "state"
+    "fluoro_queue_tasks",
+    "Tasks that are not finished, by state; WAITING for those whose time has not come.",
+    "queue",
+    "state",
+)
+QUEUE_HELD_TASKS: Final = _gauge(
+    "fluoro_queue_held_tasks",
+    "Ready tasks that are held back, because no worker of the queue knows their operation.",
+    "queue",
 )
 QUEUE_BACKLOG_SECONDS: Final = _gauge(
     "fluoro_queue_backlog_seconds",
-    "Queued and running work over the queue's capacity; KEDA scales on it.",
+    "Ready, queued and running work over the queue's capacity; KEDA scales on it.",
     "queue",
 )
 QUEUE_OLDEST_READY_AGE_SECONDS: Final = _gauge(

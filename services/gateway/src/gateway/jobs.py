@@ -105,7 +105,7 @@ class Jobs:
             return SubmitJobResponse(job=checked)
         job = await self._committed(submission)
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
-        self._dispatcher.wake()
+        self._dispatcher.wake(*submission.queues)
         self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)
         return SubmitJobResponse(job=job)
 

@@ -26,6 +26,10 @@ from fluoro_telemetry import metrics
 log = structlog.get_logger(__name__)
 
 
+MEASURE_FACTOR: Final = 20
+"""After a look at the backlog: this many times as long as it took, until the next one."""
+LONGEST_MEASURE_SECONDS: Final = 15
+"""Most time between two looks at the backlog."""
 CATCH_UP_SECONDS: Final = 5
 """How long no lease is taken back after an outage of the ledger.
 
@@ -37,7 +41,8 @@ Workers could not renew their leases either.
 class Sweeper:
     """What a round needs. beat: told before each part of a round.
 
-    leases_from: when leases may be taken back again, by the monotonic clock.
+    leases_from: when leases may be taken back again, by the monotonic clock. measures_from: when
+    the backlog is looked at again.
     """
 
     ledger: Ledger
@@ -46,6 +51,7 @@ class Sweeper:
     beat: Callable[[], None] = lambda: None
     clock: Clock = field(default_factory=Clock)
     leases_from: float = 0
+    measures_from: float = 0
     bad_leases: Backoff = field(default_factory=lambda: Backoff("lease_expired"))
     bad_expiries: Backoff = field(default_factory=lambda: Backoff("job_expired"))
 
@@ -126,13 +132,22 @@ class Sweeper:
         metrics.SWEEPS.labels(action="dispatched").inc(self.dispatcher.dispatch())
 
     def measure(self) -> None:
-        """Sets the gauges of the backlog, for dashboards and scaling."""
+        """Sets the gauges of the backlog, for dashboards and scaling.
+
+        The more is open, the longer it takes, and the longer it waits for the next time.
+        """
+        started = time.monotonic()
+        if started < self.measures_from:
+            return
         with self.ledger.connection() as connection:
             queues = backlog.by_queue(connection)
             self.clock.compare(connection)
+        now = time.monotonic()
+        self.measures_from = now + min(MEASURE_FACTOR * (now - started), LONGEST_MEASURE_SECONDS)
         for queue in queues:
             for state, tasks in queue.tasks.items():
                 metrics.QUEUE_TASKS.labels(queue=queue.name, state=state).set(tasks)
+            metrics.QUEUE_HELD_TASKS.labels(queue=queue.name).set(queue.held)
             metrics.QUEUE_BACKLOG_SECONDS.labels(queue=queue.name).set(queue.seconds)
             metrics.QUEUE_OLDEST_READY_AGE_SECONDS.labels(queue=queue.name).set(
                 queue.oldest_ready_seconds

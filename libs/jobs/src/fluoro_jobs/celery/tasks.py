@@ -82,6 +82,9 @@ class Listener(Protocol):
     def lost(self, attempt: TaskAttempt) -> None:
         """The pool child that ran this attempt died."""
 
+    def unknown(self, attempt: TaskAttempt) -> None:
+        """A message asked for this attempt of an operation that this process does not know."""
+
 
 class WorkerApp(Celery):
     """A Celery app that a spawned child can build again. `listener` is the main process's."""
@@ -211,6 +214,7 @@ def make_worker_app(options: Options, body: Body) -> WorkerApp:
         # Without acknowledgements: what a dead worker had taken, the ledger sends again.
         task_queues=[Queue(options.queue, routing_key=options.queue, no_ack=True)],
         worker_max_memory_per_child=options.max_memory_per_child_kib or None,
+        worker_consumer="fluoro_jobs.celery.unknown:LedgerConsumer",
     )
     names = [
         name

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from fluoro.v1 import job_pb2
 from google.protobuf.message import Message
+from psycopg.errors import CheckViolation
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
@@ -20,6 +21,7 @@ from fluoro_jobs.ledger.records import Task, TaskResult
 from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.operations import BY_FIELD, Operation
+from fluoro_jobs.skew import read_result
 from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
 
 LEASE_SECONDS: Final = 15
@@ -30,13 +32,17 @@ WORKER_EXPIRE_SECONDS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker process as the ledger lists it. name: `host:pid`. slots: tasks it runs at once."""
+    """A worker process as the ledger lists it. name: `host:pid`. slots: tasks it runs at once.
+
+    operations: Celery task names of those that it runs; empty for any.
+    """
 
     id: UUID
     name: str
     queue: str
     slots: int
     version: str
+    operations: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,16 @@ class Claim:
     def step_name(self) -> str:
         """Name of its step."""
         return self.graph.steps[self.task.step].name
+
+    @property
+    def queues_after(self) -> set[str]:
+        """The queues of the steps that wait for its step, as far as this release knows them."""
+        operations = (
+            BY_FIELD.get(step.operation)
+            for step in self.graph.steps.values()
+            if self.task.step in step.after
+        )
+        return {operation.queue for operation in operations if operation}
 
     def outcome_of(self, error: FluoroError) -> Outcome:
         """RELEASED if an attempt that ends with this error costs the task nothing.
@@ -135,12 +151,17 @@ def claim(
     message is stale: someone else has the task, or had it and it is queued for a later attempt, or
     it ended.
     """
-    job, claimed = _try_claim(connection, task_id, worker, number)
-    if job is None or claimed is not None:
-        return claimed
-    with connection.transaction():  # another task of the same job moved meanwhile
-        store.lock(connection, job)
-        return _try_claim(connection, task_id, worker, number)[1]
+    try:
+        job, claimed = _try_claim(connection, task_id, worker, number)
+        if job is None or claimed is not None:
+            return claimed
+        with connection.transaction():  # another task of the same job moved meanwhile
+            store.lock(connection, job)
+            return _try_claim(connection, task_id, worker, number)[1]
+    except CheckViolation:
+        # Dispatch took it back while the statement waited for its row. A row that runs cannot also
+        # be ready or wait, so nothing of the statement was written.
+        return None
 
 
 def _try_claim(
@@ -180,7 +201,7 @@ def upstream(
     after = claimed.graph.steps[claimed.task.step].after
     rows = read.upstream_of(connection, claimed.graph.id, after) if after else []
     return [
-        (name, BY_FIELD[field].result.FromString(result), items, artifacts)
+        (name, read_result(field, result), items, artifacts)
         for name, field, result, items, artifacts in rows
     ]
 
@@ -189,7 +210,7 @@ def results(connection: LedgerConnection, claimed: Claim) -> list[tuple[str, Mes
     """Name of a step, and what those of its tasks returned that left inputs of the claimed task."""
     parts = [part for one in claimed.inputs for part in one.parts if part.step is not None]
     rows = read.results_of(connection, claimed.graph.id, parts) if parts else []
-    return [(name, BY_FIELD[field].result.FromString(result)) for name, field, result in rows]
+    return [(name, read_result(field, result)) for name, field, result in rows]
 
 
 def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
@@ -288,10 +309,11 @@ def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: 
 
 _BEAT: Final = f"""
 WITH beat AS (
-  INSERT INTO workers (id, name, queue, slots, version, task_seconds, expire_time)
-  VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, now() + interval '{WORKER_EXPIRE_SECONDS} s')
+  INSERT INTO workers (id, name, queue, slots, version, task_seconds, operations, expire_time)
+  VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, %(operations)s,
+    now() + interval '{WORKER_EXPIRE_SECONDS} s')
   ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds,
-    slots = excluded.slots
+    slots = excluded.slots, operations = excluded.operations
 ), asked AS (
   SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
 ), renewed AS (
@@ -358,6 +380,7 @@ def beat(
         "slots": worker.slots,
         "version": worker.version,
         "task_seconds": task_seconds,
+        "operations": list(worker.operations),
         "tasks": [task for task, _ in running],
         "numbers": [number for _, number in running],
     }

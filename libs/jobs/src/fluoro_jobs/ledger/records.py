@@ -16,7 +16,10 @@ MAX_INPUTS: Final = 10_000
 """Of a job, and of a step."""
 MAX_TASKS: Final = 10_000
 """Of a step; of a job as far as can be told when it is submitted."""
-MAX_RETURNS: Final[dict[str, int]] = {**dict.fromkeys(STORE_OUTAGES, 100), Reason.SCRATCH_FULL: 10}
+MAX_RETURNS: Final[dict[str, int]] = {
+    **dict.fromkeys(STORE_OUTAGES | {Reason.OPERATION_UNKNOWN}, 100),
+    Reason.SCRATCH_FULL: 10,
+}
 """How often a task comes back without a charge, by what ended its attempt: a fault of its surroundings, not of its own.
 
 Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full

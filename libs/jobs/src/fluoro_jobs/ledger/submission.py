@@ -99,6 +99,11 @@ class Submission:
     steps: Sequence[NewStep]
 
     @property
+    def queues(self) -> set[str]:
+        """Those that have tasks of it from the beginning."""
+        return {step.operation.queue for step in self.steps if step.tasks}
+
+    @property
     def row_bytes(self) -> int:
         """About what its rows weigh as JSON."""
         labels = sum(len(key) + len(value) for key, value in self.labels.items())

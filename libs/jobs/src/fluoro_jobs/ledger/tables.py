@@ -252,6 +252,7 @@ OPEN_TASKS: Final = Table(
     Index(
         "open_tasks_ready_idx",
         "queue",
+        "task_name",
         "owner",
         "dispatch_order",
         postgresql_where=sql("dispatch_order IS NOT NULL"),
@@ -264,6 +265,7 @@ OPEN_TASKS: Final = Table(
     ),
     Index(
         "open_tasks_waiting_idx",
+        "queue",
         "due_time",
         postgresql_where=sql("dispatch_order IS NULL AND queued_time IS NULL"),
     ),

@@ -182,12 +182,19 @@ class Rig:
         return process
 
     def worker(
-        self, queue: str = "dicom", pool: str = "prefork", **settings: object
+        self, queue: str = "dicom", pool: str = "prefork", forgets: str = "", **settings: object
     ) -> subprocess.Popen[bytes]:
-        """A testing worker, once the ledger lists it and its pool children are up."""
-        process = self.start(
-            "fluoro_jobs.testing.worker", queue, pool, name=f"worker-{queue}", **settings
-        )
+        """A testing worker, once the ledger lists it and its pool children are up.
+
+        forgets: an operation that its release did not know yet.
+        """
+        command = ["fluoro_jobs.testing.worker", queue, pool]
+        if forgets:
+            command, settings = (
+                ["fluoro_jobs.testing.old_release", *command],
+                {"forgets": forgets, **settings},
+            )
+        process = self.start(*command, name=f"worker-{queue}", **settings)
 
         def listed() -> bool:
             assert process.poll() is None, self.logs()

@@ -13,6 +13,7 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "spin"}                 computes for ever without looking at anything
     {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
+    {"do": "upstream"}             reads what the steps before left
     {"do": "progress", "stage": S, "done": N, "total": N}
     {"do": "artifact", "name": N, "text": T, "times": K}  the text K times over; K is optional
 
@@ -92,7 +93,7 @@ def _fail(command: dict[str, Any], _context: StepContext) -> None:
         raise FluoroError(Reason(command["reason"]), "As told.", retryable=command.get("retryable"))
 
 
-COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
+COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "wait": _wait,
     "stay_once": _stay_once,
     "sleep": _sleep,
@@ -102,6 +103,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], None]]] = {
     "spin": _spin,
     "deafen": _deafen,
     "fail": _fail,
+    "upstream": lambda _, context: context.upstream,
     "progress": lambda command, context: context.progress(
         command["stage"], command["done"], command["total"]
     ),

@@ -22,6 +22,7 @@ from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
+from fluoro_jobs.skew import read_request
 from fluoro_jobs.states import JobState, Outcome, is_terminal
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.context import Scratch, StepContext
@@ -49,7 +50,7 @@ class Figures(NamedTuple):
     They cross as a line of words.
 
     operation: Celery task name. waited_seconds: from READY to the claim. job_state: set if this
-    ended the job.
+    ended the job. unblocks: the queues, separated by commas, of the steps that may follow now.
     """
 
     operation: str
@@ -57,6 +58,7 @@ class Figures(NamedTuple):
     waited_seconds: float
     run_seconds: float
     job_state: str
+    unblocks: str
 
     def line(self) -> str:
         """Its fields; none of them has a space or a quote in it."""
@@ -65,8 +67,8 @@ class Figures(NamedTuple):
     @classmethod
     def from_line(cls, line: str) -> "Figures":
         """What `line` made."""
-        operation, outcome, waited, run, job_state = line.split(" ")
-        return cls(operation, outcome, float(waited), float(run), job_state)
+        operation, outcome, waited, run, job_state, unblocks = line.split(" ")
+        return cls(operation, outcome, float(waited), float(run), job_state, unblocks)
 
 
 class Executor:
@@ -136,7 +138,9 @@ class Executor:
             outcome, job_state = claimed.outcome_of(explained), self._fail(claimed, explained)
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
-        return Figures(operation, told, claimed.waited_seconds, time.monotonic() - started, ended)
+        unblocks = ",".join(claimed.queues_after) if job_state and not ended else ""
+        seconds = time.monotonic() - started
+        return Figures(operation, told, claimed.waited_seconds, seconds, ended, unblocks)
 
     def _operate(self, claimed: Claim) -> TaskResult:
         handler = self._handlers.get(claimed.operation.task_name) if claimed.operation else None
@@ -145,7 +149,7 @@ class Executor:
                 Reason.OPERATION_UNKNOWN,
                 f"Worker {self._worker.version} does not know the operation of this step.",
             )
-        request = handler.operation.request.FromString(claimed.request)
+        request = read_request(handler.operation, claimed.request)
         context = self._context(claimed)
         self._running[claimed.task_id, claimed.attempt] = context
         try:

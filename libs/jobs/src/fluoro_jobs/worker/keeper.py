@@ -6,9 +6,10 @@ off or ran too long is stopped: a pool child is killed, a pool thread is told.
 """
 
 import math
+import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -20,7 +21,7 @@ from fluoro_telemetry import metrics
 
 from fluoro_jobs.celery import DeafWatch, LedgerRequest, received, running
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import attempts, turn
 from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
 from fluoro_jobs.ledger.audience import Audience, audience
 from fluoro_jobs.ledger.clock import Clock
@@ -52,6 +53,11 @@ ECHO_SECONDS: Final = 5
 
 What does not arrive shows a connection that is dead, or to a replica left behind.
 """
+DECLINED_SECONDS: Final = 1
+"""Longest wait before a task is dispatched again that this process has no operation for.
+
+The next to get its message may be one that has.
+"""
 AVERAGE_OVER_TASKS: Final = 10
 """How many of the last tasks make the average run time, about."""
 
@@ -81,14 +87,15 @@ class Keeper(threading.Thread):
         redis_url: str,
         worker: Worker,
         stop_task: Callable[[LedgerRequest], None],
-        on_slots: Callable[[], None],
+        on_slots: Callable[..., None],
         on_beat: Callable[[], None],
         deaf_watch: DeafWatch,
         gate: Gate,
     ) -> None:
         """stop_task: stops a Celery request's compute.
 
-        on_slots: slots are free and the ledger knows them. on_beat: the loop is alive.
+        on_slots: slots are free and the ledger knows them; with names of queues, there may be tasks
+        for these. on_beat: the loop is alive.
         """
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
@@ -104,6 +111,7 @@ class Keeper(threading.Thread):
         self._left: dict[TaskAttempt, Left] = {}
         self._missed_time = -math.inf
         self._task_seconds = self._told_task_seconds = 0.0
+        self._stuck_seconds = 0.0
         self._closed = False
         self._listener = threading.Thread(
             target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True
@@ -125,8 +133,11 @@ class Keeper(threading.Thread):
         metrics.TASK_RUN_SECONDS.labels(operation=figures.operation).observe(figures.run_seconds)
         if figures.outcome == Outcome.RELEASED.lower():
             self._gate.look()
+        if figures.unblocks:
+            self._on_slots(*figures.unblocks.split(","))
         if figures.job_state:
             metrics.JOBS_FINISHED.labels(state=figures.job_state).inc()
+        self._stuck_seconds = 0.0
         self._task_seconds += (figures.run_seconds - self._task_seconds) / (
             AVERAGE_OVER_TASKS if self._task_seconds else 1
         )
@@ -142,6 +153,11 @@ class Keeper(threading.Thread):
         """The ledger could not be told of its end, or of its claim, which may have happened all the same."""
         self._left[attempt] = Left(attempts.release_of_worker)
         self._gate.look()
+        self._woken.set()
+
+    def unknown(self, attempt: TaskAttempt) -> None:
+        """Another worker should have this one, which has not been claimed."""
+        self._left[attempt] = Left(_decline)
         self._woken.set()
 
     def wake(self) -> None:
@@ -198,7 +214,7 @@ class Keeper(threading.Thread):
 
     def _beat(self) -> None:
         requests = running()
-        self._told_task_seconds = self._task_seconds
+        self._told_task_seconds = max(self._task_seconds, self._stuck_seconds)
         asked = {request.task_attempt for request in requests}
         with self._ledger.connection() as connection:
             held = {
@@ -208,6 +224,7 @@ class Keeper(threading.Thread):
                 )
             }
             self._clock.compare(connection)
+        self._stuck_seconds = self._stuck(list(held.values()))
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:
             if (
@@ -216,6 +233,14 @@ class Keeper(threading.Thread):
                 self._judge(held[request.task_attempt], request)
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
+
+    def _stuck(self, held: Collection[Held]) -> float:
+        """For how long every slot has been taken by the task it has now; 0 if one is free.
+
+        The tasks that end say nothing of those that do not. Dispatch queues nothing behind these.
+        """
+        seconds = [one.seconds for one in held if one.outcome is None]
+        return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
         """Without slots while the gate is closed, so that nothing is dispatched for this process."""
@@ -317,6 +342,12 @@ class Keeper(threading.Thread):
             except redis.RedisError as error:
                 log.debug("cancels_not_heard", exception=type(error).__qualname__)
                 threading.Event().wait(1)
+
+
+def _decline(connection: LedgerConnection, _worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    # Not all at once: the same worker may get them again.
+    turn.decline(connection, *attempt, DECLINED_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
+    return []
 
 
 def _time_out(

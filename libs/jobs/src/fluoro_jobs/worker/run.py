@@ -18,6 +18,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
@@ -51,7 +52,12 @@ def run_worker(
     settings = settings or from_environment(WorkerSettings)
     configure_logging(service, level=settings.log_level, format=settings.log_format)
     worker = Worker(
-        new_id(), f"{socket.gethostname()}:{os.getpid()}", queue, settings.slots, version
+        new_id(),
+        f"{socket.gethostname()}:{os.getpid()}",
+        queue,
+        settings.slots,
+        version,
+        [operation.task_name for operation in OPERATIONS if operation.queue == queue],
     )
     plan = Plan(service, worker, settings, handlers, pool, warm_up)
     WorkerProcess(OperationBody(plan)).run()
@@ -67,7 +73,7 @@ class WorkerProcess:
         settings, worker = plan.settings, plan.worker
         self._ledger = Ledger(settings.database_url, max_connections=1)
         self._publisher = Publisher(settings.redis_url)
-        self._dispatcher = Dispatcher(self._ledger, settings.redis_url)
+        self._dispatcher = Dispatcher(self._ledger, settings.redis_url, [worker.queue])
         self._health = Health()
         self._health.add_check("ledger", self._ledger.check)
         self._health.add_check("redis", partial(probe, connect(settings.redis_url)))

@@ -89,9 +89,9 @@ SELECT t.id, t.job_id, t.queue, t.owner, t.task_name, CASE WHEN t.state = 'READY
   CASE WHEN t.state = 'READY' AND t.run_after <= now() THEN t.dispatch_order END,
   CASE WHEN t.state IN ('QUEUED', 'RUNNING') THEN coalesce(t.queued_time, now()) END, t.worker_id, t.lease_expire_time
 FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state IN ('READY', 'QUEUED', 'RUNNING');
-CREATE INDEX open_tasks_ready_idx ON open_tasks (queue, owner, dispatch_order) WHERE dispatch_order IS NOT NULL;
+CREATE INDEX open_tasks_ready_idx ON open_tasks (queue, task_name, owner, dispatch_order) WHERE dispatch_order IS NOT NULL;
 CREATE INDEX open_tasks_in_flight_idx ON open_tasks (queue, owner) WHERE queued_time IS NOT NULL;
-CREATE INDEX open_tasks_waiting_idx ON open_tasks (due_time) WHERE dispatch_order IS NULL AND queued_time IS NULL;
+CREATE INDEX open_tasks_waiting_idx ON open_tasks (queue, due_time) WHERE dispatch_order IS NULL AND queued_time IS NULL;
 UPDATE tasks SET state = 'OPEN' WHERE state IN ('READY', 'QUEUED', 'RUNNING');
 DROP INDEX tasks_in_flight_idx, tasks_lease_idx, tasks_ready_idx, tasks_job_id_step_idx;
 ALTER TABLE tasks DROP COLUMN queue, DROP COLUMN task_name, DROP COLUMN owner, DROP COLUMN run_after, DROP COLUMN dispatch_order,

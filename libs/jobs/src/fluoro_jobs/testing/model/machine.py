@@ -267,7 +267,8 @@ class LedgerMachine(RuleBasedStateMachine):
         messages = [Try(self.keys[task], number) for task, _, _, number in dispatch.take(self.db)]
         taken = sorted(message.task for message in messages)
         due = {key for key in self.model.having("READY") if self.model[key].due}
-        places = 2 * SLOTS * len(self.alive) - len(self.model.having("QUEUED"))
+        free = sum(max(0, SLOTS - len(self._held_by(worker))) for worker in self.alive)
+        places = free - len(self.model.having("QUEUED"))
         assert set(taken) <= due
         assert len(taken) == max(0, min(places, len(due)))
         for key in taken:
