@@ -1,4 +1,4 @@
-"""Compares the ledger and the blob store with what clients were told, against the invariants of docs/reliability.md.
+"""Compares ledger and blob store with what clients were told, by the invariants of the docs.
 
     python tests/chaos/audit.py --database-url URL --blob-url URL RECORDS
 
@@ -36,10 +36,14 @@ KINDS: Final = (
     "exited",
     "unhealthy",
 )
-"""lost: accepted, and gone or not done. duplicated: made visible twice. gaps: events missing, doubled or out of order. stuck: not over at
-rest. late: effects after a cancel or of a fenced attempt. overrun: more attempts than allowed, or two at once. spent: an outage of a store
-cost an attempt that counts. The others are not in the ledger, `run.py` sees them. stalled: what could go on waited too long after the last
-fault. exited: a process ended by itself. unhealthy: a process called itself dead."""
+"""What broke, as seen in the ledger or by `run.py`.
+
+lost: accepted, and gone or not done. duplicated: made visible twice. gaps: events missing, doubled
+or out of order. stuck: not over at rest. late: effects after a cancel, or of a fenced attempt.
+overrun: more attempts than allowed, or two at once. spent: an outage of a store cost an attempt
+that counts. Only `run.py` sees the rest. stalled: what could go on waited too long after the last
+fault. exited: a process ended by itself. unhealthy: a process called itself dead.
+"""
 
 ENDS: Final = ("SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED")
 
@@ -87,26 +91,31 @@ RULES: Final = (
         "duplicated",
         "Step {0} was committed by {1} attempts.",
         """SELECT t.job_id, t.step, count(*) FROM tasks t JOIN attempts a ON a.task_id = t.id
-        WHERE t.job_id = ANY(%(jobs)s) AND a.outcome = 'SUCCEEDED' GROUP BY t.job_id, t.step, t.id HAVING count(*) > 1""",
+        WHERE t.job_id = ANY(%(jobs)s) AND a.outcome = 'SUCCEEDED' GROUP BY t.job_id, t.step, t.id
+          HAVING count(*) > 1""",
     ),
     Rule(
         "duplicated",
         "{1} events say that step {0} succeeded.",
-        """SELECT job_id, step, count(*) FROM events WHERE job_id = ANY(%(jobs)s) AND state = 'SUCCEEDED' AND step IS NOT NULL
+        """SELECT job_id, step, count(*) FROM events
+          WHERE job_id = ANY(%(jobs)s) AND state = 'SUCCEEDED' AND step IS NOT NULL
         GROUP BY job_id, step, shard HAVING count(*) > 1""",
     ),
     Rule(
         "duplicated",
         "{0} events end the job, {1} begin it.",
-        """SELECT job_id, count(*) FILTER (WHERE state = ANY(%(ends)s)), count(*) FILTER (WHERE state = 'PENDING') FROM events
+        """SELECT job_id, count(*) FILTER (WHERE state = ANY(%(ends)s)),
+          count(*) FILTER (WHERE state = 'PENDING') FROM events
         WHERE job_id = ANY(%(jobs)s) AND step IS NULL
-        GROUP BY job_id HAVING count(*) FILTER (WHERE state = ANY(%(ends)s)) > count(*) FILTER (WHERE state = 'PENDING')""",
+        GROUP BY job_id HAVING count(*) FILTER (WHERE state = ANY(%(ends)s))
+          > count(*) FILTER (WHERE state = 'PENDING')""",
     ),
     Rule(
         "duplicated",
         "It was accepted {1} times with the key {0}.",
         """SELECT min(id::text)::uuid, labels->>'key', count(*) FROM jobs
-        WHERE labels->>'key' IN (SELECT labels->>'key' FROM jobs WHERE id = ANY(%(jobs)s)) GROUP BY labels->>'key' HAVING count(*) > 1""",
+        WHERE labels->>'key' IN (SELECT labels->>'key' FROM jobs WHERE id = ANY(%(jobs)s))
+          GROUP BY labels->>'key' HAVING count(*) > 1""",
     ),
     Rule(
         "gaps",
@@ -114,52 +123,69 @@ RULES: Final = (
         """SELECT j.id, count(e.sequence), min(e.sequence), max(e.sequence), j.last_sequence
         FROM jobs j LEFT JOIN events e ON e.job_id = j.id
         WHERE j.id = ANY(%(jobs)s) GROUP BY j.id
-        HAVING (count(e.sequence), min(e.sequence), max(e.sequence)) IS DISTINCT FROM (j.last_sequence, 1::bigint, j.last_sequence)""",
+        HAVING (count(e.sequence), min(e.sequence),
+          max(e.sequence)) IS DISTINCT FROM (j.last_sequence, 1::bigint, j.last_sequence)""",
     ),
     Rule(
         "gaps",
         "Its last event says {0}, the job is {1}.",
-        """SELECT j.id, e.state, j.state FROM jobs j JOIN events e ON e.job_id = j.id AND e.sequence = j.last_sequence
-        WHERE j.id = ANY(%(jobs)s) AND j.state = ANY(%(ends)s) AND (e.step IS NOT NULL OR e.state <> j.state)""",
+        """SELECT j.id, e.state, j.state FROM jobs j
+          JOIN events e ON e.job_id = j.id AND e.sequence = j.last_sequence
+        WHERE j.id = ANY(%(jobs)s) AND j.state = ANY(%(ends)s)
+          AND (e.step IS NOT NULL OR e.state <> j.state)""",
     ),
     Rule(
         "late",
         "Step {0} is {1} and has the artifact {2}.",
-        """SELECT s.job_id, s.name, s.state, a.name FROM steps s JOIN artifacts a ON a.job_id = s.job_id AND a.step = s.ordinal
+        """SELECT s.job_id, s.name, s.state, a.name FROM steps s
+          JOIN artifacts a ON a.job_id = s.job_id AND a.step = s.ordinal
         WHERE s.job_id = ANY(%(jobs)s) AND s.state NOT IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')""",
     ),
     Rule(
         "late",
         "Attempt {1} of step {0} was {2}, another outcome than that of its task, {3}.",
-        """SELECT t.job_id, t.step, a.number, a.outcome, t.state FROM tasks t JOIN attempts a ON a.task_id = t.id AND a.number = t.attempt
-        WHERE t.job_id = ANY(%(jobs)s) AND t.state = ANY(%(ends)s) AND (a.outcome = 'SUCCEEDED') <> (t.state = 'SUCCEEDED')""",
+        """SELECT t.job_id, t.step, a.number, a.outcome, t.state FROM tasks t
+          JOIN attempts a ON a.task_id = t.id AND a.number = t.attempt
+        WHERE t.job_id = ANY(%(jobs)s) AND t.state = ANY(%(ends)s)
+          AND (a.outcome = 'SUCCEEDED') <> (t.state = 'SUCCEEDED')""",
     ),
     Rule(
         "overrun",
-        "Step {0} had {1} attempts that count, of {2} allowed each of the {3} times that the job began.",
-        """SELECT t.job_id, s.name, count(*), s.max_attempts, b.times FROM tasks t JOIN attempts a ON a.task_id = t.id
+        (
+            "Step {0} had {1} attempts that count, of {2} allowed each of the {3} times that the "
+            "job began."
+        ),
+        """SELECT t.job_id, s.name, count(*), s.max_attempts, b.times FROM tasks t
+          JOIN attempts a ON a.task_id = t.id
         JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-        CROSS JOIN LATERAL (SELECT count(*) AS times FROM events WHERE job_id = t.job_id AND step IS NULL AND state = 'PENDING') b
+        CROSS JOIN LATERAL (SELECT count(*) AS times FROM events
+          WHERE job_id = t.job_id AND step IS NULL AND state = 'PENDING') b
         WHERE t.job_id = ANY(%(jobs)s) AND a.outcome IS DISTINCT FROM 'RELEASED'
-        GROUP BY t.job_id, t.id, s.name, s.max_attempts, b.times HAVING count(*) > s.max_attempts * b.times""",
+        GROUP BY t.job_id, t.id, s.name, s.max_attempts, b.times
+          HAVING count(*) > s.max_attempts * b.times""",
     ),
     Rule(
         "overrun",
         "Attempt {1} of step {0} began before attempt {2} had ended.",
-        """SELECT t.job_id, t.step, b.number, a.number FROM tasks t JOIN attempts a ON a.task_id = t.id
+        """SELECT t.job_id, t.step, b.number, a.number FROM tasks t
+          JOIN attempts a ON a.task_id = t.id
         JOIN attempts b ON b.task_id = t.id AND b.number > a.number
         WHERE t.job_id = ANY(%(jobs)s) AND b.start_time < coalesce(a.end_time, 'infinity')""",
     ),
     Rule(
         "spent",
         "Attempt {1} of step {0} failed with {2}, and counts.",
-        """SELECT t.job_id, t.step, a.number, a.reason FROM tasks t JOIN attempts a ON a.task_id = t.id
+        """SELECT t.job_id, t.step, a.number, a.reason FROM tasks t
+          JOIN attempts a ON a.task_id = t.id
         WHERE t.job_id = ANY(%(jobs)s) AND a.outcome = 'FAILED' AND a.reason = ANY(%(outages)s)""",
     ),
     Rule(
         "spent",
         "Step {0} failed with {1}.",
-        "SELECT job_id, name, reason FROM steps WHERE job_id = ANY(%(jobs)s) AND state = 'FAILED' AND reason = ANY(%(outages)s)",
+        (
+            "SELECT job_id, name, reason FROM steps"
+            " WHERE job_id = ANY(%(jobs)s) AND state = 'FAILED' AND reason = ANY(%(outages)s)"
+        ),
     ),
 )
 
@@ -183,7 +209,7 @@ def audit(database_url: str, blob_url: str, records: Sequence[JobRecord]) -> lis
 
 
 def _jobs(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> dict[UUID, str]:
-    """Jobs in the ledger by these keys, also those whose accept was never answered, and their states."""
+    """Jobs in the ledger by these keys, and their states; also those whose accept hung."""
     keys = [each.key for each in records]
     return dict(
         connection.execute(
@@ -211,12 +237,14 @@ def _accepted(each: JobRecord, jobs: Mapping[UUID, str]) -> Iterator[Finding]:
 
 
 _USED_UP: Final = """
-SELECT EXISTS (SELECT FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal WHERE s.job_id = j.id AND s.state = 'FAILED'
+SELECT EXISTS (SELECT FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
+  WHERE s.job_id = j.id AND s.state = 'FAILED'
   AND s.reason = 'WORKER_LOST' AND s.max_attempts <= (
     SELECT count(*) FROM attempts a WHERE a.task_id = t.id AND a.outcome IN ('LOST', 'FAILED')))
 """
 _ENDS: Final = f"""
-SELECT j.id, j.state, (SELECT string_agg(s.name || ' ' || s.state || ' ' || s.reason, ', ') FROM steps s WHERE s.job_id = j.id),
+SELECT j.id, j.state, (SELECT string_agg(s.name || ' ' || s.state || ' ' || s.reason, ', ')
+  FROM steps s WHERE s.job_id = j.id),
   (SELECT count(*) FROM artifacts a WHERE a.job_id = j.id), ({_USED_UP})
 FROM jobs j WHERE j.id = ANY(%s) AND j.state = ANY(%s)
 """
@@ -243,7 +271,10 @@ def _ends(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> Ite
 def _watches(connection: Connection[TupleRow], records: Sequence[JobRecord]) -> Iterator[Finding]:
     watched = {UUID(each.name.removeprefix("jobs/")): each for each in records if each.watches}
     told: dict[UUID, list[Told]] = {job: [] for job in watched}
-    query = "SELECT job_id, sequence, state, step IS NULL AND state = ANY(%s) FROM events WHERE job_id = ANY(%s) ORDER BY job_id, sequence"
+    query = (
+        "SELECT job_id, sequence, state, step IS NULL AND state = ANY(%s)"
+        " FROM events WHERE job_id = ANY(%s) ORDER BY job_id, sequence"
+    )
     for job, *event in connection.execute(query, (list(ENDS), list(watched))):
         told[job].append(Told(*event))
     for job, each in watched.items():
@@ -276,7 +307,10 @@ def _trouble(watch: WatchRecord, told: Sequence[Told]) -> str:
         (event.sequence, event.state) for event in told if watch.start < event.sequence <= end
     ]
     if watch.error:
-        return f"broke off after event {watch.seen[-1][0] if watch.seen else watch.start}: {watch.error}"
+        return (
+            f"broke off after event {watch.seen[-1][0] if watch.seen else watch.start}: "
+            f"{watch.error}"
+        )
     if watch.start < 0:
         return "never got its snapshot."
     if watch.seen != expected:
@@ -290,8 +324,10 @@ def _trouble(watch: WatchRecord, told: Sequence[Told]) -> str:
 
 
 _BLOBS: Final = """
-SELECT a.job_id, a.name, b.id, b.size_bytes, b.sha256 FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%(jobs)s)
-UNION ALL SELECT j.id, 'an input', b.id, b.size_bytes, b.sha256 FROM jobs j JOIN job_inputs i ON i.job_id = j.id JOIN blobs b ON b.id = i.blob_id
+SELECT a.job_id, a.name, b.id, b.size_bytes, b.sha256 FROM artifacts a
+  JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%(jobs)s)
+UNION ALL SELECT j.id, 'an input', b.id, b.size_bytes, b.sha256 FROM jobs j
+  JOIN job_inputs i ON i.job_id = j.id JOIN blobs b ON b.id = i.blob_id
 WHERE j.id = ANY(%(jobs)s)
 """
 

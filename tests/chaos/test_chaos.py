@@ -97,13 +97,16 @@ class Scene:
         """One more attempt, later than the one there was unless said otherwise."""
         columns = "task_id, number, worker, start_time, end_time, outcome"
         self.sql(
-            f"INSERT INTO attempts ({columns}) SELECT id, {number}, 'w', {start}, now(), '{outcome}' FROM tasks WHERE job_id = %(job)s"
+            f"INSERT INTO attempts ({columns})"
+            f" SELECT id, {number}, 'w', {start}, now(), '{outcome}' FROM tasks"
+            " WHERE job_id = %(job)s"
         )
 
     def give_up_for_an_outage(self) -> None:
         self.attempt(2, "FAILED")
         self.sql(
-            "UPDATE attempts SET reason = 'BLOB_STORE_FULL' WHERE number = 2 AND task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"
+            "UPDATE attempts SET reason = 'BLOB_STORE_FULL'"
+            " WHERE number = 2 AND task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"
         )
 
     def try_too_often(self) -> None:
@@ -126,7 +129,8 @@ class Scene:
 
 
 COPY_OF_THE_LAST_EVENT: Final = """
-SELECT (jsonb_populate_record(e, '{"sequence": 8}')).* FROM events e WHERE e.job_id = %(job)s AND e.sequence = 7
+SELECT (jsonb_populate_record(e, '{"sequence": 8}')).* FROM events e
+  WHERE e.job_id = %(job)s AND e.sequence = 7
 """
 HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "none": (set(), lambda _: None),
@@ -156,7 +160,8 @@ HARM: Final[dict[str, tuple[set[str], Callable[[Scene], object]]]] = {
     "its attempt never ended": (
         {"stuck"},
         lambda on: on.sql(
-            "UPDATE attempts SET outcome = NULL WHERE task_id = (SELECT id FROM tasks WHERE job_id = %(job)s)"
+            "UPDATE attempts SET outcome = NULL WHERE task_id = (SELECT id FROM tasks"
+            " WHERE job_id = %(job)s)"
         ),
     ),
     "it was committed twice": ({"duplicated"}, lambda on: on.attempt(2, "SUCCEEDED")),

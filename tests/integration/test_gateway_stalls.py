@@ -38,7 +38,8 @@ inputs AS (SELECT generate_series(0, %s - 1) AS input), items AS (
   SELECT job.id, s, 0, input, input, input, 1, '', '' FROM job, inputs, generate_series(0, 4) s
 ), artifacts AS (
   INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
-  SELECT job.id, s, 0, input, 'preview-' || input || '.png', 'preview', input, input, blob.id FROM job, blob, inputs, generate_series(0, 1) s
+  SELECT job.id, s, 0, input, 'preview-' || input || '.png', 'preview', input, input, blob.id
+    FROM job, blob, inputs, generate_series(0, 1) s
 ) SELECT id FROM job
 """
 """What steps leave that worked on each input: as much as fits into an answer."""

@@ -16,25 +16,35 @@ from fluoro_local.folders import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 COPIES: LiteralString = """
-WITH new AS MATERIALIZED (SELECT gen_random_uuid() AS job, gen_random_uuid() AS task FROM generate_series(1, %(copies)s)),
-j AS (INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', n.job))).* FROM jobs j, new n WHERE j.id = %(job)s),
+WITH new AS MATERIALIZED (SELECT gen_random_uuid() AS job, gen_random_uuid() AS task
+  FROM generate_series(1, %(copies)s)),
+j AS (INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', n.job))).*
+  FROM jobs j, new n WHERE j.id = %(job)s),
 s AS (INSERT INTO steps SELECT (jsonb_populate_record(s, jsonb_build_object('job_id', n.job))).*
   FROM steps s, new n WHERE s.job_id = %(job)s),
-t AS (INSERT INTO tasks SELECT (jsonb_populate_record(t, jsonb_build_object('id', n.task, 'job_id', n.job))).*
+t AS (INSERT INTO tasks
+  SELECT (jsonb_populate_record(t, jsonb_build_object('id', n.task, 'job_id', n.job))).*
   FROM tasks t, new n WHERE t.job_id = %(job)s),
-o AS (INSERT INTO open_tasks SELECT (jsonb_populate_record(o, jsonb_build_object('task_id', n.task, 'job_id', n.job))).*
+o AS (INSERT INTO open_tasks
+  SELECT (jsonb_populate_record(o, jsonb_build_object('task_id', n.task, 'job_id', n.job))).*
   FROM open_tasks o, new n WHERE o.job_id = %(job)s)
-INSERT INTO events SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', n.job))).* FROM events e, new n WHERE e.job_id = %(job)s
+INSERT INTO events SELECT (jsonb_populate_record(e, jsonb_build_object('job_id', n.job))).*
+  FROM events e, new n WHERE e.job_id = %(job)s
 """
 
 FALL_DUE: dict[str, LiteralString] = {
-    "lease_expired": "UPDATE open_tasks SET lease_expire_time = now() - %s * interval '1 s' WHERE job_id = %s",
+    "lease_expired": (
+        "UPDATE open_tasks SET lease_expire_time = now() - %s * interval '1 s' WHERE job_id = %s"
+    ),
     "job_expired": "UPDATE jobs SET expire_time = now() - %s * interval '1 s' WHERE id = %s",
 }
 """By the action that takes care of it."""
 BREAK: dict[str, LiteralString] = {
     # It cannot be written: its next event has been there before.
-    "event": "INSERT INTO events (job_id, owner, sequence, state) SELECT id, owner, last_sequence + 1, state FROM jobs WHERE id = %s",
+    "event": (
+        "INSERT INTO events (job_id, owner, sequence, state)"
+        " SELECT id, owner, last_sequence + 1, state FROM jobs WHERE id = %s"
+    ),
     # It cannot be decided: its step has ended, and its last attempt has not.
     "step": "WITH t AS (UPDATE tasks SET allowed = 1 WHERE job_id = %s RETURNING job_id) "
     "UPDATE steps s SET state = 'SUCCEEDED' FROM t WHERE s.job_id = t.job_id",
@@ -61,7 +71,10 @@ def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(
             assert client.llen("dicom") == 2
 
 
-THREE: LiteralString = "SELECT now(), id, id FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, 3)) j, pg_sleep(0.3)"
+THREE: LiteralString = (
+    "SELECT now(), id, id FROM"
+    " (SELECT gen_random_uuid() AS id FROM generate_series(1, 3)) j, pg_sleep(0.3)"
+)
 
 
 def test_a_round_gets_something_done_however_long_it_took_to_find_it(rig: Rig) -> None:

@@ -45,7 +45,10 @@ async def history(rig: Rig, start_cursor: str) -> list[WatchJobsResponse]:
 
 def rewrite(database_url: str, transactions: dict[UUID, list[int]]) -> None:
     """Gives each job one event per transaction, by sequence."""
-    query = "INSERT INTO events (job_id, sequence, state, step, owner, transaction_id) VALUES (%s, %s, 'RUNNING', 0, 'ada', %s::text::xid8)"
+    query = (
+        "INSERT INTO events (job_id, sequence, state, step, owner, transaction_id)"
+        " VALUES (%s, %s, 'RUNNING', 0, 'ada', %s::text::xid8)"
+    )
     with psycopg.connect(database_url) as ledger, ledger.cursor() as batch:
         batch.execute("DELETE FROM events")
         batch.executemany(
@@ -117,19 +120,25 @@ def test_no_read_for_a_watch_costs_more_the_more_is_stored(database_url: str) ->
     try:
         with ledger.connection() as connection:
             connection.execute(
-                "INSERT INTO jobs (id, owner, input_count, state, last_sequence) SELECT unnest(%s::uuid[]), 'ada', 0, 'RUNNING', 10000",
+                (
+                    "INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
+                    " SELECT unnest(%s::uuid[]), 'ada', 0, 'RUNNING', 10000"
+                ),
                 (jobs,),
             )
             connection.execute(
                 "INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
-                " SELECT job, s, 'RUNNING', 'ada', (%s + s / 20)::text::xid8 FROM unnest(%s::uuid[]) job, generate_series(1, 10000) s",
+                " SELECT job, s, 'RUNNING', 'ada', (%s + s / 20)::text::xid8"
+                " FROM unnest(%s::uuid[]) job, generate_series(1, 10000) s",
                 (FIRST_TRANSACTION, jobs),
             )  # 200 events a transaction
             connection.execute(
                 "WITH small AS (INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
-                " SELECT gen_random_uuid(), 'eve', 0, 'RUNNING', 3 FROM generate_series(1, 5000) RETURNING id)"
+                " SELECT gen_random_uuid(), 'eve', 0, 'RUNNING', 3"
+                " FROM generate_series(1, 5000) RETURNING id)"
                 " INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
-                " SELECT id, s, 'RUNNING', 'eve', (%s + s)::text::xid8 FROM small, generate_series(1, 3) s",
+                " SELECT id, s, 'RUNNING', 'eve', (%s + s)::text::xid8"
+                " FROM small, generate_series(1, 3) s",
                 (FIRST_TRANSACTION,),
             )  # most jobs are small: what is best for them must not be done to the large ones
             connection.execute("VACUUM ANALYZE")

@@ -33,11 +33,13 @@ A lease, a back-off, deadlines of calls, and room.
 """
 
 _CAN_GO_ON: Final = """
-SELECT o.task_id, o.attempt, o.state = 'RUNNING', 'jobs/' || o.job_id || ' step ' || t.step || ' ' || o.state
+SELECT o.task_id, o.attempt, o.state = 'RUNNING',
+  'jobs/' || o.job_id || ' step ' || t.step || ' ' || o.state
 FROM open_tasks o JOIN tasks t ON t.id = o.task_id
-WHERE o.job_id >= %s AND (o.state <> 'RUNNING' AND o.due_time <= now() OR o.state = 'RUNNING' AND o.lease_expire_time < now())
+WHERE o.job_id >= %s AND (o.state <> 'RUNNING' AND o.due_time <= now() OR o.state = 'RUNNING'
+  AND o.lease_expire_time < now())
 """
-"""Tasks that could be claimed, or whose lease is over, of jobs from one on: ids are in order of time."""
+"""Open tasks that could be claimed or whose lease is over, of jobs from one on (by id, so time)."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ CHECK_SECONDS: Final = 2
 
 
 class LedgerCalls:
-    """Runs functions of `fluoro_jobs.ledger` in a few threads, each call on a connection of its own.
+    """Runs functions of `fluoro_jobs.ledger` in a few threads, each on a connection of its own.
 
     Calls that wait for a thread do so by owner, and owners take turns: the haste of one is not the
     delay of the others.
@@ -75,7 +75,7 @@ class LedgerCalls:
             raise
 
     async def check(self) -> None:
-        """FluoroError with a reason of LEDGER_OUTAGES, or TimeoutError, if the ledger does not answer."""
+        """FluoroError with a reason of LEDGER_OUTAGES, or TimeoutError, without an answer."""
         async with asyncio.timeout(CHECK_SECONDS):
             await asyncio.get_running_loop().run_in_executor(self._threads, self._ledger.check)
 
@@ -133,7 +133,7 @@ class _Turns:
 
 
 class Landing:
-    """Awaits futures that another thread completes in batches, with one wake-up of the event loop per batch.
+    """Awaits futures that another thread completes in batches; a batch wakes the event loop once.
 
     asyncio.wrap_future wakes the loop once per future: at 64 submits in flight that is 64 writes to
     the loop's pipe per commit.

@@ -31,7 +31,10 @@ WATCH_THREADS: Final = 2
 """Threads in which the watch hub reads the ledger, whatever its callers do with theirs."""
 
 OWN_CONNECTIONS: Final = 5
-"""Connections to the ledger besides those of threads that read: group commit, dispatch, the collector and the two kinds of health."""
+"""Connections to the ledger besides those of threads that read.
+
+Group commit, dispatch, the collector and the two kinds of health.
+"""
 
 TURN_AWAY_SECONDS: Final = 1
 """How long callers who keep coming are told to go elsewhere before the port closes."""
@@ -121,7 +124,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
 async def _drain(
     grpc_server: grpc.aio.Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float
 ) -> None:
-    """No new calls; watches end with their cursor; other calls end by themselves, or are cut off after the grace."""
+    """Takes no new calls. Watches end with their cursor, other calls within the grace period."""
     log.info("draining", grace_seconds=grace_seconds)
     await health.drain()
     hub.end_all()

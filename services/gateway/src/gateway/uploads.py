@@ -1,4 +1,4 @@
-"""What uploads and downloads may take of a gateway: how many at once, how much memory, and how slow uploads may be."""
+"""What transfers may take of a gateway: how many at once, how much memory, how slow uploads."""
 
 import asyncio
 import time
@@ -54,9 +54,15 @@ class Places:
 
     def _refusal(self, owner: str) -> str:
         if self._taken.get(owner, 0) >= self._of_owner:
-            return f"{self._of_owner} {self._what} of this owner are under way in this gateway, as many as may. Try again."
+            return (
+                f"{self._of_owner} {self._what} of this owner are under way in this "
+                "gateway, as many as may. Try again."
+            )
         if self._taken.total() >= self._number:
-            return f"{self._number} {self._what} are under way in this gateway, as many as may. Try again."
+            return (
+                f"{self._number} {self._what} are under way in this gateway, as many as "
+                "may. Try again."
+            )
         return ""
 
 
@@ -94,7 +100,10 @@ class Pace:
         except TimeoutError as error:
             raise FluoroError(
                 Reason.UPLOAD_TOO_SLOW,
-                f"Nothing came for {self._idle_seconds:g} s, or less than {self._min_bytes_per_second:g} bytes a second. Upload again.",
+                (
+                    f"Nothing came for {self._idle_seconds:g} s, or less than "
+                    f"{self._min_bytes_per_second:g} bytes a second. Upload again."
+                ),
             ) from error
         self._waited_seconds += time.monotonic() - started
         self._bytes += len(request.chunk) if request is not None else 0

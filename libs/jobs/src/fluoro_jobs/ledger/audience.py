@@ -1,4 +1,4 @@
-"""Whom a change of a job concerns: its owner's watchers, and the worker processes that ran what was cancelled."""
+"""Whom a change of a job concerns: its owner's watchers, and workers that ran cancelled tasks."""
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -9,7 +9,8 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 _AUDIENCE: Final = """
 SELECT j.id, j.owner, array(
   SELECT DISTINCT a.worker FROM tasks t JOIN attempts a ON a.task_id = t.id AND a.number = t.attempt
-  WHERE j.end_time IS NOT NULL AND t.job_id = j.id AND t.state = 'CANCELLED' AND a.outcome = 'CANCELLED')
+  WHERE j.end_time IS NOT NULL AND t.job_id = j.id AND t.state = 'CANCELLED'
+    AND a.outcome = 'CANCELLED')
 FROM jobs j WHERE j.id = ANY(%s)
 """
 

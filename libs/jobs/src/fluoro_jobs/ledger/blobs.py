@@ -17,10 +17,14 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 _COLUMNS: Final = "id, size_bytes, sha256, media_type, create_time"
 # The update changes nothing; it makes RETURNING give the earlier row when there is one.
 _ADD: Final = f"""
-INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded) VALUES (%s, %s, %s, %s, %s, true)
+INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
+  VALUES (%s, %s, %s, %s, %s, true)
 ON CONFLICT (owner, sha256) WHERE uploaded DO UPDATE SET owner = excluded.owner RETURNING {_COLUMNS}
 """
-_UNRECORDED: Final = "SELECT now(), array(SELECT id FROM unnest(%s::uuid[]) u(id) WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id))"
+_UNRECORDED: Final = (
+    "SELECT now(), array(SELECT id FROM unnest(%s::uuid[]) u(id)"
+    " WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id))"
+)
 _IDENTITY: Final = "SELECT system_identifier || '/' || current_database() FROM pg_control_system()"
 _GET: Final = f"SELECT {_COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
 
@@ -53,14 +57,18 @@ def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service
 
 
 def unrecorded(connection: LedgerConnection, ids: Sequence[UUID]) -> tuple[datetime, set[UUID]]:
-    """The ledger's time, and those of the ids that are of no record: one look into an index for each."""
+    """The ledger's time, and those of the ids that no record has. One index look-up for each."""
     row = connection.execute(_UNRECORDED, (list(ids),)).fetchone()
     assert row is not None
     return row[0], set(row[1])
 
 
 def ledger_name(connection: LedgerConnection) -> str:
-    """Tells this ledger from every other: the same after a failover or a restored base backup, another in a new cluster or database."""
+    """A name that tells this ledger from every other.
+
+    It stays the same after a failover or a restored base backup. A new cluster or database has
+    another one.
+    """
     row = connection.execute(_IDENTITY).fetchone()
     assert row is not None
     return str(row[0])

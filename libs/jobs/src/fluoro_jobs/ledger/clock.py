@@ -1,4 +1,4 @@
-"""Compares this machine's clock with PostgreSQL's, which is the one that leases, deadlines and times of events go by."""
+"""Compares this machine's clock with PostgreSQL's, which decides about leases and deadlines."""
 
 import time
 from typing import Final

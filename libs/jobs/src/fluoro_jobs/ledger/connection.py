@@ -50,21 +50,24 @@ The server ends it a little sooner.
 IDLE_SECONDS: Final = 2
 """A connection that was used within this time is taken to work."""
 ASK_SECONDS: Final = 3
-"""How long one that idled may take to answer before it is used: one that was cut off meanwhile costs no statement's deadline."""
+"""How long a connection that idled may take to answer before it is used.
+
+One that was cut off meanwhile costs this, and not a statement's deadline.
+"""
 CONNECT_SECONDS: Final = 4
 """How long a connection to one host may take."""
 LOCK_SECONDS: Final = 5
-"""How long a statement waits for a row that another transaction holds; longer than such a transaction may idle."""
+"""How long a statement waits for a locked row. Longer than a transaction may idle."""
 IDLE_IN_TRANSACTION_SECONDS: Final = 3
 """A process decides within milliseconds what to write.
 
 One that takes this long inside a transaction was stopped or cut off.
 """
 PROBE_SECONDS: Final = 0.5
-"""Pause between two attempts to reach a PostgreSQL that did not answer, half more or less: many processes ask."""
+"""Pause between two tries at a PostgreSQL that did not answer; jittered, because many ask."""
 DEFAULT_PORT: Final = "5432"
 REPLACE_SECONDS: Final = 1.0
-"""Least time between two pools: a server that refuses every write is not connected to anew for each of them."""
+"""Least time between two pools, lest each refused write makes a new connection."""
 
 SESSION: Final[Mapping[str, str | int]] = {
     # Elsewhere the first and the last hours that a caller may name lie outside the years that
@@ -93,18 +96,24 @@ _LOOK: Final = "SELECT name, current_setting(name) FROM unnest(%s::text[]) name"
 _EXPLANATIONS: Final = {
     Reason.LEDGER_UNAVAILABLE: "PostgreSQL cannot be reached. Try again.",
     Reason.LEDGER_BUSY: "PostgreSQL gave the statement up before it was done. Try again.",
-    Reason.LEDGER_READ_ONLY: "The PostgreSQL that answers takes no writes; a failover may be under way. Try again.",
-    Reason.LEDGER_FULL: "PostgreSQL has no disk space or memory left. Try again once there is some.",
+    Reason.LEDGER_READ_ONLY: (
+        "The PostgreSQL that answers takes no writes; a failover may be under way. Try again."
+    ),
+    Reason.LEDGER_FULL: (
+        "PostgreSQL has no disk space or memory left. Try again once there is some."
+    ),
 }
 
 _REASONS: Final = {
     "25006": Reason.LEDGER_READ_ONLY,  # read_only_sql_transaction
     "25P04": Reason.LEDGER_BUSY,  # transaction_timeout, which is not ours
-    "25P03": Reason.LEDGER_BUSY,  # idle_in_transaction_session_timeout: this process was stopped inside a transaction
+    # idle_in_transaction_session_timeout: this process was stopped inside a transaction.
+    "25P03": Reason.LEDGER_BUSY,
     "40001": Reason.LEDGER_BUSY,  # serialization_failure
     "40P01": Reason.LEDGER_BUSY,  # deadlock_detected
     "55P03": Reason.LEDGER_BUSY,  # lock_not_available: lock_timeout
-    "57014": Reason.LEDGER_BUSY,  # query_canceled: statement_timeout, or somebody's pg_cancel_backend()
+    # query_canceled: statement_timeout, or somebody's pg_cancel_backend().
+    "57014": Reason.LEDGER_BUSY,
     "53100": Reason.LEDGER_FULL,  # disk_full
     "53200": Reason.LEDGER_FULL,  # out_of_memory
     "53400": Reason.LEDGER_FULL,  # configuration_limit_exceeded: temp_file_limit
@@ -139,7 +148,8 @@ class _Bounded(LedgerConnection):
             return super().wait(gen, interval, seconds)
         except psycopg.OperationalError as error:
             if error.sqlstate is None and time.monotonic() >= deadline:
-                self.pgconn.finish()  # an answer that comes later would be taken for that of the next statement
+                # An answer that comes later would be taken for that of the next statement.
+                self.pgconn.finish()
                 raise StalledError(f"no answer within {seconds:g} s") from error
             raise
 
@@ -150,7 +160,8 @@ def reason_of(error: Exception) -> Reason | None:
     if state in _REASONS:
         return _REASONS[state]
     if state is not None and state.startswith(PROGRAM_LIMIT_EXCEEDED):
-        return None  # this statement is too much for any PostgreSQL; psycopg calls it operational all the same
+        # This statement is too much for any PostgreSQL; psycopg calls it operational all the same.
+        return None
     return (
         Reason.LEDGER_UNAVAILABLE
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
@@ -172,7 +183,7 @@ class Ledger:
         wait_seconds: float = 5,
         statement_seconds: float = STATEMENT_SECONDS,
     ) -> None:
-        """wait_seconds: how long `connection()` waits for a free or a new connection before it gives up.
+        """wait_seconds: how long `connection()` waits for a free or a new connection.
 
         statement_seconds: deadline of each statement.
         """
@@ -215,11 +226,15 @@ class Ledger:
             self._places.release()
 
     def check(self) -> None:
-        """FluoroError with a reason of LEDGER_OUTAGES unless the ledger answers, takes writes and has been migrated."""
+        """FluoroError with a reason of LEDGER_OUTAGES unless the ledger can be used.
+
+        It must answer, take writes, and have been migrated.
+        """
         try:
             with self.connection() as connection:
                 row = connection.execute(
-                    "SELECT current_setting('transaction_read_only')::bool, EXISTS (SELECT FROM jobs)"
+                    "SELECT current_setting('transaction_read_only')::bool,"
+                    " EXISTS (SELECT FROM jobs)"
                 ).fetchone()
         except psycopg.Error as error:
             log.error("ledger_unusable", exception=type(error).__qualname__)
@@ -278,7 +293,8 @@ class Ledger:
         elif isinstance(error, (StalledError, PoolTimeout)):
             self._refuse(pool)
         elif reason is Reason.LEDGER_UNAVAILABLE:
-            pool.drain()  # the others are likely broken too; replaced now, they do not cost a call each
+            # The others are probably broken too. Replaced now, they do not cost a call each.
+            pool.drain()
         return reason
 
     # --- when PostgreSQL does not answer ---
@@ -346,7 +362,10 @@ class Ledger:
         return pool
 
     def _prefer(self, connection: _Bounded) -> None:
-        """New connections try this one's host first: not each of them is to wait CONNECT_SECONDS for a lost one that swallows packets."""
+        """Makes new connections try this one's host first.
+
+        A lost host that swallows packets would cost each of them CONNECT_SECONDS.
+        """
         self._database_url = _beginning_with(
             connection.info.host, str(connection.info.port), self._database_url
         )

@@ -57,8 +57,8 @@ def retry_job(
 ) -> job_pb2.Job:
     """The job, in the view BASIC, after what failed in it was made to run again.
 
-    Attempts there were stay on record. into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or
-    NOTHING_TO_RETRY.
+    Attempts there were stay on record. into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is
+    not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
     """
 
     def act(graph: JobGraph) -> None:

@@ -23,11 +23,13 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text, pg_snapshot_xmax(pg_curren
   n.owner, n.start, n.events, n.newest::text, n.job_id, n.first, n.last, j.labels, j.state
 FROM (VALUES (1)) always(one)
 LEFT JOIN (
-  SELECT w.owner, w.start, e.job_id, min(e.sequence) AS first, max(e.sequence) AS last, count(*) AS events, max(e.transaction_id) AS newest
+  SELECT w.owner, w.start, e.job_id, min(e.sequence) AS first, max(e.sequence) AS last,
+    count(*) AS events, max(e.transaction_id) AS newest
   FROM unnest(%s::text[], %s::int8[]) w(owner, start)
   CROSS JOIN LATERAL (
     SELECT job_id, sequence, transaction_id FROM events
-    WHERE owner = w.owner AND transaction_id >= coalesce(w.start::text::xid8, pg_snapshot_xmin(pg_current_snapshot()))
+    WHERE owner = w.owner
+      AND transaction_id >= coalesce(w.start::text::xid8, pg_snapshot_xmin(pg_current_snapshot()))
     ORDER BY transaction_id FETCH FIRST (%s::int8) ROWS WITH TIES
   ) e
   GROUP BY w.owner, w.start, e.job_id
@@ -40,8 +42,10 @@ _HEADS: Final = "SELECT owner, id, last_sequence, labels, state FROM jobs WHERE 
 # otherwise all up to the newest that is. The walk back from `before` to that one goes over events
 # whose transactions overtook each other, and over no others.
 _SEEN: Final = """
-SELECT w.job_id, w.horizon, CASE WHEN f.transaction_id >= w.horizon::text::xid8 THEN 0 ELSE coalesce((
-    SELECT e.sequence FROM events e WHERE e.job_id = w.job_id AND e.sequence < w.before AND e.transaction_id < w.horizon::text::xid8
+SELECT w.job_id, w.horizon, CASE WHEN f.transaction_id >= w.horizon::text::xid8 THEN 0
+  ELSE coalesce((
+    SELECT e.sequence FROM events e WHERE e.job_id = w.job_id AND e.sequence < w.before
+      AND e.transaction_id < w.horizon::text::xid8
     ORDER BY e.sequence DESC LIMIT 1
   ), 0) END
 FROM unnest(%s::uuid[], %s::int8[], %s::int8[]) w(job_id, before, horizon)
@@ -55,7 +59,7 @@ GROUP BY w.job_id
 """
 
 Place = tuple[str, int | None]
-"""An owner and a transaction id to read from; None stands for the xmin of the snapshot that is read with."""
+"""An owner and a transaction id to read from; None stands for the xmin of the read's snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class Page:
 def sweep(
     connection: LedgerConnection, places: Collection[Place], limit: int
 ) -> tuple[Span, dict[Place, Page]]:
-    """Per place the jobs of the next `limit` events, as of one moment, and the bounds of that moment.
+    """Per place, the jobs of the next `limit` events, and the bounds of the moment of the read.
 
     A page ends with a whole transaction, so it may hold a few more.
     """
@@ -126,7 +130,7 @@ def heads(connection: LedgerConnection, jobs: Collection[UUID]) -> list[News]:
 def seen(
     connection: LedgerConnection, before: Collection[tuple[UUID, int, int]]
 ) -> dict[tuple[UUID, int], int]:
-    """Per job and horizon the newest sequence that a reader of everything below the horizon has got.
+    """Per job and horizon, the newest sequence of a reader of everything below the horizon.
 
     before: job, a sequence at or above the horizon, and the horizon.
     """

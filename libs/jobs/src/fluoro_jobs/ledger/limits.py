@@ -19,7 +19,10 @@ def set_limit(connection: LedgerConnection, owner: str, max_tasks: int | None) -
     if max_tasks is not None and max_tasks < 0:
         raise ValueError("A limit is not negative.")
     connection.execute(
-        "INSERT INTO owners (owner, max_tasks) VALUES (%s, %s) ON CONFLICT (owner) DO UPDATE SET max_tasks = excluded.max_tasks",
+        (
+            "INSERT INTO owners (owner, max_tasks) VALUES (%s, %s)"
+            " ON CONFLICT (owner) DO UPDATE SET max_tasks = excluded.max_tasks"
+        ),
         (owner, max_tasks),
     )
 

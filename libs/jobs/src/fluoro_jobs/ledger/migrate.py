@@ -1,6 +1,7 @@
-"""Brings a database to the newest schema: `python -m fluoro_jobs.ledger.migrate`, with FLUORO_DATABASE_URL set.
+"""Brings the database of FLUORO_DATABASE_URL to the newest schema.
 
-Safe to run from several places at once: an advisory lock lets one work and the others find it done.
+`python -m fluoro_jobs.ledger.migrate`. Safe to run from several places at once: an advisory lock
+lets one of them work, and the others find it done.
 """
 
 import os
@@ -20,7 +21,10 @@ _DEADLINES = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_
 
 
 def engine(database_url: str) -> Engine:
-    """A SQLAlchemy engine on psycopg for any PostgreSQL URL, also one of several hosts, which SQLAlchemy itself does not read."""
+    """A SQLAlchemy engine on psycopg for any PostgreSQL URL.
+
+    Also for a URL of several hosts, which SQLAlchemy itself does not read.
+    """
     return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(database_url))
 
 
@@ -45,11 +49,13 @@ if __name__ == "__main__":
     url = os.environ.get("FLUORO_DATABASE_URL")
     if not url:
         sys.exit(
-            "FLUORO_DATABASE_URL is not set; it names the ledger, postgresql://user@host/database say."
+            "FLUORO_DATABASE_URL is not set; it names the ledger, "
+            "postgresql://user@host/database say."
         )
     try:
         migrate(url)
     except OperationalError:
         sys.exit(
-            "PostgreSQL cannot be reached, or has no such database or user: look at FLUORO_DATABASE_URL."
+            "PostgreSQL cannot be reached, or has no such database or user: look at "
+            "FLUORO_DATABASE_URL."
         )

@@ -23,12 +23,13 @@ FROM job_inputs i JOIN blobs b ON b.id = i.blob_id WHERE i.job_id = %s ORDER BY 
 _ARTIFACTS: Final = """
 SELECT a.key, a.input, a.blob_id, a.name, b.media_type
 FROM artifacts a JOIN blobs b ON b.id = a.blob_id
-WHERE a.job_id = %s AND a.step = %s AND a.role = %s AND a.key <> '' ORDER BY a.shard, a.position LIMIT %s
+WHERE a.job_id = %s AND a.step = %s AND a.role = %s AND a.key <> '' ORDER BY a.shard, a.position
+  LIMIT %s
 """
 
 
 class Part(NamedTuple):
-    """A blob of an input. name: of the artifact; empty for the job's inputs. step: which left it."""
+    """A blob of an input. name: the artifact's, empty for the job's inputs. step: that left it."""
 
     blob: UUID
     role: str
@@ -38,7 +39,7 @@ class Part(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """One input of a step: all that shares its key. input: the job's input it comes from, if one."""
+    """One input of a step: all that shares its key. input: the one of the job it comes from."""
 
     number: int
     key: str

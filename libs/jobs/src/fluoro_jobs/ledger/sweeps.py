@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 PAGE: Final = 1000
 """Rows read at a time."""
 ROUND_SECONDS: Final = 1.0
-"""How long one sweep takes at most, before others get their turn; what is left is done in the next round."""
+"""How long one sweep takes at most, so that others get their turn. The next round does the rest."""
 FIRST_PAUSE_SECONDS: Final = 10
 LONGEST_PAUSE_SECONDS: Final = 600
 MAX_FAILED: Final = 100_000
@@ -83,7 +83,9 @@ def one_by_one(
     %(time)s and %(id)s; %(limit)s rows. Jobs that failed come after all others, so that however
     many fall due first, the good ones get their turn.
     """
-    until = None  # reckoned from the first: getting past those that failed may take long, and must not be all that a round does
+    # Reckoned from the first: getting past those that failed may take long, and must not be all
+    # that a round does.
+    until = None
     for _, row_id, job, *rest in _unknown_first(_rows(connection, due), backoff):
         until = until or time.monotonic() + seconds
         if time.monotonic() > until:

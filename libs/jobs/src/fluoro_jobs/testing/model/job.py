@@ -145,7 +145,10 @@ class Job:
             self.end = end
 
     def retry(self) -> None:
-        """What did not succeed, and all after it, is as new; of a step with some results only what has none, or a failed item."""
+        """What did not succeed, and all after it, is as new.
+
+        Of a step with some results, only the tasks without one, or with a failed item.
+        """
         states = [self.step_state(number) for number in range(len(self.steps))]
         ends = [
             [self.task_state(number, shard) for shard in range(len(step.tasks))]

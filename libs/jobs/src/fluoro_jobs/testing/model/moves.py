@@ -59,7 +59,10 @@ def _outage(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
     done = bool(attempts.fail(db, claim, FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "Away.")))
     # However slow this machine is, the wait is not over before the model says so.
     db.execute(
-        "UPDATE open_tasks SET due_time = now() + interval '10 min' WHERE task_id = %s AND state = 'WAITING' AND %s",
+        (
+            "UPDATE open_tasks SET due_time = now() + interval '10 min'"
+            " WHERE task_id = %s AND state = 'WAITING' AND %s"
+        ),
         (claim.task_id, done),
     )
     return done
@@ -101,7 +104,10 @@ class Move(NamedTuple):
 
 
 class Overtaken:
-    """A connection on which something else happens before its statement number `when`, unless that one holds a lock."""
+    """A connection on which something happens before its statement number `when`.
+
+    Unless that statement holds a lock.
+    """
 
     def __init__(self, db: LedgerConnection, when: int, meanwhile: Callable[[], None]) -> None:
         """meanwhile: what happens, once."""
@@ -162,4 +168,8 @@ MOVES: Final[tuple[tuple[Any, ...], ...]] = (
     (1, "pool_child_dies", "tried", WORKER),
     (5, "overtake", "rivals", st.integers(2, 3)),
 )
-"""What can happen: how often, compared with the others; which method; with one of which of the machine's things, or of a strategy."""
+"""What can happen.
+
+How often, compared with the others; which method; with which of the machine's things, or with one
+of a strategy.
+"""

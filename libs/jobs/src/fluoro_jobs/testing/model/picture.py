@@ -13,18 +13,25 @@ from fluoro_jobs.testing.model.moves import STATES
 _PICTURE: Final = """
 SELECT j.id, j.state, j.last_sequence,
   (SELECT array_agg(s.state ORDER BY s.ordinal) FROM steps s WHERE s.job_id = j.id),
-  (SELECT json_agg(json_build_array(s.task_count, s.input_count, s.ended_tasks, s.failed_tasks, s.lost_inputs, s.items_total,
-     s.items_succeeded, s.items_skipped, s.items_failed) ORDER BY s.ordinal) FROM steps s WHERE s.job_id = j.id),
+  (SELECT json_agg(json_build_array(s.task_count, s.input_count, s.ended_tasks, s.failed_tasks,
+    s.lost_inputs, s.items_total,
+     s.items_succeeded, s.items_skipped, s.items_failed) ORDER BY s.ordinal) FROM steps s
+       WHERE s.job_id = j.id),
   (SELECT json_agg(json_build_array(t.step, t.shard, CASE WHEN t.state <> 'OPEN' THEN t.state
-       WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END, coalesce(o.attempt, t.attempt), t.first_input, t.input_count,
+       WHEN o.state = 'WAITING' THEN 'READY'
+         ELSE o.state END, coalesce(o.attempt, t.attempt), t.first_input, t.input_count,
      (SELECT json_agg(a.number ORDER BY a.number) FROM attempts a WHERE a.task_id = t.id),
      (SELECT json_agg(a.number) FROM attempts a WHERE a.task_id = t.id AND a.end_time IS NULL),
      (SELECT count(*) FROM attempts a WHERE a.task_id = t.id AND a.outcome = 'RELEASED'))
-     ORDER BY t.step, t.shard) FROM tasks t LEFT JOIN open_tasks o ON o.task_id = t.id WHERE t.job_id = j.id),
-  (SELECT coalesce(json_agg(json_build_array(a.step, a.name)), '[]') FROM artifacts a WHERE a.job_id = j.id),
-  (SELECT coalesce(json_agg(json_build_array(i.step, i.number, i.state)), '[]') FROM items i WHERE i.job_id = j.id),
+     ORDER BY t.step, t.shard) FROM tasks t LEFT JOIN open_tasks o ON o.task_id = t.id
+       WHERE t.job_id = j.id),
+  (SELECT coalesce(json_agg(json_build_array(a.step, a.name)), '[]') FROM artifacts a
+    WHERE a.job_id = j.id),
+  (SELECT coalesce(json_agg(json_build_array(i.step, i.number, i.state)), '[]') FROM items i
+    WHERE i.job_id = j.id),
   (SELECT array_agg(e.sequence ORDER BY e.sequence) FROM events e WHERE e.job_id = j.id),
-  (SELECT e.state FROM events e WHERE e.job_id = j.id AND e.sequence = j.last_sequence AND e.step IS NULL)
+  (SELECT e.state FROM events e WHERE e.job_id = j.id AND e.sequence = j.last_sequence
+    AND e.step IS NULL)
 FROM jobs j ORDER BY j.id
 """
 
