@@ -20,6 +20,7 @@ from fluoro_telemetry import metrics
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.planning import ALL
 from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, validate
 
 __all__ = ["GroupCommit", "Submission", "accept", "validate"]
@@ -66,12 +67,12 @@ WITH given AS MATERIALIZED (
   FROM new_jobs j JOIN given u ON u.id = j.id, unnest(u.inputs) WITH ORDINALITY i(blob, place)
 ), new_steps AS (
   INSERT INTO steps (job_id, ordinal, name, operation, queue, task_name, request, after, max_attempts, initial_backoff_seconds,
-    max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all, input_count, task_count, state)
+    max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all, allow_identifiable, input_count, task_count, state)
   SELECT j.id, u.ordinal, u.name, u.operation, u.queue, u.task_name, decode(u.request, 'base64'), u.after, u.max_attempts,
-    u.initial_backoff, u.max_backoff, u.timeout, u.sources, u.inputs_per_task, u.requires_all, u.input_count, u.task_count, 'PENDING'
+    u.initial_backoff, u.max_backoff, u.timeout, u.sources, u.inputs_per_task, u.requires_all, u.allow_identifiable, u.input_count, u.task_count, 'PENDING'
   FROM new_jobs j JOIN json_to_recordset(%(steps)s::json) u(job_id uuid, ordinal int2, name text, operation text, queue text,
     task_name text, request text, after int2[], max_attempts int2, initial_backoff float8, max_backoff float8, timeout float8,
-    sources jsonb, inputs_per_task int, requires_all bool, input_count int, task_count int) ON u.job_id = j.id
+    sources jsonb, inputs_per_task int, requires_all bool, allow_identifiable bool, input_count int, task_count int) ON u.job_id = j.id
 ), new_tasks AS (
   INSERT INTO tasks (id, job_id, step, shard, first_input, input_count, allowed, state)
   SELECT u.id, j.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
@@ -83,6 +84,12 @@ WITH given AS MATERIALIZED (
     CASE WHEN due.time <= now() THEN due.time - j.priority * interval '1 minute' END
   FROM new_jobs j JOIN given_tasks u ON u.job_id = j.id,
     LATERAL (SELECT greatest(j.create_time, j.schedule_time) AS time) due
+), new_step_inputs AS (
+  INSERT INTO step_inputs (job_id, step, number, key, input, parts)
+  SELECT j.id, u.step, 0, u.key, CASE WHEN cardinality(u.inputs) = 1 THEN 0 END,
+    (SELECT jsonb_agg(jsonb_build_array(b.id, 'input', '', b.media_type, NULL) ORDER BY i.place)
+      FROM unnest(u.inputs) WITH ORDINALITY i(blob, place) JOIN blobs b ON b.id = i.blob)
+  FROM new_jobs j JOIN json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text, inputs uuid[]) ON u.job_id = j.id
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
 )
@@ -170,10 +177,18 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
     ]
     steps = [_step_row(s.id, step) for s in submissions for step in s.steps]
     tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
+    # A step that comes after nothing and has sources works on all of the job's inputs as one.
+    groups = [
+        {"job_id": str(s.id), "step": step.ordinal, "key": ALL, "inputs": list(map(str, s.inputs))}
+        for s in submissions
+        for step in s.steps
+        if step.sources and not step.after
+    ]
     return {
         "jobs": json.dumps(jobs),
         "steps": json.dumps(steps),
         "tasks": json.dumps(tasks),
+        "groups": json.dumps(groups),
     }
 
 
@@ -194,6 +209,7 @@ def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
         "sources": step.sources,
         "inputs_per_task": step.inputs_per_task,
         "requires_all": step.requires_all,
+        "allow_identifiable": step.allow_identifiable,
         "input_count": sum(inputs for _, _, inputs in step.tasks),
         "task_count": len(step.tasks),
     }

@@ -52,7 +52,7 @@ def job_of(row: TupleRow) -> job_pb2.Job:
 
 
 STEP_COLUMNS: Final = """s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts,
-  s.initial_backoff_seconds, s.max_backoff_seconds, s.timeout_seconds, s.requires_all, s.state,
+  s.initial_backoff_seconds, s.max_backoff_seconds, s.timeout_seconds, s.requires_all, s.allow_identifiable, s.state,
   s.reason, s.message, s.inputs_per_task, s.sources, ARRAY[s.task_count, s.ended_tasks, s.failed_tasks,
   s.items_total + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END, s.items_succeeded,
   s.items_skipped, s.items_failed + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END]"""
@@ -62,7 +62,7 @@ STEP_COLUMNS: Final = """s.ordinal, s.name, s.operation, s.request, s.after, s.m
 def step_of(row: Any, names: list[str]) -> job_pb2.Step:
     """The step without tasks, items, artifacts and result. names: of all steps, by ordinal."""
     _, name, field, request, after, max_attempts, *seconds = row[:9]
-    requires_all, state, reason, message, per_task, sources, counts = row[9:]
+    requires_all, allow_identifiable, state, reason, message, per_task, sources, counts = row[9:]
     step = job_pb2.Step(
         name=name,
         after=[names[i] for i in after],
@@ -70,6 +70,7 @@ def step_of(row: Any, names: list[str]) -> job_pb2.Step:
         reason=reason,
         message=message,
         max_inputs_per_task=per_task,
+        allow_identifiable=allow_identifiable,
     )
     for ordinal, role, group in sources or ():
         step.inputs.add(step="" if ordinal is None else names[ordinal], role=role, group=group)

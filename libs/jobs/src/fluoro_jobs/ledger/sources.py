@@ -136,6 +136,7 @@ def _in_order(steps: Sequence[job_pb2.Step], after: Sequence[Sequence[int]]) -> 
 def _named(graph: _Graph, i: int, ordinals: dict[str, int]) -> Iterator[Source]:
     """The sources that a step names. FluoroError STEP_INPUT_MISMATCH if it cannot read one."""
     reads = graph.operations[i].reads
+    groups: dict[tuple[int | None, str], bool] = {}
     for k, named in enumerate(graph.steps[i].inputs):
         step = ordinals[named.step] if named.step else None
         leaves = (JOB_INPUT,) if step is None else graph.operations[step].leaves
@@ -153,7 +154,19 @@ def _named(graph: _Graph, i: int, ordinals: dict[str, int]) -> Iterator[Source]:
                     )
                 ],
             )
-        yield from (Source(step, role, named.group) for role in fitting)
+        for role in fitting:
+            if groups.setdefault((step, role), named.group) != named.group:
+                raise FluoroError(
+                    Reason.STEP_INPUT_MISMATCH,
+                    f"Step {graph.steps[i].name} takes the same twice.",
+                    [
+                        FieldViolation(
+                            f"job.steps[{i}].inputs[{k}].group",
+                            f"An entry before it takes `{role}` the other way. Keep one of them.",
+                        )
+                    ],
+                )
+            yield Source(step, role, named.group)
 
 
 def _default(graph: _Graph, i: int) -> Sequence[Source]:

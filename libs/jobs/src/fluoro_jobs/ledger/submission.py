@@ -80,6 +80,7 @@ class NewStep:
     max_backoff_seconds: float
     timeout_seconds: float
     requires_all: bool
+    allow_identifiable: bool
     tasks: Sequence[tuple[UUID, int, int]]
 
 
@@ -286,8 +287,16 @@ def _new_step(
         max_backoff_seconds=seconds(policy.max_backoff) or DEFAULT_MAX_BACKOFF_SECONDS,
         timeout_seconds=seconds(step.attempt_timeout) or operation.timeout_seconds,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
-        tasks=[] if wired.after else _tasks(step, inputs if wired.sources else 0),
+        allow_identifiable=step.allow_identifiable,
+        tasks=[] if wired.after else _tasks(step, _first_inputs(wired, inputs)),
     )
+
+
+def _first_inputs(wired: Wired, inputs: int) -> int:
+    """How many inputs a step has that comes after nothing: the job's, or all of them as one."""
+    if not wired.sources:
+        return 0
+    return 1 if wired.sources[0].group else inputs
 
 
 def _tasks(step: job_pb2.Step, inputs: int) -> list[tuple[UUID, int, int]]:

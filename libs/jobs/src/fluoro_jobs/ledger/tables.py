@@ -142,6 +142,7 @@ STEPS: Final = Table(
     ),
     Column("inputs_per_task", Integer, nullable=False, comment="0 for one task with all of them"),
     Column("requires_all", Boolean, nullable=False, comment="a failed item fails the step"),
+    Column("allow_identifiable", Boolean, nullable=False, server_default="false"),
     Column("state", Text, nullable=False),
     _text("reason"),
     _text("message"),

@@ -31,7 +31,7 @@ UPDATE tasks SET state = 'CANCELLED', first_input = 0, input_count = 0, item_cou
 
 _STEPS = """
 ALTER TABLE steps ADD COLUMN queue text, ADD COLUMN task_name text, ADD COLUMN sources jsonb, ADD COLUMN inputs_per_task int,
-  ADD COLUMN input_count int NOT NULL DEFAULT 0, ADD COLUMN task_count int NOT NULL DEFAULT 0,
+  ADD COLUMN allow_identifiable bool NOT NULL DEFAULT false, ADD COLUMN input_count int NOT NULL DEFAULT 0, ADD COLUMN task_count int NOT NULL DEFAULT 0,
   ADD COLUMN ended_tasks int NOT NULL DEFAULT 0, ADD COLUMN failed_tasks int NOT NULL DEFAULT 0,
   ADD COLUMN lost_inputs int NOT NULL DEFAULT 0, ADD COLUMN items_total int NOT NULL DEFAULT 0,
   ADD COLUMN items_succeeded int NOT NULL DEFAULT 0, ADD COLUMN items_skipped int NOT NULL DEFAULT 0,

@@ -1,0 +1,146 @@
+"""When and on what a step is planned: at accept, at the end of what it waits for, and again after a redo."""
+
+import hashlib
+from collections.abc import Iterator
+from uuid import UUID
+
+import psycopg
+import pytest
+from fluoro.v1 import job_pb2, job_service_pb2
+from fluoro_jobs import dispatch
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import accept, attempts, control
+from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.records import ItemResult, TaskResult
+from fluoro_jobs.testing.rig import OWNER, Rig
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+Db = Connection[TupleRow]
+Input, Item = job_pb2.StepInput, job_pb2.Item
+
+
+@pytest.fixture
+def db(database_url: str) -> Iterator[Db]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def submit(rig: Rig, db: Db, *steps: job_pb2.Step, inputs: int = 1) -> UUID:
+    job = job_pb2.Job(inputs=[rig.blob(bytes([n])) for n in range(inputs)], steps=steps)
+    request = job_service_pb2.SubmitJobRequest(job=job)
+    (answer,) = accept.accept(db, [accept.validate(request, OWNER)])
+    assert not isinstance(answer, FluoroError), answer
+    return UUID(answer.name.removeprefix("jobs/"))
+
+
+def step(name: str, operation: str, *inputs: Input, size: int = 0) -> job_pb2.Step:
+    made = job_pb2.Step(name=name, inputs=inputs, max_inputs_per_task=size)
+    getattr(made, operation).SetInParent()
+    return made
+
+
+def claims(db: Db) -> list[Claim]:
+    """Attempts of all that can be dispatched, by shard."""
+    by = Worker(new_id(), "host:1", "dicom", 32, "0")
+    attempts.beat(db, by, [])
+    found = [attempts.claim(db, task, by) for task, *_ in dispatch.take(db)]
+    return sorted((one for one in found if one), key=lambda one: one.task.shard)
+
+
+def leave(db: Db, claim: Claim, *keys: str, bad: str = "") -> None:
+    """Commits an attempt whose inputs were good but one, and that leaves a member under each key."""
+    items = [
+        ItemResult(
+            one.number,
+            one.key,
+            one.input,
+            Item.STATE_FAILED if one.key == bad else Item.STATE_SUCCEEDED,
+            "NOT_DICOM" if one.key == bad else "",
+        )
+        for one in claim.inputs
+    ]
+    members = [
+        job_pb2.Artifact(
+            name=f"member-{key.replace('/', '~')}",
+            role="member",
+            key=key,
+            input=0,
+            media_type="text/plain",
+            blob=f"blobs/{new_id()}",
+            size_bytes=1,
+            sha256=hashlib.sha256(b"x").digest(),
+        )
+        for key in keys
+    ]
+    assert attempts.commit(db, claim, TaskResult(b"", items, members))
+
+
+def seen(claim: Claim) -> dict[str, list[tuple[str, str]]]:
+    """Keys of an attempt's inputs, and role and name of their parts."""
+    return {one.key: [(part.role, part.name) for part in one.parts] for one in claim.inputs}
+
+
+def test_all_inputs_of_a_job_may_be_one_input_of_its_first_step(rig: Rig, db: Db) -> None:
+    job_id = submit(rig, db, step("one", "inspect_dicom", Input(group=True)), inputs=3)
+    (claim,) = claims(db)
+    assert seen(claim) == {"all": [("input", "")] * 3}
+    assert (claim.inputs[0].number, claim.inputs[0].input) == (0, None)
+    job = rig.job(job_id)
+    assert [f"blobs/{part.blob}" for part in claim.inputs[0].parts] == list(job.inputs)
+    assert job.steps[0].inputs == [Input(role="input", group=True)]
+    leave(db, claim)
+    assert rig.job(job_id).steps[0].items == [Item(input=-1, key="all", state=1)]
+
+
+def test_a_step_that_names_the_originals_gets_them_beside_what_was_made_of_them(
+    rig: Rig, db: Db
+) -> None:
+    both = [Input(), Input(step="unpack")]
+    submit(rig, db, step("unpack", "unpack_archive"), step("inspect", "inspect_dicom", *both))
+    (claim,) = claims(db)
+    leave(db, claim, "0/0000")
+    (claim,) = claims(db)
+    assert seen(claim) == {"0": [("input", "")], "0/0000": [("member", "member-0~0000")]}
+
+
+def test_after_a_redo_of_what_it_works_on_a_step_is_planned_anew(rig: Rig, db: Db) -> None:
+    job_id = submit(
+        rig,
+        db,
+        step("unpack", "unpack_archive", size=1),
+        step("inspect", "inspect_dicom", Input(step="unpack"), size=1),
+        inputs=2,
+    )
+    first, second = claims(db)
+    leave(db, first, "0/0")
+    leave(db, second, bad="1")
+    (claim,) = claims(db)
+    leave(db, claim)
+    assert control.retry_job(db, OWNER, job_id)
+    (claim,) = claims(db)
+    assert seen(claim).keys() == {"1"}
+    leave(db, claim, "1/0", "1/1")
+    assert [key for claim in claims(db) for key in seen(claim)] == ["0/0", "1/0", "1/1"]
+
+
+def test_a_step_to_which_nothing_is_left_fails_and_says_so(rig: Rig, db: Db) -> None:
+    job_id = submit(
+        rig,
+        db,
+        step("unpack", "unpack_archive"),
+        step("inspect", "inspect_dicom", Input(step="unpack")),
+    )
+    (claim,) = claims(db)
+    leave(db, claim)
+    assert rig.job(job_id).steps[1].reason == "NO_APPLICABLE_INPUT"
+    assert rig.job(job_id).state == job_pb2.Job.STATE_FAILED
+
+
+def test_a_job_is_read_back_with_what_it_lets_a_step_see(rig: Rig, db: Db) -> None:
+    allowed = step("inspect", "inspect_dicom")
+    allowed.allow_identifiable = True
+    job = rig.job(submit(rig, db, allowed, step("render", "render_dicom")))
+    assert [each.allow_identifiable for each in job.steps] == [True, False]
+    assert [list(each.inputs) for each in job.steps] == [[], []]
