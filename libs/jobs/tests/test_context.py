@@ -1,5 +1,6 @@
 """What an operation sees: items that fail alone, names made of keys, inputs from earlier steps."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,19 @@ def test_what_comes_from_several_inputs_of_the_job_names_none(tmp_path: Path) ->
     (artifact,) = attempt.context.artifacts.values()
     assert (item.key, item.input) == ("all", -1)
     assert (artifact.key, artifact.HasField("input")) == ("all", False)
+
+
+def test_finding_artifacts_by_name_looks_through_them_once(tmp_path: Path) -> None:
+    looks = []
+
+    class Looked(list[job_pb2.Artifact]):
+        def __iter__(self) -> Iterator[job_pb2.Artifact]:
+            looks.append(1)
+            return super().__iter__()
+
+    left = copies(step_context(tmp_path, [b"0", b"1", b"2"]))
+    upstream = Upstream("copy", left.result, left.items, Looked(left.artifacts))
+    assert [upstream.artifact(one.name) for one in left.artifacts] == left.artifacts
+    with pytest.raises(KeyError):
+        upstream.artifact("none")
+    assert len(looks) == 1

@@ -61,7 +61,7 @@ class Input:
     parts: Sequence[Part]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Upstream:
     """A finished step that this step comes after.
 
@@ -75,10 +75,11 @@ class Upstream:
 
     def artifact(self, name: str) -> job_pb2.Artifact:
         """The artifact of that name. KeyError if there is none."""
-        for artifact in self.artifacts:
-            if artifact.name == name:
-                return artifact
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, job_pb2.Artifact]:
+        return {artifact.name: artifact for artifact in self.artifacts}
 
 
 class Earlier(Protocol):
