@@ -81,6 +81,9 @@ SESSION: Final[Mapping[str, str | int]] = {
     # Compiling pays for long queries alone. It would befall the few that have no index to go by:
     # PostgreSQL before 18 takes those for endless.
     "jit": "off",
+    # Nor is starting processes worth it. It would befall statements about one job while PostgreSQL
+    # does not know yet how many rows a job has.
+    "max_parallel_workers_per_gather": "0",
     "statement_timeout": round(900 * STATEMENT_SECONDS),
     "lock_timeout": 1000 * LOCK_SECONDS,
     "idle_in_transaction_session_timeout": 1000 * IDLE_IN_TRANSACTION_SECONDS,

@@ -104,9 +104,13 @@ TASK_COLUMNS: Final = """t.shard, s.queue,
   CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END AS state,
   o.due_time, t.first_input, t.input_count"""
 """What `task_of` takes, of `TASKS`."""
-TASKS: Final = """tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-  LEFT JOIN open_tasks o ON o.task_id = t.id"""
-"""Tasks, their steps, and where those stand that have not ended."""
+TASKS: Final = """tasks t
+  JOIN LATERAL (SELECT * FROM steps WHERE job_id = t.job_id AND ordinal = t.step OFFSET 0) s ON true
+  LEFT JOIN LATERAL (SELECT * FROM open_tasks WHERE task_id = t.id OFFSET 0) o ON true"""
+"""Tasks, their steps, and where those stand that have not ended.
+
+Without OFFSET 0, PostgreSQL may join them with all steps there are, or all open tasks.
+"""
 
 
 def task_of(row: Any) -> job_pb2.Task:
