@@ -80,6 +80,19 @@ async def test_a_stream_from_the_end_is_empty(store: BlobStore, name: str, offse
     assert await collect(store, name, offset) == []
 
 
+async def test_a_flushed_writer_tells_the_digest_of_all_that_came(
+    store: BlobStore, name: str
+) -> None:
+    content = os.urandom(2_500_000)
+    async with store.writer(name) as writer:
+        for start in range(0, len(content), 1_000_000):
+            await writer.write(content[start : start + 1_000_000])
+        await writer.flush()
+        assert writer.stored == stored(content)
+        await writer.write(b"more")
+    assert store.read(name) == content + b"more"
+
+
 @pytest.mark.parametrize(
     "size", [10, 20 * MIB], ids=["before_the_first_part", "after_the_first_part"]
 )

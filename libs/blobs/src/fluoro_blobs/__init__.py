@@ -7,6 +7,7 @@ from fluoro_blobs.errors import (
     BlobStoreFullError,
     BlobStoreReadOnlyError,
 )
+from fluoro_blobs.folder_writer import FolderWriter
 from fluoro_blobs.store import FOLDERS, BlobStore, FoundBlob
 from fluoro_blobs.writer import BlobWriter, StoredBlob
 
@@ -19,6 +20,7 @@ __all__ = [
     "BlobStoreFullError",
     "BlobStoreReadOnlyError",
     "BlobWriter",
+    "FolderWriter",
     "FoundBlob",
     "StoredBlob",
 ]

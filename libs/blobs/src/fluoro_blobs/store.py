@@ -28,6 +28,7 @@ from obstore.store import ObjectStore, S3Store
 from fluoro_blobs.backends import open_store
 from fluoro_blobs.errors import BlobNotFoundError, BlobStoreError, translated
 from fluoro_blobs.folder import make_durable, probe, remove_unfinished
+from fluoro_blobs.folder_writer import FolderWriter
 from fluoro_blobs.writer import (
     FOLDER_PART_BYTES,
     PART_BYTES,
@@ -257,9 +258,12 @@ class BlobStore:
                 older_than_seconds,
             )
 
-    def writer(self, name: str) -> BlobWriter:
+    def writer(self, name: str) -> BlobWriter | FolderWriter:
         """`async with store.writer(name) as w: await w.write(chunk)`."""
         key = self._key(name)
+        if self._folder is not None:
+            path = self._folder / key
+            return FolderWriter(name, path, self._folder, self._threads, self._call_seconds)
         return BlobWriter(
             self._store,
             name,

@@ -122,6 +122,9 @@ class BlobWriter:
                 await self._file.write(chunk)
         self._tally.add(chunk)
 
+    async def flush(self) -> None:
+        """Nothing to wait for: what came is in the digest. See FolderWriter."""
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -14,7 +14,7 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobRequest,
     UploadBlobResponse,
 )
-from fluoro_blobs import BlobStore, BlobWriter
+from fluoro_blobs import BlobStore, BlobWriter, FolderWriter
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs as records
@@ -104,7 +104,7 @@ class Blobs:
         self,
         pace: Pace,
         header: UploadBlobHeader,
-        writer: BlobWriter,
+        writer: BlobWriter | FolderWriter,
         owner: str,
         places: AsyncExitStack,
     ) -> None:
@@ -114,17 +114,17 @@ class Blobs:
         header.
         """
         most_bytes, large = self._settings.max_blob_bytes, False
-        while (request := await pace.next()) is not None:
-            if request.WhichOneof("part") != "chunk":
+        while (part := await pace.next()) is not None:
+            if (chunk := part.chunk) is None:
                 raise names.invalid(
                     "chunk", "Every message of an upload after the first must be a chunk."
                 )
-            if len(request.chunk) > CHUNK_BYTES:
+            if len(chunk) > CHUNK_BYTES:
                 raise FluoroError(
                     Reason.MESSAGE_TOO_LARGE,
-                    f"A chunk of {len(request.chunk)} bytes is over the limit of {CHUNK_BYTES}.",
+                    f"A chunk of {len(chunk)} bytes is over the limit of {CHUNK_BYTES}.",
                 )
-            size_bytes = writer.size_bytes + len(request.chunk)
+            size_bytes = writer.size_bytes + len(chunk)
             if header.size_bytes and size_bytes > header.size_bytes:
                 raise FluoroError(
                     Reason.UPLOAD_MISMATCH,
@@ -139,18 +139,21 @@ class Blobs:
                     self._large.taken(owner, self._settings.upload_idle_seconds)
                 )
                 large = True
-            await writer.write(request.chunk)
-            metrics.BLOB_BYTES_RECEIVED.inc(len(request.chunk))
-            del request  # or it would be held for as long as the caller takes for the next
+            await writer.write(chunk)
+            metrics.BLOB_BYTES_RECEIVED.inc(len(chunk))
+            # Or it would be held for as long as the caller takes for the next.
+            del part, chunk
         if header.size_bytes and writer.size_bytes != header.size_bytes:
             raise FluoroError(
                 Reason.UPLOAD_MISMATCH,
                 f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.",
             )
-        if header.sha256 and writer.sha256 != header.sha256:
-            raise FluoroError(
-                Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
-            )
+        if header.sha256:
+            await writer.flush()
+            if writer.sha256 != header.sha256:
+                raise FluoroError(
+                    Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
+                )
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Reads no faster than the caller takes it, and ends with DOWNLOAD_TOO_SLOW if it takes nothing for long."""
@@ -182,7 +185,7 @@ class Blobs:
 
 async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
     first = await pace.next()
-    if first is None or first.WhichOneof("part") != "header":
+    if first is None or first.header is None:
         raise names.invalid("header", "The first message of an upload must be the header.")
     header = first.header
     if header.size_bytes < 0:

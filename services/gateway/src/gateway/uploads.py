@@ -5,9 +5,9 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
-from fluoro.v1.blob_service_pb2 import UploadBlobRequest
+from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro_jobs.errors import FluoroError, Reason
 
 SMALL_BYTES: Final = 256 * 1024
@@ -66,6 +66,13 @@ class Places:
         return ""
 
 
+class Part(NamedTuple):
+    """What a message of an upload holds: a header, or a chunk."""
+
+    header: UploadBlobHeader | None
+    chunk: bytes | None
+
+
 class Pace:
     """The messages of one upload, as long as they keep coming.
 
@@ -84,8 +91,8 @@ class Pace:
         self._waited_seconds = 0.0
         self._bytes = 0
 
-    async def next(self) -> UploadBlobRequest | None:
-        """The next message; None at the end.
+    async def next(self) -> Part | None:
+        """What the next message holds; None at the end.
 
         FluoroError UPLOAD_TOO_SLOW after idle_seconds without one, or once all waits together
         exceed idle_seconds and what the bytes so far take at the least rate.
@@ -106,5 +113,10 @@ class Pace:
                 ),
             ) from error
         self._waited_seconds += time.monotonic() - started
-        self._bytes += len(request.chunk) if request is not None else 0
-        return request
+        if request is None:
+            return None
+        if request.WhichOneof("part") != "chunk":
+            return Part(request.header if request.HasField("header") else None, None)
+        chunk = request.chunk  # once: protobuf copies it each time
+        self._bytes += len(chunk)
+        return Part(None, chunk)
