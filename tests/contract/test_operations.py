@@ -1,10 +1,12 @@
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fluoro.v1 import job_pb2
+from fluoro_jobs import operations
 from fluoro_jobs.operations import DICOM_FILES, OPERATIONS, QUEUES, Operation
 from fluoro_jobs.worker.handler import Handler
 
@@ -77,6 +79,16 @@ def test_every_role_that_an_operation_reads_is_known() -> None:
     left = {role for operation in OPERATIONS for role in operation.leaves}
     read = {role for operation in OPERATIONS for role in operation.reads}
     assert read <= left | set(DICOM_FILES)
+
+
+def test_a_worker_takes_messages_by_the_former_names_of_its_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    renamed = replace(OPERATIONS[0], task_name="dicom.look", formerly=("dicom.inspect",))
+    monkeypatch.setattr(operations, "OPERATIONS", (renamed, *OPERATIONS[1:]))
+    names = operations.task_names_of("dicom")
+    assert {"dicom.look", "dicom.inspect", "dicom.render"} <= set(names)
+    assert "ml.analyze" not in names
 
 
 def test_the_number_of_a_result_follows_from_the_number_of_its_operation() -> None:

@@ -43,7 +43,6 @@ UNTOLD = {
     "cursor",
     "worker",
     "queue",
-    "key",
 }
 """What no two deployments say alike, and what the fake leaves out."""
 

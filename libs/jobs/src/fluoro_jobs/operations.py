@@ -132,3 +132,13 @@ def of_step(step: job_pb2.Step) -> Operation | None:
     """The operation a step asks for, or None if it asks for none."""
     field = step.WhichOneof("operation")
     return BY_FIELD[field] if field else None
+
+
+def task_names_of(queue: str) -> list[str]:
+    """Every Celery task name that a worker of the queue takes messages by."""
+    return [
+        name
+        for operation in OPERATIONS
+        if operation.queue == queue
+        for name in operation.task_names
+    ]

@@ -174,6 +174,7 @@ class State:
             role=file.role,
             media_type=blob.media_type,
             input=file.input,
+            key=file.key or ("" if file.input is None else str(file.input)),
             blob=blob.name,
             size_bytes=blob.size_bytes,
             sha256=blob.sha256,

@@ -11,6 +11,7 @@ from typing import Final
 from fluoro.v1 import event_pb2, job_pb2
 from google.protobuf.message import Message
 
+from fluoro_client.testing.checks import waits_for
 from fluoro_client.testing.views import BASIC, shown
 from fluoro_client.watching import TERMINAL
 
@@ -35,8 +36,8 @@ Change = event_pb2.JobChanged | event_pb2.StepChanged | event_pb2.TaskChanged
 class File:
     """An output of a step.
 
-    role and media_type as in fluoro.v1.Artifact. input: index of the input it came from; None if of
-    several.
+    role and media_type as in fluoro.v1.Artifact. input: index of the job's input it came from; None
+    if of several. key: as in fluoro.v1.Artifact; that input's number if empty.
     """
 
     name: str
@@ -44,6 +45,7 @@ class File:
     role: str = "result"
     media_type: str = "application/octet-stream"
     input: int | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ class Story:
                 self._move_task(
                     step, task, Task.STATE_SUCCEEDED, counts=_count(items) if items else None
                 )
+        for item in step.items:
+            item.key = item.key or str(item.input)
         step.items.sort(key=lambda item: item.input)
         step.artifacts.extend(artifacts)
         self._join(step)
@@ -394,7 +398,13 @@ def accepted(job: job_pb2.Job) -> job_pb2.Job:
 
 
 def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
-    made = Step(name=step.name, after=list(dict.fromkeys(step.after)), state=Step.STATE_PENDING)
+    made = Step(
+        name=step.name,
+        after=waits_for(step),
+        inputs=step.inputs,
+        allow_identifiable=step.allow_identifiable,
+        state=Step.STATE_PENDING,
+    )
     for name in (step.WhichOneof("operation"), "retry_policy", "attempt_timeout"):
         if name:
             getattr(made, name).CopyFrom(getattr(step, name))
@@ -409,7 +419,7 @@ def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
             duration.FromSeconds(default)
     made.item_failure_policy = step.item_failure_policy or Step.ITEM_FAILURE_POLICY_ALLOW
     made.max_inputs_per_task = step.max_inputs_per_task
-    if not step.after:
+    if not made.after:
         plan(made, inputs)
     return made
 

@@ -20,7 +20,7 @@ from fluoro_jobs.celery.messages import attempt_of
 from fluoro_jobs.celery.transport import Amqp
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.attempts import TaskAttempt
-from fluoro_jobs.operations import OPERATIONS
+from fluoro_jobs.operations import task_names_of
 
 log = structlog.get_logger(__name__)
 
@@ -216,13 +216,7 @@ def make_worker_app(options: Options, body: Body) -> WorkerApp:
         worker_max_memory_per_child=options.max_memory_per_child_kib or None,
         worker_consumer="fluoro_jobs.celery.unknown:LedgerConsumer",
     )
-    names = [
-        name
-        for operation in OPERATIONS
-        if operation.queue == options.queue
-        for name in operation.task_names
-    ]
-    for name in names:
+    for name in task_names_of(options.queue):
         app.register_task(
             type("OperationTask", (OperationTask,), {"name": name, "__module__": __name__})()
         )

@@ -18,7 +18,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
-from fluoro_jobs.operations import OPERATIONS
+from fluoro_jobs.operations import task_names_of
 from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
@@ -57,7 +57,7 @@ def run_worker(
         queue,
         settings.slots,
         version,
-        [operation.task_name for operation in OPERATIONS if operation.queue == queue],
+        task_names_of(queue),
     )
     plan = Plan(service, worker, settings, handlers, pool, warm_up)
     WorkerProcess(OperationBody(plan)).run()
