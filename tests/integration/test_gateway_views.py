@@ -37,28 +37,27 @@ LARGEST_BYTES: Final = 4 * 2**20
 ADA: Final = (("fluoro-owner", "ada"),)
 
 RESULT: Final = InspectDicomResult(
-    instances=[{"input": 7, "modality": "x" * 3000}]
+    instances=[{"input": 7, "modality": "x" * 300}]
 ).SerializeToString()
 
 DONE: Final = """
 WITH job AS (SELECT id FROM jobs WHERE id = %(job)s), tasks_ AS (
-  UPDATE tasks SET state = 'SUCCEEDED', result = %(result)s, item_counts = ARRAY[10, 9, 0, 1] FROM job WHERE job_id = job.id
+  UPDATE tasks SET state = 'SUCCEEDED', result = %(result)s, item_counts = ARRAY[1, 1, 0, 0] FROM job WHERE job_id = job.id
+), open_ AS (DELETE FROM open_tasks o USING job WHERE o.job_id = job.id
 ), attempts_ AS (
   INSERT INTO attempts (task_id, number, worker) SELECT t.id, n, 'host:1' FROM tasks t, job, generate_series(1, 3) n WHERE t.job_id = job.id
 ), items_ AS (
   INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
-  SELECT job.id, 0, n / 10, n, n, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10 WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
+  SELECT job.id, 0, n, n, n, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10 WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
   FROM job, generate_series(0, 9999) n
 ), artifacts_ AS (
   INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
-  SELECT job.id, 0, n / 10, n, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels' ELSE 'preview' END, n, n, b.id
+  SELECT job.id, 0, n, 0, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels' ELSE 'preview' END, n, n, b.id
   FROM job, (SELECT id FROM blobs LIMIT 1) b, generate_series(0, 9999) n
-), open_ AS (
-  DELETE FROM open_tasks USING job WHERE job_id = job.id
-) UPDATE steps SET state = 'PARTIALLY_SUCCEEDED', ended_tasks = task_count, items_total = 10000, items_succeeded = 9000, items_failed = 1000
-FROM job WHERE job_id = job.id
+) UPDATE steps SET state = 'PARTIALLY_SUCCEEDED', ended_tasks = 10000, items_total = 10000,
+  items_succeeded = 9000, items_failed = 1000 FROM job WHERE job_id = job.id
 """
-"""What a step leaves that worked on each input, ten in a task."""
+"""What a step leaves that worked on each input, one in a task."""
 
 
 @pytest.fixture
@@ -69,11 +68,11 @@ async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator
 
 @pytest.fixture
 async def large(rig: Rig, database_url: str) -> str:
-    """A job of ten thousand inputs, items and artifacts and a thousand tasks; it waits to end."""
+    """A job of ten thousand inputs, tasks, items and artifacts; it waits to end."""
     one = await rig.client.jobs.GetJob(GetJobRequest(name=await rig.submit()), metadata=ADA)
     job = job_pb2.Job(
         inputs=list(one.job.inputs) * INPUTS,
-        steps=[job_pb2.Step(name="a", inspect_dicom={}, max_inputs_per_task=10)],
+        steps=[job_pb2.Step(name="a", inspect_dicom={}, max_inputs_per_task=1)],
         labels={"kind": "large"},
     )
     request = SubmitJobRequest(job=job, request_id="once")
@@ -132,7 +131,7 @@ async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Rig, large
         (large, INPUTS, 0)
     }
     assert told["GetJob"].steps[0].counts == job_pb2.StepCounts(
-        tasks=1000, ended_tasks=1000, items=10_000, succeeded_items=9_000, failed_items=1_000
+        tasks=INPUTS, ended_tasks=INPUTS, items=10_000, succeeded_items=9_000, failed_items=1_000
     )
 
 
@@ -157,7 +156,7 @@ async def test_the_parts_of_a_large_job_come_in_pages(rig: Rig, large: str) -> N
     inputs = await every(jobs.ListInputs, ListInputsRequest(job=large, page_size=1000), "inputs")
     assert len(inputs) == INPUTS
     tasks = await every(jobs.ListTasks, ListTasksRequest(job=large, page_size=1000), "tasks")
-    assert [(one.step, one.task.shard) for one in tasks] == [("a", n) for n in range(1000)]
+    assert [(one.step, one.task.shard) for one in tasks] == [("a", n) for n in range(INPUTS)]
     assert {len(one.task.attempts) for one in tasks} == {3}
     items = await every(jobs.ListItems, ListItemsRequest(job=large, page_size=1000), "items")
     assert [one.item.input for one in items] == list(range(INPUTS))
@@ -173,9 +172,9 @@ async def test_the_parts_of_a_large_job_come_in_pages(rig: Rig, large: str) -> N
     names = [one.artifact.name for one in await every(jobs.ListArtifacts, previews, "artifacts")]
     assert names == sorted(f"preview-{number}.png" for number in range(INPUTS))
     parts = await every(jobs.ListResults, ListResultsRequest(job=large, step="a"), "parts")
-    assert [part.shard for part in parts] == list(range(1000))
+    assert [part.shard for part in parts] == list(range(INPUTS))
     whole = InspectDicomResult.FromString(b"".join(part.message for part in parts))
-    assert len(whole.instances) == 1000
+    assert len(whole.instances) == INPUTS
 
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
@@ -185,13 +184,13 @@ async def test_a_page_of_large_things_is_shorter_than_was_asked_for(
     jobs = rig.client.jobs
     with psycopg.connect(database_url) as connection:
         text = "x" * (size // 100)
-        connection.execute("UPDATE items SET message = %s WHERE input < 1000", (text,))
+        connection.execute("UPDATE items SET message = %s WHERE number < 1000", (text,))
         connection.execute("UPDATE tasks SET result = %s WHERE shard < 10", (bytes(size),))
     items = await jobs.ListItems(ListItemsRequest(job=large, page_size=1000), metadata=ADA)
     assert 0 < len(items.items) < 1000
     assert items.ByteSize() <= LARGEST_BYTES
     results = await every(jobs.ListResults, ListResultsRequest(job=large, step="a"), "parts")
-    assert len(results) == 1000
+    assert len(results) == INPUTS
 
 
 async def test_a_token_is_good_for_its_own_list_alone(rig: Rig, large: str) -> None:

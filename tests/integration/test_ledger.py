@@ -386,7 +386,8 @@ def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(
     assert [one.input for one in done.steps[0].inspect_dicom_result.instances] == [0, 2, 4]
     assert [task.shard for task in done.steps[0].tasks] == [0, 1, 2]
     follower = claimed(db, by)
-    ((_, joined, items, _),) = attempts.upstream(db, follower)
+    ((stored, items, _),) = attempts.upstream(db, follower)
+    joined = dicom_pb2.InspectDicomResult.FromString(b"".join(map(bytes, stored.parts)))
     assert joined == done.steps[0].inspect_dicom_result
     assert [item.input for item in items] == [0, 2, 4]
 

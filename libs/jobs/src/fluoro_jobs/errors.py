@@ -55,6 +55,7 @@ class Reason(StrEnum):
     ATTEMPT_TIMEOUT = "ATTEMPT_TIMEOUT"
     SCRATCH_FULL = "SCRATCH_FULL"
     OPERATION_UNKNOWN = "OPERATION_UNKNOWN"
+    RESULT_TOO_LARGE = "RESULT_TOO_LARGE"
     UPSTREAM_FAILED = "UPSTREAM_FAILED"
     JOB_CANCELLED = "JOB_CANCELLED"
     JOB_EXPIRED = "JOB_EXPIRED"
@@ -241,6 +242,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "",
         True,
         "The worker is older than the job and does not know the operation, or cannot read what it works on. Update the workers.",
+    ),
+    Reason.RESULT_TOO_LARGE: ReasonSpec(
+        "",
+        False,
+        "The result of a task is over its operation's limit. Submit with a smaller `max_inputs_per_task`.",
     ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
     Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),

@@ -9,7 +9,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
-from google.protobuf.message import Message
 from psycopg.errors import CheckViolation
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -21,7 +20,6 @@ from fluoro_jobs.ledger.records import Task, TaskResult
 from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.operations import BY_FIELD, Operation
-from fluoro_jobs.skew import read_result
 from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
 
 LEASE_SECONDS: Final = 15
@@ -196,21 +194,16 @@ def _input(number: int, key: object, origin: int | None, parts: list[list[Any]])
 
 def upstream(
     connection: LedgerConnection, claimed: Claim
-) -> list[tuple[str, Message, list[job_pb2.Item], list[job_pb2.Artifact]]]:
-    """Name, result, items and artifacts of the finished steps that the claimed one comes after."""
+) -> list[tuple[read.StoredResult, list[job_pb2.Item], list[job_pb2.Artifact]]]:
+    """Result, items and artifacts of the finished steps that the claimed one comes after."""
     after = claimed.graph.steps[claimed.task.step].after
-    rows = read.upstream_of(connection, claimed.graph.id, after) if after else []
-    return [
-        (name, read_result(field, result), items, artifacts)
-        for name, field, result, items, artifacts in rows
-    ]
+    return read.upstream_of(connection, claimed.graph.id, after) if after else []
 
 
-def results(connection: LedgerConnection, claimed: Claim) -> list[tuple[str, Message]]:
-    """Name of a step, and what those of its tasks returned that left inputs of the claimed task."""
+def results(connection: LedgerConnection, claimed: Claim) -> list[read.StoredResult]:
+    """By step, what those of its tasks returned that left inputs of the claimed task."""
     parts = [part for one in claimed.inputs for part in one.parts if part.step is not None]
-    rows = read.results_of(connection, claimed.graph.id, parts) if parts else []
-    return [(name, read_result(field, result)) for name, field, result in rows]
+    return read.results_of(connection, claimed.graph.id, parts) if parts else []
 
 
 def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:

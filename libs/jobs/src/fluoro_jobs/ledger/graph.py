@@ -123,6 +123,7 @@ class JobGraph:
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.SUCCEEDED))
         self.results.append((task, result))
         task.counts, task.result = _count(result.items), result.message
+        task.result_blob = result.blob.blob if result.blob else None
         self._move_task(task, TaskState.SUCCEEDED, counts=task.counts if result.items else None)
         self._join(self.steps[task.step])
 
@@ -226,7 +227,7 @@ class JobGraph:
         for task in bad:
             task.state = TaskState.READY
             task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
-            task.counts, task.result = None, None
+            task.counts, task.result, task.result_blob = None, None, None
             self.changed_tasks.add(task.id)
             self.reopened_tasks.add(task.id)
             self.redone.append(task)

@@ -148,13 +148,11 @@ def list_inputs(
 
 
 _TASKS: Final = f"""
-SELECT step, shard, queue, state, due_time, first_input, input_count, id,
-  row_number() OVER (ORDER BY step, shard)
-FROM (
-  SELECT t.step, {TASK_COLUMNS}, t.id FROM {TASKS}
-  WHERE t.job_id = %(job)s AND (t.step, t.shard) >= (%(step)s, %(start)s) AND t.step <= %(last)s
-  ORDER BY t.step, t.shard LIMIT %(limit)s
-) page ORDER BY step, shard
+SELECT t.step, {TASK_COLUMNS}, t.id, row_number() OVER (ORDER BY t.step, t.shard) FROM (
+  SELECT * FROM tasks
+  WHERE job_id = %(job)s AND (step, shard) >= (%(step)s, %(start)s) AND step <= %(last)s
+  ORDER BY step, shard LIMIT %(limit)s
+) {TASKS.removeprefix("tasks ")} ORDER BY t.step, t.shard
 """
 _ATTEMPTS: Final = f"""
 SELECT a.task_id, {ATTEMPT_COLUMNS} FROM unnest(%s::uuid[]) t(id) CROSS JOIN LATERAL (
@@ -243,8 +241,8 @@ def list_artifacts(
 
 # The sizes are known without reading the results, so no more of these are read than the page takes.
 _RESULTS: Final = f"""
-SELECT step, shard, result, place FROM (
-  SELECT t.step, t.shard, t.result, row_number() OVER (ORDER BY t.shard) AS place,
+SELECT step, shard, result, result_blob, place FROM (
+  SELECT t.step, t.shard, t.result, t.result_blob, row_number() OVER (ORDER BY t.shard) AS place,
     coalesce(sum(octet_length(t.result)) OVER (
       ORDER BY t.shard ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING), 0) AS before_last
   FROM tasks t JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
@@ -262,7 +260,11 @@ def list_results(
     parts, following = cut(
         rows_of(connection.execute(_RESULTS, place.parameters)),
         place.limit,
-        lambda row: ResultPart(shard=row[1], message=row[2]),
+        lambda row: (
+            ResultPart(shard=row[1], blob=f"blobs/{row[3]}")
+            if row[3]
+            else ResultPart(shard=row[1], message=row[2])
+        ),
     )
     return ListResultsResponse(parts=parts, next_page_token=place.token(following))
 

@@ -4,7 +4,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from fluoro.v1 import event_pb2, job_pb2, job_service_pb2
@@ -52,8 +52,8 @@ _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # All of this is of any number of jobs, each row with its job first.
 _JOBS: Final = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(%(jobs)s)"
 _STEPS: Final = f"""
-SELECT s.job_id, {STEP_COLUMNS} FROM steps s WHERE s.job_id = ANY(%(jobs)s)
-ORDER BY s.job_id, s.ordinal
+SELECT s.job_id, {STEP_COLUMNS} FROM steps s
+WHERE s.job_id = ANY(%(jobs)s) ORDER BY s.job_id, s.ordinal
 """
 # No more bytes than the view FULL has: a job that is refused for its weight would not have fitted.
 # Without OFFSET 0, before the first ANALYZE, PostgreSQL walks through all attempts there are.
@@ -61,27 +61,33 @@ _WEIGHTS: Final = """
 SELECT w.id,
   (SELECT input_count * 44 FROM jobs WHERE id = w.id) +
   (SELECT coalesce(sum(task_count * (8 + octet_length(queue))), 0) FROM steps WHERE job_id = w.id) +
-  (SELECT coalesce(sum(octet_length(t.result)), 0) FROM steps s
-    JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
-    WHERE s.job_id = w.id AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')) +
+  (SELECT coalesce(sum(r.weight), 0) FROM (
+    SELECT CASE WHEN bool_or(t.result_blob IS NOT NULL) THEN 0 ELSE sum(octet_length(t.result)) END
+    FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
+    WHERE s.job_id = w.id AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED') GROUP BY t.step
+  ) r(weight)) +
   (SELECT coalesce(sum(a.weight), 0) FROM tasks t CROSS JOIN LATERAL (
     SELECT 14 + octet_length(worker) + octet_length(reason) + octet_length(message) AS weight
     FROM attempts WHERE task_id = t.id OFFSET 0) a WHERE t.job_id = w.id) +
-  (SELECT coalesce(sum(4 + octet_length(reason) + octet_length(message)), 0)
+  (SELECT coalesce(sum(6 + octet_length(key) + octet_length(reason) + octet_length(message)), 0)
     FROM items WHERE job_id = w.id) +
-  (SELECT coalesce(sum(80 + octet_length(name) + octet_length(role)), 0)
+  (SELECT coalesce(sum(80 + octet_length(name) + octet_length(role) + octet_length(key)), 0)
     FROM artifacts WHERE job_id = w.id)
 FROM unnest(%(jobs)s::uuid[]) w(id)
 """
 _INPUTS: Final = """
 SELECT job_id, blob_id FROM job_inputs WHERE job_id = ANY(%(jobs)s) ORDER BY job_id, number
 """
+# Of a step with a result that lies in a blob the others need not be read.
 _RESULTS: Final = """
-SELECT s.job_id, s.ordinal, s.operation, string_agg(t.result, '' ORDER BY t.shard)
-FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal
+SELECT s.job_id, s.ordinal, s.operation, CASE WHEN NOT large THEN (
+  SELECT string_agg(result, '' ORDER BY shard) FROM tasks WHERE job_id = s.job_id AND step = s.ordinal
+) END
+FROM steps s CROSS JOIN LATERAL (
+  SELECT bool_or(result_blob IS NOT NULL) AS large FROM tasks
+  WHERE job_id = s.job_id AND step = s.ordinal AND result IS NOT NULL HAVING count(*) > 0
+) t
 WHERE s.job_id = ANY(%(jobs)s) AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')
-  AND t.result IS NOT NULL
-GROUP BY s.job_id, s.ordinal, s.operation
 """
 _TASKS: Final = f"""
 SELECT t.job_id, t.id, t.step, {TASK_COLUMNS} FROM {TASKS}
@@ -290,13 +296,14 @@ def events_after(
     return [event_of(row) for row in rows_of(found)]
 
 
-# --- upstream: what a step sees of those before it; see attempts.py ---
+# --- what a step sees of those before it; see attempts.py ---
 
 _UPSTREAM: Final = """
-SELECT s.ordinal, s.name, s.operation, (SELECT string_agg(t.result, '' ORDER BY t.shard) FROM tasks t
-  WHERE t.job_id = s.job_id AND t.step = s.ordinal)
-FROM steps s WHERE s.job_id = %s AND s.ordinal = ANY(%s)
-  AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED') ORDER BY s.ordinal
+SELECT s.ordinal, s.name, s.operation, array_agg(t.result ORDER BY t.shard),
+  array_agg(t.result_blob ORDER BY t.shard)
+FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal AND t.result IS NOT NULL
+WHERE s.job_id = %s AND s.ordinal = ANY(%s) AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')
+GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
 """
 _UPSTREAM_ITEMS: Final = f"""
 SELECT step, {ITEM_COLUMNS} FROM items WHERE job_id = %s AND step = ANY(%s) ORDER BY step, number
@@ -305,20 +312,35 @@ _UPSTREAM_ARTIFACTS: Final = f"""
 SELECT a.step, {ARTIFACT_COLUMNS} FROM artifacts a JOIN blobs b ON b.id = a.blob_id
 WHERE a.job_id = %s AND a.step = ANY(%s) ORDER BY a.step, a.name
 """
-_RESULTS_OF: Final = """
-SELECT s.name, s.operation, string_agg(t.result, '' ORDER BY t.shard) FROM (
+_LEFT: Final = """
+SELECT s.name, s.operation, array_agg(t.result ORDER BY t.shard),
+  array_agg(t.result_blob ORDER BY t.shard)
+FROM (
   SELECT DISTINCT a.step, a.shard FROM unnest(%(steps)s::int2[], %(names)s::text[]) u(step, name)
-  JOIN artifacts a ON a.job_id = %(job)s AND a.step = u.step AND a.name = u.name) l
+  JOIN artifacts a ON a.job_id = %(job)s AND a.step = u.step AND a.name = u.name
+) l
 JOIN tasks t ON t.job_id = %(job)s AND t.step = l.step AND t.shard = l.shard
 JOIN steps s ON s.job_id = %(job)s AND s.ordinal = l.step
 WHERE t.result IS NOT NULL GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
 """
 
 
+class StoredResult(NamedTuple):
+    """What tasks of a step returned.
+
+    operation: of the step. parts: of each task the serialized message, or the id of the blob that
+    it is in; concatenated they are the result.
+    """
+
+    step: str
+    operation: str
+    parts: list[bytes | UUID]
+
+
 def upstream_of(
     connection: LedgerConnection, job_id: UUID, ordinals: Iterable[int]
-) -> list[tuple[str, str, bytes, list[job_pb2.Item], list[job_pb2.Artifact]]]:
-    """Name, operation, serialized result, items and artifacts of these finished steps."""
+) -> list[tuple[StoredResult, list[job_pb2.Item], list[job_pb2.Artifact]]]:
+    """Result, items and artifacts of these finished steps."""
     wanted = list(ordinals)
     with connection.pipeline():
         parts = [
@@ -328,24 +350,28 @@ def upstream_of(
         steps, items, artifacts = (part.fetchall() for part in parts)
     return [
         (
-            name,
-            operation,
-            result or b"",
+            _stored(*stored),
             [item_of(i[1:]) for i in items if i[0] == ordinal],
             [artifact_of(a[1:]) for a in artifacts if a[0] == ordinal],
         )
-        for ordinal, name, operation, result in steps
+        for ordinal, *stored in steps
     ]
 
 
 def results_of(
     connection: LedgerConnection, job_id: UUID, parts: Iterable[Part]
-) -> list[tuple[str, str, bytes]]:
-    """Name and operation of each step that left some of the parts, and the joined results of its tasks that did."""
+) -> list[StoredResult]:
+    """Of each step that left some of the parts, the results of the tasks that did."""
     left = {(part.step, part.name) for part in parts}
     parameters = {
         "job": job_id,
         "steps": [step for step, _ in left],
         "names": [name for _, name in left],
     }
-    return connection.execute(_RESULTS_OF, parameters).fetchall()
+    return [_stored(*row) for row in connection.execute(_LEFT, parameters).fetchall()]
+
+
+def _stored(
+    step: str, operation: str, results: list[bytes], blobs: list[UUID | None]
+) -> StoredResult:
+    return StoredResult(step, operation, [b or r for r, b in zip(results, blobs, strict=True)])

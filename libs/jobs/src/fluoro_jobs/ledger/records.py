@@ -35,7 +35,7 @@ class Task:
     counts: its items (total, succeeded, skipped, failed) once it has a result.
     returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`,
     since it was made or retried. result: serialized result message, set by the transition that
-    ends it. delay_seconds: from now until it may be dispatched again.
+    ends it. result_blob: name of the blob that holds it instead. delay_seconds: from now until it may be dispatched again.
     """
 
     id: UUID
@@ -49,6 +49,7 @@ class Task:
     counts: Sequence[int] | None = None
     returned: int = 0
     result: bytes | None = None
+    result_blob: str | None = None
     delay_seconds: float = 0
 
     def may_return(self, reason: str) -> bool:
@@ -162,11 +163,16 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What an attempt brought home. message: serialized result message."""
+    """What an attempt brought home.
+
+    message: serialized result message; empty if it is large. blob: the record of the blob that
+    holds it then, without name and role.
+    """
 
     message: bytes
     items: Sequence[ItemResult] = ()
     artifacts: Sequence[job_pb2.Artifact] = ()
+    blob: job_pb2.Artifact | None = None
 
 
 def growing(first_seconds: float, doublings: int, most_seconds: float) -> float:

@@ -93,9 +93,10 @@ def step_of(row: Any, names: list[str]) -> job_pb2.Step:
     return step
 
 
-def set_result(step: job_pb2.Step, operation: str, result: bytes) -> None:
-    """Gives a step its result, if this release knows the operation."""
-    if operation in BY_FIELD:
+def set_result(step: job_pb2.Step, operation: str, result: bytes | None) -> None:
+    """Gives a step its result, if this release knows the operation. None: it lies in blobs."""
+    step.large_result = result is None
+    if operation in BY_FIELD and result is not None:
         getattr(step, f"{operation}_result").SetInParent()
         getattr(step, f"{operation}_result").ParseFromString(result)
 

@@ -250,6 +250,7 @@ def _task_row(task: Task) -> dict[str, Any]:
         "returned": task.returned,
         "item_counts": task.counts,
         "result": None if task.result is None else b64encode(task.result).decode(),
+        "result_blob": task.result_blob and task.result_blob.removeprefix("blobs/"),
     }
 
 
@@ -311,6 +312,7 @@ def _artifacts(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
         for task, result in graph.results
         for position, artifact in enumerate(result.artifacts)
     ]
+    large = [result.blob for _, result in graph.results if result.blob]
     return {
         "blobs": [
             {
@@ -319,7 +321,7 @@ def _artifacts(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
                 "sha256": a.sha256.hex(),
                 "media_type": a.media_type,
             }
-            for _, _, a in outputs
+            for a in [artifact for _, _, artifact in outputs] + large
         ],
         "artifacts": [_artifact_row(*output) for output in outputs],
     }
@@ -368,9 +370,10 @@ _PARTS: Final[dict[str, str]] = {
     # A result once there stays, until a retry takes it back together with the counts.
     "tasks": """
   UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned, item_counts = u.item_counts,
-    result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END
+    result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
+    result_blob = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(u.result_blob, t.result_blob) END
   FROM job, json_to_recordset(%(tasks)s::json)
-    u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text)
+    u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text, result_blob uuid)
   WHERE t.id = u.id AND t.job_id = job.id""",
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s) AND o.job_id = job.id",
     "returned": f"""
@@ -414,7 +417,7 @@ _PARTS: Final[dict[str, str]] = {
     # Of a step that is planned anew nothing counts any more but its attempts. Its tasks work on
     # nothing until the plan takes them up again.
     "forgotten": """
-  UPDATE tasks t SET result = NULL, item_counts = NULL, first_input = 0, input_count = 0
+  UPDATE tasks t SET result = NULL, result_blob = NULL, item_counts = NULL, first_input = 0, input_count = 0
   FROM job WHERE t.job_id = job.id AND t.step = ANY(%(forgotten)s)
 ), forgotten_inputs_ AS (
   DELETE FROM step_inputs i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)

@@ -16,6 +16,8 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "upstream"}             reads what the steps before left
     {"do": "progress", "stage": S, "done": N, "total": N}
     {"do": "artifact", "name": N, "text": T, "times": K}  the text K times over; K is optional
+    {"do": "return", "bytes": N}   an inspect_dicom returns about so many bytes
+    {"do": "measure", "path": P}   writes to P how many bytes the steps before returned
 
 CLOCK_OFFSET_SECONDS in the environment sets the clock of its processes wrong.
 """
@@ -93,6 +95,11 @@ def _fail(command: dict[str, Any], _context: StepContext) -> None:
         raise FluoroError(Reason(command["reason"]), "As told.", retryable=command.get("retryable"))
 
 
+def _measure(command: dict[str, Any], context: StepContext) -> None:
+    sizes = [step.result.ByteSize() for step in context.upstream]
+    Path(command["path"]).write_text(str(sum(sizes)))
+
+
 COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "wait": _wait,
     "stay_once": _stay_once,
@@ -104,6 +111,8 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "deafen": _deafen,
     "fail": _fail,
     "upstream": lambda _, context: context.upstream,
+    "return": lambda _command, _context: None,
+    "measure": _measure,
     "progress": lambda command, context: context.progress(
         command["stage"], command["done"], command["total"]
     ),
@@ -113,17 +122,21 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
 }
 
 
-def obey(context: StepContext, blob: str) -> None:
-    """Runs the commands in a blob."""
-    for command in json.loads(context.fetch(blob).read_bytes()):
+def obey(context: StepContext, blob: str) -> list[dict[str, Any]]:
+    """Runs the commands in a blob, and returns them."""
+    commands: list[dict[str, Any]] = json.loads(context.fetch(blob).read_bytes())
+    for command in commands:
         COMMANDS[command["do"]](command, context)
+    return commands
 
 
 @handles(dicom_pb2.InspectDicom)
 def inspect(_request: dicom_pb2.InspectDicom, context: StepContext) -> dicom_pb2.InspectDicomResult:
     """Obeys."""
-    obey(context, context.inputs[0].parts[0].blob)
-    return dicom_pb2.InspectDicomResult()
+    commands = obey(context, context.inputs[0].parts[0].blob)
+    sizes = [command["bytes"] for command in commands if command["do"] == "return"]
+    instances = [dicom_pb2.DicomInstance(modality="x" * size) for size in sizes]
+    return dicom_pb2.InspectDicomResult(instances=instances)
 
 
 @handles(dicom_pb2.RenderDicom)

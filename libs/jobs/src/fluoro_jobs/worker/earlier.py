@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from fluoro_blobs import BlobStore
 from google.protobuf.message import Message
 
 from fluoro_jobs.ledger import attempts
@@ -10,6 +11,7 @@ from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.planning import StepInput
 from fluoro_jobs.worker.context import Input, Part, Upstream
+from fluoro_jobs.worker.results import joined
 
 Answer = TypeVar("Answer")
 
@@ -24,19 +26,24 @@ class Ask(Protocol):
 class EarlierSteps:
     """`fluoro_jobs.worker.context.Earlier`, from the ledger."""
 
-    def __init__(self, ask: Ask, claimed: Claim) -> None:
+    def __init__(self, ask: Ask, blobs: BlobStore, claimed: Claim) -> None:
         """Reads nothing yet."""
         self._ask = ask
+        self._blobs = blobs
         self._claimed = claimed
 
     def results(self) -> Mapping[str, Message]:
         """By step."""
-        return dict(self._ask(lambda connection: attempts.results(connection, self._claimed)))
+        found = self._ask(lambda connection: attempts.results(connection, self._claimed))
+        return {one.step: joined(self._blobs, one) for one in found}
 
     def upstream(self) -> Sequence[Upstream]:
         """Of the steps that the claimed one comes after."""
         rows = self._ask(lambda connection: attempts.upstream(connection, self._claimed))
-        return [Upstream(*row) for row in rows]
+        return [
+            Upstream(stored.step, joined(self._blobs, stored), items, artifacts)
+            for stored, items, artifacts in rows
+        ]
 
 
 def inputs_of(found: Iterable[StepInput], steps: Sequence[str]) -> list[Input]:

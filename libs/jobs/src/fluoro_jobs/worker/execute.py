@@ -28,6 +28,7 @@ from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.context import Scratch, StepContext
 from fluoro_jobs.worker.earlier import EarlierSteps, inputs_of
 from fluoro_jobs.worker.handler import Handler
+from fluoro_jobs.worker.results import kept
 
 log = structlog.get_logger(__name__)
 
@@ -155,6 +156,7 @@ class Executor:
         try:
             message: Message = handler(request, context)
             context.check()
+            data, blob = kept(context, handler.operation, message)
         finally:
             del self._running[claimed.task_id, claimed.attempt]
             context.folder.remove()
@@ -163,10 +165,10 @@ class Executor:
             ItemResult(number, item.key, origins.get(number), item.state, item.reason, item.message)
             for number, item in sorted(context.items.items())
         ]
-        return TaskResult(message.SerializeToString(), items, list(context.artifacts.values()))
+        return TaskResult(data, items, list(context.artifacts.values()), blob)
 
     def _context(self, claimed: Claim) -> StepContext:
-        earlier = EarlierSteps(self._patiently, claimed)
+        earlier = EarlierSteps(self._patiently, self._blobs, claimed)
         return StepContext(
             job=f"jobs/{claimed.graph.id}",
             step=claimed.step_name,
