@@ -32,6 +32,7 @@ from gateway.testing import Client, refused
 from gateway.testing_jobs import Rig, rigged
 
 INPUTS: Final = 10_000
+PATIENCE_SECONDS: Final = 20
 SMALL_BYTES: Final = 16 * 2**10
 LARGEST_BYTES: Final = 4 * 2**20
 ADA: Final = (("fluoro-owner", "ada"),)
@@ -118,7 +119,9 @@ async def answers(client: Client, name: str) -> dict[str, Any]:
         "ListJobs": listed.jobs[0],
         "WatchJobs": (await first_of(of_all)).job,
         "CancelJob": (await jobs.CancelJob(CancelJobRequest(name=name), metadata=ADA)).job,
-        "RetryJob": (await jobs.RetryJob(RetryJobRequest(name=name), metadata=ADA)).job,
+        "RetryJob": (
+            await jobs.RetryJob(RetryJobRequest(name=name), metadata=ADA, timeout=PATIENCE_SECONDS)
+        ).job,
     }
 
 

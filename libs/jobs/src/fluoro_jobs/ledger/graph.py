@@ -221,8 +221,9 @@ class JobGraph:
             if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])
         ] or tasks
         step.counters = Counters(inputs=step.counters.inputs, tasks=step.counters.tasks)
+        redone = {task.id for task in bad}
         for task in tasks:
-            if task not in bad:
+            if task.id not in redone:
                 step.counters.add(task)
         for task in bad:
             task.state = TaskState.READY
