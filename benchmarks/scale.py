@@ -169,7 +169,7 @@ def main(stored: Sequence[int], rounds: int) -> None:
 
 
 def _two_jobs(run: Servers) -> list[UUID]:
-    """Ids of a job of one step and of one with two, nine copies of the first to one of the second."""
+    """Ids of jobs of one step and of two, nine of the first for one of the second."""
     with (
         run.service("gateway") as gateway,
         run.service("dicom_worker", slots=1),

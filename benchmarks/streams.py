@@ -51,7 +51,7 @@ PATIENCE_SECONDS: Final = 60
 
 
 class Streams:
-    """All streams to one server. arrived: messages since the round began, the opening ones apart."""
+    """All streams to one server. arrived: messages since the round began, without opening ones."""
 
     def __init__(self) -> None:
         self.arrived = 0
@@ -149,7 +149,7 @@ def _as_workers_do(progress: Progress) -> bytes:
 
 
 class Measured:
-    """One server: its streams, and how fast it was. opened, rates: streams and messages per second."""
+    """One server: its streams, and how fast it was. opened: streams a second. rates: messages."""
 
     def __init__(
         self, server: Process, writer: "Writer", channel: str, packed: Callable[[Progress], bytes]

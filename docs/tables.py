@@ -67,9 +67,11 @@ with a message that names it."""
 STEPS_HEAD: Final = """\
 # What a step can do
 
-Each row is an operation: a field of `Step` in `protos/fluoro/v1/job.proto`. The comment of its message says what it promises. A step works on
-artifacts of a role that its operation reads, left by the nearest steps before it, or on the job's inputs (role `input`);
-[ADR 0015](adr/0015-inputs-of-steps.md) tells how. An operation that reads no role reads the results of the steps it comes after."""
+Each row is an operation: a field of `Step` in `protos/fluoro/v1/job.proto`. The comment of its
+message says what it promises. A step works on artifacts of a role that its operation reads, left by
+the nearest steps before it, or on the job's inputs (role `input`);
+[ADR 0015](adr/0015-inputs-of-steps.md) says how. An operation that reads no role reads the results
+of the steps it comes after."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

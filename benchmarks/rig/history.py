@@ -42,8 +42,9 @@ _AGE: Final = f"(c.age * interval '{SPACING_SECONDS} s')"
 _OWNER: Final = f"CASE c.n %% 2 WHEN 0 THEN t.owner ELSE 'owner-' || c.n / 2 %% {OWNERS} END"
 BY_TYPE: Final = {
     # As of version 7: the time first, so that copies stand in order of their age.
-    "uuid": f"""(lpad(to_hex((extract(epoch FROM now() - {_AGE}) * 1000)::bigint), 12, '0') || '7' ||
-      substr(md5(t.{{column}}::text || c.n), 1, 3) || '8' || substr(md5(t.{{column}}::text || c.n), 4, 15))::uuid""",
+    "uuid": f"""(lpad(to_hex((extract(epoch FROM now() - {_AGE}) * 1000)::bigint), 12, '0')
+      || '7' || substr(md5(t.{{column}}::text || c.n), 1, 3)
+      || '8' || substr(md5(t.{{column}}::text || c.n), 4, 15))::uuid""",
     "timestamp with time zone": f"t.{{column}} - {_AGE}",
     # Spread over all transactions so far: none of theirs is to be one that has not happened yet.
     "xid8": "(3 + c.n * (pg_current_xact_id()::text::bigint - 4) / c.total)::text::xid8",

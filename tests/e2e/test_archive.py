@@ -1,4 +1,4 @@
-"""An archive through everything: what it holds is known only when it is unpacked, and then goes as uploads go."""
+"""An archive through everything: its files are known once it is unpacked, then go as uploads go."""
 
 import io
 import json

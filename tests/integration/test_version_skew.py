@@ -1,4 +1,4 @@
-"""Releases beside each other, as during every rolling upgrade: a service meets what it does not know.
+"""Releases beside each other, as during a rolling upgrade: a service meets what it doesn't know.
 
 An old release is a real process that does not know some of the operations.
 """

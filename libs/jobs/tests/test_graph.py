@@ -83,7 +83,7 @@ def test_steps_run_in_the_order_of_their_edges_and_the_job_ends_with_the_last() 
     assert graph.changes[-1] == Change(JobState.SUCCEEDED)
 
 
-def test_one_bad_item_among_good_ones_makes_the_job_partially_succeeded_and_the_next_step_runs() -> (
+def test_one_bad_item_among_good_ones_makes_the_job_partially_succeeded_and_the_job_goes_on() -> (
     None
 ):
     graph = job_of([], [0])
@@ -127,9 +127,7 @@ def test_a_step_without_any_good_item_fails_with_its_reason_and_those_after_it_d
     assert "s0" in graph.message
 
 
-def test_an_error_that_another_attempt_may_mend_goes_back_to_ready_with_growing_waits_until_the_attempts_are_spent() -> (
-    None
-):
+def test_an_error_that_another_attempt_may_mend_is_tried_again_with_growing_waits() -> None:
     graph = job_of([], max_attempts=3)
     waits = []
     for attempt in (1, 2):

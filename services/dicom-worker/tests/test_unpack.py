@@ -1,4 +1,4 @@
-"""UnpackArchive: every file of a sound archive, nothing of one that is not, and no name outside the list."""
+"""UnpackArchive: every file of a sound archive, nothing of a broken one, names only in the list."""
 
 import io
 import json

@@ -20,7 +20,7 @@ WATCH_TOO_SLOW: Final = "WATCH_TOO_SLOW"
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One bad field of a request: its path in the proto (`job.steps[2].after[0]`) and what to do."""
+    """One bad field of a request: its path in the proto (`job.steps[2].after[0]`), what to do."""
 
     field: str
     description: str

@@ -1,4 +1,4 @@
-"""Building jobs: `step` for any operation, short ways to common ones, whole pipelines, and jobs from JSON."""
+"""Building jobs: `step` for any operation, short ways to common ones, pipelines, jobs from JSON."""
 
 import json
 from collections.abc import Iterable, Sequence

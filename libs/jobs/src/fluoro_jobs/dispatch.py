@@ -99,7 +99,7 @@ class Dispatcher(threading.Thread):
             self._closing.wait(SHORTEST_WAIT_SECONDS)
 
     def dispatch(self) -> int:
-        """Moves what fits to the queues, whether they seem to need it or not; how many tasks that were.
+        """Moves what fits to the queues, also to those that seem to need nothing; how many tasks.
 
         Nothing while Redis is away: what is READY stays so, in order.
 
@@ -126,7 +126,7 @@ class Dispatcher(threading.Thread):
         return asked
 
     def _attend(self, queue: str, look: Look) -> Look:
-        """A look at a queue that somebody has a reason to dispatch, and its turn if that is free."""
+        """Looks at a queue that may have something to dispatch; takes its turn if that is free."""
         try:
             if not self._breaker.admits():
                 return DONE
@@ -169,7 +169,10 @@ class Dispatcher(threading.Thread):
         return self._paces.setdefault(queue, Pace(self._redis, queue))
 
     def reconcile(self) -> int:
-        """Publishes again what the ledger calls queued and no queue holds: after a wipe, or the death of a worker that had taken it."""
+        """Publishes again what the ledger calls queued and no queue holds.
+
+        After a wipe, or the death of a worker that had taken the message.
+        """
         if not self._breaker.admits():
             return 0
         with self._ledger.connection() as connection:

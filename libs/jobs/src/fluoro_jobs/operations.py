@@ -1,8 +1,8 @@
 """The table of operations: which message is run by which queue under which Celery task name.
 
 Adding an operation is one row here, after its message in `protos/`; see docs/add-an-operation.md,
-also for the way to rename one. Task names are on the wire, in the ledger and in dashboards: they are
-written out, never derived, and never reused.
+also for the way to rename one. Task names are on the wire, in the ledger and in dashboards: they
+are written out, never derived, and never reused.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ An entry weighs about 500 bytes, and one task may have 10,000 inputs.
 JOB_INPUT: Final = "input"
 """Role of the job's own inputs."""
 DICOM_FILES: Final = (JOB_INPUT, "instance", "member")
-"""Roles of what may be a DICOM file: an upload, a file that a step left, a file out of an archive."""
+"""Roles of what may be a DICOM file: an upload, a file of a step, or a file out of an archive."""
 
 ResourceClass = Literal["cpu", "gpu", "io"]
 

@@ -19,7 +19,7 @@ _validator: Final = Validator()
 
 
 def check(message: Message) -> None:
-    """FluoroError INVALID_ARGUMENT if the message breaks a rule; names the first field that does."""
+    """FluoroError INVALID_ARGUMENT, about the first bad field, if the message breaks a rule."""
     for violation in (*too_many(message), *broken(message)):
         raise FluoroError(
             Reason.INVALID_ARGUMENT,
@@ -64,7 +64,10 @@ def too_many(message: Message, path: str = "") -> Iterator[FieldViolation]:
 
 @cache
 def _counted(message: Descriptor) -> tuple[list[tuple[str, int]], list[tuple[str, bool]]]:
-    """Fields with a limit of number; fields that hold messages with such fields, and whether they repeat."""
+    """Fields with a limit of number, and fields whose messages have such fields.
+
+    With each of the latter, whether it repeats.
+    """
     limits = [(field.name, limit) for field in message.fields if (limit := _limit(field))]
     nested = [
         (field.name, field.is_repeated)

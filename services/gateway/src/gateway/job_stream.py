@@ -1,4 +1,4 @@
-"""What one WatchJob call sends after its snapshot: events in order, the latest progress, bookmarks."""
+"""What one WatchJob call sends after its snapshot: events in order, progress, bookmarks."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Final, Protocol

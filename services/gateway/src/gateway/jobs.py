@@ -160,7 +160,10 @@ class Jobs:
         )
 
     async def cancel_job(self, request: CancelJobRequest, call: Call) -> CancelJobResponse:
-        """Cancels in the ledger, then tells watchers and workers; those who miss it find out by their next poll or heartbeat."""
+        """Cancels in the ledger, then tells watchers and workers.
+
+        Those who miss it find out by their next poll or heartbeat.
+        """
         job_id = names.job_id(request.name)
         response = CancelJobResponse()
         _, workers = await self._calls.run_for(
@@ -181,7 +184,7 @@ class Jobs:
         return response
 
     async def wait_job(self, request: WaitJobRequest, call: Call) -> WaitJobResponse:
-        """Sleeps on the hub until the job's last event, the timeout, or just before the caller's deadline."""
+        """Sleeps on the hub until the job's last event, the timeout, or the caller's deadline."""
         job_id = names.job_id(request.name)
         seconds = _wait_seconds(request, call)
         _check_view(request.view)
@@ -244,7 +247,10 @@ class Jobs:
                 return await self._landing.of(future)
         except TimeoutError as error:
             stored = "Nothing was stored" if future.cancel() else "The job may have been stored"
-            text = f"The ledger did not take the job in time. {stored}; try again with the same request_id."
+            text = (
+                "The ledger did not take the job in time. "
+                f"{stored}; try again with the same request_id."
+            )
             raise FluoroError(Reason.LEDGER_UNAVAILABLE, text) from error
         except asyncio.CancelledError:
             future.cancel()
@@ -293,7 +299,7 @@ def _snapshots(
 
 
 def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:
-    """The submission, and what validate_only answers: nothing was stored, so there is nothing to name."""
+    """The submission, and the answer to validate_only, which has no name: nothing was stored."""
     submission = validate(request, owner)
     if not request.validate_only:
         return submission, None

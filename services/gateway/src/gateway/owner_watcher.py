@@ -1,4 +1,4 @@
-"""What one call that follows all jobs of an owner holds: where it is in each of them, and where it can be resumed."""
+"""What one call that follows all jobs of an owner holds: its place in each, and where to resume."""
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID
@@ -109,6 +109,9 @@ class OwnerWatcher(Mailbox):
         self._ended.discard(job)
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
-        """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
+        """Ends the watcher with an error.
+
+        keep: after what it holds; otherwise at once, and its memory is free.
+        """
         self.place = None
         super().end(error, keep=keep)

@@ -39,7 +39,10 @@ PAGE_EVENTS: Final = 256
 """Events that a call which is not live looks for, and then reads, at once."""
 
 SWEEP_EVENTS: Final = 4096
-"""Events of an owner that the sweep looks for at once; it holds what it finds out about their jobs, not the events."""
+"""Events of an owner that the sweep looks for at once.
+
+It holds what it finds out about their jobs, not the events.
+"""
 
 HUB_PAGE_EVENTS: Final = 1024
 """Events that the sweep reads at once for all who are live."""
@@ -149,7 +152,10 @@ class Owners:
                 )
 
     async def _sweep(self) -> None:
-        """Brings what those who are live have not got, page by page, and moves them on to where the first page was read."""
+        """Brings live watchers what they lack, page by page.
+
+        Then moves them on to where the first page was read.
+        """
         swept = [
             (watcher, watcher.place, watcher.point.sent, watcher.all_ended())
             for watcher in self.watchers
@@ -272,8 +278,9 @@ class Owners:
                 self._unfollow(watcher, job)
 
     async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse | bytes]:
-        """The open jobs, read a page at a time and therefore at different moments; each one's events go on from its own. Then a bookmark.
+        """The open jobs, page by page, then a bookmark.
 
+        Pages are read at different moments. The events of each job go on from its own snapshot.
         Only that has a cursor: a watch that breaks off before it must start anew to hear of all
         jobs.
         """
@@ -296,7 +303,10 @@ class Owners:
         yield frames.bookmark(_position(watcher))
 
     async def _begin(self, watcher: OwnerWatcher) -> None:
-        """What is there when a watch without a cursor begins is its past: events at or above its horizon are known, not told."""
+        """Marks what is there when a watch without a cursor begins as its past.
+
+        Events at or above its horizon are known, not told.
+        """
         first: horizon.Span | None = None
         place: horizon.Place | None = (watcher.owner, None)
         while place is not None:

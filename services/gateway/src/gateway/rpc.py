@@ -1,4 +1,6 @@
-"""Ties servicers to gRPC: parsing, identity, errors and metrics, once for every method and cheap enough for each call.
+"""Ties servicers to gRPC: parsing, identity, errors and metrics, once for every method.
+
+It is cheap enough for each call.
 
 A servicer's methods are `async def get_job(request, call) -> response`, async generators where the
 response is a stream, and take an async iterator of requests where the request is one. They raise
@@ -33,10 +35,13 @@ from gateway.identity import owner_of
 log = structlog.get_logger(__name__)
 
 QUIET_SECONDS: Final = 0.05
-"""How long no call may come for `Adapter.close` to take it that those that gRPC held are through."""
+"""Time without a new call after which `Adapter.close` takes it that gRPC holds none back."""
 
 MAX_FIELDS_IN_STREAM: Final = 1_024
-"""Most fields of a message in a stream of requests: counted on the event loop, because it is a chunk of bytes and has few."""
+"""Most fields of a message in a stream of requests.
+
+Counted on the event loop: such a message is a chunk of bytes and has few fields.
+"""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -107,11 +112,14 @@ class Call:
 
 
 Body = Callable[[Any, Call], Awaitable[bytes | None]]
-"""A method without its cross-cutting half: takes the raw request, returns the raw response, or None if it wrote a stream."""
+"""A method without its cross-cutting half: from the raw request to the raw response.
+
+None if it wrote a stream.
+"""
 
 
 class Adapter:
-    """Makes gRPC handlers of servicers, knows how many calls are in flight, and can turn new ones away."""
+    """Makes gRPC handlers of servicers, counts the calls in flight, and can turn new ones away."""
 
     def __init__(self, max_message_bytes: int, single_owner: str = "") -> None:
         """single_owner: as for `identity.owner_of`."""
@@ -219,7 +227,10 @@ class Adapter:
             if len(data) > wire.SMALL_BYTES and wire.has_too_many_fields(
                 data, method.input_type, max_fields
             ):
-                text = f"A message of more than {max_fields} fields is over the limit. Leave out what is output only."
+                text = (
+                    f"A message of more than {max_fields} fields is over the limit. "
+                    "Leave out what is output only."
+                )
                 raise FluoroError(Reason.MESSAGE_TOO_LARGE, text)
             try:
                 return parse(data)

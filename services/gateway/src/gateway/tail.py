@@ -20,8 +20,10 @@ RECONNECT_SECONDS: Final = 0.5
 """Pause between attempts to subscribe while Redis is down."""
 
 ECHO_SECONDS: Final = 5
-"""How often the subscription tells itself something, and how long that may take: finds connections that died without a word, and servers
-that are no primary any more. Also how long connecting may take."""
+"""How often the subscription sends itself a message, and how long that and connecting may take.
+
+This finds connections that died silently, and servers that are no longer the primary.
+"""
 
 
 class Listener(Protocol):
@@ -148,7 +150,10 @@ class Tail:
                 await self._or_end(pubsub.subscribe(*map(wakeups_channel, more)), patience)
 
     async def _keep_echoing(self, pubsub: Any, patience: asyncio.Timeout) -> None:
-        """Ends the listening when what is published does not arrive; leaves the shards that nobody watches any more."""
+        """Ends the listening when what is published does not arrive.
+
+        Leaves the shards that nobody watches any more.
+        """
         loop = asyncio.get_running_loop()
         while True:
             heard = self._heard
@@ -180,5 +185,5 @@ class Tail:
 
 
 async def _as_it_is(message: Any) -> Any:
-    """What the client library's own handler gives; that one formats each message for a log that nobody reads."""
+    """As the client library's own handler, which also formats each message for an unread log."""
     return message

@@ -1,4 +1,4 @@
-"""What tests that talk to a gateway need: a real one on a free port, and a look at how it refuses."""
+"""For tests that talk to a gateway: a real one on a free port, and a look at how it refuses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence

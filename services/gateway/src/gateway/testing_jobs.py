@@ -109,7 +109,10 @@ def claim(connection: LedgerConnection, job: UUID) -> Claim:
     """Dispatches and claims the job's one task, whatever became of it before."""
     (task,) = queue_tasks(connection, job)
     connection.execute(
-        "UPDATE tasks t SET allowed = o.attempt + 2 FROM open_tasks o WHERE o.task_id = t.id AND t.id = %s",
+        (
+            "UPDATE tasks t SET allowed = o.attempt + 2 FROM open_tasks o"
+            " WHERE o.task_id = t.id AND t.id = %s"
+        ),
         (task,),
     )
     claimed = attempts.claim(connection, task, WORKER)

@@ -39,7 +39,7 @@ TICK_SECONDS: Final = 1
 """How often the hub looks for idle streams, or four times in the shortest of its settings."""
 
 SLICES: Final = 16
-"""Parts in which the hub looks for wake-ups that got lost: all jobs at once would hold up the rest."""
+"""Parts in which the hub looks for lost wake-ups: all jobs at once would hold up the rest."""
 
 _WATCHED: Final = metrics.WAKEUPS_HEARD.labels(watched="true")
 _UNWATCHED: Final = metrics.WAKEUPS_HEARD.labels(watched="false")
@@ -308,7 +308,10 @@ class Hub:
                     ended.set_result(None)
 
     async def _wait_for_news(self) -> None:
-        """Also for the time to look at some jobs, in case a wake-up got lost; news of others do not put it off."""
+        """Also for the time to look at some jobs, in case a wake-up got lost.
+
+        News of others do not put it off.
+        """
         seconds = (
             self._settings.watch_safety_interval_seconds / SLICES
             if self._tail.up
@@ -324,7 +327,7 @@ class Hub:
             self._look()
 
     async def _tick(self) -> None:
-        """Sends bookmarks to idle streams and ends those that nobody reads: one timer for all of them."""
+        """Sends bookmarks to idle streams and ends unread ones, with one timer for all of them."""
         interval, stall = (
             self._settings.watch_bookmark_interval_seconds,
             self._settings.watch_stall_seconds,

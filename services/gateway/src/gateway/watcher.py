@@ -1,4 +1,4 @@
-"""What one watching call holds: the little that waits to be sent, and a way to sleep until there is some."""
+"""What one watching call holds: the little that waits to be sent, and a way to sleep till then."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from fluoro_jobs.errors import FluoroError
 
 
 class Pending(NamedTuple):
-    """What a watcher has to send: events in order, the latest progress per task, a bookmark if nothing else."""
+    """What a watcher has to send: events in order, the latest progress per task, or a bookmark."""
 
     events: list[event_pb2.Event]
     progress: list[event_pb2.Progress]
@@ -75,7 +75,10 @@ class Mailbox:
         return due
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
-        """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
+        """Ends the watcher with an error.
+
+        keep: after what it holds; otherwise at once, and its memory is free.
+        """
         self._error = error
         self.lagging = False
         if not keep:
@@ -154,7 +157,10 @@ class Watcher(Mailbox):
             self.sequence += len(self._put(following)) if following else 0
 
     def end(self, error: FluoroError, *, keep: bool) -> None:
-        """Ends the watcher with an error: after what it holds (keep), or at once, giving its memory back."""
+        """Ends the watcher with an error.
+
+        keep: after what it holds; otherwise at once, and its memory is free.
+        """
         self.sequence = None
         super().end(error, keep=keep)
 

@@ -19,7 +19,7 @@ MAX_FIELDS: Final = 32_768
 The largest job there may be has about 23,000; as many parse within 5 ms.
 """
 SMALL_BYTES: Final = 64 * 2**10
-"""A message up to here cannot hold more than MAX_FIELDS, and is parsed and checked where it arrives."""
+"""Bytes up to which a message cannot hold more than MAX_FIELDS, and is parsed where it arrives."""
 SMALL_ELEMENTS: Final = 2_000
 """An answer up to here, counting the elements of its repeated fields, is serialized in one go."""
 SLICE: Final = 500
@@ -31,7 +31,7 @@ _LOW_BITS: Final = 0x7F
 _ONE_BYTE: Final = [bytes((number,)) for number in range(_LOW_BITS + 1)]
 _LONGEST_VARINT_BITS: Final = 70
 _SKIPPED_BYTES: Final = {1: 8, 5: 4}
-"""Bytes of a value by wire type (protobuf's encoding, "Message structure"); groups have none of their own."""
+"""Bytes of a value by wire type (protobuf's encoding, "Message structure"); none for groups."""
 
 
 def has_too_many_fields(data: bytes, message: Descriptor, limit: int = MAX_FIELDS) -> bool:
@@ -86,7 +86,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @cache
 def _nesting(message: Descriptor) -> tuple[dict[int, Descriptor], frozenset[int]]:
-    """Its parts that are messages, by number, and the numbers of its fields that may be packed: each byte may be an element."""
+    """Its parts that are messages, by number, and the numbers of fields that may be packed.
+
+    Each byte of a packed field may be an element.
+    """
     parts = {
         field.number: field.message_type
         for field in message.fields

@@ -425,7 +425,7 @@ def _accepted(step: job_pb2.Step, inputs: int) -> job_pb2.Step:
 
 
 def plan(step: job_pb2.Step, inputs: int) -> None:
-    """Gives a step that waits for nothing its tasks; those of before a retry go on under their number."""
+    """Gives a step that waits for nothing its tasks; tasks of before a retry keep their number."""
     if step.HasField("export_report"):  # it reads results, and has no inputs of its own
         inputs = 0
     size = step.max_inputs_per_task or inputs or 1

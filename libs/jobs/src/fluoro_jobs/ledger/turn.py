@@ -158,7 +158,8 @@ WITH RECURSIVE turn AS MATERIALIZED (
   FOR UPDATE SKIP LOCKED
 ), taken AS (
   UPDATE open_tasks t SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL
-  FROM locked l WHERE t.task_id = l.task_id RETURNING t.task_id, t.task_name, t.attempt + 1 AS number
+  FROM locked l WHERE t.task_id = l.task_id
+    RETURNING t.task_id, t.task_name, t.attempt + 1 AS number
 ), sent AS (
   SELECT t.task_id, t.task_name, t.number, c.place FROM taken t JOIN chosen c USING (task_id)
 )

@@ -234,13 +234,20 @@ class Rig:
 
 
 def queue_tasks(connection: Connection[TupleRow], job_id: UUID) -> list[UUID]:
-    """What dispatch does, to all tasks of the job that wait, whatever the window. Returns all that are queued then, by shard."""
+    """What dispatch does, to all waiting tasks of the job, whatever the window.
+
+    Returns all tasks that are queued then, by shard.
+    """
     connection.execute(
-        "UPDATE open_tasks SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL WHERE job_id = %s AND queued_time IS NULL",
+        (
+            "UPDATE open_tasks SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL "
+            "WHERE job_id = %s AND queued_time IS NULL"
+        ),
         (job_id,),
     )
     rows = connection.execute(
-        "SELECT task_id FROM open_tasks o JOIN tasks t ON t.id = o.task_id WHERE o.job_id = %s AND o.state = 'QUEUED' "
+        "SELECT task_id FROM open_tasks o JOIN tasks t ON t.id = o.task_id"
+        " WHERE o.job_id = %s AND o.state = 'QUEUED' "
         "ORDER BY t.step, t.shard",
         (job_id,),
     )

@@ -1,4 +1,4 @@
-"""What a task works on, and what earlier steps left: read from the ledger when an operation asks."""
+"""What a task works on, and what earlier steps left: read when an operation asks for it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar

@@ -26,8 +26,8 @@ class Handler(Generic[Request, Result]):
     def __call__(self, request: Request, context: StepContext) -> Result:
         """Runs the function in the caller's process; what tests do.
 
-        FluoroError INVALID_ARGUMENT if the request breaks a rule of the protos: an older gateway may
-        have accepted what this release refuses.
+        FluoroError INVALID_ARGUMENT if the request breaks a rule of the protos: an older gateway
+        may have accepted what this release refuses.
         """
         rules.check(request)
         return self.function(request, context)

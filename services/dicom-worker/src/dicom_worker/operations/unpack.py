@@ -1,4 +1,4 @@
-"""UnpackArchive: the files of a ZIP archive, each on its own, without trusting what it says of itself."""
+"""UnpackArchive: the files of a ZIP archive, each on its own, without trusting its headers."""
 
 import json
 import stat
@@ -44,7 +44,7 @@ DAMAGED: Final = "The archive is damaged, or no ZIP archive. Send it again."
 
 @handles(UnpackArchive)
 def unpack_archive(_request: UnpackArchive, context: StepContext) -> UnpackArchiveResult:
-    """Leaves `member-0~0000`, … and `members-0000.json` for each archive that is sound as a whole."""
+    """Leaves `member-0~0000`, … and `members-0000.json` for each archive that is wholly sound."""
     result = UnpackArchiveResult()
     for item in context.each("unpack"):
         with item:

@@ -22,7 +22,7 @@ NumPy pads it to a multiple of 64, and leaves room for the first dimension to gr
 
 @dataclass(slots=True)
 class NpyWriter:
-    """An array of shape (frames, *frame shape) in C order, written to `path` as frames are appended.
+    """An array of shape (frames, *frame shape) in C order, written to `path` frame by frame.
 
     dtype: that of the first frame. Only the last frame shows whether all values are whole and fit:
     a `<f4` frame after `<i2` frames converts what is there. minimum, maximum: of the values that
