@@ -107,6 +107,27 @@ def test_one_submit_that_postgresql_refuses_costs_the_others_a_few_transactions(
     assert transactions <= 12, "halves, not each on its own"
 
 
+def test_submits_that_come_back_one_after_the_other_share_a_transaction(
+    rig: Rig,
+    group: GroupCommit,
+    submission: Callable[..., Submission],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accept, "LINGER_SECONDS", 1)
+    with jobs_locked(rig):
+        before = [group.submit(submission()) for _ in range(5)]
+    assert reasons(before) == [""] * 5
+    first = group.submit(submission(again=""))
+    with pytest.raises(AssertionError):
+        until(first.running, 0.2)
+    assert reasons([first, *(group.submit(submission(again="")) for _ in range(2))]) == [""] * 3
+    with rig.connection() as connection:
+        row = connection.execute(
+            "SELECT count(DISTINCT xmin::text) FROM jobs WHERE labels ? 'again'"
+        ).fetchone()
+    assert row == (1,)
+
+
 def test_a_row_that_is_gone_when_it_is_looked_for_is_busy_rather_than_a_thread_less(
     rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
 ) -> None:
