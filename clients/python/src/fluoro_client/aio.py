@@ -37,7 +37,7 @@ from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
 from fluoro_client.transfers import PartialFile, Source, Upload, prepare
 from fluoro_client.watching import TERMINAL, resume_watch
-from fluoro_client.watching_all import resume_watch_all
+from fluoro_client.watching_jobs import resume_watch_jobs
 
 View: TypeAlias = "job_service_pb2.JobView.ValueType"
 """How much of a job an answer has."""
@@ -322,7 +322,7 @@ class AsyncClient:
         start_cursor: cursor of the last message of an earlier watch of the same labels. The stream
         then starts without jobs, and may repeat events from shortly before.
         """
-        return resume_watch_all(
+        return resume_watch_jobs(
             lambda request: self._jobs.WatchJobs(request, metadata=self._metadata),
             self.endpoint,
             self._patience("watching jobs"),
@@ -370,15 +370,15 @@ class AsyncClient:
         record = await self.get_blob(blob) if isinstance(blob, str) else blob
         name = record.blob if isinstance(record, job_pb2.Artifact) else record.name
         target = Path(path)
-        with PartialFile(target) as landing:
+        with PartialFile(target) as unfinished:
             patience = self._patience(f"downloading {name}")
             while True:
                 try:
-                    await self._receive(name, record.size_bytes, landing, patience)
+                    await self._receive(name, record.size_bytes, unfinished, patience)
                     break
                 except FluoroApiError as error:
                     await patience.pause(error)
-            if not await asyncio.to_thread(landing.keep, record.sha256):
+            if not await asyncio.to_thread(unfinished.keep, record.sha256):
                 raise DataLossError(
                     grpc.StatusCode.DATA_LOSS,
                     f"What arrived of {name} has another SHA-256 than its record.",
@@ -448,22 +448,22 @@ class AsyncClient:
             raise decode(error, self.endpoint) from error
 
     async def _receive(
-        self, name: str, size_bytes: int, landing: PartialFile, patience: Patience
+        self, name: str, size_bytes: int, unfinished: PartialFile, patience: Patience
     ) -> None:
         call = self._blobs.DownloadBlob(
-            blob_service_pb2.DownloadBlobRequest(name=name, offset=landing.size_bytes),
+            blob_service_pb2.DownloadBlobRequest(name=name, offset=unfinished.size_bytes),
             metadata=self._metadata,
         )
         try:
             async for message in call:
                 patience.progress()
-                await asyncio.to_thread(landing.write, message.chunk)
+                await asyncio.to_thread(unfinished.write, message.chunk)
         except grpc.aio.AioRpcError as error:
             raise decode(error, self.endpoint) from error
         finally:
             call.cancel()
-        if landing.size_bytes < size_bytes:
+        if unfinished.size_bytes < size_bytes:
             raise UnreachableError(
                 grpc.StatusCode.UNAVAILABLE,
-                f"The stream of {name} ended after {landing.size_bytes} of {size_bytes} bytes.",
+                f"The stream of {name} ended after {unfinished.size_bytes} of {size_bytes} bytes.",
             )

@@ -154,7 +154,7 @@ def watch(
             "--cursor goes with --output json; a table always starts with the whole job"
         )
     action = (
-        partial(commands.watch_all, labels=_labels(label))
+        partial(commands.watch_jobs, labels=_labels(label))
         if every
         else partial(commands.watch, name=_job_name(job))
     )

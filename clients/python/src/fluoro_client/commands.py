@@ -160,7 +160,7 @@ async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: s
         ) from None
 
 
-async def watch_all(
+async def watch_jobs(
     client: AsyncClient, settings: Settings, *, labels: Mapping[str, str], cursor: str
 ) -> Exit:
     """Tells what happens to all jobs, a line each time, until Ctrl-C."""

@@ -231,7 +231,7 @@ class Jobs:
     ) -> AsyncIterator[WatchJobsResponse | bytes]:
         """All of the caller's jobs that have the labels."""
         _check_labels(request.labels)
-        async for response in self._hub.owners.watch(
+        async for response in self._hub.jobs_watches.watch(
             call.owner, dict(request.labels), request.start_cursor
         ):
             yield response

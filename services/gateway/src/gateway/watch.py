@@ -26,8 +26,8 @@ from fluoro_telemetry import metrics
 from gateway import cursor
 from gateway.errors import shutting_down
 from gateway.job_stream import JobStream
+from gateway.jobs_watch import JobsWatches
 from gateway.ledger_calls import LedgerCalls
-from gateway.owners import Owners
 from gateway.recall import Recall
 from gateway.settings import Settings
 from gateway.tail import Tail
@@ -70,7 +70,7 @@ class Hub:
         self._slice = 0
         self._closing = False
         self._turn = asyncio.Lock()
-        self.owners = Owners(calls, callers, settings, self)
+        self.jobs_watches = JobsWatches(calls, callers, settings, self)
         self._tail = Tail(settings.redis_url, self)
         self._recall = Recall(settings.redis_url)
         self.tasks: list[asyncio.Task[None]] = []
@@ -84,7 +84,7 @@ class Hub:
                 ("recall", self._recall.run()),
                 ("read", self._read()),
                 ("tick", self._tick()),
-                ("sweep", self.owners.run()),
+                ("sweep", self.jobs_watches.run()),
             )
         ]
 
@@ -216,7 +216,7 @@ class Hub:
 
     def woken(self, job: UUID, owner: str) -> None:
         """The job has events that its watchers have not seen."""
-        watched = job in self._watchers or job in self._waiting or self.owners.watched(owner)
+        watched = job in self._watchers or job in self._waiting or self.jobs_watches.watched(owner)
         (_WATCHED if watched else _UNWATCHED).inc()
         if watched:
             self._wake(job)
@@ -229,7 +229,7 @@ class Hub:
     def progressed(self, job: UUID, owner: str, progress: bytes) -> None:
         """Hands progress to those who watch the job. For others it is not even parsed."""
         watchers = self._watchers.get(job, ())
-        followers = self.owners.followers(job) if self.owners.watched(owner) else ()
+        followers = self.jobs_watches.followers(job) if self.jobs_watches.watched(owner) else ()
         if not watchers and not followers:
             _UNWATCHED.inc()
             return
@@ -266,7 +266,7 @@ class Hub:
             woken, self._woken = self._woken, {}
             try:
                 async with self._turn:
-                    await self.owners.locate(woken)
+                    await self.jobs_watches.locate(woken)
                     unread = await self._read_page(woken)
                 await self._end_waiting(woken)
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the streams live on and the next round reads it again
@@ -353,8 +353,8 @@ class Hub:
                 for w in self._watchers.get(job, ())
                 if w.sequence is not None and not w.lagging
             ]
-            if self.owners:
-                known += [watcher.sequences[job] for watcher in self.owners.followers(job)]
+            if self.jobs_watches:
+                known += [watcher.sequences[job] for watcher in self.jobs_watches.followers(job)]
             if known:
                 positions[job] = min(known)
         return positions
@@ -370,7 +370,7 @@ class Hub:
         for name, group in groupby(events, key=lambda event: event.job):
             job, some = UUID(name.removeprefix("jobs/")), list(group)
             counts[job] = len(some)
-            for watcher in [*self._watchers.get(job, ()), *self.owners.followers(job)]:
+            for watcher in [*self._watchers.get(job, ()), *self.jobs_watches.followers(job)]:
                 watcher.put_events(some)
                 if loop.time() - began > SLICE_SECONDS:
                     await asyncio.sleep(0)
@@ -392,7 +392,7 @@ class Hub:
     def _all(self) -> list[Mailbox]:
         return [
             *(watcher for watchers in self._watchers.values() for watcher in watchers),
-            *self.owners.watchers,
+            *self.jobs_watches.watchers,
         ]
 
 

@@ -25,8 +25,8 @@ from fluoro_jobs.ledger.paging import MAX_PAGE
 from fluoro_telemetry import metrics
 
 from gateway import cursor, frames
+from gateway.jobs_watcher import JobsWatcher, ResumePoint
 from gateway.ledger_calls import LedgerCalls
-from gateway.owner_watcher import OwnerWatcher, ResumePoint
 from gateway.settings import Settings
 from gateway.watcher import Pending
 
@@ -65,7 +65,7 @@ class Reader(Protocol):
         """Has wake-ups of the owner's jobs brought here during the block."""
 
 
-class Owners:
+class JobsWatches:
     """The watchers of all jobs of an owner, and who follows which job."""
 
     def __init__(
@@ -77,9 +77,9 @@ class Owners:
         self._settings = settings
         self._reader = reader
         self._due = asyncio.Event()
-        self._followers: dict[UUID, set[OwnerWatcher]] = {}
-        self._by_owner: dict[str, set[OwnerWatcher]] = {}
-        self.watchers: set[OwnerWatcher] = set()
+        self._followers: dict[UUID, set[JobsWatcher]] = {}
+        self._by_owner: dict[str, set[JobsWatcher]] = {}
+        self.watchers: set[JobsWatcher] = set()
 
     def __bool__(self) -> bool:
         return bool(self.watchers)
@@ -88,7 +88,7 @@ class Owners:
         """Whether somebody watches all jobs of the owner."""
         return owner in self._by_owner
 
-    def followers(self, job: UUID) -> Collection[OwnerWatcher]:
+    def followers(self, job: UUID) -> Collection[JobsWatcher]:
         """Who follows the job and is live."""
         return [watcher for watcher in self._followers.get(job, ()) if watcher.place is not None]
 
@@ -213,7 +213,7 @@ class Owners:
                 await self._reader.hand_out(events)
             before = positions
 
-    async def _follow(self, news: Iterable[tuple[OwnerWatcher, horizon.News, int]]) -> None:
+    async def _follow(self, news: Iterable[tuple[JobsWatcher, horizon.News, int]]) -> None:
         """Has live watchers follow what they do not know yet.
 
         With each of the news a sequence that is not below the watcher's horizon.
@@ -245,20 +245,20 @@ class Owners:
             job in w.sequences or w.place is None for w in self._by_owner[someone.owner]
         )
 
-    def _forget(self, watcher: OwnerWatcher, job: UUID) -> None:
+    def _forget(self, watcher: JobsWatcher, job: UUID) -> None:
         watcher.forget(job)
         self._unfollow(watcher, job)
 
-    def _unfollow(self, watcher: OwnerWatcher, job: UUID) -> None:
+    def _unfollow(self, watcher: JobsWatcher, job: UUID) -> None:
         others = self._followers.get(job, set())
         others.discard(watcher)
         if not others:
             self._followers.pop(job, None)
 
     @contextmanager
-    def _watching(self, owner: str, labels: dict[str, str]) -> Iterator[OwnerWatcher]:
+    def _watching(self, owner: str, labels: dict[str, str]) -> Iterator[JobsWatcher]:
         self._reader.refuse_if_closing()
-        watcher = OwnerWatcher(
+        watcher = JobsWatcher(
             owner, labels, self._settings.watch_ring_events, asyncio.get_running_loop().time()
         )
         self.watchers.add(watcher)
@@ -277,7 +277,7 @@ class Owners:
             for job in watcher.sequences:
                 self._unfollow(watcher, job)
 
-    async def _snapshots(self, watcher: OwnerWatcher) -> AsyncIterator[WatchJobsResponse | bytes]:
+    async def _snapshots(self, watcher: JobsWatcher) -> AsyncIterator[WatchJobsResponse | bytes]:
         """The open jobs, page by page, then a bookmark.
 
         Pages are read at different moments. The events of each job go on from its own snapshot.
@@ -302,7 +302,7 @@ class Owners:
         watcher.point.sent = True
         yield frames.bookmark(_position(watcher))
 
-    async def _begin(self, watcher: OwnerWatcher) -> None:
+    async def _begin(self, watcher: JobsWatcher) -> None:
         """Marks what is there when a watch without a cursor begins as its past.
 
         Events at or above its horizon are known, not told.
@@ -322,7 +322,7 @@ class Owners:
         if first is not None:
             watcher.horizon, watcher.point = first.xmin, ResumePoint(first.xmin)
 
-    async def _missed(self, watcher: OwnerWatcher, *, resumed: bool) -> AsyncIterator[bytes]:
+    async def _missed(self, watcher: JobsWatcher, *, resumed: bool) -> AsyncIterator[bytes]:
         """Events from the watcher's horizon on, page by page at the caller's pace.
 
         Then the watcher is live.
@@ -369,7 +369,7 @@ class Owners:
         watcher.live()
         self._due.set()
 
-    async def _prepare(self, watcher: OwnerWatcher, news: Collection[horizon.News]) -> int:
+    async def _prepare(self, watcher: JobsWatcher, news: Collection[horizon.News]) -> int:
         """Finds out where to begin with jobs that are new to the watcher.
 
         Returns the highest transaction of what is to be told.
@@ -393,7 +393,7 @@ class Owners:
         return max(newest.values(), default=0)
 
     async def _told(
-        self, watcher: OwnerWatcher, news: Collection[horizon.News]
+        self, watcher: JobsWatcher, news: Collection[horizon.News]
     ) -> AsyncIterator[bytes]:
         while missed := {
             found.job: watcher.sequences[found.job]
@@ -415,7 +415,7 @@ class Owners:
                 watcher.sent()
                 metrics.EVENTS_DELIVERED.inc()
 
-    async def _live(self, watcher: OwnerWatcher) -> AsyncIterator[bytes]:
+    async def _live(self, watcher: JobsWatcher) -> AsyncIterator[bytes]:
         """What the hub brings, until the watcher lags."""
         position = _position(watcher)
         while True:
@@ -453,5 +453,5 @@ def _responses(pending: Pending, before: str, after: str) -> Iterator[bytes]:
         yield frames.bookmark(after)
 
 
-def _position(watcher: OwnerWatcher) -> str:
+def _position(watcher: JobsWatcher) -> str:
     return cursor.encode_horizon(watcher.owner, watcher.labels, watcher.point.horizon)

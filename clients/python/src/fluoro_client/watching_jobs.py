@@ -16,7 +16,7 @@ Stream = grpc.aio.UnaryStreamCall[job_service_pb2.WatchJobsRequest, Response]
 _ENDED: Final = "The stream of all jobs ended, which it never should."
 
 
-async def resume_watch_all(
+async def resume_watch_jobs(
     connect: Callable[[job_service_pb2.WatchJobsRequest], Stream],
     endpoint: str,
     patience: Patience,

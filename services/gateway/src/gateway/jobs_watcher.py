@@ -40,7 +40,7 @@ class ResumePoint:
             self.horizon, self.sent, self._barrier = span.xmin, False, None
 
 
-class OwnerWatcher(Mailbox):
+class JobsWatcher(Mailbox):
     """One call that follows all jobs of an owner that have some labels.
 
     horizon: everything below it was put in, or read by the call.
