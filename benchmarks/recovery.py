@@ -26,7 +26,7 @@ import redis
 from celery import Celery
 from fluoro_jobs.dispatch import LOST_AFTER_SECONDS
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import heartbeats
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.testing.rig import Rig, until
@@ -233,7 +233,7 @@ def wipe(run: Servers, jobs: int) -> dict[str, float]:
         while client.llen("dicom") < messages:
             if time.perf_counter() - beaten >= HEARTBEAT_SECONDS:
                 with ledger.connection() as connection:
-                    attempts.beat(connection, worker, [])
+                    heartbeats.beat(connection, worker, [])
                 beaten = time.perf_counter()
             if beaten - started > PATIENCE_SECONDS:
                 raise SystemExit(f"Redis holds {client.llen('dicom')} of {messages} messages")

@@ -29,7 +29,17 @@ from fluoro_client import Client
 from fluoro_jobs.dispatch import take
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, backlog, blobs, horizon, lists, read
+from fluoro_jobs.ledger import (
+    accept,
+    attempts,
+    backlog,
+    blobs,
+    heartbeats,
+    horizon,
+    lists,
+    read,
+    sweeps,
+)
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.records import TaskResult
@@ -71,13 +81,13 @@ class Measured:
         for owner in itertools.islice(turns, WAITING):
             self._accept(self._connection, owner)
         self._turns = turns
-        attempts.beat(self._connection, self._worker, [], 0.0)
+        heartbeats.beat(self._connection, self._worker, [], 0.0)
 
     def round(self) -> None:
         """Each statement once."""
         owner = next(self._turns)
         self._timed("accept", self._accept, owner)
-        attempts.beat(self._connection, self._worker, [], 0.0)
+        heartbeats.beat(self._connection, self._worker, [], 0.0)
         for task_id, *_ in self._timed("dispatch", take, ["dicom"]):
             claim = self._timed("claim", attempts.claim, task_id, self._worker)
             self._timed("commit", attempts.commit, claim, TaskResult(b""))
@@ -131,9 +141,9 @@ def _watch_start(connection: LedgerConnection) -> None:
 
 def _sweep(connection: LedgerConnection) -> None:
     """What a round of the scheduler looks for."""
-    list(attempts.sweep(connection, Backoff("lease_expired")))
-    list(attempts.expire(connection, Backoff("job_expired")))
-    attempts.forget_workers(connection)
+    list(sweeps.expired_leases(connection, Backoff("lease_expired")))
+    list(sweeps.expired_jobs(connection, Backoff("job_expired")))
+    heartbeats.forget_workers(connection)
 
 
 def main(stored: Sequence[int], rounds: int) -> None:

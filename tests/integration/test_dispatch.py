@@ -13,7 +13,7 @@ from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs import dispatch, pace
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, turn
+from fluoro_jobs.ledger import accept, attempts, heartbeats, turn
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.pace import DONE, MINE, Pace
 from fluoro_jobs.testing.rig import OWNER, Rig, until
@@ -68,7 +68,7 @@ def queued(db: Db) -> list[str]:
 
 def listed(db: Db, slots: int, task_seconds: float = 0) -> Worker:
     by = Worker(new_id(), "host:1", QUEUE, slots, "0")
-    attempts.beat(db, by, [], task_seconds)
+    heartbeats.beat(db, by, [], task_seconds)
     return by
 
 
@@ -94,7 +94,7 @@ def test_tasks_queued_ahead_of_tasks_that_turn_out_long_are_taken_back(rig: Rig,
     assert count(db, "QUEUED") == 11, "one for the free slot, half a second of work ahead"
     ((task,), *_) = db.execute("SELECT task_id FROM open_tasks WHERE state = 'QUEUED'").fetchall()
     assert attempts.claim(db, task, by)
-    attempts.beat(db, by, [(task, 1)], task_seconds=60)
+    heartbeats.beat(db, by, [(task, 1)], task_seconds=60)
     rig.dispatcher.dispatch()
     assert count(db, "QUEUED") == 10, "they have not been there for long"
     db.execute(
@@ -181,7 +181,7 @@ def test_a_queue_that_holds_plenty_is_left_alone_until_half_of_it_is_gone(
 
 def test_a_dispatcher_looks_after_the_queue_that_it_was_woken_for(rig: Rig, db: Db) -> None:
     for queue in (QUEUE, "export"):
-        attempts.beat(db, Worker(new_id(), "host:1", queue, 1, "0"), [])
+        heartbeats.beat(db, Worker(new_id(), "host:1", queue, 1, "0"), [])
         job = rig.job_of(operation="inspect_dicom" if queue == QUEUE else "export_report")
         request = job_service_pb2.SubmitJobRequest(job=job)
         accept.accept(db, [accept.validate(request, OWNER)])

@@ -8,7 +8,7 @@ same on every machine.
 import pytest
 from fluoro_jobs import dispatch
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts, backlog, turn
+from fluoro_jobs.ledger import backlog, heartbeats, turn
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.backlog import QueueBacklog
 from fluoro_jobs.ledger.connection import LedgerConnection
@@ -41,7 +41,7 @@ def many(
     connection.execute(_COPY, {"owners": owners, "tasks": tasks, "name": name})
     connection.execute("ANALYZE open_tasks")
     by = Worker(new_id(), "host:1", QUEUE, SLOTS, "0", operations=("dicom.inspect",))
-    attempts.beat(connection, by, [], 60)
+    heartbeats.beat(connection, by, [], 60)
 
 
 def reads(connection: LedgerConnection, table: str = "open_tasks") -> int:

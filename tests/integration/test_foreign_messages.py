@@ -7,7 +7,7 @@ import pytest
 import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import heartbeats
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.testing.rig import Rig
 
@@ -54,7 +54,7 @@ def test_a_message_that_asks_for_no_possible_attempt_keeps_no_lost_one_from_bein
     rig: Rig, attempt: str
 ) -> None:
     with rig.connection() as connection, redis.Redis.from_url(rig.redis_url) as client:
-        attempts.beat(connection, Worker(new_id(), "host:1", "dicom", 4, "0"), [])
+        heartbeats.beat(connection, Worker(new_id(), "host:1", "dicom", 4, "0"), [])
         rig.submit(rig.job_of())
         client.delete("dicom")
         client.lpush("dicom", b'{"headers": {"id": "x", "attempt": %s}}' % attempt.encode())

@@ -10,7 +10,7 @@ from fluoro.v1 import dicom_pb2, export_pb2, job_pb2, ml_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import heartbeats
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.testing.rig import TERMINAL, Rig
 from fluoro_jobs.wakeups import Publisher
@@ -97,7 +97,7 @@ def run(rig: Rig) -> Run:
         table = {handler.operation.task_name: handler for handler in handlers}
         with rig.connection() as connection:
             for worker in workers:
-                attempts.beat(connection, worker, [])
+                heartbeats.beat(connection, worker, [])
         job_id: UUID = rig.submit(job)
         executor = Executor(rig.ledger, rig.blobs, publisher, workers[0], table, rig.folder)
         while (now := rig.job(job_id)).state not in TERMINAL:

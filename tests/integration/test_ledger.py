@@ -20,6 +20,7 @@ from fluoro_jobs.ledger import (
     attempts,
     backlog,
     control,
+    heartbeats,
     limits,
     lists,
     read,
@@ -27,6 +28,7 @@ from fluoro_jobs.ledger import (
     sweeps,
 )
 from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.heartbeats import Standing
 from fluoro_jobs.ledger.migrate import engine
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.ledger.tables import METADATA
@@ -46,7 +48,7 @@ def db(database_url: str) -> Iterator[Db]:
 
 def worker(db: Db, slots: int = 4, task_seconds: float = 0, queue: str = "dicom") -> Worker:
     one = Worker(new_id(), "host:1", queue, slots, "0")
-    attempts.beat(db, one, [], task_seconds)
+    heartbeats.beat(db, one, [], task_seconds)
     return one
 
 
@@ -157,7 +159,7 @@ def test_a_fenced_attempt_writes_nothing(rig: Rig, db: Db) -> None:
     job, first, second = accepted(rig, db), worker(db), worker(db)
     late = claimed(db, first)
     expire_leases(db)
-    assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [job]
+    assert list(sweeps.expired_leases(db, sweeps.Backoff("test"))) == [job]
     db.execute("UPDATE open_tasks SET due_time = now()")
     newer = claimed(db, second)
     assert not attempts.commit(db, late, result(artifact()))
@@ -237,7 +239,7 @@ def test_tasks_of_one_job_that_finish_at_once_lose_no_event(
     "end",
     [
         lambda db, c: attempts.commit(db, c, result()),
-        lambda db, c: attempts.release(db, c.graph.id, c.task_id, 1),
+        lambda db, c: attempts.release(db, c.of),
     ],
 )
 def test_cancel_wins_over_what_comes_after_it(
@@ -318,14 +320,14 @@ def test_a_heartbeat_renews_what_the_worker_holds_and_tells_what_it_lost(rig: Ri
     by = worker(db)
     claim = claimed(db, by)
     expire_leases(db)
-    (held,) = attempts.beat(db, by, [(claim.task_id, 1)])
-    assert (held.attempt, held.outcome, held.taken_away) == (1, None, False)
-    assert list(attempts.sweep(db, sweeps.Backoff("test"))) == [], "the lease is alive again"
+    (held,) = heartbeats.beat(db, by, [(claim.task_id, 1)])
+    assert (held.attempt, held.standing) == (1, Standing.IN_TIME)
+    assert list(sweeps.expired_leases(db, sweeps.Backoff("test"))) == [], "the lease is alive again"
     control.cancel_job(db, OWNER, claim.graph.id)
-    (held,) = attempts.beat(
+    (held,) = heartbeats.beat(
         db, by, [(claim.task_id, None)]
     )  # as after a message of the previous release
-    assert (held.attempt, held.outcome, held.taken_away) == (1, "CANCELLED", True)
+    assert (held.attempt, held.standing) == (1, Standing.TAKEN_AWAY)
 
 
 def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: Db) -> None:
@@ -353,7 +355,7 @@ def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:
         accepted(rig, db)
     by = worker(db, slots=2)
     claimed(db, by)
-    attempts.beat(db, by, [], 3.0)
+    heartbeats.beat(db, by, [], 3.0)
     dicom = next(queue for queue in backlog.by_queue(db) if queue.name == "dicom")
     assert (dict(dicom.tasks), dicom.slots, dicom.workers) == (
         {"WAITING": 0, "READY": 3, "QUEUED": 1, "RUNNING": 1},
@@ -437,11 +439,11 @@ def test_a_job_that_has_not_ended_by_its_expire_time_fails(rig: Rig, db: Db) -> 
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
     claim = claimed(db, worker(db))
-    assert list(attempts.expire(db, sweeps.Backoff("test"))) == [job_id]
+    assert list(sweeps.expired_jobs(db, sweeps.Backoff("test"))) == [job_id]
     done = rig.job(job_id)
     assert (done.state, done.reason) == (job_pb2.Job.STATE_FAILED, "JOB_EXPIRED")
     assert not attempts.commit(db, claim, result())
-    assert list(attempts.expire(db, sweeps.Backoff("test"))) == []
+    assert list(sweeps.expired_jobs(db, sweeps.Backoff("test"))) == []
 
 
 def test_a_job_is_not_dispatched_before_its_schedule_time(rig: Rig, db: Db) -> None:
@@ -484,6 +486,6 @@ def test_retry_of_an_expired_job_takes_the_passed_deadline_away(rig: Rig, db: Db
     job = rig.job_of()
     job.expire_time.GetCurrentTime()
     job_id = accepted(rig, db, job)
-    assert list(attempts.expire(db, sweeps.Backoff("test"))) == [job_id]
+    assert list(sweeps.expired_jobs(db, sweeps.Backoff("test"))) == [job_id]
     assert not control.retry_job(db, OWNER, job_id).HasField("expire_time")
-    assert list(attempts.expire(db, sweeps.Backoff("test"))) == []
+    assert list(sweeps.expired_jobs(db, sweeps.Backoff("test"))) == []

@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from fluoro_jobs.ledger import attempts, store, turn
+from fluoro_jobs.ledger.attempts import Attempt
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.records import Change, Step, Task
 from fluoro_jobs.ledger.store import Tasks
@@ -64,18 +65,21 @@ def no_version_guard(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
-    def end_attempt(
-        db: Db, job: UUID, task_id: UUID, _attempt: int, act: Callable[[JobGraph, Task], None]
+    def end(
+        db: Db,
+        attempt: Attempt,
+        act: Callable[[JobGraph, Task], None],
+        _picture: JobGraph | None = None,
     ) -> JobState | None:
         def careless(graph: JobGraph) -> JobState | None:
-            if graph.tasks[task_id].state is not TaskState.RUNNING:
+            if graph.tasks[attempt.task].state is not TaskState.RUNNING:
                 return None
-            act(graph, graph.tasks[task_id])
+            act(graph, graph.tasks[attempt.task])
             return graph.state
 
-        return store.transition(db, job, careless, task_id)
+        return store.transition(db, attempt.job, careless, attempt.task)
 
-    patch.setattr(attempts, "end_attempt", end_attempt)
+    patch.setattr(attempts, "end", end)
 
 
 def claims_of_what_is_not_queued(patch: pytest.MonkeyPatch) -> None:
@@ -171,7 +175,11 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
     """Who was overtaken takes what it decided for done."""
 
     def careless(
-        db: Db, job: UUID, act: Callable[[JobGraph], Any], which: UUID | Tasks = Tasks.ALL
+        db: Db,
+        job: UUID,
+        act: Callable[[JobGraph], Any],
+        which: UUID | Tasks = Tasks.ALL,
+        _picture: JobGraph | None = None,
     ) -> Any:
         graph = store.load(db, job, which)
         assert graph is not None

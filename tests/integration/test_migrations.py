@@ -8,7 +8,7 @@ import pytest
 from fluoro.v1 import job_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts, control, migrate, read
+from fluoro_jobs.ledger import attempts, control, heartbeats, migrate, read, sweeps
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.ledger.sweeps import Backoff
@@ -103,7 +103,7 @@ def work(
     claims = []
     for queue in queues:
         by = Worker(new_id(), "h:2", queue, 8, "0")
-        attempts.beat(db, by, [])
+        heartbeats.beat(db, by, [])
         for task, *_ in dispatch.take(db):
             claim = attempts.claim(db, task, by)
             assert claim is not None
@@ -132,7 +132,7 @@ def test_jobs_of_before_go_on_after_it_and_what_had_ended_reads_as_it_did(db: Db
     db.execute(
         "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'"
     )
-    assert list(attempts.sweep(db, Backoff("test"))) == [A]
+    assert list(sweeps.expired_leases(db, Backoff("test"))) == [A]
     control.retry_job(db, OWNER, B)
     db.execute("UPDATE open_tasks SET due_time = now() WHERE job_id <> %s", (C,))
     done = {(claim.graph.id, claim.step_name, claim.attempt) for claim in work(db)} - {

@@ -8,7 +8,7 @@ import pytest
 import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import attempts, heartbeats
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.testing.rig import Rig, queue_tasks, until
@@ -57,7 +57,7 @@ def test_a_foreign_message_in_a_queue_keeps_no_lost_one_from_being_sent_again(
 ) -> None:
     by = Worker(new_id(), "host:1", "dicom", 4, "0")
     with rig.connection() as connection:
-        attempts.beat(connection, by, [])
+        heartbeats.beat(connection, by, [])
         job_id = rig.submit(rig.job_of())
         with redis.Redis.from_url(rig.redis_url) as client:
             assert client.llen("dicom") == 1

@@ -19,7 +19,7 @@ from fluoro.v1 import event_pb2, job_pb2
 from fluoro.v1.job_service_pb2 import SubmitJobRequest
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts
+from fluoro_jobs.ledger import accept, attempts, heartbeats
 from fluoro_jobs.testing.rig import OWNER as TESTER
 from fluoro_jobs.testing.rig import Rig, until
 from fluoro_jobs.wakeups import (
@@ -200,7 +200,7 @@ def test_a_round_of_the_scheduler_over_a_thousand_expired_jobs_takes_seconds_whi
         accept.accept(
             connection, [accept.validate(request, "tester") for _ in range(2)]
         )  # which go to their queue meanwhile
-        attempts.beat(
+        heartbeats.beat(
             connection, attempts.Worker(new_id(), "host:1", "dicom", slots=10, version="0"), []
         )
 

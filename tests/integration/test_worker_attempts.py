@@ -10,7 +10,7 @@ import pytest
 import redis
 from fluoro.v1 import dicom_pb2, job_pb2
 from fluoro_jobs.celery import Sender
-from fluoro_jobs.ledger import attempts, control
+from fluoro_jobs.ledger import control, sweeps
 from fluoro_jobs.ledger.sweeps import Backoff
 from fluoro_jobs.testing.rig import OWNER, Rig, queue_tasks, until
 
@@ -97,7 +97,7 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
                 "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s",
                 (job_id,),
             )
-            assert list(attempts.sweep(connection, Backoff("test"))) == [job_id]
+            assert list(sweeps.expired_leases(connection, Backoff("test"))) == [job_id]
         runs_again(rig, job_id, 2)
         beat(rig, job_id)
         return job_id

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
-from fluoro_jobs.ledger import attempts, backlog
+from fluoro_jobs.ledger import backlog, heartbeats, sweeps
 from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
@@ -92,7 +92,7 @@ class Sweeper:
         moved: list[UUID] = []
         try:
             with self.ledger.connection() as connection:
-                moved.extend(attempts.sweep(connection, self.bad_leases))
+                moved.extend(sweeps.expired_leases(connection, self.bad_leases))
         finally:  # what moved before an error is told all the same
             if moved:
                 log.warning("leases_expired", tasks=len(moved))
@@ -107,7 +107,7 @@ class Sweeper:
         expired: list[UUID] = []
         try:
             with self.ledger.connection() as connection:
-                expired.extend(attempts.expire(connection, self.bad_expiries))
+                expired.extend(sweeps.expired_jobs(connection, self.bad_expiries))
         finally:
             if expired:
                 with self.ledger.connection() as connection:
@@ -118,7 +118,7 @@ class Sweeper:
     def workers(self) -> None:
         """Forgets workers long dead."""
         with self.ledger.connection() as connection:
-            attempts.forget_workers(connection)
+            heartbeats.forget_workers(connection)
 
     def messages(self) -> None:
         """Publishes again what Redis has lost."""

@@ -19,7 +19,7 @@ from fluoro_jobs.celery.configuration import configure
 from fluoro_jobs.celery.messages import attempt_of
 from fluoro_jobs.celery.transport import Amqp
 from fluoro_jobs.errors import FluoroError
-from fluoro_jobs.ledger.attempts import TaskAttempt
+from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.operations import task_names_of
 
 log = structlog.get_logger(__name__)

@@ -1,11 +1,12 @@
-"""Claim, renew, commit, fail, lose: the life of one attempt.
+"""An attempt's beginning and its end: claim; then commit, fail, lose, time out or release.
 
-Every function is one or two statements and safe to repeat.
+Every end is `end`. If nobody moved the job meanwhile, a claim is one statement and so is an end.
+Otherwise they read again, under the lock of the job's row. All are safe to repeat.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import job_pb2
@@ -17,15 +18,11 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.planning import Part, StepInput
 from fluoro_jobs.ledger.records import Task, TaskResult
-from fluoro_jobs.ledger.store import Tasks
-from fluoro_jobs.ledger.sweeps import Backoff, one_by_one
 from fluoro_jobs.operations import BY_FIELD, Operation
-from fluoro_jobs.states import JobState, Outcome, TaskState, is_terminal
+from fluoro_jobs.states import JobState, Outcome, TaskState
 
 LEASE_SECONDS: Final = 15
 """How long a claim holds without being renewed."""
-WORKER_EXPIRE_SECONDS: Final = 30
-"""A worker whose heartbeat is older is taken for dead: it no longer counts for the dispatch window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +40,19 @@ class Worker:
     operations: Sequence[str] = ()
 
 
+class Attempt(NamedTuple):
+    """Which attempt of which task of which job."""
+
+    job: UUID
+    task: UUID
+    number: int
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """One attempt, and what it needs to run.
 
-    graph: the job as this claim left it, with this task alone. inputs: of the
-    task. waited_seconds: from when it was due to the claim.
+    graph: the job as this claim left it, with this task alone. inputs: of the task. waited_seconds: from when it was due to the claim.
     """
 
     graph: JobGraph
@@ -58,6 +62,11 @@ class Claim:
     request: bytes
     inputs: Sequence[StepInput]
     waited_seconds: float
+
+    @property
+    def of(self) -> Attempt:
+        """The attempt that it began."""
+        return Attempt(self.graph.id, self.task_id, self.attempt)
 
     @property
     def task(self) -> Task:
@@ -211,7 +220,11 @@ def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> 
 
     The job's state then; None, and nothing written, if it was fenced off.
     """
-    return _end(connection, claimed, lambda graph, task: graph.succeed(task, result))
+
+    def act(graph: JobGraph, task: Task) -> None:
+        graph.succeed(task, result)
+
+    return end(connection, claimed.of, act, claimed.graph)
 
 
 def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
@@ -225,244 +238,55 @@ def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> Jo
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.FAILED, error.reason, error.message, may_retry=error.may_retry)
 
-    return _end(connection, claimed, act)
+    return end(connection, claimed.of, act, claimed.graph)
 
 
-def _end(
-    connection: LedgerConnection, claimed: Claim, act: Callable[[JobGraph, Task], None]
-) -> JobState | None:
-    """Uses the graph of the claim while nobody moved the job since; otherwise reads it again and checks the fencing token."""
-    if (
-        claimed.task.state is TaskState.RUNNING
-    ):  # else an earlier try has ended it in this picture, be it durable or not
-        act(claimed.graph, claimed.task)
-        if store.save(connection, claimed.graph):
-            return claimed.graph.state
-    return end_attempt(connection, claimed.graph.id, claimed.task_id, claimed.attempt, act)
-
-
-def end_attempt(
-    connection: LedgerConnection,
-    job_id: UUID,
-    task_id: UUID,
-    attempt: int,
-    act: Callable[[JobGraph, Task], None],
-) -> JobState | None:
-    """Does `act` to the task if this attempt still runs it.
-
-    The job's state then; None if it was fenced off, or there is no such task.
-    """
-
-    def guarded(graph: JobGraph) -> JobState | None:
-        task = graph.tasks.get(task_id)
-        if task is None or task.state is not TaskState.RUNNING or task.attempt != attempt:
-            return None
-        act(graph, task)
-        return graph.state
-
-    return store.transition(connection, job_id, guarded, task_id)
-
-
-def lose(
-    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, message: str
-) -> bool:
+def lose(connection: LedgerConnection, attempt: Attempt, message: str) -> JobState | None:
     """Ends an attempt whose worker is gone: another one, or WORKER_LOST when none is left (I7)."""
 
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.LOST, Reason.WORKER_LOST, message, may_retry=True)
 
-    state = end_attempt(connection, job_id, task_id, attempt, act)
+    state = end(connection, attempt, act)
     store.count_end(state)
-    return state is not None
+    return state
 
 
-def time_out(
-    connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int, seconds: float
-) -> bool:
+def time_out(connection: LedgerConnection, attempt: Attempt, seconds: float) -> JobState | None:
     """Ends an attempt that took longer than it may."""
 
     def act(graph: JobGraph, task: Task) -> None:
         text = f"The attempt took longer than {seconds:g} s."
         graph.fail(task, Outcome.FAILED, Reason.ATTEMPT_TIMEOUT, text, may_retry=True)
 
-    state = end_attempt(connection, job_id, task_id, attempt, act)
+    state = end(connection, attempt, act)
     store.count_end(state)
-    return state is not None
+    return state
 
 
-def release(connection: LedgerConnection, job_id: UUID, task_id: UUID, attempt: int) -> bool:
+def release(connection: LedgerConnection, attempt: Attempt) -> JobState | None:
     """Hands an attempt back, for a worker that shuts down: READY at once."""
-    return (
-        end_attempt(connection, job_id, task_id, attempt, lambda graph, task: graph.release(task))
-        is not None
-    )
+    return end(connection, attempt, lambda graph, task: graph.release(task))
 
 
-# --- heartbeats and sweeps ---
-
-_BEAT: Final = f"""
-WITH beat AS (
-  INSERT INTO workers (id, name, queue, slots, version, task_seconds, operations, expire_time)
-  VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, %(operations)s,
-    now() + interval '{WORKER_EXPIRE_SECONDS} s')
-  ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds,
-    slots = excluded.slots, operations = excluded.operations
-), asked AS (
-  SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
-), renewed AS (
-  UPDATE open_tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE task_id IN (
-    SELECT o.task_id FROM asked JOIN open_tasks o ON o.task_id = asked.task_id
-    WHERE o.worker_id = %(id)s AND o.attempt = coalesce(asked.number, o.attempt)  -- only what runs has a worker
-    FOR UPDATE OF o SKIP LOCKED)
-)
-SELECT t.id, asked.number, t.job_id, a.number, a.outcome, a.reason, extract(epoch FROM now() - a.start_time)::float8, s.timeout_seconds
-FROM asked JOIN tasks t ON t.id = asked.task_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
-LEFT JOIN open_tasks o ON o.task_id = t.id
-JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, o.attempt, t.attempt) WHERE a.worker = %(worker)s
-"""
-
-TaskAttempt = tuple[UUID, int | None]
-"""A task, and the number of an attempt of it.
-
-None: its newest, for messages of the previous release, which do not say.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the ledger says of an attempt that a worker process has claimed.
-
-    seconds: since then, of timeout_seconds.
-
-    asked: what the worker called it. outcome: None while it runs.
-    """
-
-    asked: TaskAttempt
-    job_id: UUID
-    attempt: int
-    outcome: Outcome | None
-    reason: str
-    seconds: float
-    timeout_seconds: float
-
-    @property
-    def taken_away(self) -> bool:
-        """Whether it was ended by others than who runs it, and so may go on computing for nobody."""
-        by_others = (
-            self.outcome in {Outcome.LOST, Outcome.CANCELLED}
-            or self.reason == Reason.ATTEMPT_TIMEOUT
-        )
-        return by_others or (self.outcome is Outcome.RELEASED and not self.reason)
-
-
-def beat(
+def end(
     connection: LedgerConnection,
-    worker: Worker,
-    running: Sequence[TaskAttempt],
-    task_seconds: float = 0,
-) -> list[Held]:
-    """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
+    attempt: Attempt,
+    act: Callable[[JobGraph, Task], None],
+    picture: JobGraph | None = None,
+) -> JobState | None:
+    """Does `act` to the job and the task, if this attempt still runs it (I2).
 
-    Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on
-    average; 0 if none has.
-    """
-    parameters: dict[str, Any] = {
-        "id": worker.id,
-        "worker": worker.name,
-        "queue": worker.queue,
-        "slots": worker.slots,
-        "version": worker.version,
-        "task_seconds": task_seconds,
-        "operations": list(worker.operations),
-        "tasks": [task for task, _ in running],
-        "numbers": [number for _, number in running],
-    }
-    rows = connection.execute(_BEAT, parameters).fetchall()
-    return [
-        Held((task, asked), job, number, outcome and Outcome(outcome), *rest)
-        for task, asked, job, number, outcome, *rest in rows
-    ]
-
-
-def leave(connection: LedgerConnection, worker: Worker) -> None:
-    """A worker process goes: its slots count no longer."""
-    connection.execute("DELETE FROM workers WHERE id = %s", (worker.id,))
-
-
-# Without an index, so that renewing a lease is cheap: what is in flight is little, and small.
-_EXPIRED_LEASES: Final = """
-SELECT lease_expire_time, task_id, job_id, attempt FROM open_tasks
-WHERE queued_time IS NOT NULL AND lease_expire_time < now() AND (lease_expire_time, task_id) > (%(time)s::timestamptz, %(id)s)
-ORDER BY lease_expire_time, task_id LIMIT %(limit)s
-"""
-_EXPIRED_JOBS: Final = """
-SELECT expire_time, id, id FROM jobs
-WHERE end_time IS NULL AND expire_time < now() AND (expire_time, id) > (%(time)s::timestamptz, %(id)s)
-ORDER BY expire_time, id LIMIT %(limit)s
-"""
-
-
-def sweep(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
-    """Ends attempts whose lease has expired, for about a second. Yields the jobs that moved."""
-    text = f"Its worker stopped renewing the lease for {LEASE_SECONDS} s."
-
-    def act(job: UUID, task: UUID, attempt: int) -> bool:
-        return lose(connection, job, task, attempt, text)
-
-    return one_by_one(connection, _EXPIRED_LEASES, act, backoff)
-
-
-def expire(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
-    """Fails jobs whose expire_time has passed, for about a second.
-
-    Yields them; their workers should be told, as for a cancel.
+    picture: the job as the claim left it, for the first try. The job's state then; None if the
+    attempt was over, or there is no such task.
     """
 
-    def end(graph: JobGraph) -> JobState | None:
-        ends = not is_terminal(graph.state)
-        graph.cancel(
-            Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED
-        )
-        return graph.state if ends else None
+    def act_if_it_runs(graph: JobGraph) -> JobGraph | None:
+        task = graph.tasks.get(attempt.task)
+        if task is None or task.state is not TaskState.RUNNING or task.attempt != attempt.number:
+            return None
+        act(graph, task)
+        return graph
 
-    def act(job: UUID, _: UUID) -> bool:
-        store.count_end(store.transition(connection, job, end, Tasks.OPEN))
-        return True
-
-    return one_by_one(connection, _EXPIRED_JOBS, act, backoff)
-
-
-def forget_workers(connection: LedgerConnection) -> None:
-    """Takes workers long dead off the list."""
-    connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
-
-
-_OF_WORKER: Final = "SELECT job_id, task_id, attempt FROM open_tasks WHERE queued_time IS NOT NULL AND worker_id = %s"
-_OF_ATTEMPT: Final = f"{_OF_WORKER} AND task_id = %s AND attempt = coalesce(%s::int, attempt)"
-
-
-def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttempt) -> list[UUID]:
-    """Ends this attempt if this worker process holds it: its pool child died.
-
-    Returns the job if it moved.
-    """
-    rows = connection.execute(_OF_ATTEMPT, (worker.id, *lost)).fetchall()
-    return [
-        job
-        for job, task, attempt in rows
-        if lose(connection, job, task, attempt, "The process that ran it died.")
-    ]
-
-
-def release_of_worker(
-    connection: LedgerConnection, worker: Worker, attempt: TaskAttempt
-) -> list[UUID]:
-    """Hands this attempt back if this worker process holds it. Returns the job if it moved."""
-    rows = connection.execute(_OF_ATTEMPT, (worker.id, *attempt)).fetchall()
-    return [job for job, task, number in rows if release(connection, job, task, number)]
-
-
-def release_all(connection: LedgerConnection, worker: Worker) -> list[UUID]:
-    """Hands back everything this worker process still holds. Returns the jobs that moved."""
-    rows = connection.execute(_OF_WORKER, (worker.id,)).fetchall()
-    return [job for job, task, attempt in rows if release(connection, job, task, attempt)]
+    ended = store.transition(connection, attempt.job, act_if_it_runs, attempt.task, picture)
+    return None if ended is None else ended.state

@@ -48,9 +48,7 @@ _LOAD: Final = {
     which: f"SELECT {PICTURE % f't.job_id = j.id AND {which.value}'} FROM jobs j WHERE j.id = %(job)s"
     for which in Tasks
 }
-_LOAD_ONE: Final = (
-    f"SELECT {PICTURE % 't.job_id = j.id AND t.id = %(task)s'} FROM jobs j WHERE j.id = %(job)s"
-)
+_LOAD_ONE: Final = f"SELECT {PICTURE % 't.id = %(task)s'} FROM jobs j WHERE j.id = %(job)s"
 
 Answer = TypeVar("Answer")
 
@@ -103,15 +101,17 @@ def transition(
     job: UUID,
     act: Callable[[JobGraph], Answer],
     which: UUID | Tasks = Tasks.ALL,
+    picture: JobGraph | None = None,
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
-    which: the tasks that `act` needs to see. None if there is no such job.
+    which: the tasks that `act` needs to see. picture: the job as it was read before, which is good
+    unless an earlier try has left its notes there. None if there is no such job.
 
     When somebody else was faster `act` runs again on a fresh read, this time with the job's row
     locked.
     """
-    graph = load(connection, job, which)
+    graph = load(connection, job, which) if picture is None or picture.changes else picture
     if graph is None:
         return None
     answer = act(graph)
@@ -170,6 +170,7 @@ def _write(
         "ended": is_terminal(graph.state),
         "again": graph.reopened,
         "ended_tasks": [end.task for end in graph.ended_attempts],
+        "changed": list(graph.changed_tasks),
         "closed": [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)],
         "forgotten": graph.forgotten,
     }
@@ -374,14 +375,14 @@ _PARTS: Final[dict[str, str]] = {
     result_blob = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(u.result_blob, t.result_blob) END
   FROM job, json_to_recordset(%(tasks)s::json)
     u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text, result_blob uuid)
-  WHERE t.id = u.id AND t.job_id = job.id""",
-    "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s) AND o.job_id = job.id",
+  WHERE t.id = ANY(%(changed)s) AND t.id = u.id""",
+    "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s)",
     "returned": f"""
   UPDATE open_tasks o SET state = CASE WHEN {_DUE} > now() THEN 'WAITING' ELSE 'READY' END, due_time = {_DUE}, queued_time = NULL,
     dispatch_order = CASE WHEN {_DUE} <= now() THEN o.order_time - o.priority * interval '1 minute' END,
     attempt = u.attempt, worker_id = NULL, lease_expire_time = NULL
   FROM job, json_to_recordset(%(returned)s::json) u(id uuid, attempt int, delay_seconds float8)
-  WHERE o.task_id = u.id AND o.job_id = job.id""",
+  WHERE o.task_id = ANY(%(changed)s) AND o.task_id = u.id""",
     "reopened": f"""
   INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time, order_time, state, dispatch_order)
   SELECT t.id, job.id, s.queue, %(owner)s, s.task_name, u.attempt, job.priority, {_DUE}, {_DUE},

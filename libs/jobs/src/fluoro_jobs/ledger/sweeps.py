@@ -1,4 +1,4 @@
-"""Does the same to many jobs, one after the other.
+"""What time brings to many jobs, one after the other: leases that expire, and jobs that do.
 
 A job that it cannot be done to keeps no other from its turn.
 """
@@ -13,7 +13,12 @@ from fluoro_telemetry import metrics
 from psycopg.rows import TupleRow
 
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
+from fluoro_jobs.ledger import store
+from fluoro_jobs.ledger.attempts import LEASE_SECONDS, Attempt, lose
 from fluoro_jobs.ledger.connection import LedgerConnection, reason_of
+from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.store import Tasks
+from fluoro_jobs.states import JobState, is_terminal
 
 log = structlog.get_logger(__name__)
 
@@ -130,3 +135,48 @@ def _done(
         return None
     backoff.forget(job)
     return done
+
+
+# --- what is swept ---
+
+# Without an index, so that renewing a lease is cheap: what is in flight is little, and small.
+_EXPIRED_LEASES: Final = """
+SELECT lease_expire_time, task_id, job_id, attempt FROM open_tasks
+WHERE queued_time IS NOT NULL AND lease_expire_time < now() AND (lease_expire_time, task_id) > (%(time)s::timestamptz, %(id)s)
+ORDER BY lease_expire_time, task_id LIMIT %(limit)s
+"""
+_EXPIRED_JOBS: Final = """
+SELECT expire_time, id, id FROM jobs
+WHERE end_time IS NULL AND expire_time < now() AND (expire_time, id) > (%(time)s::timestamptz, %(id)s)
+ORDER BY expire_time, id LIMIT %(limit)s
+"""
+
+
+def expired_leases(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
+    """Ends attempts whose lease has expired, for about a second. Yields the jobs that moved."""
+    text = f"Its worker stopped renewing the lease for {LEASE_SECONDS} s."
+
+    def act(job: UUID, task: UUID, number: int) -> object:
+        return lose(connection, Attempt(job, task, number), text)
+
+    return one_by_one(connection, _EXPIRED_LEASES, act, backoff)
+
+
+def expired_jobs(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
+    """Fails jobs whose expire_time has passed, for about a second.
+
+    Yields them; their workers should be told, as for a cancel.
+    """
+
+    def end(graph: JobGraph) -> JobState | None:
+        ends = not is_terminal(graph.state)
+        graph.cancel(
+            Reason.JOB_EXPIRED, "The job had not ended by its expire_time.", end=JobState.FAILED
+        )
+        return graph.state if ends else None
+
+    def act(job: UUID, _: UUID) -> bool:
+        store.count_end(store.transition(connection, job, end, Tasks.OPEN))
+        return True
+
+    return one_by_one(connection, _EXPIRED_JOBS, act, backoff)

@@ -21,11 +21,12 @@ from fluoro_telemetry import metrics
 
 from fluoro_jobs.celery import DeafWatch, LedgerRequest, received, running
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import attempts, turn
-from fluoro_jobs.ledger.attempts import Held, TaskAttempt, Worker
+from fluoro_jobs.ledger import attempts, heartbeats, turn
+from fluoro_jobs.ledger.attempts import Attempt, Worker
 from fluoro_jobs.ledger.audience import Audience, audience
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.heartbeats import Held, Standing, TaskAttempt
 from fluoro_jobs.redis_url import connect, probe
 from fluoro_jobs.states import Outcome
 from fluoro_jobs.wakeups import Publisher, cancels_channel
@@ -146,12 +147,12 @@ class Keeper(threading.Thread):
 
     def lost(self, attempt: TaskAttempt) -> None:
         """The pool child that ran this attempt is gone."""
-        self._left[attempt] = Left(attempts.lose_of_worker)
+        self._left[attempt] = Left(heartbeats.lose_of_worker)
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
         """The ledger could not be told of its end, or of its claim, which may have happened all the same."""
-        self._left[attempt] = Left(attempts.release_of_worker)
+        self._left[attempt] = Left(heartbeats.release_of_worker)
         self._gate.look()
         self._woken.set()
 
@@ -191,7 +192,7 @@ class Keeper(threading.Thread):
         """Makes everything this process still runs READY for another worker, at once, and stops computing it."""
         try:
             with self._ledger.connection() as connection:
-                told = audience(connection, attempts.release_all(connection, self._worker))
+                told = audience(connection, heartbeats.release_all(connection, self._worker))
         except FluoroError as error:
             log.warning("not_handed_back", reason=error.reason)  # the leases expire
             told = []
@@ -208,7 +209,7 @@ class Keeper(threading.Thread):
         self.hand_back()
         try:
             with self._ledger.connection() as connection:
-                attempts.leave(connection, self._worker)
+                heartbeats.leave(connection, self._worker)
         except FluoroError as error:
             log.warning("not_signed_off", reason=error.reason)  # the row expires
 
@@ -219,7 +220,7 @@ class Keeper(threading.Thread):
         with self._ledger.connection() as connection:
             held = {
                 one.asked: one
-                for one in attempts.beat(
+                for one in heartbeats.beat(
                     connection, self._as_listed(), list(asked), self._told_task_seconds
                 )
             }
@@ -227,10 +228,10 @@ class Keeper(threading.Thread):
         self._stuck_seconds = self._stuck(list(held.values()))
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:
-            if (
-                request.task_attempt in held
-            ):  # else its message is stale and about to be dropped, or it is about to be claimed
-                self._judge(held[request.task_attempt], request)
+            # Without an answer its message is stale and about to be dropped, or about to be claimed.
+            one = held.get(request.task_attempt)
+            if one is not None and one.standing in self._ACTIONS:
+                self._ACTIONS[one.standing](self, one, request)
         self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
 
@@ -246,30 +247,25 @@ class Keeper(threading.Thread):
         """Without slots while the gate is closed, so that nothing is dispatched for this process."""
         return self._worker if self._gate.is_open else replace(self._worker, slots=0)
 
-    def _judge(self, held: Held, request: LedgerRequest) -> None:
-        """Stops a request whose attempt was taken away, or takes too long.
+    def _time_out(self, held: Held, _request: LedgerRequest) -> None:
+        """The ledger ends the attempt; the beat after that stops it."""
+        if time.monotonic() > self._missed_time + CATCH_UP_SECONDS:
+            self._left.setdefault(held.asked, Left(partial(_time_out, held)))
 
-        One that ended by itself is just finishing.
-        """
-        if held.outcome is None and held.seconds > held.timeout_seconds:
-            if time.monotonic() < self._missed_time + CATCH_UP_SECONDS:
-                return
-            self._left.setdefault(
-                held.asked, Left(partial(_time_out, held))
-            )  # it is stopped by the beat after that
-        elif held.taken_away:
-            log.warning(
-                "attempt_stopped",
-                task=str(held.asked[0]),
-                attempt=held.attempt,
-                outcome=held.outcome,
-            )
-            try:
-                self._stop_task(request)
-            except (
-                Exception
-            ):  # the others are judged all the same, and this one again at the next beat
-                log.exception("attempt_not_stopped", task=str(held.asked[0]), attempt=held.attempt)
+    def _stop(self, held: Held, request: LedgerRequest) -> None:
+        log.warning(
+            "attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome
+        )
+        try:
+            self._stop_task(request)
+        except Exception:  # the others get their turn all the same, and this one at the next beat
+            log.exception("attempt_not_stopped", task=str(held.asked[0]), attempt=held.attempt)
+
+    _ACTIONS: Final[dict[Standing, Callable[["Keeper", Held, LedgerRequest], None]]] = {
+        Standing.OVERDUE: _time_out,
+        Standing.TAKEN_AWAY: _stop,
+    }
+    """What to do with a request, by where its attempt stands. In the other cases it goes on, or is just finishing."""
 
     def _end_what_is_left(self) -> None:
         """Does so for some seconds, lest a beat comes too late.
@@ -280,7 +276,7 @@ class Keeper(threading.Thread):
         for attempt, left in list(self._left.items()):
             if time.monotonic() > until:
                 break
-            if left.end is attempts.release_of_worker and any(
+            if left.end is heartbeats.release_of_worker and any(
                 _may_be(attempt, request) for request in received()
             ):
                 continue  # another message asked for the same attempt, and may get it
@@ -297,7 +293,7 @@ class Keeper(threading.Thread):
             except Exception:  # its job is broken; the lease expires
                 log.exception("attempt_not_ended", task=str(attempt[0]))
                 continue
-            if not told and left.end is attempts.release_of_worker:
+            if not told and left.end is heartbeats.release_of_worker:
                 self._look_again(attempt, left)
             elif told:
                 self._tell(told)
@@ -353,10 +349,8 @@ def _decline(connection: LedgerConnection, _worker: Worker, attempt: TaskAttempt
 def _time_out(
     held: Held, connection: LedgerConnection, _worker: Worker, _attempt: TaskAttempt
 ) -> list[UUID]:
-    ended = attempts.time_out(
-        connection, held.job_id, held.asked[0], held.attempt, held.timeout_seconds
-    )
-    return [held.job_id] if ended else []
+    attempt = Attempt(held.job_id, held.asked[0], held.attempt)
+    return [held.job_id] if attempts.time_out(connection, attempt, held.timeout_seconds) else []
 
 
 def _may_be(attempt: TaskAttempt, request: LedgerRequest) -> bool:

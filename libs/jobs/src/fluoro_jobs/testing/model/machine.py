@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, blobs, control, read, store
+from fluoro_jobs.ledger import accept, attempts, blobs, control, heartbeats, read, store, sweeps
 from fluoro_jobs.ledger.accept import Answer
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
@@ -50,7 +50,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ended: dict[int, Picture] = {}
         self.workers = [Worker(new_id(), f"host:{i}", "dicom", SLOTS, "0") for i in range(2)]
         self.alive = {0}
-        attempts.beat(db, self.workers[0], [])
+        heartbeats.beat(db, self.workers[0], [])
         self.inputs = {
             owner: [self._blob(owner, content) for content in (b"1", b"2")]
             for owner in ("ann", "bob")
@@ -340,7 +340,7 @@ class LedgerMachine(RuleBasedStateMachine):
         asked = [(self.task_ids[attempt.task], attempt.number) for attempt in self.claims]
         held = {
             Try(self.keys[one.asked[0]], one.attempt): one
-            for one in attempts.beat(self.db, self.workers[worker], asked)
+            for one in heartbeats.beat(self.db, self.workers[worker], asked)
         }
         assert set(held) == {attempt for attempt, by in self.claimed_by.items() if by == worker}
         for attempt, one in held.items():
@@ -350,18 +350,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def leave(self, worker: int) -> None:
         """The worker is gone, and knew it."""
-        attempts.leave(self.db, self.workers[worker])
+        heartbeats.leave(self.db, self.workers[worker])
         self.alive.discard(worker)
 
     def release_all(self, worker: int) -> None:
         """A worker shuts down."""
         self._moved(
-            attempts.release_all(self.db, self.workers[worker]), self._held_by(worker), "released"
+            heartbeats.release_all(self.db, self.workers[worker]), self._held_by(worker), "released"
         )
 
     def pool_child_dies(self, attempt: Try, worker: int) -> None:
         """Of this worker, if it runs the task."""
-        moved = attempts.lose_of_worker(
+        moved = heartbeats.lose_of_worker(
             self.db, self.workers[worker], (self.task_ids[attempt.task], attempt.number)
         )
         self._moved(
@@ -400,7 +400,7 @@ class LedgerMachine(RuleBasedStateMachine):
         live = "UPDATE open_tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND task_id <> ALL(%s)"
         self.db.execute(live, (expired,))  # however slow this machine is
         self._moved(
-            list(attempts.sweep(self.db, Backoff("test"))),
+            list(sweeps.expired_leases(self.db, Backoff("test"))),
             [key for key in self.model.having("RUNNING") if self.model[key].expired],
             "again",
         )
@@ -411,7 +411,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.db.execute(
             "UPDATE jobs SET expire_time = now() - interval '1 s' WHERE id = %s", (job_id,)
         )
-        assert list(attempts.expire(self.db, Backoff("test"))) == (
+        assert list(sweeps.expired_jobs(self.db, Backoff("test"))) == (
             [] if self.model.jobs[number].state in ENDS else [job_id]
         )
         self.db.execute("UPDATE jobs SET expire_time = NULL WHERE id = %s", (job_id,))

@@ -76,10 +76,10 @@ ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
         "never",
         lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=False))),
     ),
-    "time out": ("again", lambda db, c, job: attempts.time_out(db, job, c.task_id, c.attempt, 1)),
-    "lose": ("again", lambda db, c, job: attempts.lose(db, job, c.task_id, c.attempt, "Gone.")),
+    "time out": ("again", lambda db, c, _: bool(attempts.time_out(db, c.of, 1))),
+    "lose": ("again", lambda db, c, _: bool(attempts.lose(db, c.of, "Gone."))),
     "outage": ("outage", _outage),
-    "release": ("released", lambda db, c, job: attempts.release(db, job, c.task_id, c.attempt)),
+    "release": ("released", lambda db, c, _: bool(attempts.release(db, c.of))),
 }
 """How an attempt can end: what the model is told, and what is done to the ledger."""
 
