@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from uuid import UUID
 
-import psycopg
 import pytest
 from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs.ids import new_id
@@ -19,10 +18,8 @@ BY = Worker(new_id(), "host:1", "dicom", 4, "0")
 
 
 @pytest.fixture
-def db(database_url: str) -> Iterator[Db]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        # As in ledger/connection.py: small tables are not walked through.
-        connection.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan")
+def db(rig: Rig) -> Iterator[Db]:
+    with rig.ledger.connection() as connection:
         yield connection
 
 

@@ -78,6 +78,8 @@ SESSION: Final[Mapping[str, str | int]] = {
     # PostgreSQL prefers a walk through a whole table while tables are small, and would keep on
     # walking while they grow.
     "enable_seqscan": "off",
+    # It would rather read an index up to the row that is wanted than look that up.
+    "enable_mergejoin": "off",
     # Compiling pays for long queries alone. It would befall the few that have no index to go by:
     # PostgreSQL before 18 takes those for endless.
     "jit": "off",
