@@ -10,7 +10,7 @@ from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, control
+from fluoro_jobs.ledger import accept, attempts, control, heartbeats
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.testing.rig import OWNER, Rig
@@ -44,7 +44,7 @@ def step(name: str, operation: str, *inputs: Input, size: int = 0) -> job_pb2.St
 def claims(db: Db) -> list[Claim]:
     """Attempts of all that can be dispatched, by shard."""
     by = Worker(new_id(), "host:1", "dicom", 32, "0")
-    attempts.beat(db, by, [])
+    heartbeats.beat(db, by, [])
     found = [attempts.claim(db, task, by) for task, *_ in dispatch.take(db)]
     return sorted((one for one in found if one), key=lambda one: one.task.shard)
 
