@@ -23,7 +23,7 @@ TURN_SECONDS: Final = 1
 SHORTEST_WAIT_SECONDS: Final = 0.005
 """Least time between two looks at a queue: what becomes free or ready meanwhile goes together."""
 LONGEST_WAIT_SECONDS: Final = 0.05
-"""Most time between two looks at a queue that somebody else has the turn of."""
+"""Most time between two looks at a queue that somebody else has the turn of, or that holds plenty."""
 PLENTY: Final = 10
 """A queue that is full and holds at least this much is left alone until half of it is gone."""
 PLENTY_SECONDS: Final = 1
@@ -63,9 +63,13 @@ class Pace:
         self._held = 0
         self._enough = 0
         self._enough_until = 0.0
+        self._quiet_until = 0.0
 
     def look(self, seen: bytes | None = None) -> Look:
         """Takes the turn if it is free and the queue needs one. seen: by the look before."""
+        started = time.monotonic()
+        if started < self._quiet_until:
+            return Look(wait_seconds=self._quiet_until - started, seen=seen)
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.llen(self._queue)
             pipe.get(self._after_key)
@@ -73,9 +77,11 @@ class Pace:
             pipe.pttl(self._turn_key)
             pipe.set(self._turn_key, new_id().hex, nx=True, px=1000 * TURN_SECONDS)
             self._held, after, turn, left_ms, mine = pipe.execute()
-        if mine and self._held > self._enough and time.monotonic() < self._enough_until:
+        if mine and self._held > self._enough and started < self._enough_until:
             self._redis.delete(self._turn_key)
-            return DONE
+            # Not done: once it holds less, nobody else may have a reason to look.
+            self._quiet_until = started + LONGEST_WAIT_SECONDS
+            return Look(wait_seconds=LONGEST_WAIT_SECONDS)
         if mine:
             self.after = _line(after)
             return MINE
