@@ -53,7 +53,8 @@ BY_NAME: Final = {
     "owner": _OWNER,
     "sha256": "sha256((t.id::text || c.n)::bytea)",
     "request_id": "t.request_id || c.n",
-    "labels": """jsonb_build_object('ward', (c.n / 2 %% 20)::text, 'rare', (c.n / 2 %% 5000)::text)""",
+    "labels": """jsonb_build_object('ward', (c.n / 2 %% 20)::text,
+      'rare', (c.n / 2 %% 5000)::text)""",
 }
 """What a copy has in a column, by its type or its name; other columns stay as they are."""
 

@@ -50,8 +50,10 @@ Work = Callable[[str, str, Outcome | None], Awaitable[None]]
 """Has a worker do a step of a job; None only begins it."""
 
 READY = """
-UPDATE open_tasks o SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL FROM tasks t, steps s
-WHERE t.id = o.task_id AND s.job_id = t.job_id AND s.ordinal = t.step AND t.job_id = %s AND s.name = %s AND o.state <> 'RUNNING'
+UPDATE open_tasks o SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL
+  FROM tasks t, steps s
+WHERE t.id = o.task_id AND s.job_id = t.job_id AND s.ordinal = t.step AND t.job_id = %s
+  AND s.name = %s AND o.state <> 'RUNNING'
 RETURNING t.id, t.shard
 """
 
@@ -94,7 +96,8 @@ def end(connection: LedgerConnection, claim: attempts.Claim, outcome: Outcome) -
     inputs = range(claim.task.first_input, claim.task.first_input + claim.task.input_count)
     artifacts = [
         job_pb2.Artifact(
-            name=file.name, role=file.role, media_type=file.media_type, input=file.input, blob=f"blobs/{new_id()}",
+            name=file.name, role=file.role, media_type=file.media_type, input=file.input,
+            blob=f"blobs/{new_id()}",
             key="" if file.input is None else str(file.input),
             size_bytes=len(file.data), sha256=hashlib.sha256(file.data).digest(),
         )

@@ -43,17 +43,21 @@ RESULT: Final = InspectDicomResult(
 
 DONE: Final = """
 WITH job AS (SELECT id FROM jobs WHERE id = %(job)s), tasks_ AS (
-  UPDATE tasks SET state = 'SUCCEEDED', result = %(result)s, item_counts = ARRAY[1, 1, 0, 0] FROM job WHERE job_id = job.id
+  UPDATE tasks SET state = 'SUCCEEDED', result = %(result)s, item_counts = ARRAY[1, 1, 0, 0]
+    FROM job WHERE job_id = job.id
 ), open_ AS (DELETE FROM open_tasks o USING job WHERE o.job_id = job.id
 ), attempts_ AS (
-  INSERT INTO attempts (task_id, number, worker) SELECT t.id, n, 'host:1' FROM tasks t, job, generate_series(1, 3) n WHERE t.job_id = job.id
+  INSERT INTO attempts (task_id, number, worker) SELECT t.id, n, 'host:1'
+    FROM tasks t, job, generate_series(1, 3) n WHERE t.job_id = job.id
 ), items_ AS (
   INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
-  SELECT job.id, 0, n, n, n, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10 WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
+  SELECT job.id, 0, n, n, n, n, CASE n %% 10 WHEN 3 THEN 3 ELSE 1 END, CASE n %% 10
+    WHEN 3 THEN 'NOT_DICOM' ELSE '' END, ''
   FROM job, generate_series(0, 9999) n
 ), artifacts_ AS (
   INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
-  SELECT job.id, 0, n, 0, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels' ELSE 'preview' END, n, n, b.id
+  SELECT job.id, 0, n, 0, 'preview-' || n || '.png', CASE n %% 100 WHEN 7 THEN 'pixels'
+    ELSE 'preview' END, n, n, b.id
   FROM job, (SELECT id FROM blobs LIMIT 1) b, generate_series(0, 9999) n
 ) UPDATE steps SET state = 'PARTIALLY_SUCCEEDED', ended_tasks = 10000, items_total = 10000,
   items_succeeded = 9000, items_failed = 1000 FROM job WHERE job_id = job.id

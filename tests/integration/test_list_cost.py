@@ -21,10 +21,12 @@ STORED: Final = 100_000
 HISTORY: Final = """
 INSERT INTO jobs (id, owner, input_count, labels, state, last_sequence, end_time)
 SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, 1,
-  CASE WHEN n %% 40000 = 7 THEN '{"kind": "rare"}' ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, now()
+  CASE WHEN n %% 40000 = 7 THEN '{"kind": "rare"}'
+    ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, now()
 FROM generate_series(1, %(stored)s) n
 UNION ALL
-SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, 1, '{}'::jsonb, 'PENDING', 1, NULL
+SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, 1, '{}'::jsonb,
+  'PENDING', 1, NULL
 FROM generate_series(1, 1000) n
 """
 ATTEMPTS: Final = """

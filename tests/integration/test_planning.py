@@ -1,4 +1,4 @@
-"""When and on what a step is planned: at accept, at the end of what it waits for, and again after a redo."""
+"""When and on what a step is planned: at accept, once its steps have ended, after a redo."""
 
 import hashlib
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def claims(db: Db) -> list[Claim]:
 
 
 def leave(db: Db, claim: Claim, *keys: str, bad: str = "") -> None:
-    """Commits an attempt whose inputs were good but one, and that leaves a member under each key."""
+    """Commits an attempt with all inputs but one good, and a member left under each key."""
     items = [
         ItemResult(
             one.number,

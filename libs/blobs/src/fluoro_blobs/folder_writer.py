@@ -1,4 +1,4 @@
-"""Writing a blob into a folder: hashed, written and sent on its way to the disk while the next part comes in."""
+"""Writing a blob into a folder: hashes, writes and flushes a part while the next one comes in."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from fluoro_blobs.folder import make_durable
 from fluoro_blobs.writer import FOLDER_PART_BYTES, TIDY_SECONDS, StoredBlob
 
 FLUSHED_BYTES: Final = 8 * 1024 * 1024
-"""Bytes after which the system is asked to begin writing them to the disk, so that little is left for the end."""
+"""Bytes after which the system is asked to start writing to the disk: the end has little to do."""
 
 
 class FolderWriter:

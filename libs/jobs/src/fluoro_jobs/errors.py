@@ -102,7 +102,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.OWNER_MISSING: ReasonSpec(
         "UNAUTHENTICATED",
         False,
-        "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the proxy in front send it.",
+        (
+            "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the "
+            "proxy in front send it."
+        ),
     ),
     Reason.JOB_EMPTY: ReasonSpec(
         "INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."
@@ -137,7 +140,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.ANSWER_TOO_LARGE: ReasonSpec(
         "RESOURCE_EXHAUSTED",
         False,
-        "All of the job is more than 4 MiB. Ask for the view BASIC, and page the rest with the list calls.",
+        (
+            "All of the job is more than 4 MiB. Ask for the view BASIC, and page the rest with "
+            "the list calls."
+        ),
     ),
     Reason.REQUEST_ID_REUSED: ReasonSpec(
         "ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."
@@ -158,22 +164,34 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.BLOB_TOO_LARGE: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was stored.",
+        (
+            "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). "
+            "Nothing was stored."
+        ),
     ),
     Reason.UPLOAD_TOO_SLOW: ReasonSpec(
         "DEADLINE_EXCEEDED",
         False,
-        "The bytes of the upload came too slowly, or stopped coming. Nothing was stored; upload again.",
+        (
+            "The bytes of the upload came too slowly, or stopped coming. "
+            "Nothing was stored; upload again."
+        ),
     ),
     Reason.UPLOADS_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "As many uploads are under way as may, of this owner or in this gateway (`FLUORO_MAX_UPLOADS`). Try again.",
+        (
+            "As many uploads are under way as may, of this owner or in this gateway "
+            "(`FLUORO_MAX_UPLOADS`). Try again."
+        ),
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "Nothing was read from the download for long. Go on with the number of bytes received as offset.",
+        (
+            "Nothing was read from the download for long. "
+            "Go on with the number of bytes received as offset."
+        ),
     ),
     Reason.CURSOR_INVALID: ReasonSpec(
         "INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."
@@ -181,7 +199,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.CURSOR_EXPIRED: ReasonSpec(
         "OUT_OF_RANGE",
         False,
-        "Events after the cursor are no longer kept. Watch without one, or from `oldest_cursor` in the metadata.",
+        (
+            "Events after the cursor are no longer kept. "
+            "Watch without one, or from `oldest_cursor` in the metadata."
+        ),
     ),
     Reason.WATCH_TOO_SLOW: ReasonSpec(
         "RESOURCE_EXHAUSTED",
@@ -196,7 +217,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.GATEWAY_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, `FLUORO_SUBMIT_QUEUE_JOBS`). Try again.",
+        (
+            "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, "
+            "`FLUORO_SUBMIT_QUEUE_JOBS`). Try again."
+        ),
     ),
     Reason.LEDGER_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE",
@@ -206,12 +230,18 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.LEDGER_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was over. Try again.",
+        (
+            "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was "
+            "over. Try again."
+        ),
     ),
     Reason.LEDGER_READ_ONLY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "The PostgreSQL that answers is a standby or read-only; a failover may be under way. Try again.",
+        (
+            "The PostgreSQL that answers is a standby or read-only; a failover may be under way. "
+            "Try again."
+        ),
     ),
     Reason.LEDGER_FULL: ReasonSpec(
         "RESOURCE_EXHAUSTED",
@@ -224,7 +254,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.BLOB_STORE_FULL: ReasonSpec(
         "RESOURCE_EXHAUSTED",
         True,
-        "The blob store has no space left. Nothing half-written is visible; free space and try again.",
+        (
+            "The blob store has no space left. Nothing half-written is visible; free space and "
+            "try again."
+        ),
     ),
     Reason.INTERNAL: ReasonSpec(
         "INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."
@@ -236,17 +269,26 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.SCRATCH_FULL: ReasonSpec(
         "",
         True,
-        "The worker has no disk space left for temporary files. Give the folder in FLUORO_SCRATCH_FOLDER more room.",
+        (
+            "The worker has no disk space left for temporary files. "
+            "Give the folder in FLUORO_SCRATCH_FOLDER more room."
+        ),
     ),
     Reason.OPERATION_UNKNOWN: ReasonSpec(
         "",
         True,
-        "The worker is older than the job and does not know the operation, or cannot read what it works on. Update the workers.",
+        (
+            "The worker is older than the job and does not know the operation, or cannot read "
+            "what it works on. Update the workers."
+        ),
     ),
     Reason.RESULT_TOO_LARGE: ReasonSpec(
         "",
         False,
-        "The result of a task is over its operation's limit. Submit with a smaller `max_inputs_per_task`.",
+        (
+            "The result of a task is over its operation's limit. "
+            "Submit with a smaller `max_inputs_per_task`."
+        ),
     ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
     Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),
@@ -260,7 +302,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.TOO_MANY_INPUTS: ReasonSpec(
         "",
         False,
-        "Earlier steps left more than 10,000 inputs for the step, or for more than 10,000 tasks. Split the job.",
+        (
+            "Earlier steps left more than 10,000 inputs for the step, or for more than 10,000 "
+            "tasks. Split the job."
+        ),
     ),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."
@@ -319,7 +364,7 @@ STORE_OUTAGES: Final = LEDGER_OUTAGES | {Reason.BLOB_STORE_UNAVAILABLE, Reason.B
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One bad field of a request: its path as in the proto (`job.steps[2].after[0]`) and what to do about it."""
+    """One bad field of a request: its path in the proto (`job.steps[2].after[0]`), what to do."""
 
     field: str
     description: str

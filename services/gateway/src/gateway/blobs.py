@@ -31,7 +31,7 @@ CHUNK_BYTES: Final = 2**20
 """Largest chunk of an upload."""
 
 SENT_CHUNK_BYTES: Final = 128 * 1024
-"""Chunks sent: small, because each has to reach its caller within the time in which a download is not yet taken to be stalled."""
+"""Bytes of a chunk sent. Small: each has to reach its caller before the download seems stalled."""
 
 DOWNLOAD_WAIT_SECONDS: Final = 30
 """How long a download waits for those before it."""
@@ -156,7 +156,10 @@ class Blobs:
                 )
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
-        """Reads no faster than the caller takes it, and ends with DOWNLOAD_TOO_SLOW if it takes nothing for long."""
+        """Reads no faster than the caller takes it.
+
+        Ends with DOWNLOAD_TOO_SLOW if the caller takes nothing for long.
+        """
         blob = await self._calls.run_for(
             call.owner, records.get, call.owner, names.blob_id(request.name)
         )

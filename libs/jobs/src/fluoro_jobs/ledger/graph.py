@@ -130,8 +130,9 @@ class JobGraph:
     def fail(
         self, task: Task, outcome: Outcome, reason: str, message: str, *, may_retry: bool
     ) -> None:
-        """An attempt ended without a result: another one, if that may help and one is left; otherwise the task fails.
+        """An attempt ended without a result. There is another, if it may help and one is left.
 
+        Otherwise the task fails.
         For a fault of its surroundings it is released instead, and waits for them to recover.
         """
         if may_retry and task.may_return(reason):
@@ -145,7 +146,7 @@ class JobGraph:
             self._move_task(task, TaskState.READY, reason, message)
             return
         if step.fans_out:
-            # Its inputs failed with it; beside other tasks' items that is worth telling each by each.
+            # Its inputs failed with it. Beside the items of other tasks, each of them is told.
             self.lost.append((task, reason, message))
         self._move_task(task, TaskState.FAILED, reason, message)
         self._join(step)
@@ -153,7 +154,10 @@ class JobGraph:
     def release(
         self, task: Task, reason: str = "", message: str = "", delay_seconds: float = 0
     ) -> None:
-        """A worker hands an attempt back: ready for another worker, and it costs the task none of its attempts. No reason: a shutdown."""
+        """A worker hands an attempt back, without cost to the task: another worker may take it.
+
+        reason: empty for a shutdown.
+        """
         self.ended_attempts.append(
             AttemptEnd(task.id, task.attempt, Outcome.RELEASED, reason, message)
         )
@@ -205,7 +209,7 @@ class JobGraph:
         return True
 
     def _redo(self, step: Step, *, waits: bool) -> None:
-        """Its bad tasks again, or all if none is bad. If it waits for others, it is planned anew."""
+        """Its bad tasks again, or all if none is bad. If it waits for others it is planned anew."""
         tasks = list(self.tasks_of(step.ordinal))
         if waits:
             step.counters = Counters()
@@ -292,7 +296,10 @@ class JobGraph:
             self._move_step(step, StepState.FAILED, *self._last_word(step))
         elif total and not succeeded:
             reason = Reason.ALL_ITEMS_FAILED if failed else Reason.NO_APPLICABLE_INPUT
-            text = f"Of {total} items, {failed} failed and {counters.skipped} were skipped; none succeeded."
+            text = (
+                f"Of {total} items, {failed} failed and {counters.skipped} were skipped; "
+                "none succeeded."
+            )
             self._move_step(step, StepState.FAILED, reason, text)
         elif failed or counters.failed:
             lost = counters.lost_inputs

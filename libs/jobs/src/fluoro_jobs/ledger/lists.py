@@ -3,9 +3,9 @@
 Every page begins at a key and follows an index from there. What it costs depends on the page and
 not on what is stored: see `paging.py`. Each kind of list has a statement of its own, because
 PostgreSQL plans a prepared statement once for all values of its parameters: with `state = any or
-none given` in it, it would walk through an owner's history to find the open jobs. `LIMIT (SELECT n)`
-hides n from it. A limit that it knows to be above the rows that it expects, by average or before
-the first ANALYZE, would have it read and sort all that there are.
+none given` in it, it would walk through an owner's history to find the open jobs. `LIMIT (SELECT
+n)` hides n from it. A limit that it knows to be above the rows that it expects, by average or
+before the first ANALYZE, would have it read and sort all that there are.
 """
 
 from collections.abc import Callable
@@ -164,7 +164,10 @@ SELECT a.task_id, {ATTEMPT_COLUMNS} FROM unnest(%s::uuid[]) t(id) CROSS JOIN LAT
 def list_tasks(
     connection: LedgerConnection, owner: str, job_id: UUID, request: ListTasksRequest
 ) -> ListTasksResponse:
-    """One page of a job's tasks with their attempts, by step and shard. FluoroError as from `list_items`."""
+    """One page of a job's tasks with their attempts, by step and shard.
+
+    FluoroError as from `list_items`.
+    """
     place = _place(connection, owner, job_id, request, int)
     with connection.pipeline():
         rows = connection.execute(_TASKS, place.parameters).fetchall()

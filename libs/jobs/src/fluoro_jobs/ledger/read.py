@@ -41,11 +41,15 @@ FULL: Final = job_service_pb2.JOB_VIEW_FULL
 FEW_ROWS: Final = 2_000
 """A job of more rows is made in turn with other such jobs."""
 _ONE_AT_A_TIME: Final = threading.Lock()
-"""Threads that compute take turns of Python's interpreter lock with those that should not wait, such as an event loop's."""
+"""Held while a large job is made.
+
+Threads that compute take turns of Python's interpreter lock with those that should not wait, such
+as an event loop's.
+"""
 MAX_JOB_BYTES: Final = 4 * 2**20 - 2**10
-"""Most that a job takes in an answer. With what is around it, it stays below the 4 MiB that gRPC's clients take."""
+"""Most that a job takes in an answer, which stays below the 4 MiB that gRPC's clients accept."""
 SMALL_JOB_PARTS: Final = 200
-"""A job of more inputs, tasks and items is not read together with others: they would wait for it."""
+"""A job with more inputs, tasks and items is read alone: others would wait for it."""
 MAX_SEQUENCE: Final = 2**63 - 1
 
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -81,7 +85,8 @@ SELECT job_id, blob_id FROM job_inputs WHERE job_id = ANY(%(jobs)s) ORDER BY job
 # Of a step with a result that lies in a blob the others need not be read.
 _RESULTS: Final = """
 SELECT s.job_id, s.ordinal, s.operation, CASE WHEN NOT large THEN (
-  SELECT string_agg(result, '' ORDER BY shard) FROM tasks WHERE job_id = s.job_id AND step = s.ordinal
+  SELECT string_agg(result, '' ORDER BY shard) FROM tasks
+    WHERE job_id = s.job_id AND step = s.ordinal
 ) END
 FROM steps s CROSS JOIN LATERAL (
   SELECT bool_or(result_blob IS NOT NULL) AS large FROM tasks
@@ -114,10 +119,12 @@ _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
 # The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather
 # sort all of them than follow the index.
 _EVENTS: Final = """
-SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message, e.item_counts,
+SELECT e.job_id, e.sequence, e.time, e.step, e.shard, e.attempt, e.state, e.reason, e.message,
+  e.item_counts,
   (SELECT s.name FROM steps s WHERE s.job_id = e.job_id AND s.ordinal = e.step)
 FROM unnest(%s::uuid[], %s::int8[], %s::int8[]) w(job_id, after, upto)
-CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = w.job_id AND sequence > w.after ORDER BY sequence LIMIT %s::int8) e
+CROSS JOIN LATERAL (SELECT * FROM events WHERE job_id = w.job_id AND sequence > w.after
+  ORDER BY sequence LIMIT %s::int8) e
 WHERE e.sequence <= w.upto
 LIMIT %s::int8
 """

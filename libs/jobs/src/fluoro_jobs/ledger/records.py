@@ -20,7 +20,7 @@ MAX_RETURNS: Final[dict[str, int]] = {
     **dict.fromkeys(STORE_OUTAGES | {Reason.OPERATION_UNKNOWN}, 100),
     Reason.SCRATCH_FULL: 10,
 }
-"""How often a task comes back without a charge, by what ended its attempt: a fault of its surroundings, not of its own.
+"""How often a task comes back without a charge, by the reason: a fault of its surroundings.
 
 Bounded, so that one blob that a healthy store cannot read does not circulate for ever. A full
 scratch may be the task's own doing: fewer.
@@ -35,7 +35,8 @@ class Task:
     counts: its items (total, succeeded, skipped, failed) once it has a result.
     returned: how many of its claims came back without a charge, for a reason in `MAX_RETURNS`,
     since it was made or retried. result: serialized result message, set by the transition that
-    ends it. result_blob: name of the blob that holds it instead. delay_seconds: from now until it may be dispatched again.
+    ends it. result_blob: name of the blob that holds it instead. delay_seconds: from now until it
+    may be dispatched again.
     """
 
     id: UUID

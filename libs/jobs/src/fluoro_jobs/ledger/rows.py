@@ -52,10 +52,12 @@ def job_of(row: TupleRow) -> job_pb2.Job:
 
 
 STEP_COLUMNS: Final = """s.ordinal, s.name, s.operation, s.request, s.after, s.max_attempts,
-  s.initial_backoff_seconds, s.max_backoff_seconds, s.timeout_seconds, s.requires_all, s.allow_identifiable, s.state,
-  s.reason, s.message, s.inputs_per_task, s.sources, ARRAY[s.task_count, s.ended_tasks, s.failed_tasks,
-  s.items_total + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END, s.items_succeeded,
-  s.items_skipped, s.items_failed + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END]"""
+  s.initial_backoff_seconds, s.max_backoff_seconds, s.timeout_seconds, s.requires_all,
+  s.allow_identifiable, s.state, s.reason, s.message, s.inputs_per_task, s.sources,
+  ARRAY[s.task_count, s.ended_tasks, s.failed_tasks,
+    s.items_total + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END,
+    s.items_succeeded, s.items_skipped,
+    s.items_failed + CASE WHEN s.inputs_per_task > 0 THEN s.lost_inputs ELSE 0 END]"""
 """What `step_of` takes."""
 
 
@@ -102,7 +104,8 @@ def set_result(step: job_pb2.Step, operation: str, result: bytes | None) -> None
 
 
 TASK_COLUMNS: Final = """t.shard, s.queue,
-  CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END AS state,
+  CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY'
+    ELSE o.state END AS state,
   o.due_time, t.first_input, t.input_count"""
 """What `task_of` takes, of `TASKS`."""
 TASKS: Final = """tasks t

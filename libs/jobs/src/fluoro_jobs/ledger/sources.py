@@ -1,6 +1,6 @@
-"""Decides at submit what each step works on, and refuses graphs that would show originals by accident. Pure.
+"""Decides at submit what each step works on, and refuses graphs that show originals by accident.
 
-The reasons, and worked examples, are in docs/adr/0015-inputs-of-steps.md.
+Pure. docs/adr/0015-inputs-of-steps.md has the reasons, and worked examples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ MAX_NAMES: Final = 12
 
 
 class Source(NamedTuple):
-    """Where inputs of a step come from: artifacts of one role that a step left, or the job's inputs.
+    """Where a step's inputs come from: artifacts of one role that a step left, or the job's inputs.
 
     step: ordinal; None for the job's inputs, whose role is `JOB_INPUT`. group: those whose keys
     differ only in the last part are one input.
@@ -119,7 +119,7 @@ def _ordinals(steps: Sequence[job_pb2.Step]) -> dict[str, int]:
 
 
 def _in_order(steps: Sequence[job_pb2.Step], after: Sequence[Sequence[int]]) -> Sequence[int]:
-    """Ordinals, each after those it waits for. FluoroError STEP_GRAPH_CYCLE if there is no such order."""
+    """Ordinals, each after those it waits for. FluoroError STEP_GRAPH_CYCLE if none exists."""
     if all(not waits or waits[-1] < i for i, waits in enumerate(after)):
         return range(len(after))  # steps in the order they run in, as most write them
     try:
@@ -219,7 +219,7 @@ def _nearest(graph: _Graph, i: int, reads: Sequence[str]) -> Sequence[int]:
 
 
 def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
-    """FluoroError STEP_SEES_IDENTIFIABLE if a step would see what identifies a patient and does not say so.
+    """FluoroError STEP_SEES_IDENTIFIABLE if a step sees what identifies a patient, unsaid.
 
     Steps that lead to a de-identifying one may see it: they prepare its input.
     """

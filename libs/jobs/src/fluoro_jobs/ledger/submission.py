@@ -305,17 +305,17 @@ def _tasks(step: job_pb2.Step, inputs: int) -> list[tuple[UUID, int, int]]:
 
 
 def _stored(wired: Wired) -> Sequence[Source] | None:
-    """None stands for the job's inputs where nothing else could be meant, so that most rows stay small.
+    """None stands for the job's inputs where only those can be meant, so most rows stay small.
 
-    A caller who reads the job and submits it again with a step that de-identifies has then not named
-    the originals.
+    A caller who reads the job and submits it again with a step that de-identifies has then not
+    named the originals.
     """
     plain = wired.sources == ORIGINALS and not (wired.named and wired.after)
     return None if plain else wired.sources
 
 
 def _digest(job: job_pb2.Job) -> bytes:
-    """SHA-256 of what the caller chose: the job without what only the server sets, which is cleared."""
+    """SHA-256 of what the caller chose. Clears what only the server sets."""
     messages: list[tuple[Message, tuple[str, ...]]] = [(job, OUTPUT_ONLY_JOB)]
     messages += [(step, OUTPUT_ONLY_STEP) for step in job.steps]
     for message, fields in messages:

@@ -137,8 +137,8 @@ STEPS: Final = Table(
     Column(
         "sources",
         JSONB(none_as_null=True),
-        comment="of its inputs: [[ordinal of a step or null for the job, role, grouped by the parent of the key], ...]; "
-        "null for the inputs of the job, empty for none",
+        comment="of its inputs: [[ordinal of a step or null for the job, role, "
+        "grouped by the parent of the key], ...]; null for the inputs of the job, empty for none",
     ),
     Column("inputs_per_task", Integer, nullable=False, comment="0 for one task with all of them"),
     Column("requires_all", Boolean, nullable=False, comment="a failed item fails the step"),
@@ -209,14 +209,15 @@ TASKS: Final = Table(
     Column(
         "result",
         BYTEA,
-        comment="the result message; a step's result is its tasks' results, joined in order of shard",
+        comment="the result message; "
+        "a step's result is its tasks' results, joined in order of shard",
     ),
     Column("result_blob", UUID, comment="the blob that the result is in, if it is large"),
     ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
     _one_of("state", ("OPEN", *TASK_ENDS)),
     Index("tasks_job_id_step_shard_key", "job_id", "step", "shard", unique=True),
 )
-"""What a task is and how it ended. Written when it comes to be, when it ends, and for a failed attempt."""
+"""What a task is and how it ended. Written when it is made, when it ends, and when it fails."""
 
 OPEN_TASKS: Final = Table(
     "open_tasks",
@@ -240,7 +241,8 @@ OPEN_TASKS: Final = Table(
     Column(
         "dispatch_order",
         TIME,
-        comment="order_time less a minute per point of priority: ageing that needs no upkeep; set while READY",
+        comment="order_time less a minute per point of priority: ageing that needs no upkeep; "
+        "set while READY",
     ),
     Column("queued_time", TIME, comment="set while QUEUED or RUNNING"),
     Column("worker_id", UUID),
@@ -369,7 +371,8 @@ OWNERS: Final = Table(
     Column(
         "max_tasks",
         Integer,
-        comment="most tasks of the owner that are queued or running at once, over all queues; null for no limit",
+        comment="most tasks of the owner that are queued or running at once, over all queues; "
+        "null for no limit",
     ),
     Column("create_time", TIME, nullable=False, server_default=sql("now()")),
     CheckConstraint("max_tasks >= 0", name="max_tasks"),

@@ -1,4 +1,4 @@
-"""What an operation function sees of the world: its inputs, what earlier steps left, and where to put results.
+"""What an operation sees of the world: its inputs, what earlier steps left, a place for results.
 
 It knows nothing of Celery or SQL. The runtime builds one per attempt; tests build one with
 `fluoro_jobs.testing.step_context`.
@@ -289,12 +289,15 @@ class StepItem:
 
     @property
     def input(self) -> int:
-        """Number of the job's input that it comes from, -1 if there is none, or several: `input` of its entry in a result."""
+        """Number of the job's input that it comes from, -1 if there is none, or several.
+
+        `input` of its entry in a result.
+        """
         return NO_INPUT if self._input.input is None else self._input.input
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Its blobs, in the order of the sources that the step names, and of the steps that left them."""
+        """Its blobs, in the order of the step's sources, and of the steps that left them."""
         return self._input.parts
 
     @property
@@ -329,12 +332,12 @@ class StepItem:
         data: bytes | Path,
         key: str | None = None,
     ) -> str:
-        """Stores an artifact and returns its name, which is made of stem, key and suffix: `preview-0003.png`.
+        """Stores an artifact; its name is made of stem, key and suffix: `preview-0003.png`.
 
         It becomes visible as those of `StepContext.put` do, if the item succeeds.
 
-        key: of the input that a later step makes of it, if it is not the item's own: what an archive
-        holds has keys of its own, `3/0007`. ValueError as in `StepContext.put`.
+        key: of the input that a later step makes of it, if it is not the item's own. What an
+        archive holds has keys of its own, such as `3/0007`. ValueError as in `StepContext.put`.
         """
         key = self.key if key is None else key
         name = file_name(stem, checked_key(key), suffix)
@@ -375,8 +378,8 @@ class StepItem:
             return False
         if not isinstance(error, Exception):
             return False
-        # One bad file must not hide the good ones. The text of an unforeseen exception may quote the
-        # file, so patient data: only its type is logged.
+        # One bad file must not hide the good ones. The text of an unforeseen exception may quote
+        # the file, so patient data: only its type is logged.
         log.error(
             "item_failed_unexpectedly",
             job=self._context.job,

@@ -37,7 +37,10 @@ Answer = TypeVar("Answer")
 PROGRESS_INTERVAL_SECONDS: Final = 0.1
 """Least time between two progress messages of a task."""
 FENCED: Final = "fenced"
-"""Reported outcome of an attempt whose end the ledger did not take: it was over already, and counted as lost or cancelled there."""
+"""Outcome in the figures of an attempt whose end the ledger did not take.
+
+It was over already, and counts as lost or cancelled there.
+"""
 COMMIT_PATIENCE_SECONDS: Final = 60
 """How long a finished attempt waits for the ledger to come back.
 
@@ -196,7 +199,7 @@ class Executor:
         return job_state
 
     def _patiently(self, act: Callable[[LedgerConnection], Answer]) -> Answer:
-        """Asks the ledger, and waits for it if it is away: work done is not thrown away for a restart of PostgreSQL."""
+        """Asks the ledger, and waits if it is away: a restart of PostgreSQL throws no work away."""
         deadline = time.monotonic() + COMMIT_PATIENCE_SECONDS
         while True:
             try:
@@ -223,7 +226,7 @@ def _explained(error: Exception) -> FluoroError:
 
 
 class ProgressThrottle:
-    """Passes progress on at most once per interval; the first of a stage and the last one always."""
+    """Passes progress on at most once per interval; always the first of a stage and the last."""
 
     def __init__(self, send: Callable[[event_pb2.Progress], None]) -> None:
         """send: called in the caller's thread."""
