@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fluoro.v1 import blob_service_pb2, job_pb2, job_service_pb2
+from fluoro_client import BASIC
 from fluoro_client.jobs import imaging_report
 from fluoro_local.testing import RunningFluoro
 from google.protobuf import json_format
@@ -68,7 +69,8 @@ def test_a_running_job_is_cancelled_for_good(fluoro: RunningFluoro, ct: Path) ->
     job = json_format.ParseDict(fluoro.command_json("cancel", name), job_pb2.Job())
     assert job.state == job_pb2.Job.STATE_CANCELLED, "to cancel again changes nothing"
     assert fluoro.command("watch", name).returncode == 1
-    assert json_format.ParseDict(fluoro.command_json("get", name), job_pb2.Job()) == job
+    with fluoro.client() as client:
+        assert client.get(name, view=BASIC) == job
     assert fluoro.run([ct]).state == job_pb2.Job.STATE_SUCCEEDED, "the workers are free for others"
 
 
