@@ -14,6 +14,7 @@ from fluoro.v1.dicom_pb2 import InspectDicom
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import (
     CancelJobRequest,
+    GetJobRequest,
     ListJobsRequest,
     SubmitJobRequest,
     WaitJobRequest,
@@ -38,11 +39,9 @@ async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator
 
 async def submit_large(rig: Rig) -> str:
     """The name of a job of 1,000 tasks."""
-    blob = (
-        (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA))
-        .jobs[0]
-        .inputs[0]
-    )
+    (some,) = (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA)).jobs
+    known = await rig.client.jobs.GetJob(GetJobRequest(name=some.name), metadata=ADA)
+    blob = known.job.inputs[0]
     steps = [
         Step(name=f"s{number}", inspect_dicom=InspectDicom(), max_inputs_per_task=1)
         for number in range(STEPS)
