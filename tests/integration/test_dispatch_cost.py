@@ -18,7 +18,7 @@ from fluoro_jobs.testing.rig import Rig
 QUEUE = "dicom"
 SLOTS = 1_000
 MOST_READ = 8 * (turn.MAX_TAKEN + turn.MAX_LINES)
-"""Entries that a turn reads at most: a few for each task that it takes and each line it looks at."""
+"""Most entries that a turn reads: a few for each task that it takes and each line it looks at."""
 
 _COPY = """
 INSERT INTO open_tasks
@@ -36,7 +36,7 @@ WHERE owner LIKE 'o%'
 def many(
     rig: Rig, connection: LedgerConnection, owners: int, tasks: int, name: str | None = None
 ) -> None:
-    """So many ready tasks of each of so many owners, and a worker for them. name: of the operation."""
+    """Ready tasks of each of many owners, and a worker for them. name: of the operation."""
     rig.submit(rig.job_of())
     connection.execute(_COPY, {"owners": owners, "tasks": tasks, "name": name})
     connection.execute("ANALYZE open_tasks")
@@ -48,7 +48,8 @@ def reads(connection: LedgerConnection, table: str = "open_tasks") -> int:
     """Entries of the table's indexes, and rows of the table without one, read so far."""
     connection.execute("SELECT pg_stat_force_next_flush()")
     ((entries,),) = connection.execute(
-        "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = %(table)s) + seq_tup_read "
+        "SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes"
+        " WHERE relname = %(table)s) + seq_tup_read "
         "FROM pg_stat_user_tables WHERE relname = %(table)s",
         {"table": table},
     ).fetchall()
@@ -122,7 +123,8 @@ def test_tasks_whose_time_has_come_are_dispatched_in_the_order_in_which_it_came(
         connection.execute(_PUT_OFF)
         dispatch.take(connection)
         connection.execute(
-            "UPDATE open_tasks SET due_time = now() - interval '1 s', order_time = now() - interval '1 s' * attempt "
+            "UPDATE open_tasks SET due_time = now() - interval '1 s', order_time = now() - "
+            "interval '1 s' * attempt "
             "WHERE owner LIKE 'o%'"
         )
         assert queue_of(connection).oldest_ready_seconds == 0
@@ -144,7 +146,8 @@ def test_a_look_at_the_backlog_reads_nothing_of_the_tasks_that_have_ended(rig: R
     with rig.ledger.connection() as connection:
         connection.execute(
             "INSERT INTO tasks (id, job_id, step, shard, first_input, input_count, allowed, state) "
-            "SELECT gen_random_uuid(), job_id, step, n, 0, 1, 1, 'SUCCEEDED' FROM tasks, generate_series(1, 3000) n"
+            "SELECT gen_random_uuid(), job_id, step, n, 0, 1, 1, 'SUCCEEDED'"
+            " FROM tasks, generate_series(1, 3000) n"
         )
         before = reads(connection, "tasks"), reads(connection)
         assert sum(queue_of(connection).tasks.values()) == 1

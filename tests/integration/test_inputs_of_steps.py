@@ -1,4 +1,4 @@
-"""What a step works on, through the ledger and back: keys, parts, groups and what earlier steps returned."""
+"""What a step works on, through the ledger and back: keys, parts, groups, earlier results."""
 
 import json
 from collections.abc import Callable

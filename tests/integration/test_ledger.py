@@ -298,7 +298,10 @@ def test_a_point_of_priority_is_worth_a_minute_of_waiting(rig: Rig, db: Db) -> N
 
     assert next_job() == late_but_urgent
     db.execute(
-        "UPDATE open_tasks SET dispatch_order = dispatch_order - interval '4 minutes' WHERE job_id = %s",
+        (
+            "UPDATE open_tasks SET dispatch_order = dispatch_order - interval '4 minutes'"
+            " WHERE job_id = %s"
+        ),
         (plain,),
     )
     assert next_job() == plain

@@ -1,4 +1,4 @@
-"""What a task costs the ledger: the same in a job of many tasks as in one of few, and few index entries."""
+"""What a task costs the ledger: the same in jobs of many tasks and of few, few index entries."""
 
 from collections.abc import Iterator
 from uuid import UUID
@@ -52,7 +52,10 @@ def rows_read(db: Db) -> dict[str, int]:
     """Of each table, so far."""
     for _ in range(2):  # the second finds what was counted before the first
         db.execute("SELECT pg_stat_force_next_flush()")
-    query = "SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables"
+    query = (
+        "SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)"
+        " FROM pg_stat_user_tables"
+    )
     return dict(db.execute(query).fetchall())
 
 

@@ -20,59 +20,81 @@ Db = Connection[TupleRow]
 OWNER = "ann"
 
 # A: its first step runs, the second waits, and has been tried before a retry. B: ended, with one of
-# two tasks lost. C: for tomorrow. D: ready, after an outage. E: one of two images is rendered, and an
-# analysis waits for a worker, another one for a second rendering.
+# two tasks lost. C: for tomorrow. D: ready, after an outage. E: one of two images is rendered, and
+# an analysis waits for a worker, another one for a second rendering.
 BEFORE = """
 INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
-  SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, 'ann', 1, ('\\x0' || n)::bytea, 'text/plain', n < 3 FROM generate_series(1, 3) n;
+  SELECT ('00000000-0000-7000-8000-00000000000' || n)::uuid, 'ann', 1, ('\\x0' || n)::bytea,
+    'text/plain', n < 3 FROM generate_series(1, 3) n;
 INSERT INTO owner_limits VALUES ('ann', 7);
 INSERT INTO workers (id, name, queue, slots, version, expire_time)
   VALUES ('00000000-0000-7000-8000-000000000009', 'h:1', 'dicom', 4, '0', now());
 INSERT INTO jobs (id, owner, inputs, state, last_sequence, priority, schedule_time)
-  SELECT id::uuid, 'ann', '{00000000-0000-7000-8000-000000000002,00000000-0000-7000-8000-000000000001}', state, events, priority, due
+  SELECT id::uuid, 'ann',
+    '{00000000-0000-7000-8000-000000000002,00000000-0000-7000-8000-000000000001}', state, events,
+    priority, due
   FROM (VALUES ('0a000000-0000-7000-8000-000000000000', 'RUNNING', 4, 3, NULL),
     ('0b000000-0000-7000-8000-000000000000', 'PARTIALLY_SUCCEEDED', 5, 0, NULL),
     ('0c000000-0000-7000-8000-000000000000', 'PENDING', 1, 0, now() + interval '1 day'),
     ('0d000000-0000-7000-8000-000000000000', 'RUNNING', 1, 0, NULL),
-    ('0e000000-0000-7000-8000-000000000000', 'RUNNING', 1, 0, NULL)) j(id, state, events, priority, due);
+    ('0e000000-0000-7000-8000-000000000000', 'RUNNING', 1, 0, NULL)) j(id, state, events, priority,
+      due);
 UPDATE jobs SET end_time = now() WHERE state = 'PARTIALLY_SUCCEEDED';
-INSERT INTO events (job_id, owner, sequence, state) SELECT id, owner, generate_series(1, last_sequence), state FROM jobs;
-INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts, initial_backoff_seconds, max_backoff_seconds,
+INSERT INTO events (job_id, owner, sequence, state)
+  SELECT id, owner, generate_series(1, last_sequence), state FROM jobs;
+INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts,
+  initial_backoff_seconds, max_backoff_seconds,
   timeout_seconds, fans_out, requires_all, state)
-  SELECT j.id, 0, 'first', 'inspect_dicom', ''::bytea, '{}'::smallint[], 3, 0, 0, 60, j.state = 'PARTIALLY_SUCCEEDED', false, j.state FROM jobs j
+  SELECT j.id, 0, 'first', 'inspect_dicom', ''::bytea, '{}'::smallint[], 3, 0, 0, 60,
+    j.state = 'PARTIALLY_SUCCEEDED', false, j.state FROM jobs j
   UNION ALL
-  SELECT '0a000000-0000-7000-8000-000000000000', 1, 'second', 'export_report', '', '{0}', 3, 0, 0, 60, false, false, 'PENDING';
+  SELECT '0a000000-0000-7000-8000-000000000000', 1, 'second', 'export_report', '', '{0}', 3, 0, 0,
+    60, false, false, 'PENDING';
 UPDATE steps SET operation = 'render_dicom', state = 'SUCCEEDED' WHERE job_id::text LIKE '0e%';
-INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts, initial_backoff_seconds, max_backoff_seconds,
+INSERT INTO steps (job_id, ordinal, name, operation, request, after, max_attempts,
+  initial_backoff_seconds, max_backoff_seconds,
   timeout_seconds, fans_out, requires_all, state)
-  SELECT '0e000000-0000-7000-8000-000000000000', n, name, operation, '', after::smallint[], 3, 0, 0, 60, false, false, 'PENDING'
-  FROM (VALUES (1, 'second', 'render_dicom', '{}'), (2, 'look', 'analyze_images', '{0}'), (3, 'later', 'analyze_images', '{0,1}'))
+  SELECT '0e000000-0000-7000-8000-000000000000', n, name, operation, '', after::smallint[], 3, 0,
+    0, 60, false, false, 'PENDING'
+  FROM (VALUES (1, 'second', 'render_dicom', '{}'), (2, 'look', 'analyze_images', '{0}'),
+    (3, 'later', 'analyze_images', '{0,1}'))
     s(n, name, operation, after);
-INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input, input_count, attempt, allowed, item_counts,
+INSERT INTO tasks (id, job_id, step, shard, queue, task_name, owner, state, first_input,
+  input_count, attempt, allowed, item_counts,
   result, run_after, dispatch_order, queued_time, lease_expire_time, worker_id)
-  SELECT (lpad(n::text, 8, '0') || '-0000-7000-8000-000000000000')::uuid, (job || '000000-0000-7000-8000-000000000000')::uuid, step, shard,
-    CASE step WHEN 0 THEN 'dicom' ELSE 'export' END, CASE step WHEN 0 THEN 'dicom.inspect' ELSE 'export.report' END, 'ann', state, first,
-    inputs, attempt, 3, counts::int[], CASE WHEN counts IS NOT NULL THEN ''::bytea END, now() + due * interval '1 day', now(), NULL,
+  SELECT (lpad(n::text, 8, '0') || '-0000-7000-8000-000000000000')::uuid,
+    (job || '000000-0000-7000-8000-000000000000')::uuid, step, shard,
+    CASE step WHEN 0 THEN 'dicom' ELSE 'export' END, CASE step WHEN 0 THEN 'dicom.inspect'
+      ELSE 'export.report' END, 'ann', state, first,
+    inputs, attempt, 3, counts::int[], CASE
+      WHEN counts IS NOT NULL THEN ''::bytea END, now() + due * interval '1 day', now(), NULL,
     CASE WHEN state = 'RUNNING' THEN now() + interval '1 min' END,
     CASE WHEN state = 'RUNNING' THEN '00000000-0000-7000-8000-000000000009'::uuid END
-  FROM (VALUES (1, '0a', 0, 0, 'RUNNING', 0, 2, 1, NULL, 0), (2, '0a', 1, 0, 'BLOCKED', 0, 2, 1, NULL, 0),
-    (3, '0b', 0, 0, 'SUCCEEDED', 0, 1, 1, '{1,1,0,0}', 0), (4, '0b', 0, 1, 'FAILED', 1, 1, 3, NULL, 0),
+  FROM (VALUES (1, '0a', 0, 0, 'RUNNING', 0, 2, 1, NULL, 0),
+    (2, '0a', 1, 0, 'BLOCKED', 0, 2, 1, NULL, 0),
+    (3, '0b', 0, 0, 'SUCCEEDED', 0, 1, 1, '{1,1,0,0}', 0),
+      (4, '0b', 0, 1, 'FAILED', 1, 1, 3, NULL, 0),
     (5, '0c', 0, 0, 'READY', 0, 2, 0, NULL, 1), (6, '0d', 0, 0, 'READY', 0, 2, 1, NULL, 0),
-    (7, '0e', 0, 0, 'SUCCEEDED', 0, 2, 1, '{2,2,0,0}', 0), (8, '0e', 1, 0, 'READY', 0, 2, 0, NULL, 0),
+    (7, '0e', 0, 0, 'SUCCEEDED', 0, 2, 1, '{2,2,0,0}', 0),
+      (8, '0e', 1, 0, 'READY', 0, 2, 0, NULL, 0),
     (9, '0e', 2, 0, 'READY', 0, 2, 0, NULL, 0), (10, '0e', 3, 0, 'BLOCKED', 0, 2, 0, NULL, 0))
     t(n, job, step, shard, state, first, inputs, attempt, counts, due);
 UPDATE tasks t SET queue = CASE s.operation WHEN 'analyze_images' THEN 'ml' ELSE 'dicom' END,
   task_name = CASE s.operation WHEN 'analyze_images' THEN 'ml.analyze' ELSE 'dicom.render' END
   FROM steps s WHERE s.job_id = t.job_id AND s.ordinal = t.step AND t.job_id::text LIKE '0e%';
 INSERT INTO attempts (task_id, number, worker, outcome, end_time)
-  SELECT id, n, 'h:1', CASE state WHEN 'SUCCEEDED' THEN 'SUCCEEDED' WHEN 'RUNNING' THEN NULL ELSE 'FAILED' END,
+  SELECT id, n, 'h:1', CASE state WHEN 'SUCCEEDED' THEN 'SUCCEEDED' WHEN 'RUNNING' THEN NULL
+    ELSE 'FAILED' END,
     CASE WHEN state <> 'RUNNING' THEN now() END FROM tasks, generate_series(1, attempt) n;
 INSERT INTO items (job_id, step, input, shard, state) VALUES
-  ('0b000000-0000-7000-8000-000000000000', 0, 0, 0, 1), ('0b000000-0000-7000-8000-000000000000', 0, 1, 1, 3);
+  ('0b000000-0000-7000-8000-000000000000', 0, 0, 0, 1),
+    ('0b000000-0000-7000-8000-000000000000', 0, 1, 1, 3);
 INSERT INTO artifacts (job_id, step, name, shard, role, input, blob_id) VALUES
-  ('0b000000-0000-7000-8000-000000000000', 0, 'a', 0, 'result', 0, '00000000-0000-7000-8000-000000000003');
+  ('0b000000-0000-7000-8000-000000000000', 0, 'a', 0, 'result', 0,
+    '00000000-0000-7000-8000-000000000003');
 INSERT INTO artifacts (job_id, step, name, shard, role, input, blob_id) VALUES
-  ('0e000000-0000-7000-8000-000000000000', 0, 'pixels-0001.npy', 0, 'pixels', 1, '00000000-0000-7000-8000-000000000003');
+  ('0e000000-0000-7000-8000-000000000000', 0, 'pixels-0001.npy', 0, 'pixels', 1,
+    '00000000-0000-7000-8000-000000000003');
 """
 A, B, C, D, E = (UUID(f"0{letter}000000-0000-7000-8000-000000000000") for letter in "abcde")
 STATES = job_pb2.Job.State
@@ -80,7 +102,7 @@ STATES = job_pb2.Job.State
 
 @pytest.fixture
 def db(postgres: PostgresServer) -> Iterator[Db]:
-    """A ledger of the release before open tasks had a table of their own, brought to the newest schema."""
+    """A ledger from before open tasks had a table of their own, brought to the newest schema."""
     with psycopg.connect(postgres.url, autocommit=True) as server:
         server.execute("CREATE DATABASE old")
         migrate.migrate(postgres.url_of("old"), "0002")

@@ -94,7 +94,10 @@ def test_two_attempts_of_one_task_in_one_process_are_told_apart(rig: Rig, tmp_pa
         beat(rig, job_id)
         with rig.connection() as connection:
             connection.execute(
-                "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE job_id = %s",
+                (
+                    "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s'"
+                    " WHERE job_id = %s"
+                ),
                 (job_id,),
             )
             assert list(sweeps.expired_leases(connection, Backoff("test"))) == [job_id]

@@ -41,7 +41,10 @@ def test_a_lost_attempt_whose_job_is_locked_keeps_no_other_lease_from_being_rene
         )
         dies.touch()
         until((tmp_path / "died").exists, what="the death of a pool child")
-        renewed = "SELECT FROM open_tasks WHERE job_id = %s AND lease_expire_time > now() + interval '10 s'"
+        renewed = (
+            "SELECT FROM open_tasks WHERE job_id = %s AND lease_expire_time > now() + "
+            "interval '10 s'"
+        )
         until(
             lambda: connection.execute(renewed, (other,)).fetchone() is not None,
             4,

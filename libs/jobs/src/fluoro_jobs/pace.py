@@ -23,7 +23,7 @@ TURN_SECONDS: Final = 1
 SHORTEST_WAIT_SECONDS: Final = 0.005
 """Least time between two looks at a queue: what becomes free or ready meanwhile goes together."""
 LONGEST_WAIT_SECONDS: Final = 0.05
-"""Most time between two looks at a queue that somebody else has the turn of, or that holds plenty."""
+"""Longest pause between looks at a queue that holds plenty, or whose turn somebody else has."""
 PLENTY: Final = 10
 """A queue that is full and holds at least this much is left alone until half of it is gone."""
 PLENTY_SECONDS: Final = 1

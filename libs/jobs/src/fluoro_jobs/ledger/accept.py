@@ -1,4 +1,4 @@
-"""Accepts jobs: concurrent submits share one transaction (group commit), and OK is said only after its COMMIT (I1)."""
+"""Accepts jobs: concurrent submits share a transaction, and hear OK only after its COMMIT (I1)."""
 
 import json
 import queue
@@ -51,18 +51,24 @@ log = structlog.get_logger(__name__)
 
 _INSERT: Final = """
 WITH given AS MATERIALIZED (
-  SELECT * FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text, sha256 text, inputs uuid[], labels jsonb,
+  SELECT * FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text,
+    sha256 text, inputs uuid[], labels jsonb,
     priority int2, schedule_time timestamptz, expire_time timestamptz)
 ), given_tasks AS MATERIALIZED (
-  SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2, queue text, task_name text,
+  SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2,
+    queue text, task_name text,
     first_input int, input_count int, allowed int)
-), missing AS MATERIALIZED (  -- a look-up for each, lest the planner joins them with all blobs there are
-  SELECT u.id, array_agg(i.place - 1 ORDER BY i.place) AS places FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place)
+), missing AS MATERIALIZED (
+  -- A look-up for each, lest the planner joins them with all blobs there are.
+  SELECT u.id, array_agg(i.place - 1 ORDER BY i.place) AS places
+  FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place)
   WHERE (SELECT b.owner FROM blobs b WHERE b.id = i.blob) IS DISTINCT FROM u.owner
   GROUP BY u.id
 ), new_jobs AS (
-  INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority, schedule_time, expire_time, state, last_sequence)
-  SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), cardinality(u.inputs), u.labels, u.priority, u.schedule_time,
+  INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority,
+    schedule_time, expire_time, state, last_sequence)
+  SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), cardinality(u.inputs),
+    u.labels, u.priority, u.schedule_time,
     u.expire_time, 'PENDING', 1
   FROM given u WHERE NOT EXISTS (SELECT FROM missing m WHERE m.id = u.id)
   ON CONFLICT DO NOTHING
@@ -72,19 +78,27 @@ WITH given AS MATERIALIZED (
   SELECT j.id, i.place - 1, i.blob
   FROM new_jobs j JOIN given u ON u.id = j.id, unnest(u.inputs) WITH ORDINALITY i(blob, place)
 ), new_steps AS (
-  INSERT INTO steps (job_id, ordinal, name, operation, queue, task_name, request, after, max_attempts, initial_backoff_seconds,
-    max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all, allow_identifiable, input_count, task_count, state)
-  SELECT j.id, u.ordinal, u.name, u.operation, u.queue, u.task_name, decode(u.request, 'base64'), u.after, u.max_attempts,
-    u.initial_backoff, u.max_backoff, u.timeout, u.sources, u.inputs_per_task, u.requires_all, u.allow_identifiable, u.input_count, u.task_count, 'PENDING'
-  FROM new_jobs j JOIN json_to_recordset(%(steps)s::json) u(job_id uuid, ordinal int2, name text, operation text, queue text,
-    task_name text, request text, after int2[], max_attempts int2, initial_backoff float8, max_backoff float8, timeout float8,
-    sources jsonb, inputs_per_task int, requires_all bool, allow_identifiable bool, input_count int, task_count int) ON u.job_id = j.id
+  INSERT INTO steps (job_id, ordinal, name, operation, queue, task_name, request, after,
+    max_attempts, initial_backoff_seconds,
+    max_backoff_seconds, timeout_seconds, sources, inputs_per_task, requires_all,
+      allow_identifiable, input_count, task_count, state)
+  SELECT j.id, u.ordinal, u.name, u.operation, u.queue, u.task_name, decode(u.request, 'base64'),
+    u.after, u.max_attempts,
+    u.initial_backoff, u.max_backoff, u.timeout, u.sources, u.inputs_per_task, u.requires_all,
+      u.allow_identifiable, u.input_count, u.task_count, 'PENDING'
+  FROM new_jobs j JOIN json_to_recordset(%(steps)s::json) u(job_id uuid, ordinal int2, name text,
+    operation text, queue text,
+    task_name text, request text, after int2[], max_attempts int2, initial_backoff float8,
+      max_backoff float8, timeout float8,
+    sources jsonb, inputs_per_task int, requires_all bool, allow_identifiable bool,
+      input_count int, task_count int) ON u.job_id = j.id
 ), new_tasks AS (
   INSERT INTO tasks (id, job_id, step, shard, first_input, input_count, allowed, state)
   SELECT u.id, j.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
   FROM new_jobs j JOIN given_tasks u ON u.job_id = j.id
 ), new_open_tasks AS (
-  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, priority, due_time, order_time, state, dispatch_order)
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, priority, due_time, order_time,
+    state, dispatch_order)
   SELECT u.id, j.id, u.queue, j.owner, u.task_name, j.priority, due.time, due.time,
     CASE WHEN due.time > now() THEN 'WAITING' ELSE 'READY' END,
     CASE WHEN due.time <= now() THEN due.time - j.priority * interval '1 minute' END
@@ -95,7 +109,8 @@ WITH given AS MATERIALIZED (
   SELECT j.id, u.step, 0, u.key, CASE WHEN cardinality(u.inputs) = 1 THEN 0 END,
     (SELECT jsonb_agg(jsonb_build_array(b.id, 'input', '', b.media_type, NULL) ORDER BY i.place)
       FROM unnest(u.inputs) WITH ORDINALITY i(blob, place) JOIN blobs b ON b.id = i.blob)
-  FROM new_jobs j JOIN json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text, inputs uuid[]) ON u.job_id = j.id
+  FROM new_jobs j JOIN json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text,
+    inputs uuid[]) ON u.job_id = j.id
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
 )
@@ -110,11 +125,12 @@ _EARLIER: Final = """
 SELECT owner, request_id, id, request_sha256, create_time, state, last_sequence FROM jobs
 WHERE (owner, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 UNION ALL
-SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence FROM jobs WHERE id = ANY(%s)
+SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence FROM jobs
+  WHERE id = ANY(%s)
 """
 
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'fluoro', 'repeated')"
-"""A commit that writes, so that PostgreSQL acknowledges it when the synchronous standby has all that came before.
+"""A commit that writes: PostgreSQL acknowledges it once the standby has all that came before.
 
 Reading alone proves nothing: after a restart the primary shows jobs whose standby never got them.
 """
@@ -243,7 +259,7 @@ def _accepted(submission: Submission, create_time: datetime) -> job_pb2.Job:
 
 
 def _earlier(connection: LedgerConnection, repeated: Sequence[Submission]) -> dict[UUID, Answer]:
-    """What an earlier submit with the same request_id left: the same job again, or an error if the body was another."""
+    """What an earlier submit with this request_id left: its job, or an error if bodies differ."""
     keys = [s.owner for s in repeated], [s.request_id for s in repeated], [s.id for s in repeated]
     found: dict[Any, Sequence[Any]] = {}
     for row in connection.execute(_EARLIER, keys).fetchall():
@@ -316,7 +332,9 @@ class GroupCommit(threading.Thread):
         self.start()
 
     def submit(self, submission: Submission) -> "Future[job_pb2.Job]":
-        """A future of the accepted job; FluoroError in it if the submission is refused or the ledger cannot be reached.
+        """A future of the accepted job, or of a FluoroError.
+
+        The submission was refused, or the ledger cannot be reached.
 
         Once it cannot be cancelled any more, the job may be durable. FluoroError GATEWAY_BUSY, at
         once, if too much waits.

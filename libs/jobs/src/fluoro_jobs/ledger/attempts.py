@@ -52,7 +52,8 @@ class Attempt(NamedTuple):
 class Claim:
     """One attempt, and what it needs to run.
 
-    graph: the job as this claim left it, with this task alone. inputs: of the task. waited_seconds: from when it was due to the claim.
+    graph: the job as this claim left it, with this task alone. inputs: of the task. waited_seconds:
+    from when it was due to the claim.
     """
 
     graph: JobGraph
@@ -101,18 +102,25 @@ class Claim:
 
 
 _INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
-    SELECT json_agg(json_build_array(i.number, i.number, i.number, json_build_array(json_build_array(
-      i.blob_id, 'input', '', b.media_type, NULL))) ORDER BY i.number) FROM job_inputs i JOIN blobs b ON b.id = i.blob_id
-    WHERE i.job_id = t.job_id AND i.number >= t.first_input AND i.number < t.first_input + t.input_count)
+    SELECT json_agg(json_build_array(i.number, i.number, i.number,
+      json_build_array(json_build_array(
+      i.blob_id, 'input', '', b.media_type, NULL))) ORDER BY i.number) FROM job_inputs i
+        JOIN blobs b ON b.id = i.blob_id
+    WHERE i.job_id = t.job_id AND i.number >= t.first_input
+      AND i.number < t.first_input + t.input_count)
   ELSE (
-    SELECT json_agg(json_build_array(i.number, i.key, i.input, i.parts) ORDER BY i.number) FROM step_inputs i
-    WHERE i.job_id = t.job_id AND i.step = t.step AND i.number >= t.first_input AND i.number < t.first_input + t.input_count) END"""
+    SELECT json_agg(json_build_array(i.number, i.key, i.input, i.parts) ORDER BY i.number)
+      FROM step_inputs i
+    WHERE i.job_id = t.job_id AND i.step = t.step AND i.number >= t.first_input
+      AND i.number < t.first_input + t.input_count) END"""
 
 _CLAIM: Final = f"""
 WITH task AS (
-  SELECT t.id, t.job_id, t.step, t.shard, t.first_input, t.input_count, o.attempt + 1 AS attempt, o.due_time, s.request, s.sources,
+  SELECT t.id, t.job_id, t.step, t.shard, t.first_input, t.input_count, o.attempt + 1 AS attempt,
+    o.due_time, s.request, s.sources,
     j.last_sequence AS version,
-    -- Not a condition here: the planner would go through all that is queued instead of looking the id up.
+    -- Not a condition here: the planner would go through all that is queued instead of looking the
+    -- id up.
     o.state = 'QUEUED' AND o.attempt + 1 = coalesce(%(number)s::int, o.attempt + 1) AS queued,
     (j.state = 'PENDING')::int AS first_of_job, (s.state = 'PENDING')::int AS first_of_step
   FROM open_tasks o JOIN tasks t ON t.id = o.task_id JOIN jobs j ON j.id = t.job_id
@@ -121,9 +129,11 @@ WITH task AS (
 ), job AS (
   UPDATE jobs j SET state = 'RUNNING', start_time = coalesce(j.start_time, now()),
     last_sequence = t.version + t.first_of_job + t.first_of_step + 1
-  FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version RETURNING j.id, j.owner
+  FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version
+    RETURNING j.id, j.owner
 ), steps_ AS (
-  UPDATE steps s SET state = 'RUNNING' FROM job, task t WHERE t.first_of_step = 1 AND s.job_id = job.id AND s.ordinal = t.step
+  UPDATE steps s SET state = 'RUNNING' FROM job, task t
+    WHERE t.first_of_step = 1 AND s.job_id = job.id AND s.ordinal = t.step
 ), open_ AS (
   UPDATE open_tasks SET state = 'RUNNING', attempt = t.attempt, worker_id = %(worker_id)s,
     lease_expire_time = now() + interval '{LEASE_SECONDS} s'
@@ -136,10 +146,12 @@ WITH task AS (
   FROM job, task t, LATERAL (VALUES
     (t.first_of_job, NULL, NULL, NULL, t.first_of_job),
     (t.first_of_job + t.first_of_step, t.step, NULL, NULL, t.first_of_step),
-    (t.first_of_job + t.first_of_step + 1, t.step, t.shard, t.attempt, 1)) e(number, step, shard, attempt, happens)
+    (t.first_of_job + t.first_of_step + 1, t.step, t.shard, t.attempt, 1)) e(number, step, shard,
+      attempt, happens)
   WHERE e.happens = 1
 )
-SELECT {store.PICTURE % "t.id = %(task)s"}, {_INPUTS}, t.request, extract(epoch FROM now() - t.due_time)::float8,
+SELECT {store.PICTURE % "t.id = %(task)s"}, {_INPUTS}, t.request, extract(epoch
+  FROM now() - t.due_time)::float8,
   EXISTS (SELECT FROM job)
 FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """
@@ -174,7 +186,7 @@ def claim(
 def _try_claim(
     connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None
 ) -> tuple[UUID | None, Claim | None]:
-    """The job, if the task is queued; and the claim, unless the job moved while the statement waited for its row."""
+    """The job, if the task is queued; and the claim, unless the job moved during the statement."""
     parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
     row = connection.execute(_CLAIM, parameters).fetchone()
     if row is None:

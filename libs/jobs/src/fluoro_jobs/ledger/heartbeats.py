@@ -1,4 +1,4 @@
-"""The heartbeat of a worker process: its row, its leases, and the ends of attempts that it cannot run to their end."""
+"""The heartbeat of a worker process: its row, its leases, and attempts that it must end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,27 +12,32 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.states import Outcome
 
 WORKER_EXPIRE_SECONDS: Final = 30
-"""A worker whose heartbeat is older is taken for dead: it no longer counts for the dispatch window."""
+"""A worker with an older heartbeat counts as dead, and no longer for the dispatch window."""
 
 _BEAT: Final = f"""
 WITH beat AS (
   INSERT INTO workers (id, name, queue, slots, version, task_seconds, operations, expire_time)
   VALUES (%(id)s, %(worker)s, %(queue)s, %(slots)s, %(version)s, %(task_seconds)s, %(operations)s,
     now() + interval '{WORKER_EXPIRE_SECONDS} s')
-  ON CONFLICT (id) DO UPDATE SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds,
+  ON CONFLICT (id) DO UPDATE
+    SET expire_time = excluded.expire_time, task_seconds = excluded.task_seconds,
     slots = excluded.slots, operations = excluded.operations
 ), asked AS (
   SELECT task_id, number FROM unnest(%(tasks)s::uuid[], %(numbers)s::int[]) asked(task_id, number)
 ), renewed AS (
   UPDATE open_tasks SET lease_expire_time = now() + interval '{LEASE_SECONDS} s' WHERE task_id IN (
     SELECT o.task_id FROM asked JOIN open_tasks o ON o.task_id = asked.task_id
-    WHERE o.worker_id = %(id)s AND o.attempt = coalesce(asked.number, o.attempt)  -- only what runs has a worker
+    -- only what runs has a worker
+    WHERE o.worker_id = %(id)s AND o.attempt = coalesce(asked.number, o.attempt)
     FOR UPDATE OF o SKIP LOCKED)
 )
-SELECT t.id, asked.number, t.job_id, a.number, a.outcome, a.reason, extract(epoch FROM now() - a.start_time)::float8, s.timeout_seconds
-FROM asked JOIN tasks t ON t.id = asked.task_id JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
+SELECT t.id, asked.number, t.job_id, a.number, a.outcome, a.reason, extract(epoch
+  FROM now() - a.start_time)::float8, s.timeout_seconds
+FROM asked JOIN tasks t ON t.id = asked.task_id
+  JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
 LEFT JOIN open_tasks o ON o.task_id = t.id
-JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, o.attempt, t.attempt) WHERE a.worker = %(worker)s
+JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, o.attempt, t.attempt)
+  WHERE a.worker = %(worker)s
 """
 
 TaskAttempt = tuple[UUID, int | None]
@@ -88,7 +93,9 @@ def beat(
     running: Sequence[TaskAttempt],
     task_seconds: float = 0,
 ) -> list[Held]:
-    """One heartbeat of a worker process: its row, the leases of all it runs, and what the ledger says of them. One statement.
+    """One heartbeat: the worker's row, the leases of all it runs, and what the ledger says of them.
+
+    One statement.
 
     Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on
     average; 0 if none has.
@@ -121,7 +128,10 @@ def forget_workers(connection: LedgerConnection) -> None:
     connection.execute("DELETE FROM workers WHERE expire_time < now() - interval '1 hour'")
 
 
-_OF_WORKER: Final = "SELECT job_id, task_id, attempt FROM open_tasks WHERE queued_time IS NOT NULL AND worker_id = %s"
+_OF_WORKER: Final = (
+    "SELECT job_id, task_id, attempt FROM open_tasks"
+    " WHERE queued_time IS NOT NULL AND worker_id = %s"
+)
 _OF_ATTEMPT: Final = f"{_OF_WORKER} AND task_id = %s AND attempt = coalesce(%s::int, attempt)"
 
 

@@ -1,10 +1,10 @@
-"""Reads a job's graph and makes what was done to it durable: one statement each, no lock held in between.
+"""Reads a job's graph and makes changes of it durable: one statement each, no lock in between.
 
 `jobs.last_sequence` is the version. Every transition emits at least one event, so it bumps the
 version, and every write says `WHERE last_sequence = what I read`: a writer that acted on an old
 picture writes nothing and reads again. That one guard is what fences late attempts off (I2), writes
 terminal states once (I3) and keeps the event sequence free of gaps (I5). Dispatch alone moves tasks
-WAITING → READY → QUEUED without it; nothing decided here depends on which of the three a task is in.
+WAITING → READY → QUEUED without it: nothing decided here depends on which of the three a task has.
 """
 
 import json
@@ -33,19 +33,24 @@ class Tasks(Enum):
     OPEN = "t.state = 'OPEN'"
 
 
-_COUNTERS: Final = """json_build_array(s.input_count, s.task_count, s.ended_tasks, s.failed_tasks, s.lost_inputs, s.items_total,
-     s.items_succeeded, s.items_skipped, s.items_failed)"""
+_COUNTERS: Final = """json_build_array(s.input_count, s.task_count, s.ended_tasks, s.failed_tasks,
+     s.lost_inputs, s.items_total, s.items_succeeded, s.items_skipped, s.items_failed)"""
 PICTURE: Final = f"""j.id, j.owner, j.state, j.last_sequence, j.input_count,
-  (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts, s.initial_backoff_seconds,
-     s.max_backoff_seconds, s.sources, s.inputs_per_task, s.requires_all, s.state, s.reason, s.message, {_COUNTERS}))
+  (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts,
+    s.initial_backoff_seconds,
+     s.max_backoff_seconds, s.sources, s.inputs_per_task, s.requires_all, s.state, s.reason,
+       s.message, {_COUNTERS}))
    FROM steps s WHERE s.job_id = j.id),
   (SELECT json_agg(json_build_array(t.id, t.step, t.shard,
-     CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY' ELSE o.state END,
-     coalesce(o.attempt, t.attempt), t.allowed, t.first_input, t.input_count, t.item_counts, t.returned))
+     CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY'
+       ELSE o.state END,
+     coalesce(o.attempt, t.attempt), t.allowed, t.first_input, t.input_count, t.item_counts,
+       t.returned))
    FROM tasks t LEFT JOIN open_tasks o ON o.task_id = t.id WHERE %s)"""
 """Columns that `parse` makes a graph of, given which tasks; j is the job."""
 _LOAD: Final = {
-    which: f"SELECT {PICTURE % f't.job_id = j.id AND {which.value}'} FROM jobs j WHERE j.id = %(job)s"
+    which: f"SELECT {PICTURE % f't.job_id = j.id AND {which.value}'} FROM jobs j"
+    " WHERE j.id = %(job)s"
     for which in Tasks
 }
 _LOAD_ONE: Final = f"SELECT {PICTURE % 't.id = %(task)s'} FROM jobs j WHERE j.id = %(job)s"
@@ -56,14 +61,16 @@ Answer = TypeVar("Answer")
 def load(
     connection: LedgerConnection, job: UUID, which: UUID | Tasks = Tasks.ALL
 ) -> JobGraph | None:
-    """The graph of a job with these of its tasks, as of one moment; None if there is no such job."""
+    """The graph of a job with these of its tasks, at one moment; None if there is no such job."""
     statement = _LOAD[which] if isinstance(which, Tasks) else _LOAD_ONE
     row = connection.execute(statement, {"job": job, "task": which}).fetchone()
     return None if row is None else parse(row)
 
 
 def lock(connection: LedgerConnection, job: UUID) -> None:
-    """Holds the job's row until the transaction ends; a process that stops meanwhile loses both after a few seconds (connection.py).
+    """Holds the job's row until the transaction ends.
+
+    A process that stops meanwhile loses both after a few seconds (connection.py).
 
     A statement of its own: one that waits for the lock and reads in one go sees the row as it is
     after the wait, but its steps and tasks as they were before.
@@ -128,7 +135,7 @@ def transition(
 
 
 def count_end(state: JobState | None) -> None:
-    """For the metrics: a process that serves them ended a job, if the state that it moved one to is an end."""
+    """For the metrics: counts a job that this process ended, if its new state is an end."""
     if state is not None and is_terminal(state):
         metrics.JOBS_FINISHED.labels(state=state.lower()).inc()
 
@@ -184,7 +191,10 @@ def _write(
 def _parts(
     graph: JobGraph, step_inputs: Sequence[dict[str, Any]]
 ) -> dict[str, Sequence[dict[str, Any]]]:
-    """The rows of each part of the statement, by column. Parts without rows are left out, unless they take a list of their own."""
+    """The rows of each part of the statement, by column.
+
+    Parts without rows are left out, unless they take a list of their own.
+    """
     changed = [graph.tasks[task] for task in graph.changed_tasks]
     rows: dict[str, Sequence[dict[str, Any]]] = {
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
@@ -347,11 +357,15 @@ def _statement(parts: tuple[str, ...]) -> str:
 
     Cached text, so that psycopg prepares each combination once.
     """
-    return f"WITH {_JOB}{''.join(f', {name}_ AS ({_PARTS[name]})' for name in parts)} SELECT 1 FROM job"
+    return (
+        f"WITH {_JOB}{''.join(f', {name}_ AS ({_PARTS[name]})' for name in parts)}"
+        " SELECT 1 FROM job"
+    )
 
 
 _JOB: Final = """job AS (
-  UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s, last_sequence = last_sequence + %(bump)s,
+  UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s,
+    last_sequence = last_sequence + %(bump)s,
     end_time = CASE WHEN %(ended)s THEN coalesce(end_time, now()) END,
     expire_time = CASE WHEN %(again)s AND expire_time < now() THEN NULL ELSE expire_time END
   WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id, schedule_time, priority
@@ -362,29 +376,41 @@ _DUE: Final = "greatest(now() + u.delay_seconds * interval '1 s', job.schedule_t
 
 _PARTS: Final[dict[str, str]] = {
     "steps": """
-  UPDATE steps s SET state = u.state, reason = u.reason, message = u.message, input_count = u.input_count, task_count = u.task_count,
-    ended_tasks = u.ended_tasks, failed_tasks = u.failed_tasks, lost_inputs = u.lost_inputs, items_total = u.items_total,
-    items_succeeded = u.items_succeeded, items_skipped = u.items_skipped, items_failed = u.items_failed
-  FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text, message text, input_count int, task_count int,
-    ended_tasks int, failed_tasks int, lost_inputs int, items_total int, items_succeeded int, items_skipped int, items_failed int)
+  UPDATE steps s SET state = u.state, reason = u.reason, message = u.message,
+    input_count = u.input_count, task_count = u.task_count,
+    ended_tasks = u.ended_tasks, failed_tasks = u.failed_tasks, lost_inputs = u.lost_inputs,
+      items_total = u.items_total,
+    items_succeeded = u.items_succeeded, items_skipped = u.items_skipped,
+      items_failed = u.items_failed
+  FROM job, json_to_recordset(%(steps)s::json) u(ordinal int2, state text, reason text,
+    message text, input_count int, task_count int,
+    ended_tasks int, failed_tasks int, lost_inputs int, items_total int, items_succeeded int,
+      items_skipped int, items_failed int)
   WHERE s.job_id = job.id AND s.ordinal = u.ordinal""",
     # A result once there stays, until a retry takes it back together with the counts.
     "tasks": """
-  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed, returned = u.returned, item_counts = u.item_counts,
-    result = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(decode(u.result, 'base64'), t.result) END,
-    result_blob = CASE WHEN u.item_counts IS NULL THEN NULL ELSE coalesce(u.result_blob, t.result_blob) END
+  UPDATE tasks t SET state = u.state, attempt = u.attempt, allowed = u.allowed,
+    returned = u.returned, item_counts = u.item_counts,
+    result = CASE WHEN u.item_counts IS NULL THEN NULL
+      ELSE coalesce(decode(u.result, 'base64'), t.result) END,
+    result_blob = CASE WHEN u.item_counts IS NULL THEN NULL
+      ELSE coalesce(u.result_blob, t.result_blob) END
   FROM job, json_to_recordset(%(tasks)s::json)
-    u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text, result_blob uuid)
+    u(id uuid, state text, attempt int, allowed int, returned int, item_counts int[], result text,
+      result_blob uuid)
   WHERE t.id = ANY(%(changed)s) AND t.id = u.id""",
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s)",
     "returned": f"""
-  UPDATE open_tasks o SET state = CASE WHEN {_DUE} > now() THEN 'WAITING' ELSE 'READY' END, due_time = {_DUE}, queued_time = NULL,
-    dispatch_order = CASE WHEN {_DUE} <= now() THEN o.order_time - o.priority * interval '1 minute' END,
+  UPDATE open_tasks o SET state = CASE WHEN {_DUE} > now() THEN 'WAITING'
+    ELSE 'READY' END, due_time = {_DUE}, queued_time = NULL,
+    dispatch_order = CASE
+      WHEN {_DUE} <= now() THEN o.order_time - o.priority * interval '1 minute' END,
     attempt = u.attempt, worker_id = NULL, lease_expire_time = NULL
   FROM job, json_to_recordset(%(returned)s::json) u(id uuid, attempt int, delay_seconds float8)
   WHERE o.task_id = ANY(%(changed)s) AND o.task_id = u.id""",
     "reopened": f"""
-  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time, order_time, state, dispatch_order)
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time,
+    order_time, state, dispatch_order)
   SELECT t.id, job.id, s.queue, %(owner)s, s.task_name, u.attempt, job.priority, {_DUE}, {_DUE},
     CASE WHEN {_DUE} > now() THEN 'WAITING' ELSE 'READY' END,
     CASE WHEN {_DUE} <= now() THEN {_DUE} - job.priority * interval '1 minute' END
@@ -395,12 +421,15 @@ _PARTS: Final[dict[str, str]] = {
     "planned": """
   INSERT INTO tasks AS t (id, job_id, step, shard, first_input, input_count, allowed, state)
   SELECT u.id, job.id, u.step, u.shard, u.first_input, u.input_count, u.allowed, 'OPEN'
-  FROM job, json_to_recordset(%(planned)s::json) u(id uuid, step int2, shard int2, first_input int, input_count int, allowed int)
-  ON CONFLICT (job_id, step, shard) DO UPDATE SET state = 'OPEN', first_input = excluded.first_input,
+  FROM job, json_to_recordset(%(planned)s::json) u(id uuid, step int2, shard int2, first_input int,
+    input_count int, allowed int)
+  ON CONFLICT (job_id, step, shard) DO UPDATE
+    SET state = 'OPEN', first_input = excluded.first_input,
     input_count = excluded.input_count, allowed = t.attempt + excluded.allowed, returned = 0
   RETURNING t.id, t.step, t.attempt
 ), open_ AS (
-  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time, order_time, state, dispatch_order)
+  INSERT INTO open_tasks (task_id, job_id, queue, owner, task_name, attempt, priority, due_time,
+    order_time, state, dispatch_order)
   SELECT p.id, job.id, s.queue, %(owner)s, s.task_name, p.attempt, job.priority, due.time, due.time,
     CASE WHEN due.time > now() THEN 'WAITING' ELSE 'READY' END,
     CASE WHEN due.time <= now() THEN due.time - job.priority * interval '1 minute' END
@@ -408,7 +437,9 @@ _PARTS: Final[dict[str, str]] = {
   WHERE s.job_id = job.id AND s.ordinal = p.step""",
     "step_inputs": """
   INSERT INTO step_inputs (job_id, step, number, key, input, parts)
-  SELECT job.id, u.* FROM job, json_to_recordset(%(step_inputs)s::json) u(step int2, number int, key text, input int, parts jsonb)""",
+  SELECT job.id, u.*
+    FROM job, json_to_recordset(%(step_inputs)s::json) u(step int2, number int, key text,
+    input int, parts jsonb)""",
     "redone": """
   DELETE FROM items i USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)
   WHERE i.job_id = job.id AND i.step = u.step AND i.shard = u.shard
@@ -418,7 +449,8 @@ _PARTS: Final[dict[str, str]] = {
     # Of a step that is planned anew nothing counts any more but its attempts. Its tasks work on
     # nothing until the plan takes them up again.
     "forgotten": """
-  UPDATE tasks t SET result = NULL, result_blob = NULL, item_counts = NULL, first_input = 0, input_count = 0
+  UPDATE tasks t SET result = NULL, result_blob = NULL, item_counts = NULL, first_input = 0,
+    input_count = 0
   FROM job WHERE t.job_id = job.id AND t.step = ANY(%(forgotten)s)
 ), forgotten_inputs_ AS (
   DELETE FROM step_inputs i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)
@@ -427,31 +459,40 @@ _PARTS: Final[dict[str, str]] = {
 ), forgotten_artifacts_ AS (
   DELETE FROM artifacts a USING job WHERE a.job_id = job.id AND a.step = ANY(%(forgotten)s)""",
     "ends": """
-  UPDATE attempts a SET end_time = now(), outcome = u.outcome, reason = u.reason, message = u.message
-  FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int, outcome text, reason text, message text)
+  UPDATE attempts a
+    SET end_time = now(), outcome = u.outcome, reason = u.reason, message = u.message
+  FROM job, json_to_recordset(%(ends)s::json) u(task_id uuid, number int, outcome text,
+    reason text, message text)
   WHERE a.task_id = ANY(%(ended_tasks)s) AND a.task_id = u.task_id AND a.number = u.number""",
     "events": """
-  INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message, item_counts)
+  INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message,
+    item_counts)
   SELECT job.id, %(owner)s, u.* FROM job, json_to_recordset(%(events)s::json)
-    u(sequence int8, step int2, shard int2, attempt int, state text, reason text, message text, item_counts int[])""",
+    u(sequence int8, step int2, shard int2, attempt int, state text, reason text, message text,
+      item_counts int[])""",
     "items": """
   INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
   SELECT job.id, u.* FROM job, json_to_recordset(%(items)s::json)
-    u(step int2, shard int2, number int, key text, input int, state int2, reason text, message text)""",
+    u(step int2, shard int2, number int, key text, input int, state int2, reason text,
+      message text)""",
     "lost": f"""
   INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
-  SELECT job.id, u.step, u.shard, n, coalesce(i.key, n::text), CASE WHEN i.key IS NULL THEN n ELSE i.input END,
+  SELECT job.id, u.step, u.shard, n, coalesce(i.key, n::text), CASE WHEN i.key IS NULL THEN n
+    ELSE i.input END,
     {job_pb2.Item.STATE_FAILED}, u.reason, u.message
   FROM job
-  CROSS JOIN json_to_recordset(%(lost)s::json) u(step int2, shard int2, first_input int, last_input int, reason text, message text)
+  CROSS JOIN json_to_recordset(%(lost)s::json) u(step int2, shard int2, first_input int,
+    last_input int, reason text, message text)
   CROSS JOIN generate_series(u.first_input, u.last_input) n
   LEFT JOIN step_inputs i ON i.job_id = %(job)s AND i.step = u.step AND i.number = n""",
     "blobs": """
   INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
   SELECT u.id, %(owner)s, u.size_bytes, decode(u.sha256, 'hex'), u.media_type, false
-  FROM job, json_to_recordset(%(blobs)s::json) u(id uuid, size_bytes int8, sha256 text, media_type text)""",
+  FROM job, json_to_recordset(%(blobs)s::json) u(id uuid, size_bytes int8, sha256 text,
+    media_type text)""",
     "artifacts": """
   INSERT INTO artifacts (job_id, step, shard, position, name, role, key, input, blob_id)
   SELECT job.id, u.* FROM job, json_to_recordset(%(artifacts)s::json)
-    u(step int2, shard int2, position int, name text, role text, key text, input int, blob_id uuid)""",
+    u(step int2, shard int2, position int, name text, role text, key text, input int,
+      blob_id uuid)""",
 }

@@ -142,12 +142,14 @@ def _done(
 # Without an index, so that renewing a lease is cheap: what is in flight is little, and small.
 _EXPIRED_LEASES: Final = """
 SELECT lease_expire_time, task_id, job_id, attempt FROM open_tasks
-WHERE queued_time IS NOT NULL AND lease_expire_time < now() AND (lease_expire_time, task_id) > (%(time)s::timestamptz, %(id)s)
+WHERE queued_time IS NOT NULL AND lease_expire_time < now()
+  AND (lease_expire_time, task_id) > (%(time)s::timestamptz, %(id)s)
 ORDER BY lease_expire_time, task_id LIMIT %(limit)s
 """
 _EXPIRED_JOBS: Final = """
 SELECT expire_time, id, id FROM jobs
-WHERE end_time IS NULL AND expire_time < now() AND (expire_time, id) > (%(time)s::timestamptz, %(id)s)
+WHERE end_time IS NULL AND expire_time < now()
+  AND (expire_time, id) > (%(time)s::timestamptz, %(id)s)
 ORDER BY expire_time, id LIMIT %(limit)s
 """
 

@@ -1,4 +1,4 @@
-"""Keeps what a worker process runs alive, and stops what nobody wants: one heartbeat per process, in its main process.
+"""Keeps what a worker process runs alive, and stops what nobody wants, in its main process.
 
 Every five seconds, and at once when a cancel is announced, one statement renews the leases of
 everything this process runs and brings back what the ledger says of it. What was cancelled, fenced
@@ -40,7 +40,10 @@ HEARTBEAT_SECONDS: Final = 5
 MISSED_SECONDS: Final = 1
 """From a heartbeat that the ledger did not take to the next try."""
 CATCH_UP_SECONDS: Final = 5
-"""After an outage of the ledger: how long nothing is timed out, because what waited for it to commit is about to."""
+"""How long nothing is timed out after an outage of the ledger.
+
+Work that waited for the ledger is about to be committed.
+"""
 ENDING_SECONDS: Final = 2
 """How much of a beat goes into telling the ledger of ends, besides the last of them."""
 LATE_SECONDS: Final = 10
@@ -143,7 +146,8 @@ class Keeper(threading.Thread):
             AVERAGE_OVER_TASKS if self._task_seconds else 1
         )
         if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
-            self._woken.set()  # tasks are shorter than dispatch knows: its window is too small for them
+            # Tasks are shorter than dispatch knows: its window is too small for them.
+            self._woken.set()
 
     def lost(self, attempt: TaskAttempt) -> None:
         """The pool child that ran this attempt is gone."""
@@ -151,7 +155,7 @@ class Keeper(threading.Thread):
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
-        """The ledger could not be told of its end, or of its claim, which may have happened all the same."""
+        """The ledger could not be told of its end or of its claim, which may have happened."""
         self._left[attempt] = Left(heartbeats.release_of_worker)
         self._gate.look()
         self._woken.set()
@@ -189,7 +193,7 @@ class Keeper(threading.Thread):
         return bool(running())
 
     def hand_back(self) -> None:
-        """Makes everything this process still runs READY for another worker, at once, and stops computing it."""
+        """Makes what this process still runs READY for another worker, and stops computing it."""
         try:
             with self._ledger.connection() as connection:
                 told = audience(connection, heartbeats.release_all(connection, self._worker))
@@ -228,11 +232,13 @@ class Keeper(threading.Thread):
         self._stuck_seconds = self._stuck(list(held.values()))
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:
-            # Without an answer its message is stale and about to be dropped, or about to be claimed.
+            # Without an answer its message is stale and about to be dropped, or about to be
+            # claimed.
             one = held.get(request.task_attempt)
             if one is not None and one.standing in self._ACTIONS:
                 self._ACTIONS[one.standing](self, one, request)
-        self._on_slots()  # the ledger may not have known them before; what waited for a worker starts now
+        # The ledger may not have known them before; what waited for a worker starts now.
+        self._on_slots()
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
 
     def _stuck(self, held: Collection[Held]) -> float:
@@ -244,7 +250,7 @@ class Keeper(threading.Thread):
         return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
-        """Without slots while the gate is closed, so that nothing is dispatched for this process."""
+        """Without slots while the gate is closed: nothing is dispatched for this process."""
         return self._worker if self._gate.is_open else replace(self._worker, slots=0)
 
     def _time_out(self, held: Held, _request: LedgerRequest) -> None:
@@ -265,7 +271,7 @@ class Keeper(threading.Thread):
         Standing.OVERDUE: _time_out,
         Standing.TAKEN_AWAY: _stop,
     }
-    """What to do with a request, by where its attempt stands. In the other cases it goes on, or is just finishing."""
+    """What to do with a request, by where its attempt stands. Otherwise it runs, or is ending."""
 
     def _end_what_is_left(self) -> None:
         """Does so for some seconds, lest a beat comes too late.
@@ -300,7 +306,7 @@ class Keeper(threading.Thread):
                 self._woken.set()
 
     def _look_again(self, attempt: TaskAttempt, left: Left) -> None:
-        """A claim that PostgreSQL took before it hung may be done after it was asked what became of it."""
+        """A claim that PostgreSQL took before it hung may come after it was asked about it."""
         if left.looks_until is None:
             left.looks_until = time.monotonic() + LATE_SECONDS
         if time.monotonic() < left.looks_until:

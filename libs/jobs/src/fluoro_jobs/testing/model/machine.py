@@ -31,7 +31,7 @@ SLOTS: Final = 2
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """What it holds beside the model: the ledger's ids of the model's things, and messages under way, in no order."""
+    """What it holds beside the model: the ledger's ids of its things, and messages under way."""
 
     def __init__(self, db: LedgerConnection) -> None:
         """db: of a database of the test's own, in autocommit. It is emptied."""
@@ -227,8 +227,10 @@ class LedgerMachine(RuleBasedStateMachine):
         # Those of one transaction are equals to dispatch; an order makes every run of a sequence of
         # rules the same.
         self.plain.execute(
-            "UPDATE open_tasks o SET order_time = to_timestamp(u.n), dispatch_order = CASE WHEN o.state = 'READY' THEN to_timestamp(u.n) END "
-            "FROM unnest(%s::uuid[], %s::int[]) u(id, n) WHERE o.task_id = u.id AND o.order_time <> to_timestamp(u.n)",
+            "UPDATE open_tasks o SET order_time = to_timestamp(u.n),"
+            " dispatch_order = CASE WHEN o.state = 'READY' THEN to_timestamp(u.n) END "
+            "FROM unnest(%s::uuid[], %s::int[]) u(id, n)"
+            " WHERE o.task_id = u.id AND o.order_time <> to_timestamp(u.n)",
             (
                 list(self.keys),
                 [10_000 * key.job + 100 * key.step + key.shard for key in self.keys.values()],
@@ -397,7 +399,10 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [
             self.task_ids[key] for key in self.model.having("RUNNING") if self.model[key].expired
         ]
-        live = "UPDATE open_tasks SET lease_expire_time = now() + interval '1 min' WHERE state = 'RUNNING' AND task_id <> ALL(%s)"
+        live = (
+            "UPDATE open_tasks SET lease_expire_time = now() + interval '1 min'"
+            " WHERE state = 'RUNNING' AND task_id <> ALL(%s)"
+        )
         self.db.execute(live, (expired,))  # however slow this machine is
         self._moved(
             list(sweeps.expired_leases(self.db, Backoff("test"))),
@@ -427,7 +432,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- two things at once ---
 
     def overtake(self, rivals: tuple[Move, Move], when: int) -> None:
-        """The quick one happens between two statements of the slow one: as if it had come before it."""
+        """The quick one happens between two statements of the slow one, as if before it."""
         slow, quick = rivals
 
         def meanwhile() -> None:
@@ -458,7 +463,7 @@ class LedgerMachine(RuleBasedStateMachine):
     # --- the end ---
 
     def teardown(self) -> None:
-        """Unless something failed: with workers that work, every job comes to its end, and its events tell how."""
+        """With workers that work, every job ends, and its events say how. Not after a failure."""
         if sys.exc_info()[0] is not None:
             return
         for _ in range(1000):
