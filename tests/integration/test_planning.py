@@ -15,6 +15,7 @@ from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.testing.rig import OWNER, Rig
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 
 Db = Connection[TupleRow]
@@ -136,6 +137,22 @@ def test_a_step_to_which_nothing_is_left_fails_and_says_so(rig: Rig, db: Db) -> 
     leave(db, claim)
     assert rig.job(job_id).steps[1].reason == "NO_APPLICABLE_INPUT"
     assert rig.job(job_id).state == job_pb2.Job.STATE_FAILED
+
+
+def test_a_result_is_taken_after_an_outage_in_the_middle_of_planning(
+    rig: Rig, db: Db, database_url: str
+) -> None:
+    inspect = step("inspect", "inspect_dicom", Input(step="unpack"))
+    job_id = submit(rig, db, step("unpack", "unpack_archive"), inspect)
+    (claim,) = claims(db)
+    db.execute("SET lock_timeout = '100 ms'")
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK step_inputs")  # what was done until then is undone
+        with pytest.raises(LockNotAvailable):
+            leave(db, claim, "0/0")
+    assert rig.job(job_id).steps[0].state == job_pb2.Step.STATE_RUNNING
+    leave(db, claim, "0/0")  # as a worker does, whose work is not thrown away
+    assert [seen(one).keys() for one in claims(db)] == [{"0/0"}]
 
 
 def test_a_job_is_read_back_with_what_it_lets_a_step_see(rig: Rig, db: Db) -> None:

@@ -300,5 +300,7 @@ def end(
         act(graph, task)
         return graph
 
+    if picture is not None and picture.tasks[attempt.task].state is not TaskState.RUNNING:
+        picture = None  # an earlier try has ended it there, be it durable or not
     ended = store.transition(connection, attempt.job, act_if_it_runs, attempt.task, picture)
     return None if ended is None else ended.state

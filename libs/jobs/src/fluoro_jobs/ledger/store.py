@@ -112,13 +112,13 @@ def transition(
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
-    which: the tasks that `act` needs to see. picture: the job as it was read before, which is good
-    unless an earlier try has left its notes there. None if there is no such job.
+    which: the tasks that `act` needs to see. picture: the job as it was read before, by who did
+    nothing to it since. None if there is no such job.
 
     When somebody else was faster `act` runs again on a fresh read, this time with the job's row
     locked.
     """
-    graph = load(connection, job, which) if picture is None or picture.changes else picture
+    graph = load(connection, job, which) if picture is None else picture
     if graph is None:
         return None
     answer = act(graph)
