@@ -22,7 +22,7 @@ from fluoro.v1.job_service_pb2 import (
 )
 from gateway import cursor
 from gateway.testing import logged
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 
 PATIENCE_SECONDS = 60
 STEPS, TASKS_OF_A_STEP = 40, 25
@@ -32,12 +32,12 @@ ADA = (("fluoro-owner", "ada"),)
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as made:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
-async def submit_large(rig: Rig) -> str:
+async def submit_large(rig: Stage) -> str:
     """The name of a job of 1,000 tasks."""
     (some,) = (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA)).jobs
     known = await rig.client.jobs.GetJob(GetJobRequest(name=some.name), metadata=ADA)
@@ -50,11 +50,11 @@ async def submit_large(rig: Rig) -> str:
     return str((await rig.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=ADA)).job.name)
 
 
-async def cancel(rig: Rig, job: str) -> None:
+async def cancel(rig: Stage, job: str) -> None:
     await rig.client.jobs.CancelJob(CancelJobRequest(name=job), metadata=ADA)
 
 
-def watch(rig: Rig, job: str) -> Any:
+def watch(rig: Stage, job: str) -> Any:
     return rig.client.jobs.WatchJob(WatchJobRequest(name=job), metadata=ADA)
 
 
@@ -106,7 +106,7 @@ async def stalls() -> AsyncIterator[list[float]]:
 async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wait(
     database_url: str, redis_url: str, blob_url: str, ring: int
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=ring) as rig:
+    async with staged(database_url, redis_url, blob_url, watch_ring_events=ring) as rig:
         await rig.submit()
         job = await submit_large(rig)
         calls = [watch(rig, job) for _ in range(4)]
@@ -129,7 +129,7 @@ async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wai
 
 
 async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loop_turn(
-    rig: Rig,
+    rig: Stage,
 ) -> None:
     await rig.submit()
     jobs = [await submit_large(rig) for _ in range(20)]
@@ -152,7 +152,7 @@ async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loo
     )
 
 
-async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(rig: Rig) -> None:
+async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(rig: Stage) -> None:
     await rig.submit()
     jobs = [await submit_large(rig) for _ in range(3)]
     await asyncio.gather(*(cancel(rig, job) for job in jobs))
@@ -174,7 +174,7 @@ async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(rig: Rig)
 async def test_a_read_that_failed_is_tried_again_at_once_and_not_with_the_next_wake_up(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=3600) as rig:
+    async with staged(database_url, redis_url, blob_url, watch_safety_interval_seconds=3600) as rig:
         job = await rig.submit()
         call = watch(rig, job)
         await anext(aiter(call))

@@ -15,7 +15,7 @@ from fluoro.v1.job_service_pb2 import CancelJobRequest, GetJobRequest, WatchJobR
 from fluoro_local.servers import PostgresServer
 from fluoro_local.testing import standing_still
 from gateway.testing import Refused, refused
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 
 STATEMENT_SECONDS = 2
 """Instead of 10."""
@@ -40,19 +40,19 @@ def owner(name: str) -> Any:
     return (("fluoro-owner", name),)
 
 
-def look(rig: Rig, of: str = "ada") -> Any:
+def look(rig: Stage, of: str = "ada") -> Any:
     """GetJob of a job that does not exist: what the ledger is asked for is in `jobs`."""
     return rig.client.jobs.GetJob(GetJobRequest(name=f"jobs/{uuid4()}"), metadata=owner(of))
 
 
-async def looks(rig: Rig, count: int) -> list[Refused]:
+async def looks(rig: Stage, count: int) -> list[Refused]:
     return await asyncio.gather(*(refused(look(rig)) for _ in range(count)))
 
 
 async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_once(
     urls: URLS, postgres: PostgresServer
 ) -> None:
-    async with rigged(*urls, ledger_statement_seconds=STATEMENT_SECONDS) as rig:
+    async with staged(*urls, ledger_statement_seconds=STATEMENT_SECONDS) as rig:
         assert {found.reason for found in await looks(rig, 50)} == {"JOB_NOT_FOUND"}
         with standing_still(postgres):
             began = time.monotonic()
@@ -72,12 +72,12 @@ async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_
 async def test_the_haste_of_one_owner_is_refused_and_not_the_delay_of_another(urls: URLS) -> None:
     order: list[str] = []
 
-    async def call(rig: Rig, of: str) -> str:
+    async def call(rig: Stage, of: str) -> str:
         reason = (await refused(look(rig, of))).reason
         order.append(of)
         return reason
 
-    async with rigged(*urls, ledger_threads=1, ledger_waiting_calls=5) as rig:
+    async with staged(*urls, ledger_threads=1, ledger_waiting_calls=5) as rig:
         async with locked(urls[0], "jobs"):
             hasty = [asyncio.create_task(call(rig, "ada")) for _ in range(10)]
             done, waiting = await asyncio.wait(hasty, return_when=asyncio.FIRST_COMPLETED)
@@ -95,7 +95,7 @@ async def test_the_haste_of_one_owner_is_refused_and_not_the_delay_of_another(ur
 
 
 async def test_a_call_whose_caller_has_gone_is_not_run(urls: URLS) -> None:
-    async with rigged(*urls, ledger_threads=1) as rig:
+    async with staged(*urls, ledger_threads=1) as rig:
         name = await rig.submit()
         async with locked(urls[0], "jobs"):
             first = asyncio.create_task(refused(look(rig)))
@@ -112,7 +112,7 @@ async def test_a_call_whose_caller_has_gone_is_not_run(urls: URLS) -> None:
 
 
 async def test_events_come_while_every_thread_of_the_callers_is_taken(urls: URLS) -> None:
-    async with rigged(*urls, ledger_threads=1) as rig:
+    async with staged(*urls, ledger_threads=1) as rig:
         name = await rig.submit()
         watch = rig.client.jobs.WatchJob(WatchJobRequest(name=name), metadata=owner("ada"))
         assert (await watch.read()).HasField("snapshot")

@@ -15,15 +15,15 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.read import SMALL_JOB_PARTS
 from gateway.ledger_calls import LedgerCalls
 from gateway.testing import refused
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 from gateway.together import AT_ONCE, MOST_TOGETHER, Together
 
 PATIENCE_SECONDS = 20
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as made:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
@@ -31,19 +31,19 @@ def of(owner: str) -> Any:
     return (("fluoro-owner", owner),)
 
 
-async def get(rig: Rig, name: str, owner: str) -> Job:
+async def get(rig: Stage, name: str, owner: str) -> Job:
     answer = await rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=of(owner))
     return Job.FromString(answer.job.SerializeToString())
 
 
-async def snapshot(rig: Rig, name: str, owner: str) -> Job:
+async def snapshot(rig: Stage, name: str, owner: str) -> Job:
     call = rig.client.jobs.WatchJob(WatchJobRequest(name=name), metadata=of(owner))
     first = await call.read()
     call.cancel()
     return Job.FromString(first.snapshot.SerializeToString())
 
 
-async def submit_large(rig: Rig) -> str:
+async def submit_large(rig: Stage) -> str:
     """Of ada, with more inputs than are read together with other jobs."""
     blob = (await get(rig, await rig.submit(), "ada")).inputs[0]
     steps = [Step(name=name, inspect_dicom=InspectDicom(), max_inputs_per_task=9) for name in "abc"]
@@ -52,7 +52,7 @@ async def submit_large(rig: Rig) -> str:
     return str((await rig.client.jobs.SubmitJob(request, metadata=of("ada"))).job.name)
 
 
-async def test_each_watch_that_begins_with_others_starts_with_its_own_job(rig: Rig) -> None:
+async def test_each_watch_that_begins_with_others_starts_with_its_own_job(rig: Stage) -> None:
     jobs = [
         (await rig.submit(owner, number=str(number)), owner)
         for number in range(12)
@@ -67,7 +67,7 @@ async def test_each_watch_that_begins_with_others_starts_with_its_own_job(rig: R
     assert snapshots == [await get(rig, *job) for job in jobs] * 2
 
 
-async def test_among_others_a_job_of_somebody_else_is_not_found(rig: Rig) -> None:
+async def test_among_others_a_job_of_somebody_else_is_not_found(rig: Stage) -> None:
     mine, large = await rig.submit("ada"), await submit_large(rig)
     answers = await asyncio.gather(
         snapshot(rig, mine, "ada"),
@@ -79,7 +79,7 @@ async def test_among_others_a_job_of_somebody_else_is_not_found(rig: Rig) -> Non
     assert {answer.reason for answer in answers[1:]} == {"JOB_NOT_FOUND"}
 
 
-async def test_those_who_wait_share_the_next_read_and_owners_take_turns_in_it(rig: Rig) -> None:
+async def test_those_who_wait_share_the_next_read_and_owners_take_turns_in_it(rig: Stage) -> None:
     under_way, go = threading.Semaphore(0), threading.Event()
     reads: list[list[tuple[str, int]]] = []
 
@@ -115,7 +115,7 @@ async def test_those_who_wait_share_the_next_read_and_owners_take_turns_in_it(ri
     assert [owner for owner, _ in max(reads, key=len)[:2]] == ["ada", "eve"]
 
 
-async def test_what_a_shared_read_raises_reaches_all_who_share_it(rig: Rig) -> None:
+async def test_what_a_shared_read_raises_reaches_all_who_share_it(rig: Stage) -> None:
     def fail(_: LedgerConnection, wanted: Sequence[tuple[str, int]]) -> Sequence[int]:
         raise FluoroError(Reason.LEDGER_BUSY, f"{len(wanted)} asked")
 

@@ -29,7 +29,7 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsRequest,
 )
 from gateway.testing import Client, refused
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 
 INPUTS: Final = 10_000
 PATIENCE_SECONDS: Final = 20
@@ -66,13 +66,13 @@ WITH job AS (SELECT id FROM jobs WHERE id = %(job)s), tasks_ AS (
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as made:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
 @pytest.fixture
-async def large(rig: Rig, database_url: str) -> str:
+async def large(rig: Stage, database_url: str) -> str:
     """A job of ten thousand inputs, tasks, items and artifacts; it waits to end."""
     one = await rig.client.jobs.GetJob(GetJobRequest(name=await rig.submit()), metadata=ADA)
     job = job_pb2.Job(
@@ -129,7 +129,7 @@ async def answers(client: Client, name: str) -> dict[str, Any]:
     }
 
 
-async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Rig, large: str) -> None:
+async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Stage, large: str) -> None:
     told = await answers(rig.client, large)
     assert {call: job.ByteSize() <= SMALL_BYTES for call, job in told.items()} == dict.fromkeys(
         told, True
@@ -143,7 +143,7 @@ async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Rig, large
 
 
 async def test_all_of_a_job_that_does_not_fit_into_an_answer_is_refused_and_says_what_to_do(
-    rig: Rig, large: str
+    rig: Stage, large: str
 ) -> None:
     jobs, view = rig.client.jobs, JOB_VIEW_FULL
     wait = WaitJobRequest(name=large, view=view, timeout={"nanos": 1})
@@ -158,7 +158,7 @@ async def test_all_of_a_job_that_does_not_fit_into_an_answer_is_refused_and_says
         assert "BASIC" in how.message
 
 
-async def test_the_parts_of_a_large_job_come_in_pages(rig: Rig, large: str) -> None:
+async def test_the_parts_of_a_large_job_come_in_pages(rig: Stage, large: str) -> None:
     jobs = rig.client.jobs
     inputs = await every(jobs.ListInputs, ListInputsRequest(job=large, page_size=1000), "inputs")
     assert len(inputs) == INPUTS
@@ -186,7 +186,7 @@ async def test_the_parts_of_a_large_job_come_in_pages(rig: Rig, large: str) -> N
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
 async def test_a_page_of_large_things_is_shorter_than_was_asked_for(
-    rig: Rig, large: str, database_url: str, size: int
+    rig: Stage, large: str, database_url: str, size: int
 ) -> None:
     jobs = rig.client.jobs
     with psycopg.connect(database_url) as connection:
@@ -200,7 +200,7 @@ async def test_a_page_of_large_things_is_shorter_than_was_asked_for(
     assert len(results) == INPUTS
 
 
-async def test_a_token_is_good_for_its_own_list_alone(rig: Rig, large: str) -> None:
+async def test_a_token_is_good_for_its_own_list_alone(rig: Stage, large: str) -> None:
     jobs = rig.client.jobs
     page = await jobs.ListItems(ListItemsRequest(job=large, page_size=1), metadata=ADA)
     token = page.next_page_token

@@ -28,7 +28,7 @@ from fluoro_jobs.ledger import control
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_local.servers import ValkeyServer
 from gateway.testing import logged, parse
-from gateway.testing_jobs import Rig, claim, rigged
+from gateway.testing_jobs import Stage, claim, staged
 
 PATIENCE_SECONDS = 30
 TERMINAL = {Job.STATE_SUCCEEDED, Job.STATE_FAILED, Job.STATE_CANCELLED}
@@ -36,8 +36,8 @@ SEQUENCES_OF_ONE_STEP = list(range(1, 8))
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as made:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
@@ -91,7 +91,7 @@ def differs(cursor: str, got: list[WatchJobsResponse]) -> bool:
     return got[-1].cursor != cursor
 
 
-async def test_open_jobs_are_snapshots_and_later_ones_come_by_their_first_event(rig: Rig) -> None:
+async def test_open_jobs_are_snapshots_and_later_ones_come_by_their_first_event(rig: Stage) -> None:
     old, done = await rig.submit(study="a"), await rig.submit()
     await rig.run(done)
     call = rig.watch()
@@ -111,7 +111,7 @@ async def test_open_jobs_are_snapshots_and_later_ones_come_by_their_first_event(
     }
 
 
-async def test_only_the_owners_jobs_with_the_labels_appear(rig: Rig) -> None:
+async def test_only_the_owners_jobs_with_the_labels_appear(rig: Stage) -> None:
     calls = [rig.watch(), rig.watch(study="a"), rig.watch(owner="eve")]
     for call in calls:
         await read(call, bookmarked)
@@ -130,7 +130,7 @@ async def test_only_the_owners_jobs_with_the_labels_appear(rig: Rig) -> None:
     assert [set(told(await read(call, bookmarked))) for call in calls] == [set(), set(), set()]
 
 
-async def test_many_watchers_of_many_jobs_hear_every_event_once_and_in_order(rig: Rig) -> None:
+async def test_many_watchers_of_many_jobs_hear_every_event_once_and_in_order(rig: Stage) -> None:
     calls = [rig.watch() for _ in range(8)]
     for call in calls:
         await read(call, bookmarked)
@@ -141,7 +141,7 @@ async def test_many_watchers_of_many_jobs_hear_every_event_once_and_in_order(rig
         assert told(got) == dict.fromkeys(jobs, SEQUENCES_OF_ONE_STEP)
 
 
-async def test_a_resume_from_any_cursor_misses_nothing(rig: Rig) -> None:
+async def test_a_resume_from_any_cursor_misses_nothing(rig: Stage) -> None:
     call = rig.watch()
     got = await read(call, bookmarked)
     jobs = []
@@ -161,7 +161,7 @@ async def test_a_resume_from_any_cursor_misses_nothing(rig: Rig) -> None:
 
 
 async def test_a_cursor_that_changed_twice_repeats_nothing_from_before_the_first_change(
-    rig: Rig, database_url: str
+    rig: Stage, database_url: str
 ) -> None:
     call = rig.watch()
     got = await read(call, bookmarked)
@@ -190,7 +190,7 @@ async def test_a_cursor_that_changed_twice_repeats_nothing_from_before_the_first
 
 
 async def test_a_long_transaction_holds_the_cursor_and_not_the_events(
-    rig: Rig, database_url: str
+    rig: Stage, database_url: str
 ) -> None:
     call = rig.watch()
     await read(call, bookmarked)
@@ -212,7 +212,7 @@ async def test_a_long_transaction_holds_the_cursor_and_not_the_events(
 
 
 async def test_a_transaction_that_commits_late_is_not_passed_over(
-    rig: Rig, database_url: str
+    rig: Stage, database_url: str
 ) -> None:
     slow = await rig.submit()
     call = rig.watch()
@@ -237,7 +237,7 @@ async def test_a_transaction_that_commits_late_is_not_passed_over(
     )
 
 
-async def test_a_job_that_is_retried_after_it_was_forgotten_goes_on(rig: Rig) -> None:
+async def test_a_job_that_is_retried_after_it_was_forgotten_goes_on(rig: Stage) -> None:
     call = rig.watch()
     await read(call, bookmarked)
     job = await rig.submit()
@@ -255,7 +255,7 @@ async def test_a_job_that_is_retried_after_it_was_forgotten_goes_on(rig: Rig) ->
 async def test_without_redis_all_events_come(
     database_url: str, dead_redis_url: str, blob_url: str, wake: bool
 ) -> None:
-    async with rigged(database_url, dead_redis_url, blob_url) as rig:
+    async with staged(database_url, dead_redis_url, blob_url) as rig:
         call = rig.watch()
         await read(call, bookmarked)
         jobs = [await rig.submit() for _ in range(5)]
@@ -267,7 +267,7 @@ async def test_without_redis_all_events_come(
 async def test_a_watch_lives_through_a_crash_of_redis(
     database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url) as rig:
+    async with staged(database_url, redis_url, blob_url) as rig:
         call = rig.watch()
         await read(call, bookmarked)
         jobs = [await rig.submit()]
@@ -286,7 +286,7 @@ async def test_a_watch_lives_through_a_crash_of_redis(
         )
 
 
-async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) -> None:
+async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Stage) -> None:
     job = await rig.submit()
     call = rig.watch()
     await read(call, lambda got: bookmarked(got) and len(got) > 5)
@@ -298,7 +298,7 @@ async def test_progress_comes_live_also_of_jobs_without_recent_events(rig: Rig) 
 async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothing(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(
+    async with staged(
         database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5
     ) as rig:
         job = await rig.submit()
@@ -333,7 +333,7 @@ async def _also(call: Any, into: list[WatchJobsResponse]) -> AsyncIterator[Watch
 @pytest.mark.parametrize(
     "other", [{"owner": "eve"}, {"study": "a"}], ids=["another owner", "other labels"]
 )
-async def test_a_cursor_is_good_for_its_own_watch_only(rig: Rig, other: dict[str, str]) -> None:
+async def test_a_cursor_is_good_for_its_own_watch_only(rig: Stage, other: dict[str, str]) -> None:
     (mark,) = await read(rig.watch(), bookmarked)
     for bad in (rig.watch(mark.cursor, **other), rig.watch("nonsense")):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -345,7 +345,7 @@ async def test_a_cursor_is_good_for_its_own_watch_only(rig: Rig, other: dict[str
 
 
 async def test_a_watch_of_a_job_from_before_its_oldest_event_is_told_the_oldest_cursor(
-    rig: Rig, database_url: str
+    rig: Stage, database_url: str
 ) -> None:
     job = await rig.submit()
     metadata = (("fluoro-owner", "ada"),)
@@ -384,7 +384,7 @@ async def test_the_client_yields_each_event_once_across_gateways_that_go_and_com
         reader = None
         for _ in range(4):
             fields = {"grpc_port": unused_tcp_port, "shutdown_grace_seconds": 0.1}
-            async with rigged(database_url, redis_url, blob_url, **fields) as rig:
+            async with staged(database_url, redis_url, blob_url, **fields) as rig:
                 if reader is None:
                     reader = asyncio.create_task(follow(client))
                 for job in jobs[-3:]:

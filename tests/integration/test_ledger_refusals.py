@@ -15,7 +15,7 @@ from fluoro_jobs.testing.rig import until
 from fluoro_local.replication import read_only
 from fluoro_local.servers import PostgresServer
 from gateway.testing import Refused, parse, refused
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 from psycopg import Connection, sql
 from psycopg.rows import TupleRow
 
@@ -24,8 +24,8 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as rig:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as rig:
         yield rig
 
 
@@ -33,7 +33,7 @@ def meaning(refusal: Refused) -> tuple[grpc.StatusCode, str]:
     return refusal.code, refusal.reason
 
 
-async def state(rig: Rig, name: str) -> "Job.State.ValueType":
+async def state(rig: Stage, name: str) -> "Job.State.ValueType":
     answer = await rig.client.jobs.GetJob(GetJobRequest(name=name), metadata=METADATA)
     return Job.State.Name(answer.job.state)
 
@@ -62,7 +62,10 @@ def end_the_backend(mine: Connection[TupleRow], _job_id: UUID, pid: int) -> None
     ],
 )
 async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_may_try_again(
-    rig: Rig, database_url: str, end: Callable[[Connection[TupleRow], UUID, int], None], reason: str
+    rig: Stage,
+    database_url: str,
+    end: Callable[[Connection[TupleRow], UUID, int], None],
+    reason: str,
 ) -> None:
     name = await rig.submit()
     job_id = UUID(name.removeprefix("jobs/"))
@@ -89,7 +92,7 @@ async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_
 
 
 async def test_a_ledger_that_takes_no_writes_is_named_to_each_writer_and_still_answers_readers(
-    rig: Rig, postgres: PostgresServer
+    rig: Stage, postgres: PostgresServer
 ) -> None:
     name = await rig.submit()
     with read_only(postgres):
@@ -167,7 +170,7 @@ def database_on_small_disk(
         connection.execute("DROP TABLESPACE small")
 
 
-async def submit_many(rig: Rig) -> None:
+async def submit_many(rig: Stage) -> None:
     for _ in range(200):
         await rig.submit(padding="x" * 60)
 
@@ -175,7 +178,7 @@ async def submit_many(rig: Rig) -> None:
 async def test_a_full_disk_of_postgresql_is_told_by_name_and_jobs_are_accepted_once_there_is_room(
     database_on_small_disk: str, redis_url: str, blob_url: str, small_disk: SmallDisk
 ) -> None:
-    async with rigged(database_on_small_disk, redis_url, blob_url) as rig:
+    async with staged(database_on_small_disk, redis_url, blob_url) as rig:
         known = await rig.submit()
         small_disk.fill()
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -27,14 +27,14 @@ NEIGHBOUR = next(
 @pytest.fixture
 async def gateway(
     database_url: str, redis_url: str, blob_url: str
-) -> AsyncIterator[testing_jobs.Rig]:
+) -> AsyncIterator[testing_jobs.Stage]:
     # So that whatever arrives at once has come by a wake-up.
     slow = {
         "watch_poll_interval_seconds": 60,
         "watch_safety_interval_seconds": 60,
         "watch_bookmark_interval_seconds": 60,
     }
-    async with testing_jobs.rigged(database_url, redis_url, blob_url, **slow) as rig:
+    async with testing_jobs.staged(database_url, redis_url, blob_url, **slow) as rig:
         yield rig
 
 
@@ -53,7 +53,7 @@ def _heard(watched: str) -> float:
 
 
 async def test_a_gateway_hears_of_those_alone_who_are_watched_there(
-    gateway: testing_jobs.Rig, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    gateway: testing_jobs.Stage, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail, "ECHO_SECONDS", 0.3)
     jobs = {owner: await gateway.submit(owner) for owner in ("ada", NEIGHBOUR, OTHER)}
@@ -83,7 +83,7 @@ async def test_a_gateway_hears_of_those_alone_who_are_watched_there(
 
 
 async def test_what_happens_before_the_subscription_stands_is_not_missed(
-    gateway: testing_jobs.Rig, redis_url: str, valkey: ValkeyServer
+    gateway: testing_jobs.Stage, redis_url: str, valkey: ValkeyServer
 ) -> None:
     job = await gateway.submit("ada")
     with redis.Redis.from_url(redis_url) as client:

@@ -13,7 +13,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import horizon, read
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from gateway import cursor
-from gateway.testing_jobs import Rig, rigged
+from gateway.testing_jobs import Stage, staged
 
 PATIENCE_SECONDS = 60
 FIRST_TRANSACTION = 10
@@ -24,12 +24,12 @@ BEGINNING = cursor.encode_horizon("ada", {}, 0)
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
-    async with rigged(database_url, redis_url, blob_url) as made:
+async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+    async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
-async def history(rig: Rig, start_cursor: str) -> list[WatchJobsResponse]:
+async def history(rig: Stage, start_cursor: str) -> list[WatchJobsResponse]:
     """The events from a cursor on, until a bookmark comes and the jobs' last events have come."""
     got: list[WatchJobsResponse] = []
     newest: dict[str, int] = {}
@@ -66,7 +66,7 @@ def rewrite(database_url: str, transactions: dict[UUID, list[int]]) -> None:
 
 
 async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_misses_nothing(
-    rig: Rig, database_url: str
+    rig: Stage, database_url: str
 ) -> None:
     choice = random.Random(7)
     jobs = [UUID((await rig.submit())[5:]) for _ in range(4)]

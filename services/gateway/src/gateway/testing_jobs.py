@@ -28,7 +28,7 @@ WORKER: Final = Worker(new_id(), "host:1", "dicom", slots=1, version="0")
 """Whose attempts they are."""
 
 
-class Rig:
+class Stage:
     """A gateway and the other side of the ledger: what workers would do to jobs."""
 
     def __init__(self, client: Client, ledger: Ledger, publisher: Publisher) -> None:
@@ -122,9 +122,9 @@ def claim(connection: LedgerConnection, job: UUID) -> Claim:
 
 
 @asynccontextmanager
-async def rigged(
+async def staged(
     database_url: str, redis_url: str, blob_url: str, **overrides: Any
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[Stage]:
     """A gateway that polls and bookmarks in fractions of a second.
 
     overrides: other fields of its settings.
@@ -136,7 +136,7 @@ async def rigged(
     } | overrides
     try:
         async with serving(database_url, redis_url, blob_url, **fields) as client:
-            yield Rig(client, ledger, publisher)
+            yield Stage(client, ledger, publisher)
     finally:
         publisher.close()
         ledger.close()
