@@ -155,6 +155,52 @@ def test_a_result_is_taken_after_an_outage_in_the_middle_of_planning(
     assert [seen(one).keys() for one in claims(db)] == [{"0/0"}]
 
 
+def test_a_step_that_would_give_its_job_more_than_10_000_tasks_fails_and_the_others_go_on(
+    rig: Rig, db: Db
+) -> None:
+    steps = [
+        step("unpack", "unpack_archive"),
+        *(step(name, "inspect_dicom", Input(step="unpack"), size=size) for name, size in SIZES),
+    ]
+    job_id = submit(rig, db, *steps)
+    (claim,) = claims(db)
+    leave(db, claim, *map(str, range(5_001)))
+
+    def counted() -> list[tuple[str, str, int]]:
+        query = "SELECT name, reason, task_count FROM steps WHERE job_id = %s AND ordinal > 0"
+        return db.execute(f"{query} ORDER BY ordinal", (job_id,)).fetchall()
+
+    planned = [("a", "", 5_001), ("b", "TOO_MANY_INPUTS", 0), ("c", "", 2_501), ("d", "", 1)]
+    assert counted() == planned
+    assert open_tasks(db) == sum(tasks for _, _, tasks in planned)
+    control.cancel_job(db, OWNER, job_id)
+    assert open_tasks(db) == 0
+    control.retry_job(db, OWNER, job_id)
+    assert counted() == planned, "the same again"
+    assert open_tasks(db) == sum(tasks for _, _, tasks in planned)
+
+
+SIZES = (("a", 1), ("b", 1), ("c", 2), ("d", 0))
+
+
+def open_tasks(db: Db) -> int:
+    (count,) = db.execute("SELECT count(*) FROM open_tasks").fetchall()
+    return int(count[0])
+
+
+def test_a_step_with_more_than_10_000_inputs_fails_and_says_what_to_do(rig: Rig, db: Db) -> None:
+    inspect = step("inspect", "inspect_dicom", Input(step="unpack"))
+    job_id = submit(rig, db, step("unpack", "unpack_archive"), inspect)
+    (claim,) = claims(db)
+    leave(db, claim, *map(str, range(10_001)))
+    done = control.retry_job(db, OWNER, job_id)
+    assert done.state == job_pb2.Job.STATE_FAILED, "it is no use"
+    assert (done.steps[1].reason, done.steps[1].message) == (
+        "TOO_MANY_INPUTS",
+        "It has more than 10000 inputs, or 50000 files. Split the job.",
+    )
+
+
 def test_a_job_is_read_back_with_what_it_lets_a_step_see(rig: Rig, db: Db) -> None:
     allowed = step("inspect", "inspect_dicom")
     allowed.allow_identifiable = True

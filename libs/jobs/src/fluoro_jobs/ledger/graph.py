@@ -17,6 +17,7 @@ from fluoro_jobs.errors import Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.records import (
     MAX_INPUTS,
+    MAX_PARTS,
     MAX_TASKS,
     AttemptEnd,
     Change,
@@ -202,10 +203,10 @@ class JobGraph:
             step.state, step.reason, step.message = StepState.PENDING, "", ""
             self.changed_steps.add(ordinal)
             self.changes.append(Change(StepState.PENDING, ordinal))
-        for ordinal in sorted(redo):
-            self._redo(
-                self.steps[ordinal], waits=bool(redo.intersection(self.steps[ordinal].after))
-            )
+        waiting = {ordinal for ordinal in redo if redo.intersection(self.steps[ordinal].after)}
+        # These first: what they had does not count when others are planned.
+        for ordinal in (*sorted(waiting), *sorted(redo - waiting)):
+            self._redo(self.steps[ordinal], waits=ordinal in waiting)
         return True
 
     def _redo(self, step: Step, *, waits: bool) -> None:
@@ -256,9 +257,14 @@ class JobGraph:
         if step.sources and not inputs:
             text = "No earlier step left anything for this one to work on."
             self._move_step(step, StepState.FAILED, Reason.NO_APPLICABLE_INPUT, text)
-        elif inputs > MAX_INPUTS or tasks > MAX_TASKS:
+        elif inputs > MAX_INPUTS:
+            text = f"It has more than {MAX_INPUTS} inputs, or {MAX_PARTS} files. Split the job."
+            self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, text)
+        elif tasks > 1 and tasks + self._tasks_beside(step) > MAX_TASKS:
+            # Of the whole job: cancel, expiry and retry take all its tasks in one statement.
             text = (
-                f"It would have more than {MAX_INPUTS} inputs, or {MAX_TASKS} tasks. Split the job."
+                f"With its {tasks} tasks the job would have more than {MAX_TASKS}. "
+                "Raise max_inputs_per_task, or split the job."
             )
             self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, text)
         else:
@@ -279,6 +285,10 @@ class JobGraph:
                 self.planned_tasks.append(task)
             return
         self._settle(step)
+
+    def _tasks_beside(self, step: Step) -> int:
+        """How many tasks the other steps have."""
+        return sum(other.counters.tasks for other in self.steps.values() if other is not step)
 
     # --- what follows from it ---
 

@@ -8,13 +8,11 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.records import MAX_INPUTS, Step
+from fluoro_jobs.ledger.records import MAX_INPUTS, MAX_PARTS, Step
 from fluoro_jobs.ledger.sources import Source
 
 ALL: Final = "all"
 """Key of the one input that a group makes of keys that have no parent."""
-MAX_PARTS: Final = 50_000
-"""Most blobs that the inputs of one step are made of."""
 
 _JOB_INPUTS: Final = """
 SELECT i.number::text, i.number, i.blob_id, '', b.media_type

@@ -14,8 +14,10 @@ from fluoro_jobs.states import JobState, Outcome, StepState, TaskState
 
 MAX_INPUTS: Final = 10_000
 """Of a job, and of a step."""
+MAX_PARTS: Final = 50_000
+"""Most blobs that the inputs of one step are made of."""
 MAX_TASKS: Final = 10_000
-"""Of a step; of a job as far as can be told when it is submitted."""
+"""Of a job, where a step that has but one is not counted against it once the job runs."""
 MAX_RETURNS: Final[dict[str, int]] = {
     **dict.fromkeys(STORE_OUTAGES | {Reason.OPERATION_UNKNOWN}, 100),
     Reason.SCRATCH_FULL: 10,

@@ -158,7 +158,8 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
             step = graph.steps[graph.unplanned.pop(0)]
             inputs = planning.resolve(connection, graph.id, step)
             graph.plan(step, MAX_INPUTS + 1 if inputs is None else len(inputs))
-            _write(connection, graph, planning.as_rows(step.ordinal, inputs or ()))
+            kept = inputs or () if step.counters.tasks else ()  # nothing, if there is no plan
+            _write(connection, graph, planning.as_rows(step.ordinal, kept))
     return True
 
 
