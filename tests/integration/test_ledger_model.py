@@ -182,6 +182,8 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
         act: Callable[[JobGraph], Any],
         which: UUID | Tasks = Tasks.ALL,
         _picture: JobGraph | None = None,
+        *,
+        crowded: bool = False,  # noqa: ARG001 - as the door that it stands in for
     ) -> Any:
         graph = store.load(db, job, which)
         assert graph is not None

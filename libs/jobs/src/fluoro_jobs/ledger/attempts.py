@@ -302,5 +302,11 @@ def end(
 
     if picture is not None and picture.tasks[attempt.task].state is not TaskState.RUNNING:
         picture = None  # an earlier try has ended it there, be it durable or not
-    ended = store.transition(connection, attempt.job, act_if_it_runs, attempt.task, picture)
+    # Beside other tasks of its step it would hardly be the first to move the job since its claim.
+    crowded = picture is not None and (
+        picture.steps[picture.tasks[attempt.task].step].counters.tasks > 1
+    )
+    ended = store.transition(
+        connection, attempt.job, act_if_it_runs, attempt.task, picture, crowded=crowded
+    )
     return None if ended is None else ended.state

@@ -109,6 +109,8 @@ def transition(
     act: Callable[[JobGraph], Answer],
     which: UUID | Tasks = Tasks.ALL,
     picture: JobGraph | None = None,
+    *,
+    crowded: bool = False,
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
@@ -116,17 +118,19 @@ def transition(
     nothing to it since. None if there is no such job.
 
     When somebody else was faster `act` runs again on a fresh read, this time with the job's row
-    locked.
+    locked. crowded: somebody else is likely to be, so lock it at once.
     """
-    graph = load(connection, job, which) if picture is None else picture
-    if graph is None:
-        return None
-    answer = act(graph)
-    if save(connection, graph):
-        return answer
+    if not crowded:
+        graph = load(connection, job, which) if picture is None else picture
+        if graph is None:
+            return None
+        answer = act(graph)
+        if save(connection, graph):
+            return answer
     with connection.transaction():
-        lock(connection, job)
-        graph = load(connection, job, which)
+        with connection.pipeline():
+            lock(connection, job)
+            graph = load(connection, job, which)
         if graph is None:
             return None
         answer = act(graph)
