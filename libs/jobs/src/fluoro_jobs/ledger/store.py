@@ -8,7 +8,6 @@ WAITING → READY → QUEUED without it: nothing decided here depends on which o
 """
 
 import json
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import cache
@@ -21,7 +20,8 @@ from fluoro_telemetry import metrics
 from fluoro_jobs.ledger import planning
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
-from fluoro_jobs.ledger.records import MAX_INPUTS, Change, Counters, ItemResult, Step, Task
+from fluoro_jobs.ledger.notes import parts_of
+from fluoro_jobs.ledger.records import MAX_INPUTS, Counters, Step, Task
 from fluoro_jobs.ledger.sources import Source
 from fluoro_jobs.states import JobState, TaskState, is_terminal
 
@@ -170,7 +170,7 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
 def _write(
     connection: LedgerConnection, graph: JobGraph, step_inputs: Sequence[dict[str, Any]] = ()
 ) -> bool:
-    parts = _parts(graph, step_inputs)
+    parts = parts_of(graph, step_inputs)
     parameters: dict[str, Any] = {
         "job": graph.id,
         "owner": graph.owner,
@@ -191,169 +191,6 @@ def _write(
     if done:
         graph.clear_notes()
     return done
-
-
-def _parts(
-    graph: JobGraph, step_inputs: Sequence[dict[str, Any]]
-) -> dict[str, Sequence[dict[str, Any]]]:
-    """The rows of each part of the statement, by column.
-
-    Parts without rows are left out, unless they take a list of their own.
-    """
-    changed = [graph.tasks[task] for task in graph.changed_tasks]
-    rows: dict[str, Sequence[dict[str, Any]]] = {
-        "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
-        "tasks": [_task_row(task) for task in changed],
-        "returned": [
-            _delay_row(task)
-            for task in changed
-            if task.state is TaskState.READY and task.id not in graph.reopened_tasks
-        ],
-        "reopened": [_delay_row(graph.tasks[task]) for task in graph.reopened_tasks],
-        "redone": [{"step": t.step, "shard": t.shard} for t in graph.redone],
-        "planned": [_planned_row(task) for task in graph.planned_tasks],
-        "step_inputs": step_inputs,
-        "ends": [
-            {
-                "task_id": str(e.task),
-                "number": e.number,
-                "outcome": e.outcome,
-                "reason": e.reason,
-                "message": e.message,
-            }
-            for e in graph.ended_attempts
-        ],
-        "events": [
-            _event_row(graph.version + n, change) for n, change in enumerate(graph.changes, 1)
-        ],
-        "items": [_item_row(task, item) for task, result in graph.results for item in result.items],
-        "lost": [_lost_row(*lost) for lost in graph.lost],
-        **_artifacts(graph),
-    }
-    given: dict[str, Sequence[dict[str, Any]]] = {name: part for name, part in rows.items() if part}
-    if any(is_terminal(task.state) for task in changed):
-        given["closed"] = ()
-    if graph.forgotten:
-        given["forgotten"] = ()
-    return given
-
-
-def _step_row(step: Step) -> dict[str, Any]:
-    counters = step.counters
-    return {
-        "ordinal": step.ordinal,
-        "state": step.state,
-        "reason": step.reason,
-        "message": step.message,
-        "input_count": counters.inputs,
-        "task_count": counters.tasks,
-        "ended_tasks": counters.ended,
-        "failed_tasks": counters.failed,
-        "lost_inputs": counters.lost_inputs,
-        "items_total": counters.total,
-        "items_succeeded": counters.succeeded,
-        "items_skipped": counters.skipped,
-        "items_failed": counters.failed_items,
-    }
-
-
-def _task_row(task: Task) -> dict[str, Any]:
-    return {
-        "id": str(task.id),
-        "state": task.state if is_terminal(task.state) else "OPEN",
-        "attempt": task.attempt,
-        "allowed": task.allowed,
-        "returned": task.returned,
-        "item_counts": task.counts,
-        "result": None if task.result is None else b64encode(task.result).decode(),
-        "result_blob": task.result_blob and task.result_blob.removeprefix("blobs/"),
-    }
-
-
-def _delay_row(task: Task) -> dict[str, Any]:
-    return {"id": str(task.id), "attempt": task.attempt, "delay_seconds": task.delay_seconds}
-
-
-def _planned_row(task: Task) -> dict[str, Any]:
-    return {
-        "id": str(task.id),
-        "step": task.step,
-        "shard": task.shard,
-        "first_input": task.first_input,
-        "input_count": task.input_count,
-        "allowed": task.allowed,
-    }
-
-
-def _event_row(sequence: int, change: Change) -> dict[str, Any]:
-    return {
-        "sequence": sequence,
-        "step": change.step,
-        "shard": change.shard,
-        "attempt": change.attempt,
-        "state": change.state,
-        "reason": change.reason,
-        "message": change.message,
-        "item_counts": change.item_counts,
-    }
-
-
-def _item_row(task: Task, item: ItemResult) -> dict[str, Any]:
-    return {
-        "step": task.step,
-        "shard": task.shard,
-        "number": item.number,
-        "key": item.key,
-        "input": item.input,
-        "state": item.state,
-        "reason": item.reason,
-        "message": item.message,
-    }
-
-
-def _lost_row(task: Task, reason: str, message: str) -> dict[str, Any]:
-    return {
-        "step": task.step,
-        "shard": task.shard,
-        "first_input": task.first_input,
-        "last_input": task.first_input + task.input_count - 1,
-        "reason": reason,
-        "message": message,
-    }
-
-
-def _artifacts(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
-    outputs = [
-        (task, position, artifact)
-        for task, result in graph.results
-        for position, artifact in enumerate(result.artifacts)
-    ]
-    large = [result.blob for _, result in graph.results if result.blob]
-    return {
-        "blobs": [
-            {
-                "id": a.blob.removeprefix("blobs/"),
-                "size_bytes": a.size_bytes,
-                "sha256": a.sha256.hex(),
-                "media_type": a.media_type,
-            }
-            for a in [artifact for _, _, artifact in outputs] + large
-        ],
-        "artifacts": [_artifact_row(*output) for output in outputs],
-    }
-
-
-def _artifact_row(task: Task, position: int, artifact: job_pb2.Artifact) -> dict[str, Any]:
-    return {
-        "step": task.step,
-        "shard": task.shard,
-        "position": position,
-        "name": artifact.name,
-        "role": artifact.role,
-        "key": artifact.key,
-        "input": artifact.input if artifact.HasField("input") else None,
-        "blob_id": artifact.blob.removeprefix("blobs/"),
-    }
 
 
 @cache
