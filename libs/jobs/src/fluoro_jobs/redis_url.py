@@ -98,6 +98,7 @@ class RedisServer:
             parts = urlsplit(url)
             netloc = parts.netloc
         except ValueError:
+            # The cause may quote the URL, and with it the password.
             raise ValueError(f"This is no URL. Use {FORMS}.") from None
         if parts.scheme not in SCHEMES:
             raise ValueError(f"This kind of URL is not known. Use {FORMS}.")
@@ -200,6 +201,7 @@ class RedisServer:
     def _options(self, timeout_seconds: float) -> dict[str, Any]:
         host, port = self.hosts[0]
         return {
+            # With Sentinels, they name host and port at each connect.
             **({} if self.master else {"host": host, "port": port}),
             "db": self.database,
             "socket_timeout": timeout_seconds,
@@ -327,6 +329,7 @@ class _Primary(redis.Connection if TYPE_CHECKING else object):  # type: ignore[m
         except redis.ResponseError as error:
             if not _is_away(error):
                 raise
+            # The next use connects anew, and so finds out who is the primary by then.
             self.disconnect()
             raise redis.ConnectionError(f"Redis cannot serve now: {error}") from error
 

@@ -148,6 +148,7 @@ class Publisher:
 
     def _tell(self, *key: object, commands: Iterable[_Command]) -> None:
         with self._lock:
+            # In place of what waits under the same key: who looks once sees all that happened.
             self._pending[key] = tuple(commands)
             self._bound()
         self._woken.set()
@@ -162,6 +163,8 @@ class Publisher:
         while not self._closing.is_set():
             self._woken.wait()
             self._hurried.wait(GATHER_SECONDS)
+            # Cleared before the batch is taken, so what is told from here on wakes the thread
+            # again.
             self._hurried.clear()
             self._woken.clear()
             self._try_to_send()
@@ -203,6 +206,7 @@ class Publisher:
                     del batch[key]
         except redis.RedisError:
             with self._lock:
+                # What was told meanwhile is newer, and wins.
                 self._pending = batch | self._pending
                 self._bound()
             raise

@@ -56,6 +56,7 @@ class Consumer:
             pool=POOLS[self._options.pool],
             concurrency=self._options.slots,
             queues=[self._options.queue],
+            # Workers learn nothing from each other: who lives is in the ledger.
             without_gossip=True,
             without_mingle=True,
             without_heartbeat=True,

@@ -38,6 +38,8 @@ class DeafWatch:
             # No worker can fetch anything while Redis is away.
             following = None
         now = time.monotonic()
+        # A queue that moves shows another message each time. One that stays beside a free slot is
+        # one that this worker does not hear of.
         if following is None or following != self._next_message:
             self._next_message, self._since = following, now
         elif now - self._since > self._after_seconds:

@@ -50,6 +50,7 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs left it out
+        # kombu has popped it already. To Celery the error would be a reason to end the worker.
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             log.warning("foreign_message_dropped", exception=type(error).__qualname__)
             raise Empty from error
