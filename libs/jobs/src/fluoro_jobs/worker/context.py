@@ -374,6 +374,8 @@ class StepItem:
         if isinstance(error, FluoroError) and not error.may_retry:
             self._end(State.STATE_FAILED, error.reason, error.message)
             return True
+        # Not the file's fault: a store that is away, a cancel, a disk or memory that is full. It
+        # ends the attempt, and another one may go well.
         if isinstance(error, FluoroError | CancelledAttempt | MemoryError | OSError):
             return False
         if not isinstance(error, Exception):

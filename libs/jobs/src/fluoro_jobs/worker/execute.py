@@ -140,6 +140,7 @@ class Executor:
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
             explained = _explained(error)
             outcome, job_state = claimed.outcome_of(explained), self._fail(claimed, explained)
+        # No state of the job means that the ledger did not take the end: others had ended it.
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
         unblocks = ",".join(claimed.queues_after) if job_state and not ended else ""
@@ -158,6 +159,7 @@ class Executor:
         self._running[claimed.task_id, claimed.attempt] = context
         try:
             message: Message = handler(request, context)
+            # A result that nobody wants any more need not be stored.
             context.check()
             data, blob = kept(context, handler.operation, message)
         finally:

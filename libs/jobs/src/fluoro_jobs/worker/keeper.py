@@ -38,43 +38,43 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_SECONDS: Final = 5
 """A third of a lease: two may be missed."""
 MISSED_SECONDS: Final = 1
-"""From a heartbeat that the ledger did not take to the next try."""
+"""Pause before the next try after the ledger did not take a heartbeat."""
 CATCH_UP_SECONDS: Final = 5
 """How long nothing is timed out after an outage of the ledger.
 
 Work that waited for the ledger is about to be committed.
 """
 ENDING_SECONDS: Final = 2
-"""How much of a beat goes into telling the ledger of ends, besides the last of them."""
+"""How long a beat goes on telling the ledger of ends. The last of them may take longer."""
 LATE_SECONDS: Final = 10
-"""How long a claim may come after the answer that it has not happened.
+"""How long a claim may still happen after the ledger said that it had not.
 
 No statement takes longer.
 """
 ECHO: Final = b""
 ECHO_SECONDS: Final = 5
-"""How often the listener tells itself something.
+"""How often the listener sends itself a message.
 
-What does not arrive shows a connection that is dead, or to a replica left behind.
+If it does not arrive, the connection is dead, or leads to a replica that was left behind.
 """
 DECLINED_SECONDS: Final = 1
-"""Longest wait before a task is dispatched again that this process has no operation for.
+"""Longest wait before a task of an operation that this process lacks is dispatched again.
 
-The next to get its message may be one that has.
+The next message may reach a worker that has the operation.
 """
 AVERAGE_OVER_TASKS: Final = 10
-"""How many of the last tasks make the average run time, about."""
+"""About how many of the last tasks the average run time covers."""
 
 
 Ending = Callable[[LedgerConnection, Worker, TaskAttempt], list[UUID]]
-"""Ends an attempt if this worker holds it; the jobs that moved."""
+"""Ends an attempt if this worker holds it. Returns the jobs that moved."""
 
 
 @dataclass(slots=True)
 class Left:
-    """An attempt that the ledger has to be told the end of.
+    """An attempt whose end the ledger does not know yet.
 
-    looks_until: by the monotonic clock; None before the first look at it.
+    looks_until: until when to ask, by the monotonic clock; None before the first time.
     """
 
     end: Ending
@@ -98,8 +98,8 @@ class Keeper(threading.Thread):
     ) -> None:
         """stop_task: stops a Celery request's compute.
 
-        on_slots: slots are free and the ledger knows them; with names of queues, there may be tasks
-        for these. on_beat: the loop is alive.
+        on_slots: called when slots are free and the ledger knows them; with names of queues, when
+        these may have tasks. on_beat: called each time the loop turns.
         """
         super().__init__(name="keeper", daemon=True)
         self._ledger = ledger
@@ -135,6 +135,7 @@ class Keeper(threading.Thread):
             figures.waited_seconds
         )
         metrics.TASK_RUN_SECONDS.labels(operation=figures.operation).observe(figures.run_seconds)
+        # A store may have failed it. Look at once, before the next task fails too.
         if figures.outcome == Outcome.RELEASED.lower():
             self._gate.look()
         if figures.unblocks:
@@ -155,7 +156,7 @@ class Keeper(threading.Thread):
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
-        """The ledger could not be told of its end or of its claim, which may have happened."""
+        """The ledger may have claimed it without our knowing, or may not know of its end."""
         self._left[attempt] = Left(heartbeats.release_of_worker)
         self._gate.look()
         self._woken.set()
@@ -195,6 +196,8 @@ class Keeper(threading.Thread):
     def hand_back(self) -> None:
         """Makes what this process still runs READY for another worker, and stops computing it."""
         try:
+            # First in the ledger: a child that is killed is reported as lost, and a lost attempt
+            # counts.
             with self._ledger.connection() as connection:
                 told = audience(connection, heartbeats.release_all(connection, self._worker))
         except FluoroError as error:
@@ -209,6 +212,7 @@ class Keeper(threading.Thread):
         """Hands back what is left and takes this process off the ledger's list of workers."""
         self._closed = True
         self._woken.set()
+        # A beat writes the row of this process, so none may follow `leave`.
         self.join()
         self.hand_back()
         try:
@@ -242,15 +246,16 @@ class Keeper(threading.Thread):
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
 
     def _stuck(self, held: Collection[Held]) -> float:
-        """For how long every slot has been taken by the task it has now; 0 if one is free.
+        """For how long no slot has become free; 0 if one is free.
 
-        The tasks that end say nothing of those that do not. Dispatch queues nothing behind these.
+        The average run time is that of tasks that ended. It says nothing of tasks that hold every
+        slot. With this figure dispatch knows of them, and queues nothing behind them.
         """
         seconds = [one.seconds for one in held if one.outcome is None]
         return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
-        """Without slots while the gate is closed: nothing is dispatched for this process."""
+        """Claims no slots while the gate is closed, so that nothing is dispatched for them."""
         return self._worker if self._gate.is_open else replace(self._worker, slots=0)
 
     def _time_out(self, held: Held, _request: LedgerRequest) -> None:
@@ -274,9 +279,9 @@ class Keeper(threading.Thread):
     """What to do with a request, by where its attempt stands. Otherwise it runs, or is ending."""
 
     def _end_what_is_left(self) -> None:
-        """Does so for some seconds, lest a beat comes too late.
+        """Tells the ledger of ends, for some seconds only: the next beat must not come too late.
 
-        What fails is tried again at the next one.
+        What fails is tried again at the next beat.
         """
         until = time.monotonic() + ENDING_SECONDS
         for attempt, left in list(self._left.items()):
@@ -306,7 +311,7 @@ class Keeper(threading.Thread):
                 self._woken.set()
 
     def _look_again(self, attempt: TaskAttempt, left: Left) -> None:
-        """A claim that PostgreSQL took before it hung may come after it was asked about it."""
+        """Asks again for a while: PostgreSQL may do late a claim that it got before it hung."""
         if left.looks_until is None:
             left.looks_until = time.monotonic() + LATE_SECONDS
         if time.monotonic() < left.looks_until:
