@@ -158,8 +158,11 @@ class Dispatcher(threading.Thread):
             if one.places is not None and one.places < 0:
                 turn.recall(connection, queue, -one.places)
         seconds = time.monotonic() - started
+        # Only after the COMMIT: a worker that got a message sooner would find its task not queued,
+        # and drop the message.
         sent = self._publish(one.taken) if one.taken else 0
         try:
+            # What this keeps in Redis are hints. The tasks are on their way without them.
             pace.over(one, seconds)
         except redis.RedisError:
             self._breaker.failed()
@@ -191,6 +194,7 @@ class Dispatcher(threading.Thread):
                 meaning="they hold too many messages; lost ones are found when they are shorter",
             )
             return 0
+        # A message of the previous release names no attempt, and serves whichever is next.
         lost = [
             message
             for message in queued
@@ -198,6 +202,8 @@ class Dispatcher(threading.Thread):
         ]
         if not lost:
             return 0
+        # Before they are sent: the next round must not take them for lost while they are on their
+        # way.
         with self._ledger.connection() as connection:
             connection.execute(_QUEUED_AGAIN, ([task for task, *_ in lost],))
         return self._publish(lost)

@@ -36,8 +36,8 @@ class Look(NamedTuple):
     """What a look at a queue said.
 
     mine: this process has the turn. wait_seconds: when to look again; None if the turn is mine, or
-    there is no need for one. seen: the turn that was under way; one that began before the reason
-    to look came may have missed it.
+    none is needed. seen: the turn that another process had. It began before the reason to look
+    came, so it may have missed that.
     """
 
     mine: bool = False
@@ -75,9 +75,11 @@ class Pace:
             pipe.get(self._after_key)
             pipe.get(self._turn_key)
             pipe.pttl(self._turn_key)
+            # The value tells turns apart: who waits for one sees by it that another has begun.
             pipe.set(self._turn_key, new_id().hex, nx=True, px=1000 * TURN_SECONDS)
             self._held, after, turn, left_ms, mine = pipe.execute()
         if mine and self._held > self._enough and started < self._enough_until:
+            # Given back: another process may need the turn.
             self._redis.delete(self._turn_key)
             # Not done: once it holds less, nobody else may have a reason to look.
             self._quiet_until = started + LONGEST_WAIT_SECONDS
@@ -98,11 +100,12 @@ class Pace:
         if turn.last is not None:
             self.after = turn.last
             self._redis.set(self._after_key, json.dumps(turn.last), ex=LINE_SECONDS)
+        # Not deleted: the queue rests for as long as somebody seems to have its turn.
         self._redis.pexpire(self._turn_key, max(1, round(1000 * REST_FACTOR * seconds)))
 
 
 def _line(stored: bytes | None) -> Line:
-    """What `go_on_after` stored, if anything."""
+    """The line that `over` stored, if any."""
     if stored is None:
         return FIRST
     task_name, owner = json.loads(stored)

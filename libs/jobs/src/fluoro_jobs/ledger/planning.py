@@ -1,6 +1,6 @@
-"""What a step works on when its inputs come from earlier steps: read, and brought into order.
+"""Finds the inputs of a step that works on what earlier steps left.
 
-Runs in the transaction that unblocks the step, so it sees what that one leaves.
+Runs in the transaction that unblocks the step, and so sees what that transaction leaves.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """One input of a step: all that shares its key. input: the one of the job it comes from."""
+    """One input of a step: all blobs of one key. input: number of the job's input it comes from."""
 
     number: int
     key: str
@@ -59,6 +59,7 @@ def resolve(connection: LedgerConnection, job: UUID, step: Step) -> list[StepInp
     found: list[Found] = []
     for source in step.sources or ():
         ordinal, role, _ = source
+        # One more than is allowed: that is enough to know that there are too many.
         limit = MAX_PARTS - len(found) + 1
         if ordinal is None:
             rows = connection.execute(_JOB_INPUTS, (job, limit))
@@ -72,13 +73,14 @@ def resolve(connection: LedgerConnection, job: UUID, step: Step) -> list[StepInp
 
 
 def gather(found: Iterable[Found]) -> list[StepInput]:
-    """One input for all that shares a key, or the parent of one, numbered as they come."""
+    """Makes one input of all that has the same key, or the same parent; numbered as they come."""
     together: dict[str, list[Found]] = {}
     for one in found:
         key = (one.key.rpartition("/")[0] or ALL) if one.source.group else one.key
         together.setdefault(key, []).append(one)
     inputs = []
     for number, (key, ones) in enumerate(together.items()):
+        # What comes from several of the job's inputs belongs to none of them.
         origins = {one.input for one in ones}
         origin = origins.pop() if len(origins) == 1 else None
         inputs.append(StepInput(number, key, origin, [one.part for one in ones]))

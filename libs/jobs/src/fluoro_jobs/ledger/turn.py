@@ -1,8 +1,8 @@
 """One turn of a queue's dispatch, as the ledger sees it: which ready tasks take the free places.
 
-A turn costs what it fills, and has a bound: it takes so many tasks, and looks at so many owners,
-however many wait. One process at a time has a queue's turn, whoever is there; the lock is the
-statement's own, so it works through a transaction pooler and dies with its holder.
+A turn costs what it fills. It takes at most MAX_TAKEN tasks and looks at most at MAX_LINES lines,
+however many wait. Any process may have a queue's turn, one at a time. The lock belongs to the
+statement, so it works through a transaction pooler and dies with its holder.
 """
 
 from typing import Any, Final, NamedTuple
@@ -43,9 +43,9 @@ class Turn(NamedTuple):
 
     mine: False if another process has the queue's turn; nothing was done then. due: whether
     waiting tasks have become due; `promote` makes them ready. places: how many the queue had;
-    negative if it holds too much; None if nothing was ready, or there is no worker. last: where the
-    next turn goes on; None if this one looked at all lines. most: tasks of one line that it looked
-    at.
+    negative if it holds too much; None if nothing was ready, or there is no worker. last: the line
+    after which the next turn goes on; None if this one looked at all. most: how many tasks of one
+    line it looked at.
     """
 
     mine: bool
@@ -221,7 +221,7 @@ def take(connection: LedgerConnection, queue: str, after: Line = FIRST) -> Turn:
 
 
 def promote(connection: LedgerConnection, queue: str) -> int:
-    """WAITING → READY for the tasks of the queue that have become due; how many they are.
+    """WAITING → READY for the tasks of the queue that have become due. Returns how many.
 
     A task keeps its place in the order, which counts from when it was first due.
     """
@@ -229,7 +229,7 @@ def promote(connection: LedgerConnection, queue: str) -> int:
 
 
 def recall(connection: LedgerConnection, queue: str, tasks: int) -> int:
-    """QUEUED → READY for that many tasks at most; how many they are.
+    """QUEUED → READY for that many tasks at most. Returns how many.
 
     For a queue that turns out to hold too much: its tasks take longer than those before, or it has
     lost workers. Their messages stay where they are, and do nothing when they come.
@@ -240,7 +240,7 @@ def recall(connection: LedgerConnection, queue: str, tasks: int) -> int:
 def decline(
     connection: LedgerConnection, task_id: UUID, number: int | None, seconds: float
 ) -> bool:
-    """Hands a queued task back that this worker cannot run, before it is claimed.
+    """Hands back, unclaimed, a queued task that this worker cannot run.
 
     It costs the task nothing: it is dispatched again after that many seconds. False if the message
     that asked for attempt `number` is stale.
