@@ -57,6 +57,21 @@ def reasons(futures: list["Future[job_pb2.Job]"]) -> list[str]:
     ]
 
 
+def test_steps_that_take_all_inputs_of_a_job_as_one_do_not_multiply_what_its_submit_weighs(
+    rig: Rig,
+) -> None:
+    grouped = [job_pb2.StepInput(group=True)]
+    steps = [job_pb2.Step(name=f"s{i}", inspect_dicom={}, inputs=grouped) for i in range(100)]
+    job = job_pb2.Job(inputs=[rig.blob(b"x")] * 1_000, steps=steps)
+    made = accept.validate(job_service_pb2.SubmitJobRequest(job=job), OWNER)
+    assert sum(map(len, accept._rows([made]).values())) < 2 * made.row_bytes
+    with rig.ledger.connection() as connection:
+        (accepted,) = accept.accept(connection, [made])
+        assert isinstance(accepted, job_pb2.Job)
+        kept = connection.execute("SELECT jsonb_array_length(parts) FROM step_inputs").fetchall()
+    assert kept == [(1_000,)] * 100
+
+
 def on_insert(rig: Rig, condition: str, then: str) -> None:
     """Has PostgreSQL do something to the rows of `jobs` that are about to be inserted."""
     with rig.connection() as connection:

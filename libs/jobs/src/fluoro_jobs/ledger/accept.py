@@ -104,13 +104,17 @@ WITH given AS MATERIALIZED (
     CASE WHEN due.time <= now() THEN due.time - j.priority * interval '1 minute' END
   FROM new_jobs j JOIN given_tasks u ON u.job_id = j.id,
     LATERAL (SELECT greatest(j.create_time, j.schedule_time) AS time) due
+), groups AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text)
+), grouped AS MATERIALIZED (  -- once a job, however many of its steps take all of its inputs as one
+  SELECT u.id, CASE WHEN cardinality(u.inputs) = 1 THEN 0 END AS input,
+    (SELECT jsonb_agg(jsonb_build_array(b.id, 'input', '', b.media_type, NULL) ORDER BY i.place)
+      FROM unnest(u.inputs) WITH ORDINALITY i(blob, place) JOIN blobs b ON b.id = i.blob) AS parts
+  FROM given u WHERE u.id IN (SELECT job_id FROM groups)
 ), new_step_inputs AS (
   INSERT INTO step_inputs (job_id, step, number, key, input, parts)
-  SELECT j.id, u.step, 0, u.key, CASE WHEN cardinality(u.inputs) = 1 THEN 0 END,
-    (SELECT jsonb_agg(jsonb_build_array(b.id, 'input', '', b.media_type, NULL) ORDER BY i.place)
-      FROM unnest(u.inputs) WITH ORDINALITY i(blob, place) JOIN blobs b ON b.id = i.blob)
-  FROM new_jobs j JOIN json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text,
-    inputs uuid[]) ON u.job_id = j.id
+  SELECT j.id, u.step, 0, u.key, g.input, g.parts
+  FROM new_jobs j JOIN groups u ON u.job_id = j.id JOIN grouped g ON g.id = j.id
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
 )
@@ -201,7 +205,7 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
     tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
     # A step that comes after nothing and has sources works on all of the job's inputs as one.
     groups = [
-        {"job_id": str(s.id), "step": step.ordinal, "key": ALL, "inputs": list(map(str, s.inputs))}
+        {"job_id": str(s.id), "step": step.ordinal, "key": ALL}
         for s in submissions
         for step in s.steps
         if step.sources and not step.after
