@@ -28,24 +28,24 @@ __all__ = ["GroupCommit", "Submission", "accept", "validate"]
 MAX_BATCH: Final = 256
 """Most submits in one transaction."""
 MAX_BATCH_BYTES: Final = 2**20
-"""Most that the rows of one transaction weigh as JSON, unless one submit alone is heavier.
+"""Most bytes of JSON that the rows of one transaction make. A heavier submit goes alone.
 
-Making them holds up the other threads.
+Encoding them holds up the other threads.
 """
 MAX_WAITING: Final = 20_000
 """Most submits that wait for their transaction."""
 MAX_WAITING_BYTES: Final = 64 * 2**20
-"""Most that their rows weigh."""
+"""Most bytes of JSON that their rows make."""
 LINGER_SECONDS: Final = 0.002
 """How long a transaction waits for more submits right after one of several.
 
-Submits do not come back all at once. Without this, a busy gateway spends its time on small
-transactions: with 64 in flight they held ten each.
+Callers who got their answers together do not submit again at the same moment. Without this pause a
+busy gateway spends its time on small transactions: with 64 in flight they held ten each.
 """
 BUSY_TRIES: Final = 3
-"""How often a transaction is tried that PostgreSQL gave up, because of a deadlock say."""
+"""How often a transaction is tried that PostgreSQL gives up, say because of a deadlock."""
 BUSY_SECONDS: Final = 5
-"""How long that may have taken for another try. Others wait behind it."""
+"""After this long there is no further try: other submits wait behind it."""
 
 log = structlog.get_logger(__name__)
 
@@ -120,9 +120,9 @@ WITH given AS MATERIALIZED (
 )
 SELECT id, create_time, NULL FROM new_jobs UNION ALL SELECT id, NULL, places FROM missing
 """
-"""Inserts the jobs whose blobs are all there and their owner's, unless they are there already.
+"""Inserts the jobs that are new and whose blobs all exist and belong to the job's owner.
 
-Returns when it made each, or which of its inputs are missing.
+Returns for each when it was made, or which of its inputs are missing.
 """
 
 _EARLIER: Final = """
@@ -298,7 +298,7 @@ def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A submission that waits for its transaction, and the future of who waits for it."""
+    """A submission that waits for its transaction, and the future that its caller waits for."""
 
     submission: Submission
     row_bytes: int
@@ -322,8 +322,8 @@ class GroupCommit(threading.Thread):
     ) -> None:
         """Starts at once; `close()` ends it after what was submitted is answered.
 
-        max_waiting, max_waiting_bytes: how many submits, and rows of which weight, may wait; one
-        alone may always.
+        max_waiting, max_waiting_bytes: how many submits, and how many bytes of rows, may wait. A
+        single submit may always.
         """
         super().__init__(name="group-commit", daemon=True)
         self._ledger = ledger
@@ -336,12 +336,10 @@ class GroupCommit(threading.Thread):
         self.start()
 
     def submit(self, submission: Submission) -> "Future[job_pb2.Job]":
-        """A future of the accepted job, or of a FluoroError.
+        """A future of the job, or of the FluoroError that says why it was not accepted.
 
-        The submission was refused, or the ledger cannot be reached.
-
-        Once it cannot be cancelled any more, the job may be durable. FluoroError GATEWAY_BUSY, at
-        once, if too much waits.
+        Once the future cannot be cancelled any more, the job may be durable. FluoroError
+        GATEWAY_BUSY, at once, if too much waits already.
         """
         waiting = _Waiting(submission, submission.row_bytes, Future())
         with self._lock:
@@ -366,6 +364,7 @@ class GroupCommit(threading.Thread):
     def run(self) -> None:
         """One transaction after another, each with all that is waiting."""
         while batch := self._gather():
+            # From here on callers cannot cancel: what they wait for may become durable.
             wanted = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
             if not wanted:
                 continue  # nobody waits for them any more, and nothing of them was written
@@ -387,6 +386,7 @@ class GroupCommit(threading.Thread):
         if first is None:
             return []
         self._next = None
+        # Fewer wait than the last transaction answered: others are likely on their way.
         if 1 < self._last_batch > self._queue.qsize():
             time.sleep(LINGER_SECONDS)
         batch, row_bytes = [first], first.row_bytes
@@ -429,7 +429,7 @@ class GroupCommit(threading.Thread):
             ]
 
     def _accept_together(self, batch: Sequence[Submission]) -> Sequence[Answer]:
-        """In one transaction, tried again when PostgreSQL gave it up."""
+        """Accepts them in one transaction, and tries again if PostgreSQL gives it up."""
         started = time.monotonic()
         for tries_left in reversed(range(BUSY_TRIES)):
             try:

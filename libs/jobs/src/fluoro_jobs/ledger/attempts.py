@@ -1,7 +1,7 @@
 """An attempt's beginning and its end: claim; then commit, fail, lose, time out or release.
 
-Every end is `end`. If nobody moved the job meanwhile, a claim is one statement and so is an end.
-Otherwise they read again, under the lock of the job's row. All are safe to repeat.
+All ends go through `end`. A claim is one statement, and so is an end, if nobody has moved the job
+meanwhile. Otherwise they read again, under the lock of the job's row. All are safe to repeat.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,7 +92,7 @@ class Claim:
     def outcome_of(self, error: FluoroError) -> Outcome:
         """RELEASED if an attempt that ends with this error costs the task nothing.
 
-        To be asked before it ends.
+        Ask before the attempt ends.
         """
         return (
             Outcome.RELEASED
@@ -155,9 +155,9 @@ SELECT {store.PICTURE % "t.id = %(task)s"}, {_INPUTS}, t.request, extract(epoch
   EXISTS (SELECT FROM job)
 FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
 """
-"""Says in SQL what `JobGraph.start` says, because a claim is half of what a short task costs.
+"""Does in SQL what `JobGraph.start` does: a claim is half of what a short task costs.
 
-Returns the picture from before it.
+Returns the picture from before the claim.
 """
 
 
@@ -166,9 +166,9 @@ def claim(
 ) -> Claim | None:
     """Takes a queued task: QUEUED → RUNNING, attempt + 1, a lease.
 
-    number: of the attempt that the message asks for; None for whichever is next. None if the
-    message is stale: someone else has the task, or had it and it is queued for a later attempt, or
-    it ended.
+    number: of the attempt that the message asks for; None for whichever is next. Returns None if
+    the message is stale: someone else has the task, or it is queued for a later attempt, or it has
+    ended.
     """
     try:
         job, claimed = _try_claim(connection, task_id, worker, number)
@@ -186,7 +186,7 @@ def claim(
 def _try_claim(
     connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None
 ) -> tuple[UUID | None, Claim | None]:
-    """The job, if the task is queued; and the claim, unless the job moved during the statement."""
+    """The job if the task is queued, and the claim unless the job moved during the statement."""
     parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
     row = connection.execute(_CLAIM, parameters).fetchone()
     if row is None:
@@ -196,6 +196,7 @@ def _try_claim(
         return picture[0], None
     graph = store.parse(picture)
     task = graph.tasks[task_id]
+    # The statement returned the job from before the claim. Now the picture is that from after it.
     graph.start(task)
     graph.clear_notes()
     return graph.id, Claim(
@@ -222,15 +223,15 @@ def upstream(
 
 
 def results(connection: LedgerConnection, claimed: Claim) -> list[read.StoredResult]:
-    """By step, what those of its tasks returned that left inputs of the claimed task."""
+    """What the tasks returned that left the inputs of the claimed one, by step."""
     parts = [part for one in claimed.inputs for part in one.parts if part.step is not None]
     return read.results_of(connection, claimed.graph.id, parts) if parts else []
 
 
 def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
-    """Makes a result visible, and READY what waited for it.
+    """Makes a result visible, and the tasks that waited for it READY.
 
-    The job's state then; None, and nothing written, if it was fenced off.
+    Returns the job's state after it; None, with nothing written, if the attempt was fenced off.
     """
 
     def act(graph: JobGraph, task: Task) -> None:
@@ -240,11 +241,10 @@ def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> 
 
 
 def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
-    """Ends the attempt with an error: another attempt if the error allows it and one is left.
+    """Ends the attempt with an error. Another one follows if the error allows it and one is left.
 
-    The job's state then; None if fenced off.
-
-    `Claim.outcome_of` says whether that counts.
+    Returns the job's state after it; None if the attempt was fenced off. `Claim.outcome_of` says
+    whether it counts.
     """
 
     def act(graph: JobGraph, task: Task) -> None:
@@ -254,7 +254,7 @@ def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> Jo
 
 
 def lose(connection: LedgerConnection, attempt: Attempt, message: str) -> JobState | None:
-    """Ends an attempt whose worker is gone: another one, or WORKER_LOST when none is left (I7)."""
+    """Ends an attempt whose worker is gone. After the last one the task fails: WORKER_LOST (I7)."""
 
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.LOST, Reason.WORKER_LOST, message, may_retry=True)
@@ -287,10 +287,10 @@ def end(
     act: Callable[[JobGraph, Task], None],
     picture: JobGraph | None = None,
 ) -> JobState | None:
-    """Does `act` to the job and the task, if this attempt still runs it (I2).
+    """Does `act` to job and task if this attempt still runs the task (I2).
 
-    picture: the job as the claim left it, for the first try. The job's state then; None if the
-    attempt was over, or there is no such task.
+    picture: the job as the claim left it, for the first try. Returns the job's state after it; None
+    if the attempt was over, or there is no such task.
     """
 
     def act_if_it_runs(graph: JobGraph) -> JobGraph | None:

@@ -219,6 +219,7 @@ class JobGraph:
         if not step.counters.tasks:  # it could not be planned
             self._unblock(step)
             return
+        # Shards beyond are left from an earlier plan that had more.
         tasks = [task for task in tasks if task.shard < step.counters.tasks]
         bad = [
             task

@@ -12,7 +12,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.states import Outcome
 
 WORKER_EXPIRE_SECONDS: Final = 30
-"""A worker with an older heartbeat counts as dead, and no longer for the dispatch window."""
+"""A worker whose heartbeat is older counts as dead. Nothing is dispatched for its slots."""
 
 _BEAT: Final = f"""
 WITH beat AS (
@@ -41,9 +41,9 @@ JOIN attempts a ON a.task_id = t.id AND a.number = coalesce(asked.number, o.atte
 """
 
 TaskAttempt = tuple[UUID, int | None]
-"""A task, and the number of an attempt of it.
+"""A task, and the number of one of its attempts.
 
-None: its newest, for messages of the previous release, which do not say.
+None stands for the newest: messages of the previous release name no attempt.
 """
 
 
@@ -60,9 +60,8 @@ class Standing(Enum):
 class Held:
     """What the ledger says of an attempt that a worker process has claimed.
 
-    seconds: since then, of timeout_seconds.
-
-    asked: what the worker called it. outcome: None while it runs.
+    asked: what the worker called it. outcome: None while it runs. seconds: since it began;
+    timeout_seconds: how long it may run.
     """
 
     asked: TaskAttempt
@@ -81,6 +80,8 @@ class Held:
                 return Standing.OVERDUE if self.seconds > self.timeout_seconds else Standing.IN_TIME
             case (Outcome.LOST | Outcome.CANCELLED, _) | (_, Reason.ATTEMPT_TIMEOUT):
                 return Standing.TAKEN_AWAY
+            # Whoever runs an attempt and gives it up says why. Without a reason, the main process
+            # has handed it back.
             case Outcome.RELEASED, "":
                 return Standing.TAKEN_AWAY
             case _:
@@ -93,12 +94,10 @@ def beat(
     running: Sequence[TaskAttempt],
     task_seconds: float = 0,
 ) -> list[Held]:
-    """One heartbeat: the worker's row, the leases of all it runs, and what the ledger says of them.
+    """Renews the worker's row and all its leases. Returns what the ledger says of its attempts.
 
-    One statement.
-
-    Says nothing of what it has not claimed (yet). task_seconds: how long a task ran lately, on
-    average; 0 if none has.
+    It is one statement. What the worker has not claimed (yet) is left out of the answer.
+    task_seconds: how long a task ran lately, on average; 0 if none has.
     """
     parameters: dict[str, Any] = {
         "id": worker.id,
@@ -119,7 +118,7 @@ def beat(
 
 
 def leave(connection: LedgerConnection, worker: Worker) -> None:
-    """A worker process goes: its slots count no longer."""
+    """Takes a worker process that ends off the list: its slots count no longer."""
     connection.execute("DELETE FROM workers WHERE id = %s", (worker.id,))
 
 

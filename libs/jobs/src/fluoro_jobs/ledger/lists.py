@@ -1,11 +1,12 @@
 """Lists in pages: an owner's jobs; a job's inputs, tasks, items, artifacts and results.
 
 Every page begins at a key and follows an index from there. What it costs depends on the page and
-not on what is stored: see `paging.py`. Each kind of list has a statement of its own, because
-PostgreSQL plans a prepared statement once for all values of its parameters: with `state = any or
-none given` in it, it would walk through an owner's history to find the open jobs. `LIMIT (SELECT
-n)` hides n from it. A limit that it knows to be above the rows that it expects, by average or
-before the first ANALYZE, would have it read and sort all that there are.
+not on what is stored: see `paging.py`.
+
+PostgreSQL plans a prepared statement once for all values of its parameters, so each kind of list
+has a statement of its own. One for both open and all jobs would walk through an owner's history to
+find the open ones. `LIMIT (SELECT n)` hides n from the planner. If it knew that n is above the rows
+that it expects, by average or before the first ANALYZE, it would read and sort all there are.
 """
 
 from collections.abc import Callable
@@ -63,11 +64,11 @@ from fluoro_jobs.ledger.rows import (
 )
 
 OPEN: Final = frozenset({job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING})
-"""States of the jobs that have not ended; these have an index of their own."""
+"""States of the jobs that have not ended. Such jobs have an index of their own."""
 NEWEST: Final = UUID(int=2**128 - 1)
 """No job is newer."""
 ATTEMPTS: Final = 100
-"""Most attempts of a task in a list, the newest."""
+"""Most attempts that a list shows of a task. They are the newest."""
 _LAST_STEP: Final = 2**15 - 1
 
 Found = TypeVar("Found", bound=Message)
@@ -242,7 +243,7 @@ def list_artifacts(
     return ListArtifactsResponse(artifacts=artifacts, next_page_token=place.token(following))
 
 
-# The sizes are known without reading the results, so no more of these are read than the page takes.
+# PostgreSQL knows the sizes without reading the results, so it reads no more than the page takes.
 _RESULTS: Final = f"""
 SELECT step, shard, result, result_blob, place FROM (
   SELECT t.step, t.shard, t.result, t.result_blob, row_number() OVER (ORDER BY t.shard) AS place,
@@ -298,7 +299,7 @@ def _place(
     *,
     one_step: bool = False,
 ) -> _Place:
-    """kind: type of what orders a step's rows. one_step: the request must name a step."""
+    """kind: type of the key that orders the rows of a step. one_step: a step must be named."""
     limit, key = page_size(request), read_token(request, int, kind)
     names = _steps(connection, owner, job_id)
     only = [ordinal for ordinal, name in names.items() if name == request.step]

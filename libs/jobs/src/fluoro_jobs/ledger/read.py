@@ -39,12 +39,12 @@ BASIC: Final = job_service_pb2.JOB_VIEW_BASIC
 FULL: Final = job_service_pb2.JOB_VIEW_FULL
 
 FEW_ROWS: Final = 2_000
-"""A job of more rows is made in turn with other such jobs."""
+"""Jobs of more rows are put together one at a time."""
 _ONE_AT_A_TIME: Final = threading.Lock()
-"""Held while a large job is made.
+"""Held while a large job is put together.
 
-Threads that compute take turns of Python's interpreter lock with those that should not wait, such
-as an event loop's.
+Each thread that computes takes Python's interpreter lock from threads that should not wait, such as
+that of an event loop.
 """
 MAX_JOB_BYTES: Final = 4 * 2**20 - 2**10
 """Most that a job takes in an answer, which stays below the 4 MiB that gRPC's clients accept."""
@@ -53,13 +53,13 @@ SMALL_JOB_PARTS: Final = 200
 MAX_SEQUENCE: Final = 2**63 - 1
 
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
-# All of this is of any number of jobs, each row with its job first.
+# Each of these reads any number of jobs. The first column of a row names its job.
 _JOBS: Final = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ANY(%(jobs)s)"
 _STEPS: Final = f"""
 SELECT s.job_id, {STEP_COLUMNS} FROM steps s
 WHERE s.job_id = ANY(%(jobs)s) ORDER BY s.job_id, s.ordinal
 """
-# No more bytes than the view FULL has: a job that is refused for its weight would not have fitted.
+# Never more bytes than the view FULL has, so no job is refused that would have fitted.
 # Without OFFSET 0, before the first ANALYZE, PostgreSQL walks through all attempts there are.
 _WEIGHTS: Final = """
 SELECT w.id,
@@ -82,7 +82,7 @@ FROM unnest(%(jobs)s::uuid[]) w(id)
 _INPUTS: Final = """
 SELECT job_id, blob_id FROM job_inputs WHERE job_id = ANY(%(jobs)s) ORDER BY job_id, number
 """
-# Of a step with a result that lies in a blob the others need not be read.
+# If one task's result is in a blob, those of the step's other tasks need not be read.
 _RESULTS: Final = """
 SELECT s.job_id, s.ordinal, s.operation, CASE WHEN NOT large THEN (
   SELECT string_agg(result, '' ORDER BY shard) FROM tasks
@@ -113,7 +113,7 @@ FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.job_id = ANY(%(jobs)s)
 ORDER BY a.job_id, a.step, a.name
 """
 _REST: Final = (_INPUTS, _RESULTS, _TASKS, _ATTEMPTS, _ITEMS, _ARTIFACTS)
-"""What the view FULL has besides."""
+"""What the view FULL has beyond BASIC."""
 _HEAD: Final = "SELECT last_sequence, state FROM jobs WHERE id = %s AND owner = %s"
 _ENDED: Final = "SELECT id FROM jobs WHERE id = ANY(%s) AND state <> ALL(%s)"
 # The upper bound stands outside: between two bounds PostgreSQL expects few rows and would rather
@@ -149,9 +149,9 @@ def get_job(
 ) -> job_pb2.Job:
     """The job as of one moment. FluoroError JOB_NOT_FOUND if it is not the owner's.
 
-    into: an empty job to fill and return, part of an answer say: copying a large one takes as long
-    as making it. view: unspecified is FULL. FULL is FluoroError ANSWER_TOO_LARGE if that has more
-    than MAX_JOB_BYTES.
+    into: an empty job to fill and return, say a part of an answer: copying a large job takes as
+    long as making it. view: unspecified is FULL. FluoroError ANSWER_TOO_LARGE if FULL would take
+    more than MAX_JOB_BYTES.
     """
     job = job_pb2.Job() if into is None else into
     with connection.transaction():
@@ -172,6 +172,7 @@ def get_job(
         with connection.pipeline():
             rest = _rest(connection, [job_id])
     _fill({job_id: job}, rest)
+    # The weights are a lower bound, and spared reading what could not fit.
     if job.ByteSize() > MAX_JOB_BYTES:
         raise _too_large(job_id)
     return job
@@ -180,7 +181,7 @@ def get_job(
 def get_jobs(
     connection: LedgerConnection, wanted: Sequence[tuple[str, tuple[UUID, View]]]
 ) -> list[job_pb2.Job | FluoroError | None]:
-    """As `get_job` for each owner, job and view, for little more than one of them costs.
+    """Does `get_job` for each owner, job and view, at little more than the cost of one.
 
     FluoroError in a job's place; None if it is too large to be read with others.
     """
@@ -292,10 +293,10 @@ def events_after(
 ) -> list[event_pb2.Event]:
     """Events newer than the given sequence of each job, job by job and by sequence.
 
-    One query, however many jobs.
+    It is one query, however many jobs, and costs what it returns.
 
     upto: newest sequence wanted of each job. each, limit: most events of one job, and of all
-    together. It costs what it returns.
+    together.
     """
     most = limit if each is None else each
     newest = [MAX_SEQUENCE] * len(after) if upto is None else [upto[job] for job in after]
@@ -368,7 +369,7 @@ def upstream_of(
 def results_of(
     connection: LedgerConnection, job_id: UUID, parts: Iterable[Part]
 ) -> list[StoredResult]:
-    """Of each step that left some of the parts, the results of the tasks that did."""
+    """The results of the tasks that left these parts, by step."""
     left = {(part.step, part.name) for part in parts}
     parameters = {
         "job": job_id,

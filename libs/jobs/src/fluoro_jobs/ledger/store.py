@@ -70,10 +70,10 @@ def load(
 def lock(connection: LedgerConnection, job: UUID) -> None:
     """Holds the job's row until the transaction ends.
 
-    A process that stops meanwhile loses both after a few seconds (connection.py).
+    A process that stops meanwhile loses lock and transaction after seconds (connection.py).
 
-    A statement of its own: one that waits for the lock and reads in one go sees the row as it is
-    after the wait, but its steps and tasks as they were before.
+    This is a statement of its own. One that waits for the lock and reads at once would see the row
+    as it is after the wait, but steps and tasks as they were before it.
     """
     connection.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (job,))
 
@@ -114,11 +114,11 @@ def transition(
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
-    which: the tasks that `act` needs to see. picture: the job as it was read before, by who did
-    nothing to it since. None if there is no such job.
+    which: the tasks that `act` needs to see. picture: the job as the caller has read it before, and
+    left it. None if there is no such job.
 
-    When somebody else was faster `act` runs again on a fresh read, this time with the job's row
-    locked. crowded: somebody else is likely to be, so lock it at once.
+    If another writer was faster, `act` runs again on a fresh read, this time with the job's row
+    locked. crowded: another writer is likely to be faster, so lock the row at once.
     """
     if not crowded:
         graph = load(connection, job, which) if picture is None else picture
@@ -139,7 +139,7 @@ def transition(
 
 
 def count_end(state: JobState | None) -> None:
-    """For the metrics: counts a job that this process ended, if its new state is an end."""
+    """Counts a job that this process ended in the metrics, if its new state is an end."""
     if state is not None and is_terminal(state):
         metrics.JOBS_FINISHED.labels(state=state.lower()).inc()
 
@@ -153,8 +153,8 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
         return True
     if not graph.unplanned:
         return _write(connection, graph)
-    # What an unblocked step works on is read after the write that unblocked it, and so with what
-    # that left. The job's row is locked from there on, so every further write finds it as it was.
+    # The write that unblocks a step may leave what the step works on, so that is read afterwards.
+    # The write also locks the job's row, so every further one finds the job as this one left it.
     with connection.transaction():
         if not _write(connection, graph):
             return False
