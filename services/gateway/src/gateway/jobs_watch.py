@@ -1,13 +1,12 @@
 """Watching all jobs of an owner: the part of the hub that finds out which jobs there are.
 
-Whatever has news is read by the hub, job by job. Which jobs these are is told by wake-ups, at once,
-and by a sweep: once a second one query for all watched owners, of the jobs with events at or above
-the horizon. The sweep finds what wake-ups did not tell and moves the horizon on; while some
+The hub reads events job by job. Two sources tell it which jobs have any. Wake-ups do so at once. A
+sweep asks the ledger once a second, in one query for all watched owners, for the jobs with events
+at or above the horizon. It finds what no wake-up told, and moves the horizon on. While some
 transaction holds the horizon, wake-ups go on bringing events.
 
-A call that is not live, because it begins with a cursor or has no room for more events, reads the
-ledger by itself, at its own pace. Everything is read in pages: of so many events, in the order of
-transactions.
+A call is not live while it catches up from a cursor, or has no room for more events. It then reads
+the ledger by itself, at its own pace, in pages of so many events in the order of transactions.
 """
 
 import asyncio
@@ -36,12 +35,12 @@ OPEN: Final = (job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING)
 """States of the jobs that a watch begins with."""
 
 PAGE_EVENTS: Final = 256
-"""Events that a call which is not live looks for, and then reads, at once."""
+"""Events that a call looks for, and then reads, at once while it is not live."""
 
 SWEEP_EVENTS: Final = 4096
 """Events of an owner that the sweep looks for at once.
 
-It holds what it finds out about their jobs, not the events.
+It keeps what it learns about their jobs, not the events.
 """
 
 HUB_PAGE_EVENTS: Final = 1024
@@ -119,7 +118,7 @@ class JobsWatches:
                 raise
 
     async def locate(self, woken: Collection[UUID]) -> None:
-        """Finds out who is to follow those of the woken jobs that nobody followed yet."""
+        """Finds out who is to follow those woken jobs that nobody follows yet."""
         if not self.watchers:
             return
         unknown = [job for job in woken if not self._is_known(job)]
@@ -177,6 +176,7 @@ class JobsWatches:
                 )
             await self._bring(news)
             first = first or span
+            # Their events were not all below the horizon, so nobody forgets them yet.
             recent.update(found.job for found in news)
             places = {
                 (owner, page.following)
@@ -214,9 +214,9 @@ class JobsWatches:
             before = positions
 
     async def _follow(self, news: Iterable[tuple[JobsWatcher, horizon.News, int]]) -> None:
-        """Has live watchers follow what they do not know yet.
+        """Has live watchers follow the jobs that they do not know yet.
 
-        With each of the news a sequence that is not below the watcher's horizon.
+        The number beside each piece of news is a sequence at or above the watcher's horizon.
         """
         missing = [
             (watcher, watcher.place, found, before)
@@ -236,9 +236,9 @@ class JobsWatches:
                 self._followers.setdefault(found.job, set()).add(watcher)
 
     def _is_known(self, job: UUID) -> bool:
-        """Whether all who are live and watch the job's owner know it.
+        """Whether every live watcher of the job's owner knows the job.
 
-        Nobody's job is not: who its owner is, the ledger has to say.
+        A job that nobody follows is unknown: only the ledger can say who its owner is.
         """
         someone = next(iter(self._followers.get(job, ())), None)
         return someone is not None and all(
@@ -281,8 +281,8 @@ class JobsWatches:
         """The open jobs, page by page, then a bookmark.
 
         Pages are read at different moments. The events of each job go on from its own snapshot.
-        Only that has a cursor: a watch that breaks off before it must start anew to hear of all
-        jobs.
+        Only the bookmark has a cursor: a watch that breaks off before it has to start anew, or it
+        would not hear of all jobs.
         """
         await self._begin(watcher)
         request = ListJobsRequest(page_size=MAX_PAGE, states=OPEN, labels=watcher.labels)
@@ -303,9 +303,9 @@ class JobsWatches:
         yield frames.bookmark(_position(watcher))
 
     async def _begin(self, watcher: JobsWatcher) -> None:
-        """Marks what is there when a watch without a cursor begins as its past.
+        """Makes all that is there the past of a watch that begins without a cursor.
 
-        Events at or above its horizon are known, not told.
+        Events at or above its horizon count as known, and are not told.
         """
         first: horizon.Span | None = None
         place: horizon.Place | None = (watcher.owner, None)
@@ -370,9 +370,9 @@ class JobsWatches:
         self._due.set()
 
     async def _prepare(self, watcher: JobsWatcher, news: Collection[horizon.News]) -> int:
-        """Finds out where to begin with jobs that are new to the watcher.
+        """Finds out where to begin in jobs that are new to the watcher.
 
-        Returns the highest transaction of what is to be told.
+        Returns the highest transaction among the events that are to be told.
         """
         if not news:
             return 0

@@ -70,6 +70,7 @@ class LedgerCalls:
         try:
             return await self._landing.of(call)
         except asyncio.CancelledError:
+            # Otherwise it runs already, and is carried out.
             if call.cancel():
                 self._waiting.drop(owner, call)
             raise

@@ -118,6 +118,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         for each in (calls, hub_calls, health):
             await asyncio.to_thread(each.close)
         publisher.close()
+        # Last: whatever was closed before may still have used it.
         ledger.close()
 
 
@@ -127,10 +128,12 @@ async def _drain(
     """Takes no new calls. Watches end with their cursor, other calls within the grace period."""
     log.info("draining", grace_seconds=grace_seconds)
     await health.drain()
+    # Watches do not end by themselves, and would use up the whole grace.
     hub.end_all()
     loop = asyncio.get_running_loop()
     until = loop.time() + grace_seconds
     await adapter.close(min(TURN_AWAY_SECONDS, grace_seconds / 4))
+    # Closes the port now. The stops below shorten the grace of this one.
     stopping = asyncio.create_task(grpc_server.stop(until - loop.time()))
     try:
         async with asyncio.timeout_at(until):

@@ -101,6 +101,7 @@ class Tail:
 
     async def _listen(self) -> None:
         async with self._redis.pubsub(push_handler_func=_as_it_is) as pubsub:
+            # A new connection has no subscriptions yet.
             self._asked = {shard for shard, watchers in self._wanted.items() if watchers}
             async with asyncio.timeout(ECHO_SECONDS):
                 # The echo comes last: its confirmation is that of all.
@@ -136,6 +137,7 @@ class Tail:
                     channel=channel.decode(),
                     exception=type(error).__qualname__,
                 )
+        # Until the echo is subscribed to, `subscribed` will tell of all of them at once.
         elif kind == "subscribe" and self._up:
             self._listener.joined(int(channel.rpartition(b":")[2]))
 
@@ -159,6 +161,7 @@ class Tail:
             heard = self._heard
             await self._or_end(self._publish_echo(), patience)
             await asyncio.sleep(ECHO_SECONDS)
+            # Whatever arrived is a sign of life, not only the echo.
             if self._heard == heard:
                 patience.reschedule(loop.time())
             if left := {shard for shard in self._asked if not self._wanted[shard]}:

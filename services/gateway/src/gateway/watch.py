@@ -36,7 +36,7 @@ from gateway.watcher import Mailbox, Pending, Watcher
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS: Final = 1
-"""How often the hub looks for idle streams, or four times in the shortest of its settings."""
+"""How often the hub looks for idle streams; sooner if bookmarks or stalls are due sooner."""
 
 SLICES: Final = 16
 """Parts in which the hub looks for lost wake-ups: all jobs at once would hold up the rest."""
@@ -48,7 +48,7 @@ PAGE_EVENTS: Final = 1024
 """Events that the hub reads at once, of all jobs together."""
 
 PAGE_EVENTS_OF_A_JOB: Final = 256
-"""Of these, and of what a lagging watcher reads at once, events of one job."""
+"""Most events of one job among these, and in one read of a watcher that lags."""
 
 SLICE_SECONDS: Final = 0.005
 """How long the hub hands out events before it lets others have the event loop."""
@@ -151,7 +151,7 @@ class Hub:
     ) -> Iterator[None]:
         """Has wake-ups of the job brought here for `one`, which is in the job's set meanwhile.
 
-        What the job misses before they come is read then (see `joined`).
+        What happens before they begin to arrive is read as soon as they do (see `joined`).
         """
         ones.setdefault(job, set()).add(one)
         self._shards[job] = shard_of(owner)
@@ -183,12 +183,13 @@ class Hub:
     def stream(self, watcher: Watcher, owner: str, sequence: int, last: int) -> JobStream:
         """What the watcher's call sends after `sequence`. owner, last: as JobStream has them."""
         watcher.sequence, watcher.lagging = sequence, sequence < last
+        # The wake-up came before the watcher had a place in its job, so no read was for it.
         if watcher.woken:
             self._call_for(watcher.job)
         return JobStream(self, watcher, owner, sequence, last)
 
     async def page(self, watcher: Watcher, owner: str, last: int) -> Pending:
-        """The next events of a watcher that lags. It does no more when these were the newest.
+        """The next events of a watcher that lags. Once they are the newest, it lags no longer.
 
         last: newest event when the call began. FluoroError CURSOR_EXPIRED.
         """
@@ -208,7 +209,7 @@ class Hub:
         return Pending(events, [], bookmark=watcher.take_bookmark())
 
     def recall_progress(self, watcher: Watcher) -> None:
-        """Gives the watcher, soon, what was the latest progress when it came."""
+        """Gives the watcher, soon, the latest progress from before it came."""
         if self._tail.up:
             self._recall.ask(watcher)
 
@@ -241,13 +242,13 @@ class Hub:
             follower.put_progress(message)
 
     def joined(self, shard: int) -> None:
-        """Wake-ups of the shard's owners begin here: what was missed of them is read."""
+        """Wake-ups of the shard's owners arrive from now on. What they missed is read."""
         for job, its in self._shards.items():
             if its == shard:
                 self._wake(job)
 
     def subscribed(self, now: bool) -> None:
-        """Wake-ups begin or end here: whatever was missed is read."""
+        """Wake-ups begin or cease to arrive. Whatever was missed is read."""
         log.info("redis_subscription", subscribed=now)
         self._wake_all()
 
@@ -266,6 +267,7 @@ class Hub:
             woken, self._woken = self._woken, {}
             try:
                 async with self._turn:
+                    # First: events of a job that nobody follows yet would be handed to nobody.
                     await self.jobs_watches.locate(woken)
                     unread = await self._read_page(woken)
                 await self._end_waiting(woken)
@@ -280,6 +282,7 @@ class Hub:
                 unread = list(woken)
                 await asyncio.sleep(self._settings.watch_poll_interval_seconds)
             if unread:
+                # They go first: they have waited for longer than what was woken meanwhile.
                 self._woken = dict.fromkeys([*unread, *self._woken])
                 self._news.set()
 
@@ -308,9 +311,9 @@ class Hub:
                     ended.set_result(None)
 
     async def _wait_for_news(self) -> None:
-        """Also for the time to look at some jobs, in case a wake-up got lost.
+        """Waits for news, or until it is time to look at some jobs: a wake-up may be lost.
 
-        News of others do not put it off.
+        News of other jobs does not put that time off.
         """
         seconds = (
             self._settings.watch_safety_interval_seconds / SLICES
@@ -345,7 +348,7 @@ class Hub:
                     watcher.end(_too_slow(), keep=False)
 
     def _positions(self, jobs: Iterable[UUID]) -> dict[UUID, int]:
-        """Per job the sequence that its hindmost watcher has, of those that the hub feeds."""
+        """Per job, the sequence of the hindmost of its watchers that the hub feeds."""
         positions: dict[UUID, int] = {}
         for job in jobs:
             known = [
@@ -370,6 +373,7 @@ class Hub:
         for name, group in groupby(events, key=lambda event: event.job):
             job, some = UUID(name.removeprefix("jobs/")), list(group)
             counts[job] = len(some)
+            # A copy: watchers come and go while others have the loop.
             for watcher in [*self._watchers.get(job, ()), *self.jobs_watches.followers(job)]:
                 watcher.put_events(some)
                 if loop.time() - began > SLICE_SECONDS:

@@ -73,6 +73,7 @@ class Sweeper:
                 part(self)
             except FluoroError as error:
                 log.warning("sweep_waits", action=action, reason=error.reason)
+                # Busy may be the row of one job: the other parts can go on.
                 if error.reason in LEDGER_OUTAGES and error.reason != Reason.LEDGER_BUSY:
                     self.leases_from = time.monotonic() + CATCH_UP_SECONDS
                     return  # the next round catches up
