@@ -55,6 +55,7 @@ class Patience:
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
+        # Only Fluoro gives reasons, so this server has answered.
         self.contact.made |= bool(error.reason)
         ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
         wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing

@@ -54,6 +54,7 @@ async def resume_watch(
         except FluoroApiError as error:
             await patience.pause(error)
         finally:
+            # Also when the caller stops iterating: the server would keep the stream open.
             stream.cancel()
 
 

@@ -34,6 +34,7 @@ async def resume_watch_jobs(
         try:
             while (message := await read_message(stream, endpoint)) is not None:
                 patience.progress()
+                # Before the message is looked at: it belongs to the cursor that it brings.
                 if message.cursor not in ("", cursor):
                     cursor = message.cursor
                     order.turn()
@@ -43,6 +44,7 @@ async def resume_watch_jobs(
         except FluoroApiError as error:
             await patience.pause(error)
         finally:
+            # Also when the caller stops iterating: the server would keep the stream open.
             stream.cancel()
 
 

@@ -53,6 +53,7 @@ class FolderLock:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while not self._try():
             holder = int(os.pread(self.descriptor, 20, 0) or b"0")
+            # If the holder is dead, its servers still hold the lock, and are about to end.
             if holder != os.getpid() and _alive(holder):
                 os.close(self.descriptor)
                 raise StartError(
@@ -86,6 +87,7 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    # It belongs to another user, so it exists.
     except PermissionError:
         return True
     return True

@@ -25,6 +25,7 @@ def send(group: int, signal_number: int) -> bool:
 
 def main() -> None:
     """Keep the list while the supervisor lives, then end the groups on it, the newest first."""
+    # It ends when the pipe does, and not before those it has to end.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     wards: dict[int, int] = {}

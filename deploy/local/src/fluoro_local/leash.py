@@ -13,8 +13,10 @@ def main() -> None:
     """Enter the guard's list before the command exists, so that it can never be orphaned."""
     guard, signal_number, uid, gid, *command = sys.argv[1:]
     os.write(int(guard), f"+ {os.getpid()} {signal_number}\n".encode())
+    # If the command held the pipe open, too, the guard would never see its end.
     os.set_inheritable(int(guard), False)
     if int(uid) != os.getuid():
+        # The user last: without root, groups can no longer be given up.
         os.setgroups([])
         os.setgid(int(gid))
         os.setuid(int(uid))

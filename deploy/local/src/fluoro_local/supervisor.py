@@ -150,6 +150,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """End the services, then Valkey, then PostgreSQL. Nothing is left when it returns."""
+        # All are asked first, so that they drain side by side.
         for running in self._running:
             if running.child.running:
                 running.child.process.send_signal(signal.SIGTERM)

@@ -86,6 +86,7 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
         header = read_header(stream, path, start, before, syntax)
     uid(header, "SOPClassUID")
     uid(header, "SOPInstanceUID")
+    # Pixel Data Provider URL (JPIP) says that the pixels are kept elsewhere.
     if pixels is None and "BitsAllocated" in header and "PixelDataProviderURL" not in header:
         raise truncated()  # cut off right before its pixel data
     image = image_of(header, pixels) if pixels else None
