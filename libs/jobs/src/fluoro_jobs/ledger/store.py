@@ -134,6 +134,7 @@ def transition(
         if graph is None:
             return None
         answer = act(graph)
+        # Nobody can have been faster this time: the job's row is locked.
         save(connection, graph)
         return answer
 
@@ -161,6 +162,7 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
         while graph.unplanned:
             step = graph.steps[graph.unplanned.pop(0)]
             inputs = planning.resolve(connection, graph.id, step)
+            # None stands for more than the limits allow: such a plan fails the step, and says so.
             graph.plan(step, MAX_INPUTS + 1 if inputs is None else len(inputs))
             kept = inputs or () if step.counters.tasks else ()  # nothing, if there is no plan
             _write(connection, graph, planning.as_rows(step.ordinal, kept))

@@ -75,6 +75,7 @@ class OperationBody:
     def executor(self) -> Executor:
         """What runs attempts in this process."""
         settings = self.plan.settings
+        # A connection for each attempt at a time: a pool child runs one.
         threads = settings.slots if self.plan.pool == "threads" else 1
         handlers: Mapping[str, Handler[Any, Any]] = {
             handler.operation.task_name: handler for handler in load(self.plan.handlers)

@@ -63,6 +63,7 @@ def handlers_in(package: str, path: Iterable[str]) -> tuple[Handler[Any, Any], .
         for value in vars(import_module(f"{package}.{module.name}")).values():
             if not isinstance(value, Handler):
                 continue
+            # A module may import the handler of another one. The same twice is no clash.
             if found.setdefault(value.operation.task_name, value) is not value:
                 raise LookupError(f"two functions run {value.operation.task_name}")
     return tuple(found[name] for name in sorted(found))

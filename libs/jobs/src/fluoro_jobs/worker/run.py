@@ -122,6 +122,8 @@ class WorkerProcess:
         """Works until told to stop; then finishes or hands back what runs, and exits."""
         settings = self._plan.settings
         server = serve(settings.http_host, settings.http_port, self._health)
+        # Threads run their tasks here. In a prefork pool the children do, and each makes its own
+        # executor.
         if self._plan.pool == "threads":
             self._body.warm_up()
         self._gate.start()
