@@ -134,6 +134,7 @@ class Supervisor:
                     _Running(service, port, self._spawn(service, port), time.monotonic())
                 )
             self._await_ready()
+            # From here on the caller stops it.
             undo.pop_all()
 
     def check(self) -> None:

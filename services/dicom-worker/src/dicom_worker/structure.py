@@ -82,6 +82,7 @@ class Walk:
             ):
                 return
             element = self._element(position, explicit)
+            # Items and delimiters stand inside sequences only.
             if element.tag >> 16 == ITEM >> 16:
                 raise invalid()
             fragments: tuple[Fragment, ...] = ()

@@ -37,6 +37,7 @@ class Heavy:
 
         FluoroError GATEWAY_BUSY if too much does.
         """
+        # One alone may wait always, however large it is.
         if self._waiting_bytes and self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
             raise FluoroError(
                 Reason.GATEWAY_BUSY, "Too many large requests wait in this gateway. Try again."

@@ -26,6 +26,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # Twice what the adapter allows: what is in between is refused with a reason, what is over
         # by gRPC itself with the bare code.
         ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
+        # With it, a second process on the port would start unnoticed, and take some of the calls.
         ("grpc.so_reuseport", 0),
         # gRPC reads ahead of the store no further than this, also for uploads that nobody looks at
         # yet; left to itself it grows its window with the bandwidth, 100 MiB an upload. A message

@@ -61,6 +61,7 @@ class Together(Generic[Key, Answer]):
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting.append((key, answer))
         if self._under_way < AT_ONCE:
+            # Counted before the task begins, or all who ask until then would start one.
             self._under_way += 1
             task = asyncio.create_task(self._answer(), name="together")
             self._tasks.add(task)

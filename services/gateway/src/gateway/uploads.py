@@ -49,6 +49,7 @@ class Places:
             self._taken[owner] -= 1
             if not self._taken[owner]:
                 del self._taken[owner]  # or the names of all owners there ever were would stay
+            # Wakes all who wait for a place. Those who get none wait for the next event.
             self._left.set()
             self._left = asyncio.Event()
 

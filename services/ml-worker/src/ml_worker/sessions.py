@@ -106,6 +106,7 @@ class Model:
             try:
                 return self._run(frames, options)
             except Exception as error:
+                # ONNX Runtime reports a run that it was told to end like any other failure.
                 if cancelled.is_set():
                     raise CancelledAttempt from error
                 model = f"{self.manifest.name} {self.manifest.version}"
@@ -249,6 +250,7 @@ def loaded_models() -> Mapping[str, Model]:
 
     Opened once, on first use, with ModelSettings from the environment.
     """
+    # `cache` alone would have two threads open the models at the same time.
     with _OPENING:
         return _opened()
 
