@@ -128,6 +128,7 @@ class Dispatcher(threading.Thread):
     def _attend(self, queue: str, look: Look) -> Look:
         """Looks at a queue that may have something to dispatch; takes its turn if that is free."""
         try:
+            # What is READY stays so. The scheduler has every queue looked at again each second.
             if not self._breaker.admits():
                 return DONE
             following = self._pace(queue).look(look.seen)

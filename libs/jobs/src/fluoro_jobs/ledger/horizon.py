@@ -111,6 +111,7 @@ def sweep(
     ).fetchall()
     found: dict[Place, list[TupleRow]] = {place: [] for place in places}
     for row in rows:
+        # Without any events there is one row all the same: it has the bounds.
         if row[2] is not None:
             found[row[2], row[3]].append(row[4:])
     return Span(int(rows[0][0]), int(rows[0][1])), {
@@ -159,6 +160,8 @@ def _page(owner: str, rows: list[TupleRow], limit: int) -> Page:
         News(owner, job, first, last, labels, _is_ended(state))
         for _, _, job, first, last, labels, state in rows
     ]
+    # It may hold more than the limit, because it ends with a whole transaction. So the next page
+    # begins right after that one.
     is_full = sum(row[0] for row in rows) >= limit
     return Page(news, max(int(row[1]) for row in rows) + 1 if is_full else None)
 

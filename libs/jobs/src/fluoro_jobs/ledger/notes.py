@@ -22,6 +22,7 @@ def parts_of(
     rows: dict[str, Sequence[dict[str, Any]]] = {
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
         "tasks": [_task_row(task) for task in changed],
+        # After an attempt. A task that is reopened has no row in open_tasks, and gets a new one.
         "returned": [
             _delay_row(task)
             for task in changed

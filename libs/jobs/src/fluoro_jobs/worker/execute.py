@@ -120,6 +120,7 @@ class Executor:
 
     def cancel(self, task_id: UUID, number: int | None) -> None:
         """Tells this attempt, if it runs here, to stop; None: every attempt of the task."""
+        # A copy: other threads begin and end attempts meanwhile.
         for (task, attempt), context in list(self._running.items()):
             if task == task_id and number in {attempt, None}:
                 context.cancelled.set()

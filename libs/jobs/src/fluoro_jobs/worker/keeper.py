@@ -344,6 +344,7 @@ class Keeper(threading.Thread):
                                     "What is published does not arrive here."
                                 )
                             asked = time.monotonic()
+                            # A replica passes the echo on all the same. A write shows it.
                             probe(client)
                             client.publish(channel, ECHO)
             except redis.RedisError as error:
