@@ -125,6 +125,7 @@ class PartialFile:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+        # Missing if it was kept: then it has its real name.
         self._part.unlink(missing_ok=True)
 
     def write(self, chunk: bytes) -> None:

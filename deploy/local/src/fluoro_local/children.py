@@ -71,6 +71,7 @@ class Child:
             self.process.wait(grace_seconds)
         except subprocess.TimeoutExpired:
             return False
+        # Also if it ended by itself: others of its group may be left.
         finally:
             self.kill()
         return True

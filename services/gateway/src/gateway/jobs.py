@@ -188,6 +188,7 @@ class Jobs:
         job_id = names.job_id(request.name)
         seconds = _wait_seconds(request, call)
         _check_view(request.view)
+        # Before the state is read, or an end in between would be missed.
         with self._hub.waiting(job_id, call.owner) as ended:
             _, state = await self._calls.run_for(call.owner, read.job_head, call.owner, job_id)
             if state not in TERMINAL:

@@ -105,6 +105,7 @@ class Mailbox:
 
     def sending(self) -> None:
         """A message is on its way to the caller."""
+        # Odd while a message waits for its caller. See `still_seconds`.
         self._steps |= 1
 
     def sent(self) -> None:

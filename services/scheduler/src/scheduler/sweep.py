@@ -110,6 +110,7 @@ class Sweeper:
             with self.ledger.connection() as connection:
                 expired.extend(sweeps.expired_jobs(connection, self.bad_expiries))
         finally:
+            # As for leases: what ended before an error is told all the same.
             if expired:
                 with self.ledger.connection() as connection:
                     for one in audience(connection, expired):
