@@ -124,9 +124,8 @@ class Supervisor:
                 prepare(folder)
             self.postgres.start()
             self.valkey.start()
-            shutil.rmtree(
-                self.data / "scratch", ignore_errors=True
-            )  # what killed attempts left, now that the folder is ours alone
+            # What killed attempts left goes, now that the folder is ours alone.
+            shutil.rmtree(self.data / "scratch", ignore_errors=True)
             (self.data / "scratch").mkdir(mode=0o700)
             self._migrate()
             for service, port in zip(self._services, self._ports, strict=True):

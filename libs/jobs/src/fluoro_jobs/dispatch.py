@@ -140,9 +140,8 @@ class Dispatcher(threading.Thread):
             log.warning("redis_unavailable", exception=type(error).__qualname__)
         except FluoroError as error:
             log.warning("dispatch_waits", reason=error.reason)
-        except (
-            Exception
-        ):  # a thread that ended here would leave all dispatch to others, and nobody would know
+        # A thread that ended here would leave all dispatch to others, and nobody would know.
+        except Exception:
             log.exception("dispatch_failed")
             self._closing.wait(1)
         else:

@@ -179,10 +179,11 @@ class RedisServer:
         It does not try again, and has a deadline for connecting alone: calls bring their own.
         """
         options = self._options(TIMEOUT_SECONDS) | {"retry": AioRetry(NoBackoff(), 0)}
+        # A subscription is silent for as long as nothing happens.
         options |= {
             "socket_timeout": None,
             "health_check_interval": 0,
-        }  # a subscription is silent for as long as nothing happens
+        }
         if not self.master:
             options["connection_class"] = (
                 _AioTlsConnection if self.tls is not None else _AioConnection

@@ -37,9 +37,8 @@ class Health:
         self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
-        self._calls = LedgerCalls(
-            ledger, threads=1
-        )  # of its own: how busy the others are says nothing about the ledger
+        # Of its own: how busy the others are says nothing about the ledger.
+        self._calls = LedgerCalls(ledger, threads=1)
         self._interval_seconds = settings.health_check_interval_seconds
         self._clock = Clock()
         self._beat_seconds = min(1, settings.liveness_seconds / 4)

@@ -184,9 +184,8 @@ class JobsWatches:
                 if page.following is not None
             }
         for watcher, place, sent_before, ended in swept:
-            if (
-                first is not None and watcher.place is place
-            ):  # otherwise it was ended meanwhile, or lags
+            # Otherwise it was ended meanwhile, or lags.
+            if first is not None and watcher.place is place:
                 watcher.advance(first, sent_before=sent_before)
                 for job in [
                     job
@@ -205,9 +204,8 @@ class JobsWatches:
                     behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
                     if behind and min(behind) < found.last:
                         positions[found.job] = min(behind)
-                if (
-                    not positions or positions == before
-                ):  # the same again: what is missing there is not kept any more
+                # If these are the same again, what is missing there is not kept any more.
+                if not positions or positions == before:
                     return
                 events = await self._calls.run(read.events_after, positions, limit=HUB_PAGE_EVENTS)
                 await self._reader.hand_out(events)
@@ -348,9 +346,8 @@ class JobsWatches:
             told_below = max(told_below, 1 + await self._prepare(watcher, news))
             async for response in self._told(watcher, news):
                 yield response
-            if (
-                start == watcher.horizon
-            ):  # all below it was told; once that is not so, because some still ran, it stays
+            # All below it was told, so it moves on. Once some transaction still ran, it stays.
+            if start == watcher.horizon:
                 watcher.horizon = span.xmin if following is None else min(following, span.xmin)
                 watcher.point.observe(
                     horizon.Span(watcher.horizon, told_below), sent_before=sent_before
@@ -425,9 +422,8 @@ class JobsWatches:
                     return
                 pending = await watcher.take()
             except FluoroError as error:
-                error.metadata["cursor"] = (
-                    position  # not the point: it may be after events that were dropped
-                )
+                # Not the point: it may be after events that were dropped.
+                error.metadata["cursor"] = position
                 raise
             # The point may have moved on while these waited: it is good only after the last of
             # them.

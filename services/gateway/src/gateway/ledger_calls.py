@@ -161,9 +161,8 @@ class Landing:
             self._loop.call_soon_threadsafe(self._settle)
 
     def _settle(self) -> None:
-        self._waking = (
-            False  # before the queue is emptied: what lands from here on wakes the loop again
-        )
+        # Before the queue is emptied: what lands from here on wakes the loop again.
+        self._waking = False
         while self._landed:
             done, waiter = self._landed.popleft()
             if waiter.done():

@@ -263,9 +263,8 @@ class Adapter:
                             if isinstance(response, bytes)
                             else await call.serialized(response)
                         )
-                        del (
-                            response
-                        )  # the next one may be hours away, and this one a job of many MB
+                        # The next one may be hours away, and this one a job of many MB.
+                        del response
                         await call.write(data, responses)
                         del data
             # The caller has gone; that the call is cancelled is news still to come.

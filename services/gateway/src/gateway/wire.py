@@ -73,9 +73,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     byte = data[at]
     value, shift = byte & _LOW_BITS, 7
     while byte & 0x80:
-        if (
-            shift == _LONGEST_VARINT_BITS
-        ):  # or a megabyte of 0xff would be one number, made by copying it for each byte
+        # Or a megabyte of 0xff would be one number, made by copying it for each byte.
+        if shift == _LONGEST_VARINT_BITS:
             raise IndexError
         at += 1
         byte = data[at]

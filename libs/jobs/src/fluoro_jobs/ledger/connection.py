@@ -196,9 +196,8 @@ class Ledger:
         self._max_connections = max_connections
         self._wait_seconds = wait_seconds
         self._statement_seconds = statement_seconds
-        self._places = threading.BoundedSemaphore(
-            max_connections
-        )  # apart from the pool's own wait, which is for PostgreSQL alone
+        # Apart from the pool's own wait, which is for PostgreSQL alone.
+        self._places = threading.BoundedSemaphore(max_connections)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._away = False
@@ -292,9 +291,8 @@ class Ledger:
         if reason is not None:
             log.warning("ledger_refused", reason=reason, exception=type(error).__qualname__)
         if reason is Reason.LEDGER_READ_ONLY:
-            self._replace(
-                pool
-            )  # another of the URL's hosts may be the one that takes writes by now
+            # Another of the URL's hosts may be the one that takes writes by now.
+            self._replace(pool)
         elif isinstance(error, (StalledError, PoolTimeout)):
             self._refuse(pool)
         elif reason is Reason.LEDGER_UNAVAILABLE:
@@ -457,9 +455,8 @@ def _beginning_with(host: str, port: str, conninfo: str) -> str:
     if len(hosts) == 1 or "hostaddr" in parameters:
         return conninfo
     pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))
-    pairs.sort(
-        key=lambda pair: (pair[0], pair[1] or DEFAULT_PORT) != (host, port)
-    )  # stable: the others stay as they are
+    # Stable: the others stay as they are.
+    pairs.sort(key=lambda pair: (pair[0], pair[1] or DEFAULT_PORT) != (host, port))
     return make_conninfo(
         conninfo, host=",".join(h for h, _ in pairs), port=",".join(p for _, p in pairs)
     )

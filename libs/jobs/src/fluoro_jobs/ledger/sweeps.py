@@ -127,9 +127,8 @@ def _done(
         done = act(job, row_id, *rest)
     except Exception as error:
         reason = error.reason if isinstance(error, FluoroError) else reason_of(error)
-        if (
-            reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY
-        ):  # busy may be this job's row alone
+        # Busy may be this job's row alone.
+        if reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY:
             raise
         backoff.failed(job, error)
         return None
