@@ -13,15 +13,15 @@ from fluoro_jobs.operations import BY_FIELD, Operation
 def read_request(operation: Operation, data: bytes) -> Message:
     """The operation message of a step.
 
-    FluoroError OPERATION_UNKNOWN if it has a field that this release does not know: what it asks
-    for would be left out in silence.
+    FluoroError OPERATION_UNKNOWN if it has a field, or a value of an enum, that this release does
+    not know: what it asks for would be left out in silence, or refused for good.
     """
     try:
         request = operation.request.FromString(data)
     except DecodeError as error:
         raise _unknown(f"the {operation.field} of this step") from error
-    if _has_unknown_fields(request):
-        raise _unknown(f"a field in the {operation.field} of this step")
+    if _asks_for_unknown(request):
+        raise _unknown(f"a field or value in the {operation.field} of this step")
     return request
 
 
@@ -40,14 +40,17 @@ def read_result(field: str, data: bytes) -> Message:
         raise _unknown(f"the result of {field} of an earlier step") from error
 
 
-def _has_unknown_fields(message: Message) -> bool:
+def _asks_for_unknown(message: Message) -> bool:
     if len(UnknownFieldSet(message)):
         return True
     for descriptor, value in message.ListFields():
-        if descriptor.message_type is None:
-            continue
-        values = [value] if isinstance(value, Message) else value
-        if any(isinstance(one, Message) and _has_unknown_fields(one) for one in values):
+        values = value if descriptor.is_repeated else [value]
+        if enum := descriptor.enum_type:
+            if any(number not in enum.values_by_number for number in values):
+                return True
+        elif descriptor.message_type and any(
+            isinstance(one, Message) and _asks_for_unknown(one) for one in values
+        ):
             return True
     return False
 
