@@ -7,6 +7,7 @@ import pytest
 from fluoro.v1 import dicom_pb2, job_pb2
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
+from fluoro_jobs.worker import context
 from fluoro_jobs.worker.context import Upstream
 
 SUCCEEDED, SKIPPED, FAILED = (
@@ -157,6 +158,23 @@ def test_two_attempts_give_artifacts_the_same_names_and_keys(tmp_path: Path) -> 
 
     assert left() == left()
     assert left()[0] == ("member-series-1~0000.dcm", "series-1/0000")
+
+
+def test_an_item_that_would_leave_more_than_a_task_may_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "MAX_ARTIFACTS", 3)
+    attempt = step_context(tmp_path, [b"2", b"2", b"1"])
+    for item in attempt.context.each("copy"):
+        with item:
+            for number in range(int(item.fetch().read_bytes())):
+                key = f"{item.key}/{number}"
+                item.put("copy", "", "instance", "application/octet-stream", b"x", key)
+    assert states(attempt) == [SUCCEEDED, FAILED, SUCCEEDED]
+    assert attempt.context.items[1].reason == Reason.RESULT_TOO_LARGE
+    assert [left.key for left in attempt.context.artifacts.values()] == ["0/0", "0/1", "2/0"]
+    with pytest.raises(FluoroError, match="max_inputs_per_task"):
+        attempt.context.put("all", "report", "text/plain", b"x")
 
 
 def test_what_shares_a_key_is_one_input_with_several_parts(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "",
         False,
         (
-            "The result of a task is over its operation's limit. "
+            "The result of a task is over its operation's limit, or it leaves too many files. "
             "Submit with a smaller `max_inputs_per_task`."
         ),
     ),

@@ -31,6 +31,9 @@ State: Final = job_pb2.Item.State
 NO_INPUT: Final = -1
 """What messages say instead of the number of the job's input where there is none, or several."""
 
+MAX_ARTIFACTS: Final = 50_000
+"""Most that one task may leave: they are committed in one statement, which has 10 s."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -227,7 +230,17 @@ class StepContext:
         Name, role, media_type and key as in fluoro.v1.Artifact. ValueError if the name was used
         before in this attempt, or the key is none.
         """
+        self.check_room(len(self.artifacts))
         self.artifacts[name] = self.stored(name, role, media_type, data, key=key)
+
+    def check_room(self, artifacts: int) -> None:
+        """FluoroError RESULT_TOO_LARGE if a task that has left so many may leave no more."""
+        if artifacts >= MAX_ARTIFACTS:
+            raise FluoroError(
+                Reason.RESULT_TOO_LARGE,
+                f"One task leaves at most {MAX_ARTIFACTS} files. "
+                "Split the inputs over more tasks: set a smaller max_inputs_per_task.",
+            )
 
     def stored(
         self, name: str, role: str, media_type: str, data: bytes | Path, *, key: str = ""
@@ -343,6 +356,7 @@ class StepItem:
         name = file_name(stem, checked_key(key), suffix)
         if name in self._artifacts:
             raise ValueError(f"artifact {name!r} exists already")
+        self._context.check_room(len(self._context.artifacts) + len(self._artifacts))
         artifact = self._context.stored(name, role, media_type, data, key=key)
         if self._input.input is not None:
             artifact.input = self._input.input
