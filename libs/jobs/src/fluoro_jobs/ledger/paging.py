@@ -71,7 +71,8 @@ def read_token(request: Any, *kinds: type[int] | type[str]) -> Key | None:
     try:
         text = base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode()).decode()
         digest, *key = json.loads(text)
-    except (ValueError, TypeError):
+        json.dumps(key, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
         raise _invalid("page_token", "Must be a next_page_token.") from None
     if digest != _digest(request):
         raise _invalid("page_token", "Must be the next_page_token of a call with the same filter.")
