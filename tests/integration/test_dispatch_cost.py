@@ -97,6 +97,23 @@ def test_turns_come_round_to_every_owner(rig: Rig) -> None:
         assert served >= owners
 
 
+def test_owners_at_their_limits_keep_nobody_behind_them_waiting_however_many_they_are(
+    rig: Rig,
+) -> None:
+    with rig.ledger.connection() as connection:
+        many(rig, connection, 4 * turn.MAX_LINES, 1)
+        connection.execute(
+            "INSERT INTO owners (owner, max_tasks) SELECT DISTINCT owner, 0 FROM open_tasks"
+        )
+        connection.execute(
+            "UPDATE open_tasks SET owner = 'z' WHERE task_id = (SELECT max(task_id::text)::uuid "
+            "FROM open_tasks)"
+        )
+        rig.dispatcher.dispatch()
+        rows = connection.execute("SELECT owner FROM open_tasks WHERE state = 'QUEUED'").fetchall()
+        assert rows == [("z",)]
+
+
 def test_a_dispatch_fills_all_places_also_where_one_of_many_owners_has_most_tasks(rig: Rig) -> None:
     with rig.ledger.connection() as connection:
         many(rig, connection, 200, 1)

@@ -44,8 +44,10 @@ def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[M
     """READY → QUEUED, as many as the queues have places for; what is due by now is READY first."""
     messages: list[Message] = []
     for queue in queues:
+        after = turn.FIRST
         while True:
-            one = turn.take(connection, queue)
+            one = turn.take(connection, queue, after)
+            after = one.last or after
             messages += one.taken
             if not one.goes_on:
                 break

@@ -54,13 +54,16 @@ class Turn(NamedTuple):
     last: Line | None
     most: int
     taken: list[Taken]
+    came_round: bool = False
 
     @property
     def goes_on(self) -> bool:
         """Whether another turn may find more to take at once."""
         # No line can have more if fewer were taken than one of them may give.
-        may_have_more = not self.is_full and len(self.taken) >= min(self.most, MAX_TAKEN)
-        return not self.mine or self.due or (bool(self.taken) and may_have_more)
+        may_have_more = bool(self.taken) and len(self.taken) >= min(self.most, MAX_TAKEN)
+        # These lines may be of owners at their limits; those behind them are not to wait for it.
+        goes_further = self.last is not None and not self.came_round
+        return not self.mine or self.due or (not self.is_full and (may_have_more or goes_further))
 
     @property
     def is_full(self) -> bool:
@@ -165,6 +168,7 @@ WITH RECURSIVE turn AS MATERIALIZED (
 )
 SELECT turn.mine, turn.due, (SELECT places FROM room),
   (SELECT ARRAY[task_name, owner] FROM walk WHERE n = {MAX_LINES}),
+  coalesce((SELECT bool_or(again) FROM walk), false),
   coalesce((SELECT max(most) FROM lines), 0),
   (SELECT array_agg(task_id ORDER BY place) FROM sent),
   (SELECT array_agg(task_name ORDER BY place) FROM sent),
@@ -212,12 +216,13 @@ def take(connection: LedgerConnection, queue: str, after: Line = FIRST) -> Turn:
     }
     row = connection.execute(_TURN, parameters).fetchone()
     assert row is not None
-    mine, due, places, last, most, tasks, names, numbers = row
+    mine, due, places, last, came_round, most, tasks, names, numbers = row
     taken = [
         (task, name, queue, number)
         for task, name, number in zip(tasks or (), names or (), numbers or (), strict=True)
     ]
-    return Turn(mine, due, places, None if last is None else (last[0], last[1]), most, taken)
+    following = None if last is None else (last[0], last[1])
+    return Turn(mine, due, places, following, most, taken, came_round)
 
 
 def promote(connection: LedgerConnection, queue: str) -> int:
