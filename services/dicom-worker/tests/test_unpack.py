@@ -6,6 +6,7 @@ import logging
 import re
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_links_are_left_out_and_archives_inside_are_left_as_they_are(tmp_path: P
     _, attempt = run(tmp_path, buffer.getvalue())
     assert attempt.read("member-0~0000") == inner
     assert len(attempt.context.artifacts) == 2
+
+
+def test_a_file_without_a_name_is_a_member_like_others(tmp_path: Path) -> None:
+    header = struct.pack("<5H3I2H", 20, 0, 0, 0, 0, zlib.crc32(b"1"), 1, 1, 0, 0)
+    local = b"PK\3\4" + header + b"1"
+    entry = b"PK\1\2" + struct.pack("<H", 20) + header + bytes(14)
+    end = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, len(entry), len(local), 0)
+    _, attempt = run(tmp_path, local + entry + end)
+    assert attempt.read("member-0~0000") == b"1"
 
 
 def flagged(data: bytes, flag: int) -> bytes:

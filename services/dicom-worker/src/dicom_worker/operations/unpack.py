@@ -104,7 +104,8 @@ def members(archive: ZipFile) -> list[ZipInfo]:
     files = [
         entry
         for entry in archive.infolist()
-        if not entry.is_dir() and not stat.S_ISLNK(entry.external_attr >> 16)
+        # Not is_dir(), which looks at the last character of a name that may be empty.
+        if not entry.filename.endswith("/") and not stat.S_ISLNK(entry.external_attr >> 16)
     ]
     if len(files) > MEMBER_LIMIT:
         raise too_large(f"It has more than {MEMBER_LIMIT} files.")
