@@ -171,10 +171,11 @@ def test_sigstop_beyond_the_lease_fences_the_late_worker_off(rig: Rig, tmp_path:
 
 def cancel(rig: Rig, job_id: UUID) -> job_pb2.Job:
     with rig.connection() as connection:
-        job, workers = control.cancel_job(connection, OWNER, job_id)
+        _, workers = control.cancel_job(connection, OWNER, job_id)
     publisher = Publisher(rig.redis_url)
     publisher.cancel(job_id, OWNER, workers)
     publisher.close()
+    job = rig.job(job_id)
     assert (job.state, outcomes(job)) == (job_pb2.Job.STATE_CANCELLED, ["CANCELLED"])
     return job
 

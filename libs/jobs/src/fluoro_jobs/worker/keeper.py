@@ -263,7 +263,7 @@ class Keeper(threading.Thread):
         if time.monotonic() > self._missed_time + CATCH_UP_SECONDS:
             self._left.setdefault(held.asked, Left(partial(_time_out, held)))
 
-    def _stop(self, held: Held, request: LedgerRequest) -> None:
+    def _stop_attempt(self, held: Held, request: LedgerRequest) -> None:
         log.warning(
             "attempt_stopped", task=str(held.asked[0]), attempt=held.attempt, outcome=held.outcome
         )
@@ -274,7 +274,7 @@ class Keeper(threading.Thread):
 
     _ACTIONS: Final[dict[Standing, Callable[["Keeper", Held, LedgerRequest], None]]] = {
         Standing.OVERDUE: _time_out,
-        Standing.TAKEN_AWAY: _stop,
+        Standing.TAKEN_AWAY: _stop_attempt,
     }
     """What to do with a request, by where its attempt stands. Otherwise it runs, or is ending."""
 
