@@ -161,7 +161,7 @@ def _default(model: type[BaseModel], name: str) -> str:
 def steps() -> Iterator[str]:
     """steps.md: the table of operations."""
     yield STEPS_HEAD
-    head = ("operation", "message", "queue", "Celery task", "reads", "leaves", "fans out")
+    head = ("operation", "message", "queue", "Celery task", "reads", "leaves", "fans out", "groups")
     yield table(head, _steps_rows())
 
 
@@ -175,6 +175,7 @@ def _steps_rows() -> Iterator[list[str]]:
             ", ".join(f"`{role}`" for role in operation.reads) or "results",
             ", ".join(f"`{role}`" for role in operation.leaves),
             "yes" if operation.fans_out else "no",
+            "yes" if operation.groups else "no",
         ]
 
 

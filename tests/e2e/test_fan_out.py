@@ -1,11 +1,17 @@
 """A study that is split over many tasks has the results it has in one piece."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from fluoro.v1 import job_pb2
+import psycopg
+import pytest
+from fluoro.v1 import job_pb2, job_service_pb2
+from fluoro_client import FluoroApiError
 from fluoro_client.jobs import imaging_report
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger import accept
 from fluoro_jobs.operations import BY_FIELD
-from fluoro_local.testing import JOB_SECONDS, RunningFluoro
+from fluoro_local.testing import JOB_SECONDS, OWNER, RunningFluoro
 from google.protobuf import json_format
 
 
@@ -52,13 +58,23 @@ def test_in_shares_or_in_one_piece_the_results_are_the_same(
 
 
 def test_images_that_are_taken_together_are_one_item_for_model_and_report(
-    fluoro: RunningFluoro, ct: Path, tmp_path: Path
+    fluoro: RunningFluoro, ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    row = replace(BY_FIELD["analyze_images"], groups=True)
     with fluoro.client() as client:
         job = imaging_report([client.upload(ct)] * 2)
         analyze = job.steps[2]
         analyze.inputs.add(step="render", role="pixels", group=True)
-        done = client.wait(client.submit(job).name, timeout_seconds=JOB_SECONDS)
+        with pytest.raises(FluoroApiError) as refused:
+            client.submit(job)
+        assert refused.value.reason == Reason.STEP_INPUT_MISMATCH
+        # The ledger and the workers are as ready for it as for an operation that takes groups.
+        monkeypatch.setitem(BY_FIELD, row.field, row)
+        request = job_service_pb2.SubmitJobRequest(job=job)
+        with psycopg.connect(fluoro.supervisor.postgres.url, autocommit=True) as connection:
+            (accepted,) = accept.accept(connection, [accept.validate(request, OWNER)])
+        assert not isinstance(accepted, FluoroError), accepted
+        done = client.wait(accepted.name, timeout_seconds=JOB_SECONDS)
         assert done.state == job_pb2.Job.STATE_SUCCEEDED, fluoro.logs()
         (item,) = done.steps[2].items
         assert (item.key, item.input) == ("all", -1)

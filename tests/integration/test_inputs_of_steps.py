@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import heartbeats
 from fluoro_jobs.ledger.attempts import Worker
+from fluoro_jobs.operations import BY_FIELD
 from fluoro_jobs.testing.rig import TERMINAL, Rig
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.context import StepContext
@@ -128,6 +130,14 @@ def then_look(job: job_pb2.Job, *sources: job_pb2.StepInput, per_task: int = 0) 
     return step
 
 
+@pytest.fixture
+def takes_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of `looking`, which works on every part."""
+    row = replace(BY_FIELD["analyze_images"], groups=True)
+    monkeypatch.setitem(BY_FIELD, "analyze_images", row)
+
+
+@pytest.mark.usefixtures("takes_groups")
 def test_grouping_gives_one_item_per_series_with_its_parts_in_order_and_one_fails_alone(
     rig: Rig, run: Run
 ) -> None:
@@ -153,6 +163,7 @@ def test_grouping_gives_one_item_per_series_with_its_parts_in_order_and_one_fail
     assert [artifact.key for artifact in done.steps[0].artifacts] == sorted(slices)
 
 
+@pytest.mark.usefixtures("takes_groups")
 def test_what_comes_from_several_inputs_of_the_job_names_none(rig: Rig, run: Run) -> None:
     job = scans(rig, [], [])
     then_look(job, job_pb2.StepInput(step="scan", group=True))

@@ -2,17 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
 import pytest
 from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
-from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, attempts, control, heartbeats
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
+from fluoro_jobs.operations import BY_FIELD
 from fluoro_jobs.testing.rig import OWNER, Rig
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
@@ -83,7 +85,22 @@ def seen(claim: Claim) -> dict[str, list[tuple[str, str]]]:
     return {one.key: [(part.role, part.name) for part in one.parts] for one in claim.inputs}
 
 
-def test_all_inputs_of_a_job_may_be_one_input_of_its_first_step(rig: Rig, db: Db) -> None:
+def test_a_group_is_refused_for_operations_that_look_at_one_part_of_an_input() -> None:
+    grouped = step("two", "render_dicom", Input(), Input(role="input", group=True))
+    job = job_pb2.Job(inputs=[f"blobs/{new_id()}"], steps=[step("one", "inspect_dicom"), grouped])
+    with pytest.raises(FluoroError) as caught:
+        accept.validate(job_service_pb2.SubmitJobRequest(job=job), OWNER)
+    assert caught.value.reason == Reason.STEP_INPUT_MISMATCH
+    (violation,) = caught.value.violations
+    assert violation.field == "job.steps[1].inputs[1].group"
+    assert violation.description == "Leave it out: render_dicom takes each input on its own."
+
+
+def test_all_inputs_of_a_job_may_be_one_input_of_its_first_step(
+    rig: Rig, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes_groups = replace(BY_FIELD["inspect_dicom"], groups=True)
+    monkeypatch.setitem(BY_FIELD, "inspect_dicom", takes_groups)
     job_id = submit(rig, db, step("one", "inspect_dicom", Input(group=True)), inputs=3)
     (claim,) = claims(db)
     assert seen(claim) == {"all": [("input", "")] * 3}

@@ -15,7 +15,9 @@ ANALYZE, REPORT = BY_FIELD["analyze_images"], BY_FIELD["export_report"]
 UNPACK = replace(INSPECT, field="unpack", reads=("input",), leaves=("member", "members"))
 DEIDENTIFY = replace(INSPECT, field="deidentify", leaves=("instance",), deidentifies=True)
 FETCH = replace(INSPECT, field="fetch", reads=(), leaves=("instance",))
-COMPARE = replace(ANALYZE, field="compare", reads=("pixels", "label-map"), leaves=("picture",))
+COMPARE = replace(
+    ANALYZE, field="compare", reads=("pixels", "label-map"), leaves=("picture",), groups=True
+)
 
 Input = job_pb2.StepInput
 
@@ -126,6 +128,19 @@ def test_a_source_that_a_step_cannot_read_is_refused_with_what_there_is(
     assert error.violations[0].field == f"job.steps[2].inputs[0].{field}"
     assert told in error.violations[0].description
     assert "nobody" not in str(error) + error.violations[0].description
+
+
+@pytest.mark.parametrize("operation", [INSPECT, RENDER, UNPACK])
+def test_a_group_is_refused_where_an_operation_would_look_at_one_part_of_it(
+    operation: Operation,
+) -> None:
+    grouped = [Input(role="input", group=True)]
+    error = refused(("one", operation, []), one=grouped)
+    assert error.reason == Reason.STEP_INPUT_MISMATCH
+    assert error.violations[0].field == "job.steps[0].inputs[0].group"
+    assert error.violations[0].description.startswith("Leave it out: ")
+    job = wired(("one", replace(operation, groups=True), []), one=grouped)
+    assert job["one"].sources == (Source(None, "input", group=True),)
 
 
 def test_a_report_reads_results_and_takes_no_inputs() -> None:

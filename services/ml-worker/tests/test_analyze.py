@@ -296,11 +296,12 @@ def test_an_input_that_two_steps_rendered_is_analysed_once(
     assert finding.measurements[4].mean_value == 0, "the first step's pixels"
 
 
-def test_images_that_share_a_key_are_one_item_of_which_the_first_is_analysed(
+def test_what_is_found_is_named_by_the_key_of_the_item_and_not_by_a_number_of_an_input(
     models: Models, render: Render, attempt: After
 ) -> None:
     array = np.zeros((1, 4, 4), "<i2")
-    run = attempt(render(array, array + 1000), group=True)
+    # No gateway takes a group for this operation; this is the shortest way to such a key.
+    run = attempt(render(array, array), group=True)
     (finding,) = analyze(CT_TISSUE, run.context, models).findings
     assert finding.measurements[4].voxels == array.size
     assert (finding.item, finding.input) == ("all", -1)

@@ -124,7 +124,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.STEP_INPUT_MISMATCH: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        "`inputs` names what its step does not leave or what the operation does not read.",
+        "`inputs` names what its step does not leave or the operation does not read, or groups it "
+        "for one that does not take groups.",
     ),
     Reason.STEP_SEES_IDENTIFIABLE: ReasonSpec(
         "INVALID_ARGUMENT",

@@ -44,6 +44,7 @@ class Operation:
     leaves: roles of the artifacts that it leaves.
     fans_out: whether its inputs may be split over tasks; one that writes a single document of them
     all may not.
+    groups: whether it looks at every part of an input, so that a step may `group` its inputs.
     deidentifies: whether what it leaves identifies no patient, though what it read did.
     resource_class: what it uses most; `io` waits for other systems.
     timeout_seconds: how long one attempt may take, unless the step says otherwise.
@@ -59,6 +60,7 @@ class Operation:
     leaves: tuple[str, ...]
     reads_results: bool = False
     fans_out: bool = True
+    groups: bool = False
     deidentifies: bool = False
     resource_class: ResourceClass = "cpu"
     timeout_seconds: int = 1800

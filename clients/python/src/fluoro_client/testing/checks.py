@@ -1,7 +1,7 @@
 """What a submitted job is refused for.
 
 Not checked here are limits of number and size, and whether an operation can read what its step is
-given: a gateway's table of operations knows that.
+given, or take it in groups: a gateway's table of operations knows that.
 """
 
 import re

@@ -134,7 +134,7 @@ def _in_order(steps: Sequence[job_pb2.Step], after: Sequence[Sequence[int]]) -> 
 
 
 def _named(graph: _Graph, i: int, ordinals: dict[str, int]) -> Iterator[Source]:
-    """The sources that a step names. FluoroError STEP_INPUT_MISMATCH if it cannot read one."""
+    """The sources that a step names. FluoroError STEP_INPUT_MISMATCH if it cannot take one."""
     reads = graph.operations[i].reads
     groups: dict[tuple[int | None, str], bool] = {}
     for k, named in enumerate(graph.steps[i].inputs):
@@ -151,6 +151,18 @@ def _named(graph: _Graph, i: int, ordinals: dict[str, int]) -> Iterator[Source]:
                         f"job.steps[{i}].inputs[{k}].{'role' if named.role else 'step'}",
                         f"{whose} {_roles(leaves)}; {graph.operations[i].field} reads "
                         f"{_roles(reads)}.",
+                    )
+                ],
+            )
+        # It would look at the first part of each group, and succeed without the others.
+        if named.group and not graph.operations[i].groups:
+            raise FluoroError(
+                Reason.STEP_INPUT_MISMATCH,
+                f"Step {graph.steps[i].name} cannot work on groups.",
+                [
+                    FieldViolation(
+                        f"job.steps[{i}].inputs[{k}].group",
+                        f"Leave it out: {graph.operations[i].field} takes each input on its own.",
                     )
                 ],
             )

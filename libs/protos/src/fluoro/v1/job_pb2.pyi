@@ -490,7 +490,10 @@ class StepInput(_message.Message):
     """
     group: _builtins.bool
     """Joins inputs whose keys differ only in the last part: `series-1/0001` and `series-1/0002`
-    become one input `series-1` with two parts. Keys without a slash become one input, `all`.
+    become one input `series-1` with two parts. Keys without a slash become one input, `all`. Only
+    for operations that work on all parts of an input; STEP_INPUT_MISMATCH for the others. Without
+    it, what shares a key is one input, too: two renders of the same image, say. Operations that
+    take no groups then work on the first part of the role that they read.
     """
     def __init__(
         self,
