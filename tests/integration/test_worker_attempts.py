@@ -149,6 +149,17 @@ def test_a_stop_that_comes_late_does_not_hit_the_next_task_of_the_pool_child(
     assert rig.finished(next_id, seconds=10).state == SUCCEEDED, rig.logs()
 
 
+def test_a_retry_comes_when_its_back_off_is_over(rig: Rig) -> None:
+    rig.start("scheduler")
+    rig.worker(slots=1)
+    fails = {"do": "fail", "reason": "INTERNAL", "retryable": True}
+    job = rig.job_of(fails, max_attempts=2)
+    job.steps[0].retry_policy.initial_backoff.FromSeconds(1)
+    first, second = rig.finished(rig.submit(job)).steps[0].tasks[0].attempts
+    waited = second.start_time.ToDatetime() - first.end_time.ToDatetime()
+    assert 0.5 < waited.total_seconds() < 4, rig.logs()
+
+
 def test_a_message_for_an_earlier_attempt_is_dropped_and_one_of_the_previous_release_is_not(
     rig: Rig, tmp_path: Path
 ) -> None:

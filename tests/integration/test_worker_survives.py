@@ -234,6 +234,29 @@ def test_sigterm_lets_running_work_finish_and_takes_no_more(rig: Rig, tmp_path: 
     assert outcomes(rig.job(job_id)) == ["SUCCEEDED"]
 
 
+def test_nothing_is_dispatched_for_the_slots_of_a_worker_that_drains(
+    rig: Rig, tmp_path: Path
+) -> None:
+    worker = rig.worker(slots=2)
+    job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}))
+    rig.running(job_id)
+    worker.terminate()
+
+    def listed_slots() -> tuple[int] | None:
+        with rig.connection() as connection:
+            return connection.execute("SELECT slots FROM workers").fetchone()
+
+    until(lambda: listed_slots() == (0,), 4, "a worker without slots")
+    next_id = rig.submit(rig.job_of())
+    rig.dispatcher.dispatch()
+    with rig.connection() as connection:
+        queued = "SELECT queued_time FROM open_tasks WHERE job_id = %s"
+        assert connection.execute(queued, (next_id,)).fetchone() == (None,)
+    (tmp_path / "go").touch()
+    assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
+    assert worker.wait(15) == 0, rig.logs()
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(
     rig: Rig, tmp_path: Path, pool: str

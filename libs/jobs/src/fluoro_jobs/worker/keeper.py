@@ -116,6 +116,7 @@ class Keeper(threading.Thread):
         self._missed_time = -math.inf
         self._task_seconds = self._told_task_seconds = 0.0
         self._stuck_seconds = 0.0
+        self._draining = False
         self._closed = False
         self._listener = threading.Thread(
             target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True
@@ -193,6 +194,11 @@ class Keeper(threading.Thread):
         """Whether anything runs in this process's pool."""
         return bool(running())
 
+    def drain(self) -> None:
+        """This process takes no more tasks: the ledger hears at once that it has no slots."""
+        self._draining = True
+        self._woken.set()
+
     def hand_back(self) -> None:
         """Makes what this process still runs READY for another worker, and stops computing it."""
         try:
@@ -255,8 +261,9 @@ class Keeper(threading.Thread):
         return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
-        """Claims no slots while the gate is closed, so that nothing is dispatched for them."""
-        return self._worker if self._gate.is_open else replace(self._worker, slots=0)
+        """Claims no slots in a drain or behind a closed gate: nothing is dispatched for them."""
+        serves = self._gate.is_open and not self._draining
+        return self._worker if serves else replace(self._worker, slots=0)
 
     def _time_out(self, held: Held, _request: LedgerRequest) -> None:
         """The ledger ends the attempt; the beat after that stops it."""

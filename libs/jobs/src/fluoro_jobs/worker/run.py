@@ -170,6 +170,8 @@ class WorkerProcess:
         self._consumer.stop()
 
     def _drain(self) -> None:
+        # Here and not in the signal's handler, which may have interrupted whoever wakes the keeper.
+        self._keeper.drain()
         deadline = time.monotonic() + self._plan.settings.shutdown_grace_seconds
         while self._keeper.busy() and time.monotonic() < deadline and not self._stopped.wait(0.1):
             continue
