@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from fluoro.v1.dicom_pb2 import InspectDicom
@@ -12,7 +12,7 @@ from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.read import SMALL_JOB_PARTS
+from fluoro_jobs.ledger.read import FULL, SMALL_JOB_PARTS, get_jobs
 from gateway.ledger_calls import LedgerCalls
 from gateway.testing import refused
 from gateway.testing_jobs import Stage, staged
@@ -77,6 +77,33 @@ async def test_among_others_a_job_of_somebody_else_is_not_found(rig: Stage) -> N
     )
     assert answers[0].name == mine
     assert {answer.reason for answer in answers[1:]} == {"JOB_NOT_FOUND"}
+
+
+async def test_a_job_of_heavy_results_attempts_or_artifacts_is_not_read_with_others(
+    rig: Stage,
+) -> None:
+    names = [await rig.submit() for _ in range(4)]
+    light, result, attempts, artifacts = ids = [UUID(name.removeprefix("jobs/")) for name in names]
+    await rig.run(names[1])
+    await rig.fail_often(names[2], 40, "x" * 1000)
+
+    def read_together() -> list[Job | FluoroError | None]:
+        with rig.ledger.connection() as connection:
+            connection.execute(
+                "UPDATE tasks SET result = %s WHERE job_id = %s", (bytes(2**18), result)
+            )
+            connection.execute(
+                "INSERT INTO artifacts (job_id, step, shard, position, name, blob_id, role, key)"
+                " SELECT %s, 0, 0, n, 'page ' || n, blob_id, 'page', '' "
+                "FROM generate_series(1, 500) n, job_inputs WHERE job_id = %s",
+                (artifacts, artifacts),
+            )
+            return get_jobs(connection, [("ada", (job_id, FULL)) for job_id in ids])
+
+    answers = await asyncio.to_thread(read_together)
+    assert isinstance(answers[0], Job)
+    assert answers[0].name == f"jobs/{light}"
+    assert answers[1:] == [None, None, None], f"of {result}, {attempts} and {artifacts}"
 
 
 async def test_those_who_wait_share_the_next_read_and_owners_take_turns_in_it(rig: Stage) -> None:

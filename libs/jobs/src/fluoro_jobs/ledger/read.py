@@ -50,6 +50,8 @@ MAX_JOB_BYTES: Final = 4 * 2**20 - 2**10
 """Most that a job takes in an answer, which stays below the 4 MiB that gRPC's clients accept."""
 SMALL_JOB_PARTS: Final = 200
 """A job with more inputs, tasks and items is read alone: others would wait for it."""
+SMALL_JOB_BYTES: Final = 32 * 2**10
+"""So is a job that takes more, say of results, attempts or artifacts."""
 MAX_SEQUENCE: Final = 2**63 - 1
 
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -186,18 +188,24 @@ def get_jobs(
     FluoroError in a job's place; None if it is too large to be read with others.
     """
     ids = list({job_id for _, (job_id, _) in wanted})
+    full = {(owner, job_id) for owner, (job_id, view) in wanted if view != BASIC}
     small: dict[UUID, job_pb2.Job] = {}
     with connection.transaction():
         connection.execute(_ONE_MOMENT)
         with connection.pipeline():
             heads = connection.execute(_JOBS, {"jobs": ids})
             steps = connection.execute(_STEPS, {"jobs": ids})
+            weights = connection.execute(_WEIGHTS, {"jobs": list({job_id for _, job_id in full})})
             basic = {row[0]: job_of(row) for row in heads.fetchall()}
             _add_steps(basic, steps.fetchall())
-        for job_id in {job_id for _, (job_id, view) in wanted if view != BASIC}:
-            if job_id in basic and _parts_of(basic[job_id]) <= SMALL_JOB_PARTS:
+        for job_id, weight in weights.fetchall():
+            job = basic.get(job_id)
+            # Of a job that is not the caller's, nothing more is read.
+            if job is None or (job.owner, job_id) not in full:
+                continue
+            if _parts_of(job) <= SMALL_JOB_PARTS and weight <= SMALL_JOB_BYTES:
                 small[job_id] = job_pb2.Job()
-                small[job_id].CopyFrom(basic[job_id])
+                small[job_id].CopyFrom(job)
         if small:
             with connection.pipeline():
                 rest = _rest(connection, list(small))
