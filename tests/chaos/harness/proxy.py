@@ -124,9 +124,14 @@ class Proxy:
 
     async def _end(self) -> None:
         await self._refuse()
-        serving = asyncio.all_tasks() - {asyncio.current_task()}
-        if serving:
-            await asyncio.wait(serving, timeout=CALL_SECONDS / 2)
+        deadline = self._loop.time() + CALL_SECONDS / 2
+        while serving := asyncio.all_tasks() - {asyncio.current_task()}:
+            if self._loop.time() > deadline:
+                break
+            # Again and again: a connection accepted just before is no link yet at the first time.
+            await self._reset()
+            await asyncio.wait(serving, timeout=0.05)
+        await asyncio.sleep(0)  # transports close in the turn after they were told to
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer, dead=self._half_open)
