@@ -231,6 +231,19 @@ def test_a_step_that_names_clean_files_still_sees_the_results_of_all_it_comes_af
     assert "step i left" in error.violations[0].description
 
 
+def test_between_two_de_identifying_steps_nothing_is_seen_unsaid() -> None:
+    steps = [
+        ("i", INSPECT, []),
+        ("first", DEIDENTIFY, ["i"]),
+        ("r", RENDER, ["i", "first"]),
+        ("second", DEIDENTIFY, ["r"]),
+    ]
+    error = refused(*steps)
+    assert error.reason == Reason.STEP_SEES_IDENTIFIABLE
+    assert error.violations[0].field == "job.steps[2].inputs"
+    assert wired(*steps, r=True)
+
+
 def test_a_job_without_a_de_identifying_step_is_free() -> None:
     assert wired(("i", INSPECT, []), ("r", RENDER, ["i"]), ("report", REPORT, ["i", "r"]))
 
@@ -271,14 +284,17 @@ def test_no_step_of_any_graph_sees_identifiable_data_without_having_said_so(
     # Written from the definition, without an order: data flows until nothing changes any more.
     tainted: set[int] = set()
     leading: set[int] = set()
+    cleaned: set[int] = set()
     for _ in steps:
         for i, place in enumerate(places):
+            if set(place.after) & (cleaning | cleaned):
+                cleaned.add(i)
             flows = {source.step for source in place.sources} | set(place.after)
             if i not in cleaning and (None in flows or flows & tainted):
                 tainted.add(i)
             if i in cleaning or i in leading:
                 leading |= set(place.after)
-    for i in tainted - leading:
+    for i in tainted - (leading - cleaned):
         seen = {source.step for source in places[i].sources} | set(places[i].after)
         dirty = {
             "" if each is None else steps[each].name

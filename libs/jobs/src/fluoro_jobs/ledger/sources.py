@@ -233,12 +233,17 @@ def _nearest(graph: _Graph, i: int, reads: Sequence[str]) -> Sequence[int]:
 def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
     """FluoroError STEP_SEES_IDENTIFIABLE if a step sees what identifies a patient, unsaid.
 
-    Steps that lead to a de-identifying one may see it: they prepare its input.
+    Steps that lead to the first de-identifying one may see it: they prepare its input.
     """
-    leading = 0
+    leading = cleaned = 0
     for step in reversed(graph.order):
         if graph.operations[step].deidentifies or leading >> step & 1:
             leading |= sum(1 << earlier for earlier in graph.after[step])
+    for step in graph.order:
+        if any(graph.operations[k].deidentifies or cleaned >> k & 1 for k in graph.after[step]):
+            cleaned |= 1 << step
+    # Between two de-identifying steps nobody expects the originals any more.
+    preparing = leading & ~cleaned
     identifiable = [False] * len(wired)
     for step in graph.order:
         if graph.operations[step].deidentifies:
@@ -249,7 +254,7 @@ def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
         seen = [earlier for earlier in before if earlier is None or identifiable[earlier]]
         identifiable[step] = bool(seen)
         unnamed = [earlier for earlier in seen if not (place.named and earlier in sources)]
-        if unnamed and not (leading >> step & 1 or graph.steps[step].allow_identifiable):
+        if unnamed and not (preparing >> step & 1 or graph.steps[step].allow_identifiable):
             raise _sees_identifiable(graph, step, unnamed[0])
 
 
