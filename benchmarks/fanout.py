@@ -9,7 +9,7 @@ rounds; `growth` = seconds per task in the largest job / in one of a few.
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack
 from typing import Final
@@ -24,12 +24,11 @@ from fluoro_jobs.ledger.accept import GroupCommit, validate
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.records import MAX_TASKS
 from rig.figures import quick, ratio, say
+from rig.load import until
 from rig.servers import Servers, cpu_seconds, servers
 
 SLOTS: Final = 2
 OWNER: Final = "bench"
-POLL_SECONDS: Final = 0.02
-"""How often the end is looked for."""
 PATIENCE_SECONDS: Final = 240
 """How long one round may take."""
 SIZES: Final = [size for size in (1000, 2500, 5000, 10_000) if size <= MAX_TASKS]
@@ -86,7 +85,7 @@ class Fluoro:
             answer.add_done_callback(lambda _: self._dispatcher.wake())
         wait(answers)
         names = [answer.result().name for answer in answers]
-        _until(self._all_ended)
+        until(self._all_ended, PATIENCE_SECONDS)
         seconds = time.perf_counter() - started
         if self._succeeded(names) != len(jobs):
             raise SystemExit("a job did not succeed")
@@ -140,14 +139,6 @@ def main(rounds: int, tasks: int, sizes: Sequence[int]) -> None:
 
 def _medians(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in figures) for key in figures[0]}
-
-
-def _until(probe: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not probe():
-        if time.monotonic() > deadline:
-            raise SystemExit("a round did not end")
-        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":

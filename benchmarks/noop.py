@@ -31,12 +31,11 @@ from fluoro_jobs.ledger.accept import GroupCommit, validate
 from fluoro_jobs.ledger.connection import Ledger
 from google.protobuf.json_format import MessageToDict
 from rig.figures import quick, ratio, say
+from rig.load import until
 from rig.servers import Servers, cpu_seconds, servers
 
 POOLS: Final = ("threads", "prefork")
 SLOTS: Final = 2
-POLL_SECONDS: Final = 0.02
-"""How often the end is looked for."""
 PATIENCE_SECONDS: Final = 60
 """How long one round may take."""
 POOL_SECONDS: Final = 25
@@ -65,8 +64,8 @@ def main(rounds: int, tasks: int) -> None:
             for side in (ours, theirs):
                 side.round(max(20, tasks // 4))
             measured: list[tuple[dict[str, float], dict[str, float]]] = []
-            until = time.monotonic() + POOL_SECONDS
-            while len(measured) < rounds and (not measured or time.monotonic() < until):
+            deadline = time.monotonic() + POOL_SECONDS
+            while len(measured) < rounds and (not measured or time.monotonic() < deadline):
                 measured.append((measure(ours, tasks), measure(theirs, tasks)))
         rates = (
             [mine["per_second"] for mine, _ in measured],
@@ -143,7 +142,7 @@ def fluoro(stack: ExitStack, run: Servers, pool: str) -> Side:
         for answer in answers:
             answer.add_done_callback(lambda _: dispatcher.wake("dicom"))
         wait(answers)
-        _until(all_ended)
+        until(all_ended, PATIENCE_SECONDS)
         seconds = time.perf_counter() - started
         if succeeded() != goal:
             raise SystemExit("a job did not succeed")
@@ -176,23 +175,14 @@ def stock_celery(stack: ExitStack, run: Servers, pool: str) -> Side:
         started = time.perf_counter()
         for _ in range(tasks):
             noop.delay()
-        _until(lambda: not (client.llen("celery") or client.hlen("unacked")), twice=True)
+        until(
+            lambda: not (client.llen("celery") or client.hlen("unacked")),
+            PATIENCE_SECONDS,
+            twice=True,
+        )
         return time.perf_counter() - started
 
     return Side(round_of, worker.child.pid, {"valkey": run.valkey_pid})
-
-
-def _until(probe: Callable[[], bool], *, twice: bool = False) -> None:
-    """Returns when it is so.
-
-    twice: two looks in a row, because a message between queue and unacknowledged is in neither.
-    """
-    deadline, seen = time.monotonic() + PATIENCE_SECONDS, 0
-    while seen <= twice:
-        seen = seen + 1 if probe() else 0
-        if time.monotonic() > deadline:
-            raise SystemExit("a round did not end")
-        time.sleep(POLL_SECONDS)
 
 
 if __name__ == "__main__":

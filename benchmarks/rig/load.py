@@ -1,13 +1,17 @@
-"""A closed loop of callers: each calls again as soon as it is answered."""
+"""A closed loop of callers: each calls again as soon as it is answered; and the end of a round."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from rig.figures import latencies
 
 Call = Callable[[], Awaitable[None]]
+
+POLL_SECONDS: Final = 0.02
+"""Pause between two looks at a round that has not ended."""
 
 
 @dataclass
@@ -39,3 +43,16 @@ async def round_of(callers: Sequence[Call], seconds: float, into: Measured) -> N
     await asyncio.gather(*map(keep_calling, callers))
     into.rates.append(len(loop_seconds) / (time.perf_counter() - started))
     into.seconds += loop_seconds
+
+
+def until(probe: Callable[[], bool], seconds: float, *, twice: bool = False) -> None:
+    """Returns when it is so. SystemExit after the seconds.
+
+    twice: two looks in a row, because a message between queue and unacknowledged is in neither.
+    """
+    deadline, seen = time.monotonic() + seconds, 0
+    while seen <= twice:
+        seen = seen + 1 if probe() else 0
+        if time.monotonic() > deadline:
+            raise SystemExit("a round did not end")
+        time.sleep(POLL_SECONDS)
