@@ -41,7 +41,7 @@ Counted from the last byte: gRPC ends the requests first.
 class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
     """fluoro.v1.JobService."""
 
-    def SubmitJob(  # noqa: N802 - gRPC names it
+    def SubmitJob(
         self, request: job_service_pb2.SubmitJobRequest, context: Context
     ) -> job_service_pb2.SubmitJobResponse:
         """Accepts a job."""
@@ -59,7 +59,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("SubmitJob", request, context, submit)
 
-    def GetJob(  # noqa: N802 - gRPC names it
+    def GetJob(
         self, request: job_service_pb2.GetJobRequest, context: Context
     ) -> job_service_pb2.GetJobResponse:
         """The whole job."""
@@ -71,7 +71,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("GetJob", request, context, get)
 
-    def ListJobs(  # noqa: N802 - gRPC names it
+    def ListJobs(
         self, request: job_service_pb2.ListJobsRequest, context: Context
     ) -> job_service_pb2.ListJobsResponse:
         """A page of jobs, newest first. The token is the name of the last one."""
@@ -96,31 +96,31 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("ListJobs", request, context, page)
 
-    def ListInputs(  # noqa: N802 - gRPC names it
+    def ListInputs(
         self, request: job_service_pb2.ListInputsRequest, context: Context
     ) -> job_service_pb2.ListInputsResponse:
         """A page of a job's inputs."""
         return self._part("ListInputs", request, context, views.inputs)
 
-    def ListTasks(  # noqa: N802 - gRPC names it
+    def ListTasks(
         self, request: job_service_pb2.ListTasksRequest, context: Context
     ) -> job_service_pb2.ListTasksResponse:
         """A page of a job's tasks."""
         return self._part("ListTasks", request, context, views.tasks)
 
-    def ListItems(  # noqa: N802 - gRPC names it
+    def ListItems(
         self, request: job_service_pb2.ListItemsRequest, context: Context
     ) -> job_service_pb2.ListItemsResponse:
         """A page of a job's items."""
         return self._part("ListItems", request, context, views.items)
 
-    def ListArtifacts(  # noqa: N802 - gRPC names it
+    def ListArtifacts(
         self, request: job_service_pb2.ListArtifactsRequest, context: Context
     ) -> job_service_pb2.ListArtifactsResponse:
         """A page of a job's artifacts."""
         return self._part("ListArtifacts", request, context, views.artifacts)
 
-    def ListResults(  # noqa: N802 - gRPC names it
+    def ListResults(
         self, request: job_service_pb2.ListResultsRequest, context: Context
     ) -> job_service_pb2.ListResultsResponse:
         """A page of a job's results."""
@@ -140,7 +140,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
             lambda owner: page(self._state.story(request.job, owner, "job").job, request),
         )
 
-    def WaitJob(  # noqa: N802 - gRPC names it
+    def WaitJob(
         self, request: job_service_pb2.WaitJobRequest, context: Context
     ) -> job_service_pb2.WaitJobResponse:
         """The job, once it has ended or time is up."""
@@ -166,7 +166,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("WaitJob", request, context, wait)
 
-    def CancelJob(  # noqa: N802 - gRPC names it
+    def CancelJob(
         self, request: job_service_pb2.CancelJobRequest, context: Context
     ) -> job_service_pb2.CancelJobResponse:
         """Cancels what has not ended."""
@@ -178,7 +178,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("CancelJob", request, context, cancel)
 
-    def RetryJob(  # noqa: N802 - gRPC names it
+    def RetryJob(
         self, request: job_service_pb2.RetryJobRequest, context: Context
     ) -> job_service_pb2.RetryJobResponse:
         """Opens an ended job again."""
@@ -193,7 +193,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
 
         return self._answer("RetryJob", request, context, retry)
 
-    def WatchJob(  # noqa: N802 - gRPC's name
+    def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: Context
     ) -> Iterator[job_service_pb2.WatchJobResponse]:
         """A job's snapshot and events."""
@@ -250,7 +250,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
                     cursor=_cursor(story, position), bookmark=bookmark
                 )
 
-    def WatchJobs(  # noqa: N802 - gRPC's name
+    def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: Context
     ) -> Iterator[job_service_pb2.WatchJobsResponse]:
         """All of an owner's jobs that have the labels."""
@@ -338,7 +338,7 @@ def _number(cursor: str, watch: str, last: int) -> int:
 class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
     """fluoro.v1.BlobService."""
 
-    def UploadBlob(  # noqa: N802 - gRPC's name
+    def UploadBlob(
         self, request_iterator: Iterator[blob_service_pb2.UploadBlobRequest], context: Context
     ) -> blob_service_pb2.UploadBlobResponse:
         """Keeps what is as announced."""
@@ -377,7 +377,7 @@ class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
             )
         return blob_service_pb2.UploadBlobResponse(blob=blob)
 
-    def GetBlob(  # noqa: N802 - gRPC names it
+    def GetBlob(
         self, request: blob_service_pb2.GetBlobRequest, context: Context
     ) -> blob_service_pb2.GetBlobResponse:
         """The record."""
@@ -387,7 +387,7 @@ class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
 
         return self._answer("GetBlob", request, context, get)
 
-    def DownloadBlob(  # noqa: N802 - gRPC's name
+    def DownloadBlob(
         self, request: blob_service_pb2.DownloadBlobRequest, context: Context
     ) -> Iterator[blob_service_pb2.DownloadBlobResponse]:
         """The bytes."""
