@@ -18,7 +18,7 @@ FORBIDDEN = {
     "a path of one machine": r"(?<![\w.$-])/(wor[k]/main|wor[k]/shared|roo[t]/|hom[e]/\w)",
 }
 LONGEST_FILE_LINES = 500
-LONGEST_FUNCTION_LINES = 85
+LONGEST_FUNCTION_LINES = 60
 
 
 def texts(root: Path, tracked: list[Path]) -> Iterator[tuple[Path, str]]:

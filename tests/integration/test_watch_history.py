@@ -114,33 +114,37 @@ def fetched(connection: LedgerConnection, call: Callable[[], object]) -> int:
     return int(after - before)
 
 
+def fill(connection: LedgerConnection, jobs: list[UUID]) -> None:
+    connection.execute(
+        (
+            "INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
+            " SELECT unnest(%s::uuid[]), 'ada', 0, 'RUNNING', 10000"
+        ),
+        (jobs,),
+    )
+    connection.execute(
+        "INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
+        " SELECT job, s, 'RUNNING', 'ada', (%s + s / 20)::text::xid8"
+        " FROM unnest(%s::uuid[]) job, generate_series(1, 10000) s",
+        (FIRST_TRANSACTION, jobs),
+    )  # 200 events a transaction
+    connection.execute(
+        "WITH small AS (INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
+        " SELECT gen_random_uuid(), 'eve', 0, 'RUNNING', 3"
+        " FROM generate_series(1, 5000) RETURNING id)"
+        " INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
+        " SELECT id, s, 'RUNNING', 'eve', (%s + s)::text::xid8"
+        " FROM small, generate_series(1, 3) s",
+        (FIRST_TRANSACTION,),
+    )  # most jobs are small: what is best for them must not be done to the large ones
+
+
 def test_no_read_for_a_watch_costs_more_the_more_is_stored(database_url: str) -> None:
     jobs = [new_id() for _ in range(10)]
     ledger = Ledger(database_url)
     try:
         with ledger.connection() as connection:
-            connection.execute(
-                (
-                    "INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
-                    " SELECT unnest(%s::uuid[]), 'ada', 0, 'RUNNING', 10000"
-                ),
-                (jobs,),
-            )
-            connection.execute(
-                "INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
-                " SELECT job, s, 'RUNNING', 'ada', (%s + s / 20)::text::xid8"
-                " FROM unnest(%s::uuid[]) job, generate_series(1, 10000) s",
-                (FIRST_TRANSACTION, jobs),
-            )  # 200 events a transaction
-            connection.execute(
-                "WITH small AS (INSERT INTO jobs (id, owner, input_count, state, last_sequence)"
-                " SELECT gen_random_uuid(), 'eve', 0, 'RUNNING', 3"
-                " FROM generate_series(1, 5000) RETURNING id)"
-                " INSERT INTO events (job_id, sequence, state, owner, transaction_id)"
-                " SELECT id, s, 'RUNNING', 'eve', (%s + s)::text::xid8"
-                " FROM small, generate_series(1, 3) s",
-                (FIRST_TRANSACTION,),
-            )  # most jobs are small: what is best for them must not be done to the large ones
+            fill(connection, jobs)
             connection.execute("VACUUM ANALYZE")
             late = FIRST_TRANSACTION + 490
             costs = {

@@ -62,11 +62,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     kind. Ledger and Redis may be down at the start.
     """
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
-    ledger = Ledger(
-        settings.database_url,
-        max_connections=settings.ledger_threads + WATCH_THREADS + OWN_CONNECTIONS,
-        statement_seconds=settings.ledger_statement_seconds,
-    )
+    ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
     hub_calls = LedgerCalls(ledger, WATCH_THREADS)
     publisher = Publisher(settings.redis_url)
@@ -113,13 +109,20 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     finally:
         collector.close()
         await hub.close()
-        await asyncio.to_thread(commits.close)
-        await asyncio.to_thread(dispatcher.close)
-        for each in (calls, hub_calls, health):
+        for each in (commits, dispatcher, calls, hub_calls, health):
             await asyncio.to_thread(each.close)
         publisher.close()
         # Last: whatever was closed before may still have used it.
         ledger.close()
+
+
+def _ledger(settings: Settings) -> Ledger:
+    """With a connection for each thread that may ask for one: nobody waits for another's."""
+    return Ledger(
+        settings.database_url,
+        max_connections=settings.ledger_threads + WATCH_THREADS + OWN_CONNECTIONS,
+        statement_seconds=settings.ledger_statement_seconds,
+    )
 
 
 async def _drain(
