@@ -16,6 +16,7 @@ from fluoro.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import accept
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
+from fluoro_jobs.operations import BY_FIELD
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from gateway.testing import Client, refused, serving
 
@@ -58,8 +59,10 @@ def reasons(futures: list["Future[job_pb2.Job]"]) -> list[str]:
 
 
 def test_steps_that_take_all_inputs_of_a_job_as_one_do_not_multiply_what_its_submit_weighs(
-    rig: Rig,
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    takes_groups = replace(BY_FIELD["inspect_dicom"], groups=True)
+    monkeypatch.setitem(BY_FIELD, "inspect_dicom", takes_groups)
     grouped = [job_pb2.StepInput(group=True)]
     steps = [job_pb2.Step(name=f"s{i}", inspect_dicom={}, inputs=grouped) for i in range(100)]
     job = job_pb2.Job(inputs=[rig.blob(b"x")] * 1_000, steps=steps)
