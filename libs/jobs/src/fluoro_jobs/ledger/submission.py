@@ -175,6 +175,7 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     violations = _Violations()
     violations.extend(rules.too_many(request))
     violations.check()
+    _clear_output_only(job)  # or the rules would look at each message in it
     inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
     violations.extend(rules.broken(request))
     _check_times(job, violations)
@@ -199,7 +200,7 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         id=new_id(),
         owner=owner,
         request_id=request.request_id,
-        sha256=_digest(job),
+        sha256=hashlib.sha256(job.SerializeToString(deterministic=True)).digest(),
         inputs=[blob for blob in inputs if blob],
         labels=dict(job.labels),
         priority=job.priority,
@@ -314,11 +315,9 @@ def _stored(wired: Wired) -> Sequence[Source] | None:
     return None if plain else wired.sources
 
 
-def _digest(job: job_pb2.Job) -> bytes:
-    """SHA-256 of what the caller chose. Clears what only the server sets."""
+def _clear_output_only(job: job_pb2.Job) -> None:
     messages: list[tuple[Message, tuple[str, ...]]] = [(job, OUTPUT_ONLY_JOB)]
     messages += [(step, OUTPUT_ONLY_STEP) for step in job.steps]
     for message, fields in messages:
         for field in fields:
             message.ClearField(field)
-    return hashlib.sha256(job.SerializeToString(deterministic=True)).digest()
