@@ -255,6 +255,7 @@ class AsyncClient:
         end = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         patience = self._patience(f"waiting for {name}")
         while True:
+            # One call per minute: a gateway that died without a word is noticed at its end.
             chunk = (
                 WAIT_SECONDS if end is None else min(WAIT_SECONDS, max(0.0, end - time.monotonic()))
             )
@@ -269,6 +270,7 @@ class AsyncClient:
                 await patience.pause(error)
                 continue
             patience.progress()
+            # WaitJob also answers when its own timeout is over; then the job is as it was.
             if job.state in TERMINAL or (end is not None and time.monotonic() >= end):
                 return job
 
@@ -284,6 +286,7 @@ class AsyncClient:
         FluoroApiError JOB_NOT_ENDED or NOTHING_TO_RETRY.
         """
         return (
+            # Once: repeated after a lost answer, it would say that there is nothing to retry.
             await self._once(
                 self._jobs.RetryJob,
                 job_service_pb2.RetryJobRequest(name=name),

@@ -58,6 +58,7 @@ class Patience:
         # Only Fluoro gives reasons, so this server has answered.
         self.contact.made |= bool(error.reason)
         ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
+        # The server says when to come back at the earliest; all its callers were told the same.
         wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
         passed = time.monotonic() - self._since + wait
         hopeless = not self.contact.made and self._failures >= ATTEMPTS_BEFORE_CONTACT

@@ -78,6 +78,7 @@ def _media_type(path: Path, preamble: bytes) -> str:
 
     Everything else by its suffix.
     """
+    # Modalities name files by UID, whose last component looks like a suffix.
     if preamble.endswith(b"DICM"):
         return "application/dicom"
     return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -110,6 +111,7 @@ class PartialFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # Beside the target: a rename is atomic only within one file system.
         self._part = path.with_name(f".{secrets.token_hex(8)}.part")
         self._file = self._part.open("xb")
         self._digest = hashlib.sha256()

@@ -97,6 +97,7 @@ class _Order:
         if update != "event":
             return True
         sequence, last = message.event.sequence, self._last
+        # A gateway that resumes from a bookmark may send events again that came before it.
         if last is not None and sequence <= last:
             return False
         if last is not None and sequence > last + 1:

@@ -149,6 +149,7 @@ def read_header(
         header.file_meta.TransferSyntaxUID = UID(syntax)
         implicit, _ = parsed.original_encoding
         header.set_original_encoding(implicit, little_endian, parsed.original_character_set)
+    # Where two parsers disagree, one of them would take bytes of a value for an element.
     if set(header.keys()) != {element.tag for element in elements}:
         raise FluoroError(Reason.DICOM_INVALID, "The data set cannot be parsed unambiguously.")
     return header

@@ -86,6 +86,7 @@ class Walk:
             if element.tag >> 16 == ITEM >> 16:
                 raise invalid()
             fragments: tuple[Fragment, ...] = ()
+            # Only an undefined length leads into a value: what it holds says where it ends.
             if element.length is not None:
                 position = element.offset + element.length
                 self._need(position)

@@ -75,8 +75,10 @@ def parse_j2k(frame: bytes) -> CodeStream:
     )
     components = set(struct.iter_unpack(">BBB", frame[start + 42 : start + 42 + 3 * samples]))
     tiles = -(-x1 // max(tile_width, 1)) * -(-y1 // max(tile_height, 1))
+    # The decoder allocates a record for each tile that the header claims.
     if tiles > limits.J2K_TILE_LIMIT:
         raise ValueError("too many tiles")
+    # DICOM has one Bits Allocated and one Pixel Representation for all samples.
     if len(components) != 1:
         raise ValueError("components differ")
     depth, x_step, y_step = components.pop()

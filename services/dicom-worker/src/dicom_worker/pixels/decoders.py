@@ -135,6 +135,7 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
         raise undecodable("The pixel data is longer than the header says by half a frame or more.")
     with file.path.open("rb") as stream:
         for index in range(image.frames):
+            # Only here does a frame begin within a byte; pydicom counts whole bytes.
             if image.bits_allocated == 1:
                 yield packed_frame(stream, file.pixels.offset, image, index)
                 continue
@@ -166,6 +167,7 @@ def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator
     assert file.pixels is not None
     with file.path.open("rb") as stream:
         for fragments in group_frames(stream, file.pixels.fragments, image.frames):
+            # Joined, the second fragment would be read as part of the first one's segments.
             if codec is RLE and len(fragments) > 1:
                 raise undecodable("An RLE frame has more than one fragment (PS3.5 A.4.2).")
             frame = read_frame(stream, fragments)
