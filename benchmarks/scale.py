@@ -36,8 +36,8 @@ from fluoro_jobs.ledger import (
     blobs,
     heartbeats,
     horizon,
-    lists,
     read,
+    search,
     sweeps,
 )
 from fluoro_jobs.ledger.attempts import Worker
@@ -100,7 +100,7 @@ class Measured:
             claim = self._timed("claim", attempts.claim, task_id, self._worker)
             self._timed("commit", attempts.commit, claim, TaskResult(b""))
         for name, request in requests().items():
-            self._timed(f"list_{name}", lists.list_jobs, OWNER, request)
+            self._timed(f"list_{name}", search.list_jobs, OWNER, request)
         self._timed("watch_start", _watch_start)
         self._timed("get", read.get_job, OWNER, random.choice(self._jobs))
         self._timed("backlog", backlog.by_queue)
@@ -144,7 +144,7 @@ def _watch_start(connection: LedgerConnection) -> None:
     """What WatchJobs reads before it is live: where it stands, and the open jobs."""
     horizon.sweep(connection, [(OWNER, None)], PAGE_EVENTS)
     request = ListJobsRequest(page_size=1000, states=[Job.STATE_PENDING, Job.STATE_RUNNING])
-    lists.list_jobs(connection, OWNER, request)
+    search.list_jobs(connection, OWNER, request)
 
 
 def _sweep(connection: LedgerConnection) -> None:

@@ -22,8 +22,8 @@ from fluoro_jobs.ledger import (
     control,
     heartbeats,
     limits,
-    lists,
     read,
+    search,
     store,
     sweeps,
 )
@@ -338,7 +338,7 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
     request = job_service_pb2.ListJobsRequest(page_size=2)
     seen: list[str] = []
     while True:
-        page = lists.list_jobs(db, OWNER, request)
+        page = search.list_jobs(db, OWNER, request)
         seen += [job.name for job in page.jobs]
         accepted(rig, db)
         if not page.next_page_token:
@@ -346,11 +346,11 @@ def test_pages_neither_repeat_nor_hide_jobs_that_come_in_between(rig: Rig, db: D
         request.page_token = page.next_page_token
     assert seen == jobs[::-1]
     request.states.append(job_pb2.Job.STATE_FAILED)
-    request.page_token = lists.list_jobs(
+    request.page_token = search.list_jobs(
         db, OWNER, job_service_pb2.ListJobsRequest(page_size=1)
     ).next_page_token
     with pytest.raises(FluoroError, match="page_token"):
-        lists.list_jobs(db, OWNER, request)
+        search.list_jobs(db, OWNER, request)
 
 
 def test_the_backlog_counts_what_waits_and_what_runs(rig: Rig, db: Db) -> None:

@@ -5,13 +5,14 @@ statements after a while. Rows are counted and not seconds.
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import JOB_VIEW_FULL, ListJobsRequest, ListTasksRequest
-from fluoro_jobs.ledger import lists, read
+from fluoro_jobs.ledger import lists, read, search
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import LOOKED_AT
 from fluoro_jobs.testing.rig import OWNER, Rig
@@ -19,16 +20,20 @@ from fluoro_jobs.testing.rig import OWNER, Rig
 STORED: Final = 100_000
 
 HISTORY: Final = """
-INSERT INTO jobs (id, owner, input_count, labels, state, last_sequence, end_time)
-SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, 1,
+INSERT INTO jobs (id, owner, input_count, labels, state, last_sequence, create_time, end_time)
+SELECT (lpad(to_hex(%(start)s + n * 60000::int8), 12, '0') || '70008000'
+    || lpad(to_hex(n), 12, '0'))::uuid, %(owner)s, 1,
   CASE WHEN n %% 40000 = 7 THEN '{"kind": "rare"}'
-    ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, now()
-FROM generate_series(1, %(stored)s) n
+    ELSE '{"kind": "usual"}' END::jsonb, 'SUCCEEDED', 1, time, time + interval '5 min'
+FROM generate_series(1, %(stored)s) n,
+  LATERAL (SELECT to_timestamp(%(start)s / 1000.0 + n * 60) AS time) at
 UNION ALL
 SELECT ('00000000-0000-7000-9000-' || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n, 1, '{}'::jsonb,
-  'PENDING', 1, NULL
+  'PENDING', 1, now(), NULL
 FROM generate_series(1, 1000) n
 """
+"""A job a minute, each of five minutes."""
+START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 ATTEMPTS: Final = """
 INSERT INTO tasks (id, job_id, step, shard, state, first_input, input_count, allowed)
 SELECT gen_random_uuid(), job_id, step, n, 'FAILED', 0, 1, 1
@@ -41,7 +46,8 @@ CLAIMED: Final = "INSERT INTO attempts (task_id, number, worker) SELECT id, 1, '
 def history(rig: Rig) -> Rig:
     """Many ended jobs of an owner, three that are open, and others' who have one each."""
     with rig.connection() as connection:
-        connection.execute(HISTORY, {"owner": OWNER, "stored": STORED})
+        parameters = {"owner": OWNER, "stored": STORED, "start": int(START.timestamp() * 1000)}
+        connection.execute(HISTORY, parameters)
     for _ in range(3):
         rig.submit(rig.job_of())
     return rig
@@ -72,7 +78,7 @@ def test_a_page_of_jobs_reads_that_page_whatever_the_history(history: Rig, analy
         if analyzed:
             connection.execute("ANALYZE jobs")
         first = ListJobsRequest(page_size=10)
-        token = lists.list_jobs(connection, OWNER, first).next_page_token
+        token = search.list_jobs(connection, OWNER, first).next_page_token
         running = [job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING]
         for request, count in (
             (first, 10),
@@ -80,32 +86,89 @@ def test_a_page_of_jobs_reads_that_page_whatever_the_history(history: Rig, analy
             (ListJobsRequest(page_size=10, states=running), 3),
             (ListJobsRequest(page_size=10, states=running, labels={"kind": "none"}), 0),
         ):
-            page = lists.list_jobs(connection, OWNER, request)
+            page = search.list_jobs(connection, OWNER, request)
             assert len(page.jobs) == count
             rows = cost(
                 connection,
                 "jobs",
-                lambda request=request: lists.list_jobs(connection, OWNER, request),
+                lambda request=request: search.list_jobs(connection, OWNER, request),
             )
             assert rows <= 12, request
 
 
-def test_a_filter_that_few_jobs_pass_makes_short_pages_and_misses_none(history: Rig) -> None:
-    request = ListJobsRequest(labels={"kind": "rare"})
-    found: list[str] = []
+def at(minutes: int) -> str:
+    """When the job of that number was created, as a filter has it."""
+    return f'"{(START + timedelta(minutes=minutes)).isoformat()}"'
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_page_in_any_order_reads_that_page_and_begins_where_the_filter_says(
+    history: Rig, analyzed: bool
+) -> None:
+    first, last = 50_000, 50_010
     with history.connection() as connection:
-        pages = 0
-        while True:
-            page = lists.list_jobs(connection, OWNER, request)
-            pages += 1
-            found += [job.name for job in page.jobs]
-            rows = cost(connection, "jobs", lambda: lists.list_jobs(connection, OWNER, request))
-            assert rows <= LOOKED_AT + 1
+        if analyzed:
+            connection.execute("ANALYZE jobs")
+
+        def pages_of(order: str, filtered: str) -> tuple[list[int], int]:
+            """Numbers on the first page, and what the second one reads."""
+            request = ListJobsRequest(page_size=11, order_by=order, filter=filtered)
+            page = search.list_jobs(connection, OWNER, request)
             request.page_token = page.next_page_token
-            if not request.page_token:
-                break
-    assert pages == STORED // LOOKED_AT + 1
-    assert [UUID(name[5:]).int % 2**48 for name in found] == [80_007, 40_007, 7]
+            rows = cost(connection, "jobs", lambda: search.list_jobs(connection, OWNER, request))
+            return [UUID(job.name[5:]).int % 2**48 for job in page.jobs], rows
+
+        for order in ("create_time desc", "create_time", "end_time desc", "end_time"):
+            time, _, way = order.partition(" ")
+            late, slack = (5, 0) if time == "end_time" else (0, 24 * 60)
+            between = f"{time} >= {at(first + late)} AND {time} <= {at(last + late)}"
+            numbers, rows = pages_of(order, between)
+            assert numbers == sorted(range(first, last + 1), reverse=way == "desc")
+            assert rows <= LOOKED_AT + 1
+            assert pages_of(order, "")[1] <= 13
+            # Names are bounds of create_time to a day.
+            assert pages_of(order, f"{time} > {at(first)}")[1] <= 13 + slack
+
+
+def test_a_filter_that_only_open_jobs_pass_reads_those(history: Rig) -> None:
+    with history.connection() as connection:
+        for filtered in (
+            "state = RUNNING OR state = PENDING",
+            "NOT (state = SUCCEEDED OR end_time:*) AND labels.kind != none",
+            "state != SUCCEEDED -state=FAILED -state=CANCELLED state != PARTIALLY_SUCCEEDED",
+        ):
+            request = ListJobsRequest(filter=filtered)
+            assert len(search.list_jobs(connection, OWNER, request).jobs) == 3
+            rows = cost(
+                connection, "jobs", lambda asked=request: search.list_jobs(connection, OWNER, asked)
+            )
+            assert rows <= 4, filtered
+
+
+def test_a_filter_that_few_jobs_pass_makes_short_pages_and_misses_none(history: Rig) -> None:
+    with history.connection() as connection:
+        for request in (
+            ListJobsRequest(labels={"kind": "rare"}),
+            ListJobsRequest(filter="labels.kind = rare"),
+            ListJobsRequest(filter="labels.kind = rare", order_by="end_time desc"),
+        ):
+            found: list[str] = []
+            pages = 0
+            while True:
+                page = search.list_jobs(connection, OWNER, request)
+                pages += 1
+                found += [job.name for job in page.jobs]
+                request.page_token = page.next_page_token
+                if not request.page_token:
+                    break
+                rows = cost(
+                    connection,
+                    "jobs",
+                    lambda asked=request: search.list_jobs(connection, OWNER, asked),
+                )
+                assert rows <= LOOKED_AT + 1
+            assert pages >= STORED // LOOKED_AT
+            assert [UUID(name[5:]).int % 2**48 for name in found] == [80_007, 40_007, 7]
 
 
 def test_attempts_are_read_by_their_tasks_in_a_ledger_that_was_never_analyzed(rig: Rig) -> None:

@@ -38,6 +38,7 @@ class Reason(StrEnum):
     UPLOAD_TOO_SLOW = "UPLOAD_TOO_SLOW"
     UPLOADS_BUSY = "UPLOADS_BUSY"
     DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
+    FILTER_INVALID = "FILTER_INVALID"
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
@@ -193,6 +194,12 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
             "Nothing was read from the download for long. "
             "Go on with the number of bytes received as offset."
         ),
+    ),
+    Reason.FILTER_INVALID: ReasonSpec(
+        "INVALID_ARGUMENT",
+        False,
+        "The filter cannot be read; `position` in the metadata is that of the first character "
+        "that does not fit. See [filters](filters.md).",
     ),
     Reason.CURSOR_INVALID: ReasonSpec(
         "INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."

@@ -39,7 +39,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import control, lists, read
+from fluoro_jobs.ledger import control, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
@@ -121,7 +121,7 @@ class Jobs:
         if len(request.states) > MAX_WANTED or not set(request.states) <= STATES:
             raise names.invalid("states", "Must be states of a job.")
         _check_labels(request.labels)
-        return await self._calls.run_for(call.owner, lists.list_jobs, call.owner, request)
+        return await self._calls.run_for(call.owner, search.list_jobs, call.owner, request)
 
     async def list_inputs(self, request: ListInputsRequest, call: Call) -> ListInputsResponse:
         """A page of a job's inputs."""

@@ -19,7 +19,7 @@ import structlog
 from fluoro.v1 import event_pb2, job_pb2
 from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsResponse
 from fluoro_jobs.errors import FluoroError
-from fluoro_jobs.ledger import horizon, lists, read
+from fluoro_jobs.ledger import horizon, read, search
 from fluoro_jobs.ledger.paging import MAX_PAGE
 from fluoro_telemetry import metrics
 
@@ -286,7 +286,7 @@ class JobsWatches:
         request = ListJobsRequest(page_size=MAX_PAGE, states=OPEN, labels=watcher.labels)
         while True:
             page = await self._callers.run_for(
-                watcher.owner, lists.list_jobs, watcher.owner, request
+                watcher.owner, search.list_jobs, watcher.owner, request
             )
             watcher.raise_if_ended()
             for job in page.jobs:

@@ -34,6 +34,7 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "UPLOAD_TOO_SLOW": grpc.StatusCode.DEADLINE_EXCEEDED,
     "DOWNLOAD_TOO_SLOW": grpc.StatusCode.UNAVAILABLE,
     "UPLOADS_BUSY": grpc.StatusCode.UNAVAILABLE,
+    "FILTER_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_EXPIRED": grpc.StatusCode.OUT_OF_RANGE,
     "WATCH_TOO_SLOW": grpc.StatusCode.RESOURCE_EXHAUSTED,

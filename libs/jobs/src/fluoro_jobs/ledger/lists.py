@@ -1,12 +1,7 @@
-"""Lists in pages: an owner's jobs; a job's inputs, tasks, items, artifacts and results.
+"""The parts of a job in pages: inputs, tasks, items, artifacts and results.
 
 Every page begins at a key and follows an index from there. What it costs depends on the page and
-not on what is stored: see `paging.py`.
-
-PostgreSQL plans a prepared statement once for all values of its parameters, so each kind of list
-has a statement of its own. One for both open and all jobs would walk through an owner's history to
-find the open ones. `LIMIT (SELECT n)` hides n from the planner. If it knew that n is above the rows
-that it expects, by average or before the first ANALYZE, it would read and sort all there are.
+not on what is stored: see `paging.py`. `search.py` says why a limit is hidden from the planner.
 """
 
 from collections.abc import Callable
@@ -21,8 +16,6 @@ from fluoro.v1.job_service_pb2 import (
     ListInputsResponse,
     ListItemsRequest,
     ListItemsResponse,
-    ListJobsRequest,
-    ListJobsResponse,
     ListResultsRequest,
     ListResultsResponse,
     ListTasksRequest,
@@ -34,7 +27,6 @@ from fluoro.v1.job_service_pb2 import (
 )
 from google.protobuf.message import Message
 from psycopg.rows import TupleRow
-from psycopg.types.json import Jsonb
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
@@ -44,7 +36,6 @@ from fluoro_jobs.ledger.paging import (
     cut,
     page_size,
     read_token,
-    uuid_of,
     write_token,
 )
 from fluoro_jobs.ledger.read import job_not_found
@@ -52,78 +43,21 @@ from fluoro_jobs.ledger.rows import (
     ARTIFACT_COLUMNS,
     ATTEMPT_COLUMNS,
     ITEM_COLUMNS,
-    JOB_COLUMNS,
     TASK_COLUMNS,
     TASKS,
     artifact_of,
     attempt_of,
     item_of,
-    job_of,
     rows_of,
     task_of,
 )
 
-OPEN: Final = frozenset({job_pb2.Job.STATE_PENDING, job_pb2.Job.STATE_RUNNING})
-"""States of the jobs that have not ended. Such jobs have an index of their own."""
-NEWEST: Final = UUID(int=2**128 - 1)
-"""No job is newer."""
 ATTEMPTS: Final = 100
 """Most attempts that a list shows of a task. They are the newest."""
 _LAST_STEP: Final = 2**15 - 1
 
 Found = TypeVar("Found", bound=Message)
 Response = TypeVar("Response", bound=Message)
-
-
-# A page ends with the job that takes it over PAGE_BYTES; the next one begins with the one after.
-_JOBS: Final = f"""
-SELECT {JOB_COLUMNS}, seen FROM (
-  SELECT *, coalesce(sum(weight) OVER (
-      ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING), 0) AS before_last,
-    CASE WHEN coalesce(sum(weight) OVER (
-      ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) >= {PAGE_BYTES}
-      THEN {LOOKED_AT} + 1 ELSE place END AS seen
-  FROM (
-    SELECT *, octet_length(labels::text) + octet_length(message) AS weight FROM (
-      SELECT *, row_number() OVER (ORDER BY id DESC) AS place FROM (
-        SELECT * FROM jobs WHERE owner = %(owner)s AND id <= %(start)s{{condition}}
-        ORDER BY id DESC LIMIT (SELECT {LOOKED_AT} + 1)
-      ) looked_at
-    ) numbered
-    WHERE place > {LOOKED_AT}
-      OR ((%(states)s::text[] = '{{{{}}}}' OR state = ANY(%(states)s)) AND labels @> %(labels)s)
-    ORDER BY id DESC LIMIT %(limit)s
-  ) wanted
-) weighed WHERE before_last < {PAGE_BYTES} ORDER BY id DESC
-"""
-_ALL_JOBS: Final = _JOBS.format(condition="")
-_OPEN_JOBS: Final = _JOBS.format(condition=" AND end_time IS NULL")
-
-
-def list_jobs(
-    connection: LedgerConnection, owner: str, request: ListJobsRequest
-) -> ListJobsResponse:
-    """One page of the owner's jobs, newest first: nothing repeats or hides when jobs come in.
-
-    FluoroError INVALID_ARGUMENT for a page_size or page_token that does not fit.
-    """
-    limit, key = page_size(request), read_token(request, str)
-    states = frozenset(request.states)
-    rows = connection.execute(
-        _OPEN_JOBS if states and states <= OPEN else _ALL_JOBS,
-        {
-            "owner": owner,
-            "start": uuid_of(key[0]) if key else NEWEST,
-            "states": [job_pb2.Job.State.Name(state).removeprefix("STATE_") for state in states],
-            "labels": Jsonb(dict(request.labels)),
-            "limit": limit + 1,
-        },
-    )
-    jobs, following = cut(rows_of(rows), limit, lambda row: job_of(row[:-1]))
-    return ListJobsResponse(
-        jobs=jobs,
-        next_page_token=write_token(request, [str(following[0])]) if following else "",
-    )
 
 
 _INPUTS: Final = """

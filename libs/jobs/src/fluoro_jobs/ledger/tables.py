@@ -105,6 +105,7 @@ JOBS: Final = Table(
     ),
     Index(None, "owner", "id"),
     Index("jobs_open_idx", "owner", "id", postgresql_where=sql("end_time IS NULL")),
+    Index("jobs_end_idx", "owner", "end_time", "id", postgresql_where=sql("end_time IS NOT NULL")),
     Index("jobs_expire_idx", "expire_time", postgresql_where=sql("end_time IS NULL")),
 )
 

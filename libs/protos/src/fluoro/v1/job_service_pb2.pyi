@@ -8,6 +8,7 @@ from fluoro.v1 import event_pb2 as _event_pb2
 from fluoro.v1 import job_pb2 as _job_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -188,10 +189,26 @@ class ListJobsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many, 1 to 1000; 0 means 50, more is coerced to 1000."""
     page_token: _builtins.str
     """From the previous answer; the other fields must be the same."""
+    filter: _builtins.str
+    """Only jobs that pass it: a subset of AIP-160, such as
+    `state = FAILED AND labels.study = "a" AND create_time >= "2026-01-31T00:00:00Z"`. At most 2000
+    characters and 32 comparisons. Fields: `state`, `reason`, `labels.KEY`, `create_time`,
+    `end_time`; docs/filters.md says which operators each has. One that cannot be read is
+    INVALID_ARGUMENT, reason FILTER_INVALID, with the `position` in the metadata.
+    """
+    order_by: _builtins.str
+    """`create_time desc` (if empty), `create_time`, `end_time desc` or `end_time`. Only jobs that have
+    ended have an end_time: by end_time, others are not listed. create_time sorts by the time when
+    a gateway took the request, which is in the job's name: jobs of one moment may stand in another
+    order than their create_time.
+    """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Job.State.ValueType]:
         """Only jobs in these states, at most 64; empty means all."""
@@ -200,6 +217,10 @@ class ListJobsRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only jobs with all of these labels."""
 
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of Job that the answer has, `name` and `state`, say; empty or `*` means all."""
+
     def __init__(
         self,
         *,
@@ -207,10 +228,13 @@ class ListJobsRequest(_message.Message):
         page_token: _builtins.str = ...,
         states: _abc.Iterable[_job_pb2.Job.State.ValueType] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "labels", b"labels", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,7 +252,7 @@ class ListJobsResponse(_message.Message):
     """For the next page; empty at the end, and only there."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Job]:
-        """Jobs, newest first."""
+        """Jobs, newest first unless order_by says otherwise."""
 
     def __init__(
         self,

@@ -157,10 +157,11 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
-        between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
-        filter a page may therefore be short or empty before the end: go on while there is a
-        next_page_token.
+        """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
+        Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
+        10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
+        while there is a next_page_token. A page_token with another filter, order_by or read_mask than
+        it was given out for is INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,10 +61,11 @@ class JobServiceStub:
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
-    between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
-    filter a page may therefore be short or empty before the end: go on while there is a
-    next_page_token.
+    """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
+    Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
+    10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
+    while there is a next_page_token. A page_token with another filter, order_by or read_mask than
+    it was given out for is INVALID_ARGUMENT.
     """
     ListInputs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]
     """Pages a job's inputs, in order."""
@@ -155,10 +156,11 @@ class JobServiceAsyncStub(JobServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
-    between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
-    filter a page may therefore be short or empty before the end: go on while there is a
-    next_page_token.
+    """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
+    Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
+    10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
+    while there is a next_page_token. A page_token with another filter, order_by or read_mask than
+    it was given out for is INVALID_ARGUMENT.
     """
     ListInputs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]  # type: ignore[assignment]
     """Pages a job's inputs, in order."""
@@ -264,10 +266,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
-        """Lists the caller's jobs, newest first, without their steps and inputs. Jobs that are accepted
-        between two pages neither repeat nor hide others. One call looks at 10,000 jobs at most. With a
-        filter a page may therefore be short or empty before the end: go on while there is a
-        next_page_token.
+        """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
+        Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
+        10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
+        while there is a next_page_token. A page_token with another filter, order_by or read_mask than
+        it was given out for is INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,279 @@
+"""Jobs of an owner that pass a filter, page by page, in one of four orders.
+
+Each order follows an index from a key. A page looks at LOOKED_AT jobs at most and filters those: a
+filter that few jobs pass makes short pages, and the next one goes on from there. What a filter says
+about states and times chooses the index and where it is entered (`filters.Reach`).
+
+PostgreSQL plans a prepared statement once for all values of its parameters, so each kind of search
+has a statement of its own. One for both open and all jobs would walk through an owner's history to
+find the open ones. `LIMIT (SELECT n)` hides n from the planner. If it knew that n is above the rows
+that it expects, by average or before the first ANALYZE, it would read and sort all there are. For
+the same reason only one end of a range is a bound of the index; the other one is a filter.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from fluoro.v1 import job_pb2
+from fluoro.v1.job_service_pb2 import ListJobsRequest, ListJobsResponse
+from google.protobuf.field_mask_pb2 import FieldMask
+from psycopg.rows import TupleRow
+from psycopg.types.json import Jsonb
+
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ledger import filters
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.paging import (
+    LOOKED_AT,
+    PAGE_BYTES,
+    Key,
+    cut,
+    page_size,
+    read_token,
+    uuid_of,
+    write_token,
+)
+from fluoro_jobs.ledger.rows import JOB_COLUMNS, job_of, rows_of
+from fluoro_jobs.states import JobState, is_terminal
+
+CLOCK_SLACK: Final = timedelta(days=1)
+"""How wrong a gateway's clock may be. Names of jobs have its time, `create_time` has PostgreSQL's.
+
+A search by create_time leaves jobs out whose names are further off.
+"""
+_OPEN: Final = frozenset(state for state in JobState if not is_terminal(state))
+_FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
+_ENDS: Final = ("-infinity", "infinity")
+
+
+class Order(NamedTuple):
+    """column: `id`, which has the time in front, or `end_time`, which only ended jobs have."""
+
+    column: str = "id"
+    descending: bool = True
+
+
+ORDERS: Final = {
+    "": Order(),
+    "create_time desc": Order(),
+    "create_time": Order("id", descending=False),
+    "end_time desc": Order("end_time"),
+    "end_time": Order("end_time", descending=False),
+}
+
+
+class Search(NamedTuple):
+    """What a request asks for. states, labels: as in ListJobsRequest; empty for all."""
+
+    owner: str
+    filter: filters.Filter
+    order: Order = Order()
+    states: frozenset[JobState] = frozenset()
+    labels: dict[str, str] = {}  # noqa: RUF012 - a tuple's default, which nobody changes
+
+    @property
+    def reachable(self) -> frozenset[JobState]:
+        """States of what it may find."""
+        return self.filter.reach.states & (self.states or frozenset(JobState))
+
+
+def order_of(text: str) -> Order:
+    """The order that an `order_by` names. FluoroError INVALID_ARGUMENT if there is no such."""
+    try:
+        return ORDERS[" ".join(text.split()) if len(text) < 64 else "?"]  # noqa: PLR2004 - longer than any
+    except KeyError:
+        names = ", ".join(filter(None, ORDERS))
+        raise _invalid("order_by", f"Must be one of: {names}.") from None
+
+
+# The jobs that are looked at, numbered; of these the wanted ones, and the one after the last.
+_SCAN: Final = f"""
+  SELECT * FROM (
+    SELECT *, row_number() OVER (ORDER BY {{order}}) AS place FROM (
+      SELECT * FROM jobs WHERE owner = %(owner)s AND {{start}}
+      ORDER BY {{order}} LIMIT (SELECT {LOOKED_AT} + 1)
+    ) looked_at
+  ) numbered
+  WHERE {{end}} AND (place > {LOOKED_AT}
+    OR ((%(states)s::text[] = '{{{{}}}}' OR state = ANY(%(states)s)) AND labels @> %(labels)s
+      AND {{filter}}))
+"""
+# A page ends with the job that takes it over PAGE_BYTES; the next one begins with the one after.
+_PAGE: Final = f"""
+SELECT {JOB_COLUMNS}, id AS key_id, end_time AS key_time, seen FROM (
+  SELECT *, coalesce(sum(weight) OVER (
+      ORDER BY {{order}} ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING), 0) AS before_last,
+    CASE WHEN coalesce(sum(weight) OVER (
+      ORDER BY {{order}} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) >= {PAGE_BYTES}
+      THEN {LOOKED_AT} + 1 ELSE place END AS seen
+  FROM (
+    SELECT *, octet_length(labels::text) + octet_length(message) AS weight FROM ({{scan}}) scan
+    ORDER BY {{order}} LIMIT %(limit)s
+  ) wanted
+) weighed WHERE before_last < {PAGE_BYTES} ORDER BY {{order}}
+"""
+_NAMES: Final = """
+SELECT id, end_time, place FROM ({scan}) scan ORDER BY {order} LIMIT %(limit)s
+"""
+
+
+def list_jobs(
+    connection: LedgerConnection, owner: str, request: ListJobsRequest
+) -> ListJobsResponse:
+    """One page of the owner's jobs: nothing repeats or hides when jobs come in.
+
+    FluoroError FILTER_INVALID, or INVALID_ARGUMENT for an order_by, read_mask, page_size or
+    page_token that does not fit.
+    """
+    limit, hidden = page_size(request), _hidden(request.read_mask)
+    search = Search(
+        owner,
+        filters.parse(request.filter),
+        order_of(request.order_by),
+        frozenset(
+            JobState(job_pb2.Job.State.Name(state).removeprefix("STATE_"))
+            for state in request.states
+        ),
+        dict(request.labels),
+    )
+    key = read_key(request, search.order)
+    if not search.reachable:
+        return ListJobsResponse()
+
+    def make(row: TupleRow) -> job_pb2.Job:
+        job = job_of(row[:-3])
+        for field in hidden:
+            job.ClearField(field)  # type: ignore[arg-type]  # a name that `_hidden` has from Job
+        return job
+
+    rows = connection.execute(*_statement(_PAGE, search, key, limit))
+    jobs, following = cut(rows_of(rows), limit, make)
+    return ListJobsResponse(jobs=jobs, next_page_token=_token(request, search.order, following))
+
+
+def find(
+    connection: LedgerConnection, search: Search, key: Key | None, limit: int
+) -> tuple[list[UUID], Key | None]:
+    """Ids of the next jobs from this key on, and where the ones after them begin.
+
+    limit: most of them. None if none come after them.
+    """
+    if not search.reachable:
+        return [], None
+    rows = connection.execute(*_statement(_NAMES, search, key, limit)).fetchall()
+    found = [row[0] for row in rows[:limit] if row[2] <= LOOKED_AT]
+    return found, _key(search.order, rows[len(found)]) if len(rows) > len(found) else None
+
+
+def read_key(request: Any, order: Order) -> Key | None:
+    """Where a request's page begins; None for the first one. FluoroError as from `read_token`."""
+    key = read_token(request, *([str] if order.column == "id" else [str, str]))
+    if key is not None:
+        uuid_of(key[-1])
+        if order.column == "end_time":
+            _time_of(str(key[0]))
+    return key
+
+
+def _statement(
+    text: str, search: Search, key: Key | None, limit: int
+) -> tuple[str, dict[str, Any]]:
+    place = _by_end if search.order.column == "end_time" else _by_id
+    start, end, bounds = place(search, key)
+    way = " DESC" if search.order.descending else ""
+    order = f"id{way}" if search.order.column == "id" else f"end_time{way}, id{way}"
+    scan = _SCAN.format(order=order, start=start, end=end, filter=search.filter.sql)
+    parameters = {
+        "owner": search.owner,
+        "states": list(search.states),
+        "labels": Jsonb(search.labels),
+        "limit": limit + 1,
+    }
+    return text.format(scan=scan, order=order), search.filter.parameters | parameters | bounds
+
+
+def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
+    """The ids to look at: those that come after the key and may have been created in time."""
+    since, until = search.filter.reach.created
+    low, high = _id_at(since, -CLOCK_SLACK) or _FIRST, _id_at(until, CLOCK_SLACK) or _LAST
+    begins = low if not search.order.descending else high
+    if key is not None:
+        token = uuid_of(key[-1])
+        begins = min(token, high) if search.order.descending else max(token, low)
+    comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
+    last = low if search.order.descending else high
+    is_open = " AND end_time IS NULL" if search.reachable <= _OPEN else ""
+    return (
+        f"id {comes} %(start)s{is_open}",
+        "true" if last in {_FIRST, _LAST} else f"id {goes} %(last)s",
+        {"start": begins, "last": last},
+    )
+
+
+def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
+    """The same for ends of jobs."""
+    since, until = search.filter.reach.ended
+    low = "-infinity" if since == filters.EARLIEST else since.isoformat()
+    high = "infinity" if until == filters.LATEST else until.isoformat()
+    begins, last = (high, low) if search.order.descending else (low, high)
+    first = _LAST if search.order.descending else _FIRST
+    if key is not None:
+        begins, first = str(key[0]), uuid_of(key[1])
+    comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
+    return (
+        f"end_time IS NOT NULL AND (end_time, id) {comes} (%(start)s::timestamptz, %(first)s)",
+        "true" if last in _ENDS else f"end_time {goes} %(last)s::timestamptz",
+        {"start": begins, "first": first, "last": last},
+    )
+
+
+def _id_at(when: datetime, slack: timedelta) -> UUID | None:
+    """The first (or last, if the slack is positive) id that may have this time; None for no bound.
+
+    An id begins with milliseconds since the epoch (`ids.py`).
+    """
+    try:
+        millis = int((when + slack).timestamp() * 1000)
+    except OverflowError:  # the end of time
+        return None
+    if not 0 <= millis < 2**48:
+        return None if millis < 0 and slack < timedelta() else UUID(int=0)
+    return UUID(int=(millis << 80) + (2**80 - 1 if slack > timedelta() else 0))
+
+
+def _key(order: Order, row: TupleRow) -> Key:
+    """Of a row whose last columns are id, end_time and place."""
+    job_id, end_time, _ = row[-3:]
+    if order.column == "id":
+        return [str(job_id)]
+    return [end_time.astimezone(UTC).isoformat(), str(job_id)]
+
+
+def _token(request: ListJobsRequest, order: Order, following: TupleRow | None) -> str:
+    return write_token(request, _key(order, following)) if following else ""
+
+
+def _time_of(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise _invalid("page_token", "Must be a next_page_token.") from None
+
+
+def _hidden(mask: FieldMask) -> list[str]:
+    """Fields of a job that the mask leaves out. FluoroError INVALID_ARGUMENT if it has others."""
+    fields = job_pb2.Job.DESCRIPTOR.fields_by_name
+    if not mask.paths or list(mask.paths) == ["*"]:
+        return []
+    if len(mask.paths) > len(fields) or not set(mask.paths) <= set(fields):
+        raise _invalid("read_mask", "Must be fields of Job, without their parts; or * for all.")
+    return [name for name in fields if name not in set(mask.paths)]
+
+
+def _invalid(field: str, description: str) -> FluoroError:
+    return FluoroError(
+        Reason.INVALID_ARGUMENT,
+        f"{field}: {description}",
+        [FieldViolation(field, description)],
+    )
