@@ -307,6 +307,18 @@ async def jobs_of_an_owner(
         "listed by state",
         *[job async for job in ada.list(states=[Job.STATE_CANCELLED, Job.STATE_SUCCEEDED])],
     )
+    searches: list[dict[str, Any]] = [
+        {"filter_by": "state = CANCELLED AND labels.kind = mine"},
+        {"filter_by": 'labels.kind != "mine" state != PENDING'},
+        {"filter_by": "reason = JOB_CANCELLED", "order_by": "end_time"},
+        {"order_by": "create_time", "page_size": 2},
+        {"order_by": "end_time desc"},
+        {"fields": ["name", "state"]},
+    ]
+    for search in searches:
+        seen.note(str(search), *[job async for job in ada.list(**search)])
+    await seen.refused("a bad order", anext(ada.list(order_by="name")))
+    await seen.refused("a bad mask", anext(ada.list(fields=["nope"])))
 
 
 def taking(step: job_pb2.Step, source: str) -> job_pb2.Step:

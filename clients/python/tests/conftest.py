@@ -1,10 +1,16 @@
-"""A gateway in memory whose jobs wait for the test, and a relay in front of it that can be cut."""
+"""A gateway in memory whose jobs wait for the test, the `fluoro` command, and a relay to cut."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fluoro_client.testing import FakeGateway
+
+COMMAND = str(Path(sys.executable).with_name("fluoro"))
 
 
 @pytest.fixture
@@ -67,3 +73,52 @@ class Relay:
 async def relay(gateway):
     async with Relay(int(gateway.endpoint.rpartition(":")[2])) as relay:
         yield relay
+
+
+class Command:
+    """A running `fluoro`.
+
+    Its pipes are read in threads: asyncio's own child processes are closed by whoever collects
+    garbage next.
+    """
+
+    def __init__(self, words, stdin, env):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [COMMAND, *words], env=env, stdin=stdin, stdout=pipe, stderr=pipe, bufsize=0
+        )
+
+    async def line(self):
+        return await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 20)
+
+    async def end(self, data=None):
+        out, err = await asyncio.to_thread(self.process.communicate, data, 60)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def fluoro(gateway):
+    started = []
+
+    def start(*words, stdin=subprocess.DEVNULL, **environment):
+        env = {
+            "PATH": os.environ["PATH"],
+            "FLUORO_ENDPOINT": gateway.endpoint,
+            "FLUORO_OWNER": "ada",
+            **environment,
+        }
+        started.append(Command(words, stdin, env))
+        return started[-1]
+
+    async def run(*words, input=None, **environment):
+        code, out, err = await start(*words, stdin=subprocess.PIPE, **environment).end(
+            (input or "").encode()
+        )
+        assert b"Traceback" not in err
+        return code, out.decode(), err.decode()
+
+    run.start = start
+    yield run
+    for command in started:
+        with command.process:
+            command.process.kill()

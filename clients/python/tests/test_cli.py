@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,57 +18,7 @@ from fluoro_client.testing import Fault
 from fluoro_client.testing.views import shown
 from google.protobuf import json_format
 
-COMMAND = str(Path(sys.executable).with_name("fluoro"))
 State = job_pb2.Job.State
-
-
-class Command:
-    """A running `fluoro`.
-
-    Its pipes are read in threads: asyncio's own child processes are closed by whoever collects
-    garbage next.
-    """
-
-    def __init__(self, words, stdin, env):
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [COMMAND, *words], env=env, stdin=stdin, stdout=pipe, stderr=pipe, bufsize=0
-        )
-
-    async def line(self):
-        return await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 20)
-
-    async def end(self, data=None):
-        out, err = await asyncio.to_thread(self.process.communicate, data, 60)
-        return self.process.returncode, out, err
-
-
-@pytest.fixture
-def fluoro(gateway):
-    started = []
-
-    def start(*words, stdin=subprocess.DEVNULL, **environment):
-        env = {
-            "PATH": os.environ["PATH"],
-            "FLUORO_ENDPOINT": gateway.endpoint,
-            "FLUORO_OWNER": "ada",
-            **environment,
-        }
-        started.append(Command(words, stdin, env))
-        return started[-1]
-
-    async def run(*words, input=None, **environment):
-        code, out, err = await start(*words, stdin=subprocess.PIPE, **environment).end(
-            (input or "").encode()
-        )
-        assert b"Traceback" not in err
-        return code, out.decode(), err.decode()
-
-    run.start = start
-    yield run
-    for command in started:
-        with command.process:
-            command.process.kill()
 
 
 def done(gateway):

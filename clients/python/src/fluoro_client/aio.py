@@ -21,7 +21,7 @@ from fluoro.v1 import (
     job_service_pb2,
     job_service_pb2_grpc,
 )
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, field_mask_pb2
 from google.protobuf.message import Message
 
 from fluoro_client.channel import OWNER_KEY, open_channel
@@ -155,15 +155,21 @@ class AsyncClient:
         *,
         states: Sequence["job_pb2.Job.State.ValueType"] = (),
         labels: Mapping[str, str] | None = None,
+        filter_by: str = "",
+        order_by: str = "",
+        fields: Sequence[str] = (),
         limit: int | None = None,
         page_size: int = 0,
     ) -> AsyncGenerator[job_pb2.Job, None]:
-        """The owner's jobs, newest first, without steps and inputs.
+        """The owner's jobs, newest first unless ordered otherwise, without steps and inputs.
 
         They are fetched page by page as they are read.
         states, labels: only jobs in one of these states and with all of these labels.
-        limit: at most this many; None means all. page_size: jobs per call; 0 leaves it to the
-        server.
+        filter_by: only jobs that pass this filter, `state = FAILED AND labels.study = "a"`, say
+        (docs/filters.md). order_by: `create_time desc`, which is the default, `create_time`,
+        `end_time desc` or `end_time`; by end_time only jobs that have ended. fields: of a job that
+        are wanted, `name` and `state`, say; empty means all. limit: at most this many; None means
+        all. page_size: jobs per call; 0 leaves it to the server.
         """
         if limit is not None and limit <= 0:
             return
@@ -171,6 +177,9 @@ class AsyncClient:
             page_size=min(page_size, limit) if limit else page_size,
             states=states,
             labels=labels or {},
+            filter=filter_by,
+            order_by=order_by,
+            read_mask=field_mask_pb2.FieldMask(paths=fields) if fields else None,
         )
         count = 0
         async for page in self._pages(self._jobs.ListJobs, request):

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluoro_client.options import DEFAULT_ENDPOINT, Output, PipelineName, Settings, StateName
+from fluoro_client.options import (
+    DEFAULT_ENDPOINT,
+    OrderName,
+    Output,
+    PipelineName,
+    Settings,
+    StateName,
+)
 
 if TYPE_CHECKING:
     from fluoro_client import commands
@@ -54,6 +61,14 @@ Owner = Annotated[
 Format = Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")
+]
+Filter = Annotated[
+    str,
+    typer.Option(
+        "--filter",
+        metavar="FILTER",
+        help="Only jobs that pass it: 'state = FAILED AND labels.study = a', say.",
+    ),
 ]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]
 
@@ -181,16 +196,23 @@ def list_jobs(
         typer.Option("--state", help="Only jobs in this state. May be repeated."),
     ] = None,
     label: Labels = None,
+    filter_by: Filter = "",
+    order_by: Annotated[
+        OrderName,
+        typer.Option("--order-by", help="By end_time, only jobs that have ended are listed."),
+    ] = OrderName.NEWEST,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """List your jobs, newest first."""
+    """List your jobs, newest first unless ordered otherwise."""
     action = partial(
         commands.list_jobs,
         states=[name.value for name in state or []],
         labels=_labels(label),
+        filter_by=filter_by,
+        order_by=order_by.value,
         limit=limit,
     )
     commands.run(Settings(endpoint, owner, output), action)

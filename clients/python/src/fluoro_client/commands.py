@@ -196,13 +196,20 @@ async def list_jobs(
     *,
     states: Sequence[str],
     labels: Mapping[str, str],
+    filter_by: str,
+    order_by: str,
     limit: int,
 ) -> Exit:
-    """Lists jobs, newest first."""
+    """Lists jobs."""
     wanted = [
         job_pb2.Job.State.Value("STATE_" + state.upper().replace("-", "_")) for state in states
     ]
-    jobs = [job async for job in client.list(states=wanted, labels=labels, limit=limit)]
+    jobs = [
+        job
+        async for job in client.list(
+            states=wanted, labels=labels, filter_by=filter_by, order_by=order_by, limit=limit
+        )
+    ]
     if settings.output is Output.JSON:
         print(to_json({"jobs": [json.loads(to_json(job)) for job in jobs]}))  # noqa: T201 - the command's output
     else:

@@ -24,6 +24,15 @@ class StateName(StrEnum):
     CANCELLED = "cancelled"
 
 
+class OrderName(StrEnum):
+    """Orders of a list of jobs, as the API names them."""
+
+    NEWEST = "create_time desc"
+    OLDEST = "create_time"
+    ENDED_LAST = "end_time desc"
+    ENDED_FIRST = "end_time"
+
+
 class PipelineName(StrEnum):
     """Pipelines by name; the keys of `jobs.PIPELINES`."""
 

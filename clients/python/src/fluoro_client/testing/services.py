@@ -14,7 +14,7 @@ from fluoro.v1 import (
     job_service_pb2_grpc,
 )
 
-from fluoro_client.testing import views
+from fluoro_client.testing import searching, views
 from fluoro_client.testing.calls import Context, Response, Service
 from fluoro_client.testing.faults import Fault, RefusalError, invalid
 from fluoro_client.testing.state import validated
@@ -74,25 +74,22 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
     def ListJobs(
         self, request: job_service_pb2.ListJobsRequest, context: Context
     ) -> job_service_pb2.ListJobsResponse:
-        """A page of jobs, newest first. The token is the name of the last one."""
+        """A page of jobs. The token is the name of the last one."""
 
         def page(owner: str) -> job_service_pb2.ListJobsResponse:
-            names = list(self._state.stories)
+            found = searching.jobs(self._state.stories.values(), owner, request)
+            names = [job.name for job in found]
             if request.page_size < 0 or (request.page_token and request.page_token not in names):
                 raise invalid(
                     "page_size" if request.page_size < 0 else "page_token",
                     "Must be 0 or more, or the token of a page before.",
                 )
-            older = names[: names.index(request.page_token)] if request.page_token else names
-            found = [
-                story.head()
-                for story in (self._state.stories[name] for name in reversed(older))
-                if _wanted(story, owner, request.labels)
-                and (not request.states or story.job.state in request.states)
-            ]
-            size = min(request.page_size or PAGE, LARGEST_PAGE)
-            more = found[size - 1].name if len(found) > size else ""
-            return job_service_pb2.ListJobsResponse(jobs=found[:size], next_page_token=more)
+            start = names.index(request.page_token) + 1 if request.page_token else 0
+            end = start + min(request.page_size or PAGE, LARGEST_PAGE)
+            return job_service_pb2.ListJobsResponse(
+                jobs=[searching.hide(job, request) for job in found[start:end]],
+                next_page_token=names[end - 1] if end < len(names) else "",
+            )
 
         return self._answer("ListJobs", request, context, page)
 
