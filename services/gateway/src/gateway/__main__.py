@@ -11,6 +11,7 @@ import structlog
 from fluoro_jobs.settings import from_environment
 from fluoro_telemetry.logs import configure_logging
 
+from gateway.allocator import keep_freed_memory
 from gateway.serve import running
 from gateway.server import PortTakenError
 from gateway.settings import Settings
@@ -45,6 +46,7 @@ def main() -> None:
     """Exits 0 after a drain, 1 with one line that says what to change."""
     settings = from_environment(Settings)
     configure_logging("gateway", level=settings.log_level, format=settings.log_format)
+    keep_freed_memory()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, COLLECT_OLDER_AFTER, COLLECT_OLDER_AFTER)
     try:
         asyncio.run(serve(settings))
