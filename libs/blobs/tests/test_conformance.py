@@ -86,7 +86,7 @@ async def test_a_flushed_writer_tells_the_digest_of_all_that_came(
     content = os.urandom(2_500_000)
     async with store.writer(name) as writer:
         for start in range(0, len(content), 1_000_000):
-            await writer.write(content[start : start + 1_000_000])
+            await writer.write(memoryview(content)[start : start + 1_000_000])
         await writer.flush()
         assert writer.stored == stored(content)
         await writer.write(b"more")

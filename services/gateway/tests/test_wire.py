@@ -1,9 +1,12 @@
 """Bytes and messages: counted before they are parsed, and the same at once or in pieces."""
 
+from typing import Final
+
 import pytest
-from fluoro.v1 import blob_service_pb2, job_pb2
+from fluoro.v1 import job_pb2
+from fluoro.v1.blob_service_pb2 import UploadBlobRequest
 from fluoro.v1.job_service_pb2 import GetJobResponse, ListJobsRequest, SubmitJobRequest
-from gateway.wire import MAX_FIELDS, has_too_many_fields, is_large, serialized_in_pieces
+from gateway.wire import MAX_FIELDS, has_too_many_fields, is_large, lone_bytes, serialized_in_pieces
 from google.protobuf.message import Message
 
 
@@ -23,7 +26,7 @@ def nested(**fields: object) -> SubmitJobRequest:
             2 + 2 * (1 + 3 * 2),
         ),
         (ListJobsRequest(states=[job_pb2.Job.STATE_PENDING] * 9), 1 + 9),
-        (blob_service_pb2.UploadBlobRequest(chunk=bytes(2**20)), 1),
+        (UploadBlobRequest(chunk=bytes(2**20)), 1),
     ],
     ids=str,
 )
@@ -39,6 +42,35 @@ def test_fields_are_counted_wherever_they_are(message: Message, fields: int) -> 
 )
 def test_bytes_that_are_no_message_are_left_to_the_parser(data: bytes) -> None:
     assert not has_too_many_fields(data, SubmitJobRequest.DESCRIPTOR, MAX_FIELDS)
+
+
+CHUNK: Final = UploadBlobRequest.DESCRIPTOR.fields_by_name["chunk"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 2**20])
+def test_a_message_that_is_only_a_chunk_is_read_in_place(size: int) -> None:
+    data = UploadBlobRequest(chunk=bytes(size)).SerializeToString()
+    chunk = lone_bytes(data, CHUNK)
+    assert chunk is not None
+    assert (chunk, chunk.obj) == (bytes(size), data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x12",
+        b"\x12\xff",
+        b"\x12\x02a",
+        b"\x12\x01ab",
+        b"\x12\x01a\x12\x01b",
+        b"\x0a\x02\x10\x01",
+        b"\x12" + b"\xff" * 2**20,
+        b"\x10\x01",
+    ],
+)
+def test_a_message_that_is_more_or_less_than_a_chunk_is_left_to_the_parser(data: bytes) -> None:
+    assert lone_bytes(data, CHUNK) is None
 
 
 def a_job(items: int) -> GetJobResponse:

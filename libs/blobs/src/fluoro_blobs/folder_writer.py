@@ -33,7 +33,7 @@ class FolderWriter:
         self._threads = threads
         self._seconds = seconds
         self._size_bytes = self._gathered_bytes = 0
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._under_way: asyncio.Future[Any] | None = None
 
     @property
@@ -51,7 +51,7 @@ class FolderWriter:
         """Size and digest, after `flush` or the end."""
         return StoredBlob(self._size_bytes, self.sha256)
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: bytes | memoryview) -> None:
         """Appends a chunk of any size.
 
         Waits while the part before the last is still on its way: memory stays bounded.
@@ -130,7 +130,7 @@ class _File:
         self._over = False
         self._lock = threading.Lock()
 
-    def append(self, parts: Sequence[bytes]) -> None:
+    def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """OSError as the system gives it."""
         with self._lock:
             if self._over:

@@ -61,7 +61,7 @@ class Tally:
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
-    def add(self, chunk: bytes) -> None:
+    def add(self, chunk: bytes | memoryview) -> None:
         """Takes the next bytes into account."""
         self._digest.update(chunk)
         self._size_bytes += len(chunk)
@@ -112,7 +112,7 @@ class BlobWriter:
         """Size and digest of what was written so far."""
         return self._tally.stored
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: bytes | memoryview) -> None:
         """Appends a chunk of any size.
 
         Waits while an earlier part is still on its way: memory stays bounded.

@@ -60,7 +60,7 @@ class Blobs:
         )
 
     async def upload_blob(
-        self, requests: AsyncIterator[UploadBlobRequest], call: Call
+        self, requests: AsyncIterator[UploadBlobRequest | memoryview], call: Call
     ) -> UploadBlobResponse:
         """Writes while it reads.
 

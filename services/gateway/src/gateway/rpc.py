@@ -5,7 +5,9 @@ It is cheap enough for each call.
 A servicer's methods are `async def get_job(request, call) -> response`, async generators where the
 response is a stream, and take an async iterator of requests where the request is one. They raise
 FluoroError; what else they raise is a bug. A generator may yield, in place of a message, its bytes,
-or an iterator of messages as bytes: that one is sent to its end before the generator goes on.
+or an iterator of messages as bytes: that one is sent to its end before the generator goes on. A
+request of a stream that holds only a field of bytes comes as that field's value, in place of a
+message: parsing would copy it twice.
 """
 
 import asyncio
@@ -22,7 +24,12 @@ import grpc.aio
 import structlog
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_telemetry import metrics
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import Counter
@@ -213,17 +220,20 @@ class Adapter:
             self._turned_away += 1
             raise shutting_down()
 
-    def _parser(self, method: MethodDescriptor) -> Callable[[bytes], Message]:
+    def _parser(self, method: MethodDescriptor) -> Callable[[bytes], Any]:
         parse = GetMessageClass(method.input_type).FromString
         limit = self._max_message_bytes
         max_fields = MAX_FIELDS_IN_STREAM if method.client_streaming else wire.MAX_FIELDS
+        chunk = _field_of_bytes(method.input_type) if method.client_streaming else None
 
-        def parsed(data: bytes) -> Message:
+        def parsed(data: bytes) -> Message | memoryview:
             if len(data) > limit:
                 raise FluoroError(
                     Reason.MESSAGE_TOO_LARGE,
                     f"A message of {len(data)} bytes is over the limit of {limit}.",
                 )
+            if chunk is not None and (value := wire.lone_bytes(data, chunk)) is not None:
+                return value
             if len(data) > wire.SMALL_BYTES and wire.has_too_many_fields(
                 data, method.input_type, max_fields
             ):
@@ -274,10 +284,10 @@ class Adapter:
         return body
 
     @staticmethod
-    def _streaming_request(parse: Callable[[bytes], Message], function: Any) -> Body:
+    def _streaming_request(parse: Callable[[bytes], Any], function: Any) -> Body:
         # Not a generator expression: it would touch gRPC's iterator at once, which complains if it
         # is not read after that.
-        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message | memoryview]:
             async for request in requests:
                 message = parse(request)
                 del request  # or it would be held for as long as the next message takes
@@ -289,6 +299,12 @@ class Adapter:
             return response.SerializeToString()
 
         return body
+
+
+def _field_of_bytes(message: Descriptor) -> FieldDescriptor | None:
+    """The field of bytes, if the message has exactly one."""
+    fields = [field for field in message.fields if field.type == FieldDescriptor.TYPE_BYTES]
+    return fields[0] if len(fields) == 1 else None
 
 
 def _observer(method: MethodDescriptor) -> Callable[[str, float], None]:

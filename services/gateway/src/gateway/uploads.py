@@ -71,7 +71,7 @@ class Part(NamedTuple):
     """What a message of an upload holds: a header, or a chunk."""
 
     header: UploadBlobHeader | None
-    chunk: bytes | None
+    chunk: bytes | memoryview | None
 
 
 class Pace:
@@ -83,7 +83,7 @@ class Pace:
 
     def __init__(
         self,
-        requests: AsyncIterator[UploadBlobRequest],
+        requests: AsyncIterator[UploadBlobRequest | memoryview],
         idle_seconds: float,
         min_bytes_per_second: float,
     ) -> None:
@@ -116,8 +116,11 @@ class Pace:
         self._waited_seconds += time.monotonic() - started
         if request is None:
             return None
-        if request.WhichOneof("part") != "chunk":
+        if isinstance(request, memoryview):
+            chunk: bytes | memoryview = request
+        elif request.WhichOneof("part") == "chunk":
+            chunk = request.chunk
+        else:
             return Part(request.header if request.HasField("header") else None, None)
-        chunk = request.chunk  # once: protobuf copies it each time
         self._bytes += len(chunk)
         return Part(None, chunk)

@@ -45,6 +45,21 @@ def has_too_many_fields(data: bytes, message: Descriptor, limit: int = MAX_FIELD
         return False
 
 
+def lone_bytes(data: bytes, field: FieldDescriptor) -> memoryview | None:
+    """The value of a field of bytes, if the message is nothing else, without a copy.
+
+    None if there is more to it, or if it is not quite as serializers write it: for the parser.
+    """
+    try:
+        tag, at = _varint(data, 0)
+        length, at = _varint(data, at)
+    except IndexError:
+        return None
+    if tag != field.number << 3 | _LENGTH_DELIMITED or at + length != len(data):
+        return None
+    return memoryview(data)[at:]
+
+
 def _fields_left(data: bytes, at: int, end: int, message: Descriptor, left: int) -> int:
     parts, packed = _nesting(message)
     while at < end and left >= 0:
