@@ -191,8 +191,11 @@ def test_no_other_file_knows_the_operation_that_the_page_about_operations_adds(
     page = (root / "docs/add-an-operation.md").read_text()
     added = {file for file, _ in DIFF.findall(page)}
     of_tools = {f"docs/{name}" for name in GENERATED}
-    # The page itself, decisions, and tests and tools that show the operation at work.
-    about = ("docs/add-an-operation.md", "docs/adr/", "tests/", "libs/protos/src/")
+    # The page itself, decisions, and tests, tools and pipelines that show the operation at work.
+    about = (
+        *("docs/add-an-operation.md", "docs/adr/", "tests/", "libs/protos/src/"),
+        "libs/jobs/src/fluoro_jobs/pipelines/shipped/",
+    )
     others = [
         path
         for path in tracked

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from fluoro.v1 import job_service_pb2
 from fluoro_jobs.ledger.connection import CONNECT_QUERY, STATEMENT_SECONDS
+from fluoro_jobs.pipelines import load
 from fluoro_telemetry.http import Health, serve
 from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
@@ -350,3 +351,10 @@ def test_the_pooler_sets_up_its_sessions_as_the_ledger_would() -> None:
     pooler = config["pgbouncer"]
     assert pooler["pool_mode"] == "transaction"
     assert int(pooler["query_wait_timeout"]) < STATEMENT_SECONDS
+
+
+def test_the_gateway_can_use_the_pipelines_that_it_is_given(dev: Overlay, tmp_path: Path) -> None:
+    data = dev.of("ConfigMap")["fluoro-pipelines"]["data"]
+    for name, text in data.items():
+        (tmp_path / name).write_text(text)
+    assert load(str(tmp_path)).find("pipelines/lung-window", "name").version == 1

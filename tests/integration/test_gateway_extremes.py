@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc
 import psycopg
 import pytest
-from fluoro.v1 import blob_service_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest
@@ -40,6 +40,7 @@ EXTREMES: Final[dict[int, tuple[Any, ...]]] = {
 SERVICES: Final = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],
+    pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"],
 )
 METHODS: Final = [method for service in SERVICES for method in service.methods]
 
@@ -55,7 +56,10 @@ def variants(message: Message, whole: Message) -> Iterator[Message]:
         value = getattr(message, field.name)
         if field.message_type and field.message_type.GetOptions().map_entry:
             for text in EXTREMES[FieldDescriptor.TYPE_STRING]:
-                value[text] = text
+                if field.message_type.fields_by_name["value"].message_type:
+                    value[text].string_value = text
+                else:
+                    value[text] = text
                 yield copy(whole)
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             part = (value[0] if len(value) else value.add()) if field.is_repeated else value
@@ -93,8 +97,8 @@ def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
 
 async def code_of(client: Client, method: MethodDescriptor, request: Message) -> grpc.StatusCode:
     """How the call ends; a stream is read once."""
-    stub = client.blobs if "Blob" in method.name else client.jobs
-    function = getattr(stub, method.name)
+    stubs = {"BlobService": client.blobs, "PipelineService": client.pipelines}
+    function = getattr(stubs.get(method.containing_service.name, client.jobs), method.name)
     call = function(iter([request]) if method.client_streaming else request, timeout=20)
     try:
         if method.server_streaming:
@@ -117,6 +121,10 @@ async def test_no_value_of_any_field_is_internal(
         job = (await client.jobs.SubmitJob(seed(METHODS[0], "", blob))).job.name
         request = seed(method, job, blob)
         requests = list(variants(request, request))
+        if isinstance(request, job_service_pb2.SubmitJobRequest):
+            by_name = SubmitJobRequest(job=Job(inputs=[blob]), pipeline="pipelines/ct-tissue")
+            by_name.parameters.update({"window_center": 40, "window_width": 400})
+            requests += variants(by_name, by_name)
         if isinstance(request, job_service_pb2.WatchJobsRequest):
             requests.append(
                 job_service_pb2.WatchJobsRequest(

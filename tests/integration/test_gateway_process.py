@@ -315,6 +315,19 @@ def test_a_taken_port_is_named_and_ends_the_start(
     assert "Traceback" not in done.stderr
 
 
+def test_a_pipeline_that_cannot_be_used_ends_the_start_with_its_file_and_line(
+    database_url: str, redis_url: str, blob_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "look.yaml").write_text("name: look\nversion: 0\n")
+    settings = environment(database_url, redis_url, blob_url, FLUORO_PIPELINES_FOLDER=str(tmp_path))
+    done = subprocess.run(
+        command(), env=settings, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 1
+    assert f"{tmp_path}/look.yaml:2: version must be a whole number from 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_missing_or_bad_setting_is_named_without_any_value(blob_url: str) -> None:
     settings = environment("postgresql://u:s3cret@h/d", "", blob_url, FLUORO_GRPC_PORT="70000")
     del settings["FLUORO_BLOB_URL"]

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     ANSWER_TOO_LARGE = "ANSWER_TOO_LARGE"
     REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
+    PIPELINE_NOT_FOUND = "PIPELINE_NOT_FOUND"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     JOB_NOT_ENDED = "JOB_NOT_ENDED"
     NOTHING_TO_RETRY = "NOTHING_TO_RETRY"
@@ -149,6 +150,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.REQUEST_ID_REUSED: ReasonSpec(
         "ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."
+    ),
+    Reason.PIPELINE_NOT_FOUND: ReasonSpec(
+        "NOT_FOUND", False, "No such pipeline, or not in this version. ListPipelines has all."
     ),
     Reason.JOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such job for this caller."),
     Reason.JOB_NOT_ENDED: ReasonSpec(

@@ -40,9 +40,10 @@ from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control, lists, read, search
-from fluoro_jobs.ledger.accept import GroupCommit, Submission, validate
+from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
+from fluoro_jobs.pipelines import Pipelines
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -50,6 +51,7 @@ from gateway import cursor, frames, names
 from gateway.job_stream import JobStream
 from gateway.ledger_calls import Landing, LedgerCalls
 from gateway.rpc import Call
+from gateway.settings import Settings
 from gateway.states import ITEM_STATES, STATES, TERMINAL
 from gateway.together import Together
 from gateway.watch import Hub
@@ -75,32 +77,29 @@ class Jobs:
         dispatcher: Dispatcher,
         publisher: Publisher,
         hub: Hub,
-        *,
-        submit_seconds: float,
-        max_waiting_calls: int,
+        pipelines: Pipelines,
+        settings: Settings,
     ) -> None:
-        """submit_seconds: how long a submit may wait for its commit.
-
-        max_waiting_calls: of one owner, as for LedgerCalls.
-        """
-        self._submit_seconds = submit_seconds
+        """calls, commits, dispatcher, publisher, hub: closing them is the caller's."""
+        self._submit_seconds = settings.submit_timeout_seconds
         self._calls = calls
         self._commits = commits
         self._dispatcher = dispatcher
         self._publisher = publisher
         self._hub = hub
+        self._pipelines = pipelines
         self._landing = Landing()
-        self._snapshots = Together(calls, _snapshots, max_waiting_calls)
+        self._snapshots = Together(calls, _snapshots, settings.ledger_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
         started = time.monotonic()
         if call.is_large:
             submission, checked = await call.heavy.run(
-                call.request_bytes, _checked, request, call.owner
+                call.request_bytes, self._checked, request, call.owner
             )
         else:
-            submission, checked = _checked(request, call.owner)
+            submission, checked = self._checked(request, call.owner)
         if checked:
             return SubmitJobResponse(job=checked)
         job = await self._committed(submission)
@@ -237,6 +236,20 @@ class Jobs:
         ):
             yield response
 
+    def _checked(
+        self, request: SubmitJobRequest, owner: str
+    ) -> tuple[Submission, job_pb2.Job | None]:
+        """The submission, and the answer to validate_only, which has no name: nothing was stored.
+
+        It runs in a thread for a large request.
+        """
+        submission = self._pipelines.validate(request, owner)
+        if not request.validate_only:
+            return submission, None
+        job = submission.as_job()
+        job.ClearField("name")
+        return submission, job
+
     async def _committed(self, submission: Submission) -> job_pb2.Job:
         """The job once it is durable.
 
@@ -297,16 +310,6 @@ def _snapshots(
         else job
         for job, (_, (job_id, _)) in zip(read.get_jobs(connection, wanted), wanted, strict=True)
     ]
-
-
-def _checked(request: SubmitJobRequest, owner: str) -> tuple[Submission, job_pb2.Job | None]:
-    """The submission, and the answer to validate_only, which has no name: nothing was stored."""
-    submission = validate(request, owner)
-    if not request.validate_only:
-        return submission, None
-    job = submission.as_job()
-    job.ClearField("name")
-    return submission, job
 
 
 def _check_view(view: int) -> None:

@@ -12,6 +12,7 @@ from fluoro_blobs import BlobStore
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ledger.accept import GroupCommit
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.pipelines import load as load_pipelines
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import http
 
@@ -21,6 +22,7 @@ from gateway.collector import Collector
 from gateway.health import Health
 from gateway.jobs import Jobs
 from gateway.ledger_calls import LedgerCalls
+from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
 from gateway.watch import Hub
@@ -58,9 +60,10 @@ class Gateway:
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway for the duration of the block, drained at its end.
 
-    server.PortTakenError, OSError about the HTTP port, ValueError for a blob URL of an unknown
-    kind. Ledger and Redis may be down at the start.
+    server.PortTakenError, OSError about the HTTP port, BadPipelineError, ValueError for a blob URL
+    of an unknown kind. Ledger and Redis may be down at the start.
     """
+    pipelines = load_pipelines(settings.pipelines_folder)
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
@@ -78,19 +81,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
     collector = Collector(ledger, store, settings)
-    jobs = Jobs(
-        calls,
-        commits,
-        dispatcher,
-        publisher,
-        hub,
-        submit_seconds=settings.submit_timeout_seconds,
-        max_waiting_calls=settings.ledger_waiting_calls,
-    )
+    jobs = Jobs(calls, commits, dispatcher, publisher, hub, pipelines, settings)
+    servicers = {
+        server.JOB_SERVICE: jobs,
+        server.BLOB_SERVICE: Blobs(calls, store, settings),
+        server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
+    }
     try:
-        grpc_server, grpc_port = server.build(
-            settings, adapter, jobs, Blobs(calls, store, settings), health.servicer
-        )
+        grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
         dispatcher.start()
         hub.start()

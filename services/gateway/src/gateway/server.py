@@ -1,11 +1,12 @@
 """The gRPC server: services, options, port."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 import grpc.aio
-from fluoro.v1 import blob_service_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -14,6 +15,7 @@ from gateway.settings import Settings
 
 JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
+PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
 
 
 class PortTakenError(Exception):
@@ -51,17 +53,22 @@ def options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def build(
-    settings: Settings, adapter: Adapter, jobs: object, blobs: object, health: Any
+    settings: Settings,
+    adapter: Adapter,
+    servicers: Mapping[ServiceDescriptor, object],
+    health: Any,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server that is bound but not started, and its port. PortTakenError if the port is taken."""
+    """A server that is bound but not started, and its port. PortTakenError if the port is taken.
+
+    servicers: of each service of ours.
+    """
     server = grpc.aio.server(options=options(settings))
     server.add_generic_rpc_handlers(
-        [adapter.handlers(JOB_SERVICE, jobs), adapter.handlers(BLOB_SERVICE, blobs)]
+        [adapter.handlers(service, servicer) for service, servicer in servicers.items()]
     )
     health_pb2_grpc.add_HealthServicer_to_server(health, server)  # type: ignore[no-untyped-call]  # generated without types
     names: Sequence[str] = (
-        JOB_SERVICE.full_name,
-        BLOB_SERVICE.full_name,
+        *(service.full_name for service in servicers),
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )

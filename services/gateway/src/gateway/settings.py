@@ -50,6 +50,13 @@ class Settings(BaseSettings):
             "user. Empty refuses them with OWNER_MISSING."
         ),
     )
+    pipelines_folder: str = Field(
+        default="",
+        description=(
+            "Folder with pipelines of the operator, *.yaml, beside those that ship. Read at the "
+            "start; a file that cannot be used stops it."
+        ),
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe level that is logged."
     )

@@ -9,6 +9,7 @@ from typing import Any
 import grpc.aio
 from fluoro.v1.blob_service_pb2_grpc import BlobServiceStub
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
+from fluoro.v1.pipeline_service_pb2_grpc import PipelineServiceStub
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.errors import DETAILS_KEY
@@ -26,6 +27,7 @@ class Client:
     channel: grpc.aio.Channel
     jobs: Any
     blobs: Any
+    pipelines: Any
 
 
 @asynccontextmanager
@@ -34,7 +36,12 @@ async def connected(port: int) -> AsyncIterator[Client]:
     async with grpc.aio.insecure_channel(
         f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
     ) as channel:
-        yield Client(channel, JobServiceStub(channel), BlobServiceStub(channel))
+        yield Client(
+            channel,
+            JobServiceStub(channel),
+            BlobServiceStub(channel),
+            PipelineServiceStub(channel),
+        )
 
 
 @asynccontextmanager

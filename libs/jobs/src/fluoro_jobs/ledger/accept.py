@@ -21,7 +21,7 @@ from fluoro_telemetry import metrics
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.planning import ALL
-from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, validate
+from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, pipeline_name, validate
 
 __all__ = ["GroupCommit", "Submission", "accept", "validate"]
 
@@ -53,7 +53,8 @@ _INSERT: Final = """
 WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text,
     sha256 text, inputs uuid[], labels jsonb,
-    priority int2, schedule_time timestamptz, expire_time timestamptz)
+    priority int2, schedule_time timestamptz, expire_time timestamptz, pipeline text,
+    pipeline_version int)
 ), given_tasks AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2,
     queue text, task_name text,
@@ -66,10 +67,10 @@ WITH given AS MATERIALIZED (
   GROUP BY u.id
 ), new_jobs AS (
   INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority,
-    schedule_time, expire_time, state, last_sequence)
+    schedule_time, expire_time, pipeline, pipeline_version, state, last_sequence)
   SELECT u.id, u.owner, nullif(u.request_id, ''), decode(u.sha256, 'hex'), cardinality(u.inputs),
     u.labels, u.priority, u.schedule_time,
-    u.expire_time, 'PENDING', 1
+    u.expire_time, u.pipeline, u.pipeline_version, 'PENDING', 1
   FROM given u WHERE NOT EXISTS (SELECT FROM missing m WHERE m.id = u.id)
   ON CONFLICT DO NOTHING
   RETURNING id, owner, priority, create_time, schedule_time
@@ -126,10 +127,12 @@ Returns for each when it was made, or which of its inputs are missing.
 """
 
 _EARLIER: Final = """
-SELECT owner, request_id, id, request_sha256, create_time, state, last_sequence FROM jobs
+SELECT owner, request_id, id, request_sha256, create_time, state, last_sequence, pipeline,
+  pipeline_version FROM jobs
 WHERE (owner, request_id) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 UNION ALL
-SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence FROM jobs
+SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence, pipeline,
+  pipeline_version FROM jobs
   WHERE id = ANY(%s)
 """
 
@@ -198,6 +201,8 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
             "priority": s.priority,
             "schedule_time": s.schedule_time.isoformat() if s.schedule_time else None,
             "expire_time": s.expire_time.isoformat() if s.expire_time else None,
+            "pipeline": s.pipeline or None,
+            "pipeline_version": s.pipeline_version or None,
         }
         for s in submissions
     ]
@@ -279,7 +284,7 @@ def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
         return FluoroError(
             Reason.LEDGER_BUSY, "An earlier job with this request_id was just removed. Try again."
         )
-    job_id, sha256, create_time, state, last_sequence = row
+    job_id, sha256, create_time, state, last_sequence, *pipeline = row
     if sha256 != submission.sha256:
         violation = FieldViolation(
             "request_id", "Was used for a job with another body. Take a new one."
@@ -293,6 +298,7 @@ def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
         last_sequence,
         job_pb2.Job.State.Value(f"STATE_{state}"),
     )
+    job.pipeline = pipeline_name(*pipeline)  # the newest of then
     return job
 
 

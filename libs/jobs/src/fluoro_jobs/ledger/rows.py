@@ -9,13 +9,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
+from fluoro_jobs.ledger.submission import pipeline_name
 from fluoro_jobs.operations import BY_FIELD
 
 FETCHED_ROWS: Final = 500
 """Rows that a read takes from its result at a time."""
 
 JOB_COLUMNS: Final = """id, owner, input_count, labels, priority, state, reason, message,
-  last_sequence, create_time, schedule_time, expire_time, start_time, end_time"""
+  last_sequence, pipeline, pipeline_version, create_time, schedule_time, expire_time, start_time,
+  end_time"""
 """What `job_of` takes, of the table of jobs."""
 
 
@@ -33,7 +35,8 @@ def set_time(field: Timestamp, value: datetime | None) -> None:
 
 def job_of(row: TupleRow) -> job_pb2.Job:
     """The job alone, without inputs and steps."""
-    id_, owner, inputs, labels, priority, state, reason, message, last_sequence, *times = row
+    id_, owner, inputs, labels, priority, state, reason, message, last_sequence = row[:9]
+    pipeline, version, *times = row[9:]
     job = job_pb2.Job(
         name=f"jobs/{id_}",
         owner=owner,
@@ -44,6 +47,7 @@ def job_of(row: TupleRow) -> job_pb2.Job:
         reason=reason,
         message=message,
         last_sequence=last_sequence,
+        pipeline=pipeline_name(pipeline, version),
     )
     fields = (job.create_time, job.schedule_time, job.expire_time, job.start_time, job.end_time)
     for field, value in zip(fields, times, strict=True):

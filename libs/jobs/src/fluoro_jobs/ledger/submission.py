@@ -40,6 +40,7 @@ OUTPUT_ONLY_JOB: Final = (
     "end_time",
     "last_sequence",
     "input_count",
+    "pipeline",
 )
 OUTPUT_ONLY_STEP: Final = (
     "state",
@@ -86,7 +87,10 @@ class NewStep:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request, as rows. sha256 is that of the request without what the server sets."""
+    """A checked request, as rows. sha256 is that of the request without what the server sets.
+
+    pipeline: id of the pipeline that the steps were made from, and its version; "" and 0 for none.
+    """
 
     id: UUID
     owner: str
@@ -98,6 +102,8 @@ class Submission:
     schedule_time: datetime | None
     expire_time: datetime | None
     steps: Sequence[NewStep]
+    pipeline: str = ""
+    pipeline_version: int = 0
 
     @property
     def queues(self) -> set[str]:
@@ -124,12 +130,18 @@ class Submission:
             state=job_pb2.Job.STATE_PENDING,
             owner=self.owner,
             last_sequence=1,
+            pipeline=pipeline_name(self.pipeline, self.pipeline_version),
         )
         if self.schedule_time:
             job.schedule_time.FromDatetime(self.schedule_time)
         if self.expire_time:
             job.expire_time.FromDatetime(self.expire_time)
         return job
+
+
+def pipeline_name(pipeline: str | None, version: int | None) -> str:
+    """Its resource name; "" if there is none."""
+    return f"pipelines/{pipeline}/versions/{version}" if pipeline else ""
 
 
 class _Violations:
@@ -175,7 +187,7 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     violations = _Violations()
     violations.extend(rules.too_many(request))
     violations.check()
-    _clear_output_only(job)  # or the rules would look at each message in it
+    clear_output_only(job)  # or the rules would look at each message in it
     inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
     violations.extend(rules.broken(request))
     _check_times(job, violations)
@@ -315,7 +327,8 @@ def _stored(wired: Wired) -> Sequence[Source] | None:
     return None if plain else wired.sources
 
 
-def _clear_output_only(job: job_pb2.Job) -> None:
+def clear_output_only(job: job_pb2.Job) -> None:
+    """Clears what a caller may send but never decides."""
     messages: list[tuple[Message, tuple[str, ...]]] = [(job, OUTPUT_ONLY_JOB)]
     messages += [(step, OUTPUT_ONLY_STEP) for step in job.steps]
     for message, fields in messages:

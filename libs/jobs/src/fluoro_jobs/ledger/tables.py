@@ -95,6 +95,8 @@ JOBS: Final = Table(
     Column("expire_time", TIME),
     Column("start_time", TIME),
     Column("end_time", TIME),
+    Column("pipeline", Text, comment="that its steps were made from; null for none"),
+    Column("pipeline_version", Integer),
     _one_of("state", JobState),
     Index(
         "jobs_owner_request_id_key",

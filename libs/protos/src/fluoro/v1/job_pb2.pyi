@@ -120,6 +120,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     INPUT_COUNT_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name, `jobs/{uuid}`."""
     priority: _builtins.int
@@ -142,6 +143,10 @@ class Job(_message.Message):
     """Output only. Sequence of the newest event; starts at 1 and has no gaps."""
     input_count: _builtins.int
     """Output only. How many inputs it has, in every view."""
+    pipeline: _builtins.str
+    """Output only. The version of the pipeline that its steps were made from,
+    `pipelines/{id}/versions/{version}`; empty if they were submitted as steps.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the job works on: resource names of blobs (`blobs/{uuid}`) of the same owner, at most
@@ -202,10 +207,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_sequence: _builtins.int = ...,
         input_count: _builtins.int = ...,
+        pipeline: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "input_count", b"input_count", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "priority", b"priority", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "input_count", b"input_count", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "pipeline", b"pipeline", "priority", b"priority", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -60,15 +61,28 @@ class SubmitJobRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, such as a UUID, at most 128 characters. Makes a repeated call safe. Kept
     as long as the job.
     """
     validate_only: _builtins.bool
     """Only checks the request: nothing is stored, and the job in the answer has no name."""
+    pipeline: _builtins.str
+    """Where the job's steps come from: `pipelines/{id}` for the newest version,
+    `pipelines/{id}/versions/{version}` for one that stays the same. A repeated call returns the
+    first job, also if there is a newer version by then. Empty if the job has steps.
+    """
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job. Fields marked output only are ignored, but count for the size of the request."""
+        """The job. Fields marked output only are ignored, but count for the size of the request. It has
+        steps, unless the request names a pipeline.
+        """
+
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Values of the pipeline's parameters, by name. Those left out have their default."""
 
     def __init__(
         self,
@@ -76,10 +90,12 @@ class SubmitJobRequest(_message.Message):
         job: _job_pb2.Job | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        pipeline: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "parameters", b"parameters", "pipeline", b"pipeline", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,6 +144,10 @@ class JobServiceServicer:
         broke during the call, the job may be stored: repeat the call with the same request_id. The
         same request_id and body again return the first job. With another body the call is
         ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+
+        The steps of the job are either in the request or those of a pipeline, whose parameters the
+        request sets. PipelineService says which pipelines there are. A pipeline that does not exist is
+        NOT_FOUND, reason PIPELINE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,6 +57,10 @@ class JobServiceStub:
     broke during the call, the job may be stored: repeat the call with the same request_id. The
     same request_id and body again return the first job. With another body the call is
     ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+
+    The steps of the job are either in the request or those of a pipeline, whose parameters the
+    request sets. PipelineService says which pipelines there are. A pipeline that does not exist is
+    NOT_FOUND, reason PIPELINE_NOT_FOUND.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
@@ -152,6 +156,10 @@ class JobServiceAsyncStub(JobServiceStub):
     broke during the call, the job may be stored: repeat the call with the same request_id. The
     same request_id and body again return the first job. With another body the call is
     ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+
+    The steps of the job are either in the request or those of a pipeline, whose parameters the
+    request sets. PipelineService says which pipelines there are. A pipeline that does not exist is
+    NOT_FOUND, reason PIPELINE_NOT_FOUND.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job with its steps, as they are at one moment. Works while Redis is down."""
@@ -250,6 +258,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         broke during the call, the job may be stored: repeat the call with the same request_id. The
         same request_id and body again return the first job. With another body the call is
         ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+
+        The steps of the job are either in the request or those of a pipeline, whose parameters the
+        request sets. PipelineService says which pipelines there are. A pipeline that does not exist is
+        NOT_FOUND, reason PIPELINE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
