@@ -8,7 +8,7 @@ PACKAGES := $(wildcard libs/*) $(wildcard services/*) clients/python deploy/loca
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type gen models k8s bench chaos requirements docs clean
+.PHONY: help venv demo up test check lint format type gen models k8s bench role-matrix chaos requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ k8s: venv ## Build the Kubernetes overlay and validate it strictly.
 bench: venv ## Measure against a peer in the same run (NAME=accept, watch, noop, startup, blobs, recovery, cancel or streams).
 	@test -f benchmarks/$(NAME).py || { echo "NAME must be one of: $$(cd benchmarks && ls [a-z]*.py | sed 's/\.py//' | xargs)"; exit 2; }
 	@$(BIN)/python benchmarks/$(NAME).py
+
+role-matrix: venv ## Call everything in every role, on one's own and others' things, and print what came of it.
+	@$(BIN)/pytest -q -s tests/integration/test_gateway_roles.py -k every_call_asks
 
 chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compare with stock Celery (ROUNDS=20 SEED=7).
 	@$(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),7)

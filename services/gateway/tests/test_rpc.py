@@ -7,7 +7,6 @@ import grpc
 import grpc.aio
 import pytest
 import structlog
-from fluoro.v1 import job_service_pb2
 from fluoro.v1.job_service_pb2 import (
     CancelJobRequest,
     GetJobRequest,
@@ -24,6 +23,9 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsResponse,
 )
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from gateway.identity.door import Door
+from gateway.identity.metadata import Believed
+from gateway.identity.principal import Role
 from gateway.rpc import Adapter, Call
 from gateway.server import JOB_SERVICE
 from gateway.testing import Client, connected, parse, refused
@@ -89,7 +91,10 @@ class Servicer:
 async def serving(
     servicer: Servicer, max_message_bytes: int = 10_000
 ) -> AsyncIterator[tuple[Client, Adapter]]:
-    adapter = Adapter(max_message_bytes, "me")
+    door = Door(
+        [Believed("none", frozenset(Role), "me")], FluoroError(Reason.OWNER_MISSING, "Who?")
+    )
+    adapter = Adapter(max_message_bytes, door)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, servicer)])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -202,4 +207,6 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:
     with pytest.raises(AttributeError, match="submit_job"):
-        Adapter(1000).handlers(job_service_pb2.DESCRIPTOR.services_by_name["JobService"], object())
+        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?"))).handlers(
+            JOB_SERVICE, object()
+        )

@@ -20,6 +20,11 @@ class Reason(StrEnum):
     # Requests
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     OWNER_MISSING = "OWNER_MISSING"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - the name of a reason
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
+    IDENTITY_UNAVAILABLE = "IDENTITY_UNAVAILABLE"
+    ROLE_MISSING = "ROLE_MISSING"
     JOB_EMPTY = "JOB_EMPTY"
     STEP_GRAPH_CYCLE = "STEP_GRAPH_CYCLE"
     STEP_UNKNOWN = "STEP_UNKNOWN"
@@ -108,6 +113,30 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
             "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the "
             "proxy in front send it."
         ),
+    ),
+    Reason.CREDENTIALS_MISSING: ReasonSpec(
+        "UNAUTHENTICATED",
+        False,
+        "The call does not prove who makes it. The message names what the gateway takes.",
+    ),
+    Reason.TOKEN_INVALID: ReasonSpec(
+        "UNAUTHENTICATED",
+        False,
+        "The token is not one that this gateway takes. The message says why, and never quotes it.",
+    ),
+    Reason.TOKEN_EXPIRED: ReasonSpec(
+        "UNAUTHENTICATED", False, "The token has expired. Get a new one."
+    ),
+    Reason.IDENTITY_UNAVAILABLE: ReasonSpec(
+        "UNAVAILABLE",
+        True,
+        "What is needed to look at the token is not here yet: the issuer's keys. Try again.",
+    ),
+    Reason.ROLE_MISSING: ReasonSpec(
+        "PERMISSION_DENIED",
+        False,
+        "The caller lacks the role for this call, or names another owner without being an "
+        "operator. Have an operator give the role.",
     ),
     Reason.JOB_EMPTY: ReasonSpec(
         "INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."

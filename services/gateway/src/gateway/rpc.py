@@ -37,7 +37,9 @@ from prometheus_client import Counter
 from gateway import wire
 from gateway.errors import UNFORESEEN, refusal, shutting_down
 from gateway.heavy import Heavy
-from gateway.identity import owner_of
+from gateway.identity.door import Door
+from gateway.identity.principal import Caller, Principal
+from gateway.identity.roles import needed
 
 log = structlog.get_logger(__name__)
 
@@ -57,16 +59,21 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Call:
     """What a servicer knows of a call besides its request.
 
-    owner: the identity of the caller. request_bytes: size of the request, where it is one message.
-    heavy: where work on a large request goes. write_seconds: how long a message of a download may
-    wait for its caller.
+    principal: the caller; its owner is the one whose jobs and blobs the call is about.
+    request_bytes: size of the request, where it is one message. heavy: where work on a large
+    request goes. write_seconds: how long a message of a download may wait for its caller.
     """
 
-    owner: str
+    principal: Principal
     context: Context
     heavy: Heavy
     request_bytes: int = 0
     write_seconds: float | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose jobs and blobs the call is about."""
+        return self.principal.owner
 
     @property
     def is_large(self) -> bool:
@@ -128,9 +135,9 @@ None if it wrote a stream.
 class Adapter:
     """Makes gRPC handlers of servicers, counts the calls in flight, and can turn new ones away."""
 
-    def __init__(self, max_message_bytes: int, single_owner: str = "") -> None:
-        """single_owner: as for `identity.owner_of`."""
-        self._single_owner = single_owner
+    def __init__(self, max_message_bytes: int, door: Door) -> None:
+        """door: says who calls, and turns away who may not."""
+        self._door = door
         self._max_message_bytes = max_message_bytes
         self._heavy = Heavy()
         self._in_flight = 0
@@ -140,7 +147,7 @@ class Adapter:
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """Handlers for every method of a service.
 
-        AttributeError at start if the servicer lacks one.
+        At start, AttributeError if the servicer lacks one, LookupError if the table of roles does.
         """
         return grpc.method_handlers_generic_handler(
             service.full_name,
@@ -179,25 +186,26 @@ class Adapter:
             (True, False): (self._streaming_request, grpc.stream_unary_rpc_method_handler),
         }[method.client_streaming, method.server_streaming]
         observe = _observer(method)
-        return wrap(self._guarded(method.full_name, body(self._parser(method), function), observe))
+        streams = method.client_streaming or method.server_streaming
+        body_of_call = body(self._parser(method), function)
+        return wrap(self._guarded(method.full_name, body_of_call, observe, streams=streams))
 
     def _guarded(
-        self, method: str, body: Body, observe: Callable[[str, float], None]
+        self, method: str, body: Body, observe: Callable[[str, float], None], *, streams: bool
     ) -> Callable[[Any, Context], Awaitable[bytes | None]]:
+
+        roles = needed(method)
 
         async def behaviour(request: Any, context: Context) -> bytes | None:
             started, code = time.monotonic(), "OK"
             self._in_flight += 1
             try:
                 self._admit()
-                return await body(
-                    request,
-                    Call(
-                        owner_of(context.invocation_metadata(), self._single_owner),
-                        context,
-                        self._heavy,
-                    ),
-                )
+                metadata: Any = context.invocation_metadata()  # pairs, whatever its type says
+                caller = Caller(metadata or (), context.auth_context, context.peer)
+                principal = await self._door.admit(method, roles, caller)
+                answer = body(request, Call(principal, context, self._heavy))
+                return await (self._door.kept(principal, caller, answer) if streams else answer)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise

@@ -20,6 +20,7 @@ from gateway import server
 from gateway.blobs import Blobs
 from gateway.collector import Collector
 from gateway.health import Health
+from gateway.identity.sources import Sources
 from gateway.jobs import Jobs
 from gateway.ledger_calls import LedgerCalls
 from gateway.pipelines import PipelineCatalogue
@@ -71,12 +72,9 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     publisher = Publisher(settings.redis_url)
     dispatcher = Dispatcher(ledger, settings.redis_url)
     hub = Hub(hub_calls, calls, settings)
-    commits = GroupCommit(
-        ledger,
-        max_waiting=settings.submit_queue_jobs,
-        max_waiting_bytes=settings.submit_queue_bytes,
-    )
-    adapter = Adapter(settings.max_message_bytes, settings.single_owner)
+    commits = _commits(ledger, settings)
+    identity = Sources(settings)
+    adapter = Adapter(settings.max_message_bytes, identity.door)
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
@@ -93,9 +91,12 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         dispatcher.start()
         hub.start()
         collector.start()
+        await identity.start()
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
-        beating = asyncio.create_task(health.beat(looking, *hub.tasks), name="beat")
+        beating = asyncio.create_task(
+            health.beat(looking, *hub.tasks, *identity.tasks), name="beat"
+        )
         await grpc_server.start()
         try:
             yield Gateway(grpc_port, http_server.port)
@@ -106,12 +107,21 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             http_server.close()
     finally:
         collector.close()
+        await identity.close()
         await hub.close()
         for each in (commits, dispatcher, calls, hub_calls, health):
             await asyncio.to_thread(each.close)
         publisher.close()
         # Last: whatever was closed before may still have used it.
         ledger.close()
+
+
+def _commits(ledger: Ledger, settings: Settings) -> GroupCommit:
+    return GroupCommit(
+        ledger,
+        max_waiting=settings.submit_queue_jobs,
+        max_waiting_bytes=settings.submit_queue_bytes,
+    )
 
 
 def _ledger(settings: Settings) -> Ledger:

@@ -72,7 +72,8 @@ def build(
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )
-    reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]  # has no types
+    if settings.reflection:
+        reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]  # has no types
     address = f"{settings.grpc_host}:{settings.grpc_port}"
     try:
         port = server.add_insecure_port(address)

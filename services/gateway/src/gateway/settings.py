@@ -1,18 +1,26 @@
 """Everything the gateway can be told, from environment variables prefixed FLUORO_."""
 
-from typing import Annotated, Literal
+import ipaddress
+from typing import Annotated, Final, Literal
 
 from fluoro_blobs.store import REQUEST_SECONDS
 from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
 from fluoro_jobs.redis_url import FORMS, RedisUrl
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gateway.identity import NAME
+from gateway.identity.principal import OWNER
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+SOURCE: Final = "(jwt|none|trusted-metadata)"
+"""Ways in which callers may prove who they are."""
+
+ROLES: Final = "(viewer|submitter|operator|worker)"
+BINDING: Final = rf"({OWNER}|\*)={ROLES}(\+{ROLES})*"
+"""Roles of one owner, or of all."""
 
 
 class Settings(BaseSettings):
@@ -42,12 +50,22 @@ class Settings(BaseSettings):
     http_port: Port = Field(
         default=9090, description="Port of /metrics, /healthz and /readyz; 0 takes a free one."
     )
+    identity: str = Field(
+        default="none",
+        pattern=f"^{SOURCE}(,{SOURCE})*$",
+        validate_default=True,
+        description=(
+            "How callers prove who they are; several, with commas between, are asked in turn. "
+            "trusted-metadata believes the metadata fluoro-owner: for meshes whose proxy sets "
+            "it. none believes it too and allows everything, on loopback alone. See identity.md."
+        ),
+    )
     single_owner: str = Field(
         default="",
-        pattern=f"^({NAME})?$",
+        pattern=f"^({OWNER})?$",
         description=(
-            "Owner of calls without the metadata fluoro-owner, where there is one "
-            "user. Empty refuses them with OWNER_MISSING."
+            "With trusted-metadata or none: owner of calls without the metadata fluoro-owner, "
+            "where there is one user. Empty refuses them with OWNER_MISSING."
         ),
     )
     pipelines_folder: str = Field(
@@ -56,6 +74,55 @@ class Settings(BaseSettings):
             "Folder with pipelines of the operator, *.yaml, beside those that ship. Read at the "
             "start; a file that cannot be used stops it."
         ),
+    )
+    role_bindings: str = Field(
+        default="",
+        pattern=f"^({BINDING}(,{BINDING})*)?$",
+        description=(
+            "Roles of owners who prove who they are: OWNER=ROLE+ROLE,OWNER=ROLE. The owner * "
+            "stands for all of them. Roles: viewer, submitter, operator, worker."
+        ),
+    )
+    jwt_issuer: str = Field(
+        default="",
+        validate_default=True,
+        description="With jwt: the claim iss, character by character.",
+    )
+    jwt_audience: str = Field(
+        default="",
+        validate_default=True,
+        description="With jwt: what the claim aud must be or contain.",
+    )
+    jwt_keys: str = Field(
+        default="",
+        description=(
+            "URL or file of the issuer's keys, a JWKS. Empty asks the issuer: "
+            ".well-known/openid-configuration."
+        ),
+    )
+    jwt_ca_file: str = Field(
+        default="",
+        description="Authorities for the connection to the issuer, PEM. Empty takes the system's.",
+    )
+    jwt_fetch_token_file: str = Field(
+        default="",
+        description="File with a bearer token for the issuer itself, as Kubernetes wants one.",
+    )
+    jwt_refresh_seconds: Seconds = Field(
+        default=300,
+        description="How often the issuer's keys are fetched. They are kept while it is away.",
+    )
+    jwt_owner_claim: str = Field(
+        default="sub", min_length=1, description="Claim that is the owner, or a path with dots."
+    )
+    jwt_roles_claim: str = Field(
+        default="roles",
+        min_length=1,
+        description="Claim with roles, or a path with dots: realm_access.roles.",
+    )
+    reflection: bool = Field(
+        default=True,
+        description="Whether anyone may ask the gateway for its API (gRPC reflection).",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="Least severe level that is logged."
@@ -233,3 +300,28 @@ class Settings(BaseSettings):
             "delay that a lost wake-up can cause."
         ),
     )
+
+    @field_validator("jwt_issuer", "jwt_audience")
+    @classmethod
+    def _is_given_with_jwt(cls, value: str, info: ValidationInfo) -> str:
+        if not value and "jwt" in str(info.data.get("identity", "")).split(","):
+            raise ValueError("jwt needs it")
+        return value
+
+    @field_validator("identity")
+    @classmethod
+    def _none_stays_at_home(cls, identity: str, info: ValidationInfo) -> str:
+        host = str(info.data.get("grpc_host", ""))
+        if "none" in identity.split(",") and not _is_loopback(host):
+            raise ValueError(
+                f"none lets everyone in who reaches {host}. Name another source (docs/identity.md),"
+                " or set FLUORO_GRPC_HOST to 127.0.0.1."
+            )
+        return identity
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -29,11 +29,14 @@ GRPC_VERSION: str
 class JobServiceStub:
     """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
-    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
-    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
-    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
-    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
+    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
+    proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
+
+    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
+    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
+    without thought.
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
@@ -131,11 +134,14 @@ class JobServiceStub:
 class JobServiceAsyncStub(JobServiceStub):
     """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
-    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
-    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
-    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
-    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
+    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
+    proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
+
+    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
+    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
+    without thought.
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
@@ -229,11 +235,14 @@ class JobServiceAsyncStub(JobServiceStub):
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts jobs, runs them, and says what became of them.
 
-    The caller's identity is the metadata key `fluoro-owner`. A caller sees its own jobs only; jobs
-    of others are NOT_FOUND. A call without the key is UNAUTHENTICATED, reason OWNER_MISSING, unless
-    the gateway was started for one user (FLUORO_SINGLE_OWNER). Every error carries one
-    google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md. Errors about fields
-    carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry without thought.
+    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
+    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
+    proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
+
+    Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
+    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
+    without thought.
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as

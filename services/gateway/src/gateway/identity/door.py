@@ -1,0 +1,111 @@
+"""Every call passes here: who calls, whether they may, and whose jobs and blobs it is about."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import structlog
+from fluoro_jobs.errors import REASONS, FluoroError, Reason
+
+from gateway.identity.metadata import KEY, named_owner
+from gateway.identity.principal import Authenticator, Caller, Principal, Role
+
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
+LOOK_AGAIN_SECONDS: Final = 5
+"""How often the proof of a stream's caller is looked at again, if it can be revoked."""
+LONGEST_SLEEP_SECONDS: Final = 60
+"""The same if it can only expire: a clock may be set."""
+
+
+class Door:
+    """Asks the sources in turn, then the table of roles."""
+
+    def __init__(self, sources: Sequence[Authenticator], missing: FluoroError) -> None:
+        """missing: for a call that shows nothing that a source takes."""
+        self._sources, self._missing = sources, missing
+
+    async def admit(self, method: str, needed: Collection[Role], caller: Caller) -> Principal:
+        """The caller, with the owner whose call it is.
+
+        method: its full name, for messages. FluoroError of code UNAUTHENTICATED, or ROLE_MISSING.
+        """
+        principal = await self.identify(caller)
+        if principal.roles.isdisjoint(needed):
+            raise _lacks(principal, method, sorted(needed))
+        owner = named_owner(caller)
+        if owner is None or owner == principal.owner:
+            return principal
+        if Role.OPERATOR not in principal.roles:
+            raise _lacks(principal, f"Metadata {KEY} with another owner", [Role.OPERATOR])
+        log.info(
+            "operator_acts_for_owner",
+            operator=principal.name or principal.owner,
+            how=principal.how,
+            owner=owner,
+            method=method,
+            peer=caller.peer(),
+        )
+        return replace(principal, owner=owner, name=principal.name or principal.owner)
+
+    async def kept(self, principal: Principal, caller: Caller, stream: Awaitable[Result]) -> Result:
+        """Awaits a stream, for as long as its caller proves who it is.
+
+        FluoroError of code UNAUTHENTICATED once the proof has expired or was revoked.
+        """
+        if principal.expires is None and not principal.revocable:
+            return await stream
+        loop, ended = asyncio.get_running_loop(), list[FluoroError]()
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def end(error: FluoroError) -> None:
+                    ended.append(error)
+                    limit.reschedule(loop.time())
+
+                watching = asyncio.create_task(self._watch(principal, caller, end))
+                try:
+                    return await stream
+                finally:
+                    watching.cancel()
+        except TimeoutError:
+            if ended:
+                raise ended[0] from None
+            raise
+
+    async def identify(self, caller: Caller) -> Principal:
+        """The caller, whatever it may do. FluoroError of code UNAUTHENTICATED if it is nobody."""
+        for source in self._sources:
+            if (principal := await source.authenticate(caller)) is not None:
+                return principal
+        raise self._missing
+
+    async def _watch(
+        self, principal: Principal, caller: Caller, end: Callable[[FluoroError], None]
+    ) -> None:
+        """Looks at the proof again and again, and ends the stream once it is no good any more."""
+        while True:
+            seconds: float = LOOK_AGAIN_SECONDS if principal.revocable else LONGEST_SLEEP_SECONDS
+            if principal.expires is not None:
+                seconds = min(seconds, max(0.0, principal.expires - time.time()) + 0.05)
+            await asyncio.sleep(seconds)
+            try:
+                await self.identify(caller)
+            except FluoroError as error:
+                # A ledger or an issuer that is away says nothing about the caller.
+                if REASONS[error.reason].code == "UNAUTHENTICATED":
+                    end(error)
+                    return
+
+
+def _lacks(principal: Principal, what: str, needed: Sequence[Role]) -> FluoroError:
+    has = ", ".join(sorted(principal.roles)) or "none"
+    return FluoroError(
+        Reason.ROLE_MISSING,
+        f"{what} needs the role {' or '.join(needed)}. This caller's roles: {has}.",
+        metadata={"needed": ",".join(needed)},
+    )
