@@ -1,6 +1,7 @@
 """When and on what a step is planned: at accept, once its steps have ended, after a redo."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from uuid import UUID
@@ -11,7 +12,7 @@ from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import accept, attempts, control, heartbeats
+from fluoro_jobs.ledger import accept, attempts, control, heartbeats, planning
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.operations import BY_FIELD
@@ -216,6 +217,91 @@ def test_a_step_with_more_than_10_000_inputs_fails_and_says_what_to_do(rig: Rig,
         "TOO_MANY_INPUTS",
         "It has more than 10000 inputs, or 50000 files. Split the job.",
     )
+
+
+def test_any_number_of_steps_with_the_same_sources_share_their_inputs(rig: Rig, db: Db) -> None:
+    sources = Input(step="unpack")
+    names = [f"s{n}" for n in range(30)]
+    # It waits for another step too, and so is planned later than those that it shares with.
+    late = step("late", "inspect_dicom", sources)
+    late.after.append(names[0])
+    job_id = submit(
+        rig,
+        db,
+        step("unpack", "unpack_archive"),
+        late,
+        *(step(name, "inspect_dicom", sources, size=10_000) for name in names),
+    )
+
+    def kept() -> list[tuple[int, int]]:
+        query = "SELECT step, count(*) FROM step_inputs WHERE job_id = %s GROUP BY step"
+        return [(ordinal, count) for ordinal, count in db.execute(query, (job_id,)).fetchall()]
+
+    (claim,) = claims(db)
+    started = time.monotonic()
+    leave(db, claim, *map(str, range(10_000)))
+    assert time.monotonic() - started < 6, "near the end of the ledger's waits"
+    assert kept() == [(1, 10_000)]
+    followers = claims(db)
+    assert {len(one.inputs) for one in followers} == {10_000}
+    (first,) = (one for one in followers if one.step_name == names[0])
+    leave(db, first)
+    (claim,) = claims(db)
+    assert (claim.step_name, len(claim.inputs)) == ("late", 10_000)
+    # One fails for good, and its inputs are told of by the keys that they share.
+    attempts.fail(db, followers[-1], FluoroError(Reason.NOT_DICOM, "No."))
+    query = "SELECT key FROM items WHERE job_id = %s AND state = %s ORDER BY number LIMIT 2"
+    assert db.execute(query, (job_id, Item.STATE_FAILED)).fetchall() == [("0",), ("1",)]
+    # What left them is done, so a retry makes them neither again nor anew.
+    control.cancel_job(db, OWNER, job_id)
+    control.retry_job(db, OWNER, job_id)
+    assert kept() == [(1, 10_000)]
+
+
+def test_what_a_step_works_on_comes_in_the_order_of_sources_shards_and_positions(
+    rig: Rig, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes_groups = replace(BY_FIELD["inspect_dicom"], groups=True)
+    monkeypatch.setitem(BY_FIELD, "inspect_dicom", takes_groups)
+    sources = [Input(step="b"), Input(step="a", group=True), Input()]
+    a, b = (step(name, "unpack_archive", size=1) for name in "ab")
+    submit(rig, db, a, b, step("inspect", "inspect_dicom", *sources), inputs=2)
+    for claim in claims(db):
+        key = claim.inputs[0].key
+        if claim.step_name == "a":
+            leave(db, claim, f"{key}/y/2", f"{key}/y/1", f"top{key}")
+        else:
+            leave(db, claim, f"{key}/x/2", f"{key}/x/1", *(["1"] if key == "0" else []))
+    (claim,) = claims(db)
+    found = seen(claim)
+    assert [one.number for one in claim.inputs] == list(range(9))
+    assert list(found) == ["0/x/2", "0/x/1", "1", "1/x/2", "1/x/1", "0/y", "all", "1/y", "0"]
+    assert found["0/y"] == [("member", "member-0~y~2"), ("member", "member-0~y~1")]
+    assert found["all"] == [("member", "member-top0"), ("member", "member-top1")]
+    assert found["1"] == [("member", "member-1"), ("input", "")]
+    # `leave` gives everything to input 0. What comes from two of them is of none.
+    assert {one.key: one.input for one in claim.inputs}["1"] is None
+    assert {one.input for one in claim.inputs if one.key != "1"} == {0}
+
+
+def test_steps_that_begin_together_on_more_files_than_a_transaction_bears_fail_and_say_so(
+    rig: Rig, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "MAX_PARTS_TOGETHER", 5)
+    sources = (
+        [Input(step="unpack")],
+        [Input(step="unpack"), Input()],
+        [Input(), Input(step="unpack")],
+    )
+    steps = [step(f"s{n}", "inspect_dicom", *each) for n, each in enumerate(sources)]
+    job_id = submit(rig, db, step("unpack", "unpack_archive"), *steps)
+    (claim,) = claims(db)
+    leave(db, claim, "0/0", "0/1")
+    assert [(each.reason, len(each.tasks)) for each in rig.job(job_id).steps[1:]] == [
+        ("", 1),
+        ("", 1),
+        ("TOO_MANY_INPUTS", 0),
+    ]
 
 
 def test_a_job_is_read_back_with_what_it_lets_a_step_see(rig: Rig, db: Db) -> None:

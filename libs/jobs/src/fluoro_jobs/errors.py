@@ -344,9 +344,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "",
         False,
         (
-            "Earlier steps left more than 10,000 inputs or 50,000 files for the step, or so many "
-            "that the job would have more than 10,000 tasks. Raise max_inputs_per_task, or split "
-            "the job."
+            "Earlier steps left more than 10,000 inputs or 50,000 files for the step, more than "
+            "200,000 files for all steps that may begin together, or so many that the job would "
+            "have more than 10,000 tasks. Raise max_inputs_per_task, or split the job."
         ),
     ),
     Reason.NOT_DICOM: ReasonSpec(

@@ -107,7 +107,7 @@ WITH given AS MATERIALIZED (
     LATERAL (SELECT greatest(j.create_time, j.schedule_time) AS time) due
 ), groups AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(groups)s::json) u(job_id uuid, step int2, key text)
-), grouped AS MATERIALIZED (  -- once a job, however many of its steps take all of its inputs as one
+), grouped AS MATERIALIZED (
   SELECT u.id, CASE WHEN cardinality(u.inputs) = 1 THEN 0 END AS input,
     (SELECT jsonb_agg(jsonb_build_array(b.id, 'input', '', b.media_type, NULL) ORDER BY i.place)
       FROM unnest(u.inputs) WITH ORDINALITY i(blob, place) JOIN blobs b ON b.id = i.blob) AS parts
@@ -209,11 +209,15 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
     steps = [_step_row(s.id, step) for s in submissions for step in s.steps]
     tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
     # A step that comes after nothing and has sources works on all of the job's inputs as one.
+    # Steps with the same sources share them (planning.py).
     groups = [
-        {"job_id": str(s.id), "step": step.ordinal, "key": ALL}
+        {"job_id": str(s.id), "step": shared, "key": ALL}
         for s in submissions
-        for step in s.steps
-        if step.sources and not step.after
+        for shared in {
+            min(other.ordinal for other in s.steps if other.sources == step.sources)
+            for step in s.steps
+            if step.sources and not step.after
+        }
     ]
     return {
         "jobs": json.dumps(jobs),

@@ -111,7 +111,9 @@ _INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
   ELSE (
     SELECT json_agg(json_build_array(i.number, i.key, i.input, i.parts) ORDER BY i.number)
       FROM step_inputs i
-    WHERE i.job_id = t.job_id AND i.step = t.step AND i.number >= t.first_input
+    WHERE i.job_id = t.job_id AND i.step = (  -- as JobGraph.inputs_of has it
+        SELECT min(ordinal) FROM steps WHERE job_id = t.job_id AND sources = t.sources)
+      AND i.number >= t.first_input
       AND i.number < t.first_input + t.input_count) END"""
 
 _CLAIM: Final = f"""

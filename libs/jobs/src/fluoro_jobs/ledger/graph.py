@@ -16,8 +16,6 @@ from fluoro.v1 import job_pb2
 from fluoro_jobs.errors import Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.records import (
-    MAX_INPUTS,
-    MAX_PARTS,
     MAX_TASKS,
     AttemptEnd,
     Change,
@@ -73,6 +71,7 @@ class JobGraph:
     lost: list[tuple[Task, str, str]] = field(default_factory=list)
     redone: list[Task] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
+    stale_inputs: list[int] = field(default_factory=list)
     unplanned: list[int] = field(default_factory=list)
     reopened: bool = False
 
@@ -94,12 +93,20 @@ class JobGraph:
             self.lost,
             self.redone,
             self.forgotten,
+            self.stale_inputs,
         ):
             notes.clear()
 
     def tasks_of(self, step: int) -> Iterator[Task]:
         """The tasks of a step that are here."""
         return (task for task in self.tasks.values() if task.step == step)
+
+    def inputs_of(self, step: Step) -> int:
+        """Ordinal under which `step_inputs` has its inputs: the first step with these sources."""
+        return min(
+            (other.ordinal for other in self.steps.values() if other.sources == step.sources),
+            default=step.ordinal,
+        )
 
     # --- what can happen to a task ---
 
@@ -207,6 +214,10 @@ class JobGraph:
         # These first: what they had does not count when others are planned.
         for ordinal in (*sorted(waiting), *sorted(redo - waiting)):
             self._redo(self.steps[ordinal], waits=ordinal in waiting)
+        for ordinal in waiting:
+            # All that share these inputs are planned anew, for they wait for what left them.
+            if any(source.step in redo for source in self.steps[ordinal].sources or ()):
+                self.stale_inputs.append(self.inputs_of(self.steps[ordinal]))
         return True
 
     def _redo(self, step: Step, *, waits: bool) -> None:
@@ -250,17 +261,19 @@ class JobGraph:
         else:
             self.unplanned.append(step.ordinal)  # whoever saves this reads what earlier steps left
 
-    def plan(self, step: Step, inputs: int) -> None:
-        """Makes the tasks of a step that was unblocked and has so many inputs."""
+    def plan(self, step: Step, inputs: int, refusal: str = "") -> None:
+        """Makes the tasks of a step that was unblocked and has so many inputs.
+
+        refusal: why it cannot have so many; it fails then.
+        """
         size = step.inputs_per_task or inputs
         tasks = math.ceil(inputs / size) if size else 1
         self.changed_steps.add(step.ordinal)
-        if step.sources and not inputs:
+        if refusal:
+            self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, refusal)
+        elif step.sources and not inputs:
             text = "No earlier step left anything for this one to work on."
             self._move_step(step, StepState.FAILED, Reason.NO_APPLICABLE_INPUT, text)
-        elif inputs > MAX_INPUTS:
-            text = f"It has more than {MAX_INPUTS} inputs, or {MAX_PARTS} files. Split the job."
-            self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, text)
         elif tasks > 1 and tasks + self._tasks_beside(step) > MAX_TASKS:
             # Of the whole job: cancel, expiry and retry take all its tasks in one statement.
             text = (

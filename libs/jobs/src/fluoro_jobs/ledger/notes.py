@@ -11,9 +11,7 @@ from fluoro_jobs.ledger.records import Change, ItemResult, Step, Task
 from fluoro_jobs.states import TaskState, is_terminal
 
 
-def parts_of(
-    graph: JobGraph, step_inputs: Sequence[dict[str, Any]]
-) -> dict[str, Sequence[dict[str, Any]]]:
+def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
     """The rows of each part of the statement, by column.
 
     Parts without rows are left out, unless they take a list of their own.
@@ -31,7 +29,6 @@ def parts_of(
         "reopened": [_delay_row(graph.tasks[task]) for task in graph.reopened_tasks],
         "redone": [{"step": t.step, "shard": t.shard} for t in graph.redone],
         "planned": [_planned_row(task) for task in graph.planned_tasks],
-        "step_inputs": step_inputs,
         "ends": [
             {
                 "task_id": str(e.task),
@@ -46,7 +43,7 @@ def parts_of(
             _event_row(graph.version + n, change) for n, change in enumerate(graph.changes, 1)
         ],
         "items": [_item_row(task, item) for task, result in graph.results for item in result.items],
-        "lost": [_lost_row(*lost) for lost in graph.lost],
+        "lost": [_lost_row(graph, *lost) for lost in graph.lost],
         **_artifacts(graph),
     }
     given: dict[str, Sequence[dict[str, Any]]] = {name: part for name, part in rows.items() if part}
@@ -130,10 +127,11 @@ def _item_row(task: Task, item: ItemResult) -> dict[str, Any]:
     }
 
 
-def _lost_row(task: Task, reason: str, message: str) -> dict[str, Any]:
+def _lost_row(graph: JobGraph, task: Task, reason: str, message: str) -> dict[str, Any]:
     return {
         "step": task.step,
         "shard": task.shard,
+        "inputs_of": graph.inputs_of(graph.steps[task.step]),
         "first_input": task.first_input,
         "last_input": task.first_input + task.input_count - 1,
         "reason": reason,

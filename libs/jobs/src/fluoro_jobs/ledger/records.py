@@ -16,6 +16,8 @@ MAX_INPUTS: Final = 10_000
 """Of a job, and of a step."""
 MAX_PARTS: Final = 50_000
 """Most blobs that the inputs of one step are made of."""
+MAX_PARTS_TOGETHER: Final = 200_000
+"""Of all steps that one transaction unblocks; steps with the same sources count once."""
 MAX_TASKS: Final = 10_000
 """Of a job, where a step that has but one is not counted against it once the job runs."""
 MAX_RETURNS: Final[dict[str, int]] = {

@@ -17,11 +17,11 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
 
-from fluoro_jobs.ledger import planning
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.notes import parts_of
-from fluoro_jobs.ledger.records import MAX_INPUTS, Counters, Step, Task
+from fluoro_jobs.ledger.planning import Planner
+from fluoro_jobs.ledger.records import Counters, Step, Task
 from fluoro_jobs.ledger.sources import Source
 from fluoro_jobs.states import JobState, TaskState, is_terminal
 
@@ -159,20 +159,15 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
     with connection.transaction():
         if not _write(connection, graph):
             return False
+        planner = Planner(connection, graph)
         while graph.unplanned:
-            step = graph.steps[graph.unplanned.pop(0)]
-            inputs = planning.resolve(connection, graph.id, step)
-            # None stands for more than the limits allow: such a plan fails the step, and says so.
-            graph.plan(step, MAX_INPUTS + 1 if inputs is None else len(inputs))
-            kept = inputs or () if step.counters.tasks else ()  # nothing, if there is no plan
-            _write(connection, graph, planning.as_rows(step.ordinal, kept))
+            planner.plan(graph.steps[graph.unplanned.pop(0)])
+            _write(connection, graph)
     return True
 
 
-def _write(
-    connection: LedgerConnection, graph: JobGraph, step_inputs: Sequence[dict[str, Any]] = ()
-) -> bool:
-    parts = parts_of(graph, step_inputs)
+def _write(connection: LedgerConnection, graph: JobGraph) -> bool:
+    parts = parts_of(graph)
     parameters: dict[str, Any] = {
         "job": graph.id,
         "owner": graph.owner,
@@ -187,6 +182,7 @@ def _write(
         "changed": list(graph.changed_tasks),
         "closed": [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)],
         "forgotten": graph.forgotten,
+        "stale_inputs": graph.stale_inputs,
     }
     parameters |= {name: json.dumps(rows) for name, rows in parts.items() if rows}
     done = connection.execute(_statement(tuple(parts)), parameters).fetchone() is not None
@@ -279,11 +275,6 @@ _PARTS: Final[dict[str, str]] = {
     CASE WHEN due.time <= now() THEN due.time - job.priority * interval '1 minute' END
   FROM job, planned_ p, steps s, LATERAL (SELECT greatest(now(), job.schedule_time) AS time) due
   WHERE s.job_id = job.id AND s.ordinal = p.step""",
-    "step_inputs": """
-  INSERT INTO step_inputs (job_id, step, number, key, input, parts)
-  SELECT job.id, u.*
-    FROM job, json_to_recordset(%(step_inputs)s::json) u(step int2, number int, key text,
-    input int, parts jsonb)""",
     "redone": """
   DELETE FROM items i USING job, json_to_recordset(%(redone)s::json) u(step int2, shard int2)
   WHERE i.job_id = job.id AND i.step = u.step AND i.shard = u.shard
@@ -297,7 +288,7 @@ _PARTS: Final[dict[str, str]] = {
     input_count = 0
   FROM job WHERE t.job_id = job.id AND t.step = ANY(%(forgotten)s)
 ), forgotten_inputs_ AS (
-  DELETE FROM step_inputs i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)
+  DELETE FROM step_inputs i USING job WHERE i.job_id = job.id AND i.step = ANY(%(stale_inputs)s)
 ), forgotten_items_ AS (
   DELETE FROM items i USING job WHERE i.job_id = job.id AND i.step = ANY(%(forgotten)s)
 ), forgotten_artifacts_ AS (
@@ -325,10 +316,10 @@ _PARTS: Final[dict[str, str]] = {
     ELSE i.input END,
     {job_pb2.Item.STATE_FAILED}, u.reason, u.message
   FROM job
-  CROSS JOIN json_to_recordset(%(lost)s::json) u(step int2, shard int2, first_input int,
-    last_input int, reason text, message text)
+  CROSS JOIN json_to_recordset(%(lost)s::json) u(step int2, shard int2, inputs_of int2,
+    first_input int, last_input int, reason text, message text)
   CROSS JOIN generate_series(u.first_input, u.last_input) n
-  LEFT JOIN step_inputs i ON i.job_id = %(job)s AND i.step = u.step AND i.number = n""",
+  LEFT JOIN step_inputs i ON i.job_id = %(job)s AND i.step = u.inputs_of AND i.number = n""",
     "blobs": """
   INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
   SELECT u.id, %(owner)s, u.size_bytes, decode(u.sha256, 'hex'), u.media_type, false

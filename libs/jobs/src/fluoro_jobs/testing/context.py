@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from uuid import UUID
 
@@ -11,8 +12,7 @@ from google.protobuf.message import Message
 
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import planning
-from fluoro_jobs.ledger.planning import Found
-from fluoro_jobs.ledger.sources import Source
+from fluoro_jobs.ledger.planning import ALL
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.worker.context import Input, Part, Scratch, StepContext, Upstream
 from fluoro_jobs.worker.earlier import inputs_of
@@ -106,18 +106,22 @@ def operate(
 
 def _left(upstream: Sequence[Upstream], reads: Sequence[str], *, group: bool) -> list[Input]:
     """What the ledger would make of the artifacts of these roles."""
-    found = [
-        Found(
-            Source(number, role, group),
-            left.key or left.name,
-            left.input if left.HasField("input") else None,
-            planning.Part(
-                UUID(left.blob.removeprefix("blobs/")), role, left.name, left.media_type, number
-            ),
-        )
-        for number, step in enumerate(upstream)
-        for role in reads
-        for left in step.artifacts
-        if left.role == role
-    ]
-    return inputs_of(planning.gather(found), [step.step for step in upstream])
+    together: dict[str, list[tuple[int | None, planning.Part]]] = {}
+    for number, step in enumerate(upstream):
+        for role, left in product(reads, step.artifacts):
+            if left.role != role:
+                continue
+            key = left.key or left.name
+            blob = UUID(left.blob.removeprefix("blobs/"))
+            together.setdefault((key.rpartition("/")[0] or ALL) if group else key, []).append(
+                (
+                    left.input if left.HasField("input") else None,
+                    planning.Part(blob, role, left.name, left.media_type, number),
+                )
+            )
+    found = []
+    for number, (key, ones) in enumerate(together.items()):
+        origins = {origin for origin, _ in ones}
+        origin = origins.pop() if len(origins) == 1 else None
+        found.append(planning.StepInput(number, key, origin, [part for _, part in ones]))
+    return inputs_of(found, [step.step for step in upstream])
