@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from fluoro_client.aio import BASIC, FULL, AsyncClient
     from fluoro_client.blocking import Client
+    from fluoro_client.credentials import Tls
     from fluoro_client.errors import FluoroApiError
 
-__all__ = ["BASIC", "FULL", "AsyncClient", "Client", "FluoroApiError"]
+__all__ = ["BASIC", "FULL", "AsyncClient", "Client", "FluoroApiError", "Tls"]
 
 _HOMES: Final = {
     "AsyncClient": "aio",
@@ -19,6 +20,7 @@ _HOMES: Final = {
     "Client": "blocking",
     "FULL": "aio",
     "FluoroApiError": "errors",
+    "Tls": "credentials",
 }
 
 

@@ -14,17 +14,12 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import grpc
-from fluoro.v1 import (
-    blob_service_pb2,
-    blob_service_pb2_grpc,
-    job_pb2,
-    job_service_pb2,
-    job_service_pb2_grpc,
-)
+from fluoro.v1 import blob_service_pb2, job_pb2, job_service_pb2
 from google.protobuf import duration_pb2, field_mask_pb2
 from google.protobuf.message import Message
 
-from fluoro_client.channel import OWNER_KEY, open_channel
+from fluoro_client.channel import Connection
+from fluoro_client.credentials import Identity, Tls, Token
 from fluoro_client.errors import (
     DataLossError,
     DeadlineExceededError,
@@ -71,14 +66,14 @@ class AsyncClient:
     Open it inside a running event loop, best with `async with`.
 
     endpoint: `host:port`, or any gRPC target; a name with several addresses is balanced round
-    robin. owner: who the caller is; sees and owns only its own jobs and blobs. ASCII. "" is for a
-    proxy in front that sets it,
-        or a gateway for one user; any other refuses every call with PermissionDeniedError, reason
-        OWNER_MISSING.
+    robin. owner: whose calls they are, where the gateway believes that or the caller is an
+    operator; ASCII. A refused caller gets PermissionDeniedError.
+    token: a bearer token, a file or a function that has one, which are asked anew for each call.
+    tls: files of an encrypted connection; replaced ones are used from the next call on.
+    credentials: in place of tls, of gRPC's own making. With neither, the connection is plain text.
     deadline_seconds: how long a call without a stream may take; until then it is tried again while
     a gateway that answered before is away. patience_seconds: how long watches, waits, uploads and
-    downloads go on without a sign of life from a gateway that answered before. credentials: of a
-    TLS channel; None means plain text.
+    downloads go on without a sign of life from a gateway that answered before.
 
     Every method raises FluoroApiError or one of its subclasses when the server refuses or cannot be
     reached.
@@ -92,20 +87,15 @@ class AsyncClient:
         deadline_seconds: float = 30,
         patience_seconds: float = 120,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
+        token: Token | None = None,
     ) -> None:
-        if not owner.isascii() or not owner.isprintable():
-            raise ValueError("owner must be printable ASCII: it travels as gRPC metadata")
         self.endpoint = endpoint
         self.deadline_seconds = deadline_seconds
         self.patience_seconds = patience_seconds
-        self._metadata = grpc.aio.Metadata(*([(OWNER_KEY, owner)] if owner else []))
-        self._channel = open_channel(endpoint, credentials)
-        self._jobs: job_service_pb2_grpc.JobServiceAsyncStub = job_service_pb2_grpc.JobServiceStub(
-            self._channel
-        )
-        self._blobs: blob_service_pb2_grpc.BlobServiceAsyncStub = (
-            blob_service_pb2_grpc.BlobServiceStub(self._channel)
-        )
+        self._identity = Identity(owner, token)
+        self._connection = Connection(endpoint, credentials, tls)
+        self._jobs, self._blobs = self._connection.jobs, self._connection.blobs
         self._contact = Contact()
 
     async def __aenter__(self) -> Self:
@@ -121,7 +111,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends every call that is still running and the connection."""
-        await self._channel.close()
+        await self._connection.close()
+
+    @property
+    def _metadata(self) -> grpc.aio.Metadata:
+        return self._identity.metadata()
 
     async def submit(
         self, job: JobSource, *, request_id: str = "", validate_only: bool = False
@@ -449,7 +443,7 @@ class AsyncClient:
         return response
 
     def _patience(self, what: str) -> Patience:
-        return Patience(self.patience_seconds, self._contact, what)
+        return Patience(self.patience_seconds, self._contact, what, renews=self._identity.renews)
 
     async def _send(self, upload: Upload) -> blob_service_pb2.Blob:
         try:

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 import grpc
 
 from fluoro_client.aio import AsyncClient
+from fluoro_client.credentials import Tls, Token
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -81,6 +82,8 @@ class Client:
         deadline_seconds: float = 30,
         patience_seconds: float = 120,
         credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | None = None,
+        token: Token | None = None,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -95,6 +98,8 @@ class Client:
                 deadline_seconds=deadline_seconds,
                 patience_seconds=patience_seconds,
                 credentials=credentials,
+                tls=tls,
+                token=token,
             )
 
         try:

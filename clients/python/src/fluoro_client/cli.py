@@ -35,7 +35,9 @@ else:
 EPILOG = (
     "Exit codes: 0 ok (partially succeeded jobs too), 1 the watched job failed or was cancelled, "
     "2 usage, 3 refused by the server, 4 no server reached or no answer in time, "
-    "5 trouble with files here, 130 interrupted."
+    "5 trouble with files here, 130 interrupted. "
+    "FLUORO_TOKEN or FLUORO_TOKEN_FILE is sent as bearer token; FLUORO_CA_FILE encrypts, "
+    "FLUORO_CERTIFICATE_FILE and FLUORO_KEY_FILE are your own certificate."
 )
 
 app = typer.Typer(

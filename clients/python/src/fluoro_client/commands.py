@@ -14,6 +14,7 @@ from fluoro.v1 import blob_service_pb2, job_pb2
 from rich.console import Console
 
 from fluoro_client.aio import BASIC, AsyncClient
+from fluoro_client.credentials import from_environment
 from fluoro_client.display import follow, whole
 from fluoro_client.errors import (
     DataLossError,
@@ -269,7 +270,8 @@ async def download(
 
 
 async def _connected(settings: Settings, action: Action) -> Exit:
-    async with AsyncClient(settings.endpoint, owner=settings.owner) as client:
+    token, tls = from_environment(os.environ)
+    async with AsyncClient(settings.endpoint, owner=settings.owner, token=token, tls=tls) as client:
         return await action(client, settings)
 
 

@@ -18,6 +18,9 @@ LONGEST_WAIT_SECONDS: Final = 5.0
 ATTEMPTS_BEFORE_CONTACT: Final = 4
 """Attempts at a server that has never answered this client. A wrong endpoint fails in a second."""
 
+TOKEN_EXPIRED: Final = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
+"""Reason of a call whose token was good once."""
+
 log = logging.getLogger("fluoro_client")
 
 
@@ -33,12 +36,14 @@ class Patience:
     """The state of one operation that survives lost connections.
 
     seconds: how long it goes on after a failure without any sign of life; with a server that never
-    answered, it gives up sooner. what: for the log: the operation and the resource.
+    answered, it gives up sooner. what: for the log: the operation and the resource. renews: whether
+    the next attempt may have another token.
     """
 
     seconds: float
     contact: Contact
     what: str
+    renews: bool = False
     _failures: int = 0
     _since: float = 0.0
 
@@ -62,7 +67,9 @@ class Patience:
         wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
         passed = time.monotonic() - self._since + wait
         hopeless = not self.contact.made and self._failures >= ATTEMPTS_BEFORE_CONTACT
-        if hopeless or passed > self.seconds or not error.resumable:
+        # Once in a row: a stream outlives its token, but what gives tokens may have no other.
+        renewed = self.renews and self._failures == 1 and error.reason == TOKEN_EXPIRED
+        if hopeless or passed > self.seconds or not (error.resumable or renewed):
             raise error
         if self.contact.made:
             log.warning(

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
     TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - the name of a reason
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
+    CERTIFICATE_UNKNOWN = "CERTIFICATE_UNKNOWN"
     IDENTITY_UNAVAILABLE = "IDENTITY_UNAVAILABLE"
     ROLE_MISSING = "ROLE_MISSING"
     JOB_EMPTY = "JOB_EMPTY"
@@ -126,6 +127,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.TOKEN_EXPIRED: ReasonSpec(
         "UNAUTHENTICATED", False, "The token has expired. Get a new one."
+    ),
+    Reason.CERTIFICATE_UNKNOWN: ReasonSpec(
+        "UNAUTHENTICATED",
+        False,
+        "The caller's certificate is good, and names no owner that this gateway knows how to read.",
     ),
     Reason.IDENTITY_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE",

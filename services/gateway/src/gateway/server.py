@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from gateway.identity.tls import Certificates, TlsFiles
 from gateway.rpc import Adapter
 from gateway.settings import Settings
 
@@ -58,9 +59,10 @@ def build(
     servicers: Mapping[ServiceDescriptor, object],
     health: Any,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server that is bound but not started, and its port. PortTakenError if the port is taken.
+    """A server that is bound but not started, and its port.
 
-    servicers: of each service of ours.
+    servicers: of each service of ours. PortTakenError if the port is taken, TlsFilesError if files
+    of the certificate cannot be used.
     """
     server = grpc.aio.server(options=options(settings))
     server.add_generic_rpc_handlers(
@@ -75,8 +77,15 @@ def build(
     if settings.reflection:
         reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]  # has no types
     address = f"{settings.grpc_host}:{settings.grpc_port}"
+    files = TlsFiles(
+        settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file
+    )
     try:
-        port = server.add_insecure_port(address)
+        port = (
+            server.add_secure_port(address, Certificates(files).credentials())
+            if files.certificate
+            else server.add_insecure_port(address)
+        )
     except RuntimeError as error:
         raise PortTakenError(
             f"Cannot listen on {address}: it is taken or not an address of this machine. "

@@ -15,7 +15,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
-SOURCE: Final = "(jwt|none|trusted-metadata)"
+SOURCE: Final = "(mtls|jwt|none|trusted-metadata)"
 """Ways in which callers may prove who they are."""
 
 ROLES: Final = "(viewer|submitter|operator|worker)"
@@ -42,6 +42,21 @@ class Settings(BaseSettings):
     grpc_host: str = Field(default="0.0.0.0", description="Address the gRPC server listens on.")  # noqa: S104 - a pod has one address and it is not known before
     grpc_port: Port = Field(
         default=50051, description="Port of the gRPC server; 0 takes a free one."
+    )
+    tls_certificate_file: str = Field(
+        default="",
+        description=(
+            "Certificate of the gateway and those up to its authority, PEM. Empty serves without "
+            "encryption. Read anew when it is replaced."
+        ),
+    )
+    tls_key_file: str = Field(
+        default="", validate_default=True, description="Key of the certificate, PEM, no password."
+    )
+    tls_client_ca_file: str = Field(
+        default="",
+        validate_default=True,
+        description="Authorities of callers, PEM. With it every caller needs a certificate of one.",
     )
     http_host: str = Field(
         default="0.0.0.0",  # noqa: S104 - as above
@@ -81,6 +96,13 @@ class Settings(BaseSettings):
         description=(
             "Roles of owners who prove who they are: OWNER=ROLE+ROLE,OWNER=ROLE. The owner * "
             "stands for all of them. Roles: viewer, submitter, operator, worker."
+        ),
+    )
+    mtls_trust_domain: str = Field(
+        default="",
+        description=(
+            "With mtls: whose SPIFFE IDs name owners, and nothing else does. Empty takes the "
+            "certificate's common name."
         ),
     )
     jwt_issuer: str = Field(
@@ -308,15 +330,27 @@ class Settings(BaseSettings):
             raise ValueError("jwt needs it")
         return value
 
+    @field_validator("tls_key_file", "tls_client_ca_file")
+    @classmethod
+    def _is_whole(cls, value: str, info: ValidationInfo) -> str:
+        certificate = bool(info.data.get("tls_certificate_file"))
+        if info.field_name == "tls_key_file" and bool(value) != certificate:
+            raise ValueError("FLUORO_TLS_CERTIFICATE_FILE needs it, and it needs that")
+        if info.field_name == "tls_client_ca_file" and value and not certificate:
+            raise ValueError("needs FLUORO_TLS_CERTIFICATE_FILE")
+        return value
+
     @field_validator("identity")
     @classmethod
-    def _none_stays_at_home(cls, identity: str, info: ValidationInfo) -> str:
+    def _can_be_had(cls, identity: str, info: ValidationInfo) -> str:
         host = str(info.data.get("grpc_host", ""))
         if "none" in identity.split(",") and not _is_loopback(host):
             raise ValueError(
                 f"none lets everyone in who reaches {host}. Name another source (docs/identity.md),"
                 " or set FLUORO_GRPC_HOST to 127.0.0.1."
             )
+        if "mtls" in identity.split(",") and not info.data.get("tls_client_ca_file"):
+            raise ValueError("mtls needs FLUORO_TLS_CLIENT_CA_FILE")
         return identity
 
 

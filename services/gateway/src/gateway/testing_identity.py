@@ -1,15 +1,22 @@
-"""For tests of identity: an issuer of tokens on loopback, with real keys behind a real JWKS."""
+"""For tests of identity: who issues tokens, on loopback with a real JWKS, and certificates."""
 
+import ipaddress
 import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 AUDIENCE: Final = "fluoro"
@@ -105,3 +112,57 @@ def issuing() -> Iterator[Issuer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class Authority:
+    """Issues certificates as files."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.ca = folder / f"{name}.pem"
+        builder = self._builder(self._subject, self._key.public_key())
+        builder = builder.add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.ca.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+    def issue(
+        self, name: str, common_name: str = "", *, spiffe_id: str = ""
+    ) -> tuple[Path, Path, int]:
+        """Files NAME.crt and NAME.key, replaced one after the other, and the serial number.
+
+        For servers on loopback and for clients.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [
+            x509.DNSName("localhost"),
+            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        ]
+        if spiffe_id:
+            names.append(x509.UniformResourceIdentifier(spiffe_id))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)])
+        certificate = (
+            self._builder(subject, key.public_key())
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        paths = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+        paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return *paths, certificate.serial_number
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=1))
+        )

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fluoro_client.channel import OWNER_KEY
+from fluoro_client.credentials import OWNER_KEY
 from fluoro_client.testing.faults import Fault, RefusalError
 from fluoro_client.testing.state import Call, State
 

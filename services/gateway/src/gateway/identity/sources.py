@@ -9,6 +9,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from gateway.identity import fetching
 from gateway.identity.bearer import JwtBearer
 from gateway.identity.bindings import Bindings
+from gateway.identity.certificate import Certificate
 from gateway.identity.door import Door
 from gateway.identity.key_set import KeySet
 from gateway.identity.metadata import KEY, Believed
@@ -30,6 +31,7 @@ class Sources:
         """What must run for as long as the gateway does."""
         names = settings.identity.split(",")
         make: dict[str, Callable[[], Authenticator]] = {
+            "mtls": lambda: Certificate(self._bindings, settings.mtls_trust_domain),
             "jwt": self._jwt,
             "trusted-metadata": lambda: Believed(
                 "trusted-metadata", frozenset({Role.VIEWER, Role.SUBMITTER}), settings.single_owner

@@ -1,0 +1,94 @@
+"""Who the client is: tokens and certificates, which may be replaced while it runs."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import grpc
+import grpc.aio
+
+OWNER_KEY: Final = "fluoro-owner"
+"""Metadata key with the caller's identity."""
+
+Token: TypeAlias = str | os.PathLike[str] | Callable[[], str]
+"""A token, the path of a file that has one, or a function that returns one.
+
+File and function are asked anew for each call; the function must not block.
+"""
+
+Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files of an encrypted connection, PEM.
+
+    ca_file: authorities that the gateway's certificate must be of; None for those of gRPC.
+    certificate_file, key_file: the client's own, for gateways that ask for one; both or neither.
+    When any of them is replaced, calls from then on go over a new connection.
+    """
+
+    ca_file: str | os.PathLike[str] | None = None
+    certificate_file: str | os.PathLike[str] | None = None
+    key_file: str | os.PathLike[str] | None = None
+
+    def stamp(self) -> Stamp:
+        """What changes when a file does. OSError if one is not there."""
+        files = (self.ca_file, self.certificate_file, self.key_file)
+        stats = [Path(file).stat() for file in files if file is not None]
+        return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Of the files as they are now. OSError, or ValueError for half of a pair."""
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file belong together")
+        ca, key, certificate = (
+            None if file is None else Path(file).read_bytes()
+            for file in (self.ca_file, self.key_file, self.certificate_file)
+        )
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What each call says of its caller: an owner, a token, both or nothing."""
+
+    owner: str = ""
+    token: Token | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError if the owner cannot travel."""
+        if not self.owner.isascii() or not self.owner.isprintable():
+            raise ValueError("owner must be printable ASCII: it travels as gRPC metadata")
+
+    @property
+    def renews(self) -> bool:
+        """Whether the token of the next call may be another one."""
+        return self.token is not None and not isinstance(self.token, str)
+
+    def metadata(self) -> grpc.aio.Metadata:
+        """For a call that is made now. OSError if the token's file cannot be read."""
+        pairs = [(OWNER_KEY, self.owner)] if self.owner else []
+        if self.token is not None:
+            pairs.append(("authorization", f"Bearer {self._token()}"))
+        return grpc.aio.Metadata(*pairs)
+
+    def _token(self) -> str:
+        if isinstance(self.token, os.PathLike):
+            return Path(self.token).read_text(encoding="ascii").strip()
+        return self.token() if callable(self.token) else str(self.token)
+
+
+def from_environment(variables: Mapping[str, str]) -> tuple[Token | None, Tls | None]:
+    """What the command line is told by its environment: a token on a command line would be seen.
+
+    FLUORO_TOKEN or FLUORO_TOKEN_FILE; FLUORO_CA_FILE, FLUORO_CERTIFICATE_FILE, FLUORO_KEY_FILE;
+    FLUORO_TLS=1 for authorities of gRPC's own.
+    """
+    file = variables.get("FLUORO_TOKEN_FILE")
+    token: Token | None = Path(file) if file else variables.get("FLUORO_TOKEN") or None
+    files = [variables.get(f"FLUORO_{name}_FILE") or None for name in ("CA", "CERTIFICATE", "KEY")]
+    encrypted = any(files) or variables.get("FLUORO_TLS") == "1"
+    return token, Tls(*files) if encrypted else None

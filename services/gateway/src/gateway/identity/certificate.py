@@ -1,0 +1,49 @@
+"""Certificates of callers (mutual TLS): a SPIFFE ID, or the subject's common name."""
+
+from collections.abc import Iterable
+
+from fluoro_jobs.errors import FluoroError, Reason
+
+from gateway.identity.bindings import Bindings
+from gateway.identity.principal import Caller, Principal
+from gateway.identity.workloads import owner_of, owner_of_spiffe
+
+SPIFFE_ID = "peer_spiffe_id"
+COMMON_NAME = "x509_common_name"
+SHOWN = "x509_pem_cert"
+"""Names of gRPC's auth_context; the last is there if the caller showed a certificate."""
+
+
+class Certificate:
+    """Takes certificates that the handshake verified."""
+
+    def __init__(self, bindings: Bindings, trust_domain: str) -> None:
+        """trust_domain: whose SPIFFE IDs are taken, and nothing else; "" takes common names."""
+        self._bindings, self._trust_domain = bindings, trust_domain
+
+    async def authenticate(self, caller: Caller) -> Principal | None:
+        """Whom the certificate is of.
+
+        FluoroError CERTIFICATE_UNKNOWN if it names no owner. Roles come from the settings alone.
+        """
+        found = caller.certificate()
+        if SHOWN not in found:
+            return None
+        name = _only(found.get(SPIFFE_ID if self._trust_domain else COMMON_NAME, ()))
+        owner = owner_of_spiffe(name, self._trust_domain) if self._trust_domain else owner_of(name)
+        if owner is None:
+            wanted = (
+                f"SPIFFE ID of the trust domain {self._trust_domain}"
+                if self._trust_domain
+                else "common name of 1 to 63 of the characters a-z 0-9 - _ . @"
+            )
+            raise FluoroError(
+                Reason.CERTIFICATE_UNKNOWN, f"The caller's certificate has no {wanted}."
+            )
+        return Principal(owner, self._bindings.of(owner), "mtls")
+
+
+def _only(values: Iterable[bytes]) -> str:
+    """The one value; "" for none and for several, which are nobody's name."""
+    texts = [value.decode(errors="replace") for value in values]
+    return texts[0] if len(texts) == 1 else ""
