@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc
 import psycopg
 import pytest
-from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2
+from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2, token_service_pb2
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest
@@ -41,6 +41,7 @@ SERVICES: Final = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],
     pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"],
+    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
 )
 METHODS: Final = [method for service in SERVICES for method in service.methods]
 
@@ -90,6 +91,11 @@ def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
         request.name = blob if "Blob" in method.name else job
     if isinstance(request, job_service_pb2.SubmitJobRequest):
         request.job.CopyFrom(Job(inputs=[blob], steps=[Step(name="a", inspect_dicom={})]))
+    if isinstance(request, token_service_pb2.CreateTokenRequest):
+        request.token.owner = "ada"
+        request.token.roles.append(token_service_pb2.ROLE_VIEWER)
+        request.token.expire_time.GetCurrentTime()
+        request.token.expire_time.seconds += 3600
     if isinstance(request, job_service_pb2.WaitJobRequest):
         request.timeout.FromNanoseconds(1)
     return request
@@ -97,7 +103,11 @@ def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
 
 async def code_of(client: Client, method: MethodDescriptor, request: Message) -> grpc.StatusCode:
     """How the call ends; a stream is read once."""
-    stubs = {"BlobService": client.blobs, "PipelineService": client.pipelines}
+    stubs = {
+        "BlobService": client.blobs,
+        "PipelineService": client.pipelines,
+        "TokenService": client.tokens,
+    }
     function = getattr(stubs.get(method.containing_service.name, client.jobs), method.name)
     call = function(iter([request]) if method.client_streaming else request, timeout=20)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Self, cast
 
 import grpc
-from fluoro.v1 import blob_service_pb2_grpc, job_service_pb2_grpc
+from fluoro.v1 import blob_service_pb2_grpc, job_service_pb2_grpc, token_service_pb2_grpc
 
 from fluoro_client.credentials import Stamp, Tls
 
@@ -71,6 +71,7 @@ class Connection:
         self._open(tls.credentials() if tls else credentials)
         self.jobs = cast("job_service_pb2_grpc.JobServiceAsyncStub", _Newest(self, "_jobs"))
         """Its methods use the newest channel each time they are called."""
+        self.tokens = cast("token_service_pb2_grpc.TokenServiceAsyncStub", _Newest(self, "_tokens"))
         self.blobs = cast("blob_service_pb2_grpc.BlobServiceAsyncStub", _Newest(self, "_blobs"))
 
     async def close(self) -> None:
@@ -102,6 +103,7 @@ class Connection:
         self._channel = open_channel(self._endpoint, credentials)
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._blobs = blob_service_pb2_grpc.BlobServiceStub(self._channel)
+        self._tokens = token_service_pb2_grpc.TokenServiceStub(self._channel)
 
     def _leave(self, channel: grpc.aio.Channel) -> None:
         """Closes a channel once its last call has ended; a watch on it may go on for days."""

@@ -17,6 +17,7 @@ from fluoro_client.options import (
     OrderName,
     Output,
     PipelineName,
+    RoleName,
     Settings,
     StateName,
 )
@@ -48,6 +49,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+tokens_app = typer.Typer(help="Make, list and revoke service tokens; for operators.")
+app.add_typer(tokens_app, name="tokens", no_args_is_help=True)
 
 Endpoint = Annotated[
     str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")
@@ -281,6 +285,57 @@ def download(
         folder=folder,
     )
     commands.run(Settings(endpoint, owner, output), action)
+
+
+@tokens_app.command("create", epilog=EPILOG)
+def create_token(
+    *,
+    owner_of_token: Annotated[
+        str, typer.Argument(metavar="OWNER", help="Whose jobs and blobs it opens.")
+    ],
+    role: Annotated[list[RoleName], typer.Option("--role", help="May be repeated.")],
+    days: Annotated[
+        float, typer.Option("--days", min=0.001, max=366, help="Until it expires.")
+    ] = 90,
+    name: Annotated[str, typer.Option("--name", help="For people: where it is used.")] = "",
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Make a service token. It is printed this once, alone on standard output."""
+    action = partial(
+        commands.create_token,
+        owner=owner_of_token,
+        roles=[each.value for each in role],
+        days=days,
+        display_name=name,
+    )
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@tokens_app.command("list", epilog=EPILOG)
+def list_tokens(
+    *,
+    of: Annotated[str, typer.Option("--of", metavar="OWNER", help="Only this owner's.")] = "",
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """List service tokens, newest first, without the tokens themselves."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.list_tokens, owner=of))
+
+
+@tokens_app.command("revoke", epilog=EPILOG)
+def revoke_token(
+    *,
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="tokens/ID, or the ID alone.")],
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Revoke a service token. Gateways refuse it within seconds."""
+    name = token if token.startswith("tokens/") else f"tokens/{token}"
+    commands.run(Settings(endpoint, owner, output), partial(commands.revoke_token, name=name))
 
 
 def main() -> None:

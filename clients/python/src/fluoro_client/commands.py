@@ -10,9 +10,10 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fluoro.v1 import blob_service_pb2, job_pb2
+from fluoro.v1 import blob_service_pb2, job_pb2, token_service_pb2
 from rich.console import Console
 
+from fluoro_client import tokens
 from fluoro_client.aio import BASIC, AsyncClient
 from fluoro_client.credentials import from_environment
 from fluoro_client.display import follow, whole
@@ -31,6 +32,7 @@ from fluoro_client.present import (
     jobs_table,
     print_view,
     to_json,
+    tokens_table,
     uploads_table,
 )
 
@@ -227,6 +229,47 @@ async def cancel(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
 async def retry(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     """Has what failed in a job done again."""
     _show(settings, await client.retry(name))
+    return Exit.OK
+
+
+async def create_token(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    owner: str,
+    roles: Sequence[str],
+    days: float,
+    display_name: str,
+) -> Exit:
+    """Makes a service token. What it is for goes to standard error: the token stands alone."""
+    numbers = [token_service_pb2.Role.Value(f"ROLE_{role.upper()}") for role in roles]
+    made = await tokens.create_token(client, owner, numbers, display_name=display_name, days=days)
+    if settings.output is Output.JSON:
+        print(to_json(made))  # noqa: T201 - the command's output
+    else:
+        until = made.token.expire_time.ToDatetime()
+        sys.stderr.write(f"{made.token.name}, until {until:%Y-%m-%d}. Shown this once:\n")
+        print(made.secret)  # noqa: T201 - the command's output
+    return Exit.OK
+
+
+async def list_tokens(client: AsyncClient, settings: Settings, *, owner: str) -> Exit:
+    """Lists service tokens."""
+    found = [token async for token in tokens.list_tokens(client, owner)]
+    if settings.output is Output.JSON:
+        print(to_json({"tokens": [json.loads(to_json(token)) for token in found]}))  # noqa: T201 - the command's output
+    else:
+        print_view(tokens_table(found))
+    return Exit.OK
+
+
+async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Revokes a service token."""
+    token = await tokens.revoke_token(client, name)
+    if settings.output is Output.JSON:
+        print(to_json(token))  # noqa: T201 - the command's output
+    else:
+        print_view(tokens_table([token]))
     return Exit.OK
 
 

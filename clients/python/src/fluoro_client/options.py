@@ -39,6 +39,15 @@ class PipelineName(StrEnum):
     IMAGING_REPORT = "imaging-report"
 
 
+class RoleName(StrEnum):
+    """Roles, as words of the command line; `fluoro.v1.Role` without its prefix."""
+
+    VIEWER = "viewer"
+    SUBMITTER = "submitter"
+    OPERATOR = "operator"
+    WORKER = "worker"
+
+
 class Exit(IntEnum):
     """Exit codes of the `fluoro` command. They are an interface: scripts branch on them."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC
 from typing import Any, Final, TypeVar
 
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2, token_service_pb2
 from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -191,6 +191,23 @@ def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table
     for file, blob in uploads:
         table.add_row(
             Text(file), blob.name, str(blob.size_bytes), blob.media_type, blob.sha256.hex()
+        )
+    return table
+
+
+def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
+    """Service tokens, a row each."""
+    table = _table("token", "owner", "roles", "for", "made by", "until", "")
+    for token in tokens:
+        roles = [token_service_pb2.Role.Name(role).removeprefix("ROLE_") for role in token.roles]
+        table.add_row(
+            token.name,
+            token.owner,
+            " ".join(roles).lower(),
+            token.display_name,
+            token.creator,
+            _time(token.expire_time),
+            "revoked" if token.HasField("revoke_time") else "",
         )
     return table
 

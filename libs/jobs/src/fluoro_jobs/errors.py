@@ -23,6 +23,8 @@ class Reason(StrEnum):
     CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
     TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - the name of a reason
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105 - the name of a reason
+    TOKEN_REVOKED = "TOKEN_REVOKED"  # noqa: S105 - the name of a reason
+    TOKEN_NOT_FOUND = "TOKEN_NOT_FOUND"  # noqa: S105 - the name of a reason
     CERTIFICATE_UNKNOWN = "CERTIFICATE_UNKNOWN"
     IDENTITY_UNAVAILABLE = "IDENTITY_UNAVAILABLE"
     ROLE_MISSING = "ROLE_MISSING"
@@ -128,6 +130,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.TOKEN_EXPIRED: ReasonSpec(
         "UNAUTHENTICATED", False, "The token has expired. Get a new one."
     ),
+    Reason.TOKEN_REVOKED: ReasonSpec(
+        "UNAUTHENTICATED", False, "The token was revoked. Have an operator make a new one."
+    ),
+    Reason.TOKEN_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No service token has this name."),
     Reason.CERTIFICATE_UNKNOWN: ReasonSpec(
         "UNAUTHENTICATED",
         False,

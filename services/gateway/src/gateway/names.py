@@ -1,4 +1,4 @@
-"""Resource names: `jobs/{uuid}` and `blobs/{uuid}`."""
+"""Resource names: `jobs/{uuid}`, `blobs/{uuid}` and `tokens/{uuid}`."""
 
 from typing import Final
 from uuid import UUID
@@ -23,6 +23,14 @@ def blob_id(name: str) -> UUID:
     FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
     """
     return _id(name, "blobs", "name")
+
+
+def token_id(name: str) -> UUID:
+    """The id in `tokens/{uuid}`.
+
+    FluoroError INVALID_ARGUMENT, about field `name`, if it is not one.
+    """
+    return _id(name, "tokens", "name")
 
 
 def _id(name: str, collection: str, field: str) -> UUID:

@@ -26,6 +26,7 @@ from gateway.ledger_calls import LedgerCalls
 from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
+from gateway.tokens import Tokens
 from gateway.watch import Hub
 
 log = structlog.get_logger(__name__)
@@ -33,10 +34,10 @@ log = structlog.get_logger(__name__)
 WATCH_THREADS: Final = 2
 """Threads in which the watch hub reads the ledger, whatever its callers do with theirs."""
 
-OWN_CONNECTIONS: Final = 5
+OWN_CONNECTIONS: Final = 6
 """Connections to the ledger besides those of threads that read.
 
-Group commit, dispatch, the collector and the two kinds of health.
+Group commit, dispatch, the collector, service tokens and the two kinds of health.
 """
 
 TURN_AWAY_SECONDS: Final = 1
@@ -73,7 +74,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     dispatcher = Dispatcher(ledger, settings.redis_url)
     hub = Hub(hub_calls, calls, settings)
     commits = _commits(ledger, settings)
-    identity = Sources(settings)
+    identity = Sources(settings, ledger)
     adapter = Adapter(settings.max_message_bytes, identity.door)
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
@@ -84,6 +85,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         server.JOB_SERVICE: jobs,
         server.BLOB_SERVICE: Blobs(calls, store, settings),
         server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
+        server.TOKEN_SERVICE: Tokens(calls),
     }
     try:
         grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)

@@ -5,7 +5,12 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2
+from fluoro.v1 import (
+    blob_service_pb2,
+    job_service_pb2,
+    pipeline_service_pb2,
+    token_service_pb2,
+)
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -17,6 +22,7 @@ from gateway.settings import Settings
 JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
 PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
+TOKEN_SERVICE: Final = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"]
 
 
 class PortTakenError(Exception):

@@ -15,7 +15,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
-SOURCE: Final = "(mtls|jwt|none|trusted-metadata)"
+SOURCE: Final = "(mtls|tokens|jwt|none|trusted-metadata)"
 """Ways in which callers may prove who they are."""
 
 ROLES: Final = "(viewer|submitter|operator|worker)"
@@ -96,6 +96,13 @@ class Settings(BaseSettings):
         description=(
             "Roles of owners who prove who they are: OWNER=ROLE+ROLE,OWNER=ROLE. The owner * "
             "stands for all of them. Roles: viewer, submitter, operator, worker."
+        ),
+    )
+    token_cache_seconds: Annotated[float, Field(gt=0, le=300)] = Field(
+        default=10,
+        description=(
+            "With tokens: how long what the ledger said of a token is good. A revoked one is "
+            "taken for so long."
         ),
     )
     mtls_trust_domain: str = Field(

@@ -10,6 +10,7 @@ import grpc.aio
 from fluoro.v1.blob_service_pb2_grpc import BlobServiceStub
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
 from fluoro.v1.pipeline_service_pb2_grpc import PipelineServiceStub
+from fluoro.v1.token_service_pb2_grpc import TokenServiceStub
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.errors import DETAILS_KEY
@@ -28,6 +29,7 @@ class Client:
     jobs: Any
     blobs: Any
     pipelines: Any
+    tokens: Any
 
 
 @asynccontextmanager
@@ -41,6 +43,7 @@ async def connected(port: int) -> AsyncIterator[Client]:
             JobServiceStub(channel),
             BlobServiceStub(channel),
             PipelineServiceStub(channel),
+            TokenServiceStub(channel),
         )
 
 

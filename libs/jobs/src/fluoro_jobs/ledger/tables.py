@@ -381,6 +381,22 @@ OWNERS: Final = Table(
     CheckConstraint("max_tasks >= 0", name="max_tasks"),
 )
 
+TOKENS: Final = Table(
+    "tokens",
+    METADATA,
+    Column("id", UUID, primary_key=True),
+    Column("sha256", BYTEA, nullable=False, comment="of the token, which is kept nowhere"),
+    Column("owner", Text, nullable=False),
+    Column("roles", ARRAY(Text), nullable=False),
+    _text("display_name"),
+    Column("creator", Text, nullable=False, comment="the operator who made it"),
+    Column("create_time", TIME, nullable=False, server_default=sql("now()")),
+    Column("expire_time", TIME, nullable=False),
+    Column("revoke_time", TIME),
+    Index("tokens_sha256_key", "sha256", unique=True),
+    Index("tokens_owner_id_idx", "owner", "id"),
+)
+
 WORKERS: Final = Table(
     "workers",
     METADATA,

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import jwt
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.tokens import PREFIX
 
 from gateway.identity.bindings import Bindings
 from gateway.identity.key_set import KeySet
@@ -18,9 +19,6 @@ LEEWAY_SECONDS: Final = 10
 
 REMEMBERED: Final = 10_000
 """Tokens whose signatures need no second look. One takes about 1 KiB."""
-
-SERVICE_TOKEN: Final = "fluoro_"  # noqa: S105 - what tokens of another kind begin with
-"""Begin of a service token, which no JWT has."""
 
 
 def bearer(caller: Caller) -> str | None:
@@ -72,7 +70,7 @@ class JwtBearer:
         not known.
         """
         token = bearer(caller)
-        if token is None or token.startswith(SERVICE_TOKEN):
+        if token is None or token.startswith(PREFIX):
             return None
         if self._version != self._keys.version:
             # A key may be gone because it was stolen: what it signed is looked at again.

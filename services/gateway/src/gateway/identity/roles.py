@@ -6,6 +6,7 @@ from gateway.identity.principal import Role
 
 SEE: Final = frozenset({Role.VIEWER, Role.SUBMITTER, Role.OPERATOR})
 CHANGE: Final = frozenset({Role.SUBMITTER, Role.OPERATOR})
+OPERATE: Final = frozenset({Role.OPERATOR})
 BYTES_IN: Final = CHANGE | {Role.WORKER}
 BYTES_OUT: Final = SEE | {Role.WORKER}
 
@@ -28,6 +29,9 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.JobService.WatchJobs": SEE,
     "fluoro.v1.PipelineService.GetPipeline": SEE,
     "fluoro.v1.PipelineService.ListPipelines": SEE,
+    "fluoro.v1.TokenService.CreateToken": OPERATE,
+    "fluoro.v1.TokenService.ListTokens": OPERATE,
+    "fluoro.v1.TokenService.RevokeToken": OPERATE,
 }
 """The roles any one of which is enough, by the method's full name."""
 

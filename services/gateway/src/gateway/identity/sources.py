@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.connection import Ledger
 
 from gateway.identity import fetching
 from gateway.identity.bearer import JwtBearer
@@ -14,6 +15,8 @@ from gateway.identity.door import Door
 from gateway.identity.key_set import KeySet
 from gateway.identity.metadata import KEY, Believed
 from gateway.identity.principal import Authenticator, Role
+from gateway.identity.service_tokens import ServiceTokens
+from gateway.ledger_calls import LedgerCalls
 from gateway.settings import Settings
 
 _BELIEVING: Final = {"trusted-metadata", "none"}
@@ -22,9 +25,10 @@ _BELIEVING: Final = {"trusted-metadata", "none"}
 class Sources:
     """The door of a gateway, and the tasks behind it."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Made in the event loop that calls come to."""
-        self._settings = settings
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        """Made in the event loop that calls come to. ledger: closing it is the caller's."""
+        self._settings, self._ledger = settings, ledger
+        self._calls: LedgerCalls | None = None
         self._bindings = Bindings(settings.role_bindings)
         self._keys: KeySet | None = None
         self.tasks: list[asyncio.Task[None]] = []
@@ -32,6 +36,7 @@ class Sources:
         names = settings.identity.split(",")
         make: dict[str, Callable[[], Authenticator]] = {
             "mtls": lambda: Certificate(self._bindings, settings.mtls_trust_domain),
+            "tokens": self._tokens,
             "jwt": self._jwt,
             "trusted-metadata": lambda: Believed(
                 "trusted-metadata", frozenset({Role.VIEWER, Role.SUBMITTER}), settings.single_owner
@@ -47,10 +52,16 @@ class Sources:
             self.tasks.append(asyncio.create_task(self._keys.run(), name="issuer-keys"))
 
     async def close(self) -> None:
-        """Ends the tasks."""
+        """Ends the tasks, and waits for a look into the ledger that is under way."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self._calls is not None:
+            await asyncio.to_thread(self._calls.close)
+
+    def _tokens(self) -> Authenticator:
+        self._calls = LedgerCalls(self._ledger, threads=1)
+        return ServiceTokens(self._calls, self._settings.token_cache_seconds)
 
     def _jwt(self) -> Authenticator:
         settings = self._settings

@@ -1,0 +1,215 @@
+"""Service tokens: shown once, hashed in the ledger, revocable, and cheap to look at."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsRequest
+from fluoro.v1.token_service_pb2 import (
+    ROLE_VIEWER,
+    CreateTokenRequest,
+    ListTokensRequest,
+    RevokeTokenRequest,
+    Token,
+)
+from fluoro_jobs.ledger import tokens
+from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.tokens import create, digest
+from gateway.testing import Client, Refused, parse, refused, serving
+from grpc.aio import AioRpcError
+
+CACHE_SECONDS = 0.2
+
+
+@asynccontextmanager
+async def gateway(
+    database_url: str, redis_url: str, blob_url: str, **settings: Any
+) -> AsyncIterator[Client]:
+    fields = {"identity": "tokens", "token_cache_seconds": CACHE_SECONDS} | settings
+    async with serving(database_url, redis_url, blob_url, **fields) as client:
+        yield client
+
+
+def with_token(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+@pytest.fixture
+def operator(database_url: str) -> tuple[tuple[str, str], ...]:
+    """Metadata of an operator, whose token came from the ledger's own command."""
+    ledger = Ledger(database_url)
+    with ledger.connection() as connection:
+        _, secret = create(connection, "ops", ["operator"], creator="ledger")
+    ledger.close()
+    return with_token(secret)
+
+
+async def list_jobs(client: Client, token: str) -> None:
+    await client.jobs.ListJobs(ListJobsRequest(), metadata=with_token(token))
+
+
+async def until_refused(client: Client, token: str) -> Refused:
+    """How it is refused once what the gateway remembers of it is too old."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await list_jobs(client, token)
+            except AioRpcError as error:
+                return parse(error)
+
+
+async def make(client: Client, operator: Any, **fields: Any) -> tuple[Token, str]:
+    token = Token(**{"owner": "ada", "roles": [ROLE_VIEWER]} | fields)
+    made = await client.tokens.CreateToken(CreateTokenRequest(token=token), metadata=operator)
+    return made.token, made.secret
+
+
+async def test_a_token_is_its_owners_until_it_is_revoked_and_the_ledger_does_not_have_it(
+    database_url: str, redis_url: str, blob_url: str, operator: Any
+) -> None:
+    async with gateway(database_url, redis_url, blob_url) as client:
+        token, secret = await make(client, operator, display_name="scanner 3")
+        assert (token.owner, list(token.roles), token.creator) == ("ada", [ROLE_VIEWER], "ops")
+        await list_jobs(client, secret)
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute("SELECT t::text, sha256 FROM tokens t").fetchall()
+        assert digest(secret) in [row[1] for row in rows]
+        assert not any(secret in row[0] or secret[7:] in row[0] for row in rows)
+        for _ in range(2):
+            request = RevokeTokenRequest(name=token.name)
+            revoked = (await client.tokens.RevokeToken(request, metadata=operator)).token
+            assert revoked.HasField("revoke_time")
+        how = await until_refused(client, secret)
+        assert (how.code.name, how.reason) == ("UNAUTHENTICATED", "TOKEN_REVOKED")
+        listed = (
+            await client.tokens.ListTokens(ListTokensRequest(owner="ada"), metadata=operator)
+        ).tokens
+        assert list(listed) == [revoked]
+
+
+async def test_tokens_that_expired_or_never_were_are_refused(
+    database_url: str, redis_url: str, blob_url: str, operator: Any
+) -> None:
+    async with gateway(database_url, redis_url, blob_url) as client:
+        _, secret = await make(client, operator)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("UPDATE tokens SET expire_time = now() WHERE owner = 'ada'")
+        how = await refused(list_jobs(client, secret))
+        assert (how.code.name, how.reason) == ("UNAUTHENTICATED", "TOKEN_EXPIRED")
+        how = await refused(list_jobs(client, "fluoro_" + "x" * 43))
+        assert (how.code.name, how.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")
+        assert "xxx" not in how.message
+
+
+async def test_a_stream_ends_when_its_token_is_revoked(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
+    async with gateway(database_url, redis_url, blob_url) as client:
+        token, secret = await make(client, operator)
+        watch = client.jobs.WatchJobs(WatchJobsRequest(), metadata=with_token(secret))
+        messages = aiter(watch)
+        await anext(messages)
+        await client.tokens.RevokeToken(RevokeTokenRequest(name=token.name), metadata=operator)
+
+        async def read() -> None:
+            async for _ in messages:
+                pass
+
+        async with asyncio.timeout(20):
+            how = await refused(read())
+        assert how.reason == "TOKEN_REVOKED"
+
+
+async def test_the_ledger_is_asked_once_for_all_calls_of_a_while(
+    database_url: str, redis_url: str, blob_url: str, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    find = tokens.find
+
+    def counted(connection: Any, sha256: bytes) -> Any:
+        asked.append(sha256)
+        return find(connection, sha256)
+
+    monkeypatch.setattr(tokens, "find", counted)
+    async with gateway(database_url, redis_url, blob_url, token_cache_seconds=60) as client:
+        _, secret = await make(client, operator)
+        await asyncio.gather(*(list_jobs(client, secret) for _ in range(50)))
+        assert asked.count(digest(secret)) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("token.owner", {"owner": "A B"}),
+        ("token.roles", {"roles": []}),
+        ("token.roles", {"roles": [0]}),
+        ("token.display_name", {"display_name": "x" * 101}),
+        ("token.expire_time", {"expire_time": {"seconds": 1}}),
+        ("token.expire_time", {"expire_time": {"seconds": 4_000_000_000}}),
+    ],
+)
+async def test_a_token_that_makes_no_sense_is_not_made(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    field: str,
+    fields: dict[str, Any],
+) -> None:
+    async with gateway(database_url, redis_url, blob_url) as client:
+        how = await refused(make(client, operator, **fields))
+        assert (how.code.name, how.reason) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
+        assert how.message.startswith(field)
+
+
+async def test_the_command_makes_lists_and_revokes_tokens(
+    database_url: str, redis_url: str, blob_url: str, tmp_path: Path
+) -> None:
+    async def run(*command: str, **variables: str) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=os.environ | variables,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode().strip(), err.decode()
+
+    module = ("-m", "fluoro_jobs.ledger.tokens", "ops", "operator")
+    _, first, _ = await run(sys.executable, *module, FLUORO_DATABASE_URL=database_url)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    target = f"127.0.0.1:{port}"
+    async with gateway(database_url, redis_url, blob_url, grpc_port=port):
+        variables = {"FLUORO_ENDPOINT": target, "FLUORO_TOKEN": first}
+        fluoro = (sys.executable, "-c", "from fluoro_client.cli import main; main()", "tokens")
+        code, secret, note = await run(
+            *fluoro, "create", "ada", "--role", "submitter", "--name", "scanner", **variables
+        )
+        assert (code, secret.startswith("fluoro_")) == (0, True), note
+        file = tmp_path / "token"
+        file.write_text(secret)
+        code, _, note = await run(
+            *fluoro, "list", FLUORO_ENDPOINT=target, FLUORO_TOKEN_FILE=str(file)
+        )
+        assert (code, "ROLE_MISSING" in note) == (3, True)
+        _, table, _ = await run(*fluoro, "list", "--output", "json", **variables)
+        assert "scanner" in table
+        assert secret not in table
+        name = json.loads(table)["tokens"][0]["name"]
+        code, _, note = await run(*fluoro, "revoke", name, **variables)
+        assert code == 0, note
