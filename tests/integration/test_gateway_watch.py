@@ -235,6 +235,7 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
         database_url=database_url,
         redis_url=redis_url,
         blob_url="memory://",
+        grpc_host="127.0.0.1",
         watch_safety_interval_seconds=3600,
     )
     calls = LedgerCalls(rig.ledger, threads=1)
