@@ -5,15 +5,20 @@ measured. Counted are the entries of indexes that a statement reads: unlike its 
 same on every machine.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
 import pytest
+from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.ids import new_id
-from fluoro_jobs.ledger import backlog, heartbeats, turn
+from fluoro_jobs.ledger import accept, backlog, heartbeats, limits, turn
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.backlog import QueueBacklog
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.turn import Turn
-from fluoro_jobs.testing.rig import Rig
+from fluoro_jobs.testing.rig import OWNER, Rig
 
 QUEUE = "dicom"
 SLOTS = 1_000
@@ -112,6 +117,53 @@ def test_owners_at_their_limits_keep_nobody_behind_them_waiting_however_many_the
         rig.dispatcher.dispatch()
         rows = connection.execute("SELECT owner FROM open_tasks WHERE state = 'QUEUED'").fetchall()
         assert rows == [("z",)]
+
+
+def test_turns_of_two_queues_at_one_moment_keep_an_owners_limit_over_both(
+    rig: Rig, database_url: str
+) -> None:
+    in_flight = "SELECT count(*) FROM open_tasks WHERE queued_time IS NOT NULL"
+    queues = {"dicom": "inspect_dicom", "export": "export_report"}
+    with rig.connection() as connection, psycopg.connect(database_url) as other:
+        for queue, operation in queues.items():
+            for _ in range(4):
+                accept.accept(connection, [made(rig.job_of(operation=operation))])
+            heartbeats.beat(connection, Worker(new_id(), "host:1", queue, SLOTS, "0"), [], 60)
+        limits.set_limit(connection, OWNER, 3)
+        assert len(turn.take(other, "dicom").taken) == 3  # not committed yet
+        blocked = turn.take(connection, "export")
+        assert (blocked.taken, blocked.blocked, blocked.goes_on) == ([], True, True)
+        other.rollback()
+
+        # Now with moments that overlap by chance.
+        def take_at_once(queue: str) -> None:
+            with psycopg.connect(database_url, autocommit=True) as own:
+                for _ in range(ROUNDS):
+                    begin.wait()
+                    turn.take(own, queue)
+                    end.wait()
+                    end.wait()
+
+        begin, end = threading.Barrier(2), threading.Barrier(3)
+        with ThreadPoolExecutor(2) as pool:
+            threads = [pool.submit(take_at_once, queue) for queue in queues]
+            for _ in range(ROUNDS):
+                end.wait(60)
+                assert connection.execute(in_flight).fetchall() <= [(3,)]
+                connection.execute(
+                    "UPDATE open_tasks SET state = 'READY', queued_time = NULL,"
+                    " dispatch_order = order_time WHERE queued_time IS NOT NULL"
+                )
+                end.wait(60)
+            for thread in threads:
+                thread.result()
+
+
+ROUNDS = 50
+
+
+def made(job: job_pb2.Job) -> accept.Submission:
+    return accept.validate(job_service_pb2.SubmitJobRequest(job=job), OWNER)
 
 
 def test_a_dispatch_fills_all_places_also_where_one_of_many_owners_has_most_tasks(rig: Rig) -> None:

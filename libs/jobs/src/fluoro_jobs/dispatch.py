@@ -120,7 +120,8 @@ class Dispatcher(threading.Thread):
             sent += published
             if not one.goes_on or time.monotonic() > deadline:
                 return sent
-            self._closing.wait(0 if one.mine else SHORTEST_WAIT_SECONDS)
+            waits = one.blocked or not one.mine
+            self._closing.wait(SHORTEST_WAIT_SECONDS if waits else 0)
 
     def _take_asked(self) -> set[str]:
         with self._lock:

@@ -45,7 +45,7 @@ class Turn(NamedTuple):
     waiting tasks have become due; `promote` makes them ready. places: how many the queue had;
     negative if it holds too much; None if nothing was ready, or there is no worker. last: the line
     after which the next turn goes on; None if this one looked at all. most: how many tasks of one
-    line it looked at.
+    line it looked at. blocked: whether another queue's turn kept it from an owner with a limit.
     """
 
     mine: bool
@@ -55,6 +55,7 @@ class Turn(NamedTuple):
     most: int
     taken: list[Taken]
     came_round: bool = False
+    blocked: bool = False
 
     @property
     def goes_on(self) -> bool:
@@ -63,7 +64,8 @@ class Turn(NamedTuple):
         may_have_more = bool(self.taken) and len(self.taken) >= min(self.most, MAX_TAKEN)
         # These lines may be of owners at their limits; those behind them are not to wait for it.
         goes_further = self.last is not None and not self.came_round
-        return not self.mine or self.due or (not self.is_full and (may_have_more or goes_further))
+        more = may_have_more or goes_further or self.blocked
+        return not self.mine or self.due or (not self.is_full and more)
 
     @property
     def is_full(self) -> bool:
@@ -84,6 +86,10 @@ _ORDER: Final = "t.order_time - t.priority * interval '1 min'"
 # the older goes first.
 # What one statement reads it reads as of one moment. A turn whose moment was before the end of
 # another one chooses the same tasks, and finds them taken.
+# With limits that is not enough: turns of two queues choose different tasks of one owner. So a
+# turn that takes tasks of an owner with a limit leaves a new version of the owner's row (`spent`).
+# A turn whose moment was before that finds the row locked, or its `version` gone, and passes over
+# the owner (`held`). It waits for nobody, so no two turns wait for each other.
 _TURN: Final = f"""
 WITH RECURSIVE turn AS MATERIALIZED (
   SELECT EXISTS (SELECT FROM open_tasks t WHERE t.queue = %(queue)s AND {_READY}) AS ready,
@@ -136,12 +142,21 @@ WITH RECURSIVE turn AS MATERIALIZED (
 ), lines AS MATERIALIZED (
   SELECT task_name, owner, greatest(1, 2 * {MAX_TAKEN} / count(*) OVER ()) AS most
   FROM walk WHERE n > 0 AND known
-), shares AS MATERIALIZED (  -- an owner's limit is over all queues
-  SELECT l.owner, coalesce(f.tasks, 0) AS in_flight, (
-    SELECT o.max_tasks - (SELECT count(*) FROM open_tasks t
-      WHERE t.queue = ANY(%(queues)s) AND t.owner = o.owner AND {_IN_FLIGHT})
-    FROM owners o WHERE o.owner = l.owner AND o.max_tasks IS NOT NULL) AS allowed
+), limited AS MATERIALIZED (  -- an owner's limit is over all queues
+  SELECT l.owner, o.version, o.max_tasks - (SELECT count(*) FROM open_tasks t
+    WHERE t.queue = ANY(%(queues)s) AND t.owner = l.owner AND {_IN_FLIGHT}) AS allowed
+  FROM (SELECT DISTINCT owner FROM lines) l CROSS JOIN LATERAL (
+    SELECT xmin AS version, max_tasks FROM owners
+    WHERE owner = l.owner AND max_tasks IS NOT NULL OFFSET 0) o
+), held AS MATERIALIZED (
+  SELECT o.owner FROM owners o JOIN limited m ON m.owner = o.owner
+  WHERE o.owner = ANY(ARRAY(SELECT owner FROM limited WHERE allowed > 0)) AND o.xmin = m.version
+  FOR NO KEY UPDATE OF o SKIP LOCKED
+), shares AS MATERIALIZED (
+  SELECT l.owner, coalesce(f.tasks, 0) AS in_flight,
+    CASE WHEN h.owner IS NULL AND m.owner IS NOT NULL THEN 0 ELSE m.allowed END AS allowed
   FROM (SELECT DISTINCT owner FROM lines) l LEFT JOIN in_flight f ON f.owner = l.owner
+    LEFT JOIN limited m ON m.owner = l.owner LEFT JOIN held h ON h.owner = l.owner
 ), ranked AS (
   SELECT c.task_id, c.dispatch_order, s.allowed, s.in_flight,
     row_number() OVER (PARTITION BY l.owner ORDER BY c.dispatch_order) AS nth
@@ -162,7 +177,10 @@ WITH RECURSIVE turn AS MATERIALIZED (
 ), taken AS (
   UPDATE open_tasks t SET state = 'QUEUED', queued_time = now(), dispatch_order = NULL
   FROM locked l WHERE t.task_id = l.task_id
-    RETURNING t.task_id, t.task_name, t.attempt + 1 AS number
+    RETURNING t.task_id, t.task_name, t.owner, t.attempt + 1 AS number
+), spent AS (
+  UPDATE owners SET max_tasks = max_tasks
+  WHERE owner = ANY(ARRAY(SELECT DISTINCT owner FROM taken JOIN held USING (owner)))
 ), sent AS (
   SELECT t.task_id, t.task_name, t.number, c.place FROM taken t JOIN chosen c USING (task_id)
 )
@@ -172,7 +190,8 @@ SELECT turn.mine, turn.due, (SELECT places FROM room),
   coalesce((SELECT max(most) FROM lines), 0),
   (SELECT array_agg(task_id ORDER BY place) FROM sent),
   (SELECT array_agg(task_name ORDER BY place) FROM sent),
-  (SELECT array_agg(number ORDER BY place) FROM sent)
+  (SELECT array_agg(number ORDER BY place) FROM sent),
+  (SELECT count(*) FROM limited WHERE allowed > 0) > (SELECT count(*) FROM held)
 FROM turn
 """
 
@@ -216,13 +235,13 @@ def take(connection: LedgerConnection, queue: str, after: Line = FIRST) -> Turn:
     }
     row = connection.execute(_TURN, parameters).fetchone()
     assert row is not None
-    mine, due, places, last, came_round, most, tasks, names, numbers = row
+    mine, due, places, last, came_round, most, tasks, names, numbers, blocked = row
     taken = [
         (task, name, queue, number)
         for task, name, number in zip(tasks or (), names or (), numbers or (), strict=True)
     ]
     following = None if last is None else (last[0], last[1])
-    return Turn(mine, due, places, following, most, taken, came_round)
+    return Turn(mine, due, places, following, most, taken, came_round, blocked)
 
 
 def promote(connection: LedgerConnection, queue: str) -> int:
