@@ -8,7 +8,8 @@ import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import ListResultsRequest
 from fluoro_client import Client
-from fluoro_jobs.ledger import blobs, control, lists
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger import blobs, control, lists, read
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_jobs.worker.results import INLINE_BYTES
 from fluoro_local.folders import free_port
@@ -133,3 +134,25 @@ def test_a_large_result_stays_while_the_tasks_beside_it_are_retried(
     done = rig.finished(submitted)
     assert done.state == job_pb2.Job.STATE_SUCCEEDED
     assert parts_of(rig, done) == ["blob", "message"]
+
+
+def test_results_of_earlier_steps_over_what_one_task_may_read_are_refused_unread(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.worker(pool="threads")
+    # One lies in the blob store, one in the ledger.
+    job = rig.job_of({"do": "return", "bytes": LARGE})
+    job.inputs.append(rig.job_of({"do": "return", "bytes": 1_000}).inputs[0])
+    job.steps[0].max_inputs_per_task = 1
+    report = job.steps.add(name="report", after=["step"])
+    report.export_report.title = rig.blob(b"[]")
+    job_id = rig.submit(job)
+    until(lambda: rig.job(job_id).steps[1].tasks)
+    with rig.connection() as connection:
+        monkeypatch.setattr(read, "MAX_EARLIER_BYTES", LARGE + 1_000 + 2 * OVERHEAD)
+        ((stored, _, _),) = read.upstream_of(connection, job_id, [0])
+        assert len(stored.parts) == 2
+        monkeypatch.setattr(read, "MAX_EARLIER_BYTES", LARGE + 1_000)
+        with pytest.raises(FluoroError, match="Set a smaller max_inputs_per_task") as refused:
+            read.upstream_of(connection, job_id, [0])
+        assert refused.value.reason == "RESULT_TOO_LARGE"

@@ -339,7 +339,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "",
         False,
         (
-            "The result of a task is over its operation's limit, or it leaves too many files. "
+            "The result of a task is over its operation's limit, it leaves too many files, or the "
+            "earlier steps' results are more than one task may read (64 MiB). "
             "Submit with a smaller `max_inputs_per_task`."
         ),
     ),

@@ -52,6 +52,8 @@ SMALL_JOB_PARTS: Final = 200
 """A job with more inputs, tasks and items is read alone: others would wait for it."""
 SMALL_JOB_BYTES: Final = 32 * 2**10
 """So is a job that takes more, say of results, attempts or artifacts."""
+MAX_EARLIER_BYTES: Final = 64 * 2**20
+"""Most that the results weigh, serialized, which one task reads of earlier steps."""
 MAX_SEQUENCE: Final = 2**63 - 1
 
 _ONE_MOMENT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -314,12 +316,14 @@ def events_after(
 
 # --- what a step sees of those before it; see attempts.py ---
 
-_UPSTREAM: Final = """
-SELECT s.ordinal, s.name, s.operation, array_agg(t.result ORDER BY t.shard),
-  array_agg(t.result_blob ORDER BY t.shard)
+_FINISHED: Final = """
 FROM steps s JOIN tasks t ON t.job_id = s.job_id AND t.step = s.ordinal AND t.result IS NOT NULL
 WHERE s.job_id = %s AND s.ordinal = ANY(%s) AND s.state IN ('SUCCEEDED', 'PARTIALLY_SUCCEEDED')
-GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
+"""
+_UPSTREAM: Final = f"""
+SELECT s.ordinal, s.name, s.operation, array_agg(t.result ORDER BY t.shard),
+  array_agg(t.result_blob ORDER BY t.shard)
+{_FINISHED} GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
 """
 _UPSTREAM_ITEMS: Final = f"""
 SELECT step, {ITEM_COLUMNS} FROM items WHERE job_id = %s AND step = ANY(%s) ORDER BY step, number
@@ -328,17 +332,24 @@ _UPSTREAM_ARTIFACTS: Final = f"""
 SELECT a.step, {ARTIFACT_COLUMNS} FROM artifacts a JOIN blobs b ON b.id = a.blob_id
 WHERE a.job_id = %s AND a.step = ANY(%s) ORDER BY a.step, a.name
 """
-_LEFT: Final = """
-SELECT s.name, s.operation, array_agg(t.result ORDER BY t.shard),
-  array_agg(t.result_blob ORDER BY t.shard)
-FROM (
+_LEAVING: Final = """FROM (
   SELECT DISTINCT a.step, a.shard FROM unnest(%(steps)s::int2[], %(names)s::text[]) u(step, name)
   JOIN artifacts a ON a.job_id = %(job)s AND a.step = u.step AND a.name = u.name
 ) l
 JOIN tasks t ON t.job_id = %(job)s AND t.step = l.step AND t.shard = l.shard
 JOIN steps s ON s.job_id = %(job)s AND s.ordinal = l.step
-WHERE t.result IS NOT NULL GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
+WHERE t.result IS NOT NULL"""
+_LEFT: Final = f"""
+SELECT s.name, s.operation, array_agg(t.result ORDER BY t.shard),
+  array_agg(t.result_blob ORDER BY t.shard)
+{_LEAVING} GROUP BY s.ordinal, s.name, s.operation ORDER BY s.ordinal
 """
+# Without OFFSET 0, PostgreSQL may join them with all blobs there are.
+_BYTES: Final = """
+SELECT coalesce(sum(octet_length(t.result) + coalesce(
+  (SELECT size_bytes FROM blobs WHERE id = t.result_blob OFFSET 0), 0)), 0)::int8
+"""
+_LEFT_BYTES: Final = _BYTES + _LEAVING
 
 
 class StoredResult(NamedTuple):
@@ -356,8 +367,12 @@ class StoredResult(NamedTuple):
 def upstream_of(
     connection: LedgerConnection, job_id: UUID, ordinals: Iterable[int]
 ) -> list[tuple[StoredResult, list[job_pb2.Item], list[job_pb2.Artifact]]]:
-    """Result, items and artifacts of these finished steps."""
+    """Result, items and artifacts of these finished steps.
+
+    FluoroError RESULT_TOO_LARGE if the results weigh more than MAX_EARLIER_BYTES.
+    """
     wanted = list(ordinals)
+    _bounded(connection.execute(_BYTES + _FINISHED, (job_id, wanted)))
     with connection.pipeline():
         parts = [
             connection.execute(query, (job_id, wanted))
@@ -377,14 +392,26 @@ def upstream_of(
 def results_of(
     connection: LedgerConnection, job_id: UUID, parts: Iterable[Part]
 ) -> list[StoredResult]:
-    """The results of the tasks that left these parts, by step."""
+    """The results of the tasks that left these parts, by step. FluoroError as `upstream_of`."""
     left = {(part.step, part.name) for part in parts}
     parameters = {
         "job": job_id,
         "steps": [step for step, _ in left],
         "names": [name for _, name in left],
     }
+    _bounded(connection.execute(_LEFT_BYTES, parameters))
     return [_stored(*row) for row in connection.execute(_LEFT, parameters).fetchall()]
+
+
+def _bounded(found: Cursor[TupleRow]) -> None:
+    ((weight,),) = found.fetchall()
+    if weight > MAX_EARLIER_BYTES:
+        raise FluoroError(
+            Reason.RESULT_TOO_LARGE,
+            f"The results of the earlier steps have {weight} bytes, over the limit of "
+            f"{MAX_EARLIER_BYTES} for what one task reads. Set a smaller max_inputs_per_task, or "
+            "split the job.",
+        )
 
 
 def _stored(

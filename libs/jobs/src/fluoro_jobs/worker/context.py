@@ -89,7 +89,7 @@ class Earlier(Protocol):
     """Reads what earlier steps left, for those operations that ask."""
 
     def results(self) -> Mapping[str, Message]:
-        """See `StepContext.results`. Costs what the tasks that left the inputs returned."""
+        """See `StepContext.results`. Costs what is returned, once the process knows the rest."""
 
     def upstream(self) -> Sequence[Upstream]:
         """See `StepContext.upstream`. Costs what these steps left, all of it."""

@@ -1,7 +1,7 @@
 """What a task works on, and what earlier steps left: read when an operation asks for it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from fluoro_blobs import BlobStore
 from google.protobuf.message import Message
@@ -11,9 +11,12 @@ from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.planning import StepInput
 from fluoro_jobs.worker.context import Input, Part, Upstream
-from fluoro_jobs.worker.results import joined
+from fluoro_jobs.worker.results import LargeResults, joined
 
 Answer = TypeVar("Answer")
+
+_LARGE: Final = LargeResults()
+"""Of this process, for all its tasks."""
 
 
 class Ask(Protocol):
@@ -35,7 +38,8 @@ class EarlierSteps:
     def results(self) -> Mapping[str, Message]:
         """By step."""
         found = self._ask(lambda connection: attempts.results(connection, self._claimed))
-        return {one.step: joined(self._blobs, one) for one in found}
+        keys = {one.key for one in self._claimed.inputs}
+        return {one.step: _LARGE.about(self._blobs, one, keys) for one in found}
 
     def upstream(self) -> Sequence[Upstream]:
         """Of the steps that the claimed one comes after."""
