@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from dicom_worker.operations.unpack import UNPACKED_LIMIT_BYTES
 from fluoro.v1 import job_service_pb2
 from fluoro_jobs.ledger.connection import CONNECT_QUERY, STATEMENT_SECONDS
 from fluoro_jobs.pipelines import load
+from fluoro_jobs.worker.settings import WorkerSettings
 from fluoro_telemetry.http import Health, serve
 from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
@@ -322,12 +324,33 @@ def test_a_pod_keeps_the_restricted_security_standard(dev: Overlay, service: str
         }
         assert container["securityContext"] == context
         assert container["resources"]["limits"]["memory"]
-        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
 
 
 def test_every_volume_is_mounted_and_every_mount_has_its_volume(dev: Overlay, service: str) -> None:
     mounts = {mount["name"] for mount in dev.container(service)["volumeMounts"]}
     assert mounts == {volume["name"] for volume in dev.pod(service)["volumes"]} >= {"tmp"}
+
+
+def test_a_pod_is_evicted_for_no_file_that_its_service_may_have_to_hold(
+    dev: Overlay, service: str
+) -> None:
+    (tmp,) = (volume for volume in dev.pod(service)["volumes"] if volume["name"] == "tmp")
+    room = gib(tmp["emptyDir"]["sizeLimit"])
+    resources = dev.container(service)["resources"]
+    if service != "scheduler":  # which writes nothing
+        # The rest is for logs. Without a request, nodes take more than they have room for.
+        assert gib(resources["limits"]["ephemeral-storage"]) >= room + 1
+        assert gib(resources["requests"]["ephemeral-storage"]) >= 1
+    if service == "dicom-worker":
+        archive = 4  # without ZIP64
+        slots = WorkerSettings.model_fields["slots"].default
+        assert room * 2**30 >= slots * (archive * 2**30 + UNPACKED_LIMIT_BYTES)
+
+
+def gib(quantity: str) -> float:
+    size, unit = int(quantity[:-2]), quantity[-2:]
+    return {"Gi": size, "Mi": size / 1024}[unit]
 
 
 def test_every_image_has_the_overlays_tag_and_a_dockerfile(dev: Overlay, service: str) -> None:

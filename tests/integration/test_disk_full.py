@@ -4,6 +4,7 @@ A limit on the size of one file stands for the end of the disk, where a real sma
 needed.
 """
 
+import io
 import json
 import resource
 import subprocess
@@ -13,6 +14,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
 from uuid import UUID
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 from fluoro.v1 import job_pb2
@@ -152,3 +154,27 @@ def test_a_worker_without_room_for_temporary_files_says_so(rig: Rig) -> None:
         == "SCRATCH_FULL"
     )
     assert rig.job(job_id).state == job_pb2.Job.STATE_RUNNING, "another worker may have room"
+
+
+def test_a_disk_that_fills_while_an_archive_is_unpacked_costs_no_attempt_and_leaves_nothing(
+    rig: Rig, disk: Path
+) -> None:
+    rig.start("dicom_worker", scratch_folder=disk, slots=1)
+    packed = io.BytesIO()
+    with ZipFile(packed, "w", ZIP_DEFLATED) as archive:
+        archive.writestr("large", bytes(60 * MIB))
+    unpack = job_pb2.Step(name="unpack", unpack_archive={})
+    unpack.retry_policy.max_attempts = 1
+    job_id = rig.submit(job_pb2.Job(inputs=[rig.blob(packed.getvalue())], steps=[unpack]))
+    rig.start("scheduler")
+    before = stored(rig)
+    returned = until(lambda: returns(rig, job_id), 60, "an attempt that was handed back")
+    assert returned[0] == "SCRATCH_FULL", rig.logs()
+    assert stored(rig) == before
+    subprocess.run(["mount", "-o", "remount,size=96m", disk], check=True)
+    job = rig.finished(job_id, 60)
+    assert (job.state, job.steps[0].items[0].state) == (
+        job_pb2.Job.STATE_SUCCEEDED,
+        job_pb2.Item.STATE_SUCCEEDED,
+    ), rig.logs()
+    assert not [path for path in disk.rglob("*") if path.is_file()]
