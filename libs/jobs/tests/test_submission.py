@@ -139,6 +139,30 @@ def test_a_bad_request_is_refused_with_its_reason_and_field(
     assert (caught.value.reason, caught.value.violations[0].field) == (reason, field)
 
 
+@pytest.mark.parametrize("character", "\a\x7f\x80\x85\x9b\u2028\u202e\u2066")
+def test_text_that_people_see_in_terminals_holds_nothing_that_controls_them(character: str) -> None:
+    bad = request()
+    bad.job.steps.add(name="report", after=["render"]).export_report.title = f"a{character}b"
+    bad.job.steps.add(name="analyze", after=["render"]).analyze_images.model = f"a{character}b"
+    bad.job.labels.update({f"key{character}": "value"})
+    bad.job.labels.update({"key": f"value{character}"})
+    with pytest.raises(FluoroError) as caught:
+        validate(bad, "tester")
+    assert sorted(violation.field for violation in caught.value.violations) == [
+        "job.labels",
+        "job.labels",
+        "job.steps[2].export_report.title",
+        "job.steps[3].analyze_images.model",
+    ]
+
+
+def test_text_may_be_in_any_language() -> None:
+    good = request()
+    # Letters, a joined emoji, a zero-width non-joiner as Persian has it, a mark of direction.
+    good.job.labels.update({"é": "好 \U0001f469\u200d\u2695\ufe0f می\u200cشود \u200f"})
+    validate(good, "tester")
+
+
 def test_every_bad_field_is_named_at_once() -> None:
     bad = request()
     bad.job.priority, bad.job.steps[0].name, bad.job.inputs[0] = 99, "", "x"

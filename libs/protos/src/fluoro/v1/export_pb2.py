@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\xf6\x01\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12_\n\x05title\x18\x02 \x01(\tBP\xbaHMr\x03\x18\x80\x02\xba\x01\x45\n\x04text\x12\x1fmust hold no control characters\x1a\x1c!this.matches(\'[[:cntrl:]]\')\"A\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\"6\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\x96\x02\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\"A\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\"6\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTREPORT'].fields_by_name['formats']._loaded_options = None
   _globals['_EXPORTREPORT'].fields_by_name['formats']._serialized_options = b'\272H\016\222\001\013\020\010\"\007\202\001\004\020\001 \000'
   _globals['_EXPORTREPORT'].fields_by_name['title']._loaded_options = None
-  _globals['_EXPORTREPORT'].fields_by_name['title']._serialized_options = b'\272HMr\003\030\200\002\272\001E\n\004text\022\037must hold no control characters\032\034!this.matches(\'[[:cntrl:]]\')'
+  _globals['_EXPORTREPORT'].fields_by_name['title']._serialized_options = b'\272Hmr\003\030\200\002\272\001e\n\004text\022\037must hold no control characters\032<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')'
   _globals['_EXPORTREPORT']._serialized_start=67
-  _globals['_EXPORTREPORT']._serialized_end=313
-  _globals['_EXPORTREPORT_FORMAT']._serialized_start=248
-  _globals['_EXPORTREPORT_FORMAT']._serialized_end=313
-  _globals['_EXPORTREPORTRESULT']._serialized_start=315
-  _globals['_EXPORTREPORTRESULT']._serialized_end=369
+  _globals['_EXPORTREPORT']._serialized_end=345
+  _globals['_EXPORTREPORT_FORMAT']._serialized_start=280
+  _globals['_EXPORTREPORT_FORMAT']._serialized_end=345
+  _globals['_EXPORTREPORTRESULT']._serialized_start=347
+  _globals['_EXPORTREPORTRESULT']._serialized_end=401
 # @@protoc_insertion_point(module_scope)
