@@ -70,6 +70,19 @@ def test_a_task_of_a_job_of_a_thousand_reads_few_rows(rig: Rig, db: Db) -> None:
     assert {table: rows for table, rows in cost.items() if rows > 20} == {}
 
 
+def test_statements_prepared_for_an_empty_ledger_read_few_rows_of_a_fuller_one(
+    rig: Rig, db: Db
+) -> None:
+    for _ in range(60):
+        (task,) = tasks_of(db, fan_out(rig, 1))
+        run(db, task)
+    (task,) = tasks_of(db, fan_out(rig, 1))
+    before = rows_read(db)
+    run(db, task)
+    cost = {table: rows - before[table] for table, rows in rows_read(db).items()}
+    assert {table: rows for table, rows in cost.items() if rows > 20} == {}
+
+
 def test_most_updates_of_hot_rows_touch_no_index(rig: Rig, db: Db) -> None:
     for job in [fan_out(rig, 100), *(fan_out(rig, 1) for _ in range(100))]:
         for task in tasks_of(db, job):

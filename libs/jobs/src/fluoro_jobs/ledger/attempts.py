@@ -14,7 +14,7 @@ from psycopg.errors import CheckViolation
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
-from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.planning import Part, StepInput
 from fluoro_jobs.ledger.records import Task, TaskResult
@@ -118,9 +118,9 @@ _INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
 
 _CLAIM: Final = f"""
 WITH task AS (
-  SELECT t.id, t.job_id, t.step, t.shard, t.first_input, t.input_count, o.attempt + 1 AS attempt,
-    o.due_time, s.request, s.sources,
-    j.last_sequence AS version,
+  SELECT t.id, t.job_id, t.step, t.shard, t.allowed, t.first_input, t.input_count, t.item_counts,
+    t.returned, o.attempt + 1 AS attempt, o.due_time, s.request, s.sources,
+    j.owner, j.state AS job_state, j.input_count AS job_inputs, j.last_sequence AS version,
     -- Not a condition here: the planner would go through all that is queued instead of looking the
     -- id up.
     o.state = 'QUEUED' AND o.attempt + 1 = coalesce(%(number)s::int, o.attempt + 1) AS queued,
@@ -152,10 +152,11 @@ WITH task AS (
       attempt, happens)
   WHERE e.happens = 1
 )
-SELECT {store.PICTURE % "t.id = %(task)s"}, {_INPUTS}, t.request, extract(epoch
-  FROM now() - t.due_time)::float8,
+SELECT t.job_id, t.owner, t.job_state, t.version, t.job_inputs, {store.STEPS % "t.job_id"},
+  t.step, t.shard, t.attempt - 1, t.allowed, t.first_input, t.input_count, t.item_counts,
+  t.returned, {_INPUTS}, t.request, extract(epoch FROM now() - t.due_time)::float8,
   EXISTS (SELECT FROM job)
-FROM task t JOIN jobs j ON j.id = t.job_id WHERE t.queued
+FROM task t WHERE t.queued
 """
 """Does in SQL what `JobGraph.start` does: a claim is half of what a short task costs.
 
@@ -190,14 +191,16 @@ def _try_claim(
 ) -> tuple[UUID | None, Claim | None]:
     """The job if the task is queued, and the claim unless the job moved during the statement."""
     parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
-    row = connection.execute(_CLAIM, parameters).fetchone()
+    row = fetch_one(connection, _CLAIM, parameters)
     if row is None:
         return None, None
-    *picture, inputs, request, waited_seconds, done = row
+    job, owner, state, version, job_inputs, steps, *columns, inputs, request, waited, done = row
     if not done:
-        return picture[0], None
-    graph = store.parse(picture)
-    task = graph.tasks[task_id]
+        return job, None
+    step, shard, *counts = columns
+    task = Task(task_id, step, shard, TaskState.QUEUED, *counts)
+    graph = store.parse((job, owner, state, version, job_inputs, steps, ()))
+    graph.tasks[task_id] = task
     # The statement returned the job from before the claim. Now the picture is that from after it.
     graph.start(task)
     graph.clear_notes()
@@ -208,7 +211,7 @@ def _try_claim(
         BY_FIELD.get(graph.steps[task.step].operation),
         request,
         [_input(*one) for one in inputs or ()],
-        waited_seconds,
+        waited,
     )
 
 

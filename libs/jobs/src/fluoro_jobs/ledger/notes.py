@@ -33,8 +33,8 @@ def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
             {
                 "task_id": str(e.task),
                 "number": e.number,
-                "outcome": e.outcome,
-                "reason": e.reason,
+                "outcome": str(e.outcome),
+                "reason": str(e.reason),
                 "message": e.message,
             }
             for e in graph.ended_attempts
@@ -58,8 +58,8 @@ def _step_row(step: Step) -> dict[str, Any]:
     counters = step.counters
     return {
         "ordinal": step.ordinal,
-        "state": step.state,
-        "reason": step.reason,
+        "state": str(step.state),
+        "reason": str(step.reason),
         "message": step.message,
         "input_count": counters.inputs,
         "task_count": counters.tasks,
@@ -76,11 +76,11 @@ def _step_row(step: Step) -> dict[str, Any]:
 def _task_row(task: Task) -> dict[str, Any]:
     return {
         "id": str(task.id),
-        "state": task.state if is_terminal(task.state) else "OPEN",
+        "state": str(task.state) if is_terminal(task.state) else "OPEN",
         "attempt": task.attempt,
         "allowed": task.allowed,
         "returned": task.returned,
-        "item_counts": task.counts,
+        "item_counts": None if task.counts is None else list(task.counts),
         "result": None if task.result is None else b64encode(task.result).decode(),
         "result_blob": task.result_blob and task.result_blob.removeprefix("blobs/"),
     }

@@ -17,7 +17,7 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
 
-from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.notes import parts_of
 from fluoro_jobs.ledger.planning import Planner
@@ -35,12 +35,13 @@ class Tasks(Enum):
 
 _COUNTERS: Final = """json_build_array(s.input_count, s.task_count, s.ended_tasks, s.failed_tasks,
      s.lost_inputs, s.items_total, s.items_succeeded, s.items_skipped, s.items_failed)"""
-PICTURE: Final = f"""j.id, j.owner, j.state, j.last_sequence, j.input_count,
-  (SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after, s.max_attempts,
-    s.initial_backoff_seconds,
+STEPS: Final = f"""(SELECT json_agg(json_build_array(s.ordinal, s.name, s.operation, s.after,
+    s.max_attempts, s.initial_backoff_seconds,
      s.max_backoff_seconds, s.sources, s.inputs_per_task, s.requires_all, s.state, s.reason,
        s.message, {_COUNTERS}))
-   FROM steps s WHERE s.job_id = j.id),
+   FROM steps s WHERE s.job_id = %s)"""
+"""The steps of a job, as `parse` takes them, given its id."""
+PICTURE: Final = f"""j.id, j.owner, j.state, j.last_sequence, j.input_count, {STEPS % "j.id"},
   (SELECT json_agg(json_build_array(t.id, t.step, t.shard,
      CASE WHEN t.state <> 'OPEN' THEN t.state WHEN o.state = 'WAITING' THEN 'READY'
        ELSE o.state END,
@@ -168,6 +169,9 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
 
 def _write(connection: LedgerConnection, graph: JobGraph) -> bool:
     parts = parts_of(graph)
+    closed = [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)]
+    # Most transitions change one task of one step, which plain parameters tell at half the cost.
+    ones = frozenset(name for name, rows in parts.items() if len(rows) == 1 and name in _ONE)
     parameters: dict[str, Any] = {
         "job": graph.id,
         "owner": graph.owner,
@@ -180,25 +184,33 @@ def _write(connection: LedgerConnection, graph: JobGraph) -> bool:
         "again": graph.reopened,
         "ended_tasks": [end.task for end in graph.ended_attempts],
         "changed": list(graph.changed_tasks),
-        "closed": [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)],
+        "closed": closed,
         "forgotten": graph.forgotten,
         "stale_inputs": graph.stale_inputs,
     }
-    parameters |= {name: json.dumps(rows) for name, rows in parts.items() if rows}
-    done = connection.execute(_statement(tuple(parts)), parameters).fetchone() is not None
+    if len(closed) == 1:
+        ones |= {"closed"}
+        parameters["closed"] = closed[0]
+    for name, rows in parts.items():
+        if rows and name in ones:
+            parameters |= {f"{name}_{column}": value for column, value in rows[0].items()}
+        elif rows:
+            parameters[name] = json.dumps(rows)
+    done = fetch_one(connection, _statement(tuple(parts), ones), parameters) is not None
     if done:
         graph.clear_notes()
     return done
 
 
 @cache
-def _statement(parts: tuple[str, ...]) -> str:
-    """The job's update and one data-modifying CTE per part.
+def _statement(parts: tuple[str, ...], ones: frozenset[str]) -> str:
+    """The job's update and one data-modifying CTE per part. ones: the parts of a single row.
 
     Cached text, so that psycopg prepares each combination once.
     """
     return (
-        f"WITH {_JOB}{''.join(f', {name}_ AS ({_PARTS[name]})' for name in parts)}"
+        f"WITH {_JOB}"
+        f"{''.join(f', {name}_ AS ({(_ONE if name in ones else _PARTS)[name]})' for name in parts)}"
         " SELECT 1 FROM job"
     )
 
@@ -213,6 +225,35 @@ _JOB: Final = """job AS (
 
 # A job retried before its schedule_time waits for it.
 _DUE: Final = "greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time)"
+
+_ONE: Final[dict[str, str]] = {
+    "steps": """
+  UPDATE steps s SET state = %(steps_state)s, reason = %(steps_reason)s,
+    message = %(steps_message)s, input_count = %(steps_input_count)s,
+    task_count = %(steps_task_count)s, ended_tasks = %(steps_ended_tasks)s,
+    failed_tasks = %(steps_failed_tasks)s, lost_inputs = %(steps_lost_inputs)s,
+    items_total = %(steps_items_total)s, items_succeeded = %(steps_items_succeeded)s,
+    items_skipped = %(steps_items_skipped)s, items_failed = %(steps_items_failed)s
+  FROM job WHERE s.job_id = %(job)s AND s.ordinal = %(steps_ordinal)s""",
+    "tasks": """
+  UPDATE tasks t SET state = %(tasks_state)s, attempt = %(tasks_attempt)s,
+    allowed = %(tasks_allowed)s, returned = %(tasks_returned)s,
+    item_counts = %(tasks_item_counts)s::int[],
+    result = CASE WHEN %(tasks_item_counts)s::int[] IS NOT NULL
+      THEN coalesce(decode(%(tasks_result)s::text, 'base64'), t.result) END,
+    result_blob = CASE WHEN %(tasks_item_counts)s::int[] IS NOT NULL
+      THEN coalesce(%(tasks_result_blob)s::uuid, t.result_blob) END
+  FROM job WHERE t.id = %(tasks_id)s::uuid""",
+    "ends": """
+  UPDATE attempts a SET end_time = now(), outcome = %(ends_outcome)s,
+    reason = %(ends_reason)s, message = %(ends_message)s
+  FROM job WHERE a.task_id = %(ends_task_id)s::uuid AND a.number = %(ends_number)s""",
+    "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = %(closed)s",
+}
+"""The same parts as in `_PARTS`, for a single row each.
+
+Every key is a parameter: a plan made while a table is small would walk through it for a join.
+"""
 
 _PARTS: Final[dict[str, str]] = {
     "steps": """
