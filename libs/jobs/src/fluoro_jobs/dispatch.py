@@ -69,6 +69,7 @@ class Dispatcher(threading.Thread):
         self._breaker = Breaker(redis_url)
         self._paces: dict[str, Pace] = {}
         self._asked: set[str] = set()
+        self._with_plenty: set[str] = set()
         self._lock = threading.Lock()
         self._woken = threading.Event()
         self._closing = threading.Event()
@@ -77,6 +78,9 @@ class Dispatcher(threading.Thread):
         """There may be something to dispatch, or a place for it. Never blocks."""
         with self._lock:
             self._asked.update(queues or self._queues)
+            # With short tasks that is once a task, and each time a switch of threads for nothing.
+            if self._asked <= self._with_plenty:
+                return
         self._woken.set()
 
     def close(self) -> None:
@@ -98,6 +102,8 @@ class Dispatcher(threading.Thread):
             looks |= dict.fromkeys(self._take_asked(), SOON)
             looks = {queue: self._attend(queue, look) for queue, look in looks.items()}
             looks = {queue: look for queue, look in looks.items() if look != DONE}
+            with self._lock:
+                self._with_plenty = {queue for queue, look in looks.items() if look.holds_plenty}
             self._closing.wait(SHORTEST_WAIT_SECONDS)
 
     def dispatch(self) -> int:
@@ -126,6 +132,8 @@ class Dispatcher(threading.Thread):
     def _take_asked(self) -> set[str]:
         with self._lock:
             asked, self._asked = self._asked, set()
+            # What is asked for from here on may come too late for the look that follows.
+            self._with_plenty = set()
         return asked
 
     def _attend(self, queue: str, look: Look) -> Look:

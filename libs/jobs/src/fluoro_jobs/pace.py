@@ -37,12 +37,13 @@ class Look(NamedTuple):
 
     mine: this process has the turn. wait_seconds: when to look again; None if the turn is mine, or
     none is needed. seen: the turn that another process had. It began before the reason to look
-    came, so it may have missed that.
+    came, so it may have missed that. holds_plenty: no look before that time says anything else.
     """
 
     mine: bool = False
     wait_seconds: float | None = None
     seen: bytes | None = None
+    holds_plenty: bool = False
 
 
 MINE: Final = Look(mine=True)
@@ -69,7 +70,7 @@ class Pace:
         """Takes the turn if it is free and the queue needs one. seen: by the look before."""
         started = time.monotonic()
         if started < self._quiet_until:
-            return Look(wait_seconds=self._quiet_until - started, seen=seen)
+            return Look(wait_seconds=self._quiet_until - started, seen=seen, holds_plenty=True)
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.llen(self._queue)
             pipe.get(self._after_key)
@@ -83,7 +84,7 @@ class Pace:
             self._redis.delete(self._turn_key)
             # Not done: once it holds less, nobody else may have a reason to look.
             self._quiet_until = started + LONGEST_WAIT_SECONDS
-            return Look(wait_seconds=LONGEST_WAIT_SECONDS)
+            return Look(wait_seconds=LONGEST_WAIT_SECONDS, holds_plenty=True)
         if mine:
             self.after = _line(after)
             return MINE

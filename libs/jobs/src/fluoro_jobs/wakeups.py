@@ -32,6 +32,8 @@ Enough of them that a gateway does not hear of everybody; few enough to subscrib
 """
 GATHER_SECONDS: Final = 0.01
 """How long a `Publisher` waits for more to tell. Progress and a cancel do not wait."""
+BUSY_GATHER_SECONDS: Final = 0.03
+"""The same right after it told of several at once: short tasks are under way, one after another."""
 AWAY_SECONDS: Final = 1
 """Pause after Redis did not take what was told."""
 MAX_PENDING: Final = 20_000
@@ -104,6 +106,7 @@ class Publisher:
         self._hurried = threading.Event()
         self._closing = threading.Event()
         self._probe_at = 0.0
+        self._last_batch = 0
         self._thread = threading.Thread(target=self._run, name="wakeups", daemon=True)
         self._thread.start()
 
@@ -162,7 +165,7 @@ class Publisher:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._woken.wait()
-            self._hurried.wait(GATHER_SECONDS)
+            self._hurried.wait(BUSY_GATHER_SECONDS if self._last_batch > 1 else GATHER_SECONDS)
             # Cleared before the batch is taken, so what is told from here on wakes the thread
             # again.
             self._hurried.clear()
@@ -189,6 +192,7 @@ class Publisher:
         """
         with self._lock:
             batch, self._pending = self._pending, {}
+        self._last_batch = len(batch)
         try:
             if batch and time.monotonic() >= self._probe_at:
                 # A replica takes what is published, too, and tells hardly anybody.
