@@ -150,6 +150,46 @@ def test_a_pooler_that_is_gone_or_hangs_is_told_soon_and_found_again_once_it_is_
         until(lambda: answers(ledger), BACK_SECONDS, "an answer of the new pooler")
 
 
+def test_a_pooler_that_stands_still_under_work_costs_no_attempt_no_event_and_no_job(
+    pooler: PoolerServer, database_url: str, redis_url: str, blob_url: str, tmp_path: Path
+) -> None:
+    rig = Rig(through(pooler, database_url), redis_url, blob_url, tmp_path)
+    beside = Rig(database_url, redis_url, blob_url, tmp_path)
+    gate, running = tmp_path / "gate", tmp_path / "running"
+    waits = [{"do": "touch", "path": str(running)}, {"do": "wait", "path": str(gate)}]
+    try:
+        port = free_port()
+        rig.served("gateway", free_port(), grpc_host="127.0.0.1", grpc_port=port)
+        rig.served("scheduler", free_port())
+        rig.worker(slots=SLOTS)
+        with Client(f"127.0.0.1:{port}", owner=OWNER) as client, ThreadPoolExecutor() as pool:
+            ends = client.submit(rig.job_of(*waits, max_attempts=1))
+            watch = pool.submit(lambda: list(client.watch(ends.name)))
+            until(running.exists, what="the task that is to end meanwhile")
+            others = [beside.job_of(max_attempts=1) for _ in range(2)]
+            with standing_still(pooler):
+                began = time.monotonic()
+                gate.touch()  # its commit finds nobody
+                # Accepted and dispatched beside the pooler: the claim finds nobody.
+                claimed = beside.submit(others[0])
+                accepted = pool.submit(client.submit, others[1])
+                until(lambda: time.monotonic() - began > STILL_SECONDS, STILL_SECONDS + 5)
+            names = [ends.name, f"jobs/{claimed}", accepted.result(60).name]
+            jobs = [client.wait(name, timeout_seconds=60) for name in names]
+            assert [job.state for job in jobs] == [job_pb2.Job.STATE_SUCCEEDED] * 3, rig.logs()
+            first, *updates = watch.result(60)
+            events = [update.event.sequence for update in updates if update.HasField("event")]
+            expected = range(first.snapshot.last_sequence + 1, jobs[0].last_sequence + 1)
+            assert events == list(expected)
+    finally:
+        beside.close()
+        rig.close()
+
+
+STILL_SECONDS = 12
+"""Longer than a statement may take."""
+
+
 def test_a_postgresql_that_goes_behind_its_pooler_is_told_soon_and_found_again(
     pooler: PoolerServer, postgres: PostgresServer, database_url: str
 ) -> None:
