@@ -12,7 +12,7 @@ from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, SubmitJobRequest, WatchJobRequest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
-from fluoro_jobs.ledger.read import FULL, SMALL_JOB_PARTS, get_jobs
+from fluoro_jobs.ledger.read import BASIC, FULL, SMALL_JOB_PARTS, get_jobs
 from gateway.ledger_calls import LedgerCalls
 from gateway.testing import refused
 from gateway.testing_jobs import Stage, staged
@@ -77,6 +77,43 @@ async def test_among_others_a_job_of_somebody_else_is_not_found(rig: Stage) -> N
     )
     assert answers[0].name == mine
     assert {answer.reason for answer in answers[1:]} == {"JOB_NOT_FOUND"}
+
+
+async def test_a_read_of_many_jobs_fills_no_answer_with_a_job_of_somebody_else(rig: Stage) -> None:
+    mine, others = await rig.submit("ada"), await rig.submit("bob")
+    await rig.run(others)
+    wanted = [
+        (owner, (UUID(name.removeprefix("jobs/")), view))
+        for owner, name, view in [
+            ("ada", others, FULL),
+            ("ada", others, BASIC),
+            ("ada", mine, FULL),
+            ("bob", others, BASIC),
+        ]
+    ]
+
+    def read_together() -> tuple[list[Job | FluoroError | None], int]:
+        with rig.ledger.connection() as connection:
+            read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE relname = 'job_inputs'"
+            flush = "SELECT pg_stat_force_next_flush()"
+            connection.execute(flush)
+            ((before,),) = connection.execute(f"{read} AND indexrelname LIKE '%pkey'").fetchall()
+            answers = get_jobs(connection, wanted)
+            connection.execute(flush)
+            ((after,),) = connection.execute(f"{read} AND indexrelname LIKE '%pkey'").fetchall()
+            return answers, after - before
+
+    (full, basic, own, theirs), inputs_read = await asyncio.to_thread(read_together)
+    for refusal in full, basic:
+        assert isinstance(refusal, FluoroError)
+        assert refusal.reason is Reason.JOB_NOT_FOUND
+    assert own == await get(rig, mine, "ada")
+    # What ada asked for in the view FULL does not show up where bob asked for BASIC.
+    assert isinstance(theirs, Job)
+    assert (theirs.name, theirs.owner) == (others, "bob")
+    assert not theirs.inputs
+    assert not any(step.tasks or step.items or step.artifacts for step in theirs.steps)
+    assert inputs_read == 1, "that of ada's job alone"
 
 
 async def test_a_job_of_heavy_results_attempts_or_artifacts_is_not_read_with_others(
