@@ -64,9 +64,8 @@ def test_results_of_the_first_release_are_named_by_the_number_of_their_input(
 def test_keys_are_sorted_in_camel_case_and_zeros_written_out(clinic: Any) -> None:
     data = clinic.report(clinic.inspect(), clinic.analyze()).read("result.json")
     document = json.loads(data)
-    assert (
-        data == json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode() + b"\n"
-    )
+    # `loads` keeps the order that it finds.
+    assert json.dumps(document) == json.dumps(document, sort_keys=True)
     assert [step["name"] for step in document["steps"]] == ["analyze", "inspect"]
     assert (
         document["steps"][0]["analyzeImagesResult"]["findings"][0]["measurements"][0]["voxels"]

@@ -165,7 +165,7 @@ def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
     for key, state, reason, message in sorted(steps, key=lambda cause: (in_order(cause[0]), cause)):
         names = steps[key, state, reason, message]
         yield {
-            "input": key,
+            "input": wording.key(key),
             "steps": ", ".join(names),
             "state": STATES[state],
             "reason": wording.printable(reason, 64),
@@ -180,7 +180,11 @@ def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator
         if image.key not in seen:
             for finding in image.findings:
                 rows = [measurement(entry) for entry in finding.measurements]
-                yield {"input": image.key, "model": model_name(finding.model), "rows": rows}
+                yield {
+                    "input": wording.key(image.key),
+                    "model": model_name(finding.model),
+                    "rows": rows,
+                }
 
 
 def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
@@ -191,7 +195,7 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
         else wording.NONE
     )
     return [
-        key_of(instance),
+        wording.key(key_of(instance)),
         wording.printable(instance.modality, 16) or wording.NONE,
         wording.printable(instance.body_part_examined, 16) or wording.NONE,
         size,
@@ -227,7 +231,7 @@ def _certificate(image: dicom_pb2.RenderedImage) -> list[str]:
     unit = wording.unit(certificate.unit)
     minimum, maximum = wording.short(certificate.minimum), wording.short(certificate.maximum)
     return [
-        key_of(image),
+        wording.key(key_of(image)),
         f"{wording.size(certificate.shape)} {wording.printable(certificate.dtype, 16)}".strip(),
         f"{minimum} to {maximum} {unit}".strip(),
         wording.printable(certificate.decoder, 64) or wording.NONE,

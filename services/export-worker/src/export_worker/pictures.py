@@ -86,7 +86,7 @@ def image_block(image: Image, files: Mapping[str, str]) -> Fields:
                 )
             )
     return {
-        "input": image.key,
+        "input": wording.key(image.key),
         "facts": [
             fact for fact in (wording.printable(rendered.modality, 16), *shape.facts()) if fact
         ],

@@ -1,7 +1,8 @@
 """`result.json`: what the steps found, for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fluoro.v1 import job_pb2
@@ -11,36 +12,74 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 
-def record(job: str, upstream: Sequence[Upstream]) -> bytes:
-    """Name, items, artifacts and result of each step, as a `fluoro.v1.Job` in proto3 JSON.
+def record(job: str, upstream: Sequence[Upstream], path: Path) -> None:
+    """Writes name, items, artifacts and result of each step: a `fluoro.v1.Job` in proto3 JSON.
 
     `json_format.Parse` reads it. Zeros are written out, for readers that do not know the defaults.
     Artifacts carry their SHA-256 but no blob name, which differs from run to run. Keys are sorted.
+    An entry takes a line, and memory no more than that.
     """
-    document = {
-        "name": job,
-        "steps": [_step(step) for step in sorted(upstream, key=lambda step: step.step)],
-    }
-    return (
-        json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False).encode()
-        + b"\n"
-    )
+    steps = (_step(step) for step in sorted(upstream, key=lambda step: step.step))
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(_object({"name": [_json(job)], "steps": _list(steps)}))
+        file.write("\n")
 
 
-def _step(upstream: Upstream) -> dict[str, Any]:
-    artifacts = [_json(artifact) for artifact in upstream.artifacts]
-    for artifact in artifacts:
-        del artifact["blob"]
+def _step(upstream: Upstream) -> Iterator[str]:
     field = next(
         operation.field for operation in OPERATIONS if isinstance(upstream.result, operation.result)
     )
-    return {
-        "name": upstream.step,
-        "items": [_json(item) for item in upstream.items],
-        "artifacts": artifacts,
-        job_pb2.Step.DESCRIPTOR.fields_by_name[f"{field}_result"].json_name: _json(upstream.result),
-    }
+    result = job_pb2.Step.DESCRIPTOR.fields_by_name[f"{field}_result"].json_name
+    return _object(
+        {
+            "name": [_json(upstream.step)],
+            "items": _list([_json(_dict(item))] for item in upstream.items),
+            "artifacts": _list([_json(_artifact(artifact))] for artifact in upstream.artifacts),
+            result: _result(upstream.result),
+        }
+    )
 
 
-def _json(message: Message) -> dict[str, Any]:
+def _result(result: Message) -> Iterator[str]:
+    """Its entries one by one, and the rest of it at once."""
+    lists = [
+        field for field in result.DESCRIPTOR.fields if field.is_repeated and field.message_type
+    ]
+    rest = type(result)()
+    rest.CopyFrom(result)
+    for field in lists:
+        rest.ClearField(field.name)
+    fields: dict[str, Iterable[str]] = {name: [_json(value)] for name, value in _dict(rest).items()}
+    for field in lists:
+        entries = getattr(result, field.name)
+        fields[field.json_name] = _list([_json(_dict(entry))] for entry in entries)
+    return _object(fields)
+
+
+def _artifact(artifact: job_pb2.Artifact) -> dict[str, Any]:
+    fields = _dict(artifact)
+    del fields["blob"]
+    return fields
+
+
+def _object(fields: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    for number, name in enumerate(sorted(fields)):
+        yield f"{',' if number else '{'}\n{_json(name)}: "
+        yield from fields[name]
+    yield "}"
+
+
+def _list(entries: Iterable[Iterable[str]]) -> Iterator[str]:
+    yield "["
+    for number, entry in enumerate(entries):
+        yield ",\n" if number else "\n"
+        yield from entry
+    yield "]"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+
+
+def _dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, always_print_fields_with_no_presence=True)

@@ -19,12 +19,24 @@ TITLE_CHARACTERS: Final = 160
 """A title is cut here: it is repeated on every page."""
 
 
+KEY_CHARACTERS: Final = 24
+"""Most of a key in a table: one of 128 would fill a fifth of a page. `result.json` has it all."""
+
+
 def printable(text: str, characters: int = 400) -> str:
     """One line without control and direction characters, of at most so many characters."""
     line = " ".join(
         "".join(character if character.isprintable() else " " for character in text).split()
     )
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+
+
+def key(text: str) -> str:
+    """A key as it fits into a column: the middle of a long one is left out."""
+    if len(text) <= KEY_CHARACTERS:
+        return text
+    half = KEY_CHARACTERS // 2
+    return f"{text[: half - 1]}…{text[-half:]}"
 
 
 def count(value: int) -> str:

@@ -40,9 +40,9 @@ def export_report(request: ExportReport, context: StepContext) -> ExportReportRe
     if ExportReport.FORMAT_PDF in formats:
         pages = _put_pdf(request.title, context)
     if ExportReport.FORMAT_JSON in formats:
-        context.put(
-            "result.json", "result", "application/json", record(context.job, context.upstream)
-        )
+        path = context.scratch / "result.json"
+        record(context.job, context.upstream, path)
+        context.put("result.json", "result", "application/json", path)
     return ExportReportResult(artifacts=list(context.artifacts), pages=pages)
 
 
