@@ -8,7 +8,7 @@ PACKAGES := $(wildcard libs/*) $(wildcard services/*) clients/python deploy/loca
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type gen models k8s bench role-matrix chaos requirements docs clean
+.PHONY: help venv demo up test check lint format type gen models k8s bench role-matrix chaos api-fuzz requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,9 +46,9 @@ format: venv ## Mend style where a machine can.
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-type: venv ## Check types of what we ship, the benchmarks and the chaos rig.
+type: venv ## Check types of what we ship, the benchmarks, the chaos rig and the fuzzer.
 	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
-	@$(BIN)/mypy benchmarks tests/chaos
+	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py
 
 gen: venv ## Generate the Python code of protos/ anew.
 	@$(BIN)/python libs/protos/generate.py
@@ -68,6 +68,9 @@ role-matrix: venv ## Call everything in every role, on one's own and others' thi
 
 chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compare with stock Celery (ROUNDS=20 SEED=7).
 	@$(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),7)
+
+api-fuzz: venv ## Send generated calls to every method of a real gateway (N=50000 SEED=7).
+	@$(BIN)/python tests/fuzz/api.py --calls $(or $(N),50000) --seed $(or $(SEED),7)
 
 requirements: venv ## Compile the pinned requirement files anew.
 	@UV=$(BIN)/uv requirements/compile.sh

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from fluoro_jobs.advice import ADVICE
 from fluoro_jobs.errors import REASONS, Reason
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.settings import WorkerSettings
@@ -47,9 +48,13 @@ Whatever goes wrong has one of these reasons. A refused request carries it in `g
 field `reason`. Programs branch on the reason, people read the message.
 Reasons are part of the API: they are added, never renamed.
 
-Only `UNAVAILABLE` is worth calling again without a change. *Another attempt* says whether Fluoro
-itself tries a task again after this reason, as far as its `retry_policy` goes. The code that raises
-it can know better."""
+*May be retried*: of a request, the same call may succeed a little later, unchanged. Of jobs, Fluoro
+itself tries the task again, as far as its `retry_policy` goes; the code that raises it can know
+better. Clients repeat calls that end UNAVAILABLE by themselves.
+
+gRPC refuses some calls before Fluoro sees them, without a reason: messages over twice the limit
+and metadata over 8 KiB are `RESOURCE_EXHAUSTED`. Frames and headers that no gRPC client sends are
+`INTERNAL`, as its protocol has it."""
 
 METRICS_HEAD: Final = """\
 # Metrics
@@ -89,9 +94,10 @@ def errors() -> Iterator[str]:
     """errors.md: reasons that can answer a request, and those of jobs alone."""
     yield ERRORS_HEAD
     yield "## Of requests, and of the work behind them"
-    yield table(("reason", "gRPC code", "another attempt", "meaning"), _reasons(of_requests=True))
+    head = ("reason", "gRPC code", "what it means", "what to do", "may be retried")
+    yield table(head, _reasons(of_requests=True))
     yield "## Of jobs, steps, attempts and items alone"
-    yield table(("reason", "another attempt", "meaning"), _reasons(of_requests=False))
+    yield table([each for each in head if each != "gRPC code"], _reasons(of_requests=False))
 
 
 def _reasons(*, of_requests: bool) -> Iterator[list[str]]:
@@ -101,8 +107,9 @@ def _reasons(*, of_requests: bool) -> Iterator[list[str]]:
             yield [
                 f"`{reason}`",
                 *([f"`{spec.code}`"] if spec.code else []),
-                "yes" if spec.retryable else "no",
                 spec.meaning,
+                ADVICE[reason],
+                "yes" if spec.retryable or spec.code == "UNAVAILABLE" else "no",
             ]
 
 

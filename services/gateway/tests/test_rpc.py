@@ -96,7 +96,9 @@ async def serving(
     )
     adapter = Adapter(max_message_bytes, door)
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers([adapter.handlers(JOB_SERVICE, servicer)])
+    server.add_registered_method_handlers(
+        JOB_SERVICE.full_name, adapter.handlers(JOB_SERVICE, servicer)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

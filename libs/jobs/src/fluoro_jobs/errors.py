@@ -1,8 +1,8 @@
 """Every reason Fluoro gives for refusing a request or failing a job, declared once.
 
-`docs/errors.md` is generated from `REASONS`. A reason is part of the API: renaming one is a
-breaking change. The thrower states what is wrong and, where it differs from the table, whether
-another attempt may mend it.
+`docs/errors.md` is generated from `REASONS` and `advice.ADVICE`. A reason is part of the API:
+renaming one is a breaking change. The thrower states what is wrong and, where it differs from the
+table, whether another attempt may mend it.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ class Reason(StrEnum):
 
     # Requests
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    METHOD_UNKNOWN = "METHOD_UNKNOWN"
+    SERVICE_UNKNOWN = "SERVICE_UNKNOWN"
     OWNER_MISSING = "OWNER_MISSING"
     CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
     TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 - the name of a reason
@@ -97,7 +99,7 @@ class ReasonSpec:
 
     code: name of the grpc.StatusCode a caller sees when a request is refused for it; "" for reasons
     of jobs alone. retryable: whether another attempt of a task may mend it.
-    meaning: for docs/errors.md: what happened and what to do.
+    meaning: what happened. What to do about it is in `advice.py`; docs/errors.md has both.
     """
 
     code: str
@@ -109,13 +111,12 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.INVALID_ARGUMENT: ReasonSpec(
         "INVALID_ARGUMENT", False, "A field is missing or malformed; BadRequest names it."
     ),
+    Reason.METHOD_UNKNOWN: ReasonSpec("UNIMPLEMENTED", False, "The gateway has no such method."),
+    Reason.SERVICE_UNKNOWN: ReasonSpec(
+        "NOT_FOUND", False, "Health is not known of a service of that name."
+    ),
     Reason.OWNER_MISSING: ReasonSpec(
-        "UNAUTHENTICATED",
-        False,
-        (
-            "The call does not say whose it is. Send the metadata `fluoro-owner`, or have the "
-            "proxy in front send it."
-        ),
+        "UNAUTHENTICATED", False, "The call does not say whose it is."
     ),
     Reason.CREDENTIALS_MISSING: ReasonSpec(
         "UNAUTHENTICATED",
@@ -127,12 +128,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         False,
         "The token is not one that this gateway takes. The message says why, and never quotes it.",
     ),
-    Reason.TOKEN_EXPIRED: ReasonSpec(
-        "UNAUTHENTICATED", False, "The token has expired. Get a new one."
-    ),
-    Reason.TOKEN_REVOKED: ReasonSpec(
-        "UNAUTHENTICATED", False, "The token was revoked. Have an operator make a new one."
-    ),
+    Reason.TOKEN_EXPIRED: ReasonSpec("UNAUTHENTICATED", False, "The token has expired."),
+    Reason.TOKEN_REVOKED: ReasonSpec("UNAUTHENTICATED", False, "The token was revoked."),
     Reason.TOKEN_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No service token has this name."),
     Reason.CERTIFICATE_UNKNOWN: ReasonSpec(
         "UNAUTHENTICATED",
@@ -142,17 +139,15 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.IDENTITY_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE",
         True,
-        "What is needed to look at the token is not here yet: the issuer's keys. Try again.",
+        "What is needed to look at the token is not here yet: the issuer's keys.",
     ),
     Reason.ROLE_MISSING: ReasonSpec(
         "PERMISSION_DENIED",
         False,
         "The caller lacks the role for this call, or names another owner without being an "
-        "operator. Have an operator give the role.",
+        "operator.",
     ),
-    Reason.JOB_EMPTY: ReasonSpec(
-        "INVALID_ARGUMENT", False, "The job has no steps or no inputs. Add at least one of each."
-    ),
+    Reason.JOB_EMPTY: ReasonSpec("INVALID_ARGUMENT", False, "The job has no steps or no inputs."),
     Reason.STEP_GRAPH_CYCLE: ReasonSpec(
         "INVALID_ARGUMENT", False, "Steps wait for each other in a circle; the message names them."
     ),
@@ -160,179 +155,124 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "INVALID_ARGUMENT", False, "A step is named that is not in the job."
     ),
     Reason.STEP_INPUT_MISSING: ReasonSpec(
-        "INVALID_ARGUMENT",
-        False,
-        "No step before this one leaves what its operation reads. Name one in `after` or `inputs`.",
+        "INVALID_ARGUMENT", False, "No step before this one leaves what its operation reads."
     ),
     Reason.STEP_INPUT_MISMATCH: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        "`inputs` names what its step does not leave or the operation does not read, or groups it "
-        "for one that does not take groups.",
+        (
+            "`inputs` names what its step does not leave or the operation does not read, or groups "
+            "it for one that does not take groups."
+        ),
     ),
     Reason.STEP_SEES_IDENTIFIABLE: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        "The job de-identifies, and a later step would see data from before. Let the step work on "
-        "what the de-identifying step left, or say that it may: `allow_identifiable`.",
+        "The job de-identifies, and a later step would see data from before.",
     ),
     Reason.MESSAGE_TOO_LARGE: ReasonSpec(
-        "RESOURCE_EXHAUSTED",
-        False,
-        "A message is over its limit. Upload large data as blobs, in chunks of up to 1 MiB.",
+        "RESOURCE_EXHAUSTED", False, "A message is over its limit."
     ),
     Reason.ANSWER_TOO_LARGE: ReasonSpec(
-        "RESOURCE_EXHAUSTED",
-        False,
-        (
-            "All of the job is more than 4 MiB. Ask for the view BASIC, and page the rest with "
-            "the list calls."
-        ),
+        "RESOURCE_EXHAUSTED", False, "All of the job is more than 4 MiB."
     ),
     Reason.REQUEST_ID_REUSED: ReasonSpec(
-        "ALREADY_EXISTS", False, "The request_id was used for another body. Take a new one."
+        "ALREADY_EXISTS", False, "The request_id was used for another body."
     ),
     Reason.PIPELINE_NOT_FOUND: ReasonSpec(
-        "NOT_FOUND", False, "No such pipeline, or not in this version. ListPipelines has all."
+        "NOT_FOUND", False, "No such pipeline, or not in this version."
     ),
     Reason.JOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such job for this caller."),
-    Reason.JOB_NOT_ENDED: ReasonSpec(
-        "FAILED_PRECONDITION", False, "The job has not ended. Wait for its end, or cancel it first."
-    ),
+    Reason.JOB_NOT_ENDED: ReasonSpec("FAILED_PRECONDITION", False, ("The job has not ended.")),
     Reason.NOTHING_TO_RETRY: ReasonSpec("FAILED_PRECONDITION", False, "Nothing in the job failed."),
-    Reason.BLOB_NOT_FOUND: ReasonSpec(
-        "NOT_FOUND", False, "No such blob for this caller. Upload it first."
-    ),
+    Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, ("No such blob for this caller.")),
     Reason.UPLOAD_MISMATCH: ReasonSpec(
-        "INVALID_ARGUMENT",
-        False,
-        "Size or SHA-256 differ from the header's. Nothing was stored; upload again.",
+        "INVALID_ARGUMENT", False, "Size or SHA-256 differ from the header's. Nothing was stored."
     ),
     Reason.BLOB_TOO_LARGE: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
         (
-            "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). "
-            "Nothing was stored."
+            "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was "
+            "stored."
         ),
     ),
     Reason.UPLOAD_TOO_SLOW: ReasonSpec(
         "DEADLINE_EXCEEDED",
         False,
-        (
-            "The bytes of the upload came too slowly, or stopped coming. "
-            "Nothing was stored; upload again."
-        ),
+        "The bytes of the upload came too slowly, or stopped coming. Nothing was stored.",
     ),
     Reason.UPLOADS_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
         (
             "As many uploads are under way as may, of this owner or in this gateway "
-            "(`FLUORO_MAX_UPLOADS`). Try again."
+            "(`FLUORO_MAX_UPLOADS`)."
         ),
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
-        "UNAVAILABLE",
-        True,
-        (
-            "Nothing was read from the download for long. "
-            "Go on with the number of bytes received as offset."
-        ),
+        "UNAVAILABLE", True, "Nothing was read from the download for long."
     ),
     Reason.FILTER_INVALID: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
         "The filter cannot be read; `position` in the metadata is that of the first character "
-        "that does not fit. See [filters](filters.md).",
+        "that does not fit.",
     ),
     Reason.CURSOR_INVALID: ReasonSpec(
-        "INVALID_ARGUMENT", False, "The cursor is not one of this job's. Watch without a cursor."
+        "INVALID_ARGUMENT", False, "The cursor is not one of this job's."
     ),
     Reason.CURSOR_EXPIRED: ReasonSpec(
-        "OUT_OF_RANGE",
-        False,
-        (
-            "Events after the cursor are no longer kept. "
-            "Watch without one, or from `oldest_cursor` in the metadata."
-        ),
+        "OUT_OF_RANGE", False, "Events after the cursor are no longer kept."
     ),
     Reason.WATCH_TOO_SLOW: ReasonSpec(
-        "RESOURCE_EXHAUSTED",
-        False,
-        "Nothing was read from the stream for long. Resume with the last cursor.",
+        "RESOURCE_EXHAUSTED", False, "Nothing was read from the stream for long."
     ),
-    Reason.SHUTTING_DOWN: ReasonSpec(
-        "UNAVAILABLE",
-        False,
-        "This gateway is shutting down. Connect again and resume with the last cursor.",
-    ),
+    Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down."),
     Reason.GATEWAY_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
         (
             "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, "
-            "`FLUORO_SUBMIT_QUEUE_JOBS`). Try again."
+            "`FLUORO_SUBMIT_QUEUE_JOBS`)."
         ),
     ),
-    Reason.LEDGER_UNAVAILABLE: ReasonSpec(
-        "UNAVAILABLE",
-        True,
-        "PostgreSQL cannot be reached. Try again; a submit with the same request_id is safe.",
-    ),
+    Reason.LEDGER_UNAVAILABLE: ReasonSpec("UNAVAILABLE", True, "PostgreSQL cannot be reached."),
     Reason.LEDGER_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        (
-            "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was "
-            "over. Try again."
-        ),
+        "PostgreSQL gave the statement up: a deadlock, a lock held too long, or its time was over.",
     ),
     Reason.LEDGER_READ_ONLY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        (
-            "The PostgreSQL that answers is a standby or read-only; a failover may be under way. "
-            "Try again."
-        ),
+        "The PostgreSQL that answers is a standby or read-only; a failover may be under way.",
     ),
     Reason.LEDGER_FULL: ReasonSpec(
-        "RESOURCE_EXHAUSTED",
-        True,
-        "PostgreSQL has no disk space or memory left. Free some and try again.",
+        "RESOURCE_EXHAUSTED", True, "PostgreSQL has no disk space or memory left."
     ),
     Reason.BLOB_STORE_UNAVAILABLE: ReasonSpec(
-        "UNAVAILABLE", True, "The blob store cannot be reached or gave an error. Try again."
+        "UNAVAILABLE", True, "The blob store cannot be reached or gave an error."
     ),
     Reason.BLOB_STORE_FULL: ReasonSpec(
         "RESOURCE_EXHAUSTED",
         True,
-        (
-            "The blob store has no space left. Nothing half-written is visible; free space and "
-            "try again."
-        ),
+        "The blob store has no space left. Nothing half-written is visible.",
     ),
-    Reason.INTERNAL: ReasonSpec(
-        "INTERNAL", True, "A bug in Fluoro. The service's log has it under the same job name."
-    ),
+    Reason.INTERNAL: ReasonSpec("INTERNAL", True, "A bug in Fluoro."),
     Reason.WORKER_LOST: ReasonSpec(
         "", True, "The worker died or stopped renewing its lease (killed, out of memory, cut off)."
     ),
     Reason.ATTEMPT_TIMEOUT: ReasonSpec("", True, "The attempt took longer than it may."),
     Reason.SCRATCH_FULL: ReasonSpec(
-        "",
-        True,
-        (
-            "The worker has no disk space left for temporary files. "
-            "Give the folder in FLUORO_SCRATCH_FOLDER more room."
-        ),
+        "", True, ("The worker has no disk space left for temporary files.")
     ),
     Reason.OPERATION_UNKNOWN: ReasonSpec(
         "",
         True,
         (
-            "The worker is older than the job and does not know the operation, or cannot read "
-            "what it works on. Update the workers."
+            "The worker is older than the job and does not know the operation, or cannot read what "
+            "it works on."
         ),
     ),
     Reason.RESULT_TOO_LARGE: ReasonSpec(
@@ -345,13 +285,15 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         ),
     ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
-    Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),
-    Reason.JOB_EXPIRED: ReasonSpec("", False, "The job had not ended by its expire_time."),
-    Reason.STEP_FAILED: ReasonSpec("", False, "A step of the job failed; the message names it."),
-    Reason.ITEMS_FAILED: ReasonSpec("", False, "Some items failed, the others' results are there."),
-    Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, "Every item failed; each has its own reason."),
+    Reason.JOB_CANCELLED: ReasonSpec("", False, ("The job was cancelled.")),
+    Reason.JOB_EXPIRED: ReasonSpec("", False, ("The job had not ended by its expire_time.")),
+    Reason.STEP_FAILED: ReasonSpec("", False, ("A step of the job failed; the message names it.")),
+    Reason.ITEMS_FAILED: ReasonSpec(
+        "", False, ("Some items failed, the others' results are there.")
+    ),
+    Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, ("Every item failed; each has its own reason.")),
     Reason.NO_APPLICABLE_INPUT: ReasonSpec(
-        "", False, "The operation applies to none of its inputs."
+        "", False, ("The operation applies to none of its inputs.")
     ),
     Reason.TOO_MANY_INPUTS: ReasonSpec(
         "",
@@ -359,15 +301,13 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         (
             "Earlier steps left more than 10,000 inputs or 50,000 files for the step, more than "
             "200,000 files for all steps that may begin together, or so many that the job would "
-            "have more than 10,000 tasks. Raise max_inputs_per_task, or split the job."
+            "have more than 10,000 tasks."
         ),
     ),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."
     ),
-    Reason.DICOM_TRUNCATED: ReasonSpec(
-        "", False, "The file ends before its data does. Send it again."
-    ),
+    Reason.DICOM_TRUNCATED: ReasonSpec("", False, "The file ends before its data does."),
     Reason.DICOM_INVALID: ReasonSpec(
         "",
         False,
@@ -375,7 +315,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.NO_PIXEL_DATA: ReasonSpec("", False, "The instance has no image."),
     Reason.TRANSFER_SYNTAX_UNSUPPORTED: ReasonSpec(
-        "", False, "There is no decoder for the Transfer Syntax."
+        "", False, ("There is no decoder for the Transfer Syntax.")
     ),
     Reason.PIXELS_UNDECODABLE: ReasonSpec(
         "", False, "The decoder refused the pixel data, or what it gave does not match the header."
@@ -386,9 +326,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
         "", False, "The pixel array does not match its certificate and was not shown to the model."
     ),
-    Reason.MODEL_UNKNOWN: ReasonSpec(
-        "", False, "No model of this name. The message lists those there are."
-    ),
+    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No model of this name."),
     Reason.MODEL_NOT_APPLICABLE: ReasonSpec(
         "", False, "The model is not made for this kind of image."
     ),
@@ -396,13 +334,14 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.ARCHIVE_INVALID: ReasonSpec(
         "",
         False,
-        "The file is not a ZIP archive, is damaged, or is compressed in another way than deflate.",
+        (
+            "The file is not a ZIP archive, is damaged, or is compressed in another way than "
+            "deflate."
+        ),
     ),
-    Reason.ARCHIVE_ENCRYPTED: ReasonSpec(
-        "", False, "A file in the archive is encrypted. Send it without a password."
-    ),
+    Reason.ARCHIVE_ENCRYPTED: ReasonSpec("", False, "A file in the archive is encrypted."),
     Reason.ARCHIVE_TOO_LARGE: ReasonSpec(
-        "", False, "The archive has too many files, or too many bytes once unpacked. Split it."
+        "", False, "The archive has too many files, or too many bytes once unpacked."
     ),
 }
 

@@ -1,18 +1,24 @@
 """What the gateway says of its own health: over gRPC, and at /healthz and /readyz."""
 
 import asyncio
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 import structlog
 from fluoro_blobs import BlobStore
-from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_telemetry.health import Health as Probes
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as grpc_health
+from grpc_health.v1.health_pb2 import (
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+    HealthListResponse,
+)
 
 from gateway.ledger_calls import LedgerCalls
+from gateway.rpc import Call
 from gateway.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -20,10 +26,62 @@ log = structlog.get_logger(__name__)
 JOB_SERVICE: Final = "fluoro.v1.JobService"
 """Health of this name: SERVING while the ledger answers. The name "" stands for the process."""
 
-_STATUS: Final = {
-    True: health_pb2.HealthCheckResponse.SERVING,
-    False: health_pb2.HealthCheckResponse.NOT_SERVING,
-}
+_STATUS: Final = {True: HealthCheckResponse.SERVING, False: HealthCheckResponse.NOT_SERVING}
+
+
+class Servicer:
+    """The methods of grpc.health.v1.Health."""
+
+    def __init__(self) -> None:
+        self._statuses = {"": HealthCheckResponse.SERVING}
+        self._changed = asyncio.Event()
+        self._is_draining = False
+
+    async def check(self, request: HealthCheckRequest, _call: Call) -> HealthCheckResponse:
+        """How a service is. FluoroError SERVICE_UNKNOWN if there is none of the name."""
+        if (status := self._statuses.get(request.service)) is None:
+            raise FluoroError(
+                Reason.SERVICE_UNKNOWN,
+                f'Health is known of {JOB_SERVICE} and, by the name "", of the process.',
+            )
+        return HealthCheckResponse(status=status)
+
+    async def list(self, _request: HealthListRequest, _call: Call) -> HealthListResponse:
+        """How each service is."""
+        return HealthListResponse(
+            statuses={
+                name: HealthCheckResponse(status=status) for name, status in self._statuses.items()
+            }
+        )
+
+    async def watch(
+        self, request: HealthCheckRequest, _call: Call
+    ) -> AsyncIterator[HealthCheckResponse]:
+        """How a service is, now and after each change. Does not end by itself."""
+        last = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != last:
+                last = status
+                yield HealthCheckResponse(status=status)
+            await changed.wait()
+
+    def set(self, service: str, status: "HealthCheckResponse.ServingStatus") -> None:
+        """Tells watchers, unless the gateway drains."""
+        if not self._is_draining and self._statuses.get(service) != status:
+            self._statuses[service] = status
+            self._tell()
+
+    def drain(self) -> None:
+        """From now on nothing is serving, for good."""
+        self._is_draining = True
+        self._statuses = dict.fromkeys(self._statuses, HealthCheckResponse.NOT_SERVING)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 class Health:
@@ -33,7 +91,7 @@ class Health:
     """
 
     def __init__(self, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
-        self.servicer: Any = grpc_health.HealthServicer()
+        self.servicer = Servicer()
         self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
@@ -61,12 +119,12 @@ class Health:
 
     async def look(self) -> None:
         """Asks the ledger and tells the gRPC health service."""
-        await self.servicer.set(JOB_SERVICE, _STATUS[await self._ledger_answers()])
+        self.servicer.set(JOB_SERVICE, _STATUS[await self._ledger_answers()])
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """From now on not serving and not ready, for good."""
         self.probes.set_draining()
-        await self.servicer.enter_graceful_shutdown()
+        self.servicer.drain()
 
     def close(self) -> None:
         """Waits for a look that is under way."""

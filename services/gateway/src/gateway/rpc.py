@@ -38,7 +38,7 @@ from gateway import wire
 from gateway.errors import UNFORESEEN, refusal, shutting_down
 from gateway.heavy import Heavy
 from gateway.identity.door import Door
-from gateway.identity.principal import Caller, Principal
+from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
 
 log = structlog.get_logger(__name__)
@@ -80,12 +80,15 @@ class Call:
         """Whether work on the request would hold the event loop up."""
         return self.request_bytes > wire.SMALL_BYTES
 
-    async def parsed(self, parse: Callable[[bytes], Message], request: bytes) -> Message:
+    async def parsed(self, parse: Callable[[bytes], Message], request: Any) -> Message:
         """The request. FluoroError if it is none, too large, or too many wait."""
+        # grpcio would leave a call without a message unanswered.
+        if request is grpc.aio.EOF:
+            raise FluoroError(Reason.INVALID_ARGUMENT, "The call has no message. Send one.")
         self.request_bytes = len(request)
-        return (
-            await self.heavy.run(len(request), parse, request) if self.is_large else parse(request)
-        )
+        if self.is_large:
+            return await self.heavy.run(len(request), parse, request)
+        return parse(request)
 
     async def serialized(self, response: Message) -> bytes:
         """The response as bytes."""
@@ -125,6 +128,12 @@ class Call:
         return None if left is None else float(left)
 
 
+NOBODY: Final = Principal(owner="", roles=frozenset(), how="none")
+"""Who calls what is open to everybody."""
+
+Behaviour = Callable[[Any, Context], Awaitable[bytes | None]]
+"""A method as gRPC calls it."""
+
 Body = Callable[[Any, Call], Awaitable[bytes | None]]
 """A method without its cross-cutting half: from the raw request to the raw response.
 
@@ -144,18 +153,19 @@ class Adapter:
         self._turned_away: int | None = None
         self._idle: asyncio.Future[None] | None = None
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    def handlers(
+        self, service: ServiceDescriptor, servicer: object, *, of_owners: bool = True
+    ) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
         """Handlers for every method of a service.
 
+        of_owners: whether its calls belong to somebody. The others are open to everybody, are never
+        turned away, and nothing waits for their end.
         At start, AttributeError if the servicer lacks one, LookupError if the table of roles does.
         """
-        return grpc.method_handlers_generic_handler(
-            service.full_name,
-            {
-                method.name: self._handler(method, getattr(servicer, _snake(method.name)))
-                for method in service.methods
-            },
-        )
+        return {
+            method.name: self._handler(method, getattr(servicer, _snake(method.name)), of_owners)
+            for method in service.methods
+        }
 
     async def close(self, at_most_seconds: float) -> None:
         """From now on new calls are SHUTTING_DOWN.
@@ -178,28 +188,48 @@ class Adapter:
             await self._idle
 
     def _handler(
-        self, method: MethodDescriptor, function: Any
+        self, method: MethodDescriptor, function: Any, of_owners: bool
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        body, wrap = {
-            (False, False): (self._unary, grpc.unary_unary_rpc_method_handler),
-            (False, True): (self._streaming_response, grpc.unary_stream_rpc_method_handler),
-            (True, False): (self._streaming_request, grpc.stream_unary_rpc_method_handler),
+        body = {
+            (False, False): self._unary,
+            (False, True): self._streaming_response,
+            (True, False): self._streaming_request,
+            (True, True): self._streaming_both,
         }[method.client_streaming, method.server_streaming]
-        observe = _observer(method)
         streams = method.client_streaming or method.server_streaming
-        body_of_call = body(self._parser(method), function)
-        return wrap(self._guarded(method.full_name, body_of_call, observe, streams=streams))
+        behaviour = self._guarded(
+            method.full_name,
+            body(self._parser(method), function),
+            _observer(method),
+            roles=needed(method.full_name) if of_owners else None,
+            streams=streams,
+        )
+        # To gRPC every call streams its requests: it hides a call without any message otherwise.
+        wrap = (
+            grpc.stream_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return wrap(behaviour if method.client_streaming else _with_one_message(behaviour))
 
     def _guarded(
-        self, method: str, body: Body, observe: Callable[[str, float], None], *, streams: bool
-    ) -> Callable[[Any, Context], Awaitable[bytes | None]]:
-
-        roles = needed(method)
+        self,
+        method: str,
+        body: Body,
+        observe: Callable[[str, float], None],
+        *,
+        roles: frozenset[Role] | None,
+        streams: bool,
+    ) -> Behaviour:
+        """roles: any one of which is enough; None for a method that is open to everybody."""
+        counts = roles is not None
 
         async def behaviour(request: Any, context: Context) -> bytes | None:
             started, code = time.monotonic(), "OK"
-            self._in_flight += 1
+            self._in_flight += counts
             try:
+                if roles is None:
+                    return await body(request, Call(NOBODY, context, self._heavy))
                 self._admit()
                 metadata: Any = context.invocation_metadata()  # pairs, whatever its type says
                 caller = Caller(metadata or (), context.auth_context, context.peer)
@@ -216,7 +246,7 @@ class Adapter:
                 code = ended.code.name
                 await context.abort(ended.code, ended.message, ended.trailers)
             finally:
-                self._in_flight -= 1
+                self._in_flight -= counts
                 observe(code, time.monotonic() - started)
                 if not self._in_flight and self._idle is not None and not self._idle.done():
                     self._idle.set_result(None)
@@ -293,20 +323,41 @@ class Adapter:
 
     @staticmethod
     def _streaming_request(parse: Callable[[bytes], Any], function: Any) -> Body:
-        # Not a generator expression: it would touch gRPC's iterator at once, which complains if it
-        # is not read after that.
-        async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message | memoryview]:
-            async for request in requests:
-                message = parse(request)
-                del request  # or it would be held for as long as the next message takes
-                yield message
-                del message
-
         async def body(requests: AsyncIterator[bytes], call: Call) -> bytes:
-            response: Message = await function(parsed(requests), call)
+            response: Message = await function(_parsed(parse, requests), call)
             return response.SerializeToString()
 
         return body
+
+    @staticmethod
+    def _streaming_both(parse: Callable[[bytes], Message], function: Any) -> Body:
+        async def body(requests: AsyncIterator[bytes], call: Call) -> None:
+            async with aclosing(function(_parsed(parse, requests), call)) as responses:
+                async for response in responses:
+                    await call.context.write(await call.serialized(response))
+
+        return body
+
+
+# Not a generator expression: it would touch gRPC's iterator at once, which complains if it is not
+# read after that.
+async def _parsed(
+    parse: Callable[[bytes], Any], requests: AsyncIterator[bytes]
+) -> AsyncIterator[Message | memoryview]:
+    async for request in requests:
+        message = parse(request)
+        del request  # or it would be held for as long as the next message takes
+        yield message
+        del message
+
+
+def _with_one_message(behaviour: Behaviour) -> Behaviour:
+    """Reads the only message of a call, or EOF, before the call counts as in flight."""
+
+    async def read(_requests: Any, context: Context) -> bytes | None:
+        return await behaviour(await context.read(), context)
+
+    return read
 
 
 def _field_of_bytes(message: Descriptor) -> FieldDescriptor | None:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import grpc.aio
 import structlog
 from fluoro_blobs import BlobStore
 from fluoro_jobs.dispatch import Dispatcher
@@ -19,6 +18,7 @@ from fluoro_telemetry import http
 from gateway import server
 from gateway.blobs import Blobs
 from gateway.collector import Collector
+from gateway.grpc_server import Server, quiet_logs
 from gateway.health import Health
 from gateway.identity.sources import Sources
 from gateway.jobs import Jobs
@@ -65,6 +65,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     server.PortTakenError, OSError about the HTTP port, BadPipelineError, ValueError for a blob URL
     of an unknown kind. Ledger and Redis may be down at the start.
     """
+    quiet_logs()
     pipelines = load_pipelines(settings.pipelines_folder)
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = _ledger(settings)
@@ -96,16 +97,17 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         await identity.start()
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
-        beating = asyncio.create_task(
-            health.beat(looking, *hub.tasks, *identity.tasks), name="beat"
-        )
         await grpc_server.start()
+        serving = asyncio.create_task(_served(grpc_server), name="grpc")
+        beating = asyncio.create_task(
+            health.beat(looking, serving, *hub.tasks, *identity.tasks), name="beat"
+        )
         try:
             yield Gateway(grpc_port, http_server.port)
         finally:
             await _drain(grpc_server, adapter, health, hub, settings.shutdown_grace_seconds)
-            looking.cancel()
-            beating.cancel()
+            for task in (looking, serving, beating):
+                task.cancel()
             http_server.close()
     finally:
         collector.close()
@@ -135,12 +137,18 @@ def _ledger(settings: Settings) -> Ledger:
     )
 
 
+async def _served(grpc_server: Server) -> None:
+    """Ends, with what went wrong, if the server does before it is stopped."""
+    await grpc_server.wait_for_termination()
+    await asyncio.Event().wait()
+
+
 async def _drain(
-    grpc_server: grpc.aio.Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float
+    grpc_server: Server, adapter: Adapter, health: Health, hub: Hub, grace_seconds: float
 ) -> None:
     """Takes no new calls. Watches end with their cursor, other calls within the grace period."""
     log.info("draining", grace_seconds=grace_seconds)
-    await health.drain()
+    health.drain()
     # Watches do not end by themselves, and would use up the whole grace.
     hub.end_all()
     loop = asyncio.get_running_loop()

@@ -1,10 +1,8 @@
 """The gRPC server: services, options, port."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-import grpc
-import grpc.aio
 from fluoro.v1 import (
     blob_service_pb2,
     job_service_pb2,
@@ -12,17 +10,26 @@ from fluoro.v1 import (
     token_service_pb2,
 )
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from gateway.grpc_server import Server
 from gateway.identity.tls import Certificates, TlsFiles
-from gateway.rpc import Adapter
+from gateway.rpc import Adapter, Call
 from gateway.settings import Settings
 
 JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
 PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
 TOKEN_SERVICE: Final = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"]
+HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
+REFLECTION_SERVICE: Final = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+
+OF_OWNERS: Final = (JOB_SERVICE, BLOB_SERVICE, PIPELINE_SERVICE, TOKEN_SERVICE)
+"""Services whose calls belong to an owner. The others are open to everybody."""
+SERVICES: Final = (*OF_OWNERS, HEALTH_SERVICE, REFLECTION_SERVICE)
+"""All services of the gateway."""
 
 
 class PortTakenError(Exception):
@@ -59,29 +66,42 @@ def options(settings: Settings) -> list[tuple[str, int]]:
     return chosen
 
 
+class Reflection:
+    """The method of grpc.reflection.v1alpha.ServerReflection."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        """services: full names of what is served."""
+        servicer: Any = reflection.aio.ReflectionServicer
+        self._servicer = servicer(services)
+
+    async def server_reflection_info(
+        self, requests: AsyncIterator[Message], _call: Call
+    ) -> AsyncIterator[Message]:
+        """An answer for each question about the descriptors."""
+        async for response in self._servicer.ServerReflectionInfo(requests, None):
+            yield response
+
+
 def build(
     settings: Settings,
     adapter: Adapter,
     servicers: Mapping[ServiceDescriptor, object],
-    health: Any,
-) -> tuple[grpc.aio.Server, int]:
+    health: object,
+) -> tuple[Server, int]:
     """A server that is bound but not started, and its port.
 
-    servicers: of each service of ours. PortTakenError if the port is taken, TlsFilesError if files
-    of the certificate cannot be used.
+    servicers: of each service of owners. PortTakenError if the port is taken, TlsFilesError if
+    files of the certificate cannot be used.
     """
-    server = grpc.aio.server(options=options(settings))
-    server.add_generic_rpc_handlers(
-        [adapter.handlers(service, servicer) for service, servicer in servicers.items()]
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)  # type: ignore[no-untyped-call]  # generated without types
-    names: Sequence[str] = (
-        *(service.full_name for service in servicers),
-        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-        reflection.SERVICE_NAME,
-    )
+    server = Server(options(settings))
+    open_to_all = {HEALTH_SERVICE: health}
     if settings.reflection:
-        reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]  # has no types
+        names = [service.full_name for service in SERVICES]
+        open_to_all[REFLECTION_SERVICE] = Reflection(names)
+    for service, servicer in {**servicers, **open_to_all}.items():
+        server.add_registered_method_handlers(
+            service.full_name, adapter.handlers(service, servicer, of_owners=service in OF_OWNERS)
+        )
     address = f"{settings.grpc_host}:{settings.grpc_port}"
     files = TlsFiles(
         settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file

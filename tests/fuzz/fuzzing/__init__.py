@@ -1,0 +1,1 @@
+"""What the fuzzer of the API is made of."""
