@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
 from fluoro.v1.job_pb2 import Job
 from fluoro.v1.job_service_pb2 import CancelJobRequest, ListJobsRequest
+from fluoro_jobs.ledger.paging import write_token
 from gateway.testing import refused
 from gateway.testing_jobs import Stage, staged
 
@@ -150,3 +152,21 @@ async def test_a_list_that_cannot_be_made_is_refused_and_says_why(stage: Stage) 
         (reason, [field]) for _, reason, field in calls
     ]
     assert answers[0].metadata == {"position": "20"}
+
+
+async def test_a_page_token_that_a_caller_wrote_is_refused_or_read_but_breaks_nothing(
+    stage: Stage,
+) -> None:
+    request = ListJobsRequest(order_by="end_time")
+    for time, refusal in (
+        ("2026-W01-1", None),  # Python reads it, PostgreSQL does not
+        ("2026-01-01T00:00:00+00:00:01.5", None),
+        ("0001-01-01T00:00:00+23:59", "page_token"),
+        ("infinity", "page_token"),
+    ):
+        request.page_token = write_token(request, [time, str(UUID(int=0))])
+        calling = stage.client.jobs.ListJobs(request, metadata=ADA)
+        if refusal is None:
+            await calling
+        else:
+            assert list((await refused(calling)).violations) == [refusal], time

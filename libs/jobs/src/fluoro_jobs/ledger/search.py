@@ -172,7 +172,7 @@ def read_key(request: Any, order: Order) -> Key | None:
     if key is not None:
         uuid_of(key[-1])
         if order.column == "end_time":
-            _time_of(str(key[0]))
+            _time_of(key[0])
     return key
 
 
@@ -219,7 +219,7 @@ def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     begins, last = (high, low) if search.order.descending else (low, high)
     first = _LAST if search.order.descending else _FIRST
     if key is not None:
-        begins, first = str(key[0]), uuid_of(key[1])
+        begins, first = _time_of(key[0]).isoformat(), uuid_of(key[1])
     comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
     return (
         f"end_time IS NOT NULL AND (end_time, id) {comes} (%(start)s::timestamptz, %(first)s)",
@@ -254,10 +254,11 @@ def _token(request: ListJobsRequest, order: Order, following: TupleRow | None) -
     return write_token(request, _key(order, following)) if following else ""
 
 
-def _time_of(text: str) -> datetime:
+def _time_of(text: int | str) -> datetime:
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        # In one form: a caller may have written the token, and Python reads more than PostgreSQL.
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise _invalid("page_token", "Must be a next_page_token.") from None
 
 
