@@ -1,6 +1,7 @@
 """A ledger with jobs in every state goes on after it was migrated."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import psycopg
@@ -12,6 +13,7 @@ from fluoro_jobs.ledger import attempts, control, heartbeats, migrate, read, swe
 from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.ledger.sweeps import Backoff
+from fluoro_jobs.testing.rig import until
 from fluoro_local.servers import PostgresServer
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -182,3 +184,24 @@ def test_an_analysis_of_before_works_on_the_pixels_that_it_came_after(db: Db) ->
         [(0, "1", ["pixels-0001.npy", "again.npy"])],
     )
     assert STATES.Name(job(db, E).state) == "STATE_SUCCEEDED"
+
+
+def test_a_job_that_is_being_changed_while_the_schema_is_gets_its_change_and_so_does_the_schema(
+    postgres: PostgresServer,
+) -> None:
+    with psycopg.connect(postgres.url, autocommit=True) as server:
+        server.execute("CREATE DATABASE busy")
+        url = postgres.url_of("busy")
+        migrate.migrate(url, "0003")
+        with (
+            ThreadPoolExecutor(1) as threads,
+            psycopg.connect(url, autocommit=True) as watching,
+            psycopg.connect(url) as changing,
+        ):
+            changing.execute("SELECT FROM jobs FOR UPDATE")
+            migrating = threads.submit(migrate.migrate, url)
+            until(lambda: watching.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount)
+            changing.execute("UPDATE jobs SET last_sequence = 2")
+            changing.commit()
+            migrating.result(60)
+        server.execute("DROP DATABASE busy WITH (FORCE)")

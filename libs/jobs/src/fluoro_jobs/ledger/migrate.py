@@ -11,6 +11,7 @@ from importlib.resources import files
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -33,15 +34,19 @@ def migrate(database_url: str, upto: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(files("fluoro_jobs") / "migrations"))
     config.set_main_option("path_separator", "os")
+    revisions = list(ScriptDirectory.from_config(config).iterate_revisions(upto, "base"))
     database = engine(database_url)
-    with database.connect() as connection:
-        # All in one transaction: behind a transaction pooler the next one may have another session.
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        for deadline in _DEADLINES:
-            connection.execute(text(f"SET LOCAL {deadline} = 0"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, upto)
-        connection.commit()
+    for each in reversed(revisions):
+        # A transaction each. One that builds an index, which lets a table be read, and then alters
+        # the table, which does not, would be in a deadlock with whoever has read a row to write it.
+        with database.begin() as connection:
+            # In the same transaction: behind a transaction pooler the next one may have another
+            # session.
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            for deadline in _DEADLINES:
+                connection.execute(text(f"SET LOCAL {deadline} = 0"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, each.revision)
     database.dispose()
 
 
