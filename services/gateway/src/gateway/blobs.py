@@ -25,7 +25,7 @@ from gateway import frames, names
 from gateway.ledger_calls import LedgerCalls
 from gateway.rpc import Call
 from gateway.settings import Settings
-from gateway.uploads import SMALL_BYTES, Pace, Places
+from gateway.uploads import SMALL_BYTES, Gathered, Pace, Places
 
 CHUNK_BYTES: Final = 2**20
 """Largest chunk of an upload."""
@@ -114,6 +114,7 @@ class Blobs:
         header.
         """
         most_bytes, large = self._settings.max_blob_bytes, False
+        gathered = Gathered(writer)
         while (part := await pace.next()) is not None:
             if (chunk := part.chunk) is None:
                 raise names.invalid(
@@ -124,7 +125,7 @@ class Blobs:
                     Reason.MESSAGE_TOO_LARGE,
                     f"A chunk of {len(chunk)} bytes is over the limit of {CHUNK_BYTES}.",
                 )
-            size_bytes = writer.size_bytes + len(chunk)
+            size_bytes = gathered.size_bytes + len(chunk)
             if header.size_bytes and size_bytes > header.size_bytes:
                 raise FluoroError(
                     Reason.UPLOAD_MISMATCH,
@@ -139,10 +140,11 @@ class Blobs:
                     self._large.taken(owner, self._settings.upload_idle_seconds)
                 )
                 large = True
-            await writer.write(chunk)
+            await gathered.write(chunk)
             metrics.BLOB_BYTES_RECEIVED.inc(len(chunk))
             # Or it would be held for as long as the caller takes for the next.
             del part, chunk
+        await gathered.flush()
         if header.size_bytes and writer.size_bytes != header.size_bytes:
             raise FluoroError(
                 Reason.UPLOAD_MISMATCH,

@@ -8,10 +8,14 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
+from fluoro_blobs import BlobWriter, FolderWriter
 from fluoro_jobs.errors import FluoroError, Reason
 
 SMALL_BYTES: Final = 256 * 1024
 """An upload up to this size needs no share of the memory for parts."""
+
+LEAST_BYTES: Final = 4 * 1024
+"""What goes to a writer at once, the end of an upload aside."""
 
 
 class Places:
@@ -65,6 +69,38 @@ class Places:
                 "may. Try again."
             )
         return ""
+
+
+class Gathered:
+    """A writer for chunks of any size. Those that are small are written together.
+
+    Writers keep chunks as they came until a part is whole, and an empty one takes some hundred
+    bytes of memory.
+    """
+
+    def __init__(self, writer: BlobWriter | FolderWriter) -> None:
+        self._writer = writer
+        self._small = bytearray()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that came."""
+        return self._writer.size_bytes + len(self._small)
+
+    async def write(self, chunk: bytes | memoryview) -> None:
+        """Appends it, to the writer or to what will go there."""
+        if not self._small and len(chunk) >= LEAST_BYTES:
+            await self._writer.write(chunk)
+            return
+        self._small += chunk
+        if len(self._small) >= LEAST_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Leaves the writer with all that came."""
+        if self._small:
+            together, self._small = self._small, bytearray()
+            await self._writer.write(bytes(together))
 
 
 class Part(NamedTuple):
