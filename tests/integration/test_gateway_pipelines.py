@@ -147,3 +147,23 @@ async def test_a_submit_that_is_repeated_after_an_upgrade_returns_the_first_job_
         asked.request_id = "twice"
         fresh = (await upgraded.jobs.SubmitJob(asked)).job
         assert fresh.pipeline == "pipelines/twice/versions/2"
+
+
+@pytest.mark.parametrize("change", ["narrower", "gone"])
+async def test_a_submit_that_is_repeated_returns_the_first_job_also_if_it_is_not_taken_any_more(
+    client: Client, database_url: str, redis_url: str, blob_url: str, tmp_path: Path, change: str
+) -> None:
+    asked = await asking(client, "pipelines/twice", width=80)
+    asked.request_id = "once"
+    first = (await client.jobs.SubmitJob(asked)).job
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    if change == "narrower":
+        text = TWICE.format(version=2).replace("max: 5000, default: 400", "max: 50, default: 40")
+        (newer / "2.yaml").write_text(text)
+    async with serving(database_url, redis_url, blob_url, pipelines_folder=str(newer)) as upgraded:
+        again = (await upgraded.jobs.SubmitJob(asked)).job
+        assert (again.name, again.pipeline) == (first.name, "pipelines/twice/versions/1")
+        asked.parameters.update({"width": 81})
+        told = await refused(upgraded.jobs.SubmitJob(asked))
+        assert told.reason == {"narrower": "INVALID_ARGUMENT", "gone": "PIPELINE_NOT_FOUND"}[change]

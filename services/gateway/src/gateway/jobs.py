@@ -39,11 +39,11 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import control, lists, read, search
+from fluoro_jobs.ledger import accept, control, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
-from fluoro_jobs.pipelines import Pipelines
+from fluoro_jobs.pipelines import Pipelines, digest
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -94,12 +94,17 @@ class Jobs:
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
         started = time.monotonic()
-        if call.is_large:
-            submission, checked = await call.heavy.run(
-                call.request_bytes, self._checked, request, call.owner
+        try:
+            submission, checked = (
+                await call.heavy.run(call.request_bytes, self._checked, request, call.owner)
+                if call.is_large
+                else self._checked(request, call.owner)
             )
-        else:
-            submission, checked = self._checked(request, call.owner)
+        except FluoroError as error:
+            # What one version of a pipeline took, the next may refuse, and the call be repeated.
+            if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
+                raise
+            return SubmitJobResponse(job=job)
         if checked:
             return SubmitJobResponse(job=checked)
         job = await self._committed(submission)
@@ -249,6 +254,13 @@ class Jobs:
         job = submission.as_job()
         job.ClearField("name")
         return submission, job
+
+    async def _earlier(self, request: SubmitJobRequest, owner: str) -> job_pb2.Job | None:
+        """The job that the same call made before, if it names a pipeline."""
+        name = request.request_id
+        if not request.pipeline or not name or not name.isprintable() or request.validate_only:
+            return None
+        return await self._calls.run_for(owner, accept.repeated, owner, name, digest(request))
 
     async def _committed(self, submission: Submission) -> job_pb2.Job:
         """The job once it is durable.

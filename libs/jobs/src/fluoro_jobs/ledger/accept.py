@@ -21,9 +21,10 @@ from fluoro_telemetry import metrics
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.planning import ALL
+from fluoro_jobs.ledger.rows import JOB_COLUMNS, job_of
 from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, pipeline_name, validate
 
-__all__ = ["GroupCommit", "Submission", "accept", "validate"]
+__all__ = ["GroupCommit", "Submission", "accept", "repeated", "validate"]
 
 MAX_BATCH: Final = 256
 """Most submits in one transaction."""
@@ -136,6 +137,10 @@ SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence, pipel
   WHERE id = ANY(%s)
 """
 
+_REPEATED: Final = f"""
+SELECT {JOB_COLUMNS} FROM jobs WHERE owner = %s AND request_id = %s AND request_sha256 = %s
+"""
+
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'fluoro', 'repeated')"
 """A commit that writes: PostgreSQL acknowledges it once the standby has all that came before.
 
@@ -175,6 +180,20 @@ def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> l
         else earlier[s.id]
         for s in submissions
     ]
+
+
+def repeated(
+    connection: LedgerConnection, owner: str, request_id: str, sha256: bytes
+) -> job_pb2.Job | None:
+    """The job of an earlier submit of the same request, without inputs and steps.
+
+    For a request that is not taken any more. None if there was none, or it had another body.
+    """
+    row = connection.execute(_REPEATED, (owner, request_id, sha256)).fetchone()
+    if row is None:
+        return None
+    connection.execute(_CONFIRM)
+    return job_of(row)
 
 
 def _no_such_blob(places: Sequence[int]) -> FluoroError:
