@@ -187,6 +187,23 @@ def test_a_queue_that_holds_plenty_is_left_alone_until_half_of_it_is_gone(
     until(lambda: one.look() == MINE, 1, "the turn")
 
 
+def test_a_queue_without_a_worker_is_looked_at_no_more_often_than_it_can_get_one(
+    rig: Rig, db: Db, client: "redis.Redis"
+) -> None:
+    assert not turn.take(db, QUEUE).unserved, "nothing is ready"
+    rig.submit(rig.job_of())
+    one, other = Pace(client, QUEUE), Pace(client, QUEUE)
+    assert one.look() == MINE
+    found = turn.take(db, QUEUE)
+    assert found.unserved
+    one.over(found, seconds=0)
+    assert (one.look().wait_seconds or 0) > pace.SHORTEST_WAIT_SECONDS
+    listed(db, slots=1)
+    until(lambda: other.look() == MINE, 1, "the turn, for a worker that has just come")
+    assert not turn.take(db, QUEUE).unserved
+    until(lambda: not one.look().wait_seconds, 1, "the end of the rest")
+
+
 def test_a_dispatcher_looks_after_the_queue_that_it_was_woken_for(rig: Rig, db: Db) -> None:
     for queue in (QUEUE, "export"):
         heartbeats.beat(db, Worker(new_id(), "host:1", queue, 1, "0"), [])

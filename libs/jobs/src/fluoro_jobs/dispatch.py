@@ -81,7 +81,8 @@ class Dispatcher(threading.Thread):
             # With short tasks that is once a task, and each time a switch of threads for nothing.
             if self._asked <= self._with_plenty:
                 return
-        self._woken.set()
+        if not self._woken.is_set():  # setting it again takes a lock, and tells nothing new
+            self._woken.set()
 
     def close(self) -> None:
         """Ends the thread after what it is doing."""

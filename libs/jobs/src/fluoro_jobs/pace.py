@@ -23,7 +23,10 @@ TURN_SECONDS: Final = 1
 SHORTEST_WAIT_SECONDS: Final = 0.005
 """Least time between two looks at a queue: what becomes free or ready meanwhile goes together."""
 LONGEST_WAIT_SECONDS: Final = 0.05
-"""Longest pause between looks at a queue that holds plenty, or whose turn somebody else has."""
+"""Longest pause between looks at a queue that holds plenty, or whose turn somebody else has.
+
+Also between two at a queue without a worker: the first one that comes looks for itself.
+"""
 PLENTY: Final = 10
 """A queue that is full and holds at least this much is left alone until half of it is gone."""
 PLENTY_SECONDS: Final = 1
@@ -98,6 +101,8 @@ class Pace:
         held = self._held + len(turn.taken)
         if turn.is_full and held >= PLENTY:
             self._enough, self._enough_until = held // 2, time.monotonic() + PLENTY_SECONDS
+        if turn.unserved:
+            self._quiet_until = time.monotonic() + LONGEST_WAIT_SECONDS
         if turn.last is not None:
             self.after = turn.last
             self._redis.set(self._after_key, json.dumps(turn.last), ex=LINE_SECONDS)

@@ -46,6 +46,7 @@ class Turn(NamedTuple):
     negative if it holds too much; None if nothing was ready, or there is no worker. last: the line
     after which the next turn goes on; None if this one looked at all. most: how many tasks of one
     line it looked at. blocked: whether another queue's turn kept it from an owner with a limit.
+    unserved: tasks are ready, and the queue has no worker.
     """
 
     mine: bool
@@ -56,6 +57,7 @@ class Turn(NamedTuple):
     taken: list[Taken]
     came_round: bool = False
     blocked: bool = False
+    unserved: bool = False
 
     @property
     def goes_on(self) -> bool:
@@ -191,7 +193,8 @@ SELECT turn.mine, turn.due, (SELECT places FROM room),
   (SELECT array_agg(task_id ORDER BY place) FROM sent),
   (SELECT array_agg(task_name ORDER BY place) FROM sent),
   (SELECT array_agg(number ORDER BY place) FROM sent),
-  (SELECT count(*) FROM limited WHERE allowed > 0) > (SELECT count(*) FROM held)
+  (SELECT count(*) FROM limited WHERE allowed > 0) > (SELECT count(*) FROM held),
+  turn.mine AND turn.ready AND NOT EXISTS (SELECT FROM listed)
 FROM turn
 """
 
@@ -235,13 +238,13 @@ def take(connection: LedgerConnection, queue: str, after: Line = FIRST) -> Turn:
     }
     row = connection.execute(_TURN, parameters).fetchone()
     assert row is not None
-    mine, due, places, last, came_round, most, tasks, names, numbers, blocked = row
+    mine, due, places, last, came_round, most, tasks, names, numbers, blocked, unserved = row
     taken = [
         (task, name, queue, number)
         for task, name, number in zip(tasks or (), names or (), numbers or (), strict=True)
     ]
     following = None if last is None else (last[0], last[1])
-    return Turn(mine, due, places, following, most, taken, came_round, blocked)
+    return Turn(mine, due, places, following, most, taken, came_round, blocked, unserved)
 
 
 def promote(connection: LedgerConnection, queue: str) -> int:
