@@ -81,14 +81,13 @@ class Jobs:
         settings: Settings,
     ) -> None:
         """calls, commits, dispatcher, publisher, hub: closing them is the caller's."""
-        self._submit_seconds = settings.submit_timeout_seconds
         self._calls = calls
         self._commits = commits
         self._dispatcher = dispatcher
         self._publisher = publisher
         self._hub = hub
         self._pipelines = pipelines
-        self._landing = Landing()
+        self._landing = Landing(settings.submit_timeout_seconds)
         self._snapshots = Together(calls, _snapshots, settings.ledger_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
@@ -269,8 +268,7 @@ class Jobs:
         """
         future = self._commits.submit(submission)
         try:
-            async with asyncio.timeout(self._submit_seconds):
-                return await self._landing.of(future)
+            return await self._landing.of(future)
         except TimeoutError as error:
             stored = "Nothing was stored" if future.cancel() else "The job may have been stored"
             text = (

@@ -137,22 +137,44 @@ class Landing:
     """Awaits futures that another thread completes in batches; a batch wakes the event loop once.
 
     asyncio.wrap_future wakes the loop once per future: at 64 submits in flight that is 64 writes to
-    the loop's pipe per commit.
+    the loop's pipe per commit. One timer serves all, where asyncio.timeout makes one for each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
+        """seconds: how long a future may take; None for as long as it likes."""
+        self._seconds = seconds
+        self._due: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._landed: deque[tuple[Future[Any], asyncio.Future[Any]]] = deque()
         self._waking = False
 
     async def of(self, future: Future[Result]) -> Result:
-        """The future's result.
+        """The future's result. TimeoutError if it takes too long.
 
-        Cancelling the await leaves the future alone: what was handed over is carried out.
+        Cancelling the await leaves the future alone, and so does that: what was handed over is
+        carried out.
         """
         waiter: asyncio.Future[Result] = self._loop.create_future()
         future.add_done_callback(lambda done: self._land(done, waiter))
+        if self._seconds is not None:
+            self._due.append((self._loop.time() + self._seconds, waiter))
+            self._end_late()
         return await waiter
+
+    def _end_late(self) -> None:
+        """Ends what is due, and comes back for what is due next. They are due in their order."""
+        now = self._loop.time()
+        while self._due and (self._due[0][1].done() or self._due[0][0] <= now):
+            _, waiter = self._due.popleft()
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+        if self._due and self._timer is None:
+            self._timer = self._loop.call_at(self._due[0][0], self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._end_late()
 
     def _land(self, done: Future[Any], waiter: asyncio.Future[Any]) -> None:
         self._landed.append((done, waiter))

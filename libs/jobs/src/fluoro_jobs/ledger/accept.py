@@ -17,6 +17,7 @@ from uuid import UUID
 import structlog
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
@@ -172,8 +173,11 @@ def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> l
     if earlier:
         connection.execute(_CONFIRM)
     metrics.JOBS_ACCEPTED.inc(len(times))
+    made = Timestamp()
+    if times:
+        made.FromDatetime(next(iter(times.values())))  # one transaction, so one time
     return [
-        _accepted(s, times[s.id])
+        _accepted(s, made)
         if s.id in times
         else _no_such_blob(missing[s.id])
         if s.id in missing
@@ -209,9 +213,10 @@ def _no_such_blob(places: Sequence[int]) -> FluoroError:
 
 def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
     """The JSON arguments of `_INSERT`."""
+    ids = [str(s.id) for s in submissions]
     jobs = [
         {
-            "id": str(s.id),
+            "id": job_id,
             "owner": s.owner,
             "request_id": s.request_id,
             "sha256": s.sha256.hex(),
@@ -223,10 +228,11 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
             "pipeline": s.pipeline or None,
             "pipeline_version": s.pipeline_version or None,
         }
-        for s in submissions
+        for job_id, s in zip(ids, submissions, strict=True)
     ]
-    steps = [_step_row(s.id, step) for s in submissions for step in s.steps]
-    tasks = [row for s in submissions for step in s.steps for row in _task_rows(s.id, step)]
+    each = [(i, step) for i, s in zip(ids, submissions, strict=True) for step in s.steps]
+    steps = [_step_row(job_id, step) for job_id, step in each]
+    tasks = [row for job_id, step in each for row in _task_rows(job_id, step)]
     # A step that comes after nothing and has sources works on all of the job's inputs as one.
     # Steps with the same sources share them (planning.py).
     groups = [
@@ -246,9 +252,9 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
     }
 
 
-def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
+def _step_row(job_id: str, step: NewStep) -> dict[str, Any]:
     return {
-        "job_id": str(job_id),
+        "job_id": job_id,
         "ordinal": step.ordinal,
         "name": step.name,
         "operation": step.operation.field,
@@ -269,11 +275,11 @@ def _step_row(job_id: UUID, step: NewStep) -> dict[str, Any]:
     }
 
 
-def _task_rows(job_id: UUID, step: NewStep) -> Iterator[dict[str, Any]]:
+def _task_rows(job_id: str, step: NewStep) -> Iterator[dict[str, Any]]:
     for shard, (task_id, first_input, input_count) in enumerate(step.tasks):
         yield {
             "id": str(task_id),
-            "job_id": str(job_id),
+            "job_id": job_id,
             "step": step.ordinal,
             "shard": shard,
             "queue": step.operation.queue,
@@ -284,9 +290,9 @@ def _task_rows(job_id: UUID, step: NewStep) -> Iterator[dict[str, Any]]:
         }
 
 
-def _accepted(submission: Submission, create_time: datetime) -> job_pb2.Job:
+def _accepted(submission: Submission, create_time: Timestamp) -> job_pb2.Job:
     job = submission.as_job()
-    job.create_time.FromDatetime(create_time)
+    job.create_time.CopyFrom(create_time)
     return job
 
 
@@ -315,7 +321,8 @@ def _again(submission: Submission, row: Sequence[Any] | None) -> Answer:
         return FluoroError(
             Reason.REQUEST_ID_REUSED, "The request_id was used for another body.", [violation]
         )
-    job = _accepted(submission, create_time)
+    job = submission.as_job()
+    job.create_time.FromDatetime(create_time)
     job.name, job.last_sequence, job.state = (
         f"jobs/{job_id}",
         last_sequence,
