@@ -1,6 +1,7 @@
 """The `fluoro` command as people and scripts use it: a process against a gateway on a socket."""
 
 import asyncio
+import io
 import json
 import signal
 import subprocess
@@ -9,14 +10,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, event_pb2, explanation_pb2, job_pb2, job_service_pb2
 from fluoro_client import FULL
 from fluoro_client.errors import FieldViolation
 from fluoro_client.jobs import PIPELINES, imaging_report
 from fluoro_client.options import PipelineName, StateName
+from fluoro_client.present import explanation_view
 from fluoro_client.testing import Fault
 from fluoro_client.testing.views import shown
 from google.protobuf import json_format
+from rich.console import Console
 
 State = job_pb2.Job.State
 
@@ -80,7 +83,18 @@ async def test_help_documents_the_exit_codes_and_every_command_takes_output(fluo
     code, out, _ = await fluoro("--help")
     assert code == 0
     assert "Exit codes" in out
-    for command in ("upload", "submit", "watch", "get", "list", "cancel", "retry", "download"):
+    commands = (
+        "upload",
+        "submit",
+        "watch",
+        "get",
+        "list",
+        "explain",
+        "cancel",
+        "retry",
+        "download",
+    )
+    for command in commands:
         assert command in out
         assert "--output" in (await fluoro(command, "--help"))[1]
 
@@ -446,3 +460,36 @@ async def test_trouble_with_files_here_exits_with_5(gateway, fluoro, tmp_path):
     )
     assert code == 5
     assert str(tmp_path / "file") in err
+
+
+async def test_a_job_is_explained_in_sentences_and_in_json(gateway, fluoro):
+    job = gateway.add_job(imaging_report([]))
+    code, out, _ = await fluoro("explain", job.name, "--output", "json")
+    found = json_format.Parse(out, explanation_pb2.JobExplanation())
+    assert code == 0
+    assert [step.step for step in found.steps] == [step.name for step in job.steps]
+    code, out, _ = await fluoro("explain", job.name)
+    assert code == 0
+    assert job.name in out
+
+
+def test_an_explanation_shows_causes_expected_times_and_attempts():
+    found = explanation_pb2.JobExplanation(job="jobs/1", message="Step a: No worker.")
+    step = found.steps.add(step="a")
+    step.causes.add(kind=explanation_pb2.Cause.KIND_NO_WORKER, message="No worker.")
+    found.causes.add(message="The job ends then.")
+    for time in (found.finish.expected_time, found.finish.earliest_time, found.finish.latest_time):
+        time.FromJsonString("2026-01-31T10:00:00Z")
+    found.attempts.add(step="a", attempt=job_pb2.Attempt(number=2, worker="host:1", reason="X"))
+    console = Console(width=100, file=io.StringIO())
+    console.print(explanation_view(found))
+    shown = console.file.getvalue()
+    for text in (
+        "Step a: No worker.",
+        "NO_WORKER",
+        "Ends about 2026-01-31 10:00:00 UTC, between 2026-01-31 10:00:00 and",
+        "The job ends then.",
+        "host:1",
+        "running",
+    ):
+        assert text in shown

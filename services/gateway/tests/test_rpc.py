@@ -53,7 +53,7 @@ class Servicer:
     async def list_inputs(self, _request: Message, _call: Call) -> Any:
         raise NotImplementedError
 
-    list_tasks = list_items = list_artifacts = list_results = list_inputs
+    list_tasks = list_items = list_artifacts = list_results = explain_job = list_inputs
 
     async def cancel_job(self, _request: CancelJobRequest, _call: Call) -> Any:
         try:

@@ -208,6 +208,12 @@ async def _end(
     except TimeoutError:
         call.cancel()
         return "OK", "", ()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        # grpcio's client raises it too for a call that was cancelled, and the caller would end.
+        if task is None or task.cancelling():
+            raise
+        return "CANCELLED", "", ()
     except grpc.aio.AioRpcError as error:
         if error.details() == CUT_SHORT:
             return "CANCELLED", "", ()

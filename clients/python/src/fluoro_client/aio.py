@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
 
 import grpc
-from fluoro.v1 import blob_service_pb2, job_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, explanation_pb2, job_pb2, job_service_pb2
 from google.protobuf import duration_pb2, field_mask_pb2
 from google.protobuf.message import Message
 
@@ -276,6 +276,11 @@ class AsyncClient:
             # WaitJob also answers when its own timeout is over; then the job is as it was.
             if job.state in TERMINAL or (end is not None and time.monotonic() >= end):
                 return job
+
+    async def explain(self, name: str) -> explanation_pb2.JobExplanation:
+        """Why the job does not run or has not ended, and when it is expected to."""
+        request = job_service_pb2.ExplainJobRequest(name=name)
+        return (await self._unary(self._jobs.ExplainJob, request)).explanation
 
     async def cancel(self, name: str) -> job_pb2.Job:
         """Cancels the job unless it is terminal; returns it in the view BASIC. May be repeated."""

@@ -66,6 +66,7 @@ class Client:
     list_artifacts = _iterate(AsyncClient.list_artifacts)
     result = _call(AsyncClient.result)
     wait = _call(AsyncClient.wait)
+    explain = _call(AsyncClient.explain)
     cancel = _call(AsyncClient.cancel)
     retry = _call(AsyncClient.retry)
     watch = _iterate(AsyncClient.watch)

@@ -237,6 +237,18 @@ def cancel(
 
 
 @app.command(epilog=EPILOG)
+def explain(
+    *,
+    job: JobName,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Say why a job does not run or has not ended, and when it is expected to."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.explain, name=_job_name(job)))
+
+
+@app.command(epilog=EPILOG)
 def retry(
     *,
     job: JobName,

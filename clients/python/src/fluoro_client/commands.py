@@ -28,6 +28,7 @@ from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 from fluoro_client.present import (
     event_line,
+    explanation_view,
     job_view,
     jobs_table,
     print_view,
@@ -223,6 +224,16 @@ async def list_jobs(
 async def cancel(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     """Cancels a job."""
     _show(settings, await client.cancel(name))
+    return Exit.OK
+
+
+async def explain(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Says why a job has not ended."""
+    found = await client.explain(name)
+    if settings.output is Output.JSON:
+        print(to_json(found))  # noqa: T201 - the command's output
+    else:
+        print_view(explanation_view(found))
     return Exit.OK
 
 

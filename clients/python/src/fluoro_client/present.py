@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterable
 from datetime import UTC
 from typing import Any, Final, TypeVar
 
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2, token_service_pb2
+from fluoro.v1 import (
+    blob_service_pb2,
+    event_pb2,
+    explanation_pb2,
+    job_pb2,
+    job_service_pb2,
+    token_service_pb2,
+)
 from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -51,6 +58,47 @@ def job_view(job: job_pb2.Job) -> RenderableType:
     if job.steps and not job.inputs:
         parts.append(Text(f"{job.input_count} inputs. Items and artifacts are left out here."))
     return Group(*parts)
+
+
+def explanation_view(found: explanation_pb2.JobExplanation) -> RenderableType:
+    """Why a job has not ended: a sentence, a row per cause, what is expected, the attempts."""
+    head = Text.assemble((found.job, "bold"), "  ", state_text(job_pb2.Job.State.Name(found.state)))
+    parts: list[RenderableType] = [head, Text(found.message)]
+    parts += [Text(f"{name} {text}") for name, text in _expected(found)]
+    parts += [Text(cause.message) for cause in found.causes]
+    if any(step.causes for step in found.steps):
+        causes = Table("step", "cause", "", box=None, header_style="dim")
+        for step in found.steps:
+            for cause in step.causes:
+                kind = explanation_pb2.Cause.Kind.Name(cause.kind).removeprefix("KIND_")
+                causes.add_row(step.step, kind, Text(cause.message))
+        parts.append(causes)
+    if found.attempts:
+        attempts = Table("step", "task", "attempt", "worker", "outcome", "", box=None)
+        for record in found.attempts:
+            attempt = record.attempt
+            outcome = job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_")
+            attempts.add_row(
+                record.step,
+                str(record.shard),
+                str(attempt.number),
+                attempt.worker,
+                outcome if attempt.outcome else "running",
+                Text(f"{attempt.reason} {attempt.message}".strip()),
+            )
+        parts.append(attempts)
+    return Group(*parts)
+
+
+def _expected(found: explanation_pb2.JobExplanation) -> Iterable[tuple[str, str]]:
+    """Start and end with their error bars, as far as they are known."""
+    for name, estimate in (("Starts", found.start), ("Ends", found.finish)):
+        if estimate.HasField("expected_time"):
+            expected, earliest, latest = (
+                f"{time.ToDatetime(UTC):%Y-%m-%d %H:%M:%S}"
+                for time in (estimate.expected_time, estimate.earliest_time, estimate.latest_time)
+            )
+            yield name, f"about {expected} UTC, between {earliest} and {latest}"
 
 
 def event_line(message: job_service_pb2.WatchJobsResponse) -> str:

@@ -10,6 +10,8 @@ from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import (
     CancelJobRequest,
     CancelJobResponse,
+    ExplainJobRequest,
+    ExplainJobResponse,
     GetJobRequest,
     GetJobResponse,
     JobView,
@@ -39,7 +41,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import accept, control, lists, read, search
+from fluoro_jobs.ledger import accept, control, explain, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
@@ -185,6 +187,12 @@ class Jobs:
         self._publisher.events(job_id, call.owner)
         self._dispatcher.wake()
         return response
+
+    async def explain_job(self, request: ExplainJobRequest, call: Call) -> ExplainJobResponse:
+        """Why the job has not ended."""
+        job_id = names.job_id(request.name)
+        found = await self._calls.run_for(call.owner, explain.explain_job, call.owner, job_id)
+        return ExplainJobResponse(explanation=found)
 
     async def wait_job(self, request: WaitJobRequest, call: Call) -> WaitJobResponse:
         """Sleeps on the hub until the job's last event, the timeout, or the caller's deadline."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from fluoro.v1 import (
     blob_service_pb2,
     blob_service_pb2_grpc,
+    explanation_pb2,
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
@@ -18,7 +19,7 @@ from fluoro_client.testing import searching, views
 from fluoro_client.testing.calls import Context, Response, Service
 from fluoro_client.testing.faults import Fault, RefusalError, invalid
 from fluoro_client.testing.state import validated
-from fluoro_client.testing.story import Job, Story, accepted
+from fluoro_client.testing.story import STEP_TERMINAL, Job, Story, accepted
 from fluoro_client.testing.views import BASIC, LARGEST_PAGE, PAGE, check_view, shown
 
 BOOKMARK_SECONDS: Final = 15
@@ -189,6 +190,23 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
             return answer
 
         return self._answer("RetryJob", request, context, retry)
+
+    def ExplainJob(
+        self, request: job_service_pb2.ExplainJobRequest, context: Context
+    ) -> job_service_pb2.ExplainJobResponse:
+        """State of a job and of its open steps, with nothing that holds them up."""
+
+        def explain(owner: str) -> job_service_pb2.ExplainJobResponse:
+            job = self._state.story(request.name, owner).job
+            found = explanation_pb2.JobExplanation(job=job.name, state=job.state)
+            found.steps.extend(
+                explanation_pb2.StepExplanation(step=step.name, state=step.state)
+                for step in job.steps
+                if step.state not in STEP_TERMINAL
+            )
+            return job_service_pb2.ExplainJobResponse(explanation=found)
+
+        return self._answer("ExplainJob", request, context, explain)
 
     def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: Context

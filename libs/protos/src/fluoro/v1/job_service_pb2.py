@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import event_pb2 as fluoro_dot_v1_dot_event__pb2
+from fluoro.v1 import explanation_pb2 as fluoro_dot_v1_dot_explanation__pb2
 from fluoro.v1 import job_pb2 as fluoro_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66luoro/v1/job_service.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/event.proto\x1a\x13\x66luoro/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa4\x02\n\x10SubmitJobRequest\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\x12\x93\x01\n\nrequest_id\x18\x02 \x01(\tB\x7f\xbaH|\xba\x01y\n\nrequest_id\x12Kmust be at most 128 printable ASCII characters, without spaces; a UUID, say\x1a\x1ethis.matches(\'^[!-~]{0,128}$\')\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x19\n\x08pipeline\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\\\x12+\n\nparameters\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"?\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04view\x18\x02 \x01(\x0e\x32\x12.fluoro.v1.JobView\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x96\x02\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.fluoro.v1.Job.State\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.fluoro.v1.ListJobsRequest.LabelsEntry\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x10\n\x08order_by\x18\x06 \x01(\t\x12-\n\tread_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fluoro.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x11ListInputsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"=\n\x12ListInputsResponse\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x10ListTasksRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"P\n\x11ListTasksResponse\x12\"\n\x05tasks\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.StepTask\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x08StepTask\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x1d\n\x04task\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Task\"{\n\x10ListItemsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.fluoro.v1.Item.State\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.StepItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x08StepItem\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x1d\n\x04item\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Item\"g\n\x14ListArtifactsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\\\n\x15ListArtifactsResponse\x12*\n\tartifacts\x18\x01 \x03(\x0b\x32\x17.fluoro.v1.StepArtifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0cStepArtifact\x12\x0c\n\x04step\x18\x01 \x01(\t\x12%\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x13.fluoro.v1.Artifact\"V\n\x12ListResultsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"T\n\x13ListResultsResponse\x12$\n\x05parts\x18\x01 \x03(\x0b\x32\x15.fluoro.v1.ResultPart\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\nResultPart\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x11\n\x07message\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x62lob\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"W\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x12 \n\x04view\x18\x03 \x01(\x0e\x32\x12.fluoro.v1.JobView\"\xc5\x01\n\x10WatchJobResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"!\n\x08\x42ookmark\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"\x90\x01\n\x10WatchJobsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.fluoro.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x11WatchJobsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x1d\n\x03job\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"l\n\x0eWaitJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04view\x18\x03 \x01(\x0e\x32\x12.fluoro.v1.JobView\".\n\x0fWaitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1f\n\x0fRetryJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10RetryJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\xb5\x07\n\nJobService\x12\x46\n\tSubmitJob\x12\x1b.fluoro.v1.SubmitJobRequest\x1a\x1c.fluoro.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.fluoro.v1.GetJobRequest\x1a\x19.fluoro.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.fluoro.v1.ListJobsRequest\x1a\x1b.fluoro.v1.ListJobsResponse\x12I\n\nListInputs\x12\x1c.fluoro.v1.ListInputsRequest\x1a\x1d.fluoro.v1.ListInputsResponse\x12\x46\n\tListTasks\x12\x1b.fluoro.v1.ListTasksRequest\x1a\x1c.fluoro.v1.ListTasksResponse\x12\x46\n\tListItems\x12\x1b.fluoro.v1.ListItemsRequest\x1a\x1c.fluoro.v1.ListItemsResponse\x12R\n\rListArtifacts\x12\x1f.fluoro.v1.ListArtifactsRequest\x1a .fluoro.v1.ListArtifactsResponse\x12L\n\x0bListResults\x12\x1d.fluoro.v1.ListResultsRequest\x1a\x1e.fluoro.v1.ListResultsResponse\x12\x45\n\x08WatchJob\x12\x1a.fluoro.v1.WatchJobRequest\x1a\x1b.fluoro.v1.WatchJobResponse0\x01\x12H\n\tWatchJobs\x12\x1b.fluoro.v1.WatchJobsRequest\x1a\x1c.fluoro.v1.WatchJobsResponse0\x01\x12@\n\x07WaitJob\x12\x19.fluoro.v1.WaitJobRequest\x1a\x1a.fluoro.v1.WaitJobResponse\x12\x46\n\tCancelJob\x12\x1b.fluoro.v1.CancelJobRequest\x1a\x1c.fluoro.v1.CancelJobResponse\x12\x43\n\x08RetryJob\x12\x1a.fluoro.v1.RetryJobRequest\x1a\x1b.fluoro.v1.RetryJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66luoro/v1/job_service.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/event.proto\x1a\x1b\x66luoro/v1/explanation.proto\x1a\x13\x66luoro/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xa4\x02\n\x10SubmitJobRequest\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\x12\x93\x01\n\nrequest_id\x18\x02 \x01(\tB\x7f\xbaH|\xba\x01y\n\nrequest_id\x12Kmust be at most 128 printable ASCII characters, without spaces; a UUID, say\x1a\x1ethis.matches(\'^[!-~]{0,128}$\')\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x19\n\x08pipeline\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\\\x12+\n\nparameters\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\"0\n\x11SubmitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"?\n\rGetJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x04view\x18\x02 \x01(\x0e\x32\x12.fluoro.v1.JobView\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x96\x02\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12$\n\x06states\x18\x03 \x03(\x0e\x32\x14.fluoro.v1.Job.State\x12\x36\n\x06labels\x18\x04 \x03(\x0b\x32&.fluoro.v1.ListJobsRequest.LabelsEntry\x12\x0e\n\x06\x66ilter\x18\x05 \x01(\t\x12\x10\n\x08order_by\x18\x06 \x01(\t\x12-\n\tread_mask\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fluoro.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x11ListInputsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"=\n\x12ListInputsResponse\x12\x0e\n\x06inputs\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"T\n\x10ListTasksRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"P\n\x11ListTasksResponse\x12\"\n\x05tasks\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.StepTask\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x08StepTask\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x1d\n\x04task\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Task\"{\n\x10ListItemsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.fluoro.v1.Item.State\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"P\n\x11ListItemsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.StepItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x08StepItem\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x1d\n\x04item\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Item\"g\n\x14ListArtifactsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"\\\n\x15ListArtifactsResponse\x12*\n\tartifacts\x18\x01 \x03(\x0b\x32\x17.fluoro.v1.StepArtifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x0cStepArtifact\x12\x0c\n\x04step\x18\x01 \x01(\t\x12%\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x13.fluoro.v1.Artifact\"V\n\x12ListResultsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"T\n\x13ListResultsResponse\x12$\n\x05parts\x18\x01 \x03(\x0b\x32\x15.fluoro.v1.ResultPart\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\nResultPart\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x11\n\x07message\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04\x62lob\x18\x03 \x01(\tH\x00\x42\t\n\x07\x63ontent\"W\n\x0fWatchJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x12 \n\x04view\x18\x03 \x01(\x0e\x32\x12.fluoro.v1.JobView\"\xc5\x01\n\x10WatchJobResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"!\n\x08\x42ookmark\x12\x15\n\rlast_sequence\x18\x01 \x01(\x03\"\x90\x01\n\x10WatchJobsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.fluoro.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cstart_cursor\x18\x02 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc1\x01\n\x11WatchJobsResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\x1d\n\x03job\x18\x02 \x01(\x0b\x32\x0e.fluoro.v1.JobH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.fluoro.v1.EventH\x00\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x13.fluoro.v1.ProgressH\x00\x12\'\n\x08\x62ookmark\x18\x05 \x01(\x0b\x32\x13.fluoro.v1.BookmarkH\x00\x42\x08\n\x06update\"l\n\x0eWaitJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04view\x18\x03 \x01(\x0e\x32\x12.fluoro.v1.JobView\".\n\x0fWaitJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\" \n\x10\x43\x61ncelJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"\x1f\n\x0fRetryJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10RetryJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.fluoro.v1.Job\"!\n\x11\x45xplainJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x12\x45xplainJobResponse\x12.\n\x0b\x65xplanation\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.JobExplanation*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02\x32\x80\x08\n\nJobService\x12\x46\n\tSubmitJob\x12\x1b.fluoro.v1.SubmitJobRequest\x1a\x1c.fluoro.v1.SubmitJobResponse\x12=\n\x06GetJob\x12\x18.fluoro.v1.GetJobRequest\x1a\x19.fluoro.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.fluoro.v1.ListJobsRequest\x1a\x1b.fluoro.v1.ListJobsResponse\x12I\n\nListInputs\x12\x1c.fluoro.v1.ListInputsRequest\x1a\x1d.fluoro.v1.ListInputsResponse\x12\x46\n\tListTasks\x12\x1b.fluoro.v1.ListTasksRequest\x1a\x1c.fluoro.v1.ListTasksResponse\x12\x46\n\tListItems\x12\x1b.fluoro.v1.ListItemsRequest\x1a\x1c.fluoro.v1.ListItemsResponse\x12R\n\rListArtifacts\x12\x1f.fluoro.v1.ListArtifactsRequest\x1a .fluoro.v1.ListArtifactsResponse\x12L\n\x0bListResults\x12\x1d.fluoro.v1.ListResultsRequest\x1a\x1e.fluoro.v1.ListResultsResponse\x12\x45\n\x08WatchJob\x12\x1a.fluoro.v1.WatchJobRequest\x1a\x1b.fluoro.v1.WatchJobResponse0\x01\x12H\n\tWatchJobs\x12\x1b.fluoro.v1.WatchJobsRequest\x1a\x1c.fluoro.v1.WatchJobsResponse0\x01\x12@\n\x07WaitJob\x12\x19.fluoro.v1.WaitJobRequest\x1a\x1a.fluoro.v1.WaitJobResponse\x12I\n\nExplainJob\x12\x1c.fluoro.v1.ExplainJobRequest\x1a\x1d.fluoro.v1.ExplainJobResponse\x12\x46\n\tCancelJob\x12\x1b.fluoro.v1.CancelJobRequest\x1a\x1c.fluoro.v1.CancelJobResponse\x12\x43\n\x08RetryJob\x12\x1a.fluoro.v1.RetryJobRequest\x1a\x1b.fluoro.v1.RetryJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,74 +46,78 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBVIEW']._serialized_start=3157
-  _globals['_JOBVIEW']._serialized_end=3231
-  _globals['_SUBMITJOBREQUEST']._serialized_start=212
-  _globals['_SUBMITJOBREQUEST']._serialized_end=504
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=506
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=554
-  _globals['_GETJOBREQUEST']._serialized_start=556
-  _globals['_GETJOBREQUEST']._serialized_end=619
-  _globals['_GETJOBRESPONSE']._serialized_start=621
-  _globals['_GETJOBRESPONSE']._serialized_end=666
-  _globals['_LISTJOBSREQUEST']._serialized_start=669
-  _globals['_LISTJOBSREQUEST']._serialized_end=947
-  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_start=902
-  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_end=947
-  _globals['_LISTJOBSRESPONSE']._serialized_start=949
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1022
-  _globals['_LISTINPUTSREQUEST']._serialized_start=1024
-  _globals['_LISTINPUTSREQUEST']._serialized_end=1095
-  _globals['_LISTINPUTSRESPONSE']._serialized_start=1097
-  _globals['_LISTINPUTSRESPONSE']._serialized_end=1158
-  _globals['_LISTTASKSREQUEST']._serialized_start=1160
-  _globals['_LISTTASKSREQUEST']._serialized_end=1244
-  _globals['_LISTTASKSRESPONSE']._serialized_start=1246
-  _globals['_LISTTASKSRESPONSE']._serialized_end=1326
-  _globals['_STEPTASK']._serialized_start=1328
-  _globals['_STEPTASK']._serialized_end=1383
-  _globals['_LISTITEMSREQUEST']._serialized_start=1385
-  _globals['_LISTITEMSREQUEST']._serialized_end=1508
-  _globals['_LISTITEMSRESPONSE']._serialized_start=1510
-  _globals['_LISTITEMSRESPONSE']._serialized_end=1590
-  _globals['_STEPITEM']._serialized_start=1592
-  _globals['_STEPITEM']._serialized_end=1647
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1649
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1752
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1754
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1846
-  _globals['_STEPARTIFACT']._serialized_start=1848
-  _globals['_STEPARTIFACT']._serialized_end=1915
-  _globals['_LISTRESULTSREQUEST']._serialized_start=1917
-  _globals['_LISTRESULTSREQUEST']._serialized_end=2003
-  _globals['_LISTRESULTSRESPONSE']._serialized_start=2005
-  _globals['_LISTRESULTSRESPONSE']._serialized_end=2089
-  _globals['_RESULTPART']._serialized_start=2091
-  _globals['_RESULTPART']._serialized_end=2164
-  _globals['_WATCHJOBREQUEST']._serialized_start=2166
-  _globals['_WATCHJOBREQUEST']._serialized_end=2253
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2256
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2453
-  _globals['_BOOKMARK']._serialized_start=2455
-  _globals['_BOOKMARK']._serialized_end=2488
-  _globals['_WATCHJOBSREQUEST']._serialized_start=2491
-  _globals['_WATCHJOBSREQUEST']._serialized_end=2635
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=902
-  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=947
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=2638
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=2831
-  _globals['_WAITJOBREQUEST']._serialized_start=2833
-  _globals['_WAITJOBREQUEST']._serialized_end=2941
-  _globals['_WAITJOBRESPONSE']._serialized_start=2943
-  _globals['_WAITJOBRESPONSE']._serialized_end=2989
-  _globals['_CANCELJOBREQUEST']._serialized_start=2991
-  _globals['_CANCELJOBREQUEST']._serialized_end=3023
-  _globals['_CANCELJOBRESPONSE']._serialized_start=3025
-  _globals['_CANCELJOBRESPONSE']._serialized_end=3073
-  _globals['_RETRYJOBREQUEST']._serialized_start=3075
-  _globals['_RETRYJOBREQUEST']._serialized_end=3106
-  _globals['_RETRYJOBRESPONSE']._serialized_start=3108
-  _globals['_RETRYJOBRESPONSE']._serialized_end=3155
-  _globals['_JOBSERVICE']._serialized_start=3234
-  _globals['_JOBSERVICE']._serialized_end=4183
+  _globals['_JOBVIEW']._serialized_start=3291
+  _globals['_JOBVIEW']._serialized_end=3365
+  _globals['_SUBMITJOBREQUEST']._serialized_start=241
+  _globals['_SUBMITJOBREQUEST']._serialized_end=533
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=535
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=583
+  _globals['_GETJOBREQUEST']._serialized_start=585
+  _globals['_GETJOBREQUEST']._serialized_end=648
+  _globals['_GETJOBRESPONSE']._serialized_start=650
+  _globals['_GETJOBRESPONSE']._serialized_end=695
+  _globals['_LISTJOBSREQUEST']._serialized_start=698
+  _globals['_LISTJOBSREQUEST']._serialized_end=976
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_start=931
+  _globals['_LISTJOBSREQUEST_LABELSENTRY']._serialized_end=976
+  _globals['_LISTJOBSRESPONSE']._serialized_start=978
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1051
+  _globals['_LISTINPUTSREQUEST']._serialized_start=1053
+  _globals['_LISTINPUTSREQUEST']._serialized_end=1124
+  _globals['_LISTINPUTSRESPONSE']._serialized_start=1126
+  _globals['_LISTINPUTSRESPONSE']._serialized_end=1187
+  _globals['_LISTTASKSREQUEST']._serialized_start=1189
+  _globals['_LISTTASKSREQUEST']._serialized_end=1273
+  _globals['_LISTTASKSRESPONSE']._serialized_start=1275
+  _globals['_LISTTASKSRESPONSE']._serialized_end=1355
+  _globals['_STEPTASK']._serialized_start=1357
+  _globals['_STEPTASK']._serialized_end=1412
+  _globals['_LISTITEMSREQUEST']._serialized_start=1414
+  _globals['_LISTITEMSREQUEST']._serialized_end=1537
+  _globals['_LISTITEMSRESPONSE']._serialized_start=1539
+  _globals['_LISTITEMSRESPONSE']._serialized_end=1619
+  _globals['_STEPITEM']._serialized_start=1621
+  _globals['_STEPITEM']._serialized_end=1676
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1678
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1781
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1783
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1875
+  _globals['_STEPARTIFACT']._serialized_start=1877
+  _globals['_STEPARTIFACT']._serialized_end=1944
+  _globals['_LISTRESULTSREQUEST']._serialized_start=1946
+  _globals['_LISTRESULTSREQUEST']._serialized_end=2032
+  _globals['_LISTRESULTSRESPONSE']._serialized_start=2034
+  _globals['_LISTRESULTSRESPONSE']._serialized_end=2118
+  _globals['_RESULTPART']._serialized_start=2120
+  _globals['_RESULTPART']._serialized_end=2193
+  _globals['_WATCHJOBREQUEST']._serialized_start=2195
+  _globals['_WATCHJOBREQUEST']._serialized_end=2282
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2285
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2482
+  _globals['_BOOKMARK']._serialized_start=2484
+  _globals['_BOOKMARK']._serialized_end=2517
+  _globals['_WATCHJOBSREQUEST']._serialized_start=2520
+  _globals['_WATCHJOBSREQUEST']._serialized_end=2664
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=931
+  _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=976
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=2667
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=2860
+  _globals['_WAITJOBREQUEST']._serialized_start=2862
+  _globals['_WAITJOBREQUEST']._serialized_end=2970
+  _globals['_WAITJOBRESPONSE']._serialized_start=2972
+  _globals['_WAITJOBRESPONSE']._serialized_end=3018
+  _globals['_CANCELJOBREQUEST']._serialized_start=3020
+  _globals['_CANCELJOBREQUEST']._serialized_end=3052
+  _globals['_CANCELJOBRESPONSE']._serialized_start=3054
+  _globals['_CANCELJOBRESPONSE']._serialized_end=3102
+  _globals['_RETRYJOBREQUEST']._serialized_start=3104
+  _globals['_RETRYJOBREQUEST']._serialized_end=3135
+  _globals['_RETRYJOBRESPONSE']._serialized_start=3137
+  _globals['_RETRYJOBRESPONSE']._serialized_end=3184
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=3186
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=3219
+  _globals['_EXPLAINJOBRESPONSE']._serialized_start=3221
+  _globals['_EXPLAINJOBRESPONSE']._serialized_end=3289
+  _globals['_JOBSERVICE']._serialized_start=3368
+  _globals['_JOBSERVICE']._serialized_end=4392
 # @@protoc_insertion_point(module_scope)

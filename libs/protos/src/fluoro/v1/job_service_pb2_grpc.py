@@ -108,6 +108,11 @@ class JobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.WaitJobRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_job__service__pb2.WaitJobResponse.FromString,
                 _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/fluoro.v1.JobService/ExplainJob',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/fluoro.v1.JobService/CancelJob',
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.CancelJobRequest.SerializeToString,
@@ -255,6 +260,15 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainJob(self, request, context):
+        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
+        they are, when they are expected to start and end, and what attempts there were. It costs the
+        same whatever the ledger and the queues hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelJob(self, request, context):
         """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
         runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
@@ -332,6 +346,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WaitJob,
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.WaitJobRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_job__service__pb2.WaitJobResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.ExplainJobRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.ExplainJobResponse.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -660,6 +679,33 @@ class JobService:
             '/fluoro.v1.JobService/WaitJob',
             fluoro_dot_v1_dot_job__service__pb2.WaitJobRequest.SerializeToString,
             fluoro_dot_v1_dot_job__service__pb2.WaitJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/ExplainJob',
+            fluoro_dot_v1_dot_job__service__pb2.ExplainJobRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.ExplainJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

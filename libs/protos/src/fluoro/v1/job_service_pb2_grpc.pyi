@@ -117,6 +117,11 @@ class JobServiceStub:
     """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
     not an error.
     """
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]
+    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
+    they are, when they are expected to start and end, and what attempts there were. It costs the
+    same whatever the ledger and the queues hold.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
     """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
     runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
@@ -218,6 +223,11 @@ class JobServiceAsyncStub(JobServiceStub):
     WaitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_service_pb2.WaitJobResponse]  # type: ignore[assignment]
     """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
     not an error.
+    """
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
+    they are, when they are expected to start and end, and what attempts there were. It costs the
+    same whatever the ledger and the queues hold.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
@@ -383,6 +393,17 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.WaitJobResponse, _abc.Awaitable[_job_service_pb2.WaitJobResponse]]:
         """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
         not an error.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _job_service_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ExplainJobResponse, _abc.Awaitable[_job_service_pb2.ExplainJobResponse]]:
+        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
+        they are, when they are expected to start and end, and what attempts there were. It costs the
+        same whatever the ledger and the queues hold.
         """
 
     @_abc_1.abstractmethod

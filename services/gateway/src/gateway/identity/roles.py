@@ -15,6 +15,7 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.BlobService.GetBlob": BYTES_OUT,
     "fluoro.v1.BlobService.UploadBlob": BYTES_IN,
     "fluoro.v1.JobService.CancelJob": CHANGE,
+    "fluoro.v1.JobService.ExplainJob": SEE,
     "fluoro.v1.JobService.GetJob": SEE,
     "fluoro.v1.JobService.ListArtifacts": SEE,
     "fluoro.v1.JobService.ListInputs": SEE,
