@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import psycopg
+import pytest
 import structlog.testing
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import ListJobsRequest, SubmitJobRequest
 from gateway.identity.principal import Role
 from gateway.identity.roles import NEEDED
-from gateway.testing import Client, parse, serving
+from gateway.testing import Client, parse, refused, serving
 from gateway.testing_identity import AUDIENCE, Issuer, issuing
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
@@ -197,22 +199,27 @@ def expected(method: MethodDescriptor, role: Role | None) -> list[str]:
     ]
 
 
-async def test_what_an_operator_does_for_another_owner_is_logged_and_in_lists_is_theirs(
+async def test_what_an_operator_does_for_another_owner_is_theirs_and_written_down_first(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
     async with scene(database_url, redis_url, blob_url) as s:
+        operator = s.metadata("ada", Role.OPERATOR, acts_for="bob")
         with structlog.testing.capture_logs() as logs:
             own = await s.client.jobs.ListJobs(
                 ListJobsRequest(), metadata=s.metadata("ada", Role.OPERATOR)
             )
-            others = await s.client.jobs.ListJobs(
-                ListJobsRequest(), metadata=s.metadata("ada", Role.OPERATOR, acts_for="bob")
-            )
+            others = await s.client.jobs.ListJobs(ListJobsRequest(), metadata=operator)
         assert [job.name for job in own.jobs] == [s.things["ada"].job]
         assert [job.name for job in others.jobs] == [s.things["bob"].job]
-        (line,) = (line for line in logs if line["event"] == "operator_acts_for_owner")
-        assert (line["operator"], line["owner"], line["method"]) == (
-            "ada",
-            "bob",
-            "fluoro.v1.JobService.ListJobs",
-        )
+        row = ("ada", "jwt", "bob", "fluoro.v1.JobService.ListJobs")
+        (line,) = (line for line in logs if line["event"] == "operator_acts")
+        assert (line["principal"], line["how"], line["owner"], line["method"]) == row
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            rows = connection.execute("SELECT principal, how, owner, method FROM audit").fetchall()
+            assert rows == [row]
+            for change in ("DELETE FROM audit", "UPDATE audit SET owner = ''", "TRUNCATE audit"):
+                with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
+                    connection.execute(change)
+            connection.execute("ALTER TABLE audit RENAME TO gone")
+        how = await refused(s.client.jobs.ListJobs(ListJobsRequest(), metadata=operator))
+        assert how.code.name in {"INTERNAL", "UNAVAILABLE"}

@@ -23,6 +23,7 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsResponse,
 )
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ledger.audit import Action
 from gateway.identity.door import Door
 from gateway.identity.metadata import Believed
 from gateway.identity.principal import Role
@@ -31,6 +32,10 @@ from gateway.server import JOB_SERVICE
 from gateway.testing import Client, connected, parse, refused
 from google.protobuf.message import Message
 from prometheus_client import REGISTRY
+
+
+async def record(_action: Action) -> None:
+    """Nothing here is for operators."""
 
 
 class Servicer:
@@ -92,7 +97,9 @@ async def serving(
     servicer: Servicer, max_message_bytes: int = 10_000
 ) -> AsyncIterator[tuple[Client, Adapter]]:
     door = Door(
-        [Believed("none", frozenset(Role), "me")], FluoroError(Reason.OWNER_MISSING, "Who?")
+        [Believed("none", frozenset(Role), "me")],
+        FluoroError(Reason.OWNER_MISSING, "Who?"),
+        record,
     )
     adapter = Adapter(max_message_bytes, door)
     server = grpc.aio.server()
@@ -209,6 +216,6 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:
     with pytest.raises(AttributeError, match="submit_job"):
-        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?"))).handlers(
+        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?"), record)).handlers(
             JOB_SERVICE, object()
         )

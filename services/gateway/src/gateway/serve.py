@@ -37,7 +37,7 @@ WATCH_THREADS: Final = 2
 OWN_CONNECTIONS: Final = 6
 """Connections to the ledger besides those of threads that read.
 
-Group commit, dispatch, the collector, service tokens and the two kinds of health.
+Group commit, dispatch, the collector, identity and the two kinds of health.
 """
 
 TURN_AWAY_SECONDS: Final = 1

@@ -397,6 +397,24 @@ TOKENS: Final = Table(
     Index("tokens_owner_id_idx", "owner", "id"),
 )
 
+AUDIT: Final = Table(
+    "audit",
+    METADATA,
+    Column("id", UUID, primary_key=True),
+    Column("time", TIME, nullable=False, server_default=sql("now()")),
+    Column("principal", Text, nullable=False, comment="who made the call"),
+    Column("how", Text, nullable=False, comment="the source that vouched for it"),
+    Column("owner", Text, nullable=False, comment="whose jobs and blobs the call was about"),
+    Column(
+        "method",
+        Text,
+        nullable=False,
+        comment="full name of the call, admitted and about to be made",
+    ),
+    Column("peer", Text, nullable=False, comment="the address it came from"),
+)
+"""What operators do. A trigger refuses every change but a new row."""
+
 WORKERS: Final = Table(
     "workers",
     METADATA,

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger import audit
+from fluoro_jobs.ledger.audit import Action
 from fluoro_jobs.ledger.connection import Ledger
 
 from gateway.identity import fetching
@@ -27,8 +29,9 @@ class Sources:
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         """Made in the event loop that calls come to. ledger: closing it is the caller's."""
-        self._settings, self._ledger = settings, ledger
-        self._calls: LedgerCalls | None = None
+        self._settings = settings
+        # Of its own: a flood of bad tokens delays nobody who brings none.
+        self._calls = LedgerCalls(ledger, threads=1)
         self._bindings = Bindings(settings.role_bindings)
         self._keys: KeySet | None = None
         self.tasks: list[asyncio.Task[None]] = []
@@ -36,14 +39,14 @@ class Sources:
         names = settings.identity.split(",")
         make: dict[str, Callable[[], Authenticator]] = {
             "mtls": lambda: Certificate(self._bindings, settings.mtls_trust_domain),
-            "tokens": self._tokens,
+            "tokens": lambda: ServiceTokens(self._calls, settings.token_cache_seconds),
             "jwt": self._jwt,
             "trusted-metadata": lambda: Believed(
                 "trusted-metadata", frozenset({Role.VIEWER, Role.SUBMITTER}), settings.single_owner
             ),
             "none": lambda: Believed("none", frozenset(Role), settings.single_owner),
         }
-        self.door = Door([make[name]() for name in names], _missing(names))
+        self.door = Door([make[name]() for name in names], _missing(names), self._record)
 
     async def start(self) -> None:
         """Fetches what calls will need; an issuer that is away delays it by seconds at most."""
@@ -56,12 +59,11 @@ class Sources:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        if self._calls is not None:
-            await asyncio.to_thread(self._calls.close)
+        await asyncio.to_thread(self._calls.close)
 
-    def _tokens(self) -> Authenticator:
-        self._calls = LedgerCalls(self._ledger, threads=1)
-        return ServiceTokens(self._calls, self._settings.token_cache_seconds)
+    async def _record(self, action: Action) -> None:
+        # Takes turns with the look-ups of tokens, of which there may be a flood.
+        await self._calls.run_for("audit", audit.add, action)
 
     def _jwt(self) -> Authenticator:
         settings = self._settings
