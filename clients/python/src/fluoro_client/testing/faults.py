@@ -56,6 +56,8 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "BLOB_STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "BLOB_STORE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "INTERNAL": grpc.StatusCode.INTERNAL,
+    "METHOD_UNKNOWN": grpc.StatusCode.UNIMPLEMENTED,
+    "SERVICE_UNKNOWN": grpc.StatusCode.NOT_FOUND,
 }
 """Reasons that a call is refused for, and their codes, as in docs/errors.md."""
 
