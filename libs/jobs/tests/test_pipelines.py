@@ -50,6 +50,8 @@ steps:
 BAD = {
     "no YAML": ("name: [", "look.yaml:1: this is not YAML"),
     "not UTF-8": ("name: \0", "look.yaml:1: this is not YAML"),
+    "no character": ('title: "\\UFFFFFFFF"', "look.yaml:1: this is not YAML"),
+    "half a character": (f'{HEAD}description: "\\uD800"\n{STEPS}', "look.yaml:4: half of a"),
     "a list": ("- name", "look.yaml:1: write a mapping"),
     "a bomb of aliases": ("a: &a [x]\nb: [*a, *a]", "look.yaml:1: write it out"),
     "a tag": ("name: !!python/name:os.system", "look.yaml:1: leave the tag out"),

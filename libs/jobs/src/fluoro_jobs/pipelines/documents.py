@@ -64,7 +64,10 @@ def parse(text: bytes, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         line = _line(error.problem_mark or error.context_mark)
         raise BadPipelineError(f"{file}:{line}: this is not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except BadPipelineError:
+        raise
+    # Python's own errors are about bytes and escapes that stand for no character.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise BadPipelineError(f"{file}:1: this is not YAML in UTF-8") from error
     if not isinstance(node, yaml.MappingNode):
         raise BadPipelineError(f"{file}:1: write a mapping: name, version, title, steps")
@@ -100,6 +103,8 @@ def _plain(node: yaml.Node, place: Place, document: Document) -> Any:
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, place, document)
     text = str(node.value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise document.bad(place, "half of a surrogate pair is no character")
     match node.tag.removeprefix(_TAG):
         case "null":
             raise document.bad(place, "give a value, or leave the line out")
