@@ -321,6 +321,36 @@ async def jobs_of_an_owner(
     await seen.refused("a bad mask", anext(ada.list(fields=["nope"])))
 
 
+async def many_at_once(ada: AsyncClient, seen: Transcript, blob: str) -> None:
+    def wide(kind: str) -> Job:
+        return Job(inputs=[blob], steps=[inspect("one")], labels={"wave": kind})
+
+    entries = [
+        wide("a"),
+        Job(inputs=[blob]),
+        wide("b"),
+        wide("a"),
+        Job(inputs=[blob], steps=[inspect("A")]),
+    ]
+    ids = ["w1", "w2", "w3", "w4", "w5"]
+    for _ in range(2):
+        for outcome in await ada.submit_many(entries, request_ids=ids):
+            if isinstance(outcome, Job):
+                seen.note("one of many", outcome)
+            else:
+                text = f"{outcome.code} {outcome.reason} {outcome.violations}"
+                seen.lines.append(("one of many", text))
+    seen.lines.append(("checked", len(await ada.submit_many([wide("c")], validate_only=True))))
+    for wave in ("a", "b", "c"):
+        # Jobs of one batch have no order: those of a millisecond are listed by chance.
+        found = [job async for job in ada.list(filter_by=f"labels.wave = {wave}")]
+        seen.lines.append((wave, len(found)))
+    for call in (ada.cancel_matching, ada.retry_matching, ada.retry_matching):
+        seen.lines.append(("preview", await call("labels.wave = a", preview=True)))
+        seen.lines.append(("done", await call("labels.wave = a")))
+    await seen.refused("cancel nothing", ada.cancel_matching(" "))
+
+
 def taking(step: job_pb2.Step, source: str) -> job_pb2.Step:
     """The step, with the artifacts of another as its inputs."""
     step.inputs.add(step=source)
@@ -377,6 +407,7 @@ async def converse(endpoint: str, work: Work, folder: Path) -> list[tuple[str, A
         await a_job_that_fails_and_is_retried(ada, work, seen, names[0])
         await a_job_that_fans_out(ada, work, seen, names[:3])
         await jobs_of_an_owner(ada, bob, work, seen, names[0])
+        await many_at_once(ada, seen, names[0])
     return seen.lines
 
 

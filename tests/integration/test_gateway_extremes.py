@@ -96,6 +96,8 @@ def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
         request.token.roles.append(token_service_pb2.ROLE_VIEWER)
         request.token.expire_time.GetCurrentTime()
         request.token.expire_time.seconds += 3600
+    if "filter" in fields and "Batch" in method.name:
+        request.filter = "*"
     if isinstance(request, job_service_pb2.WaitJobRequest):
         request.timeout.FromNanoseconds(1)
     return request

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import JOB_VIEW_FULL, ListJobsRequest, ListTasksRequest
-from fluoro_jobs.ledger import lists, read, search
+from fluoro_jobs.ledger import batches, lists, read, search
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import LOOKED_AT
 from fluoro_jobs.testing.rig import OWNER, Rig
@@ -143,6 +143,20 @@ def test_a_filter_that_only_open_jobs_pass_reads_those(history: Rig) -> None:
                 connection, "jobs", lambda asked=request: search.list_jobs(connection, OWNER, asked)
             )
             assert rows <= 4, filtered
+
+
+def test_what_is_done_to_many_jobs_looks_at_no_more_than_a_page(history: Rig) -> None:
+    with history.connection() as connection:
+        for wanted, bound in (
+            (batches.cancellable(OWNER, "*"), 4),
+            (batches.cancellable(OWNER, "state = FAILED"), 0),
+            (batches.retriable(OWNER, "labels.kind = rare"), LOOKED_AT + 1),
+        ):
+            for act in (search.count, lambda *args: search.find(*args, limit=10)):
+                rows = cost(
+                    connection, "jobs", lambda act=act, wanted=wanted: act(connection, wanted, None)
+                )
+                assert rows <= bound, wanted.filter
 
 
 def test_a_filter_that_few_jobs_pass_makes_short_pages_and_misses_none(history: Rig) -> None:

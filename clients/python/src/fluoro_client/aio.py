@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import grpc
 from fluoro.v1 import blob_service_pb2, explanation_pb2, job_pb2, job_service_pb2
-from google.protobuf import duration_pb2, field_mask_pb2
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
 from fluoro_client.channel import Connection
@@ -28,6 +28,7 @@ from fluoro_client.errors import (
     decode,
 )
 from fluoro_client.jobs import JobSource, parse_job
+from fluoro_client.many import ManyJobs, Page
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
 from fluoro_client.transfers import PartialFile, Source, Upload, prepare
@@ -49,18 +50,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class _Page(Protocol):
-    """An answer of a list."""
-
-    @property
-    def next_page_token(self) -> str:
-        """Empty at the end."""
-
-
-Page = TypeVar("Page", bound=_Page)
-
-
-class AsyncClient:
+class AsyncClient(ManyJobs):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.
@@ -143,45 +133,6 @@ class AsyncClient:
         """
         request = job_service_pb2.GetJobRequest(name=name, view=view)
         return (await self._unary(self._jobs.GetJob, request)).job
-
-    async def list(
-        self,
-        *,
-        states: Sequence["job_pb2.Job.State.ValueType"] = (),
-        labels: Mapping[str, str] | None = None,
-        filter_by: str = "",
-        order_by: str = "",
-        fields: Sequence[str] = (),
-        limit: int | None = None,
-        page_size: int = 0,
-    ) -> AsyncGenerator[job_pb2.Job, None]:
-        """The owner's jobs, newest first unless ordered otherwise, without steps and inputs.
-
-        They are fetched page by page as they are read.
-        states, labels: only jobs in one of these states and with all of these labels.
-        filter_by: only jobs that pass this filter, `state = FAILED AND labels.study = "a"`, say
-        (docs/filters.md). order_by: `create_time desc`, which is the default, `create_time`,
-        `end_time desc` or `end_time`; by end_time only jobs that have ended. fields: of a job that
-        are wanted, `name` and `state`, say; empty means all. limit: at most this many; None means
-        all. page_size: jobs per call; 0 leaves it to the server.
-        """
-        if limit is not None and limit <= 0:
-            return
-        request = job_service_pb2.ListJobsRequest(
-            page_size=min(page_size, limit) if limit else page_size,
-            states=states,
-            labels=labels or {},
-            filter=filter_by,
-            order_by=order_by,
-            read_mask=field_mask_pb2.FieldMask(paths=fields) if fields else None,
-        )
-        count = 0
-        async for page in self._pages(self._jobs.ListJobs, request):
-            for job in page.jobs:
-                yield job
-                count += 1
-                if count == limit:
-                    return
 
     async def list_inputs(self, job: str) -> AsyncGenerator[str, None]:
         """Names of the blobs that the job of this name works on, in order, page by page."""

@@ -58,6 +58,7 @@ class Client:
     """
 
     submit = _call(AsyncClient.submit)
+    submit_many = _call(AsyncClient.submit_many)
     get = _call(AsyncClient.get)
     list = _iterate(AsyncClient.list)
     list_inputs = _iterate(AsyncClient.list_inputs)
@@ -68,7 +69,9 @@ class Client:
     wait = _call(AsyncClient.wait)
     explain = _call(AsyncClient.explain)
     cancel = _call(AsyncClient.cancel)
+    cancel_matching = _call(AsyncClient.cancel_matching)
     retry = _call(AsyncClient.retry)
+    retry_matching = _call(AsyncClient.retry_matching)
     watch = _iterate(AsyncClient.watch)
     watch_jobs = _iterate(AsyncClient.watch_jobs)
     upload = _call(AsyncClient.upload)

@@ -23,7 +23,10 @@ from fluoro_client.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from fluoro_client import commands
+    from fluoro_client.options import Exit
 else:
     # gRPC and protobuf cost most of the start: help and completion do without them
     # (docs.python.org, "Implementing lazy imports").
@@ -76,7 +79,13 @@ Filter = Annotated[
         help="Only jobs that pass it: 'state = FAILED AND labels.study = a', say.",
     ),
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="With --filter: do it. Without, only say how many jobs.")
+]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]
+SomeJob = Annotated[
+    str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)
+]
 
 
 @app.command(epilog=EPILOG)
@@ -146,9 +155,7 @@ def submit(
 @app.command(epilog=EPILOG)
 def watch(
     *,
-    job: Annotated[
-        str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)
-    ] = "",
+    job: SomeJob = "",
     every: Annotated[
         bool,
         typer.Option(
@@ -227,13 +234,16 @@ def list_jobs(
 @app.command(epilog=EPILOG)
 def cancel(
     *,
-    job: JobName,
+    job: SomeJob = "",
+    filter_by: Filter = "",
+    yes: Yes = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """Cancel a job. One that has ended stays as it is."""
-    commands.run(Settings(endpoint, owner, output), partial(commands.cancel, name=_job_name(job)))
+    """Cancel a job, or with --filter all that pass it. One that has ended stays as it is."""
+    action = _one_or_many(job, filter_by, commands.cancel, commands.cancel_matching, yes=yes)
+    commands.run(Settings(endpoint, owner, output), action)
 
 
 @app.command(epilog=EPILOG)
@@ -251,13 +261,19 @@ def explain(
 @app.command(epilog=EPILOG)
 def retry(
     *,
-    job: JobName,
+    job: SomeJob = "",
+    filter_by: Filter = "",
+    yes: Yes = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     owner: Owner = "",
     output: Format = Output.TABLE,
 ) -> None:
-    """Run again what failed in a job that has ended, and all that comes after it."""
-    commands.run(Settings(endpoint, owner, output), partial(commands.retry, name=_job_name(job)))
+    """Run again what failed in a job that has ended, and all that comes after it.
+
+    With --filter, in all jobs that pass it.
+    """
+    action = _one_or_many(job, filter_by, commands.retry, commands.retry_matching, yes=yes)
+    commands.run(Settings(endpoint, owner, output), action)
 
 
 @app.command(epilog=EPILOG)
@@ -354,6 +370,22 @@ def main() -> None:
     """Entry point of the `fluoro` command."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app()
+
+
+def _one_or_many(
+    job: str,
+    filter_by: str,
+    one: "Callable[..., Awaitable[Exit]]",
+    many: "Callable[..., Awaitable[Exit]]",
+    *,
+    yes: bool,
+) -> "partial[Awaitable[Exit]]":
+    """What to do: to the job of that name, or to all that pass the filter."""
+    if bool(job) == bool(filter_by) or (yes and not filter_by):
+        raise typer.BadParameter("say either which JOB, or --filter; --yes goes with --filter")
+    if filter_by:
+        return partial(many, filter_by=filter_by, yes=yes)
+    return partial(one, name=_job_name(job))
 
 
 def _job_name(given: str) -> str:

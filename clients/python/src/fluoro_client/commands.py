@@ -25,6 +25,7 @@ from fluoro_client.errors import (
 )
 from fluoro_client.files import BadPathError, find_files, target_of, target_of_blob
 from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
+from fluoro_client.many import Tally
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 from fluoro_client.present import (
     event_line,
@@ -284,6 +285,22 @@ async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) ->
     return Exit.OK
 
 
+async def cancel_matching(
+    client: AsyncClient, settings: Settings, *, filter_by: str, yes: bool
+) -> Exit:
+    """Cancels the jobs that pass a filter, or says how many they are."""
+    _tell(settings, await client.cancel_matching(filter_by, preview=not yes), "cancelled", yes=yes)
+    return Exit.OK
+
+
+async def retry_matching(
+    client: AsyncClient, settings: Settings, *, filter_by: str, yes: bool
+) -> Exit:
+    """Retries the jobs that pass a filter, or says how many they are."""
+    _tell(settings, await client.retry_matching(filter_by, preview=not yes), "retried", yes=yes)
+    return Exit.OK
+
+
 async def download(
     client: AsyncClient,
     settings: Settings,
@@ -370,6 +387,15 @@ def _text(file: str) -> str:
         raise UsageError(f"{file} is not UTF-8 text.") from error
     except FileNotFoundError as error:
         raise UsageError(f"There is no {file}.") from error
+
+
+def _tell(settings: Settings, tally: Tally, what: str, *, yes: bool) -> None:
+    """How many jobs it was done to, or would be."""
+    if settings.output is Output.JSON:
+        print(to_json({"jobs": tally.jobs, "more": tally.more, "done": yes}))  # noqa: T201 - the command's output
+        return
+    jobs = f"{'at least ' if tally.more else ''}{tally.jobs} job{'' if tally.jobs == 1 else 's'}"
+    print(f"{jobs} {what}." if yes else f"{jobs} would be {what}. Repeat with --yes.")  # noqa: T201 - the command's output
 
 
 def _show(settings: Settings, job: job_pb2.Job) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import grpc
+from fluoro.v1 import job_service_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -128,6 +129,17 @@ _CLASSES: Final[dict[grpc.StatusCode, type[FluoroApiError]]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.DATA_LOSS: DataLossError,
 }
+
+
+def refused(refusal: job_service_pb2.Refusal) -> FluoroApiError:
+    """The typed error for what became of an entry of a batch."""
+    code = next(
+        (code for code in grpc.StatusCode if code.value[0] == refusal.code), grpc.StatusCode.UNKNOWN
+    )
+    violations = [FieldViolation(*bad) for bad in refusal.fields.items()]
+    return _CLASSES.get(code, FluoroApiError)(
+        code, refusal.message, reason=refusal.reason, violations=violations
+    )
 
 
 def decode(error: grpc.aio.AioRpcError, endpoint: str) -> FluoroApiError:

@@ -50,6 +50,7 @@ from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
 from gateway import cursor, frames, names
+from gateway.batches import Batches
 from gateway.job_stream import JobStream
 from gateway.ledger_calls import Landing, LedgerCalls
 from gateway.rpc import Call
@@ -90,6 +91,10 @@ class Jobs:
         self._hub = hub
         self._pipelines = pipelines
         self._landing = Landing(settings.submit_timeout_seconds)
+        batches = Batches(calls, dispatcher, publisher, hub, self._checked)
+        self.batch_submit_jobs = batches.submit
+        self.batch_cancel_jobs = batches.cancel
+        self.batch_retry_jobs = batches.retry
         self._snapshots = Together(calls, _snapshots, settings.ledger_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:

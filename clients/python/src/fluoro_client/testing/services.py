@@ -16,10 +16,10 @@ from fluoro.v1 import (
 )
 
 from fluoro_client.testing import searching, views
+from fluoro_client.testing.batches import Batches, submitted
 from fluoro_client.testing.calls import Context, Response, Service
 from fluoro_client.testing.faults import Fault, RefusalError, invalid
-from fluoro_client.testing.state import validated
-from fluoro_client.testing.story import STEP_TERMINAL, Job, Story, accepted
+from fluoro_client.testing.story import STEP_TERMINAL, Job, Story
 from fluoro_client.testing.views import BASIC, LARGEST_PAGE, PAGE, check_view, shown
 
 BOOKMARK_SECONDS: Final = 15
@@ -39,7 +39,7 @@ Counted from the last byte: gRPC ends the requests first.
 """
 
 
-class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
+class Jobs(Batches, job_service_pb2_grpc.JobServiceServicer):
     """fluoro.v1.JobService."""
 
     def SubmitJob(
@@ -48,15 +48,7 @@ class Jobs(Service, job_service_pb2_grpc.JobServiceServicer):
         """Accepts a job."""
 
         def submit(owner: str) -> job_service_pb2.SubmitJobResponse:
-            job = validated(request.job)
-            if not request.validate_only:
-                return job_service_pb2.SubmitJobResponse(
-                    job=self._state.submit(owner, job, request.request_id)
-                )
-            checked = Story(owner, accepted(job), lambda _: None).head()
-            checked.ClearField("name")
-            checked.ClearField("create_time")
-            return job_service_pb2.SubmitJobResponse(job=checked)
+            return job_service_pb2.SubmitJobResponse(job=submitted(self._state, owner, request))
 
         return self._answer("SubmitJob", request, context, submit)
 

@@ -34,6 +34,17 @@ def cancel_job(
 
     into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
+    ended = cancel(connection, owner, job_id)
+    workers = (
+        [worker for one in audience(connection, [job_id]) for worker in one.workers]
+        if ended
+        else []
+    )
+    return Cancelled(get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC), workers)
+
+
+def cancel(connection: LedgerConnection, owner: str, job_id: UUID) -> bool:
+    """The same without reading the job afterwards. Whether it was this that ended the job."""
 
     def act(graph: JobGraph) -> JobState | None:
         if graph.owner != owner:
@@ -44,12 +55,7 @@ def cancel_job(
 
     ended = transition(connection, job_id, act, Tasks.OPEN)
     count_end(ended)
-    workers = (
-        [worker for one in audience(connection, [job_id]) for worker in one.workers]
-        if ended
-        else []
-    )
-    return Cancelled(get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC), workers)
+    return ended is not None
 
 
 def retry_job(
@@ -57,8 +63,16 @@ def retry_job(
 ) -> job_pb2.Job:
     """The job, in the view BASIC, after what failed in it was made to run again.
 
-    Attempts there were stay on record. into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is
-    not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
+    into: as for `get_job`. FluoroError as from `retry`.
+    """
+    retry(connection, owner, job_id)
+    return get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC)
+
+
+def retry(connection: LedgerConnection, owner: str, job_id: UUID) -> None:
+    """Makes what failed in the job run again. Attempts there were stay on record.
+
+    FluoroError JOB_NOT_FOUND if it is not the owner's, JOB_NOT_ENDED, or NOTHING_TO_RETRY.
     """
 
     def act(graph: JobGraph) -> None:
@@ -72,4 +86,3 @@ def retry_job(
             raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
 
     transition(connection, job_id, act)
-    return get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC)

@@ -93,8 +93,8 @@ def _digest(request: Message) -> str:
     """Of the list and its filter: all of the request but the page's size and token."""
     asked = type(request)()
     asked.CopyFrom(request)
-    asked.ClearField("page_size")
-    asked.ClearField("page_token")
+    for field in {"page_size", "page_token"} & set(request.DESCRIPTOR.fields_by_name):
+        asked.ClearField(field)
     name = request.DESCRIPTOR.name.encode()
     return hashlib.sha256(name + asked.SerializeToString(deterministic=True)).hexdigest()[:16]
 

@@ -42,7 +42,8 @@ CLOCK_SLACK: Final = timedelta(days=1)
 
 A search by create_time leaves jobs out whose names are further off.
 """
-_OPEN: Final = frozenset(state for state in JobState if not is_terminal(state))
+OPEN: Final = frozenset(state for state in JobState if not is_terminal(state))
+"""States of the jobs that have not ended. Such jobs have an index of their own."""
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 _ENDS: Final = ("-infinity", "infinity")
 
@@ -116,6 +117,11 @@ SELECT {JOB_COLUMNS}, id AS key_id, end_time AS key_time, seen FROM (
 _NAMES: Final = """
 SELECT id, end_time, place FROM ({scan}) scan ORDER BY {order} LIMIT %(limit)s
 """
+_COUNT: Final = f"""
+SELECT CASE WHEN place <= {LOOKED_AT} THEN state END, count(*),
+  max(CASE WHEN place > {LOOKED_AT} THEN id::text END)
+FROM ({{scan}}) scan GROUP BY 1
+"""
 
 
 def list_jobs(
@@ -166,6 +172,22 @@ def find(
     return found, _key(search.order, rows[len(found)]) if len(rows) > len(found) else None
 
 
+def count(
+    connection: LedgerConnection, search: Search, key: Key | None
+) -> tuple[dict[JobState, int], Key | None]:
+    """How many jobs there are among the next LOOKED_AT, by state; where those after them begin."""
+    if not search.reachable:
+        return {}, None
+    counts: dict[JobState, int] = {}
+    following: Key | None = None
+    for state, number, after in connection.execute(*_statement(_COUNT, search, key, 0)).fetchall():
+        if state is None:
+            following = [after]
+        else:
+            counts[JobState(state)] = number
+    return counts, following
+
+
 def read_key(request: Any, order: Order) -> Key | None:
     """Where a request's page begins; None for the first one. FluoroError as from `read_token`."""
     key = read_token(request, *([str] if order.column == "id" else [str, str]))
@@ -203,7 +225,7 @@ def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
         begins = min(token, high) if search.order.descending else max(token, low)
     comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
     last = low if search.order.descending else high
-    is_open = " AND end_time IS NULL" if search.reachable <= _OPEN else ""
+    is_open = " AND end_time IS NULL" if search.reachable <= OPEN else ""
     return (
         f"id {comes} %(start)s{is_open}",
         "true" if last in {_FIRST, _LAST} else f"id {goes} %(last)s",

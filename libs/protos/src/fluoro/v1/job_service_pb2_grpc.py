@@ -123,6 +123,21 @@ class JobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
+        self.BatchSubmitJobs = channel.unary_unary(
+                '/fluoro.v1.JobService/BatchSubmitJobs',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchCancelJobs = channel.unary_unary(
+                '/fluoro.v1.JobService/BatchCancelJobs',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchRetryJobs = channel.unary_unary(
+                '/fluoro.v1.JobService/BatchRetryJobs',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -289,6 +304,35 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchSubmitJobs(self, request, context):
+        """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
+        refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
+        call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
+        have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+        nothing is stored: send fewer at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCancelJobs(self, request, context):
+        """Cancels the jobs that pass a filter and have not ended, as CancelJob does, each in a
+        transaction of its own. A call works for a few seconds and says how many it cancelled. While
+        there is a next_page_token, call again with it. Calling again without it does no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRetryJobs(self, request, context):
+        """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
+        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
+        Go on with next_page_token: without it, jobs that have failed again are retried again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -361,6 +405,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.RetryJob,
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.RetryJobRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_job__service__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'BatchSubmitJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchSubmitJobs,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.SerializeToString,
+            ),
+            'BatchCancelJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCancelJobs,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.SerializeToString,
+            ),
+            'BatchRetryJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRetryJobs,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -760,6 +819,87 @@ class JobService:
             '/fluoro.v1.JobService/RetryJob',
             fluoro_dot_v1_dot_job__service__pb2.RetryJobRequest.SerializeToString,
             fluoro_dot_v1_dot_job__service__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchSubmitJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/BatchSubmitJobs',
+            fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.BatchSubmitJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCancelJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/BatchCancelJobs',
+            fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRetryJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/BatchRetryJobs',
+            fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -134,6 +134,23 @@ class JobServiceStub:
     is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
     FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
     """
+    BatchSubmitJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]
+    """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
+    refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
+    call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
+    have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+    nothing is stored: send fewer at once.
+    """
+    BatchCancelJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchCancelJobsRequest, _job_service_pb2.BatchCancelJobsResponse]
+    """Cancels the jobs that pass a filter and have not ended, as CancelJob does, each in a
+    transaction of its own. A call works for a few seconds and says how many it cancelled. While
+    there is a next_page_token, call again with it. Calling again without it does no harm.
+    """
+    BatchRetryJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchRetryJobsRequest, _job_service_pb2.BatchRetryJobsResponse]
+    """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
+    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
+    Go on with next_page_token: without it, jobs that have failed again are retried again.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -240,6 +257,23 @@ class JobServiceAsyncStub(JobServiceStub):
     sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
     is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
     FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+    """
+    BatchSubmitJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]  # type: ignore[assignment]
+    """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
+    refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
+    call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
+    have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+    nothing is stored: send fewer at once.
+    """
+    BatchCancelJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchCancelJobsRequest, _job_service_pb2.BatchCancelJobsResponse]  # type: ignore[assignment]
+    """Cancels the jobs that pass a filter and have not ended, as CancelJob does, each in a
+    transaction of its own. A call works for a few seconds and says how many it cancelled. While
+    there is a next_page_token, call again with it. Calling again without it does no harm.
+    """
+    BatchRetryJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchRetryJobsRequest, _job_service_pb2.BatchRetryJobsResponse]  # type: ignore[assignment]
+    """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
+    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
+    Go on with next_page_token: without it, jobs that have failed again are retried again.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -428,6 +462,41 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
         is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
         FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchSubmitJobs(
+        self,
+        request: _job_service_pb2.BatchSubmitJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.BatchSubmitJobsResponse, _abc.Awaitable[_job_service_pb2.BatchSubmitJobsResponse]]:
+        """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
+        refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
+        call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
+        have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+        nothing is stored: send fewer at once.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCancelJobs(
+        self,
+        request: _job_service_pb2.BatchCancelJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.BatchCancelJobsResponse, _abc.Awaitable[_job_service_pb2.BatchCancelJobsResponse]]:
+        """Cancels the jobs that pass a filter and have not ended, as CancelJob does, each in a
+        transaction of its own. A call works for a few seconds and says how many it cancelled. While
+        there is a next_page_token, call again with it. Calling again without it does no harm.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRetryJobs(
+        self,
+        request: _job_service_pb2.BatchRetryJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.BatchRetryJobsResponse, _abc.Awaitable[_job_service_pb2.BatchRetryJobsResponse]]:
+        """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
+        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
+        Go on with next_page_token: without it, jobs that have failed again are retried again.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

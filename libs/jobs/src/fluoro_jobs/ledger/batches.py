@@ -1,0 +1,97 @@
+"""What an owner does to all jobs that pass a filter: piece by piece, each job by itself.
+
+A piece takes a fraction of a second, so that other owners get their turn between two. Whoever goes
+on from its end meets every job once; whoever begins anew does no harm, because a job that was
+cancelled or retried no longer passes.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ledger import control, filters, search
+from fluoro_jobs.ledger.audience import Audience, audience
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.paging import Key
+from fluoro_jobs.ledger.search import OPEN, Search
+from fluoro_jobs.states import JobState
+
+PIECE_JOBS: Final = 100
+"""Most jobs of a piece."""
+PIECE_SECONDS: Final = 0.25
+"""After which a piece begins with no further job."""
+_UNLESS: Final = {Reason.JOB_NOT_FOUND, Reason.JOB_NOT_ENDED, Reason.NOTHING_TO_RETRY}
+"""Others were faster, or there is nothing to do."""
+
+
+class Piece(NamedTuple):
+    """changed: the jobs that it changed, with whom that concerns. following: where it ended.
+
+    None for nowhere: that was the last one.
+    """
+
+    changed: list[Audience]
+    following: Key | None
+
+
+def cancellable(owner: str, text: str) -> Search:
+    """The jobs that a cancel by filter is about. FluoroError as from `filters.parse`."""
+    return Search(owner, _filter(text), states=OPEN)
+
+
+def retriable(owner: str, text: str) -> Search:
+    """The jobs that a retry by filter is about. FluoroError as from `filters.parse`."""
+    return Search(owner, _filter(text), states=frozenset(JobState) - OPEN - {JobState.SUCCEEDED})
+
+
+def cancel(connection: LedgerConnection, wanted: Search, key: Key | None) -> Piece:
+    """Cancels the next jobs."""
+    return _each(connection, wanted, key, control.cancel)
+
+
+def retry(connection: LedgerConnection, wanted: Search, key: Key | None) -> Piece:
+    """Retries the next jobs."""
+
+    def act(connection: LedgerConnection, owner: str, job: UUID) -> bool:
+        try:
+            control.retry(connection, owner, job)
+        except FluoroError as error:
+            if error.reason in _UNLESS:
+                return False
+            raise
+        return True
+
+    return _each(connection, wanted, key, act)
+
+
+def _each(
+    connection: LedgerConnection,
+    wanted: Search,
+    key: Key | None,
+    act: Callable[[LedgerConnection, str, UUID], bool],
+) -> Piece:
+    found, following = search.find(connection, wanted, key, PIECE_JOBS)
+    until = time.monotonic() + PIECE_SECONDS
+    changed: list[UUID] = []
+    for job in found:
+        if changed and time.monotonic() > until:
+            return Piece(audience(connection, changed), [str(job)])
+        try:
+            if act(connection, wanted.owner, job):
+                changed.append(job)
+        except FluoroError:
+            if not changed:
+                raise
+            # Whom the others concern is told; the next piece begins with this one.
+            return Piece(audience(connection, changed), [str(job)])
+    return Piece(audience(connection, changed), following)
+
+
+def _filter(text: str) -> filters.Filter:
+    if not text.strip():
+        what = "Say which jobs; * means all."
+        violations = [FieldViolation("filter", what)]
+        raise FluoroError(Reason.INVALID_ARGUMENT, f"filter: {what}", violations)
+    return filters.parse("" if text.strip() == "*" else text)

@@ -1,0 +1,242 @@
+"""Calls about many jobs at once. Each works in pieces, between which others have their turn."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+import grpc
+from fluoro.v1 import job_pb2
+from fluoro.v1.job_service_pb2 import (
+    BatchCancelJobsRequest,
+    BatchCancelJobsResponse,
+    BatchRetryJobsRequest,
+    BatchRetryJobsResponse,
+    BatchSubmitJobsRequest,
+    BatchSubmitJobsResponse,
+    Refusal,
+    SubmitJobRequest,
+    SubmitOutcome,
+)
+from fluoro_jobs.dispatch import Dispatcher
+from fluoro_jobs.errors import REASONS, FluoroError, Reason
+from fluoro_jobs.ledger import batches, search
+from fluoro_jobs.ledger.accept import Submission, accept
+from fluoro_jobs.ledger.batches import Piece
+from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.paging import Key, write_token
+from fluoro_jobs.ledger.records import MAX_TASKS
+from fluoro_jobs.ledger.search import Search
+from fluoro_jobs.wakeups import Publisher
+
+from gateway import names
+from gateway.errors import MESSAGE_BUDGET_CHARACTERS
+from gateway.ledger_calls import LedgerCalls
+from gateway.rpc import Call
+from gateway.watch import Hub
+
+MAX_ENTRIES: Final = 1000
+"""Most jobs of a BatchSubmitJobs."""
+MAX_ROW_BYTES: Final = 4 * 2**20
+"""Most that the rows of its jobs weigh; those of the largest single job weigh about as much."""
+ENTRIES_AT_ONCE: Final = 20
+"""Entries that are checked at a time, which takes some 10 ms; then others have the thread."""
+MAX_FIELDS_TOLD: Final = 3
+"""Bad fields that the refusal of an entry names: a thousand refusals fit into an answer."""
+TRANSACTIONS_AT_ONCE: Final = 2
+"""Batches of a gateway that are being stored. A large one takes a thread for half a second."""
+MAX_BATCHES: Final = 8
+"""Batches that a gateway has under way. Each holds its request, some 20 MiB once parsed."""
+MAX_OF_OWNER: Final = 4
+"""Of these, how many may be of one owner."""
+TURN_SECONDS: Final = 10
+"""How long a batch waits for that."""
+CALL_SECONDS: Final = 5
+"""After which a call that works through jobs answers how far it got."""
+MARGIN_SECONDS: Final = 1
+"""How long before the caller's deadline it does so at the latest."""
+
+Checked = Callable[[SubmitJobRequest, str], tuple[Submission, job_pb2.Job | None]]
+"""The submission of a request, and the answer if it is only to be checked."""
+
+
+class Batches:
+    """The methods of JobService whose names begin with Batch."""
+
+    def __init__(
+        self,
+        calls: LedgerCalls,
+        dispatcher: Dispatcher,
+        publisher: Publisher,
+        hub: Hub,
+        checked: Checked,
+    ) -> None:
+        """checked: as SubmitJob checks its request."""
+        self._calls, self._dispatcher = calls, dispatcher
+        self._publisher, self._hub = publisher, hub
+        self._checked = checked
+        self._turns = asyncio.Semaphore(TRANSACTIONS_AT_ONCE)
+        self._batches: Counter[str] = Counter()
+
+    async def submit(self, request: BatchSubmitJobsRequest, call: Call) -> BatchSubmitJobsResponse:
+        """Answers after the commit that holds all jobs."""
+        if len(request.requests) > MAX_ENTRIES:
+            raise names.invalid("requests", f"At most {MAX_ENTRIES}.")
+        with self._under_way(call.owner):
+            return await self._submit(request, call)
+
+    async def cancel(self, request: BatchCancelJobsRequest, call: Call) -> BatchCancelJobsResponse:
+        """Cancels in the ledger, and tells watchers and workers after each piece."""
+        wanted = batches.cancellable(call.owner, request.filter)
+
+        def tell(piece: Piece) -> None:
+            for one in piece.changed:
+                self._hub.woken(one.job, one.owner)
+                self._publisher.cancel(*one)
+
+        count, token = await self._through(request, call, wanted, batches.cancel, tell)
+        return BatchCancelJobsResponse(count=count, next_page_token=token)
+
+    async def retry(self, request: BatchRetryJobsRequest, call: Call) -> BatchRetryJobsResponse:
+        """Opens jobs again in the ledger, and has them dispatched after each piece."""
+        wanted = batches.retriable(call.owner, request.filter)
+
+        def tell(piece: Piece) -> None:
+            for one in piece.changed:
+                self._hub.woken(one.job, one.owner)
+                self._publisher.events(one.job, one.owner)
+            self._dispatcher.wake()
+
+        count, token = await self._through(request, call, wanted, batches.retry, tell)
+        return BatchRetryJobsResponse(count=count, next_page_token=token)
+
+    async def _submit(self, request: BatchSubmitJobsRequest, call: Call) -> BatchSubmitJobsResponse:
+        outcomes: list[job_pb2.Job | FluoroError | None] = []
+        submissions: list[Submission] = []
+        for start in range(0, len(request.requests), ENTRIES_AT_ONCE):
+            entries = request.requests[start : start + ENTRIES_AT_ONCE]
+            size = sum(map(SubmitJobRequest.ByteSize, entries)) if call.is_large else 0
+            for outcome in await call.heavy.run(size, self._check, entries, request, call.owner):
+                if isinstance(outcome, Submission):
+                    submissions.append(outcome)
+                    outcomes.append(None)
+                else:
+                    outcomes.append(outcome)
+            _check_size(submissions)
+        stored = iter(await self._stored(submissions, call.owner))
+        response = BatchSubmitJobsResponse()
+        response.outcomes.extend(
+            _outcome(next(stored) if outcome is None else outcome) for outcome in outcomes
+        )
+        return response
+
+    @contextmanager
+    def _under_way(self, owner: str) -> Iterator[None]:
+        """FluoroError GATEWAY_BUSY if as many batches are under way as may."""
+        if self._batches[owner] >= MAX_OF_OWNER or self._batches.total() >= MAX_BATCHES:
+            raise FluoroError(
+                Reason.GATEWAY_BUSY,
+                "Too many batches are under way. Nothing was stored; try again.",
+            )
+        self._batches[owner] += 1
+        try:
+            yield
+        finally:
+            self._batches[owner] -= 1
+            self._batches += Counter()  # drops the owners who have none
+
+    async def _through(
+        self,
+        request: BatchCancelJobsRequest | BatchRetryJobsRequest,
+        call: Call,
+        wanted: Search,
+        act: Callable[[LedgerConnection, Search, Key | None], Piece],
+        tell: Callable[[Piece], None],
+    ) -> tuple[int, str]:
+        """Piece after piece until the end, or until it has taken long. Jobs, and the token."""
+        until = time.monotonic() + _seconds(call)
+        key, count = search.read_key(request, wanted.order), 0
+        while True:
+            if request.validate_only:
+                counts, key = await self._calls.run_for(call.owner, search.count, wanted, key)
+                count += sum(counts.values())
+            else:
+                piece = await self._calls.run_for(call.owner, act, wanted, key)
+                key = piece.following
+                count += len(piece.changed)
+                tell(piece)
+            if key is None or time.monotonic() > until:
+                return count, "" if key is None else write_token(request, key)
+
+    def _check(
+        self, entries: Sequence[SubmitJobRequest], request: BatchSubmitJobsRequest, owner: str
+    ) -> list[Submission | job_pb2.Job | FluoroError]:
+        """What is to be stored of each, or its outcome if nothing is."""
+        found: list[Submission | job_pb2.Job | FluoroError] = []
+        for entry in entries:
+            entry.validate_only |= request.validate_only
+            try:
+                submission, job = self._checked(entry, owner)
+            except FluoroError as error:
+                found.append(error)
+            else:
+                found.append(job or submission)
+        return found
+
+    async def _stored(
+        self, submissions: Sequence[Submission], owner: str
+    ) -> Sequence[job_pb2.Job | FluoroError]:
+        if not submissions:
+            return []
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise FluoroError(
+                Reason.GATEWAY_BUSY, "Other batches are being stored. Nothing was; try again."
+            ) from None
+        try:
+            answers = await self._calls.run_for(owner, accept, submissions)
+        finally:
+            self._turns.release()
+        self._dispatcher.wake(*set().union(*(one.queues for one in submissions)))
+        for answer in answers:
+            if isinstance(answer, job_pb2.Job):
+                self._hub.woken(UUID(answer.name.removeprefix("jobs/")), owner)
+        return answers
+
+
+def _check_size(submissions: Sequence[Submission]) -> None:
+    tasks = sum(len(step.tasks) for one in submissions for step in one.steps)
+    size = sum(one.row_bytes for one in submissions)
+    if len(submissions) > 1 and (tasks > MAX_TASKS or size > MAX_ROW_BYTES):
+        raise FluoroError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"Together the jobs have more than {MAX_TASKS} tasks, or {MAX_ROW_BYTES} bytes of "
+            "rows. Nothing was stored; send fewer at once.",
+        )
+
+
+def _outcome(answer: job_pb2.Job | FluoroError) -> SubmitOutcome:
+    if isinstance(answer, job_pb2.Job):
+        answer.ClearField("labels")  # those of a thousand jobs may be more than an answer holds
+        return SubmitOutcome(job=answer)
+    return SubmitOutcome(
+        refusal=Refusal(
+            code=grpc.StatusCode[REASONS[answer.reason].code].value[0],
+            reason=answer.reason,
+            message=answer.message[:MESSAGE_BUDGET_CHARACTERS],
+            fields={
+                violation.field: violation.description
+                for violation in answer.violations[:MAX_FIELDS_TOLD]
+            },
+        )
+    )
+
+
+def _seconds(call: Call) -> float:
+    left = call.seconds_left
+    return CALL_SECONDS if left is None else min(CALL_SECONDS, left - MARGIN_SECONDS)
