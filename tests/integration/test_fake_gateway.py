@@ -348,6 +348,16 @@ async def many_at_once(ada: AsyncClient, seen: Transcript, blob: str) -> None:
     for call in (ada.cancel_matching, ada.retry_matching, ada.retry_matching):
         seen.lines.append(("preview", await call("labels.wave = a", preview=True)))
         seen.lines.append(("done", await call("labels.wave = a")))
+    counts, more = await ada.count("labels.wave != d")
+    seen.lines.append(("counted", (sorted(counts.items()), more)))
+    name = (await ada.submit(wide("d"), request_id="d")).name
+    await seen.refused("delete too soon", ada.delete(name))
+    await ada.cancel(name)
+    await ada.delete(name, missing_ok=False)
+    await ada.delete(name)
+    await seen.refused("delete again", ada.delete(name, missing_ok=False))
+    await seen.refused("deleted", ada.get(name))
+    seen.note("after the delete", await ada.submit(wide("d"), request_id="d"))
     await seen.refused("cancel nothing", ada.cancel_matching(" "))
 
 

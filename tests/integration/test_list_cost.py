@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import JOB_VIEW_FULL, ListJobsRequest, ListTasksRequest
-from fluoro_jobs.ledger import batches, lists, read, search
+from fluoro_jobs.ledger import batches, deletion, lists, read, search
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import LOOKED_AT
 from fluoro_jobs.testing.rig import OWNER, Rig
@@ -157,6 +157,18 @@ def test_what_is_done_to_many_jobs_looks_at_no_more_than_a_page(history: Rig) ->
                     connection, "jobs", lambda act=act, wanted=wanted: act(connection, wanted, None)
                 )
                 assert rows <= bound, wanted.filter
+
+
+def test_deleting_a_job_reads_that_job_whatever_else_is_stored(history: Rig) -> None:
+    with history.connection() as connection:
+        request = ListJobsRequest(filter="end_time:*", page_size=10)
+        ended = iter(search.list_jobs(connection, OWNER, request).jobs)
+
+        def act() -> None:
+            deletion.delete_job(connection, OWNER, UUID(next(ended).name[5:]))
+            assert deletion.remove_deleted(connection) == 1
+
+        assert cost(connection, "jobs", act) <= 4
 
 
 def test_a_filter_that_few_jobs_pass_makes_short_pages_and_misses_none(history: Rig) -> None:

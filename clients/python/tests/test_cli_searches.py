@@ -67,3 +67,20 @@ def test_many_jobs_are_submitted_in_as_many_calls_as_it_takes(gateway):
     assert sizes == [1000, 500, 500, 2]
     assert len({outcome.name for outcome in outcomes[:-1]}) == 1001
     assert outcomes[-1].reason == "JOB_EMPTY"
+
+
+async def test_jobs_are_counted_and_an_ended_one_is_deleted(gateway, fluoro):
+    jobs = [gateway.add_job(imaging_report([])) for _ in range(3)]
+    assert (await fluoro("delete", jobs[0].name))[0] == 3
+    await fluoro("cancel", jobs[0].name)
+    code, out, _ = await fluoro("count")
+    rows = [line.split() for line in out.splitlines()]
+    assert (code, rows) == (
+        0,
+        [["STATE", "PIPELINE", "JOBS"], ["pending", "2"], ["cancelled", "1"]],
+    )
+    assert (await fluoro("delete", jobs[0].name))[:2] == (0, f"{jobs[0].name} is deleted.\n")
+    assert (await fluoro("delete", jobs[0].name))[0] == 3
+    code, out, _ = await fluoro("count", "--filter", "state = PENDING", "--output", "json")
+    counts = [{"state": "STATE_PENDING", "pipeline": "", "count": 2}]
+    assert json.loads(out) == {"counts": counts, "more": False}

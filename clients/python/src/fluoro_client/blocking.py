@@ -70,6 +70,8 @@ class Client:
     explain = _call(AsyncClient.explain)
     cancel = _call(AsyncClient.cancel)
     cancel_matching = _call(AsyncClient.cancel_matching)
+    count = _call(AsyncClient.count)
+    delete = _call(AsyncClient.delete)
     retry = _call(AsyncClient.retry)
     retry_matching = _call(AsyncClient.retry_matching)
     watch = _iterate(AsyncClient.watch)

@@ -232,6 +232,35 @@ def list_jobs(
 
 
 @app.command(epilog=EPILOG)
+def count(
+    *,
+    filter_by: Filter = "",
+    pages: Annotated[
+        int,
+        typer.Option("--pages", min=1, help="Calls at most; each looks at some 100,000 jobs."),
+    ] = 10,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Count your jobs by state and pipeline."""
+    action = partial(commands.count, filter_by=filter_by, pages=pages)
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@app.command(epilog=EPILOG)
+def delete(
+    *,
+    job: JobName,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Delete a job that has ended. What was uploaded stays."""
+    commands.run(Settings(endpoint, owner, output), partial(commands.delete, name=_job_name(job)))
+
+
+@app.command(epilog=EPILOG)
 def cancel(
     *,
     job: SomeJob = "",

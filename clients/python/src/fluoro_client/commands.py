@@ -28,6 +28,7 @@ from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
 from fluoro_client.many import Tally
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 from fluoro_client.present import (
+    counts_table,
     event_line,
     explanation_view,
     job_view,
@@ -282,6 +283,29 @@ async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) ->
         print(to_json(token))  # noqa: T201 - the command's output
     else:
         print_view(tokens_table([token]))
+    return Exit.OK
+
+
+async def count(client: AsyncClient, settings: Settings, *, filter_by: str, pages: int) -> Exit:
+    """Counts jobs by state and pipeline."""
+    counts, more = await client.count(filter_by, pages=pages)
+    rows = [
+        (job_pb2.Job.State.Name(state), pipeline, number)
+        for (state, pipeline), number in sorted(counts.items())
+    ]
+    if settings.output is Output.JSON:
+        fields = ("state", "pipeline", "count")
+        found = [dict(zip(fields, row, strict=True)) for row in rows]
+        print(to_json({"counts": found, "more": more}))  # noqa: T201 - the command's output
+    else:
+        print_view(counts_table(rows, more=more))
+    return Exit.OK
+
+
+async def delete(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Deletes a job."""
+    await client.delete(name, missing_ok=False)
+    print(to_json({"deleted": name}) if settings.output is Output.JSON else f"{name} is deleted.")  # noqa: T201 - the command's output
     return Exit.OK
 
 

@@ -1,6 +1,7 @@
 """Calls about many jobs: lists, batches, and whatever passes a filter."""
 
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -102,6 +103,37 @@ class ManyJobs:
                 count += 1
                 if count == limit:
                     return
+
+    async def count(
+        self: Calls, filter_by: str = "", *, pages: int | None = None
+    ) -> tuple[Counter[tuple["job_pb2.Job.State.ValueType", str]], bool]:
+        """How many jobs pass the filter, by state and pipeline ("" for none).
+
+        And whether there may be more. pages: calls at most, each of which looks at the next
+        100,000 jobs or so; None means as many as it takes.
+        """
+        request = job_service_pb2.CountJobsRequest(filter=filter_by)
+        counts: Counter[tuple[job_pb2.Job.State.ValueType, str]] = Counter()
+        while True:
+            answer = await self._unary(self._jobs.CountJobs, request)
+            for one in answer.counts:
+                counts[one.state, one.pipeline] += one.count
+            request.page_token = answer.next_page_token
+            pages = None if pages is None else pages - 1
+            if not answer.next_page_token or pages == 0:
+                return counts, bool(answer.next_page_token)
+
+    async def delete(self: Calls, name: str, *, missing_ok: bool = True) -> None:
+        """Deletes a job that has ended; its uploads stay.
+
+        FluoroApiError JOB_NOT_ENDED. missing_ok: a job that does not exist is fine, so the call may
+        be repeated; otherwise it is NotFoundError, and the call is sent once.
+        """
+        request = job_service_pb2.DeleteJobRequest(name=name, allow_missing=missing_ok)
+        if missing_ok:
+            await self._unary(self._jobs.DeleteJob, request)
+        else:
+            await self._once(self._jobs.DeleteJob, request, self.deadline_seconds)
 
     async def submit_many(
         self: Calls,

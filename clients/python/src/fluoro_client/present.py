@@ -101,6 +101,14 @@ def _expected(found: explanation_pb2.JobExplanation) -> Iterable[tuple[str, str]
             yield name, f"about {expected} UTC, between {earliest} and {latest}"
 
 
+def counts_table(rows: Iterable[tuple[str, str, int]], *, more: bool) -> RenderableType:
+    """Numbers of jobs by state and pipeline. more: there may be more."""
+    table = _table("STATE", "PIPELINE", "JOBS")
+    for state, pipeline, number in rows:
+        table.add_row(state_text(state), Text(pipeline), f"{'at least ' if more else ''}{number}")
+    return table
+
+
 def event_line(message: job_service_pb2.WatchJobsResponse) -> str:
     """One message of a watch of all jobs as a line: job, what of it, state, reason, message.
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import grpc
@@ -17,19 +17,23 @@ from fluoro.v1.job_service_pb2 import (
     BatchRetryJobsResponse,
     BatchSubmitJobsRequest,
     BatchSubmitJobsResponse,
+    CountJobsRequest,
+    CountJobsResponse,
+    JobCount,
     Refusal,
     SubmitJobRequest,
     SubmitOutcome,
 )
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
-from fluoro_jobs.ledger import batches, search
+from fluoro_jobs.ledger import batches, filters, search
 from fluoro_jobs.ledger.accept import Submission, accept
 from fluoro_jobs.ledger.batches import Piece
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import Key, write_token
 from fluoro_jobs.ledger.records import MAX_TASKS
 from fluoro_jobs.ledger.search import Search
+from fluoro_jobs.states import JobState
 from fluoro_jobs.wakeups import Publisher
 
 from gateway import names
@@ -56,6 +60,8 @@ TURN_SECONDS: Final = 10
 """How long a batch waits for that."""
 CALL_SECONDS: Final = 5
 """After which a call that works through jobs answers how far it got."""
+COUNT_SECONDS: Final = 1
+"""After which a count answers how far it got."""
 MARGIN_SECONDS: Final = 1
 """How long before the caller's deadline it does so at the latest."""
 
@@ -64,7 +70,7 @@ Checked = Callable[[SubmitJobRequest, str], tuple[Submission, job_pb2.Job | None
 
 
 class Batches:
-    """The methods of JobService whose names begin with Batch."""
+    """The methods of JobService whose names begin with Batch, and CountJobs."""
 
     def __init__(
         self,
@@ -113,6 +119,32 @@ class Batches:
         count, token = await self._through(request, call, wanted, batches.retry, tell)
         return BatchRetryJobsResponse(count=count, next_page_token=token)
 
+    async def count(self, request: CountJobsRequest, call: Call) -> CountJobsResponse:
+        """Counts piece after piece."""
+        wanted = Search(call.owner, filters.parse(request.filter))
+        counts, token = await self._counted(request, call, wanted, COUNT_SECONDS)
+        return CountJobsResponse(
+            counts=[
+                JobCount(
+                    state=job_pb2.Job.State.Value(f"STATE_{state}"), pipeline=pipeline, count=number
+                )
+                for (state, pipeline), number in sorted(counts.items())
+            ],
+            next_page_token=token,
+        )
+
+    async def _counted(
+        self, request: Any, call: Call, wanted: Search, seconds: float
+    ) -> tuple[Counter[tuple[JobState, str]], str]:
+        until = time.monotonic() + min(seconds, _seconds(call))
+        key = search.read_key(request, wanted.order)
+        counts: Counter[tuple[JobState, str]] = Counter()
+        while True:
+            some, key = await self._calls.run_for(call.owner, search.count, wanted, key)
+            counts += some
+            if key is None or time.monotonic() > until:
+                return counts, "" if key is None else write_token(request, key)
+
     async def _submit(self, request: BatchSubmitJobsRequest, call: Call) -> BatchSubmitJobsResponse:
         outcomes: list[job_pb2.Job | FluoroError | None] = []
         submissions: list[Submission] = []
@@ -157,17 +189,16 @@ class Batches:
         tell: Callable[[Piece], None],
     ) -> tuple[int, str]:
         """Piece after piece until the end, or until it has taken long. Jobs, and the token."""
+        if request.validate_only:
+            counts, token = await self._counted(request, call, wanted, CALL_SECONDS)
+            return counts.total(), token
         until = time.monotonic() + _seconds(call)
         key, count = search.read_key(request, wanted.order), 0
         while True:
-            if request.validate_only:
-                counts, key = await self._calls.run_for(call.owner, search.count, wanted, key)
-                count += sum(counts.values())
-            else:
-                piece = await self._calls.run_for(call.owner, act, wanted, key)
-                key = piece.following
-                count += len(piece.changed)
-                tell(piece)
+            piece = await self._calls.run_for(call.owner, act, wanted, key)
+            key = piece.following
+            count += len(piece.changed)
+            tell(piece)
             if key is None or time.monotonic() > until:
                 return count, "" if key is None else write_token(request, key)
 

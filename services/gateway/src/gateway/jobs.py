@@ -10,6 +10,8 @@ from fluoro.v1 import job_pb2
 from fluoro.v1.job_service_pb2 import (
     CancelJobRequest,
     CancelJobResponse,
+    DeleteJobRequest,
+    DeleteJobResponse,
     ExplainJobRequest,
     ExplainJobResponse,
     GetJobRequest,
@@ -41,7 +43,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import accept, control, explain, lists, read, search
+from fluoro_jobs.ledger import accept, control, deletion, explain, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
@@ -95,6 +97,7 @@ class Jobs:
         self.batch_submit_jobs = batches.submit
         self.batch_cancel_jobs = batches.cancel
         self.batch_retry_jobs = batches.retry
+        self.count_jobs = batches.count
         self._snapshots = Together(calls, _snapshots, settings.ledger_waiting_calls)
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
@@ -198,6 +201,17 @@ class Jobs:
         job_id = names.job_id(request.name)
         found = await self._calls.run_for(call.owner, explain.explain_job, call.owner, job_id)
         return ExplainJobResponse(explanation=found)
+
+    async def delete_job(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
+        """Takes the job from its owner. The scheduler removes what is left of it."""
+        await self._calls.run_for(
+            call.owner,
+            deletion.delete_job,
+            call.owner,
+            names.job_id(request.name),
+            allow_missing=request.allow_missing,
+        )
+        return DeleteJobResponse()
 
     async def wait_job(self, request: WaitJobRequest, call: Call) -> WaitJobResponse:
         """Sleeps on the hub until the job's last event, the timeout, or the caller's deadline."""

@@ -201,6 +201,8 @@ class Hub:
         watcher.raise_if_ended()
         oldest = events[0].sequence if events else last + 1
         if oldest > sequence + 1:
+            # A job that was deleted meanwhile is not found.
+            await self._callers.run_for(owner, read.job_head, owner, watcher.job)
             raise cursor.expired(watcher.job, oldest)
         watcher.sequence = events[-1].sequence if events else sequence
         if len(events) < PAGE_EVENTS_OF_A_JOB:

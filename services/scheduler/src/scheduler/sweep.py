@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
-from fluoro_jobs.ledger import backlog, heartbeats, sweeps
+from fluoro_jobs.ledger import backlog, deletion, heartbeats, sweeps
 from fluoro_jobs.ledger.audience import audience
 from fluoro_jobs.ledger.clock import Clock
 from fluoro_jobs.ledger.connection import Ledger
@@ -122,6 +122,11 @@ class Sweeper:
         with self.ledger.connection() as connection:
             heartbeats.forget_workers(connection)
 
+    def deletions(self) -> None:
+        """Removes what is left of deleted jobs."""
+        with self.ledger.connection() as connection:
+            metrics.SWEEPS.labels(action="job_deleted").inc(deletion.remove_deleted(connection))
+
     def messages(self) -> None:
         """Publishes again what Redis has lost."""
         again = self.dispatcher.reconcile()
@@ -163,6 +168,7 @@ PARTS: Final = {
     "job_expired": Sweeper.expiries,
     "published_again": Sweeper.messages,
     "dispatched": Sweeper.tasks,
+    "job_deleted": Sweeper.deletions,
     "workers_forgotten": Sweeper.workers,
     "measured": Sweeper.measure,
 }

@@ -1,5 +1,6 @@
 """Calls of JobService about many jobs. A fake is done with all of them in one call."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from fluoro.v1 import job_pb2, job_service_pb2
@@ -15,7 +16,7 @@ MAX_FIELDS_TOLD = 3
 
 
 class Batches(Service):
-    """The methods whose names begin with Batch."""
+    """The methods whose names begin with Batch, CountJobs and DeleteJob."""
 
     def BatchSubmitJobs(
         self, request: job_service_pb2.BatchSubmitJobsRequest, context: Context
@@ -80,6 +81,40 @@ class Batches(Service):
 
         return self._answer("BatchRetryJobs", request, context, retry)
 
+    def CountJobs(
+        self, request: job_service_pb2.CountJobsRequest, context: Context
+    ) -> job_service_pb2.CountJobsResponse:
+        """Counts all at once."""
+
+        def count(owner: str) -> job_service_pb2.CountJobsResponse:
+            counts = Counter(
+                (one.job.state, _pipeline(one.job))
+                for one in self._matching(owner, request.filter or "*")
+            )
+            response = job_service_pb2.CountJobsResponse()
+            for (state, pipeline), number in sorted(counts.items(), key=_by_name):
+                response.counts.add(state=state, pipeline=pipeline, count=number)
+            return response
+
+        return self._answer("CountJobs", request, context, count)
+
+    def DeleteJob(
+        self, request: job_service_pb2.DeleteJobRequest, context: Context
+    ) -> job_service_pb2.DeleteJobResponse:
+        """Forgets a job that has ended."""
+
+        def delete(owner: str) -> job_service_pb2.DeleteJobResponse:
+            try:
+                story = self._state.story(request.name, owner)
+            except RefusalError as refusal:
+                if request.allow_missing and refusal.fault.reason == "JOB_NOT_FOUND":
+                    return job_service_pb2.DeleteJobResponse()
+                raise
+            self._state.delete(story)
+            return job_service_pb2.DeleteJobResponse()
+
+        return self._answer("DeleteJob", request, context, delete)
+
     def _matching(self, owner: str, text: str) -> Iterator[Story]:
         """The owner's jobs that pass a filter."""
         if not text.strip():
@@ -98,3 +133,14 @@ def submitted(state: State, owner: str, request: job_service_pb2.SubmitJobReques
     checked.ClearField("name")
     checked.ClearField("create_time")
     return checked
+
+
+def _pipeline(job: job_pb2.Job) -> str:
+    """Id in `pipelines/{id}/versions/{number}`."""
+    return job.pipeline.split("/")[1] if job.pipeline else ""
+
+
+def _by_name(row: tuple[tuple["job_pb2.Job.State.ValueType", str], int]) -> tuple[str, str]:
+    """Of a state and a pipeline, as gateways order them."""
+    (state, pipeline), _ = row
+    return job_pb2.Job.State.Name(state), pipeline

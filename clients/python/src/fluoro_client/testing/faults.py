@@ -15,12 +15,6 @@ from fluoro_client.errors import FieldViolation
 
 CODES: Final[dict[str, grpc.StatusCode]] = {
     "INVALID_ARGUMENT": grpc.StatusCode.INVALID_ARGUMENT,
-    "CREDENTIALS_MISSING": grpc.StatusCode.UNAUTHENTICATED,
-    "TOKEN_INVALID": grpc.StatusCode.UNAUTHENTICATED,
-    "TOKEN_EXPIRED": grpc.StatusCode.UNAUTHENTICATED,
-    "IDENTITY_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
-    "CERTIFICATE_UNKNOWN": grpc.StatusCode.UNAUTHENTICATED,
-    "ROLE_MISSING": grpc.StatusCode.PERMISSION_DENIED,
     "OWNER_MISSING": grpc.StatusCode.UNAUTHENTICATED,
     "CREDENTIALS_MISSING": grpc.StatusCode.UNAUTHENTICATED,
     "TOKEN_INVALID": grpc.StatusCode.UNAUTHENTICATED,

@@ -14,7 +14,7 @@ from fluoro_client.testing.story import Story
 
 ORDERS: Final = ("", "create_time desc", "create_time", "end_time desc", "end_time")
 _TERM: Final = re.compile(
-    r"""\s*(?:AND\s+)?(state|reason|labels\.[\w-]+)\s*(!?=)\s*(?:"([^"\\]*)"|([^\s"()]+))"""
+    r"""\s*(?:AND\s+)?(state|reason|pipeline|labels\.[\w-]+)\s*(!?=)\s*(?:"([^"\\]*)"|([^\s"()]+))"""
 )
 _Terms = list[tuple[str, str, str]]
 """Field, operator and value of each comparison."""
@@ -83,6 +83,8 @@ def _passes(job: job_pb2.Job, term: tuple[str, str, str]) -> bool:
         same = name == value.removeprefix("STATE_")
     elif field == "reason":
         same = job.reason == value
+    elif field == "pipeline":
+        same = job.pipeline.startswith(f"pipelines/{value}/")
     else:
         same = job.labels.get(field.removeprefix("labels.")) == value
     return same is (operator == "=")

@@ -167,6 +167,18 @@ class State:
             raise RefusalError("NOTHING_TO_RETRY", "Nothing in the job failed.")
         self.changed.notify_all()
 
+    def delete(self, story: Story) -> None:
+        """Forgets the job, and its request_id. RefusalError JOB_NOT_ENDED."""
+        if not story.ended:
+            raise RefusalError(
+                "JOB_NOT_ENDED", "The job has not ended. Wait for its end, or cancel it first."
+            )
+        name = story.job.name
+        del self.stories[name]
+        self.log[:] = [event for event in self.log if event.job != name]
+        self._requests = {key: value for key, value in self._requests.items() if value[1] != name}
+        self.changed.notify_all()
+
     def _keep(self, owner: str, file: File) -> job_pb2.Artifact:
         blob = self.add_blob(owner, file.data, file.media_type)
         return job_pb2.Artifact(

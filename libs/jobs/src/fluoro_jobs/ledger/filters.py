@@ -235,6 +235,7 @@ def _end_time(compiler: _Compiler, operator: str, text: str, at: int) -> _Term |
 _FIELDS: Final[dict[str, Callable[[_Compiler, str, str, int], _Term | None]]] = {
     "state": _state,
     "reason": _column("reason"),
+    "pipeline": _column("pipeline"),
     "create_time": _create_time,
     "end_time": _end_time,
 }

@@ -11,6 +11,7 @@ that it expects, by average or before the first ANALYZE, it would read and sort 
 the same reason only one end of a range is a bound of the index; the other one is a filter.
 """
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -118,9 +119,9 @@ _NAMES: Final = """
 SELECT id, end_time, place FROM ({scan}) scan ORDER BY {order} LIMIT %(limit)s
 """
 _COUNT: Final = f"""
-SELECT CASE WHEN place <= {LOOKED_AT} THEN state END, count(*),
+SELECT CASE WHEN place <= {LOOKED_AT} THEN state END, coalesce(pipeline, ''), count(*),
   max(CASE WHEN place > {LOOKED_AT} THEN id::text END)
-FROM ({{scan}}) scan GROUP BY 1
+FROM ({{scan}}) scan GROUP BY 1, 2
 """
 
 
@@ -174,17 +175,21 @@ def find(
 
 def count(
     connection: LedgerConnection, search: Search, key: Key | None
-) -> tuple[dict[JobState, int], Key | None]:
-    """How many jobs there are among the next LOOKED_AT, by state; where those after them begin."""
-    if not search.reachable:
-        return {}, None
-    counts: dict[JobState, int] = {}
+) -> tuple[Counter[tuple[JobState, str]], Key | None]:
+    """How many jobs of each state and pipeline there are among the next LOOKED_AT.
+
+    And where those after them begin. A pipeline is "" for jobs of explicit steps.
+    """
+    counts: Counter[tuple[JobState, str]] = Counter()
     following: Key | None = None
-    for state, number, after in connection.execute(*_statement(_COUNT, search, key, 0)).fetchall():
+    if not search.reachable:
+        return counts, following
+    rows = connection.execute(*_statement(_COUNT, search, key, 0)).fetchall()
+    for state, pipeline, number, after in rows:
         if state is None:
             following = [after]
         else:
-            counts[JobState(state)] = number
+            counts[JobState(state), pipeline] = number
     return counts, following
 
 

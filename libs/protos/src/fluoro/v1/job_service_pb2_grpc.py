@@ -138,6 +138,16 @@ class JobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.FromString,
                 _registered_method=True)
+        self.CountJobs = channel.unary_unary(
+                '/fluoro.v1.JobService/CountJobs',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.CountJobsRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.CountJobsResponse.FromString,
+                _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/fluoro.v1.JobService/DeleteJob',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -333,6 +343,25 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountJobs(self, request, context):
+        """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
+        looks at the newest jobs first. While there is a next_page_token there may be more jobs: what it
+        counted is a lower bound, and the next call counts on from there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes a job that has ended. Once this has answered, no call finds the job any more, and its
+        request_id is free. Its rows are removed within seconds, and the bytes of its artifacts and
+        results within days, unless other jobs work on them. What was uploaded stays. A job that has not
+        ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -420,6 +449,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.BatchRetryJobs,
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.SerializeToString,
+            ),
+            'CountJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountJobs,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.CountJobsRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.CountJobsResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.DeleteJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -900,6 +939,60 @@ class JobService:
             '/fluoro.v1.JobService/BatchRetryJobs',
             fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsRequest.SerializeToString,
             fluoro_dot_v1_dot_job__service__pb2.BatchRetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/CountJobs',
+            fluoro_dot_v1_dot_job__service__pb2.CountJobsRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.CountJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.JobService/DeleteJob',
+            fluoro_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -151,6 +151,17 @@ class JobServiceStub:
     RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
     Go on with next_page_token: without it, jobs that have failed again are retried again.
     """
+    CountJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]
+    """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
+    looks at the newest jobs first. While there is a next_page_token there may be more jobs: what it
+    counted is a lower bound, and the next call counts on from there.
+    """
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]
+    """Deletes a job that has ended. Once this has answered, no call finds the job any more, and its
+    request_id is free. Its rows are removed within seconds, and the bytes of its artifacts and
+    results within days, unless other jobs work on them. What was uploaded stays. A job that has not
+    ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -274,6 +285,17 @@ class JobServiceAsyncStub(JobServiceStub):
     """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
     RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
     Go on with next_page_token: without it, jobs that have failed again are retried again.
+    """
+    CountJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]  # type: ignore[assignment]
+    """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
+    looks at the newest jobs first. While there is a next_page_token there may be more jobs: what it
+    counted is a lower bound, and the next call counts on from there.
+    """
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Deletes a job that has ended. Once this has answered, no call finds the job any more, and its
+    request_id is free. Its rows are removed within seconds, and the bytes of its artifacts and
+    results within days, unless other jobs work on them. What was uploaded stays. A job that has not
+    ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -497,6 +519,29 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
         RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
         Go on with next_page_token: without it, jobs that have failed again are retried again.
+        """
+
+    @_abc_1.abstractmethod
+    def CountJobs(
+        self,
+        request: _job_service_pb2.CountJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.CountJobsResponse, _abc.Awaitable[_job_service_pb2.CountJobsResponse]]:
+        """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
+        looks at the newest jobs first. While there is a next_page_token there may be more jobs: what it
+        counted is a lower bound, and the next call counts on from there.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _job_service_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.DeleteJobResponse, _abc.Awaitable[_job_service_pb2.DeleteJobResponse]]:
+        """Deletes a job that has ended. Once this has answered, no call finds the job any more, and its
+        request_id is free. Its rows are removed within seconds, and the bytes of its artifacts and
+        results within days, unless other jobs work on them. What was uploaded stays. A job that has not
+        ended is FAILED_PRECONDITION, reason JOB_NOT_ENDED.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -18,6 +18,8 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.JobService.BatchRetryJobs": CHANGE,
     "fluoro.v1.JobService.BatchSubmitJobs": CHANGE,
     "fluoro.v1.JobService.CancelJob": CHANGE,
+    "fluoro.v1.JobService.CountJobs": SEE,
+    "fluoro.v1.JobService.DeleteJob": CHANGE,
     "fluoro.v1.JobService.ExplainJob": SEE,
     "fluoro.v1.JobService.GetJob": SEE,
     "fluoro.v1.JobService.ListArtifacts": SEE,
