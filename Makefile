@@ -24,8 +24,8 @@ venv: .venv/ready ## Make the virtual environment with everything pinned (the ot
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
 	@touch $@
 
-demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=file or folder for your own DICOM).
-	@$(BIN)/python -m fluoro_local demo $(if $(INPUT),--input "$(INPUT)")
+demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=your DICOM file or folder, PIPELINE=imaging-report).
+	@$(BIN)/python -m fluoro_local demo $(if $(INPUT),--input "$(INPUT)") $(if $(PIPELINE),--pipeline "$(PIPELINE)")
 
 up: venv ## Run Fluoro on this machine until Ctrl-C; prints the endpoint and what to try.
 	@$(BIN)/python -m fluoro_local up

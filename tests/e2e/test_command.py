@@ -27,7 +27,7 @@ def test_a_study_goes_from_upload_to_download(
     words = [
         "submit",
         "--pipeline",
-        "imaging-report",
+        "ct-tissue",
         *inputs,
         "--label",
         "study=a-to-z",
@@ -77,7 +77,7 @@ def test_a_running_job_is_cancelled_for_good(fluoro: RunningFluoro, ct: Path) ->
 def test_a_watched_job_that_fails_exits_with_1(fluoro: RunningFluoro, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("not DICOM")
     done = fluoro.command(
-        "submit", "--pipeline", "imaging-report", "--input", tmp_path / "letter.txt", "--watch"
+        "submit", "--pipeline", "ct-tissue", "--input", tmp_path / "letter.txt", "--watch"
     )
     assert done.returncode == 1, done.stderr
     assert "ALL_ITEMS_FAILED" in done.stdout
@@ -104,7 +104,7 @@ def test_another_owner_has_an_empty_list_and_cannot_have_or_use_a_blob(
     assert (listed.returncode, json.loads(listed.stdout)) == (0, {"jobs": []})
     for words in (
         ["download", blob, "-o", tmp_path],
-        ["submit", "--pipeline", "imaging-report", "--input", blob],
+        ["submit", "--pipeline", "ct-tissue", "--input", blob],
     ):
         done = fluoro.command(*words, "--output", "json", owner="mallory")
         assert (done.returncode, json.loads(done.stderr)["error"]["reason"]) == (
@@ -135,7 +135,7 @@ def test_a_request_id_makes_it_safe_to_submit_again(fluoro: RunningFluoro, ct: P
     words = [
         "submit",
         "--pipeline",
-        "imaging-report",
+        "ct-tissue",
         "--input",
         blob,
         "--request-id",

@@ -367,6 +367,36 @@ def taking(step: job_pb2.Step, source: str) -> job_pb2.Step:
     return step
 
 
+async def jobs_of_pipelines(ada: AsyncClient, work: Work, seen: Transcript, blob: str) -> None:
+    seen.lines.append(("pipelines", [one.name async for one in ada.pipelines()]))
+    job = Job(inputs=[blob])
+    window = {"window_center": 40, "window_width": 400}
+    for pipeline in ("archive-report", "ct-tissue", "dicom-intake", "imaging-report@1"):
+        given = window if pipeline != "archive-report" else {"title": "A"}
+        for parameters in ({}, given):
+            name = (await ada.submit(job, pipeline=pipeline, parameters=parameters)).name
+            seen.note(pipeline, await ada.get(name), await ada.cancel(name))
+        seen.note("shown", *(await ada.pipeline(pipeline)).steps)
+    await seen.refused("no pipeline", ada.submit(job, pipeline="no"))
+    await seen.refused("no version", ada.pipeline("ct-tissue@2"))
+    await seen.refused("no name", ada.submit(job, pipeline="pipelines/"))
+    await seen.refused("steps too", ada.submit(imaging_report([blob]), pipeline="ct-tissue"))
+    await seen.refused("no steps", ada.submit(job, parameters=window))
+    unknown = {"colour": "red"}
+    await seen.refused("unknown", ada.submit(job, pipeline="ct-tissue", parameters=unknown))
+    await seen.refused("in a run", ada.run("no", [blob]))
+    told: list[Any] = []
+    run = asyncio.create_task(ada.run("dicom-intake", [blob], request_id="run", told=told.append))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not told:  # noqa: ASYNC110 - a plain list sets no Event
+            await asyncio.sleep(0.01)
+        for step in ("inspect", "render"):
+            await work(told[0].snapshot.name, step, Outcome())
+        seen.note("ran", await run)
+    seen.note("told", *[one for one in told if not one.HasField("bookmark")])
+    seen.note("again", await ada.run("dicom-intake", [blob], request_id="run"))
+
+
 async def what_is_refused(ada: AsyncClient, seen: Transcript, blob: str) -> None:
     wrong = {
         "no steps": Job(inputs=[blob]),
@@ -416,6 +446,7 @@ async def converse(endpoint: str, work: Work, folder: Path) -> list[tuple[str, A
         await what_is_refused(ada, seen, names[0])
         await a_job_that_fails_and_is_retried(ada, work, seen, names[0])
         await a_job_that_fans_out(ada, work, seen, names[:3])
+        await jobs_of_pipelines(ada, work, seen, names[0])
         await jobs_of_an_owner(ada, bob, work, seen, names[0])
         await many_at_once(ada, seen, names[0])
     return seen.lines

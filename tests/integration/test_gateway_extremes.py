@@ -98,6 +98,8 @@ def seed(method: MethodDescriptor, job: str, blob: str) -> Message:
         request.token.expire_time.seconds += 3600
     if "filter" in fields and "Batch" in method.name:
         request.filter = "*"
+    if isinstance(request, job_service_pb2.RunJobRequest):
+        request.submit.CopyFrom(seed(METHODS[0], job, blob))
     if isinstance(request, job_service_pb2.WaitJobRequest):
         request.timeout.FromNanoseconds(1)
     return request

@@ -237,11 +237,8 @@ async def test_an_owner_that_cannot_travel_as_metadata_is_refused(gateway):
 
 
 def public(kind):
-    return {
-        name: member
-        for name, member in vars(kind).items()
-        if not name.startswith("_") and callable(member)
-    }
+    members = {name: getattr(kind, name) for name in dir(kind) if not name.startswith("_")}
+    return {name: member for name, member in members.items() if callable(member)}
 
 
 def test_the_blocking_client_has_every_method_with_the_same_parameters():

@@ -60,7 +60,7 @@ class Servicer:
 
     list_tasks = list_items = list_artifacts = list_results = explain_job = list_inputs
     batch_submit_jobs = batch_cancel_jobs = batch_retry_jobs = list_inputs
-    count_jobs = delete_job = list_inputs
+    count_jobs = delete_job = run_job = list_inputs
 
     async def cancel_job(self, _request: CancelJobRequest, _call: Call) -> Any:
         try:

@@ -29,6 +29,7 @@ from fluoro_client.errors import (
 )
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.many import ManyJobs, Page
+from fluoro_client.pipelines import Parameters, PipelineCalls, pipeline_name
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
 from fluoro_client.transfers import PartialFile, Source, Upload, prepare
@@ -50,7 +51,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AsyncClient(ManyJobs):
+class AsyncClient(ManyJobs, PipelineCalls):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.
@@ -86,6 +87,7 @@ class AsyncClient(ManyJobs):
         self._identity = Identity(owner, token)
         self._connection = Connection(endpoint, credentials, tls)
         self._jobs, self._blobs = self._connection.jobs, self._connection.blobs
+        self._pipelines = self._connection.pipelines
         self._contact = Contact()
 
     async def __aenter__(self) -> Self:
@@ -108,13 +110,21 @@ class AsyncClient(ManyJobs):
         return self._identity.metadata()
 
     async def submit(
-        self, job: JobSource, *, request_id: str = "", validate_only: bool = False
+        self,
+        job: JobSource,
+        *,
+        pipeline: str = "",
+        parameters: Parameters | None = None,
+        request_id: str = "",
+        validate_only: bool = False,
     ) -> job_pb2.Job:
         """Submits a job and returns it as accepted, without steps.
 
         Once this returns, the job is durable.
 
         job: a fluoro.v1.Job, or its proto3 JSON as dict or text (InvalidJobError if it is not).
+        pipeline: where its steps come from, `ct-tissue` or `ct-tissue@1`, if it has none itself.
+        parameters: of the pipeline, by name.
         request_id: repeat it to repeat a call whose outcome is unknown; empty makes a new one,
         which covers the retries inside this call.
         """
@@ -122,7 +132,10 @@ class AsyncClient(ManyJobs):
             job=parse_job(job),
             request_id=request_id or str(uuid.uuid4()),
             validate_only=validate_only,
+            pipeline=pipeline_name(pipeline),
         )
+        if parameters:
+            request.parameters.update(parameters)
         return (await self._unary(self._jobs.SubmitJob, request)).job
 
     async def get(self, name: str, *, view: View = FULL) -> job_pb2.Job:

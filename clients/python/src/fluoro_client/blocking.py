@@ -59,6 +59,9 @@ class Client:
 
     submit = _call(AsyncClient.submit)
     submit_many = _call(AsyncClient.submit_many)
+    run = _call(AsyncClient.run)
+    pipeline = _call(AsyncClient.pipeline)
+    pipelines = _iterate(AsyncClient.pipelines)
     get = _call(AsyncClient.get)
     list = _iterate(AsyncClient.list)
     list_inputs = _iterate(AsyncClient.list_inputs)

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from typing import Final, Self, cast
 
 import grpc
-from fluoro.v1 import blob_service_pb2_grpc, job_service_pb2_grpc, token_service_pb2_grpc
+from fluoro.v1 import (
+    blob_service_pb2_grpc,
+    job_service_pb2_grpc,
+    pipeline_service_pb2_grpc,
+    token_service_pb2_grpc,
+)
 
 from fluoro_client.credentials import Stamp, Tls
 
@@ -73,6 +78,9 @@ class Connection:
         """Its methods use the newest channel each time they are called."""
         self.tokens = cast("token_service_pb2_grpc.TokenServiceAsyncStub", _Newest(self, "_tokens"))
         self.blobs = cast("blob_service_pb2_grpc.BlobServiceAsyncStub", _Newest(self, "_blobs"))
+        self.pipelines = cast(
+            "pipeline_service_pb2_grpc.PipelineServiceAsyncStub", _Newest(self, "_pipelines")
+        )
 
     async def close(self) -> None:
         """Ends every call that is still running."""
@@ -104,6 +112,7 @@ class Connection:
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._blobs = blob_service_pb2_grpc.BlobServiceStub(self._channel)
         self._tokens = token_service_pb2_grpc.TokenServiceStub(self._channel)
+        self._pipelines = pipeline_service_pb2_grpc.PipelineServiceStub(self._channel)
 
     def _leave(self, channel: grpc.aio.Channel) -> None:
         """Closes a channel once its last call has ended; a watch on it may go on for days."""

@@ -16,7 +16,6 @@ from fluoro_client.options import (
     DEFAULT_ENDPOINT,
     OrderName,
     Output,
-    PipelineName,
     RoleName,
     Settings,
     StateName,
@@ -113,7 +112,16 @@ def submit(
         ),
     ] = "",
     pipeline: Annotated[
-        PipelineName | None, typer.Option("--pipeline", help="A ready-made job.")
+        str,
+        typer.Option(
+            "--pipeline", metavar="NAME[@VERSION]", help="`fluoro pipelines` lists what there is."
+        ),
+    ] = "",
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param", metavar="NAME=VALUE", help="A parameter of the pipeline. May be repeated."
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -142,13 +150,33 @@ def submit(
     action = partial(
         commands.submit,
         file=file,
-        pipeline=pipeline.value if pipeline else "",
+        pipeline=pipeline,
+        parameters=_pairs(parameters, "a parameter is NAME=VALUE"),
         inputs=inputs or [],
         labels=_labels(label),
         priority=priority,
         request_id=request_id,
         watch_it=watch,
     )
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@app.command(epilog=EPILOG)
+def pipelines(
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[NAME[@VERSION]]", help="Show this one.", show_default=False),
+    ] = "",
+    every: Annotated[
+        bool, typer.Option("--all", help="Every version; otherwise the newest of each.")
+    ] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """List the pipelines there are, or show one with its parameters."""
+    action = partial(commands.pipelines, name=name, all_versions=every)
     commands.run(Settings(endpoint, owner, output), action)
 
 
@@ -422,7 +450,11 @@ def _job_name(given: str) -> str:
 
 
 def _labels(given: list[str] | None) -> dict[str, str]:
+    return _pairs(given, "a label is KEY=VALUE")
+
+
+def _pairs(given: list[str] | None, otherwise: str) -> dict[str, str]:
     pairs = [label.partition("=") for label in given or []]
     if any(not separator or not key for key, separator, _ in pairs):
-        raise typer.BadParameter("a label is KEY=VALUE")
+        raise typer.BadParameter(otherwise)
     return {key: value for key, _, value in pairs}

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final, TypeVar
 
 from fluoro.v1 import blob_service_pb2, job_pb2, token_service_pb2
+from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 from rich.console import Console
 
 from fluoro_client import tokens
@@ -24,7 +24,7 @@ from fluoro_client.errors import (
     UnreachableError,
 )
 from fluoro_client.files import BadPathError, find_files, target_of, target_of_blob
-from fluoro_client.jobs import PIPELINES, InvalidJobError, parse_job
+from fluoro_client.jobs import InvalidJobError, parse_job
 from fluoro_client.many import Tally
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 from fluoro_client.present import (
@@ -33,17 +33,15 @@ from fluoro_client.present import (
     explanation_view,
     job_view,
     jobs_table,
+    pipeline_view,
+    pipelines_table,
     print_view,
     to_json,
     tokens_table,
     uploads_table,
 )
+from fluoro_client.transfers import each
 
-PARALLEL_TRANSFERS: Final = 4
-"""Files that go up or down at the same time."""
-
-Value = TypeVar("Value")
-Result = TypeVar("Result")
 Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
 
 
@@ -101,7 +99,7 @@ def run(settings: Settings, action: Action) -> None:
 async def upload(client: AsyncClient, settings: Settings, *, paths: Sequence[Path]) -> Exit:
     """Uploads files and the files in folders."""
     files = find_files(paths)
-    blobs = await _each(client.upload, files)
+    blobs = await each(client.upload, files)
     if settings.output is Output.JSON:
         uploads = [
             {"file": str(file), "blob": json.loads(to_json(blob))}
@@ -121,6 +119,7 @@ async def submit(
     *,
     file: str,
     pipeline: str,
+    parameters: Mapping[str, str],
     inputs: Sequence[str],
     labels: Mapping[str, str],
     priority: int,
@@ -132,18 +131,36 @@ async def submit(
         raise UsageError("Say what to run: either --file with a job in JSON, or --pipeline.")
     if pipeline and not inputs:
         raise UsageError("A pipeline needs at least one --input: a file, a folder, or blobs/ID.")
+    if parameters and not pipeline:
+        raise UsageError("--param goes with --pipeline.")
     job = parse_job(_text(file)) if file else job_pb2.Job()
-    blobs = await _as_blobs(client, inputs)
-    if pipeline:
-        job = PIPELINES[pipeline](blobs)
-    else:
-        job.inputs.extend(blobs)
+    job.inputs.extend(await _as_blobs(client, inputs))
+    values = await _typed(client, pipeline, parameters) if parameters else {}
     job.labels.update(labels)
     job.priority = priority or job.priority
-    accepted = await client.submit(job, request_id=request_id)
+    accepted = await client.submit(job, pipeline=pipeline, parameters=values, request_id=request_id)
     if watch_it:
         return await watch(client, settings, name=accepted.name, cursor="")
     _show(settings, accepted)
+    return Exit.OK
+
+
+async def pipelines(
+    client: AsyncClient, settings: Settings, *, name: str, all_versions: bool
+) -> Exit:
+    """Lists pipelines, or shows one."""
+    if name:
+        one = await client.pipeline(name)
+        if settings.output is Output.JSON:
+            print(to_json(one))  # noqa: T201 - the command's output
+        else:
+            print_view(pipeline_view(one))
+        return Exit.OK
+    found = [one async for one in client.pipelines(all_versions=all_versions)]
+    if settings.output is Output.JSON:
+        print(to_json({"pipelines": [json.loads(to_json(one)) for one in found]}))  # noqa: T201 - the command's output
+    else:
+        print_view(pipelines_table(found))
     return Exit.OK
 
 
@@ -356,7 +373,7 @@ async def download(
         await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
         return await client.download(what, path)
 
-    paths = await _each(fetch, targets)
+    paths = await each(fetch, targets)
     if settings.output is Output.JSON:
         print(to_json({"files": [str(path) for path in paths]}))  # noqa: T201 - the command's output
     else:
@@ -370,27 +387,6 @@ async def _connected(settings: Settings, action: Action) -> Exit:
         return await action(client, settings)
 
 
-async def _each(
-    function: Callable[[Value], Awaitable[Result]], values: Sequence[Value]
-) -> list[Result]:
-    """What `function` returns for each value, a few at a time and in order.
-
-    The first error ends the others.
-    """
-    slots = asyncio.Semaphore(PARALLEL_TRANSFERS)
-
-    async def one(value: Value) -> Result:
-        async with slots:
-            return await function(value)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(value)) for value in values]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
 async def _as_blobs(client: AsyncClient, inputs: Sequence[str]) -> list[str]:
     """Names of blobs: those given, and those of the files and folders given, which are uploaded."""
     sources: list[str | Path] = []
@@ -400,7 +396,29 @@ async def _as_blobs(client: AsyncClient, inputs: Sequence[str]) -> list[str]:
     async def name(source: str | Path) -> str:
         return source if isinstance(source, str) else (await client.upload(source)).name
 
-    return await _each(name, sources)
+    return await each(name, sources)
+
+
+async def _typed(
+    client: AsyncClient, pipeline: str, given: Mapping[str, str]
+) -> dict[str, str | float | bool]:
+    """Words of the command line as what the pipeline takes."""
+    types = {one.name: one.type for one in (await client.pipeline(pipeline)).parameters}
+    return {name: _value(name, word, types.get(name)) for name, word in given.items()}
+
+
+def _value(name: str, word: str, kind: int | None) -> str | float | bool:
+    match kind:
+        case PipelineParameter.TYPE_NUMBER | PipelineParameter.TYPE_INTEGER:
+            try:
+                return float(word)
+            except ValueError:
+                raise UsageError(f"--param {name} must be a number.") from None
+        case PipelineParameter.TYPE_BOOLEAN if word not in {"true", "false"}:
+            raise UsageError(f"--param {name} must be true or false.")
+        case PipelineParameter.TYPE_BOOLEAN:
+            return word == "true"
+    return word
 
 
 def _text(file: str) -> str:

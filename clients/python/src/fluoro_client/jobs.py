@@ -1,8 +1,8 @@
-"""Building jobs: `step` for any operation, short ways to common ones, pipelines, jobs from JSON."""
+"""Building jobs: `step` for any operation, short ways to common ones, jobs from JSON."""
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from fluoro.v1 import blob_service_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
 from google.protobuf import json_format
@@ -131,6 +131,7 @@ def report(
 def imaging_report(blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
     """Inspects, renders and analyzes (ct-tissue) DICOM files and reports on them.
 
+    The steps are those of the pipeline `ct-tissue`, for code that changes some of them.
     blobs: records or names, in item order.
     """
     return job_pb2.Job(
@@ -142,14 +143,3 @@ def imaging_report(blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
             report(after=["inspect", "render", "analyze"]),
         ],
     )
-
-
-class Pipeline(Protocol):
-    """A whole job for a list of inputs."""
-
-    def __call__(self, blobs: Iterable[blob_service_pb2.Blob | str]) -> job_pb2.Job:
-        """The job for these inputs."""
-
-
-PIPELINES: Final[dict[str, Pipeline]] = {"imaging-report": imaging_report}
-"""Pipelines by the name the `fluoro` command knows them by."""

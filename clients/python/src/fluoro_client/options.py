@@ -33,12 +33,6 @@ class OrderName(StrEnum):
     ENDED_FIRST = "end_time"
 
 
-class PipelineName(StrEnum):
-    """Pipelines by name; the keys of `jobs.PIPELINES`."""
-
-    IMAGING_REPORT = "imaging-report"
-
-
 class RoleName(StrEnum):
     """Roles, as words of the command line; `fluoro.v1.Role` without its prefix."""
 

@@ -13,9 +13,11 @@ from fluoro.v1 import (
     job_service_pb2,
     token_service_pb2,
 )
+from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Value
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -239,6 +241,43 @@ def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:
             Text(labels),
         )
     return table
+
+
+def pipelines_table(pipelines: Iterable[Pipeline]) -> Table:
+    """One line per pipeline."""
+    table = _table("PIPELINE", "TITLE", "TAKES", "PARAMETERS")
+    for one in pipelines:
+        names = " ".join(parameter.name for parameter in one.parameters)
+        table.add_row(_pipeline(one), Text(one.title), " ".join(one.accepts), Text(names))
+    return table
+
+
+def pipeline_view(pipeline: Pipeline) -> RenderableType:
+    """A pipeline with its steps and parameters."""
+    head = Text.assemble((_pipeline(pipeline), "bold"), f"  {pipeline.title}")
+    table = _table("PARAMETER", "TYPE", "DEFAULT", "ALLOWED", "WHAT")
+    for one in pipeline.parameters:
+        least, greatest = _word(one.minimum), _word(one.maximum)
+        allowed = " ".join(one.choices) or (f"{least} to {greatest}" if greatest else "")
+        default = "required" if one.required else _word(one.default_value)
+        kind = PipelineParameter.Type.Name(one.type).removeprefix("TYPE_").lower()
+        table.add_row(one.name, kind, Text(default), Text(allowed), Text(one.description))
+    steps = " → ".join(step.name for step in pipeline.steps)
+    parts: list[RenderableType] = [head, Text(pipeline.description), Text(f"Steps: {steps}")]
+    return Group(*parts, *([table] if pipeline.parameters else []))
+
+
+def _pipeline(pipeline: Pipeline) -> str:
+    """`ct-tissue@1`, as commands take it."""
+    return f"{pipeline.name.split('/')[1]}@{pipeline.version}"
+
+
+def _word(value: Value) -> str:
+    """A value of a parameter; nothing if there is none."""
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        return f"{value.number_value:.12g}"
+    return str(getattr(value, kind)) if kind else ""
 
 
 def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table:

@@ -5,12 +5,12 @@ import hashlib
 import mimetypes
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from fluoro.v1 import blob_service_pb2
 
@@ -19,6 +19,33 @@ CHUNK_BYTES: Final = 512 * 1024
 
 Source = str | os.PathLike[str] | bytes | AsyncIterable[bytes]
 """A file's path, the bytes themselves, or bytes as they come."""
+
+PARALLEL_TRANSFERS: Final = 4
+"""Files that go up or down at the same time."""
+
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+
+
+async def each(
+    function: Callable[[Value], Awaitable[Result]], values: Sequence[Value]
+) -> list[Result]:
+    """What `function` returns for each value, a few at a time and in order.
+
+    The first error ends the others.
+    """
+    slots = asyncio.Semaphore(PARALLEL_TRANSFERS)
+
+    async def one(value: Value) -> Result:
+        async with slots:
+            return await function(value)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(value)) for value in values]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import NoReturn
 from fluoro_client.errors import FluoroApiError
 from rich.console import Console
 
-from fluoro_local.demo import demo
+from fluoro_local.demo import PIPELINE, demo
 from fluoro_local.errors import StartError
 from fluoro_local.up import up
 
@@ -28,6 +28,12 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         metavar="PATH",
         help="DICOM file or folder (default: a CT and an MR that pydicom ships)",
+    )
+    once.add_argument(
+        "--pipeline",
+        default=PIPELINE,
+        metavar="NAME",
+        help="what runs: dicom-intake, imaging-report, archive-report, … (default: %(default)s)",
     )
     once.add_argument(
         "--data",
@@ -64,7 +70,8 @@ def main() -> int:
         if arguments.command == "up":
             up(arguments.data, console)
             return 0
-        return 0 if demo(arguments.input, arguments.data, arguments.out, console) else 1
+        asked = (arguments.input, arguments.data, arguments.out, console, arguments.pipeline)
+        return 0 if demo(*asked) else 1
     except (StartError, FluoroApiError) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
         return 1

@@ -1,17 +1,18 @@
-"""The demonstration: a whole Fluoro runs one imaging job and leaves the results in a folder."""
+"""The demonstration: a whole Fluoro runs one pipeline and leaves the results in a folder."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Final
+from zipfile import ZipFile, is_zipfile
 
 from fluoro.v1 import job_pb2
 from fluoro_client.aio import AsyncClient
 from fluoro_client.display import follow
-from fluoro_client.jobs import imaging_report
 from rich.console import Console
 
 from fluoro_local.errors import StartError
@@ -25,6 +26,9 @@ SHIPPED: Final = ("CT_small.dcm", "MR_small.dcm")
 
 The model is made for CT, so the MR shows a skipped item.
 """
+PIPELINE: Final = "ct-tissue"
+"""What runs when none is named."""
+ZIP: Final = "application/zip"
 RESULTS: Final = {
     "report": "report",
     "preview": "preview",
@@ -52,10 +56,12 @@ def dicom_files(source: Path | None) -> list[Path]:
     return found
 
 
-def demo(source: Path | None, data: Path, out: Path, console: Console) -> bool:
+def demo(
+    source: Path | None, data: Path, out: Path, console: Console, pipeline: str = PIPELINE
+) -> bool:
     """Run it and stop everything again; whether the job has a result.
 
-    Raises StartError when Fluoro cannot run here.
+    Raises StartError when Fluoro cannot run here, FluoroApiError if there is no such pipeline.
     """
     began = time.monotonic()
     inputs = dicom_files(source)
@@ -65,7 +71,9 @@ def demo(source: Path | None, data: Path, out: Path, console: Console) -> bool:
         data, tell=lambda sentence: console.print(f"  {sentence}", style="dim")
     ) as fluoro:
         console.print(f"Ready after {time.monotonic() - began:.1f} s on {fluoro.endpoint}")
-        job, written = asyncio.run(_run(fluoro, inputs, out, console))
+        job, written = asyncio.run(
+            _run(fluoro, lambda client: _client(client, pipeline, inputs, out, console))
+        )
     for path in written:
         console.print(f"  {path}")
     verdict = job_pb2.Job.State.Name(job.state).removeprefix("STATE_")
@@ -101,10 +109,15 @@ def _source(item: job_pb2.Item, inputs: Sequence[Path]) -> str:
 
 
 async def _run(
-    fluoro: Supervisor, inputs: Sequence[Path], out: Path, console: Console
+    fluoro: Supervisor, talk: Callable[[AsyncClient], Awaitable[tuple[job_pb2.Job, list[Path]]]]
 ) -> tuple[job_pb2.Job, list[Path]]:
-    """The job as it ended and the files written, while the services are looked after."""
-    work = asyncio.create_task(_client(fluoro.endpoint, inputs, out, console))
+    """What a client brings home, while the services are looked after."""
+
+    async def connected() -> tuple[job_pb2.Job, list[Path]]:
+        async with AsyncClient(fluoro.endpoint, owner=OWNER) as client:
+            return await talk(client)
+
+    work = asyncio.create_task(connected())
     try:
         while not work.done():
             fluoro.check()
@@ -116,17 +129,31 @@ async def _run(
 
 
 async def _client(
-    endpoint: str, inputs: Sequence[Path], out: Path, console: Console
+    client: AsyncClient, pipeline: str, inputs: Sequence[Path], out: Path, console: Console
 ) -> tuple[job_pb2.Job, list[Path]]:
-    async with AsyncClient(endpoint, owner=OWNER) as client:
-        earlier = len([job async for job in client.list()])
-        if earlier:
-            console.print(f"Jobs from earlier runs, still there: {earlier}")
-        blobs = [await client.upload(path, media_type="application/dicom") for path in inputs]
+    """The job as it ended, and the files written."""
+    chosen = await client.pipeline(pipeline)
+    earlier = len([job async for job in client.list()])
+    if earlier:
+        console.print(f"Jobs from earlier runs, still there: {earlier}")
+    if ZIP in chosen.accepts and not all(is_zipfile(path) for path in inputs):
+        blobs = [await client.upload(_zipped(inputs), media_type=ZIP)]
+        console.print(f"Uploaded {len(inputs)} files in an archive")
+    else:
+        kind = next(iter(chosen.accepts), "")
+        blobs = [await client.upload(path, media_type=kind) for path in inputs]
         console.print(f"Uploaded {len(blobs)} files")
-        job = await client.submit(imaging_report(blobs))
-        job = await follow(client, job.name, console)
-        return job, await _fetch(client, job, out)
+    job = await client.submit({"inputs": [blob.name for blob in blobs]}, pipeline=pipeline)
+    job = await follow(client, job.name, console)
+    return job, await _fetch(client, job, out)
+
+
+def _zipped(paths: Sequence[Path]) -> bytes:
+    archive = BytesIO()
+    with ZipFile(archive, "w") as files_in_it:
+        for number, path in enumerate(paths):
+            files_in_it.write(path, f"{number}{path.suffix}")
+    return archive.getvalue()
 
 
 async def _fetch(client: AsyncClient, job: job_pb2.Job, out: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 A message is its fields one after the other, and a field that holds a message is its bytes with a
 head (protobuf's encoding, "Message structure"). Putting the bytes together costs a fraction of
-copying a message into another one and walking through that. WatchJobResponse and WatchJobsResponse
-number alike the fields that both have.
+copying a message into another one and walking through that. WatchJobResponse, RunJobResponse and
+WatchJobsResponse number alike the fields that they have in common.
 """
 
 from typing import Final

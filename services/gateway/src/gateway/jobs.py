@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from fluoro.v1.job_service_pb2 import (
     ListTasksResponse,
     RetryJobRequest,
     RetryJobResponse,
+    RunJobRequest,
     SubmitJobRequest,
     SubmitJobResponse,
     WaitJobRequest,
@@ -42,7 +44,7 @@ from fluoro.v1.job_service_pb2 import (
 )
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
-from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger import accept, control, deletion, explain, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
@@ -102,25 +104,30 @@ class Jobs:
 
     async def submit_job(self, request: SubmitJobRequest, call: Call) -> SubmitJobResponse:
         """Answers after the commit that holds the job, and not before."""
-        started = time.monotonic()
+        return SubmitJobResponse(job=await self._submitted(request, call))
+
+    async def run_job(
+        self, request: RunJobRequest, call: Call
+    ) -> AsyncIterator[WatchJobResponse | bytes | JobStream]:
+        """A submit and a watch. Messages of a watch are those of a run, field by field."""
+        _check_view(request.view)
+        if request.submit.validate_only:
+            raise names.invalid("submit.validate_only", "A check runs nothing; use SubmitJob.")
         try:
-            submission, checked = (
-                await call.heavy.run(call.request_bytes, self._checked, request, call.owner)
-                if call.is_large
-                else self._checked(request, call.owner)
-            )
+            job = await self._submitted(request.submit, call)
         except FluoroError as error:
-            # What one version of a pipeline took, the next may refuse, and the call be repeated.
-            if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
-                raise
-            return SubmitJobResponse(job=job)
-        if checked:
-            return SubmitJobResponse(job=checked)
-        job = await self._committed(submission)
-        metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
-        self._dispatcher.wake(*submission.queues)
-        self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)
-        return SubmitJobResponse(job=job)
+            error.violations = [
+                FieldViolation(f"submit.{bad.field}", bad.description) for bad in error.violations
+            ]
+            raise
+        watch = WatchJobRequest(name=job.name, view=request.view)
+        try:
+            async with aclosing(self.watch_job(watch, call)) as messages:
+                async for message in messages:
+                    yield message
+        except FluoroError as error:
+            error.metadata["job"] = job.name
+            raise
 
     async def get_job(self, request: GetJobRequest, call: Call) -> GetJobResponse:
         """The job from the ledger."""
@@ -233,7 +240,7 @@ class Jobs:
 
     async def watch_job(
         self, request: WatchJobRequest, call: Call
-    ) -> AsyncIterator[WatchJobResponse | bytes | JobStream]:
+    ) -> AsyncGenerator[WatchJobResponse | bytes | JobStream, None]:
         """Snapshot or missed events first, then live from the hub.
 
         The watcher is there before the read, so nothing falls in between.
@@ -266,6 +273,28 @@ class Jobs:
             call.owner, dict(request.labels), request.start_cursor
         ):
             yield response
+
+    async def _submitted(self, request: SubmitJobRequest, call: Call) -> job_pb2.Job:
+        """The job once it is durable, or the one that was only checked."""
+        started = time.monotonic()
+        try:
+            submission, checked = (
+                await call.heavy.run(call.request_bytes, self._checked, request, call.owner)
+                if call.is_large
+                else self._checked(request, call.owner)
+            )
+        except FluoroError as error:
+            # What one version of a pipeline took, the next may refuse, and the call be repeated.
+            if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
+                raise
+            return job
+        if checked:
+            return checked
+        job = await self._committed(submission)
+        metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
+        self._dispatcher.wake(*submission.queues)
+        self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)
+        return job
 
     def _checked(
         self, request: SubmitJobRequest, owner: str

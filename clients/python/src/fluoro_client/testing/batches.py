@@ -8,7 +8,7 @@ from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_client.testing import searching
 from fluoro_client.testing.calls import Context, Service
 from fluoro_client.testing.faults import CODES, RefusalError, invalid
-from fluoro_client.testing.state import State, validated
+from fluoro_client.testing.state import State
 from fluoro_client.testing.story import Job, Story, accepted
 
 MAX_ENTRIES = 1000
@@ -126,7 +126,7 @@ class Batches(Service):
 
 def submitted(state: State, owner: str, request: job_service_pb2.SubmitJobRequest) -> job_pb2.Job:
     """The job as accepted, or as it would be. RefusalError if a gateway would not take it."""
-    job = validated(request.job)
+    job = state.checked(request)
     if not request.validate_only:
         return state.submit(owner, job, request.request_id)
     checked = Story(owner, accepted(job), lambda _: None).head()

@@ -1,7 +1,7 @@
 """The fake itself: a gRPC server on a loopback port, and what a test may tell it."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
@@ -14,10 +14,14 @@ from fluoro.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    pipeline_service_pb2,
+    pipeline_service_pb2_grpc,
 )
+from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 
 from fluoro_client.testing.faults import Fault
-from fluoro_client.testing.services import Blobs, Jobs
+from fluoro_client.testing.pipelines import Steps
+from fluoro_client.testing.services import Blobs, Jobs, PipelineService
 from fluoro_client.testing.state import Call, State
 from fluoro_client.testing.story import Change, Outcome, Story
 
@@ -26,7 +30,11 @@ MAX_CALLS: Final = 256
 
 METHODS: Final = frozenset(
     method.name
-    for file, service in ((job_service_pb2, "JobService"), (blob_service_pb2, "BlobService"))
+    for file, service in (
+        (job_service_pb2, "JobService"),
+        (blob_service_pb2, "BlobService"),
+        (pipeline_service_pb2, "PipelineService"),
+    )
     for method in file.DESCRIPTOR.services_by_name[service].methods
 )
 
@@ -72,6 +80,9 @@ class FakeGateway:
         server = grpc.server(self._threads, options=(("grpc.so_reuseport", 0),))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(Jobs(self._state), server)
         blob_service_pb2_grpc.add_BlobServiceServicer_to_server(Blobs(self._state), server)
+        pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(
+            PipelineService(self._state), server
+        )
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         server.start()
         self._server = server
@@ -197,6 +208,22 @@ class FakeGateway:
             self._state.faults.setdefault(method, deque()).extend(faults * times)
 
     # --- what is there without a call ---
+
+    def add_pipeline(
+        self,
+        name: str,
+        steps: Steps,
+        *,
+        version: int = 1,
+        parameters: Sequence[PipelineParameter] = (),
+    ) -> None:
+        """A pipeline beside those that ship with Fluoro, or in place of one of them.
+
+        steps: of its jobs, or a function that makes them of a caller's parameters and the defaults.
+        parameters: what callers may set. Types and names are checked, ranges are not.
+        """
+        with self._state.changed:
+            self._state.pipelines.add(name, steps, version, parameters)
 
     def add_job(
         self, job: job_pb2.Job | None = None, *, owner: str = "ada", events: Iterable[Change] = ()

@@ -13,12 +13,15 @@ from fluoro.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    pipeline_service_pb2,
+    pipeline_service_pb2_grpc,
 )
 
 from fluoro_client.testing import searching, views
 from fluoro_client.testing.batches import Batches, submitted
 from fluoro_client.testing.calls import Context, Response, Service
 from fluoro_client.testing.faults import Fault, RefusalError, invalid
+from fluoro_client.testing.pipelines import page
 from fluoro_client.testing.story import STEP_TERMINAL, Job, Story
 from fluoro_client.testing.views import BASIC, LARGEST_PAGE, PAGE, check_view, shown
 
@@ -257,6 +260,44 @@ class Jobs(Batches, job_service_pb2_grpc.JobServiceServicer):
                     cursor=_cursor(story, position), bookmark=bookmark
                 )
 
+    def RunJob(
+        self, request: job_service_pb2.RunJobRequest, context: Context
+    ) -> Iterator[job_service_pb2.RunJobResponse]:
+        """A job's snapshot and events, once it is accepted."""
+        return self._stream(
+            "RunJob",
+            request,
+            context,
+            lambda owner, fault: self._run_told(request, context, owner, fault),
+        )
+
+    def _run_told(
+        self, request: job_service_pb2.RunJobRequest, context: Context, owner: str, fault: Fault
+    ) -> Iterator[job_service_pb2.RunJobResponse]:
+        state = self._state
+        with state.changed:
+            check_view(request.view)
+            if request.submit.validate_only:
+                raise invalid("submit.validate_only", "A check runs nothing; use SubmitJob.")
+            # The run shall hear of the end as of something that comes later.
+            held, state.hold = state.hold, True
+            try:
+                job = state.checked(request.submit)
+                name = state.submit(owner, job, request.submit.request_id).name
+            except RefusalError as refusal:
+                bad = [(f"submit.{v.field}", v.description) for v in refusal.fault.violations]
+                raise RefusalError(refusal.fault.reason, refusal.fault.message, *bad) from None
+            finally:
+                state.hold = held
+        watch = job_service_pb2.WatchJobRequest(name=name, view=request.view)
+        for message in self._job_told(watch, context, owner, fault):
+            # After the snapshot was made, and before it may be the last that the caller hears.
+            with state.changed:
+                story = state.story(name)
+                if message.HasField("snapshot") and not held and not story.ended:
+                    state.finish(story)
+            yield job_service_pb2.RunJobResponse.FromString(message.SerializeToString())
+
     def WatchJobs(
         self, request: job_service_pb2.WatchJobsRequest, context: Context
     ) -> Iterator[job_service_pb2.WatchJobsResponse]:
@@ -340,6 +381,29 @@ def _number(cursor: str, watch: str, last: int) -> int:
             "The cursor is not one of this watch. Watch without a cursor to start with a snapshot.",
         )
     return int(number)
+
+
+class PipelineService(Service, pipeline_service_pb2_grpc.PipelineServiceServicer):
+    """fluoro.v1.PipelineService."""
+
+    def ListPipelines(
+        self, request: pipeline_service_pb2.ListPipelinesRequest, context: Context
+    ) -> pipeline_service_pb2.ListPipelinesResponse:
+        """Pipelines by name."""
+        return self._answer(
+            "ListPipelines", request, context, lambda _: page(self._state.pipelines, request)
+        )
+
+    def GetPipeline(
+        self, request: pipeline_service_pb2.GetPipelineRequest, context: Context
+    ) -> pipeline_service_pb2.GetPipelineResponse:
+        """One of them."""
+
+        def get(_: str) -> pipeline_service_pb2.GetPipelineResponse:
+            found = self._state.pipelines.find(request.name, "name").shown
+            return pipeline_service_pb2.GetPipelineResponse(pipeline=found)
+
+        return self._answer("GetPipeline", request, context, get)
 
 
 class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import grpc
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2
+from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
 from google.protobuf.message import Message
 
 from fluoro_client.testing.checks import check_inputs, check_job, check_name
 from fluoro_client.testing.faults import Fault, RefusalError
+from fluoro_client.testing.pipelines import Pipelines
 from fluoro_client.testing.story import File, Outcome, Story, accepted
 
 OUTPUT_ONLY_JOB: Final = (
@@ -26,6 +27,7 @@ OUTPUT_ONLY_JOB: Final = (
     "end_time",
     "last_sequence",
     "input_count",
+    "pipeline",
 )
 OUTPUT_ONLY_STEP: Final = (
     "state",
@@ -62,6 +64,7 @@ class State:
         self.faults: dict[str, deque[Fault]] = {}
         self.stories: dict[str, Story] = {}
         self.log: list[event_pb2.Event] = []
+        self.pipelines = Pipelines()
         self.blobs: dict[str, blob_service_pb2.Blob] = {}
         self.data: dict[str, bytes] = {}
         self._blob_owners: dict[str, str] = {}
@@ -81,6 +84,13 @@ class State:
         return len(self.log) > position
 
     # --- jobs ---
+
+    def checked(self, request: job_service_pb2.SubmitJobRequest) -> job_pb2.Job:
+        """The job with the steps of its pipeline. RefusalError if no gateway would take it."""
+        job, pipeline = self.pipelines.filled(request)
+        job = validated(job)
+        job.pipeline = pipeline
+        return job
 
     def submit(self, owner: str, job: job_pb2.Job, request_id: str) -> job_pb2.Job:
         """The job as accepted, or as an earlier call with this request_id had it accepted.

@@ -389,7 +389,7 @@ class Story:
 
 def accepted(job: job_pb2.Job) -> job_pb2.Job:
     """The job that a gateway makes of a submitted one: with tasks and the defaults of job.proto."""
-    made = Job(inputs=job.inputs, labels=job.labels, priority=job.priority)
+    made = Job(inputs=job.inputs, labels=job.labels, priority=job.priority, pipeline=job.pipeline)
     for name in ("schedule_time", "expire_time"):
         if job.HasField(name):
             getattr(made, name).CopyFrom(getattr(job, name))

@@ -802,6 +802,84 @@ class WatchJobResponse(_message.Message):
 Global___WatchJobResponse: _TypeAlias = WatchJobResponse  # noqa: Y015
 
 @_typing.final
+class RunJobRequest(_message.Message):
+    """Request of RunJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMIT_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    view: Global___JobView.ValueType
+    """How much of the job the snapshot has."""
+    @_builtins.property
+    def submit(self) -> Global___SubmitJobRequest:
+        """What to submit. Give it a request_id, so that the call may be repeated. validate_only must be
+        false.
+        """
+
+    def __init__(
+        self,
+        *,
+        submit: Global___SubmitJobRequest | None = ...,
+        view: Global___JobView.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submit", b"submit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["submit", b"submit", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunJobRequest: _TypeAlias = RunJobRequest  # noqa: Y015
+
+@_typing.final
+class RunJobResponse(_message.Message):
+    """One message of a run: that of a watch, field by field."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    BOOKMARK_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to resume from, by WatchJob. Opaque."""
+    @_builtins.property
+    def snapshot(self) -> _job_pb2.Job:
+        """The job, first message of the call."""
+
+    @_builtins.property
+    def event(self) -> _event_pb2.Event:
+        """The next event."""
+
+    @_builtins.property
+    def progress(self) -> _event_pb2.Progress:
+        """As in WatchJobResponse."""
+
+    @_builtins.property
+    def bookmark(self) -> Global___Bookmark:
+        """Nothing happened; the stream is alive."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        snapshot: _job_pb2.Job | None = ...,
+        event: _event_pb2.Event | None = ...,
+        progress: _event_pb2.Progress | None = ...,
+        bookmark: Global___Bookmark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "event", b"event", "progress", b"progress", "snapshot", b"snapshot", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bookmark", b"bookmark", "cursor", b"cursor", "event", b"event", "progress", b"progress", "snapshot", b"snapshot", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["snapshot", "event", "progress", "bookmark"]  # noqa: Y015
+    _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
+
+Global___RunJobResponse: _TypeAlias = RunJobResponse  # noqa: Y015
+
+@_typing.final
 class Bookmark(_message.Message):
     """Sent on an idle stream."""
 

@@ -103,6 +103,11 @@ class JobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
                 _registered_method=True)
+        self.RunJob = channel.unary_stream(
+                '/fluoro.v1.JobService/RunJob',
+                request_serializer=fluoro_dot_v1_dot_job__service__pb2.RunJobRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_job__service__pb2.RunJobResponse.FromString,
+                _registered_method=True)
         self.WaitJob = channel.unary_unary(
                 '/fluoro.v1.JobService/WaitJob',
                 request_serializer=fluoro_dot_v1_dot_job__service__pb2.WaitJobRequest.SerializeToString,
@@ -277,6 +282,19 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunJob(self, request, context):
+        """Submits a job and streams it: SubmitJob, and WatchJob of the job, in one call.
+
+        The first message is a snapshot, which names the job, and means that the job is durable. What
+        follows is as in WatchJob, up to the event that made the job terminal. A call that breaks before
+        the first message is repeated with the same request_id; it then streams the first job. A call
+        that breaks later goes on as a WatchJob with the job's name and the last cursor. Ending the call
+        does not end the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitJob(self, request, context):
         """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
         not an error.
@@ -414,6 +432,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJobs,
                     request_deserializer=fluoro_dot_v1_dot_job__service__pb2.WatchJobsRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_job__service__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'RunJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.RunJob,
+                    request_deserializer=fluoro_dot_v1_dot_job__service__pb2.RunJobRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_job__service__pb2.RunJobResponse.SerializeToString,
             ),
             'WaitJob': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitJob,
@@ -750,6 +773,33 @@ class JobService:
             '/fluoro.v1.JobService/WatchJobs',
             fluoro_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
             fluoro_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fluoro.v1.JobService/RunJob',
+            fluoro_dot_v1_dot_job__service__pb2.RunJobRequest.SerializeToString,
+            fluoro_dot_v1_dot_job__service__pb2.RunJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

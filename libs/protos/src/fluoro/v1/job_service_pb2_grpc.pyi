@@ -113,6 +113,15 @@ class JobServiceStub:
     the first message with b. The client library yields each event once. Bookmarks, slow readers
     and shutdown are as in WatchJob.
     """
+    RunJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]
+    """Submits a job and streams it: SubmitJob, and WatchJob of the job, in one call.
+
+    The first message is a snapshot, which names the job, and means that the job is durable. What
+    follows is as in WatchJob, up to the event that made the job terminal. A call that breaks before
+    the first message is repeated with the same request_id; it then streams the first job. A call
+    that breaks later goes on as a WatchJob with the job's name and the last cursor. Ending the call
+    does not end the job.
+    """
     WaitJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_service_pb2.WaitJobResponse]
     """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
     not an error.
@@ -247,6 +256,15 @@ class JobServiceAsyncStub(JobServiceStub):
     cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before
     the first message with b. The client library yields each event once. Bookmarks, slow readers
     and shutdown are as in WatchJob.
+    """
+    RunJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.RunJobRequest, _job_service_pb2.RunJobResponse]  # type: ignore[assignment]
+    """Submits a job and streams it: SubmitJob, and WatchJob of the job, in one call.
+
+    The first message is a snapshot, which names the job, and means that the job is durable. What
+    follows is as in WatchJob, up to the event that made the job terminal. A call that breaks before
+    the first message is repeated with the same request_id; it then streams the first job. A call
+    that breaks later goes on as a WatchJob with the job's name and the last cursor. Ending the call
+    does not end the job.
     """
     WaitJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.WaitJobRequest, _job_service_pb2.WaitJobResponse]  # type: ignore[assignment]
     """Returns the job as soon as it is terminal, or as it is after the timeout. An unfinished job is
@@ -439,6 +457,21 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         cursor has changed twice, from a to b to c, a resume from c repeats nothing that came before
         the first message with b. The client library yields each event once. Bookmarks, slow readers
         and shutdown are as in WatchJob.
+        """
+
+    @_abc_1.abstractmethod
+    def RunJob(
+        self,
+        request: _job_service_pb2.RunJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.RunJobResponse], _abc.AsyncIterator[_job_service_pb2.RunJobResponse]]:
+        """Submits a job and streams it: SubmitJob, and WatchJob of the job, in one call.
+
+        The first message is a snapshot, which names the job, and means that the job is durable. What
+        follows is as in WatchJob, up to the event that made the job terminal. A call that breaks before
+        the first message is repeated with the same request_id; it then streams the first job. A call
+        that breaks later goes on as a WatchJob with the job's name and the last cursor. Ending the call
+        does not end the job.
         """
 
     @_abc_1.abstractmethod

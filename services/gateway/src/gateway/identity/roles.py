@@ -29,6 +29,7 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.JobService.ListResults": SEE,
     "fluoro.v1.JobService.ListTasks": SEE,
     "fluoro.v1.JobService.RetryJob": CHANGE,
+    "fluoro.v1.JobService.RunJob": CHANGE,
     "fluoro.v1.JobService.SubmitJob": CHANGE,
     "fluoro.v1.JobService.WaitJob": SEE,
     "fluoro.v1.JobService.WatchJob": SEE,

@@ -1,0 +1,188 @@
+"""Pipelines of the fake: those that ship with Fluoro, and those that the test adds."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fluoro.v1 import archive_pb2, job_pb2, job_service_pb2, pipeline_service_pb2
+from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
+from google.protobuf import json_format
+
+from fluoro_client.jobs import analyze, inspect, render, report, step
+from fluoro_client.testing.faults import RefusalError, invalid
+
+_NAME: Final = re.compile(r"pipelines/([a-z][a-z0-9-]{0,62})(?:/versions/([1-9][0-9]{0,8}))?")
+
+Parameters = Mapping[str, Any]
+"""Values by name: strings, floats and bools."""
+Steps = Sequence[job_pb2.Step] | Callable[[Parameters], Sequence[job_pb2.Step]]
+"""The steps of a pipeline, or what makes them of a caller's parameters."""
+
+KINDS: Final = {
+    PipelineParameter.TYPE_STRING: "string_value",
+    PipelineParameter.TYPE_NUMBER: "number_value",
+    PipelineParameter.TYPE_INTEGER: "number_value",
+    PipelineParameter.TYPE_BOOLEAN: "bool_value",
+    PipelineParameter.TYPE_ENUM: "string_value",
+    PipelineParameter.TYPE_DURATION: "string_value",
+}
+"""The kind of google.protobuf.Value that a parameter of each type takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A pipeline, and what its steps are made of."""
+
+    shown: Pipeline
+    steps: Steps
+
+    def fill(self, parameters: Parameters) -> Sequence[job_pb2.Step]:
+        """The steps of a job."""
+        return self.steps(parameters) if callable(self.steps) else self.steps
+
+
+class Pipelines:
+    """Those there are, by id and version."""
+
+    def __init__(self) -> None:
+        self._all: dict[tuple[str, int], Made] = {}
+        for name, steps in SHIPPED.items():
+            names = ["title"] if name != "dicom-intake" else []
+            names += ["window_center", "window_width"] if name != "archive-report" else []
+            self.add(name, steps, 1, [_PARAMETERS[parameter] for parameter in names])
+
+    def add(
+        self, name: str, steps: Steps, version: int, parameters: Sequence[PipelineParameter]
+    ) -> None:
+        """A pipeline, in place of one of the same name and version."""
+        shown = Pipeline(
+            name=f"pipelines/{name}/versions/{version}",
+            version=version,
+            title=name,
+            parameters=parameters,
+        )
+        made = Made(shown, steps)
+        shown.steps.extend(made.fill(defaults(shown)))
+        self._all[name, version] = made
+
+    def find(self, name: str, field: str) -> Made:
+        """RefusalError INVALID_ARGUMENT or PIPELINE_NOT_FOUND."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise invalid(field, "Must be pipelines/{id} or pipelines/{id}/versions/{version}.")
+        newest = max((version for known, version in self._all if known == match[1]), default=0)
+        key = match[1], int(match[2] or newest)
+        if key not in self._all:
+            text = "There is no such pipeline, or not in this version. ListPipelines has all."
+            raise RefusalError("PIPELINE_NOT_FOUND", text, (field, text))
+        return self._all[key]
+
+    def listed(self, *, all_versions: bool) -> list[Pipeline]:
+        """By name and from the newest version down, without steps."""
+        found: list[Pipeline] = []
+        for name, version in sorted(self._all, key=lambda key: (key[0], -key[1])):
+            if all_versions or not found or found[-1].name.split("/")[1] != name:
+                shown = Pipeline()
+                shown.CopyFrom(self._all[name, version].shown)
+                shown.ClearField("steps")
+                found.append(shown)
+        return found
+
+    def filled(self, request: job_service_pb2.SubmitJobRequest) -> tuple[job_pb2.Job, str]:
+        """The job with its steps, and the version of the pipeline that they are of, if of one.
+
+        RefusalError if the request does not fit the pipeline.
+        """
+        job = job_pb2.Job()
+        job.CopyFrom(request.job)
+        if not request.pipeline:
+            if request.parameters.fields:
+                raise invalid("parameters", "They are a pipeline's; name one, or leave them out.")
+            return job, ""
+        made = self.find(request.pipeline, "pipeline")
+        if job.steps:
+            raise invalid("job.steps", "Leave them out: the pipeline has them.")
+        job.steps.extend(made.fill(_values(made.shown, request)))
+        return job, made.shown.name
+
+
+def defaults(pipeline: Pipeline) -> dict[str, Any]:
+    """Values of the parameters that have a default."""
+    return {
+        one.name: json_format.MessageToDict(one.default_value)
+        for one in pipeline.parameters
+        if one.HasField("default_value")
+    }
+
+
+def _values(pipeline: Pipeline, request: job_service_pb2.SubmitJobRequest) -> dict[str, Any]:
+    known = {one.name: one for one in pipeline.parameters}
+    given = request.parameters.fields
+    text = f"{pipeline.name} has no such parameter. It has: {', '.join(known) or 'none'}."
+    bad = [(name, text) for name in given if name not in known]
+    bad += [(name, "Required.") for name in known if known[name].required and name not in given]
+    bad += [
+        (name, f"Must be a {KINDS[known[name].type].removesuffix('_value')}.")
+        for name, value in given.items()
+        if name in known and value.WhichOneof("kind") != KINDS[known[name].type]
+    ]
+    if bad:
+        fields = [(f'parameters["{name}"]', description) for name, description in bad]
+        text = f"{len(bad)} bad parameter(s): {fields[0][0]}: {fields[0][1]}"
+        raise RefusalError("INVALID_ARGUMENT", text, *fields)
+    return {
+        **defaults(pipeline),
+        **{name: json_format.MessageToDict(value) for name, value in given.items()},
+    }
+
+
+_PARAMETERS: Final = {
+    "title": PipelineParameter(name="title", type=PipelineParameter.TYPE_STRING),
+    "window_center": PipelineParameter(name="window_center", type=PipelineParameter.TYPE_NUMBER),
+    "window_width": PipelineParameter(name="window_width", type=PipelineParameter.TYPE_NUMBER),
+}
+_PARAMETERS["title"].default_value.string_value = "Imaging report"
+
+
+def _rendered(given: Parameters) -> list[job_pb2.Step]:
+    window = given.get("window_center"), given.get("window_width")
+    whole = (float(window[0]), float(window[1])) if window[0] and window[1] else None
+    return [inspect(), render(after=["inspect"], window=whole)]
+
+
+def _reported(given: Parameters) -> list[job_pb2.Step]:
+    return [*_rendered(given), report(after=["inspect", "render"], title=given["title"])]
+
+
+def _analyzed(given: Parameters) -> list[job_pb2.Step]:
+    return [
+        *_rendered(given),
+        analyze("ct-tissue", after=["render"]),
+        report(after=["inspect", "render", "analyze"], title=given["title"]),
+    ]
+
+
+def _unpacked(given: Parameters) -> list[job_pb2.Step]:
+    steps = _reported(given)
+    steps[0].after.append("unpack")
+    return [step(archive_pb2.UnpackArchive(), "unpack", max_inputs_per_task=1), *steps]
+
+
+SHIPPED: Final[dict[str, Steps]] = {
+    "archive-report": _unpacked,
+    "ct-tissue": _analyzed,
+    "dicom-intake": _rendered,
+    "imaging-report": _reported,
+}
+
+
+def page(
+    pipelines: Pipelines, request: pipeline_service_pb2.ListPipelinesRequest
+) -> pipeline_service_pb2.ListPipelinesResponse:
+    """All of them: a test has few."""
+    if request.page_size < 0:
+        raise invalid("page_size", "Must not be negative.")
+    return pipeline_service_pb2.ListPipelinesResponse(
+        pipelines=pipelines.listed(all_versions=request.all_versions)
+    )
