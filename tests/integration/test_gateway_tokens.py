@@ -23,6 +23,9 @@ from fluoro.v1.token_service_pb2 import (
 from fluoro_jobs.ledger import tokens
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.tokens import create, digest
+from gateway.identity.principal import Caller
+from gateway.identity.service_tokens import ServiceTokens
+from gateway.ledger_calls import LedgerCalls
 from gateway.testing import Client, Refused, parse, refused, serving
 from grpc.aio import AioRpcError
 
@@ -213,3 +216,34 @@ async def test_the_command_makes_lists_and_revokes_tokens(
         name = json.loads(table)["tokens"][0]["name"]
         code, _, note = await run(*fluoro, "revoke", name, **variables)
         assert code == 0, note
+
+
+async def test_a_token_that_was_good_before_does_not_wait_behind_a_flood_of_bad_ones(
+    database_url: str,
+) -> None:
+    ledger = Ledger(database_url)
+    calls = LedgerCalls(ledger, threads=1)
+    door = ServiceTokens(calls, cache_seconds=0.001)
+
+    def ask(token: str) -> Any:
+        return asyncio.ensure_future(door.authenticate(Caller(with_token(token))))
+
+    with ledger.connection() as connection:
+        _, secret = create(connection, "ada", ["viewer"], creator="ledger")
+    await ask(secret)
+    with (
+        psycopg.connect(database_url) as holding,
+        psycopg.connect(database_url, autocommit=True) as watching,
+    ):
+        holding.execute("LOCK TABLE tokens")
+        bad = [ask(f"fluoro_{number:043}") for number in range(100)]
+        good = ask(secret)
+        async with asyncio.timeout(20):
+            while not watching.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount:
+                await asyncio.wait(bad, timeout=0.01)
+    assert (await good).owner == "ada"
+    assert sum(call.done() for call in bad) < 50
+    await asyncio.wait(bad)
+    assert {call.exception().reason for call in bad} == {"TOKEN_INVALID"}
+    calls.close()
+    ledger.close()

@@ -174,7 +174,7 @@ class ListTokensRequest(_message.Message):
     owner: _builtins.str
     """Only those of this owner; empty for all."""
     page_size: _builtins.int
-    """At most this many, up to 1,000; 0 for 100."""
+    """At most this many, up to 1,000; 0 for 50."""
     page_token: _builtins.str
     """From the answer before; empty for the first page."""
     def __init__(
