@@ -160,3 +160,20 @@ async def test_jobs_are_counted_by_state_and_pipeline(stage: Stage, database_url
     assert await counted("pipeline = ct-tissue") == [("PENDING", "ct-tissue", 1)]
     assert await counted("pipeline != ct-tissue AND end_time:*") == [("SUCCEEDED", "", 1)]
     assert (await refused(counted("nonsense"))).reason == "FILTER_INVALID"
+
+
+async def test_what_a_deleted_job_left_goes_with_the_last_job_that_works_on_it(
+    stage: Stage, database_url: str
+) -> None:
+    blob = new_id()
+    first = await finished(stage, [blob])
+    job = Job(inputs=[f"blobs/{blob}"], steps=[Step(name="a", inspect_dicom={})])
+    request = SubmitJobRequest(job=job)
+    second = (await stage.client.jobs.SubmitJob(request, metadata=ADA)).job.name
+    await stage.run(second)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for name, left in ((first, 1), (second, 0)):
+            await delete(stage, name)
+            assert deletion.remove_deleted(connection) == 1
+            row = connection.execute("SELECT FROM blobs WHERE id = %s", (blob,))
+            assert row.rowcount == left

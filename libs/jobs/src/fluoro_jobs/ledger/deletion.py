@@ -37,8 +37,9 @@ DELETE FROM {table} WHERE ctid = ANY(ARRAY(
 """
 _PLAIN: Final = [
     _EVENTS,
-    *(_ROWS.format(table=table) for table in ("items", "step_inputs", "job_inputs")),
+    *(_ROWS.format(table=table) for table in ("items", "step_inputs")),
 ]
+_INPUTS: Final = f"{_ROWS.format(table='job_inputs')} RETURNING blob_id"
 _ARTIFACTS: Final = f"{_ROWS.format(table='artifacts')} RETURNING blob_id"
 _TASKS: Final = """
 WITH chunk AS (SELECT id FROM tasks WHERE job_id = %(job)s LIMIT %(rows)s),
@@ -49,6 +50,7 @@ _BLOBS: Final = """
 DELETE FROM blobs b WHERE b.id = ANY(%(blobs)s) AND NOT b.uploaded
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.blob_id = b.id)
   AND NOT EXISTS (SELECT FROM job_inputs i WHERE i.blob_id = b.id)
+  AND NOT EXISTS (SELECT FROM tasks t WHERE t.result_blob = b.id)
 """
 _JOB: Final = "DELETE FROM jobs WHERE id = %s"
 
@@ -90,8 +92,9 @@ def _remove_some(connection: LedgerConnection, job: UUID) -> bool:
     """Removes a chunk of each table. Whether some may have more."""
     parameters: dict[str, Any] = {"job": job, "rows": CHUNK}
     removed = [connection.execute(query, parameters).rowcount for query in _PLAIN]
-    # Artifacts before tasks: a result that is a blob may be an artifact as well.
-    for query in (_ARTIFACTS, _TASKS):
+    # Inputs, too: of what another job left, they may be the last that names it. Artifacts before
+    # tasks: a result that is a blob may be an artifact as well.
+    for query in (_INPUTS, _ARTIFACTS, _TASKS):
         with connection.transaction():
             rows = connection.execute(query, parameters)
             removed.append(rows.rowcount)

@@ -219,6 +219,7 @@ TASKS: Final = Table(
     ForeignKeyConstraint(["job_id", "step"], ["steps.job_id", "steps.ordinal"], ondelete="CASCADE"),
     _one_of("state", ("OPEN", *TASK_ENDS)),
     Index("tasks_job_id_step_shard_key", "job_id", "step", "shard", unique=True),
+    Index(None, "result_blob", postgresql_where=sql("result_blob IS NOT NULL")),
 )
 """What a task is and how it ended. Written when it is made, when it ends, and when it fails."""
 
