@@ -148,6 +148,7 @@ class Rig:
             "FLUORO_DATABASE_URL": self.database_url,
             "FLUORO_REDIS_URL": self.redis_url,
             "FLUORO_BLOB_URL": self.blob_url,
+            "FLUORO_GRPC_HOST": "127.0.0.1",
             "FLUORO_HTTP_HOST": "127.0.0.1",
             "FLUORO_HTTP_PORT": "0",
             **{f"FLUORO_{key.upper()}": str(value) for key, value in settings.items()},
