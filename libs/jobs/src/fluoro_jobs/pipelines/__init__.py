@@ -117,7 +117,7 @@ def load(folder: str = "") -> Pipelines:
     found: dict[tuple[str, int], tuple[Template, str]] = {}
     faults: list[str] = []
     shipped = files("fluoro_jobs") / "pipelines" / "shipped"
-    for file, called in (*_files(shipped, "shipped"), *_operators(folder)):
+    for file, called in (*files_in(shipped, "shipped"), *_operators(folder)):
         try:
             read = template(_text(file, called), called)
         except BadPipelineError as error:
@@ -143,10 +143,10 @@ def _operators(folder: str) -> Iterator[tuple[Traversable, str]]:
             f"{folder} is not a folder. Set FLUORO_PIPELINES_FOLDER to one with pipelines in YAML, "
             "or leave it out."
         )
-    yield from _files(path, folder)
+    yield from files_in(path, folder)
 
 
-def _files(folder: Traversable, called: str) -> list[tuple[Traversable, str]]:
+def files_in(folder: Traversable, called: str) -> list[tuple[Traversable, str]]:
     """Its YAML files by name. Not those that begin with a dot: a mounted ConfigMap has such."""
     found = sorted(
         (one for one in folder.iterdir() if one.name.endswith(SUFFIXES) and one.name[0] != "."),

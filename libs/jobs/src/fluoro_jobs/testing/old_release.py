@@ -7,6 +7,8 @@ FLUORO_FORGETS has fields of the oneof `fluoro.v1.Step.operation`, separated by 
 import os
 import runpy
 import sys
+from importlib.resources.abc import Traversable
+from typing import Final
 
 from fluoro_jobs import operations
 
@@ -19,7 +21,25 @@ def _forget(fields: set[str]) -> None:
         del operations.BY_FIELD[field]
 
 
-_forget(set(os.environ["FLUORO_FORGETS"].split(",")))
+def _forget_pipelines(fields: set[str]) -> None:
+    """That release shipped none with what it did not know."""
+    from fluoro_jobs import pipelines  # noqa: PLC0415 - it reads the table
+
+    every = pipelines.files_in
+
+    def known(folder: Traversable, called: str) -> list[tuple[Traversable, str]]:
+        return [
+            (file, name)
+            for file, name in every(folder, called)
+            if not any(f"{field}:" in file.read_text() for field in fields)
+        ]
+
+    pipelines.files_in = known
+
+
+FORGOTTEN: Final = set(os.environ["FLUORO_FORGETS"].split(","))
+_forget(FORGOTTEN)
+_forget_pipelines(FORGOTTEN)
 
 if __name__ == "__main__":
     del sys.argv[0]
