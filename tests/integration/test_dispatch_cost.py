@@ -122,7 +122,8 @@ def test_owners_at_their_limits_keep_nobody_behind_them_waiting_however_many_the
 def test_turns_of_two_queues_at_one_moment_keep_an_owners_limit_over_both(
     rig: Rig, database_url: str
 ) -> None:
-    in_flight = "SELECT count(*) FROM open_tasks WHERE queued_time IS NOT NULL"
+    in_flight = "SELECT count(*) FROM open_tasks WHERE queued_time IS NOT NULL AND owner = %s"
+    one_of_dicom = "WHERE task_id = (SELECT task_id FROM open_tasks WHERE queue = 'dicom' LIMIT 1)"
     queues = {"dicom": "inspect_dicom", "export": "export_report"}
     with rig.connection() as connection, psycopg.connect(database_url) as other:
         for queue, operation in queues.items():
@@ -135,7 +136,10 @@ def test_turns_of_two_queues_at_one_moment_keep_an_owners_limit_over_both(
         assert (blocked.taken, blocked.blocked, blocked.goes_on) == ([], True, True)
         other.rollback()
 
-        # Now with moments that overlap by chance.
+        # Now one ends while the other, which looks at many owners, is at work.
+        limits.set_limit(connection, OWNER, 1)
+        connection.execute(_COPY + one_of_dicom, {"owners": 200, "tasks": 1, "name": None})
+
         def take_at_once(queue: str) -> None:
             with psycopg.connect(database_url, autocommit=True) as own:
                 for _ in range(ROUNDS):
@@ -144,12 +148,12 @@ def test_turns_of_two_queues_at_one_moment_keep_an_owners_limit_over_both(
                     end.wait()
                     end.wait()
 
-        begin, end = threading.Barrier(2), threading.Barrier(3)
+        begin, end = threading.Barrier(2, timeout=20), threading.Barrier(3, timeout=20)
         with ThreadPoolExecutor(2) as pool:
             threads = [pool.submit(take_at_once, queue) for queue in queues]
             for _ in range(ROUNDS):
                 end.wait(60)
-                assert connection.execute(in_flight).fetchall() <= [(3,)]
+                assert connection.execute(in_flight, (OWNER,)).fetchall() == [(1,)]
                 connection.execute(
                     "UPDATE open_tasks SET state = 'READY', queued_time = NULL,"
                     " dispatch_order = order_time WHERE queued_time IS NOT NULL"
