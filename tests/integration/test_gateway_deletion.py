@@ -1,6 +1,8 @@
 """Deleting and counting jobs through a gateway."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 from uuid import UUID
 
 import grpc
@@ -19,13 +21,17 @@ from fluoro.v1.job_service_pb2 import (
     WaitJobRequest,
     WatchJobRequest,
 )
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts, deletion
+from fluoro_jobs.ledger.accept import Submission, accept, validate
 from fluoro_jobs.ledger.records import TaskResult
+from fluoro_jobs.testing.rig import until
 from gateway.testing import refused
 from gateway.testing_jobs import Stage, claim, staged
 
 ADA = (("fluoro-owner", "ada"),)
+T = TypeVar("T")
 LEFT = """
 SELECT 'jobs', count(*) FROM jobs WHERE id = %(job)s
 UNION ALL SELECT 'steps', count(*) FROM steps WHERE job_id = %(job)s
@@ -177,3 +183,56 @@ async def test_what_a_deleted_job_left_goes_with_the_last_job_that_works_on_it(
             assert deletion.remove_deleted(connection) == 1
             row = connection.execute("SELECT FROM blobs WHERE id = %s", (blob,))
             assert row.rowcount == left
+
+
+WAITING = """
+SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
+
+
+def working_on(blob: UUID) -> Submission:
+    job = Job(inputs=[f"blobs/{blob}"], steps=[Step(name="a", inspect_dicom={})])
+    return validate(SubmitJobRequest(job=job), "ada")
+
+
+async def met(database_url: str, first: Callable[..., object], then: Callable[..., T]) -> T:
+    """What `then` gives, begun while the transaction of `first` is open, and waiting for it."""
+    with (
+        psycopg.connect(database_url, autocommit=True) as one,
+        psycopg.connect(database_url, autocommit=True) as other,
+        psycopg.connect(database_url, autocommit=True) as watching,
+    ):
+        with one.transaction():
+            first(one)
+            second = asyncio.create_task(asyncio.to_thread(then, other))
+            await asyncio.to_thread(
+                until, lambda: second.done() or watching.execute(WAITING).rowcount
+            )
+        return await second
+
+
+async def test_a_submit_that_comes_before_the_removal_of_its_input_keeps_it(
+    stage: Stage, database_url: str
+) -> None:
+    blob = new_id()
+    await delete(stage, await finished(stage, [blob]))
+    submission = working_on(blob)
+    removed = await met(
+        database_url, lambda one: accept(one, [submission]), deletion.remove_deleted
+    )
+    assert removed == 1
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT FROM blobs WHERE id = %s", (blob,)).rowcount == 1
+
+
+async def test_a_submit_that_comes_after_the_removal_of_its_input_is_refused(
+    stage: Stage, database_url: str
+) -> None:
+    blob = new_id()
+    await delete(stage, await finished(stage, [blob]))
+    submission = working_on(blob)
+    [answer] = await met(
+        database_url, deletion.remove_deleted, lambda other: accept(other, [submission])
+    )
+    assert isinstance(answer, FluoroError)
+    assert answer.reason is Reason.BLOB_NOT_FOUND

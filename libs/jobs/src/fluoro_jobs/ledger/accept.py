@@ -62,10 +62,14 @@ WITH given AS MATERIALIZED (
     queue text, task_name text,
     first_input int, input_count int, allowed int)
 ), missing AS MATERIALIZED (
-  -- A look-up for each, lest the planner joins them with all blobs there are.
+  -- A look-up for each, lest the planner joins them with all blobs there are. What a job made may
+  -- be deleted with that job at this moment, so it is locked; an upload never is.
   SELECT u.id, array_agg(i.place - 1 ORDER BY i.place) AS places
   FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place)
-  WHERE (SELECT b.owner FROM blobs b WHERE b.id = i.blob) IS DISTINCT FROM u.owner
+  WHERE coalesce(
+    (SELECT b.owner FROM blobs b WHERE b.id = i.blob AND b.uploaded),
+    (SELECT b.owner FROM blobs b WHERE b.id = i.blob AND NOT b.uploaded FOR KEY SHARE)
+  ) IS DISTINCT FROM u.owner
   GROUP BY u.id
 ), new_jobs AS (
   INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority,

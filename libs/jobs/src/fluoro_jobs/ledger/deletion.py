@@ -46,6 +46,10 @@ WITH chunk AS (SELECT id FROM tasks WHERE job_id = %(job)s LIMIT %(rows)s),
   gone AS (DELETE FROM attempts a USING chunk WHERE a.task_id = chunk.id)
 DELETE FROM tasks t USING chunk WHERE t.id = chunk.id RETURNING t.result_blob
 """
+# Waits for submits that take them as inputs. What these committed, only the next statement sees.
+_LOCK_BLOBS: Final = """
+SELECT FROM blobs WHERE id = ANY(%(blobs)s) AND NOT uploaded ORDER BY id FOR UPDATE
+"""
 _BLOBS: Final = """
 DELETE FROM blobs b WHERE b.id = ANY(%(blobs)s) AND NOT b.uploaded
   AND NOT EXISTS (SELECT FROM artifacts a WHERE a.blob_id = b.id)
@@ -100,5 +104,6 @@ def _remove_some(connection: LedgerConnection, job: UUID) -> bool:
             removed.append(rows.rowcount)
             blobs = [blob for (blob,) in rows.fetchall() if blob is not None]
             if blobs:
+                connection.execute(_LOCK_BLOBS, {"blobs": blobs})
                 connection.execute(_BLOBS, {"blobs": blobs})
     return max(removed) >= CHUNK
