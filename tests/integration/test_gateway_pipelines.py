@@ -8,7 +8,12 @@ import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
-from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest
+from fluoro.v1.job_service_pb2 import (
+    BatchSubmitJobsRequest,
+    GetJobRequest,
+    ListJobsRequest,
+    SubmitJobRequest,
+)
 from fluoro.v1.pipeline_service_pb2 import GetPipelineRequest, ListPipelinesRequest
 from gateway.testing import Client, refused, serving
 
@@ -164,6 +169,15 @@ async def test_a_submit_that_is_repeated_returns_the_first_job_also_if_it_is_not
     async with serving(database_url, redis_url, blob_url, pipelines_folder=str(newer)) as upgraded:
         again = (await upgraded.jobs.SubmitJob(asked)).job
         assert (again.name, again.pipeline) == (first.name, "pipelines/twice/versions/1")
+        other, unnamed = SubmitJobRequest(), SubmitJobRequest()
+        other.CopyFrom(asked)
+        other.parameters.update({"width": 81})
+        unnamed.CopyFrom(asked)
+        unnamed.request_id = ""
+        batch = BatchSubmitJobsRequest(requests=[other, asked, unnamed])
+        one, two, three = (await upgraded.jobs.BatchSubmitJobs(batch)).outcomes
+        assert two.job.name == first.name
+        assert one.refusal.reason == three.refusal.reason != ""
         asked.parameters.update({"width": 81})
         told = await refused(upgraded.jobs.SubmitJob(asked))
         assert told.reason == {"narrower": "INVALID_ARGUMENT", "gone": "PIPELINE_NOT_FOUND"}[change]

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import grpc
@@ -27,12 +27,13 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
 from fluoro_jobs.ledger import batches, filters, search
-from fluoro_jobs.ledger.accept import Submission, accept
+from fluoro_jobs.ledger.accept import Submission, accept, repeated
 from fluoro_jobs.ledger.batches import Piece
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import Key, write_token
 from fluoro_jobs.ledger.records import MAX_TASKS
 from fluoro_jobs.ledger.search import Search
+from fluoro_jobs.pipelines import repeat_key
 from fluoro_jobs.states import JobState
 from fluoro_jobs.wakeups import Publisher
 
@@ -67,6 +68,13 @@ MARGIN_SECONDS: Final = 1
 
 Checked = Callable[[SubmitJobRequest, str], tuple[Submission, job_pb2.Job | None]]
 """The submission of a request, and the answer if it is only to be checked."""
+
+
+class _Refused(NamedTuple):
+    """An entry that is not taken. key: by which an earlier job of the same entry is found."""
+
+    error: FluoroError
+    key: tuple[str, bytes] | None
 
 
 class Batches:
@@ -148,6 +156,7 @@ class Batches:
     async def _submit(self, request: BatchSubmitJobsRequest, call: Call) -> BatchSubmitJobsResponse:
         outcomes: list[job_pb2.Job | FluoroError | None] = []
         submissions: list[Submission] = []
+        refused: dict[int, tuple[str, bytes]] = {}
         for start in range(0, len(request.requests), ENTRIES_AT_ONCE):
             entries = request.requests[start : start + ENTRIES_AT_ONCE]
             size = sum(map(SubmitJobRequest.ByteSize, entries)) if call.is_large else 0
@@ -155,9 +164,18 @@ class Batches:
                 if isinstance(outcome, Submission):
                     submissions.append(outcome)
                     outcomes.append(None)
+                elif isinstance(outcome, _Refused):
+                    if outcome.key:
+                        refused[len(outcomes)] = outcome.key
+                    outcomes.append(outcome.error)
                 else:
                     outcomes.append(outcome)
             _check_size(submissions)
+        if refused:
+            keys = list(refused.values())
+            earlier = await self._calls.run_for(call.owner, repeated, call.owner, keys)
+            for place, key in refused.items():
+                outcomes[place] = earlier.get(key, outcomes[place])
         stored = iter(await self._stored(submissions, call.owner))
         response = BatchSubmitJobsResponse()
         response.outcomes.extend(
@@ -204,15 +222,15 @@ class Batches:
 
     def _check(
         self, entries: Sequence[SubmitJobRequest], request: BatchSubmitJobsRequest, owner: str
-    ) -> list[Submission | job_pb2.Job | FluoroError]:
+    ) -> list[Submission | job_pb2.Job | _Refused]:
         """What is to be stored of each, or its outcome if nothing is."""
-        found: list[Submission | job_pb2.Job | FluoroError] = []
+        found: list[Submission | job_pb2.Job | _Refused] = []
         for entry in entries:
             entry.validate_only |= request.validate_only
             try:
                 submission, job = self._checked(entry, owner)
             except FluoroError as error:
-                found.append(error)
+                found.append(_Refused(error, None if error.may_retry else repeat_key(entry)))
             else:
                 found.append(job or submission)
         return found

@@ -49,7 +49,7 @@ from fluoro_jobs.ledger import accept, control, deletion, explain, lists, read, 
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
-from fluoro_jobs.pipelines import Pipelines, digest
+from fluoro_jobs.pipelines import Pipelines, repeat_key
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
@@ -284,7 +284,6 @@ class Jobs:
                 else self._checked(request, call.owner)
             )
         except FluoroError as error:
-            # What one version of a pipeline took, the next may refuse, and the call be repeated.
             if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
                 raise
             return job
@@ -312,10 +311,9 @@ class Jobs:
 
     async def _earlier(self, request: SubmitJobRequest, owner: str) -> job_pb2.Job | None:
         """The job that the same call made before, if it names a pipeline."""
-        name = request.request_id
-        if not request.pipeline or not name or not name.isprintable() or request.validate_only:
+        if (key := repeat_key(request)) is None:
             return None
-        return await self._calls.run_for(owner, accept.repeated, owner, name, digest(request))
+        return (await self._calls.run_for(owner, accept.repeated, owner, [key])).get(key)
 
     async def _committed(self, submission: Submission) -> job_pb2.Job:
         """The job once it is durable.

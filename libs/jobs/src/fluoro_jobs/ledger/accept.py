@@ -22,7 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.planning import ALL
-from fluoro_jobs.ledger.rows import JOB_COLUMNS, job_of
+from fluoro_jobs.ledger.rows import JOB_COLUMNS, job_of, rows_of
 from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, pipeline_name, validate
 
 __all__ = ["GroupCommit", "Submission", "accept", "repeated", "validate"]
@@ -143,7 +143,8 @@ SELECT owner, NULL, id, request_sha256, create_time, state, last_sequence, pipel
 """
 
 _REPEATED: Final = f"""
-SELECT {JOB_COLUMNS} FROM jobs WHERE owner = %s AND request_id = %s AND request_sha256 = %s
+SELECT request_id, request_sha256, {JOB_COLUMNS} FROM jobs
+WHERE (owner, request_id) IN (SELECT %s, unnest(%s::text[]))
 """
 
 _CONFIRM: Final = "SELECT pg_logical_emit_message(true, 'fluoro', 'repeated')"
@@ -191,17 +192,19 @@ def accept(connection: LedgerConnection, submissions: Sequence[Submission]) -> l
 
 
 def repeated(
-    connection: LedgerConnection, owner: str, request_id: str, sha256: bytes
-) -> job_pb2.Job | None:
-    """The job of an earlier submit of the same request, without inputs and steps.
+    connection: LedgerConnection, owner: str, keys: Sequence[tuple[str, bytes]]
+) -> dict[tuple[str, bytes], job_pb2.Job]:
+    """The jobs of earlier submits of the same requests, without inputs and steps.
 
-    For a request that is not taken any more. None if there was none, or it had another body.
+    For requests that are not taken any more. keys: `request_id` and digest of each; those that had
+    no submit, or one with another body, are missing.
     """
-    row = connection.execute(_REPEATED, (owner, request_id, sha256)).fetchone()
-    if row is None:
-        return None
-    connection.execute(_CONFIRM)
-    return job_of(row)
+    rows = connection.execute(_REPEATED, (owner, [request_id for request_id, _ in keys]))
+    wanted = set(keys)
+    found = {key: job_of(row[2:]) for row in rows_of(rows) if (key := row[:2]) in wanted}
+    if found:
+        connection.execute(_CONFIRM)
+    return found
 
 
 def _no_such_blob(places: Sequence[int]) -> FluoroError:

@@ -24,7 +24,7 @@ from fluoro_jobs.pipelines.documents import MAX_BYTES, BadPipelineError
 from fluoro_jobs.pipelines.reading import template
 from fluoro_jobs.pipelines.template import Template, field_of
 
-__all__ = ["BadPipelineError", "Pipelines", "Template", "digest", "load", "template"]
+__all__ = ["BadPipelineError", "Pipelines", "Template", "load", "repeat_key", "template"]
 
 MAX_FILES: Final = 1000
 """Most files in the operator's folder."""
@@ -98,12 +98,12 @@ class Pipelines:
         if request.job.steps:
             _refuse("job.steps", "Leave them out: the pipeline has them.")
         steps = chosen.steps(chosen.read(request.parameters))
-        sha256 = digest(request)
+        sha256 = _digest(request)
         request.job.steps.extend(steps)
         try:
             checked = submission.validate(request, owner)
         except FluoroError as error:
-            request.job.ClearField("steps")  # it is as it was sent, for `digest`
+            request.job.ClearField("steps")  # it is as it was sent, for `repeat_key`
             _in_callers_words(error, chosen)
             raise
         return replace(checked, sha256=sha256, pipeline=chosen.id, pipeline_version=chosen.version)
@@ -165,7 +165,18 @@ def _text(file: Traversable, called: str) -> bytes:
         raise BadPipelineError(f"{called}:1: cannot be read: {error.strerror}") from error
 
 
-def digest(request: job_service_pb2.SubmitJobRequest) -> bytes:
+def repeat_key(request: job_service_pb2.SubmitJobRequest) -> tuple[str, bytes] | None:
+    """By which the job of an earlier submit of the same request is found, though it is refused now.
+
+    What one version of a pipeline took, the next may refuse. None if no such job can be.
+    """
+    name = request.request_id
+    if not request.pipeline or not name or not name.isprintable() or request.validate_only:
+        return None
+    return name, _digest(request)
+
+
+def _digest(request: job_service_pb2.SubmitJobRequest) -> bytes:
     """Of the request as it was sent: the same again is the same job, whatever is newest by then."""
     asked = job_service_pb2.SubmitJobRequest(
         pipeline=request.pipeline, parameters=request.parameters
