@@ -150,3 +150,38 @@ async def test_the_command_gives_parameters_the_types_of_the_pipeline(gateway, f
     code, _, err = await fluoro(*words, "--param", "colour=red")
     assert code == 3
     assert 'parameters["colour"]' in err
+
+
+async def test_the_command_runs_a_pipeline_on_a_folder_and_downloads_what_its_last_step_left(
+    gateway, fluoro, tmp_path
+):
+    gateway.hold = False
+    gateway.script("render", Outcome(artifacts=[File("preview-0.png", b"\x89PNG", "preview")]))
+    gateway.script(
+        "report",
+        Outcome(artifacts=[File("report.pdf", b"%PDF-", "report"), File("r.json", b"", "result")]),
+    )
+    study, results = tmp_path / "study", tmp_path / "results"
+    study.mkdir()
+    for name in ("1", "2"):
+        (study / name).write_bytes(name.encode())
+    words = ("run", "imaging-report@1", str(study), "--param", "title=Head", "--to", str(results))
+    code, out, _ = await fluoro(*words, "--role", "report")
+    assert code == 0
+    [job] = gateway.jobs.values()
+    assert (len(job.inputs), job.steps[-1].export_report.title) == (2, "Head")
+    report = results / "report" / "report.pdf"
+    assert out.splitlines()[-1] == str(report)
+    assert [path for path in results.rglob("*") if path.is_file()] == [report]
+    assert report.read_bytes() == b"%PDF-"
+
+
+async def test_a_run_whose_job_fails_downloads_nothing(gateway, fluoro, tmp_path):
+    gateway.hold = False
+    gateway.script("render", Outcome("NOT_DICOM"))
+    (tmp_path / "1").write_bytes(b"1")
+    code, _, _ = await fluoro(
+        "run", "imaging-report", str(tmp_path / "1"), "--to", str(tmp_path / "results")
+    )
+    assert code == 1
+    assert not (tmp_path / "results").exists()

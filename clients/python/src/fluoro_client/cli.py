@@ -70,6 +70,12 @@ Format = Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")
 ]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param", metavar="NAME=VALUE", help="A parameter of the pipeline. May be repeated."
+    ),
+]
 Filter = Annotated[
     str,
     typer.Option(
@@ -117,12 +123,7 @@ def submit(
             "--pipeline", metavar="NAME[@VERSION]", help="`fluoro pipelines` lists what there is."
         ),
     ] = "",
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param", metavar="NAME=VALUE", help="A parameter of the pipeline. May be repeated."
-        ),
-    ] = None,
+    parameters: Parameters = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -157,6 +158,44 @@ def submit(
         priority=priority,
         request_id=request_id,
         watch_it=watch,
+    )
+    commands.run(Settings(endpoint, owner, output), action)
+
+
+@app.command(epilog=EPILOG)
+def run(
+    *,
+    pipeline: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="`fluoro pipelines` lists them.")
+    ],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="FILES...", help="Files, folders (all files in them), or blobs/ID."),
+    ],
+    parameters: Parameters = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", help="Download only artifacts of this role. May be repeated."),
+    ] = None,
+    folder: Annotated[
+        Path,
+        typer.Option("-o", "--to", metavar="DIR", help="Where results go: DIR/STEP/ARTIFACT."),
+    ] = Path("out"),
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    owner: Owner = "",
+    output: Format = Output.TABLE,
+) -> None:
+    """Run a pipeline on files: upload, submit, watch, download what the last steps left.
+
+    Ctrl-C detaches, the job goes on.
+    """
+    action = partial(
+        commands.run_pipeline,
+        pipeline=pipeline,
+        inputs=inputs,
+        parameters=_pairs(parameters, "a parameter is NAME=VALUE"),
+        roles=role or [],
+        folder=folder,
     )
     commands.run(Settings(endpoint, owner, output), action)
 

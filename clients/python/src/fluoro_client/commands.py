@@ -10,11 +10,11 @@ from contextlib import aclosing
 from pathlib import Path
 
 from fluoro.v1 import blob_service_pb2, job_pb2, token_service_pb2
-from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 from rich.console import Console
 
 from fluoro_client import tokens
 from fluoro_client.aio import BASIC, AsyncClient
+from fluoro_client.arguments import UsageError, as_blobs, text, typed
 from fluoro_client.credentials import from_environment
 from fluoro_client.display import follow, whole
 from fluoro_client.errors import (
@@ -43,10 +43,6 @@ from fluoro_client.present import (
 from fluoro_client.transfers import each
 
 Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
-
-
-class UsageError(Exception):
-    """The command line does not make sense."""
 
 
 class DetachedError(Exception):
@@ -133,9 +129,9 @@ async def submit(
         raise UsageError("A pipeline needs at least one --input: a file, a folder, or blobs/ID.")
     if parameters and not pipeline:
         raise UsageError("--param goes with --pipeline.")
-    job = parse_job(_text(file)) if file else job_pb2.Job()
-    job.inputs.extend(await _as_blobs(client, inputs))
-    values = await _typed(client, pipeline, parameters) if parameters else {}
+    job = parse_job(text(file)) if file else job_pb2.Job()
+    job.inputs.extend(await as_blobs(client, inputs))
+    values = await typed(client, pipeline, parameters) if parameters else {}
     job.labels.update(labels)
     job.priority = priority or job.priority
     accepted = await client.submit(job, pipeline=pipeline, parameters=values, request_id=request_id)
@@ -143,6 +139,37 @@ async def submit(
         return await watch(client, settings, name=accepted.name, cursor="")
     _show(settings, accepted)
     return Exit.OK
+
+
+async def run_pipeline(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    pipeline: str,
+    inputs: Sequence[str],
+    parameters: Mapping[str, str],
+    roles: Sequence[str],
+    folder: Path,
+) -> Exit:
+    """Uploads, submits, watches, and downloads what the steps left that no other step follows."""
+    values = await typed(client, pipeline, parameters) if parameters else {}
+    job = job_pb2.Job(inputs=await as_blobs(client, inputs))
+    accepted = await client.submit(job, pipeline=pipeline, parameters=values)
+    verdict = await watch(client, settings, name=accepted.name, cursor="")
+    if verdict is Exit.OK:
+        found = (await client.get(accepted.name, view=BASIC)).steps
+        followed = {name for step in found for name in step.after}
+        last = [step.name for step in found if step.name not in followed]
+        await download(
+            client,
+            settings,
+            name=accepted.name,
+            steps=last,
+            roles=roles,
+            artifacts=[],
+            folder=folder,
+        )
+    return verdict
 
 
 async def pipelines(
@@ -385,50 +412,6 @@ async def _connected(settings: Settings, action: Action) -> Exit:
     token, tls = from_environment(os.environ)
     async with AsyncClient(settings.endpoint, owner=settings.owner, token=token, tls=tls) as client:
         return await action(client, settings)
-
-
-async def _as_blobs(client: AsyncClient, inputs: Sequence[str]) -> list[str]:
-    """Names of blobs: those given, and those of the files and folders given, which are uploaded."""
-    sources: list[str | Path] = []
-    for given in inputs:
-        sources += [given] if given.startswith("blobs/") else find_files([Path(given)])
-
-    async def name(source: str | Path) -> str:
-        return source if isinstance(source, str) else (await client.upload(source)).name
-
-    return await each(name, sources)
-
-
-async def _typed(
-    client: AsyncClient, pipeline: str, given: Mapping[str, str]
-) -> dict[str, str | float | bool]:
-    """Words of the command line as what the pipeline takes."""
-    types = {one.name: one.type for one in (await client.pipeline(pipeline)).parameters}
-    return {name: _value(name, word, types.get(name)) for name, word in given.items()}
-
-
-def _value(name: str, word: str, kind: int | None) -> str | float | bool:
-    match kind:
-        case PipelineParameter.TYPE_NUMBER | PipelineParameter.TYPE_INTEGER:
-            try:
-                return float(word)
-            except ValueError:
-                raise UsageError(f"--param {name} must be a number.") from None
-        case PipelineParameter.TYPE_BOOLEAN if word not in {"true", "false"}:
-            raise UsageError(f"--param {name} must be true or false.")
-        case PipelineParameter.TYPE_BOOLEAN:
-            return word == "true"
-    return word
-
-
-def _text(file: str) -> str:
-    """What is in a file, `-` is standard input."""
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text.") from error
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no {file}.") from error
 
 
 def _tell(settings: Settings, tally: Tally, what: str, *, yes: bool) -> None:

@@ -16,7 +16,7 @@ CHECK_SECONDS: Final = 0.25
 
 TRY: Final = """
 [bold]Fluoro runs on {endpoint}[/]. Try, in another terminal:
-  fluoro submit --endpoint {endpoint} --owner me --pipeline imaging-report --input FILE.dcm --watch
+  fluoro run imaging-report FILE.dcm --endpoint {endpoint} --owner me
   buf curl --protocol grpc --http2-prior-knowledge -H 'fluoro-owner: me' -d '{{}}' \\
     http://{endpoint}/fluoro.v1.JobService/ListJobs
 Metrics:
