@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.audit import Action
@@ -6,7 +8,7 @@ from gateway.identity.door import Door
 from gateway.identity.metadata import Believed, named_owner
 from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
-from gateway.identity.workloads import owner_of, owner_of_spiffe
+from gateway.identity.workloads import owner_of, owner_of_name, owner_of_spiffe
 
 MISSING = FluoroError(Reason.OWNER_MISSING, "Who?")
 VIEWER = frozenset({Role.VIEWER})
@@ -107,8 +109,10 @@ def test_a_subject_is_an_owner_or_nobody(subject: str, owner: str | None) -> Non
     ("spiffe_id", "owner"),
     [
         ("spiffe://clinic.example/ns/imaging/sa/reporter", "imaging.reporter"),
-        ("spiffe://clinic.example/lab/scanner-3", "lab.scanner-3"),
-        ("spiffe://clinic.example/lab.scanner-3", None),
+        ("spiffe://clinic.example/lab/scanner-3", "@lab@scanner-3"),
+        ("spiffe://clinic.example/lab.scanner-3", "@lab.scanner-3"),
+        ("spiffe://clinic.example/ns/Imaging/sa/reporter", None),
+        ("spiffe://clinic.example/system:serviceaccount:imaging:reporter", None),
         ("spiffe://else/ns/imaging/sa/reporter", None),
         ("spiffe://clinic.example.org/lab", None),
         ("spiffe://clinic.example/", None),
@@ -116,3 +120,20 @@ def test_a_subject_is_an_owner_or_nobody(subject: str, owner: str | None) -> Non
 )
 def test_a_spiffe_id_of_the_trust_domain_is_an_owner(spiffe_id: str, owner: str | None) -> None:
     assert owner_of_spiffe(spiffe_id, "clinic.example") == owner
+
+
+def test_no_two_spiffe_ids_are_one_owner() -> None:
+    parts = ["ns", "sa", "a", "b", "a.b", "a@b", "b.sa"]
+    ids = [
+        f"spiffe://clinic.example/{'/'.join(path)}"
+        for length in range(1, 5)
+        for path in itertools.product(parts, repeat=length)
+    ]
+    owners = [owner for one in ids if (owner := owner_of_spiffe(one, "clinic.example"))]
+    assert {"a.b", "@a@b", "@a.b"} <= set(owners)
+    assert len(owners) == len(set(owners))
+
+
+def test_a_common_name_is_no_service_account() -> None:
+    assert owner_of_name("imaging.reporter") == "imaging.reporter"
+    assert owner_of_name("system:serviceaccount:imaging:reporter") is None

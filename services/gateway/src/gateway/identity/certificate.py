@@ -6,7 +6,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 
 from gateway.identity.bindings import Bindings
 from gateway.identity.principal import Caller, Principal
-from gateway.identity.workloads import owner_of, owner_of_spiffe
+from gateway.identity.workloads import owner_of_name, owner_of_spiffe
 
 SPIFFE_ID = "peer_spiffe_id"
 COMMON_NAME = "x509_common_name"
@@ -29,12 +29,14 @@ class Certificate:
         found = caller.certificate()
         if SHOWN not in found:
             return None
-        name = _only(found.get(SPIFFE_ID if self._trust_domain else COMMON_NAME, ()))
-        owner = owner_of_spiffe(name, self._trust_domain) if self._trust_domain else owner_of(name)
+        domain = self._trust_domain
+        name = _only(found.get(SPIFFE_ID if domain else COMMON_NAME, ()))
+        owner = owner_of_spiffe(name, domain) if domain else owner_of_name(name)
         if owner is None:
             wanted = (
-                f"SPIFFE ID of the trust domain {self._trust_domain}"
-                if self._trust_domain
+                f"SPIFFE ID of the trust domain {domain} with a path of a-z 0-9 - _ . / that fits"
+                " an owner's 63 characters"
+                if domain
                 else "common name of 1 to 63 of the characters a-z 0-9 - _ . @"
             )
             raise FluoroError(

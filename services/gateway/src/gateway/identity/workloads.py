@@ -10,27 +10,34 @@ _MESH_PATH: Final = re.compile(r"ns/([a-z0-9-]+)/sa/([a-z0-9.-]+)")
 _OWNER: Final = re.compile(OWNER)
 
 
+def owner_of_name(name: str) -> str | None:
+    """The name, if it can be an owner; None otherwise.
+
+    Upper case is refused and not folded: two names may differ in nothing else.
+    """
+    return name if _OWNER.fullmatch(name) else None
+
+
 def owner_of(subject: str) -> str | None:
-    """The owner that a subject stands for; None if it cannot be one.
+    """The owner that the subject of a token stands for; None if it cannot be one.
 
     A Kubernetes service account is NAMESPACE.NAME: a namespace has no dot, so no two of them meet.
-    Upper case is refused and not folded: two subjects of an issuer may differ in nothing else.
     """
     account = _ACCOUNT.fullmatch(subject)
-    owner = f"{account[1]}.{account[2]}" if account else subject
-    return owner if _OWNER.fullmatch(owner) else None
+    return owner_of_name(f"{account[1]}.{account[2]}" if account else subject)
 
 
 def owner_of_spiffe(spiffe_id: str, trust_domain: str) -> str | None:
     """The owner that a SPIFFE ID of the trust domain stands for; None for others.
 
-    `/ns/NAMESPACE/sa/NAME`, as meshes write it, is NAMESPACE.NAME. Another path is its parts with
-    dots between; one that has dots itself is refused, or two paths could be one owner.
+    `/ns/NAMESPACE/sa/NAME`, as meshes write it, is NAMESPACE.NAME. Another path has `@` for each
+    slash, so it begins with one, as no NAMESPACE does. One that has `@` itself is refused: no two
+    paths are one owner.
     """
     prefix = f"spiffe://{trust_domain}/"
     if not trust_domain or not spiffe_id.startswith(prefix):
         return None
     path = spiffe_id.removeprefix(prefix)
     if account := _MESH_PATH.fullmatch(path):
-        return owner_of(f"{account[1]}.{account[2]}")
-    return None if "." in path else owner_of(path.replace("/", "."))
+        return owner_of_name(f"{account[1]}.{account[2]}")
+    return owner_of_name(f"@{path.replace('/', '@')}") if path and "@" not in path else None
