@@ -67,8 +67,9 @@ async def test_a_watch_of_a_finished_job_is_its_snapshot(gateway, client):
 
 async def test_a_watch_survives_the_death_and_return_of_the_server(gateway, client):
     job, seen = gateway.add_job(), []
-    reader = asyncio.create_task(sequences(client.watch(job.name), seen))
-    await until(lambda: gateway.calls)
+    watch = client.watch(job.name)
+    await anext(watch)  # the snapshot, which what is told is not part of
+    reader = asyncio.create_task(sequences(watch, seen))
     tell(gateway, job.name, 3)
     await until(lambda: len(seen) == 3)
     gateway.stop()
@@ -83,8 +84,9 @@ async def test_a_watch_survives_the_death_and_return_of_the_server(gateway, clie
 async def test_a_watch_survives_a_connection_that_is_cut(gateway, relay):
     job, seen = gateway.add_job(), []
     async with AsyncClient(f"127.0.0.1:{relay.port}", owner="ada") as client:
-        reader = asyncio.create_task(sequences(client.watch(job.name), seen))
-        await until(lambda: gateway.calls)
+        watch = client.watch(job.name)
+        await anext(watch)  # the snapshot, which what is told is not part of
+        reader = asyncio.create_task(sequences(watch, seen))
         for count in (2, 4, 6):
             tell(gateway, job.name, 2)
             await until(lambda count=count: len(seen) == count)
