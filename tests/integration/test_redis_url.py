@@ -190,6 +190,7 @@ def test_a_service_refuses_a_wrong_url_at_its_start_in_one_line(service: str) ->
         "FLUORO_DATABASE_URL": "postgresql://host/db",
         "FLUORO_BLOB_URL": "file:///tmp",
         "FLUORO_REDIS_URL": "amqp://:secret@host",
+        "FLUORO_GRPC_HOST": "127.0.0.1",
     }
     ended = subprocess.run(
         [sys.executable, "-m", service],

@@ -95,6 +95,8 @@ class Health:
         self.probes = Probes(settings.liveness_seconds)
         self.probes.add_check("ledger", ledger.check)
         self.probes.add_check("blobs", store.check)
+        self.probes.add_check("grpc", self._check_serving)
+        self._is_serving = False
         # Of its own: how busy the others are says nothing about the ledger.
         self._calls = LedgerCalls(ledger, threads=1)
         self._interval_seconds = settings.health_check_interval_seconds
@@ -104,12 +106,20 @@ class Health:
     async def beat(self, *needed: asyncio.Task[None]) -> None:
         """Shows until cancelled that the event loop turns and that all needed tasks run.
 
-        It runs in a task of its own, and waits for nothing, least of all for a store.
+        It runs in a task of its own, and waits for nothing, least of all for a store. It begins
+        once calls are served, and makes the gateway ready.
         """
+        self._is_serving = True
         while not (ended := [task.get_name() for task in needed if task.done()]):
             self.probes.beat()
             await asyncio.sleep(self._beat_seconds)
         log.error("tasks_ended", tasks=ended)
+
+    def _check_serving(self) -> None:
+        # Ready before that, it would get calls that nobody takes, and its loop, not beating yet,
+        # would count as alive even if it stood still.
+        if not self._is_serving:
+            raise RuntimeError("the gRPC server has not started")
 
     async def run(self) -> None:
         """Keeps looking until cancelled."""
