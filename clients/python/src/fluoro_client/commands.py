@@ -101,7 +101,7 @@ async def upload(client: AsyncClient, settings: Settings, *, paths: Sequence[Pat
             {"file": str(file), "blob": json.loads(to_json(blob))}
             for file, blob in zip(files, blobs, strict=True)
         ]
-        print(to_json({"uploads": uploads}))  # noqa: T201 - the command's output
+        _say(to_json({"uploads": uploads}))
     else:
         print_view(
             uploads_table([(str(file), blob) for file, blob in zip(files, blobs, strict=True)])
@@ -179,13 +179,13 @@ async def pipelines(
     if name:
         one = await client.pipeline(name)
         if settings.output is Output.JSON:
-            print(to_json(one))  # noqa: T201 - the command's output
+            _say(to_json(one))
         else:
             print_view(pipeline_view(one))
         return Exit.OK
     found = [one async for one in client.pipelines(all_versions=all_versions)]
     if settings.output is Output.JSON:
-        print(to_json({"pipelines": [json.loads(to_json(one)) for one in found]}))  # noqa: T201 - the command's output
+        _say(to_json({"pipelines": [json.loads(to_json(one)) for one in found]}))
     else:
         print_view(pipelines_table(found))
     return Exit.OK
@@ -201,7 +201,7 @@ async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: s
             return _verdict(job)
         async with aclosing(client.watch(name, cursor, view=BASIC)) as messages:
             async for message in messages:
-                print(to_json(message, one_line=True), flush=True)  # noqa: T201 - the command's output
+                _say(to_json(message, one_line=True))
                 place = message.cursor
         return _verdict(await client.get(name, view=BASIC))
     except asyncio.CancelledError:
@@ -224,7 +224,7 @@ async def watch_jobs(
                     else event_line(message)
                 )
                 if line:
-                    print(line, flush=True)  # noqa: T201 - the command's output
+                    _say(line)
                 place = message.cursor or place
     except asyncio.CancelledError:
         words = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
@@ -261,7 +261,7 @@ async def list_jobs(
         )
     ]
     if settings.output is Output.JSON:
-        print(to_json({"jobs": [json.loads(to_json(job)) for job in jobs]}))  # noqa: T201 - the command's output
+        _say(to_json({"jobs": [json.loads(to_json(job)) for job in jobs]}))
     else:
         print_view(jobs_table(jobs))
     return Exit.OK
@@ -277,7 +277,7 @@ async def explain(client: AsyncClient, settings: Settings, *, name: str) -> Exit
     """Says why a job has not ended."""
     found = await client.explain(name)
     if settings.output is Output.JSON:
-        print(to_json(found))  # noqa: T201 - the command's output
+        _say(to_json(found))
     else:
         print_view(explanation_view(found))
     return Exit.OK
@@ -302,11 +302,11 @@ async def create_token(
     numbers = [token_service_pb2.Role.Value(f"ROLE_{role.upper()}") for role in roles]
     made = await tokens.create_token(client, owner, numbers, display_name=display_name, days=days)
     if settings.output is Output.JSON:
-        print(to_json(made))  # noqa: T201 - the command's output
+        _say(to_json(made))
     else:
         until = made.token.expire_time.ToDatetime()
         sys.stderr.write(f"{made.token.name}, until {until:%Y-%m-%d}. Shown this once:\n")
-        print(made.secret)  # noqa: T201 - the command's output
+        _say(made.secret)
     return Exit.OK
 
 
@@ -314,7 +314,7 @@ async def list_tokens(client: AsyncClient, settings: Settings, *, owner: str) ->
     """Lists service tokens."""
     found = [token async for token in tokens.list_tokens(client, owner)]
     if settings.output is Output.JSON:
-        print(to_json({"tokens": [json.loads(to_json(token)) for token in found]}))  # noqa: T201 - the command's output
+        _say(to_json({"tokens": [json.loads(to_json(token)) for token in found]}))
     else:
         print_view(tokens_table(found))
     return Exit.OK
@@ -324,7 +324,7 @@ async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) ->
     """Revokes a service token."""
     token = await tokens.revoke_token(client, name)
     if settings.output is Output.JSON:
-        print(to_json(token))  # noqa: T201 - the command's output
+        _say(to_json(token))
     else:
         print_view(tokens_table([token]))
     return Exit.OK
@@ -340,7 +340,7 @@ async def count(client: AsyncClient, settings: Settings, *, filter_by: str, page
     if settings.output is Output.JSON:
         fields = ("state", "pipeline", "count")
         found = [dict(zip(fields, row, strict=True)) for row in rows]
-        print(to_json({"counts": found, "more": more}))  # noqa: T201 - the command's output
+        _say(to_json({"counts": found, "more": more}))
     else:
         print_view(counts_table(rows, more=more))
     return Exit.OK
@@ -349,7 +349,7 @@ async def count(client: AsyncClient, settings: Settings, *, filter_by: str, page
 async def delete(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     """Deletes a job."""
     await client.delete(name, missing_ok=False)
-    print(to_json({"deleted": name}) if settings.output is Output.JSON else f"{name} is deleted.")  # noqa: T201 - the command's output
+    _say(to_json({"deleted": name}) if settings.output is Output.JSON else f"{name} is deleted.")
     return Exit.OK
 
 
@@ -402,9 +402,9 @@ async def download(
 
     paths = await each(fetch, targets)
     if settings.output is Output.JSON:
-        print(to_json({"files": [str(path) for path in paths]}))  # noqa: T201 - the command's output
+        _say(to_json({"files": [str(path) for path in paths]}))
     else:
-        print("\n".join(map(str, paths)))  # noqa: T201 - the command's output
+        _say("\n".join(map(str, paths)))
     return Exit.OK
 
 
@@ -417,15 +417,20 @@ async def _connected(settings: Settings, action: Action) -> Exit:
 def _tell(settings: Settings, tally: Tally, what: str, *, yes: bool) -> None:
     """How many jobs it was done to, or would be."""
     if settings.output is Output.JSON:
-        print(to_json({"jobs": tally.jobs, "more": tally.more, "done": yes}))  # noqa: T201 - the command's output
+        _say(to_json({"jobs": tally.jobs, "more": tally.more, "done": yes}))
         return
     jobs = f"{'at least ' if tally.more else ''}{tally.jobs} job{'' if tally.jobs == 1 else 's'}"
-    print(f"{jobs} {what}." if yes else f"{jobs} would be {what}. Repeat with --yes.")  # noqa: T201 - the command's output
+    _say(f"{jobs} {what}." if yes else f"{jobs} would be {what}. Repeat with --yes.")
+
+
+def _say(text: str) -> None:
+    """Writes a line of the command's output, at once: whoever watches reads it through a pipe."""
+    print(text, flush=True)  # noqa: T201 - the command's output
 
 
 def _show(settings: Settings, job: job_pb2.Job) -> None:
     if settings.output is Output.JSON:
-        print(to_json(job))  # noqa: T201 - the command's output
+        _say(to_json(job))
     else:
         print_view(job_view(job))
 
