@@ -21,7 +21,9 @@ from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 
 from fluoro_client.testing.faults import Fault
 from fluoro_client.testing.pipelines import Steps
-from fluoro_client.testing.services import Blobs, Jobs, PipelineService
+from fluoro_client.testing.services.blobs import Blobs
+from fluoro_client.testing.services.jobs import Jobs
+from fluoro_client.testing.services.pipelines import PipelineService
 from fluoro_client.testing.state import Call, State
 from fluoro_client.testing.story import Change, Outcome, Story
 

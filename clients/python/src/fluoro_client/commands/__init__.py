@@ -1,0 +1,1 @@
+"""What each command of `fluoro` does. It ends with an exit code."""

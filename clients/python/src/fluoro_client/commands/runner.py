@@ -1,0 +1,115 @@
+"""How every command runs and ends: connected, with an exit code, never with a traceback."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+
+from fluoro.v1 import job_pb2
+
+from fluoro_client.aio import AsyncClient
+from fluoro_client.arguments import UsageError
+from fluoro_client.credentials import from_environment
+from fluoro_client.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    FluoroApiError,
+    UnreachableError,
+)
+from fluoro_client.files import BadPathError
+from fluoro_client.jobs import InvalidJobError
+from fluoro_client.options import Exit, Output, Settings
+from fluoro_client.present import job_view, print_view, to_json
+
+Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
+
+
+class DetachedError(Exception):
+    """Ctrl-C while a job was watched. The message says how to resume."""
+
+
+def run(settings: Settings, action: Action) -> None:
+    """Runs a command and exits with its code.
+
+    Errors go to standard error, as JSON if the output is.
+    """
+    try:
+        code = asyncio.run(_connected(settings, action))
+    except FluoroApiError as error:
+        code = _exit_code(error)
+        fields = {violation.field: violation.description for violation in error.violations}
+        details = {
+            "code": error.code.name,
+            "reason": error.reason,
+            "fields": fields,
+            "metadata": error.metadata,
+        }
+        _complain(
+            settings, str(error) if settings.output is Output.TABLE else error.message, **details
+        )
+    except (UsageError, BadPathError, InvalidJobError) as error:
+        code = Exit.USAGE
+        _complain(settings, str(error))
+    except DetachedError as detached:
+        code = Exit.INTERRUPTED
+        sys.stderr.write(f"{detached}\n")
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+        sys.stderr.write("Interrupted.\n")
+    except BrokenPipeError:
+        # Whoever read us has gone; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.LOCAL
+    except OSError as error:
+        code = Exit.LOCAL
+        _complain(settings, f"{error.filename or 'the system'}: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the last line of defence: people get a sentence, not a traceback
+        code = Exit.LOCAL
+        _complain(
+            settings, f"This is a bug in the fluoro command: {type(error).__qualname__}: {error}"
+        )
+    raise SystemExit(code)
+
+
+def say(text: str) -> None:
+    """Writes a line of the command's output, at once: whoever watches reads it through a pipe."""
+    print(text, flush=True)  # noqa: T201 - the command's output
+
+
+def show(settings: Settings, job: job_pb2.Job) -> None:
+    """Prints a job."""
+    if settings.output is Output.JSON:
+        say(to_json(job))
+    else:
+        print_view(job_view(job))
+
+
+def verdict(job: job_pb2.Job) -> Exit:
+    """The exit code for how a job ended."""
+    return (
+        Exit.JOB_FAILED
+        if job.state in {job_pb2.Job.STATE_FAILED, job_pb2.Job.STATE_CANCELLED}
+        else Exit.OK
+    )
+
+
+async def _connected(settings: Settings, action: Action) -> Exit:
+    token, tls = from_environment(os.environ)
+    async with AsyncClient(settings.endpoint, owner=settings.owner, token=token, tls=tls) as client:
+        return await action(client, settings)
+
+
+def _exit_code(error: FluoroApiError) -> Exit:
+    if isinstance(error, UnreachableError | DeadlineExceededError):
+        return Exit.UNREACHABLE
+    return Exit.LOCAL if isinstance(error, DataLossError) else Exit.REFUSED
+
+
+def _complain(settings: Settings, message: str, **details: object) -> None:
+    if settings.output is Output.JSON:
+        sys.stderr.write(
+            json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
+        )
+    else:
+        sys.stderr.write(f"Error: {message}\n")

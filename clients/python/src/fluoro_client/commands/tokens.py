@@ -1,0 +1,54 @@
+"""Commands on service tokens, for operators."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from fluoro.v1 import token_service_pb2
+
+from fluoro_client import tokens
+from fluoro_client.aio import AsyncClient
+from fluoro_client.commands.runner import say
+from fluoro_client.options import Exit, Output, Settings
+from fluoro_client.present import print_view, to_json, tokens_table
+
+
+async def create_token(
+    client: AsyncClient,
+    settings: Settings,
+    *,
+    owner: str,
+    roles: Sequence[str],
+    days: float,
+    display_name: str,
+) -> Exit:
+    """Makes a service token. What it is for goes to standard error: the token stands alone."""
+    numbers = [token_service_pb2.Role.Value(f"ROLE_{role.upper()}") for role in roles]
+    made = await tokens.create_token(client, owner, numbers, display_name=display_name, days=days)
+    if settings.output is Output.JSON:
+        say(to_json(made))
+    else:
+        until = made.token.expire_time.ToDatetime()
+        sys.stderr.write(f"{made.token.name}, until {until:%Y-%m-%d}. Shown this once:\n")
+        say(made.secret)
+    return Exit.OK
+
+
+async def list_tokens(client: AsyncClient, settings: Settings, *, owner: str) -> Exit:
+    """Lists service tokens."""
+    found = [token async for token in tokens.list_tokens(client, owner)]
+    if settings.output is Output.JSON:
+        say(to_json({"tokens": [json.loads(to_json(token)) for token in found]}))
+    else:
+        print_view(tokens_table(found))
+    return Exit.OK
+
+
+async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Revokes a service token."""
+    token = await tokens.revoke_token(client, name)
+    if settings.output is Output.JSON:
+        say(to_json(token))
+    else:
+        print_view(tokens_table([token]))
+    return Exit.OK
