@@ -75,8 +75,9 @@ api-fuzz: venv ## Send generated calls to every method of a real gateway (N=5000
 requirements: venv ## Compile the pinned requirement files anew.
 	@UV=$(BIN)/uv requirements/compile.sh
 
-docs: venv ## Write the tables of errors, metrics and settings in docs/ anew.
+docs: venv ## Write the reference of the API and the tables in docs/ anew.
 	@$(BIN)/python docs/tables.py
+	@$(BIN)/python docs/api.py
 
 clean: ## Remove the virtual environment, caches, local data and outputs.
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .data out

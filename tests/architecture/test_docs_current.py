@@ -5,8 +5,11 @@ import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from buf.validate import validate_pb2
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OUTSIDE = re.compile(r"[a-z]+:")
@@ -79,6 +82,28 @@ def test_a_table_in_the_documentation_is_what_the_code_gives(root: Path, name: s
     documents = runpy.run_path(str(root / "docs/tables.py"))["documents"]()
     assert sorted(path.name for path in documents) == sorted(GENERATED)
     assert (root / "docs" / name).read_text() == documents[root / "docs" / name], "run `make docs`"
+
+
+@pytest.fixture(scope="module")
+def reference(root: Path) -> dict[str, Any]:
+    """What makes the reference of the API."""
+    return runpy.run_path(str(root / "docs/api.py"))
+
+
+def test_the_reference_of_the_api_is_what_the_protos_give(
+    root: Path, reference: dict[str, Any]
+) -> None:
+    pages = {path: path.read_text() for path in (root / "docs/api").glob("*.md")}
+    assert pages == reference["documents"](), "run `make docs`"
+
+
+def test_a_rule_that_the_reference_has_no_words_for_is_refused(reference: dict[str, Any]) -> None:
+    field = FieldDescriptorProto()
+    field.options.Extensions[validate_pb2.field].double.finite = True
+    assert list(reference["rules_of"](field)) == ["finite"]
+    field.options.Extensions[validate_pb2.field].string.ipv4 = True
+    with pytest.raises(LookupError, match=r"StringRules\.ipv4: add some"):
+        list(reference["rules_of"](field))
 
 
 def test_every_relative_link_in_the_documentation_leads_somewhere(
@@ -193,7 +218,7 @@ def test_no_other_file_knows_the_operation_that_the_page_about_operations_adds(
     of_tools = {f"docs/{name}" for name in GENERATED}
     # The page itself, decisions, and tests, tools and pipelines that show the operation at work.
     about = (
-        *("docs/add-an-operation.md", "docs/adr/", "tests/", "libs/protos/src/"),
+        *("docs/add-an-operation.md", "docs/adr/", "tests/", "libs/protos/src/", "docs/api/"),
         "libs/jobs/src/fluoro_jobs/pipelines/shipped/",
         "clients/python/src/fluoro_client/testing/pipelines.py",
     )

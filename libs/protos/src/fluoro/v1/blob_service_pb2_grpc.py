@@ -61,7 +61,8 @@ class BlobServiceServicer:
     def UploadBlob(self, request_iterator, context):
         """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
 
-        A broken or mismatched upload leaves nothing visible. Uploading the same bytes again returns
+        A broken upload leaves nothing visible, nor does one of other bytes than its header says
+        (UPLOAD_MISMATCH). Uploading the same bytes again returns
         the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
         BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
         again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk

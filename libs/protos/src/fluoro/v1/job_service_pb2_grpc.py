@@ -189,6 +189,12 @@ class JobServiceServicer:
         The steps of the job are either in the request or those of a pipeline, whose parameters the
         request sets. PipelineService says which pipelines there are. A pipeline that does not exist is
         NOT_FOUND, reason PIPELINE_NOT_FOUND.
+
+        INVALID_ARGUMENT comes with one of these reasons: JOB_EMPTY without steps or inputs,
+        STEP_GRAPH_CYCLE and STEP_UNKNOWN where steps cannot follow each other, STEP_INPUT_MISSING and
+        STEP_INPUT_MISMATCH where one has nothing to work on, STEP_SEES_IDENTIFIABLE, or else
+        INVALID_ARGUMENT itself. An input that the caller does not have is NOT_FOUND, reason
+        BLOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,9 +262,10 @@ class JobServiceServicer:
 
         To resume, send the last cursor received as start_cursor. The stream then starts with the event
         after it, without a snapshot. A reader that takes nothing for 30 s while much waits for it gets
-        RESOURCE_EXHAUSTED. A gateway that shuts down sends UNAVAILABLE. Both leave the cursor valid. A
-        cursor from before the oldest event that is kept is OUT_OF_RANGE, reason CURSOR_EXPIRED;
-        `oldest_cursor` in the metadata of its ErrorInfo is the oldest good one.
+        RESOURCE_EXHAUSTED, reason WATCH_TOO_SLOW. A gateway that shuts down sends UNAVAILABLE, reason
+        SHUTTING_DOWN. Both leave the cursor valid. A cursor from before the oldest event that is kept
+        is OUT_OF_RANGE, reason CURSOR_EXPIRED; `oldest_cursor` in the metadata of its ErrorInfo is the
+        oldest good one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,7 +71,7 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTokens(self, request, context):
-        """Tokens, newest first, also those that have expired or were revoked.
+        """Lists tokens, newest first, also those that have expired or were revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
