@@ -39,8 +39,8 @@ Everything that a gateway answers, in the package `fluoro.v1`. These pages are t
 [protos/fluoro/v1](../../protos/fluoro/v1), with the roles that each call needs and the rules that
 each field has.
 
-- From Python, use [the client](../../clients/python/README.md); from elsewhere, compile or load the
-  protos.
+- From Python, use [the client](../../clients/python/README.md); from
+  [other languages](../other-languages.md), compile or load the protos.
 - A refusal has a gRPC code and a [reason](../errors.md), which programs branch on. Every call may
   end with `INVALID_ARGUMENT`, `MESSAGE_TOO_LARGE`, a reason of [identity](../identity.md), and
   those with the code `UNAVAILABLE`, after which the same call is made again. Each call's section

@@ -68,11 +68,12 @@ def test_the_patterns_find_what_they_are_for() -> None:
     assert [line for line in lines if not found(Path("planted"), line)] == []
 
 
-def test_no_lock_file_with_addresses_is_tracked(tracked: list[Path]) -> None:
+def test_no_lock_file_with_addresses_is_tracked(root: Path, tracked: list[Path]) -> None:
     assert [
         path
         for path in tracked
-        if path.name in {"uv.lock", "poetry.lock", "Pipfile.lock", "package-lock.json"}
+        if path.name in {"uv.lock", "poetry.lock", "Pipfile.lock"}
+        or (path.name == "package-lock.json" and '"resolved"' in (root / path).read_text())
     ] == []
 
 
