@@ -1,7 +1,7 @@
 """Who the client is: tokens and certificates, which may be replaced while it runs."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -79,16 +79,3 @@ class Identity:
         if isinstance(self.token, os.PathLike):
             return Path(self.token).read_text(encoding="ascii").strip()
         return self.token() if callable(self.token) else str(self.token)
-
-
-def from_environment(variables: Mapping[str, str]) -> tuple[Token | None, Tls | None]:
-    """What the command line is told by its environment: a token on a command line would be seen.
-
-    FLUORO_TOKEN or FLUORO_TOKEN_FILE; FLUORO_CA_FILE, FLUORO_CERTIFICATE_FILE, FLUORO_KEY_FILE;
-    FLUORO_TLS=1 for authorities of gRPC's own.
-    """
-    file = variables.get("FLUORO_TOKEN_FILE")
-    token: Token | None = Path(file) if file else variables.get("FLUORO_TOKEN") or None
-    files = [variables.get(f"FLUORO_{name}_FILE") or None for name in ("CA", "CERTIFICATE", "KEY")]
-    encrypted = any(files) or variables.get("FLUORO_TLS") == "1"
-    return token, Tls(*files) if encrypted else None

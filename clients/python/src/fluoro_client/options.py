@@ -1,7 +1,9 @@
 """What the command line says, in types that cost nothing to import."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Final
 
 DEFAULT_ENDPOINT = "localhost:50051"
 
@@ -42,6 +44,14 @@ class RoleName(StrEnum):
     WORKER = "worker"
 
 
+class Shell(StrEnum):
+    """Shells with completion."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
 class Exit(IntEnum):
     """Exit codes of the `fluoro` command. They are an interface: scripts branch on them."""
 
@@ -54,13 +64,28 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+MEANINGS: Final[Mapping[Exit, str]] = {
+    Exit.OK: "ok; a job that partially succeeded is ok",
+    Exit.JOB_FAILED: "the watched job failed or was cancelled; the doctor found a fault",
+    Exit.USAGE: "usage: an option, argument or profile that there is not",
+    Exit.REFUSED: "refused by the server; the reason is one of `docs/errors.md`",
+    Exit.UNREACHABLE: "no server reached, or no answer in time",
+    Exit.LOCAL: "trouble here: a file, the configuration, a token command",
+    Exit.INTERRUPTED: "interrupted; a watched job goes on",
+}
+"""What each exit code means: the one table, which help and documentation show."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options that every command has.
+    """Options that every command has, "" where they were not given.
 
-    endpoint: `host:port`. owner: the caller's identity, "" sends none.
+    endpoint: `host:port`. owner: the caller's identity, "" sends none. profile: a name in the
+    configuration file. same_place: words that make another command reach what this one did.
     """
 
     endpoint: str
     owner: str
     output: Output
+    profile: str
+    same_place: Sequence[str] = ()

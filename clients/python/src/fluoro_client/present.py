@@ -307,6 +307,25 @@ def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
     return table
 
 
+def profiles_view(
+    file: str, profiles: Iterable[dict[str, Any]], effect: dict[str, dict[str, str]]
+) -> RenderableType:
+    """The profiles of a file, and what a command uses with where that comes from."""
+    rows = list(profiles)
+    parts: list[RenderableType] = [Text(file if rows else f"No profiles in {file}.")]
+    if rows:
+        table = _table("", "PROFILE", "ENDPOINT", "OWNER", "TLS", "TOKEN")
+        for row in rows:
+            words = [Text(str(row[key])) for key in ("name", "endpoint", "owner")]
+            on = "on" if row["tls"] else ""
+            table.add_row("*" if row["used"] else "", *words, on, Text(row["token"]))
+        parts.append(table)
+    used = _table("IN EFFECT", "", "FROM")
+    for name, part in effect.items():
+        used.add_row(name, Text(part["value"] or "none"), Text(part["from"]))
+    return Group(*parts, Text(), used)
+
+
 def _time(time: timestamp_pb2.Timestamp) -> str:
     """Local time to the second, or nothing."""
     return (

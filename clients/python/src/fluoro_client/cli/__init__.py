@@ -4,11 +4,23 @@ What the commands do is in `commands`, which is imported when one runs.
 """
 
 import os
+from typing import Final
 
 import typer
 
-from fluoro_client.cli import files, jobs, running, tokens
-from fluoro_client.cli.command import EPILOG
+from fluoro_client.cli import completion, files, jobs, profiles, running, tokens
+from fluoro_client.options import MEANINGS
+
+ENVIRONMENT: Final = (
+    "Environment: FLUORO_ENDPOINT, FLUORO_OWNER and FLUORO_PROFILE are options of every command. "
+    "FLUORO_TOKEN or FLUORO_TOKEN_FILE is sent as bearer token. FLUORO_CA_FILE or FLUORO_TLS=1 "
+    "encrypts; FLUORO_CERTIFICATE_FILE and FLUORO_KEY_FILE are your own certificate. Options come "
+    "before the environment, and that before a profile."
+)
+EXIT_CODES: Final = "\n".join(
+    f"{code:>3}  {meaning.replace('`', '')}" for code, meaning in MEANINGS.items()
+)
+EPILOG: Final = f"Exit codes:\n{EXIT_CODES}\n\n{ENVIRONMENT}"
 
 app = typer.Typer(
     name="fluoro",
@@ -18,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (running, jobs, files):
+for part in (running, jobs, files, profiles, completion):
     app.add_typer(part.app)
 app.add_typer(tokens.app, name="tokens", no_args_is_help=True)
 

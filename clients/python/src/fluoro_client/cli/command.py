@@ -1,27 +1,25 @@
 """What the commands share: their common options, and words that several of them take."""
 
 import functools
-import importlib.util
 import inspect
-import sys
 from collections.abc import Awaitable, Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from fluoro_client.cli.completion import complete_job, complete_profile
+from fluoro_client.cli.lazy import later
 from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
 
 if TYPE_CHECKING:
-    from fluoro_client.commands.runner import Action
+    from fluoro_client.commands import runner
+    from fluoro_client.commands.runner import Action, Local
+else:
+    runner = later("fluoro_client.commands.runner")
 
-EPILOG: Final = (
-    "Exit codes: 0 ok (partially succeeded jobs too), 1 the watched job failed or was cancelled, "
-    "2 usage, 3 refused by the server, 4 no server reached or no answer in time, "
-    "5 trouble with files here, 130 interrupted. "
-    "FLUORO_TOKEN or FLUORO_TOKEN_FILE is sent as bearer token; FLUORO_CA_FILE encrypts, "
-    "FLUORO_CERTIFICATE_FILE and FLUORO_KEY_FILE are your own certificate."
-)
+EPILOG: Final = "Exit codes, environment and profiles: fluoro --help"
+
+COMMON_PANEL: Final = "Options of every command"
 
 Labels = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")
@@ -32,53 +30,63 @@ Parameters = Annotated[
         "--param", metavar="NAME=VALUE", help="A parameter of the pipeline. May be repeated."
     ),
 ]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.")]
-SomeJob = Annotated[
-    str, typer.Argument(metavar="[JOB]", help="jobs/ID, or the ID alone.", show_default=False)
+JobName = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="jobs/ID, or the ID alone.", autocompletion=complete_job),
 ]
-
-
-def later(name: str) -> ModuleType:
-    """A module that is imported when something in it is used.
-
-    gRPC and protobuf cost most of the start: help and completion do without them
-    (docs.python.org, "Implementing lazy imports").
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-if not TYPE_CHECKING:
-    runner = later("fluoro_client.commands.runner")
-else:
-    from fluoro_client.commands import runner
+SomeJob = Annotated[
+    str,
+    typer.Argument(
+        metavar="[JOB]",
+        help="jobs/ID, or the ID alone.",
+        show_default=False,
+        autocompletion=complete_job,
+    ),
+]
 
 
 def _settings(
     *,
     endpoint: Annotated[
-        str, typer.Option("--endpoint", envvar="FLUORO_ENDPOINT", help="Gateway, host:port.")
-    ] = DEFAULT_ENDPOINT,
+        str,
+        typer.Option(
+            "--endpoint",
+            metavar="HOST:PORT",
+            help=f"Gateway; FLUORO_ENDPOINT, or {DEFAULT_ENDPOINT}.",
+            show_default=False,
+            rich_help_panel=COMMON_PANEL,
+        ),
+    ] = "",
     owner: Annotated[
         str,
         typer.Option(
             "--owner",
-            envvar="FLUORO_OWNER",
-            help="Who you are; you see your own jobs and blobs. Gateways for many users need it.",
+            metavar="OWNER",
+            help="Who you are; you see your own jobs and blobs. Gateways for many users need it; "
+            "FLUORO_OWNER.",
+            show_default=False,
+            rich_help_panel=COMMON_PANEL,
         ),
     ] = "",
-    output: Annotated[Output, typer.Option("--output", help="json is proto3 JSON.")] = Output.TABLE,
+    profile: Annotated[
+        str,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            help="Take what is not given from this profile; `fluoro profiles` lists them; "
+            "FLUORO_PROFILE.",
+            show_default=False,
+            autocompletion=complete_profile,
+            rich_help_panel=COMMON_PANEL,
+        ),
+    ] = "",
+    output: Annotated[
+        Output,
+        typer.Option("--output", help="json is proto3 JSON.", rich_help_panel=COMMON_PANEL),
+    ] = Output.TABLE,
 ) -> Settings:
     """Options that every command has."""
-    return Settings(endpoint, owner, output)
+    return Settings(endpoint, owner, output, profile)
 
 
 _COMMON: Final = inspect.signature(_settings).parameters
@@ -87,16 +95,28 @@ _COMMON: Final = inspect.signature(_settings).parameters
 def command(
     app: typer.Typer, name: str | None = None
 ) -> Callable[[Callable[..., "Action"]], Callable[..., None]]:
-    """Makes a function that returns what to do a command that does it.
+    """Makes a function that returns what to do a command that does it on a connection.
 
     The command has the function's options and the common ones.
     """
+    return _command(app, name, "run")
 
-    def decorate(action: Callable[..., "Action"]) -> Callable[..., None]:
+
+def local_command(
+    app: typer.Typer, name: str | None = None
+) -> Callable[[Callable[..., "Local"]], Callable[..., None]]:
+    """As `command`, for what needs no connection or makes its own."""
+    return _command(app, name, "run_here")
+
+
+def _command(
+    app: typer.Typer, name: str | None, start: str
+) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    def decorate(action: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(action)
         def run(**given: Any) -> None:
             settings = _settings(**{common: given.pop(common) for common in _COMMON})
-            runner.run(settings, action(**given))
+            getattr(runner, start)(settings, action(**given))
 
         own = inspect.signature(action)
         parameters = [*own.parameters.values(), *_COMMON.values()]

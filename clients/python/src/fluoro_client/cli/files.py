@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluoro_client.cli.command import command, job_name, later
+from fluoro_client.cli.command import command, job_name
+from fluoro_client.cli.lazy import later
 
 if TYPE_CHECKING:
     from fluoro_client.commands import files as commands

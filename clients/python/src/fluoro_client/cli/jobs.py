@@ -12,9 +12,9 @@ from fluoro_client.cli.command import (
     command,
     job_name,
     labels_of,
-    later,
     one_or_many,
 )
+from fluoro_client.cli.lazy import later
 from fluoro_client.options import OrderName, StateName
 
 if TYPE_CHECKING:

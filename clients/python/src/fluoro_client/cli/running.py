@@ -13,9 +13,10 @@ from fluoro_client.cli.command import (
     command,
     job_name,
     labels_of,
-    later,
     pairs,
 )
+from fluoro_client.cli.completion import complete_pipeline
+from fluoro_client.cli.lazy import later
 
 if TYPE_CHECKING:
     from fluoro_client.commands import running as commands
@@ -38,7 +39,10 @@ def submit(
     pipeline: Annotated[
         str,
         typer.Option(
-            "--pipeline", metavar="NAME[@VERSION]", help="`fluoro pipelines` lists what there is."
+            "--pipeline",
+            metavar="NAME[@VERSION]",
+            help="`fluoro pipelines` lists what there is.",
+            autocompletion=complete_pipeline,
         ),
     ] = "",
     parameters: Parameters = None,
@@ -80,7 +84,12 @@ def submit(
 def run(
     *,
     pipeline: Annotated[
-        str, typer.Argument(metavar="NAME[@VERSION]", help="`fluoro pipelines` lists them.")
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]",
+            help="`fluoro pipelines` lists them.",
+            autocompletion=complete_pipeline,
+        ),
     ],
     inputs: Annotated[
         list[str],
@@ -115,7 +124,12 @@ def pipelines(
     *,
     name: Annotated[
         str,
-        typer.Argument(metavar="[NAME[@VERSION]]", help="Show this one.", show_default=False),
+        typer.Argument(
+            metavar="[NAME[@VERSION]]",
+            help="Show this one.",
+            show_default=False,
+            autocompletion=complete_pipeline,
+        ),
     ] = "",
     every: Annotated[
         bool, typer.Option("--all", help="Every version; otherwise the newest of each.")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluoro_client.cli.command import command, later
+from fluoro_client.cli.command import command
+from fluoro_client.cli.lazy import later
 from fluoro_client.options import RoleName
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from fluoro.v1 import job_pb2
 
 from fluoro_client.aio import AsyncClient
 from fluoro_client.arguments import UsageError
-from fluoro_client.credentials import from_environment
 from fluoro_client.errors import (
     DataLossError,
     DeadlineExceededError,
@@ -21,8 +21,11 @@ from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import job_view, print_view, to_json
+from fluoro_client.profiles import ProfileError, UnknownProfileError, access
 
 Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
+Local = Callable[[Settings], Exit]
+"""What a command does that calls no gateway, or makes its own connection."""
 
 
 class DetachedError(Exception):
@@ -30,12 +33,17 @@ class DetachedError(Exception):
 
 
 def run(settings: Settings, action: Action) -> None:
+    """Runs a command on a connection, and exits with its code."""
+    run_here(settings, lambda given: asyncio.run(_connected(given, action)))
+
+
+def run_here(settings: Settings, action: Local) -> None:
     """Runs a command and exits with its code.
 
     Errors go to standard error, as JSON if the output is.
     """
     try:
-        code = asyncio.run(_connected(settings, action))
+        code = action(settings)
     except FluoroApiError as error:
         code = _exit_code(error)
         fields = {violation.field: violation.description for violation in error.violations}
@@ -48,8 +56,11 @@ def run(settings: Settings, action: Action) -> None:
         _complain(
             settings, str(error) if settings.output is Output.TABLE else error.message, **details
         )
-    except (UsageError, BadPathError, InvalidJobError) as error:
+    except (UsageError, BadPathError, InvalidJobError, UnknownProfileError) as error:
         code = Exit.USAGE
+        _complain(settings, str(error))
+    except ProfileError as error:
+        code = Exit.LOCAL
         _complain(settings, str(error))
     except DetachedError as detached:
         code = Exit.INTERRUPTED
@@ -95,9 +106,18 @@ def verdict(job: job_pb2.Job) -> Exit:
 
 
 async def _connected(settings: Settings, action: Action) -> Exit:
-    token, tls = from_environment(os.environ)
-    async with AsyncClient(settings.endpoint, owner=settings.owner, token=token, tls=tls) as client:
-        return await action(client, settings)
+    there = access(
+        os.environ, endpoint=settings.endpoint, owner=settings.owner, profile=settings.profile
+    )
+    try:
+        client = AsyncClient(there.endpoint, owner=there.owner, token=there.token, tls=there.tls)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+    async with client:
+        found = replace(
+            settings, endpoint=there.endpoint, owner=there.owner, same_place=there.words()
+        )
+        return await action(client, found)
 
 
 def _exit_code(error: FluoroApiError) -> Exit:

@@ -16,7 +16,7 @@ from fluoro_client.commands.files import download
 from fluoro_client.commands.runner import DetachedError, say, show, verdict
 from fluoro_client.display import follow
 from fluoro_client.jobs import parse_job
-from fluoro_client.options import DEFAULT_ENDPOINT, Exit, Output, Settings
+from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import event_line, pipeline_view, pipelines_table, print_view, to_json
 
 
@@ -157,8 +157,7 @@ def _check_cursor(settings: Settings, cursor: str) -> None:
 def _resume(settings: Settings, what: Sequence[str], cursor: str) -> str:
     """The command that goes on where this one was left."""
     words = ["fluoro", "watch", *what]
-    words += ["--endpoint", settings.endpoint] if settings.endpoint != DEFAULT_ENDPOINT else []
-    words += ["--owner", settings.owner] if settings.owner else []
+    words += settings.same_place
     if settings.output is Output.JSON:
         words += ["--output", "json", *(["--cursor", cursor] if cursor else [])]
     return shlex.join(words)
