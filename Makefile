@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(wildcard libs/*) $(wildcard services/*) clients/python deploy/local
 MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
+# One more than the cores, at most 8: a test waits for processes half of its time.
+TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
 .PHONY: help venv demo up test check lint format type gen models k8s bench role-matrix chaos api-fuzz requirements docs clean
@@ -30,8 +32,10 @@ demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=y
 up: venv ## Run Fluoro on this machine until Ctrl-C; prints the endpoint and what to try.
 	@$(BIN)/python -m fluoro_local up
 
-test: venv check ## Run every check and every test.
-	@$(BIN)/pytest
+# A file of tests stays in one process, for its fixtures. Whole Fluoros come first and pure logic last (testpaths), so no process
+# is left alone with a long file at the end.
+test: venv check ## Run every check and every test (TEST_PROCESSES=3 at a time, each with servers of its own).
+	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: venv lint type ## Run what needs no server: style, types, import rules, API rules.
 	@$(BIN)/lint-imports --no-cache
