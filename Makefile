@@ -50,9 +50,9 @@ format: venv ## Mend style where a machine can.
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
-type: venv ## Check types of what we ship, the benchmarks, the chaos rig and the fuzzer.
+type: venv ## Check types of what we ship, the benchmarks, the examples, the chaos rig and the fuzzer.
 	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
-	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py
+	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py clients/python/examples
 
 gen: venv ## Generate the Python code of protos/ anew.
 	@$(BIN)/python libs/protos/generate.py
