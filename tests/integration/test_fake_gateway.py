@@ -440,6 +440,8 @@ async def converse(endpoint: str, work: Work, folder: Path) -> list[tuple[str, A
             for data in (b"one", b"two", b"three", b"one")
         ]
         seen.note("uploaded", *blobs, await ada.get_blob(blobs[0].name))
+        large = bytes(5_000_000)
+        seen.note("large, and again", await ada.upload(large), await ada.upload(large))
         await seen.refused("another's bytes", bob.download(blobs[0].name, folder / "not"))
         assert (await ada.download(blobs[1].name, folder / "two")).read_bytes() == b"two"
         names = [blob.name for blob in blobs]

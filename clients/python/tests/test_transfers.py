@@ -78,6 +78,40 @@ async def test_an_upload_that_breaks_off_begins_again(gateway, client, tmp_path,
     assert len(gateway.calls) == 3
 
 
+async def test_a_large_upload_that_breaks_off_goes_on_where_it_broke(gateway, client, tmp_path):
+    path, data = tmp_path / "large.bin", os.urandom(5_000_000)
+    path.write_bytes(data)
+    gateway.fail("UploadBlob", Fault(after=3_000_000), Fault(after=0), Fault(after=1_000_000))
+    blob = await client.upload(path)
+    assert gateway.data[blob.name] == data
+    assert blob.media_type == "application/octet-stream"
+    sent = [call.request for call in gateway.calls if call.method == "UploadBlob"]
+    assert [header.offset for header in sent] == [0, 3 * 2**20, 3 * 2**20, 4 * 2**20]
+    assert len({header.upload_id for header in sent}) == 1
+
+
+async def test_large_bytes_that_the_owner_has_are_not_sent_again(gateway, client):
+    data = os.urandom(5_000_000)
+    blob = gateway.add_blob(data, owner="ada")
+    assert await client.upload(data) == blob
+    assert [call.method for call in gateway.calls] == ["BeginUpload"]
+    gateway.add_blob(data[1:], owner="bob")
+    assert (await client.upload(data[1:])).size_bytes == len(data) - 1
+    assert [call.method for call in gateway.calls][1:] == ["BeginUpload", "UploadBlob"]
+
+
+async def test_a_gateway_that_is_older_than_uploads_that_go_on_gets_them_in_one_stream(
+    gateway, client
+):
+    data = os.urandom(5_000_000)
+    gateway.fail("BeginUpload", Fault("METHOD_UNKNOWN"))
+    gateway.fail("UploadBlob", Fault(after=1_000_000))
+    blob = await client.upload(data)
+    assert gateway.data[blob.name] == data
+    sent = [call.request for call in gateway.calls if call.method == "UploadBlob"]
+    assert [(header.upload_id, header.offset) for header in sent] == [("", 0)] * 2
+
+
 async def test_bytes_as_they_come_cannot_be_sent_twice(gateway, client):
     async def source():
         yield DATA

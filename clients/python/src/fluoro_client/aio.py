@@ -32,7 +32,7 @@ from fluoro_client.many import ManyJobs, Page
 from fluoro_client.pipelines import Parameters, PipelineCalls, pipeline_name
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
-from fluoro_client.transfers import PartialFile, Source, Upload, prepare
+from fluoro_client.transfers import PartialFile, Resume, Source, Upload, prepare
 from fluoro_client.watching import TERMINAL, resume_watch
 from fluoro_client.watching_jobs import resume_watch_jobs
 
@@ -310,17 +310,22 @@ class AsyncClient(ManyJobs, PipelineCalls):
 
         The same bytes again give the same blob.
 
-        Begins again after a lost connection, except with bytes as they come: those are gone.
+        After a lost connection, 4 MiB and more go on with what the gateway, or another one of the
+        deployment, has; less begins again. Bytes as they come do neither: they are gone. 4 MiB and
+        more that the owner has uploaded before are not sent again.
         media_type: empty means what file prefix or suffix tell, else application/octet-stream.
         """
         upload = await prepare(source, media_type)
-        patience = self._patience("an upload")
+        patience, resume = self._patience("an upload"), Resume() if upload.resumes else None
         while True:
             try:
-                blob = await self._send(upload)
+                blob = await self._send(upload, resume, patience)
             except FluoroApiError as error:
                 if upload.once:
                     raise
+                if resume and error.code is grpc.StatusCode.UNIMPLEMENTED:
+                    resume = None  # the gateway is older than uploads that go on
+                    continue
                 await patience.pause(error)
             else:
                 self._contact.made = True
@@ -414,11 +419,22 @@ class AsyncClient(ManyJobs, PipelineCalls):
     def _patience(self, what: str) -> Patience:
         return Patience(self.patience_seconds, self._contact, what, renews=self._identity.renews)
 
-    async def _send(self, upload: Upload) -> blob_service_pb2.Blob:
+    async def _send(
+        self, upload: Upload, resume: Resume | None, patience: Patience
+    ) -> blob_service_pb2.Blob:
+        if resume:
+            request = blob_service_pb2.BeginUploadRequest(
+                upload_id=resume.upload_id, header=upload.header
+            )
+            begun = await self._once(self._blobs.BeginUpload, request, self.deadline_seconds)
+            if begun.HasField("blob"):
+                return begun.blob
+            if begun.committed_bytes > resume.committed_bytes:
+                patience.progress()
+            resume.committed_bytes = begun.committed_bytes
+        requests = upload.requests(resume or Resume(""))
         try:
-            return (
-                await send(self._blobs.UploadBlob(metadata=self._metadata), upload.requests())
-            ).blob
+            return (await send(self._blobs.UploadBlob(metadata=self._metadata), requests)).blob
         except grpc.aio.AioRpcError as error:
             raise decode(error, self.endpoint) from error
 

@@ -5,9 +5,10 @@ import hashlib
 import mimetypes
 import os
 import secrets
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -16,6 +17,9 @@ from fluoro.v1 import blob_service_pb2
 
 CHUNK_BYTES: Final = 512 * 1024
 """Size of the chunks sent; the server takes up to 1 MiB."""
+
+RESUMED_BYTES: Final = 4 * 1024 * 1024
+"""Files and bytes of this size and more go on after a broken connection; others begin again."""
 
 Source = str | os.PathLike[str] | bytes | AsyncIterable[bytes]
 """A file's path, the bytes themselves, or bytes as they come."""
@@ -48,21 +52,40 @@ async def each(
     return [task.result() for task in tasks]
 
 
+@dataclass(slots=True)
+class Resume:
+    """An upload that goes on. committed_bytes: what the gateway has for sure."""
+
+    upload_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    committed_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Upload:
     """What to send.
 
-    chunks() starts from the beginning each time, unless `once`: then it can be called only once.
+    chunks(offset) starts from that byte each time, unless `once`: then it can be called only once,
+    with 0.
     """
 
     header: blob_service_pb2.UploadBlobHeader
-    chunks: Callable[[], AsyncGenerator[bytes, None]]
+    chunks: Callable[[int], AsyncGenerator[bytes, None]]
     once: bool = False
 
-    async def requests(self) -> AsyncGenerator[blob_service_pb2.UploadBlobRequest, None]:
-        """The header, then the chunks."""
-        yield blob_service_pb2.UploadBlobRequest(header=self.header)
-        async with aclosing(self.chunks()) as chunks:
+    @property
+    def resumes(self) -> bool:
+        """Whether it is worth the calls that it takes to go on after a broken connection."""
+        return not self.once and self.header.size_bytes >= RESUMED_BYTES
+
+    async def requests(
+        self, resume: Resume
+    ) -> AsyncGenerator[blob_service_pb2.UploadBlobRequest, None]:
+        """The header, then the chunks that are not committed."""
+        offset = resume.committed_bytes
+        header = blob_service_pb2.UploadBlobHeader(upload_id=resume.upload_id, offset=offset)
+        header.MergeFrom(self.header)
+        yield blob_service_pb2.UploadBlobRequest(header=header)
+        async with aclosing(self.chunks(offset)) as chunks:
             async for chunk in chunks:
                 yield blob_service_pb2.UploadBlobRequest(chunk=chunk)
 
@@ -76,16 +99,16 @@ async def prepare(source: Source, media_type: str) -> Upload:
         header = blob_service_pb2.UploadBlobHeader(
             media_type=media_type, size_bytes=len(source), sha256=hashlib.sha256(source).digest()
         )
-        return Upload(header, lambda: _pieces(source))
+        return Upload(header, lambda offset: _pieces(source, offset))
     if isinstance(source, AsyncIterable):
         return Upload(
             blob_service_pb2.UploadBlobHeader(media_type=media_type),
-            lambda: _split(source),
+            lambda _: _split(source),
             once=True,
         )
     path = Path(source)
     header = await asyncio.to_thread(_examine, path, media_type)
-    return Upload(header, lambda: _read(path))
+    return Upload(header, lambda offset: _read(path, offset))
 
 
 def _examine(path: Path, media_type: str) -> blob_service_pb2.UploadBlobHeader:
@@ -111,8 +134,8 @@ def _media_type(path: Path, preamble: bytes) -> str:
     return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
-async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
-    for start in range(0, len(data), CHUNK_BYTES):
+async def _pieces(data: bytes, offset: int = 0) -> AsyncGenerator[bytes, None]:
+    for start in range(offset, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
 
 
@@ -122,9 +145,10 @@ async def _split(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
             yield piece
 
 
-async def _read(path: Path) -> AsyncGenerator[bytes, None]:
+async def _read(path: Path, offset: int) -> AsyncGenerator[bytes, None]:
     file = await asyncio.to_thread(path.open, "rb")
     with file:
+        file.seek(offset)
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk
 

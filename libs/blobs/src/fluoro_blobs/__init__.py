@@ -8,6 +8,8 @@ from fluoro_blobs.errors import (
     BlobStoreReadOnlyError,
 )
 from fluoro_blobs.folder_writer import FolderWriter
+from fluoro_blobs.parts_writer import PartsWriter
+from fluoro_blobs.resumable import ResumableUpload
 from fluoro_blobs.store import FOLDERS, BlobStore, FoundBlob
 from fluoro_blobs.writer import BlobWriter, StoredBlob
 
@@ -22,5 +24,7 @@ __all__ = [
     "BlobWriter",
     "FolderWriter",
     "FoundBlob",
+    "PartsWriter",
+    "ResumableUpload",
     "StoredBlob",
 ]

@@ -18,7 +18,7 @@ from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import obstore
 from obstore import Bytes
@@ -29,6 +29,7 @@ from fluoro_blobs.backends import open_store
 from fluoro_blobs.errors import BlobNotFoundError, BlobStoreError, translated
 from fluoro_blobs.folder import make_durable, probe, remove_unfinished
 from fluoro_blobs.folder_writer import FolderWriter
+from fluoro_blobs.resumable import Home, ResumableUpload
 from fluoro_blobs.writer import (
     FOLDER_PART_BYTES,
     PART_BYTES,
@@ -272,6 +273,20 @@ class BlobStore:
             self._call_seconds,
             lambda: self._in_thread(self._settle, key),
         )
+
+    def resumable(self, key: UUID) -> ResumableUpload:
+        """A blob that comes in several streams. key: of this upload and no other, ever."""
+        _refuse_fork()
+        home = Home(
+            self._store,
+            self._folder,
+            self._threads,
+            self._call_seconds,
+            self._in_thread,
+            self.writer,
+            self._key,
+        )
+        return ResumableUpload(home, key)
 
     @property
     def writer_bytes(self) -> int:

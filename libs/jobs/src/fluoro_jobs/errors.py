@@ -48,6 +48,8 @@ class Reason(StrEnum):
     BLOB_TOO_LARGE = "BLOB_TOO_LARGE"
     UPLOAD_TOO_SLOW = "UPLOAD_TOO_SLOW"
     UPLOADS_BUSY = "UPLOADS_BUSY"
+    UPLOAD_NOT_FOUND = "UPLOAD_NOT_FOUND"
+    UPLOAD_SUPERSEDED = "UPLOAD_SUPERSEDED"
     DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
     FILTER_INVALID = "FILTER_INVALID"
     CURSOR_INVALID = "CURSOR_INVALID"
@@ -200,7 +202,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.UPLOAD_TOO_SLOW: ReasonSpec(
         "DEADLINE_EXCEEDED",
         False,
-        "The bytes of the upload came too slowly, or stopped coming. Nothing was stored.",
+        "The bytes of the upload came too slowly, or stopped coming. No blob was stored.",
     ),
     Reason.UPLOADS_BUSY: ReasonSpec(
         "UNAVAILABLE",
@@ -209,6 +211,12 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
             "As many uploads are under way as may, of this owner or in this gateway "
             "(`FLUORO_MAX_UPLOADS`)."
         ),
+    ),
+    Reason.UPLOAD_NOT_FOUND: ReasonSpec(
+        "NOT_FOUND", False, "No such upload for this caller, or its time is over."
+    ),
+    Reason.UPLOAD_SUPERSEDED: ReasonSpec(
+        "ABORTED", False, "Another stream goes on with this upload. What this one sent is dropped."
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
         "UNAVAILABLE", True, "Nothing was read from the download for long."

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from fluoro.v1.blob_service_pb2 import (
+    BeginUploadRequest,
+    BeginUploadResponse,
     Blob,
     DownloadBlobRequest,
     GetBlobRequest,
@@ -14,7 +16,7 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobRequest,
     UploadBlobResponse,
 )
-from fluoro_blobs import BlobStore, BlobWriter, FolderWriter
+from fluoro_blobs import BlobStore, BlobWriter, PartsWriter
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs as records
@@ -23,6 +25,7 @@ from fluoro_telemetry import metrics
 
 from gateway import frames, names
 from gateway.ledger_calls import LedgerCalls
+from gateway.resuming import Resuming
 from gateway.rpc import Call
 from gateway.settings import Settings
 from gateway.uploads import SMALL_BYTES, Gathered, Pace, Places
@@ -55,6 +58,7 @@ class Blobs:
         self._downloads = Places(
             "downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY
         )
+        self._resuming = Resuming(calls, store)
         self._large = Places(
             f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share
         )
@@ -75,10 +79,18 @@ class Blobs:
         async with AsyncExitStack() as places:
             await places.enter_async_context(self._uploads.taken(call.owner))
             header = await _header(pace, settings.max_blob_bytes)
+            if header.upload_id:
+
+                async def receive(writer: PartsWriter, most_bytes: int) -> None:
+                    await self._receive(pace, most_bytes, writer, call.owner, places)
+
+                return await self._resuming.stream(call.owner, header, receive)
             name = f"blobs/{new_id()}"
             with blob_errors():
                 async with self._store.writer(name) as writer:
-                    await self._receive(pace, header, writer, call.owner, places)
+                    most_bytes = header.size_bytes or None
+                    await self._receive(pace, most_bytes, writer, call.owner, places)
+                    await _check_announced(header, writer)
         blob = Blob(
             name=name,
             size_bytes=writer.size_bytes,
@@ -103,12 +115,12 @@ class Blobs:
     async def _receive(
         self,
         pace: Pace,
-        header: UploadBlobHeader,
-        writer: BlobWriter | FolderWriter,
+        announced_bytes: int | None,
+        writer: BlobWriter | PartsWriter,
         owner: str,
         places: AsyncExitStack,
     ) -> None:
-        """Chunks into the writer.
+        """Chunks into the writer. announced_bytes: how many are to come, if that is known.
 
         UPLOAD_MISMATCH as soon as it is certain, MESSAGE_TOO_LARGE, INVALID_ARGUMENT for a second
         header.
@@ -126,10 +138,10 @@ class Blobs:
                     f"A chunk of {len(chunk)} bytes is over the limit of {CHUNK_BYTES}.",
                 )
             size_bytes = gathered.size_bytes + len(chunk)
-            if header.size_bytes and size_bytes > header.size_bytes:
+            if announced_bytes is not None and size_bytes > announced_bytes:
                 raise FluoroError(
                     Reason.UPLOAD_MISMATCH,
-                    f"More came than the {header.size_bytes} bytes that the header declares.",
+                    f"More came than the {announced_bytes} bytes that are to come.",
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
@@ -145,17 +157,17 @@ class Blobs:
             # Or it would be held for as long as the caller takes for the next.
             del part, chunk
         await gathered.flush()
-        if header.size_bytes and writer.size_bytes != header.size_bytes:
-            raise FluoroError(
-                Reason.UPLOAD_MISMATCH,
-                f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.",
-            )
-        if header.sha256:
-            await writer.flush()
-            if writer.sha256 != header.sha256:
-                raise FluoroError(
-                    Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
-                )
+
+    async def begin_upload(self, request: BeginUploadRequest, call: Call) -> BeginUploadResponse:
+        """How far an upload with an id is; begins it if there is none."""
+        header = request.header
+        _check_header(header, self._settings.max_blob_bytes)
+        if not header.size_bytes:
+            raise names.invalid("header.size_bytes", "Must be known: a positive number of bytes.")
+        if not header.sha256:
+            raise names.invalid("header.sha256", f"Must be known: {SHA256_BYTES} bytes.")
+        header.media_type = header.media_type or DEFAULT_MEDIA_TYPE
+        return await self._resuming.begin(call.owner, request)
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Reads no faster than the caller takes it.
@@ -192,7 +204,12 @@ async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
     first = await pace.next()
     if first is None or first.header is None:
         raise names.invalid("header", "The first message of an upload must be the header.")
-    header = first.header
+    _check_header(first.header, most_bytes)
+    return first.header
+
+
+def _check_header(header: UploadBlobHeader, most_bytes: int) -> None:
+    """FluoroError about what no upload may have."""
     if header.size_bytes < 0:
         raise names.invalid("header.size_bytes", "Must not be negative; 0 means unknown.")
     if header.size_bytes > most_bytes:
@@ -204,7 +221,21 @@ async def _header(pace: Pace, most_bytes: int) -> UploadBlobHeader:
             "header.media_type",
             f"Must be a media type (RFC 6838) of at most {LONGEST_MEDIA_TYPE} characters.",
         )
-    return header
+
+
+async def _check_announced(header: UploadBlobHeader, writer: BlobWriter | PartsWriter) -> None:
+    """UPLOAD_MISMATCH if what came is not what the header says."""
+    if header.size_bytes and writer.size_bytes != header.size_bytes:
+        raise FluoroError(
+            Reason.UPLOAD_MISMATCH,
+            f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.",
+        )
+    if header.sha256:
+        await writer.flush()
+        if writer.sha256 != header.sha256:
+            raise FluoroError(
+                Reason.UPLOAD_MISMATCH, "The SHA-256 of what came differs from the header's."
+            )
 
 
 def _too_large(most_bytes: int) -> FluoroError:

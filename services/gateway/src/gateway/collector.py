@@ -1,6 +1,7 @@
 """Collects bytes that no record names.
 
 They come from attempts that were fenced off, and from uploads that broke before their record.
+Bytes of uploads that may go on have a row instead; once nobody goes on with one, both go.
 Its cost is bounded: one page of names at an interval, in a thread of its own, and one statement on
 an index for each page. Several gateways collect side by side without harm, each from a folder of
 its own choice; deleting twice is deleting.
@@ -17,6 +18,7 @@ from uuid import UUID
 import structlog
 from fluoro_blobs import FOLDERS, BlobStore, FoundBlob
 from fluoro_jobs.ledger import blobs as records
+from fluoro_jobs.ledger import uploads
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_telemetry import metrics
 
@@ -34,6 +36,7 @@ class Collector:
     def __init__(self, ledger: Ledger, store: BlobStore, settings: Settings) -> None:
         self._ledger, self._store = ledger, store
         self._interval_seconds = settings.collect_interval_seconds
+        self._keep_seconds = settings.upload_keep_seconds
         self._after = timedelta(seconds=settings.collect_after_seconds)
         self._seen_seconds = settings.collect_seen_seconds
         # When this process first found names without a record, by folder: in the round before, and
@@ -69,6 +72,7 @@ class Collector:
         self._ours = self._ours or self._claim()
         if not self._ours:
             return
+        self._sweep_uploads()
         page = next(self._pages, None)
         if page is None:
             folder = self._folders.pop()
@@ -95,6 +99,15 @@ class Collector:
             meaning="nothing is collected; see docs/operations/disk-full.md",
         )
         return False
+
+    def _sweep_uploads(self) -> None:
+        """Deletes the bytes of uploads that nobody goes on with, and then their rows."""
+        with self._ledger.connection() as connection:
+            expired = uploads.expire(connection, self._keep_seconds)
+        for owner, id_, key in expired:
+            self._store.resumable(key).remove_now()
+            with self._ledger.connection() as connection:
+                uploads.forget(connection, owner, id_)
 
     def _collect(self, page: list[FoundBlob]) -> None:
         """Deletes those that are old and have had no record for long.

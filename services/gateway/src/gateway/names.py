@@ -1,4 +1,4 @@
-"""Resource names: `jobs/{uuid}`, `blobs/{uuid}` and `tokens/{uuid}`."""
+"""Resource names: `jobs/{uuid}`, `blobs/{uuid}` and `tokens/{uuid}`; and ids of uploads."""
 
 from typing import Final
 from uuid import UUID
@@ -33,19 +33,34 @@ def token_id(name: str) -> UUID:
     return _id(name, "tokens", "name")
 
 
+def upload_id(text: str, field: str) -> UUID:
+    """The id that a caller chose for an upload.
+
+    FluoroError INVALID_ARGUMENT, about the request's field of that name, if it is no UUID.
+    """
+    found = _uuid(text)
+    if found is None:
+        raise invalid(field, "Must be a lower-case UUID (RFC 9562), a new one for each upload.")
+    return found
+
+
 def _id(name: str, collection: str, field: str) -> UUID:
     prefix, _, text = name.partition("/")
-    try:
-        found = UUID(text) if len(text) == LENGTH else None
-    except ValueError:
-        found = None
-    if prefix != collection or str(found) != text:
+    found = _uuid(text)
+    if prefix != collection or found is None:
         raise invalid(
             field,
             f"Must be {collection}/{{uuid}} with a lower-case UUID, as this service gave it out.",
         )
-    assert found is not None
     return found
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        found = UUID(text) if len(text) == LENGTH else None
+    except ValueError:
+        return None
+    return found if str(found) == text else None
 
 
 def invalid(field: str, description: str) -> FluoroError:

@@ -205,6 +205,13 @@ class Settings(BaseSettings):
             "waiting for its caller."
         ),
     )
+    upload_keep_seconds: Annotated[float, Field(ge=3600)] = Field(
+        default=24 * 3600,
+        description=(
+            "How long an upload that broke off can be gone on with; after that its "
+            "bytes are deleted."
+        ),
+    )
     max_downloads: Count = Field(
         default=64,
         description=(

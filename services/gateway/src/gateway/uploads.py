@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
-from fluoro_blobs import BlobWriter, FolderWriter
+from fluoro_blobs import BlobWriter, PartsWriter
 from fluoro_jobs.errors import FluoroError, Reason
 
 SMALL_BYTES: Final = 256 * 1024
@@ -78,7 +78,7 @@ class Gathered:
     bytes of memory.
     """
 
-    def __init__(self, writer: BlobWriter | FolderWriter) -> None:
+    def __init__(self, writer: BlobWriter | PartsWriter) -> None:
         self._writer = writer
         self._small = bytearray()
 

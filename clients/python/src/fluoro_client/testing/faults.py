@@ -43,6 +43,8 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "UPLOAD_TOO_SLOW": grpc.StatusCode.DEADLINE_EXCEEDED,
     "DOWNLOAD_TOO_SLOW": grpc.StatusCode.UNAVAILABLE,
     "UPLOADS_BUSY": grpc.StatusCode.UNAVAILABLE,
+    "UPLOAD_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "UPLOAD_SUPERSEDED": grpc.StatusCode.ABORTED,
     "FILTER_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_EXPIRED": grpc.StatusCode.OUT_OF_RANGE,

@@ -207,9 +207,8 @@ class State:
     def add_blob(self, owner: str, data: bytes, media_type: str) -> blob_service_pb2.Blob:
         """The owner's blob of these bytes; the earlier one if there is one."""
         sha256 = hashlib.sha256(data).digest()
-        for name, whose in self._blob_owners.items():
-            if whose == owner and self.blobs[name].sha256 == sha256:
-                return self.blobs[name]
+        if earlier := self.blob_of(owner, sha256):
+            return earlier
         blob = blob_service_pb2.Blob(
             name=f"blobs/{uuid.uuid4()}", size_bytes=len(data), sha256=sha256, media_type=media_type
         )
@@ -220,6 +219,11 @@ class State:
             owner,
         )
         return blob
+
+    def blob_of(self, owner: str, sha256: bytes) -> blob_service_pb2.Blob | None:
+        """The owner's blob of this SHA-256, if there is one."""
+        mine = (self.blobs[name] for name, whose in self._blob_owners.items() if whose == owner)
+        return next((blob for blob in mine if blob.sha256 == sha256), None)
 
     def blob(self, name: str, owner: str) -> blob_service_pb2.Blob:
         """The owner's blob of that name. RefusalError BLOB_NOT_FOUND if there is none."""

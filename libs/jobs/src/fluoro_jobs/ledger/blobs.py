@@ -14,19 +14,21 @@ from psycopg.rows import TupleRow
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.connection import LedgerConnection
 
-_COLUMNS: Final = "id, size_bytes, sha256, media_type, create_time"
+COLUMNS: Final = "id, size_bytes, sha256, media_type, create_time"
+"""What `from_row` takes."""
 # The update changes nothing; it makes RETURNING give the earlier row when there is one.
 _ADD: Final = f"""
 INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
   VALUES (%s, %s, %s, %s, %s, true)
-ON CONFLICT (owner, sha256) WHERE uploaded DO UPDATE SET owner = excluded.owner RETURNING {_COLUMNS}
+ON CONFLICT (owner, sha256) WHERE uploaded DO UPDATE SET owner = excluded.owner RETURNING {COLUMNS}
 """
 _UNRECORDED: Final = (
     "SELECT now(), array(SELECT id FROM unnest(%s::uuid[]) u(id)"
     " WHERE NOT EXISTS (SELECT FROM blobs b WHERE b.id = u.id))"
 )
 _IDENTITY: Final = "SELECT system_identifier || '/' || current_database() FROM pg_control_system()"
-_GET: Final = f"SELECT {_COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
+_GET: Final = f"SELECT {COLUMNS} FROM blobs WHERE id = %s AND owner = %s"
+_OF_CONTENT: Final = f"SELECT {COLUMNS} FROM blobs WHERE owner = %s AND sha256 = %s AND uploaded"
 
 
 def add(
@@ -41,7 +43,7 @@ def add(
         _ADD, (id_, owner, blob.size_bytes, blob.sha256, blob.media_type)
     ).fetchone()
     assert row is not None
-    return _blob(row)
+    return from_row(row)
 
 
 def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service_pb2.Blob:
@@ -53,7 +55,15 @@ def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service
             f"blobs/{blob_id} does not exist for this caller.",
             metadata={"blob": f"blobs/{blob_id}"},
         )
-    return _blob(row)
+    return from_row(row)
+
+
+def of_content(
+    connection: LedgerConnection, owner: str, sha256: bytes
+) -> blob_service_pb2.Blob | None:
+    """The owner's upload of these bytes, if there is one. Those of others are never looked at."""
+    row = connection.execute(_OF_CONTENT, (owner, sha256)).fetchone()
+    return None if row is None else from_row(row)
 
 
 def unrecorded(connection: LedgerConnection, ids: Sequence[UUID]) -> tuple[datetime, set[UUID]]:
@@ -74,7 +84,8 @@ def ledger_name(connection: LedgerConnection) -> str:
     return str(row[0])
 
 
-def _blob(row: TupleRow) -> blob_service_pb2.Blob:
+def from_row(row: TupleRow) -> blob_service_pb2.Blob:
+    """The record of a row of COLUMNS."""
     id_, size_bytes, sha256, media_type, create_time = row
     blob = blob_service_pb2.Blob(
         name=f"blobs/{id_}", size_bytes=size_bytes, sha256=sha256, media_type=media_type

@@ -321,6 +321,36 @@ BLOBS: Final = Table(
     Index("blobs_upload_key", "owner", "sha256", unique=True, postgresql_where=sql("uploaded")),
 )
 
+UPLOADS: Final = Table(
+    "uploads",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("id", UUID, primary_key=True, comment="chosen by the owner"),
+    Column("key", UUID, nullable=False, comment="ours, under which the store has the bytes"),
+    Column("size_bytes", BIGINT, nullable=False),
+    Column("sha256", BYTEA, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column(
+        "starts",
+        ARRAY(BIGINT),
+        nullable=False,
+        server_default=sql("'{}'"),
+        comment="the byte at which each stream began, the newest last",
+    ),
+    Column("blob_id", UUID, comment="null until all bytes are there"),
+    Column(
+        "expired",
+        Boolean,
+        nullable=False,
+        server_default=sql("false"),
+        comment="its bytes are being deleted",
+    ),
+    Column("update_time", TIME, nullable=False, server_default=sql("now()")),
+    Index("uploads_update_time_idx", "update_time"),
+    Index("uploads_open_idx", "owner", postgresql_where=sql("blob_id IS NULL")),
+)
+"""Uploads that may go on after a broken connection."""
+
 ARTIFACTS: Final = Table(
     "artifacts",
     METADATA,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66luoro/v1/blob_service.proto\x12\tfluoro.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11UploadBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"J\n\x10UploadBlobHeader\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"3\n\x12UploadBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"3\n\x13\x44ownloadBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1e\n\x0eGetBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob2\xef\x01\n\x0b\x42lobService\x12K\n\nUploadBlob\x12\x1c.fluoro.v1.UploadBlobRequest\x1a\x1d.fluoro.v1.UploadBlobResponse(\x01\x12Q\n\x0c\x44ownloadBlob\x12\x1e.fluoro.v1.DownloadBlobRequest\x1a\x1f.fluoro.v1.DownloadBlobResponse0\x01\x12@\n\x07GetBlob\x12\x19.fluoro.v1.GetBlobRequest\x1a\x1a.fluoro.v1.GetBlobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66luoro/v1/blob_service.proto\x12\tfluoro.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11UploadBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"m\n\x10UploadBlobHeader\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\tupload_id\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"T\n\x12\x42\x65ginUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeader\"M\n\x13\x42\x65ginUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12\x1d\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"L\n\x12UploadBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\"3\n\x13\x44ownloadBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1e\n\x0eGetBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob2\xbd\x02\n\x0b\x42lobService\x12K\n\nUploadBlob\x12\x1c.fluoro.v1.UploadBlobRequest\x1a\x1d.fluoro.v1.UploadBlobResponse(\x01\x12L\n\x0b\x42\x65ginUpload\x12\x1d.fluoro.v1.BeginUploadRequest\x1a\x1e.fluoro.v1.BeginUploadResponse\x12Q\n\x0c\x44ownloadBlob\x12\x1e.fluoro.v1.DownloadBlobRequest\x1a\x1f.fluoro.v1.DownloadBlobResponse0\x01\x12@\n\x07GetBlob\x12\x19.fluoro.v1.GetBlobRequest\x1a\x1a.fluoro.v1.GetBlobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,17 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADBLOBREQUEST']._serialized_start=203
   _globals['_UPLOADBLOBREQUEST']._serialized_end=294
   _globals['_UPLOADBLOBHEADER']._serialized_start=296
-  _globals['_UPLOADBLOBHEADER']._serialized_end=370
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=372
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=423
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=425
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=476
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=478
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=515
-  _globals['_GETBLOBREQUEST']._serialized_start=517
-  _globals['_GETBLOBREQUEST']._serialized_end=547
-  _globals['_GETBLOBRESPONSE']._serialized_start=549
-  _globals['_GETBLOBRESPONSE']._serialized_end=597
-  _globals['_BLOBSERVICE']._serialized_start=600
-  _globals['_BLOBSERVICE']._serialized_end=839
+  _globals['_UPLOADBLOBHEADER']._serialized_end=405
+  _globals['_BEGINUPLOADREQUEST']._serialized_start=407
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=491
+  _globals['_BEGINUPLOADRESPONSE']._serialized_start=493
+  _globals['_BEGINUPLOADRESPONSE']._serialized_end=570
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=572
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=648
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=650
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=701
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=703
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=740
+  _globals['_GETBLOBREQUEST']._serialized_start=742
+  _globals['_GETBLOBREQUEST']._serialized_end=772
+  _globals['_GETBLOBRESPONSE']._serialized_start=774
+  _globals['_GETBLOBRESPONSE']._serialized_end=822
+  _globals['_BLOBSERVICE']._serialized_start=825
+  _globals['_BLOBSERVICE']._serialized_end=1142
 # @@protoc_insertion_point(module_scope)

@@ -96,26 +96,97 @@ class UploadBlobHeader(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     media_type: _builtins.str
     """Media type; empty means application/octet-stream."""
     size_bytes: _builtins.int
     """Size in bytes if known. An upload of another size is refused. 0 means unknown."""
     sha256: _builtins.bytes
     """SHA-256 if known, 32 bytes. An upload with another one is refused."""
+    upload_id: _builtins.str
+    """The upload that this stream goes on with, as BeginUpload was told; empty for one that comes in
+    this stream alone. With it, the fields before this one were told to BeginUpload, and may be
+    left out.
+    """
+    offset: _builtins.int
+    """With an upload_id: where the first chunk belongs, at most `committed_bytes`."""
     def __init__(
         self,
         *,
         media_type: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        upload_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_type", b"media_type", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadBlobHeader: _TypeAlias = UploadBlobHeader  # noqa: Y015
+
+@_typing.final
+class BeginUploadRequest(_message.Message):
+    """Request of BeginUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    upload_id: _builtins.str
+    """A lower-case UUID (RFC 9562) that the caller chose for this upload. It is the caller's alone:
+    another owner's upload of the same id is another upload.
+    """
+    @_builtins.property
+    def header(self) -> Global___UploadBlobHeader:
+        """What is to come. Size and SHA-256 are required, and stay as they are; upload_id and offset are
+        not looked at.
+        """
+
+    def __init__(
+        self,
+        *,
+        upload_id: _builtins.str = ...,
+        header: Global___UploadBlobHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "upload_id", b"upload_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginUploadRequest: _TypeAlias = BeginUploadRequest  # noqa: Y015
+
+@_typing.final
+class BeginUploadResponse(_message.Message):
+    """Response of BeginUpload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
+    committed_bytes: _builtins.int
+    """Bytes from the beginning that are safe, and where to go on."""
+    @_builtins.property
+    def blob(self) -> Global___Blob:
+        """Set if the blob is there, and nothing needs to be sent."""
+
+    def __init__(
+        self,
+        *,
+        committed_bytes: _builtins.int = ...,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "committed_bytes", b"committed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginUploadResponse: _TypeAlias = BeginUploadResponse  # noqa: Y015
 
 @_typing.final
 class UploadBlobResponse(_message.Message):
@@ -124,18 +195,22 @@ class UploadBlobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOB_FIELD_NUMBER: _builtins.int
+    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
+    committed_bytes: _builtins.int
+    """Of a stream with an upload_id: bytes of the upload that are safe."""
     @_builtins.property
     def blob(self) -> Global___Blob:
-        """The stored blob."""
+        """The stored blob. Not set if a stream with an upload_id ended before all bytes had come."""
 
     def __init__(
         self,
         *,
         blob: Global___Blob | None = ...,
+        committed_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "committed_bytes", b"committed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

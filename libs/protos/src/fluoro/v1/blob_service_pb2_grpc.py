@@ -41,6 +41,11 @@ class BlobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.UploadBlobRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.UploadBlobResponse.FromString,
                 _registered_method=True)
+        self.BeginUpload = channel.unary_unary(
+                '/fluoro.v1.BlobService/BeginUpload',
+                request_serializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.FromString,
+                _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/fluoro.v1.BlobService/DownloadBlob',
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.DownloadBlobRequest.SerializeToString,
@@ -67,6 +72,23 @@ class BlobServiceServicer:
         BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
         again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
         counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+
+        With an `upload_id` in the header, the upload survives a broken connection and the end of a
+        gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
+        says how far the upload is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginUpload(self, request, context):
+        """Begins an upload that can be gone on with, or says how far it is.
+
+        What is committed survives the gateway, and every other gateway can go on from there: call
+        UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
+        has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
+        have is never told. Of two streams of one upload the newer goes on, and the older ends with
+        UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +119,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.UploadBlob,
                     request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.UploadBlobRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_blob__service__pb2.UploadBlobResponse.SerializeToString,
+            ),
+            'BeginUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginUpload,
+                    request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.SerializeToString,
             ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
@@ -138,6 +165,33 @@ class BlobService:
             '/fluoro.v1.BlobService/UploadBlob',
             fluoro_dot_v1_dot_blob__service__pb2.UploadBlobRequest.SerializeToString,
             fluoro_dot_v1_dot_blob__service__pb2.UploadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.BlobService/BeginUpload',
+            fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.SerializeToString,
+            fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,19 @@ class BlobServiceStub:
     BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
     again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
     counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+
+    With an `upload_id` in the header, the upload survives a broken connection and the end of a
+    gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
+    says how far the upload is.
+    """
+    BeginUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.BeginUploadRequest, _blob_service_pb2.BeginUploadResponse]
+    """Begins an upload that can be gone on with, or says how far it is.
+
+    What is committed survives the gateway, and every other gateway can go on from there: call
+    UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
+    has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
+    have is never told. Of two streams of one upload the newer goes on, and the older ends with
+    UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -71,6 +84,19 @@ class BlobServiceAsyncStub(BlobServiceStub):
     BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
     again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
     counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+
+    With an `upload_id` in the header, the upload survives a broken connection and the end of a
+    gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
+    says how far the upload is.
+    """
+    BeginUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.BeginUploadRequest, _blob_service_pb2.BeginUploadResponse]  # type: ignore[assignment]
+    """Begins an upload that can be gone on with, or says how far it is.
+
+    What is committed survives the gateway, and every other gateway can go on from there: call
+    UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
+    has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
+    have is never told. Of two streams of one upload the newer goes on, and the older ends with
+    UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -101,6 +127,25 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
         again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
         counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+
+        With an `upload_id` in the header, the upload survives a broken connection and the end of a
+        gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
+        says how far the upload is.
+        """
+
+    @_abc_1.abstractmethod
+    def BeginUpload(
+        self,
+        request: _blob_service_pb2.BeginUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.BeginUploadResponse, _abc.Awaitable[_blob_service_pb2.BeginUploadResponse]]:
+        """Begins an upload that can be gone on with, or says how far it is.
+
+        What is committed survives the gateway, and every other gateway can go on from there: call
+        UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
+        has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
+        have is never told. Of two streams of one upload the newer goes on, and the older ends with
+        UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,185 @@
+"""Uploads that go on after a broken connection, on this gateway or on any other.
+
+The ledger says which stream of an upload is the newest, the store has what each stream wrote. An
+older stream is told as soon as a newer one comes to the same gateway, or within TOUCH_SECONDS.
+Until then its bytes are out of the newer one's way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+from uuid import UUID
+
+from fluoro.v1.blob_service_pb2 import (
+    BeginUploadRequest,
+    BeginUploadResponse,
+    Blob,
+    UploadBlobHeader,
+    UploadBlobResponse,
+)
+from fluoro_blobs import BlobStore, PartsWriter, ResumableUpload, StoredBlob
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger import blobs as records
+from fluoro_jobs.ledger import uploads
+from fluoro_jobs.ledger.uploads import Upload
+from fluoro_jobs.worker.context import blob_errors
+
+from gateway import names
+from gateway.ledger_calls import LedgerCalls
+
+TOUCH_SECONDS: Final = 30
+"""How often a stream tells the ledger that it is there, and hears whether it is the newest."""
+
+OPEN_TRIES: Final = 3
+"""How often a stream tries to be the newest, while others do too."""
+
+Receive = Callable[[PartsWriter, int], Awaitable[None]]
+"""Takes a stream's chunks into a writer: so many bytes at most."""
+
+
+class Resuming:
+    """What BlobService does for uploads with an id. For one event loop."""
+
+    def __init__(self, calls: LedgerCalls, store: BlobStore) -> None:
+        self._calls, self._store = calls, store
+        self._newest: dict[UUID, asyncio.Timeout] = {}
+
+    async def begin(self, owner: str, request: BeginUploadRequest) -> BeginUploadResponse:
+        """How far the upload is.
+
+        request: its header holds what it may. FluoroError of uploads.begin.
+        """
+        upload_id = names.upload_id(request.upload_id, "upload_id")
+        found = await self._calls.run_for(owner, uploads.begin, owner, upload_id, request.header)
+        if isinstance(found, Blob):
+            return BeginUploadResponse(committed_bytes=found.size_bytes, blob=found)
+        if found.blob_id is not None:
+            blob = await self._calls.run_for(owner, records.get, owner, found.blob_id)
+            return BeginUploadResponse(committed_bytes=blob.size_bytes, blob=blob)
+        return BeginUploadResponse(committed_bytes=await self._committed(found))
+
+    async def stream(
+        self, owner: str, header: UploadBlobHeader, receive: Receive
+    ) -> UploadBlobResponse:
+        """Takes one stream of an upload, and makes the blob if all bytes are there.
+
+        FluoroError INVALID_ARGUMENT, UPLOAD_NOT_FOUND, UPLOAD_SUPERSEDED, UPLOAD_MISMATCH, or what
+        `receive` raises; what came until then stays.
+        """
+        upload_id = names.upload_id(header.upload_id, "header.upload_id")
+        upload = await self._calls.run_for(owner, uploads.find, owner, upload_id)
+        if upload.blob_id is not None:
+            blob = await self._calls.run_for(owner, records.get, owner, upload.blob_id)
+            return UploadBlobResponse(committed_bytes=blob.size_bytes, blob=blob)
+        upload = await self._opened(owner, upload, header.offset)
+        async with self._as_newest(owner, upload):
+            start = upload.starts[-1]
+            with blob_errors():
+                async with self._store.resumable(upload.key).writer(upload.starts) as writer:
+                    await receive(writer, upload.size_bytes - start)
+            committed_bytes = start + writer.size_bytes
+            if committed_bytes < upload.size_bytes:
+                return UploadBlobResponse(committed_bytes=committed_bytes)
+            blob = await self._finish(owner, upload, None if start else writer.stored)
+        return UploadBlobResponse(committed_bytes=committed_bytes, blob=blob)
+
+    async def _committed(self, upload: Upload) -> int:
+        with blob_errors():
+            return await self._store.resumable(upload.key).committed_bytes(upload.starts)
+
+    async def _opened(self, owner: str, upload: Upload, offset: int) -> Upload:
+        """The upload with this stream as its newest."""
+        for _ in range(OPEN_TRIES):
+            committed_bytes = await self._committed(upload)
+            if not 0 <= offset <= committed_bytes:
+                raise names.invalid(
+                    "header.offset",
+                    f"Must be between 0 and the {committed_bytes} bytes that are committed.",
+                )
+            if len(upload.starts) >= uploads.MOST_STREAMS:
+                raise names.invalid(
+                    "header.upload_id",
+                    f"This upload broke off {len(upload.starts)} times, as often as it may. "
+                    "Begin another one.",
+                )
+            starts = await self._calls.run_for(owner, uploads.open_stream, owner, upload, offset)
+            if starts is not None:
+                return upload._replace(starts=starts)
+            upload = await self._calls.run_for(owner, uploads.find, owner, upload.id)
+            if upload.blob_id is not None:
+                break
+        raise uploads.superseded()
+
+    @asynccontextmanager
+    async def _as_newest(self, owner: str, upload: Upload) -> AsyncIterator[None]:
+        """Ends the older stream here, if there is one, and the body once a newer one begins."""
+        if older := self._newest.get(upload.key):
+            _end(older)
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._newest[upload.key] = limit
+                touching = asyncio.create_task(self._touch(owner, upload, limit))
+                try:
+                    yield
+                finally:
+                    touching.cancel()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise uploads.superseded() from error
+        finally:
+            if self._newest.get(upload.key) is limit:
+                del self._newest[upload.key]
+
+    async def _touch(self, owner: str, upload: Upload, limit: asyncio.Timeout) -> None:
+        while True:
+            await asyncio.sleep(TOUCH_SECONDS)
+            try:
+                is_newest = await self._calls.run_for(owner, uploads.touch, owner, upload)
+            except FluoroError:
+                continue  # the ledger is away: nobody can begin a newer one there
+            if not is_newest:
+                _end(limit)
+                return
+
+    async def _finish(self, owner: str, upload: Upload, seen: StoredBlob | None) -> Blob:
+        """The blob of all that came."""
+        name, segments = f"blobs/{new_id()}", self._store.resumable(upload.key)
+        wanted = StoredBlob(upload.size_bytes, upload.sha256)
+        with blob_errors():
+            whole = await segments.finish(name, upload.starts, wanted, seen)
+        if not whole:
+            await self._calls.run_for(owner, uploads.drop, owner, upload)
+            raise FluoroError(
+                Reason.UPLOAD_MISMATCH,
+                "The SHA-256 of what came differs from the one that was declared. Begin anew.",
+            )
+        # Whoever hangs up from here on is too late: the bytes are there, and without a record
+        # nobody would find them.
+        return await asyncio.shield(self._keep(owner, upload, name, segments))
+
+    async def _keep(self, owner: str, upload: Upload, name: str, segments: ResumableUpload) -> Blob:
+        """Adds the record, and deletes what is not needed any more."""
+        try:
+            stored: Blob = await self._calls.run_for(
+                owner, uploads.close, owner, upload, UUID(name.removeprefix("blobs/"))
+            )
+        except FluoroError as error:
+            if error.reason == Reason.UPLOAD_SUPERSEDED:
+                with blob_errors():
+                    await self._store.delete_soon(name)
+            raise
+        with blob_errors():
+            await segments.remove()
+            if stored.name != name:  # the owner has the same bytes already
+                await self._store.delete_soon(name)
+        return stored
+
+
+def _end(stream: asyncio.Timeout) -> None:
+    """Has the stream end now, unless it does already."""
+    if not stream.expired():
+        stream.reschedule(0)
