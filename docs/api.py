@@ -143,7 +143,7 @@ class Reference:
     def __init__(self, files: Iterable[FileDescriptorProto]) -> None:
         self.files = list(files)
         self.homes: dict[str, str] = {}
-        """Page and anchor by name: `Job`, `Job.State`, `Job.labels`, `JobService`, `GetJob`."""
+        """Page and anchor by name: `Job`, `Job.State`, `Job.labels`, `JobService.GetJob`."""
         self.messages: dict[str, DescriptorProto] = {}
         self.comments: dict[str, dict[tuple[int, ...], str]] = {}
         for file in self.files:
@@ -160,6 +160,7 @@ class Reference:
             self._at(page, service.name)
             for method in service.method:
                 self._at(page, method.name)
+                self.homes[f"{service.name}.{method.name}"] = self.homes[method.name]
                 for part in (method.input_type, method.output_type):
                     self.homes[short(part)] = self.homes[method.name]
         for message in file.message_type:
