@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from dicom_worker.pixels.decoders import CODECS, Codec
 from fluoro_jobs.advice import ADVICE
 from fluoro_jobs.errors import REASONS, Reason
 from fluoro_jobs.operations import OPERATIONS
@@ -18,6 +19,7 @@ from gateway.settings import Settings as GatewaySettings
 from ml_worker.settings import ModelSettings
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
+from pydicom.uid import UID, AllTransferSyntaxes
 from scheduler.settings import Settings as SchedulerSettings
 
 DOCS: Final = Path(__file__).parent
@@ -77,6 +79,42 @@ message says what it promises. A step works on artifacts of a role that its oper
 the nearest steps before it, or on the job's inputs (role `input`);
 [ADR 0015](adr/0015-inputs-of-steps.md) says how. An operation that reads no role reads the results
 of the steps it comes after."""
+
+CONFORMANCE_HEAD: Final = """\
+# Conformance
+
+What dicom-worker reads, and what it refuses.
+
+## Transfer Syntaxes
+
+Each has one decoder, whose values reach models and screens. The second one is asked where a frame
+looks wrong: where its code stream holds more than its picture, or its last row is the grey that
+libjpeg fills up with. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
+GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The decoder and its version are in
+the certificate of the pixels."""
+
+CONFORMANCE_RULES: Final = """\
+## Where file and code stream differ
+
+- Size and number of samples must be equal, else `PIXELS_UNDECODABLE`.
+- Precision, and in JPEG 2000 the sign, are those of the code stream. Bits Stored and Pixel
+  Representation must be able to hold each value, else `PIXELS_UNDECODABLE`. JPEG and JPEG-LS know
+  no sign: a signed image has two's complement of the code stream's precision, and with a precision
+  below Bits Stored no value may have the highest bit of it.
+- Where High Bit is not Bits Stored - 1 and the code stream has bits for it, its samples are whole
+  pixel cells.
+- The colour space is that of JPEG's own markers (Adobe, JFIF, names of components), then
+  Photometric Interpretation. YBR is turned into RGB; YBR_FULL of more than 8 bits is refused.
+- A code stream without its end marker, and one of JPEG 2000 whose tile-parts do not fill it, is
+  `PIXELS_UNDECODABLE`.
+
+## Files that are not Part 10
+
+- Without preamble and prefix, a file is read if it starts with File Meta Information.
+- Without that too, it is read if it starts with group 0008: explicit or implicit VR and the byte
+  order are seen in the first elements. Such a file is uncompressed, or it is refused.
+- SOP Class UID, SOP Instance UID, and with File Meta Information a Transfer Syntax UID, are
+  required of every file."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -186,9 +224,29 @@ def _steps_rows() -> Iterator[list[str]]:
         ]
 
 
+def conformance() -> Iterator[str]:
+    """conformance.md: every Transfer Syntax that PS3.6 has, and who decodes it."""
+    yield CONFORMANCE_HEAD
+    read = sorted((UID(uid).name, uid, codec) for uid, codec in CODECS.items())
+    head = ("Transfer Syntax", "UID", "decoder", "second decoder", "values")
+    yield table(head, (_codec_row(name, uid, codec) for name, uid, codec in read))
+    yield "These are refused with `TRANSFER_SYNTAX_UNSUPPORTED`, video among them:"
+    yield table(
+        ("Transfer Syntax", "UID"),
+        sorted([UID(uid).name, f"`{uid}`"] for uid in AllTransferSyntaxes if uid not in CODECS),
+    )
+    yield CONFORMANCE_RULES
+
+
+def _codec_row(name: str, uid: str, codec: Codec) -> list[str]:
+    second = str(codec.second) if codec.second else ""
+    return [name, f"`{uid}`", str(codec.decoder), second, "exact" if codec.lossless else "lossy"]
+
+
 def documents() -> dict[Path, str]:
     """Every generated file and its text."""
     parts = {
+        "conformance.md": conformance(),
         "errors.md": errors(),
         "metrics.md": metrics(),
         "settings.md": settings(),

@@ -20,10 +20,6 @@ NOT_IMPORTED = {
         "hiredis": "redis parses answers with it where it is installed",
     },
     "services/dicom-worker": {
-        "pyjpegls": "a plugin of pydicom, chosen by its name",
-        "pylibjpeg": "a plugin of pydicom, chosen by its name",
-        "pylibjpeg-openjpeg": "a plugin of pylibjpeg",
-        "pylibjpeg-rle": "a plugin of pylibjpeg",
         "python-gdcm": "a plugin of pydicom, chosen by its name",
     },
     "services/ml-worker": {

@@ -15,17 +15,25 @@ def frame(path: Path) -> bytes:
 
 
 J2K = frame(wheel_file("MR_small_jp2klossless"))
+HTJ2K = frame(Path(__file__).parent / "data" / "MR_small_htj2k.dcm")
 JPEG = frame(wheel_file("SC_rgb_jpeg_dcmtk"))
 
 
 def test_the_headers_of_real_frames_are_read() -> None:
     assert parse_j2k(J2K) == CodeStream(64, 64, 1, 16, signed=True)
-    assert parse_j2k(frame(Path(__file__).parent / "data" / "MR_small_htj2k.dcm")) == CodeStream(
-        64, 64, 1, 16, signed=True
-    )
-    assert parse_jpeg(JPEG) == CodeStream(100, 100, 3, 8)
+    assert parse_j2k(HTJ2K) == CodeStream(64, 64, 1, 16, signed=True)
+    assert parse_jpeg(JPEG) == CodeStream(100, 100, 3, 8, dct=True, colour="YBR_FULL")
     assert parse_jpeg(frame(wheel_file("MR_small_jpeg_ls_lossless"))) == CodeStream(64, 64, 1, 16)
-    assert parse_jpeg(frame(wheel_file("SC_rgb_jpeg_gdcm"))) == CodeStream(100, 100, 3, 8)
+    assert parse_jpeg(frame(wheel_file("SC_rgb_jpeg_gdcm"))) == CodeStream(
+        100, 100, 3, 8, colour="RGB"
+    )
+
+
+def test_a_cut_off_tile_is_found_though_the_end_marker_is_there() -> None:
+    for whole in (J2K, HTJ2K):
+        for share in (0.3, 0.6, 0.9):
+            with pytest.raises(ValueError, match="tile-part"):
+                parse_j2k(whole[: int(len(whole) * share)] + b"\xff\xd9")
 
 
 def test_more_tiles_than_a_code_stream_may_have_are_refused() -> None:

@@ -8,8 +8,6 @@ from dicom_worker.testing import WHEEL, Inspect, Render, outcome
 OK = "SUCCEEDED"
 NO_IMAGE = "SKIPPED NO_PIXEL_DATA"
 INSPECT_FAILS = {
-    "ExplVR_BigEndNoMeta": "NOT_DICOM",
-    "ExplVR_LitEndNoMeta": "NOT_DICOM",
     "MR_truncated": "DICOM_TRUNCATED",
     "UN_sequence": "DICOM_INVALID",  # no SOP Class UID
     "badVR": "DICOM_INVALID",  # Number of Frames is `1A`
@@ -21,22 +19,22 @@ INSPECT_FAILS = {
     "empty_charset_LEI": "DICOM_INVALID",  # no SOP Class UID
     "meta_missing_tsyntax": "DICOM_INVALID",
     "nested_priv_SQ": "DICOM_INVALID",  # no SOP Class UID
-    "no_meta": "NOT_DICOM",
+    "no_meta": "NOT_DICOM",  # and its first group is 0820
     "no_meta_group_length": "DICOM_INVALID",  # no SOP Class UID
     "priv_SQ": "DICOM_INVALID",  # no SOP Class UID
     "rtplan_truncated": "DICOM_TRUNCATED",
-    "rtstruct": "NOT_DICOM",  # no preamble
 }
 RENDER_FAILS = {
     "J2K_pixelrep_mismatch": "PIXELS_UNDECODABLE",  # the code stream is unsigned, the header signed
-    "JPEG-lossy": "TRANSFER_SYNTAX_UNSUPPORTED",  # 12 bit
     "JPEG2000-embedded-sequence-delimiter": "PIXELS_UNDECODABLE",  # claims 14 million tiles
-    "JPGExtended": "TRANSFER_SYNTAX_UNSUPPORTED",  # 12 bit
 }
 WITHOUT_IMAGE = {
+    "ExplVR_BigEndNoMeta",
+    "ExplVR_LitEndNoMeta",
     "reportsi",
     "reportsi_with_empty_number_tags",
     "rtplan",
+    "rtstruct",
     "test-SR",
     "waveform_ecg",
 }

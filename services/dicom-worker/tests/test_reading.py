@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dicom_worker import limits
 from dicom_worker.inflate import inflate
-from dicom_worker.reading import read_meta
+from dicom_worker.reading import find_data_set
 from dicom_worker.testing import Inspect, Render, edited, outcome, saved, wheel_file
 from fluoro_jobs.errors import FluoroError, Reason
 from PIL import Image
@@ -39,6 +39,8 @@ def png() -> bytes:
         DICM,
         DICM + b"\x00" * 200,
         DICM + b"garbage" * 40,
+        b"\x08\x00\x16\x00" + b"text" * 80,
+        b"\x02\x00" * 200,
     ],
     ids=[
         "empty",
@@ -50,13 +52,32 @@ def png() -> bytes:
         "preamble only",
         "preamble and zeros",
         "preamble and garbage",
+        "group 0008 and text",
+        "group 0002 and nothing else",
     ],
 )
-def test_what_has_no_prefix_or_no_meta_information_is_not_dicom(
-    data: bytes, inspect: Inspect
-) -> None:
+def test_what_is_no_dicom_at_all_is_refused(data: bytes, inspect: Inspect) -> None:
     _, attempt = inspect(data)
     assert outcome(attempt) == "FAILED NOT_DICOM"
+
+
+@pytest.mark.parametrize("name", ["MR_small_implicit", "MR_small", "MR_small_bigendian"])
+def test_a_file_without_preamble_or_without_meta_information_is_read_as_its_first_bytes_say(
+    name: str, render: Render
+) -> None:
+    whole = wheel_file(name).read_bytes()
+    length = 12 + int.from_bytes(whole[140:144], "little")
+    result, attempt = render(whole, whole[132:], whole[132 + length :])
+    assert [outcome(attempt, number) for number in range(3)] == ["SUCCEEDED"] * 3
+    assert len({image.certificate.sha256 for image in result.images}) == 1
+    assert len({image.certificate.transfer_syntax_uid for image in result.images}) == 1
+
+
+def test_compressed_pixels_without_meta_information_are_refused(render: Render) -> None:
+    whole = wheel_file("MR_small_RLE").read_bytes()
+    length = 12 + int.from_bytes(whole[140:144], "little")
+    _, attempt = render(whole[132 + length :])
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
 
 
 CUT = [
@@ -166,7 +187,7 @@ def test_a_header_that_claims_more_than_the_budget_is_refused_before_anything_is
 def deflated(payload: bytes) -> bytes:
     """A deflated file: the header of a real one, then this data set."""
     data = wheel_file("image_dfl").read_bytes()
-    _, start = read_meta(io.BytesIO(data), len(data))
+    _, start = find_data_set(io.BytesIO(data), len(data))
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return data[:start] + squeeze.compress(payload) + squeeze.flush()
 

@@ -1,6 +1,5 @@
 """RenderDicom: the array with its certificate, and the preview, in the order of PS3.3."""
 
-import hashlib
 import io
 import tracemalloc
 from pathlib import Path
@@ -51,34 +50,6 @@ def ramp(name: str = "CT_small", **changes: Any) -> Dataset:
     return dataset
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "CT_small",
-        "MR_small_RLE",
-        "examples_ybr_color",
-        "rtdose",
-        "examples_palette",
-        "liver_1frame",
-        "693_J2KI",
-    ],
-)
-def test_the_certificate_is_true_of_the_array(name: str, render: Render) -> None:
-    result, attempt = render(wheel_file(name))
-    certificate, array = result.images[0].certificate, array_of(attempt)
-    assert certificate.sha256 == hashlib.sha256(array.tobytes()).digest()
-    assert (tuple(certificate.shape), certificate.dtype) == (array.shape, array.dtype.str)
-    assert (certificate.minimum, certificate.maximum) == (array.min(), array.max())
-    assert attempt.read("pixels-0000.npy")[:8] == b"\x93NUMPY\x01\x00"
-    assert array.flags.c_contiguous
-    artifact = attempt.context.artifacts["pixels-0000.npy"]
-    assert (artifact.role, artifact.media_type, artifact.input) == (
-        "pixels",
-        "application/x-npy",
-        0,
-    )
-
-
 def test_a_ct_is_in_hounsfield_with_its_spacing(render: Render) -> None:
     result, attempt = render(wheel_file("CT_small"))
     image = result.images[0]
@@ -116,8 +87,8 @@ def test_the_unit_is_hounsfield_only_for_a_ct_that_says_so_or_nothing(
     ("name", "decoder"),
     [
         ("MR_small_RLE", "pylibjpeg-rle"),
-        ("MR_small_jp2klossless", "pylibjpeg-openjpeg"),
-        ("MR_small_jpeg_ls_lossless", "pyjpegls"),
+        ("MR_small_jp2klossless", "OpenJPEG of imagecodecs"),
+        ("MR_small_jpeg_ls_lossless", "CharLS of imagecodecs"),
         ("MR_small_bigendian", "pydicom"),
         ("MR_small_implicit", "pydicom"),
         ("MR_small_padded", "pydicom"),
@@ -129,7 +100,7 @@ def test_one_image_in_every_lossless_encoding_gives_one_array(
     result, _ = render(wheel_file("MR_small"), wheel_file(name))
     plain, encoded = (image.certificate for image in result.images)
     assert plain.sha256 == encoded.sha256
-    assert encoded.decoder.split()[0] == decoder
+    assert encoded.decoder.rsplit(maxsplit=1)[0] == decoder
 
 
 def test_htj2k_decodes_to_the_original(render: Render) -> None:
@@ -148,7 +119,7 @@ def test_jpeg_lossless_written_by_dcmtk_decodes_to_the_original(
     result, _ = render(wheel_file(name), encoded)
     assert [image.certificate.decoder.split()[0] for image in result.images] == [
         "pydicom",
-        "python-gdcm",
+        "libjpeg-turbo",
     ]
     assert result.images[0].certificate.sha256 == result.images[1].certificate.sha256
 
@@ -443,7 +414,6 @@ def test_fragments_need_not_be_frames(offsets: bool, render: Render) -> None:
     ("name", "change"),
     [
         ("MR_small_jp2klossless", {"Rows": 32}),
-        ("MR_small_jp2klossless", {"PixelRepresentation": 0}),
         ("MR_small_jpeg_ls_lossless", {"Columns": 32}),
         ("SC_rgb_jpeg_dcmtk", {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"}),
         ("SC_rgb_jpeg_gdcm", {"Rows": 99}),

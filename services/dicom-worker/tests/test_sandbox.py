@@ -2,28 +2,33 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.sandbox import Sandbox
 from dicom_worker.testing import Render, edited, outcome, wheel_file
 from fluoro_jobs.errors import FluoroError, Reason
+from imagecodecs import jpegls_encode
 from pydicom import dcmread
 from pydicom.encaps import generate_frames
 
-OPTIONS = {
-    "pixel_keyword": "PixelData",
-    "rows": 64,
-    "columns": 64,
-    "number_of_frames": 1,
-    "samples_per_pixel": 1,
-    "photometric_interpretation": "MONOCHROME2",
-    "bits_allocated": 16,
-    "bits_stored": 16,
-    "pixel_representation": 1,
-}
 DATASET = dcmread(wheel_file("MR_small_RLE"))
+SPEC = FrameSpec(
+    syntax=DATASET.file_meta.TransferSyntaxUID,
+    rows=64,
+    columns=64,
+    samples=1,
+    bits=16,
+    precision=16,
+    signed=True,
+    dct=False,
+    colour="MONOCHROME2",
+)
 FRAME = next(generate_frames(DATASET.PixelData, number_of_frames=1))
+JPEG_LS = jpegls_encode(DATASET.pixel_array.view(np.uint16))
 
 
 @pytest.fixture
@@ -32,8 +37,7 @@ def sandbox() -> Sandbox:
 
 
 def decode(sandbox: Sandbox, frame: bytes = FRAME) -> tuple[int, ...]:
-    array, _ = sandbox.decode(DATASET.file_meta.TransferSyntaxUID, "pylibjpeg", OPTIONS, frame)
-    return array.shape
+    return sandbox.decode("pylibjpeg_rle", SPEC, frame).shape
 
 
 def child(sandbox: Sandbox) -> int:
@@ -69,6 +73,31 @@ def test_a_refused_frame_leaves_the_child_alive(sandbox: Sandbox) -> None:
     before = child(sandbox)
     assert decode(sandbox) == (64, 64)
     assert child(sandbox) == before
+    sandbox.close()
+
+
+def test_a_decoder_that_gives_another_shape_than_the_header_says_is_refused(
+    sandbox: Sandbox,
+) -> None:
+    with pytest.raises(FluoroError) as caught:
+        sandbox.decode("charls", replace(SPEC, rows=32), JPEG_LS)
+    assert caught.value.reason == Reason.PIXELS_UNDECODABLE
+    with pytest.raises(FluoroError) as caught:
+        sandbox.decode("charls", replace(SPEC, rows=1, columns=1), JPEG_LS)
+    assert caught.value.reason == Reason.PIXELS_UNDECODABLE
+    sandbox.close()
+
+
+def test_pixels_survive_the_next_frame_and_large_ones_leave_no_memory_behind(
+    sandbox: Sandbox,
+) -> None:
+    first = sandbox.decode("pylibjpeg_rle", SPEC, FRAME)
+    before = first.copy()
+    large = np.zeros((4096, 2560), np.uint16)
+    spec = replace(SPEC, rows=4096, columns=2560)
+    assert np.array_equal(sandbox.decode("charls", spec, jpegls_encode(large)), large)
+    assert np.array_equal(first, before)
+    assert Path(f"/proc/self/fd/{sandbox._memory}").stat().st_blocks * 512 < large.nbytes
     sandbox.close()
 
 

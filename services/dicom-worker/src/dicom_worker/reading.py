@@ -14,6 +14,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
+from pydicom.valuerep import BYTES_VR, FLOAT_VR, INT_VR, STR_VR
 
 from dicom_worker import limits
 from dicom_worker.attributes import text
@@ -34,6 +35,10 @@ All others are explicit VR little endian (PS3.5 A.4).
 """
 PIXEL_TAGS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 """Float Pixel Data, Double Float Pixel Data, Pixel Data."""
+VRS: Final = frozenset(vr.encode() for vr in (*STR_VR, *BYTES_VR, *INT_VR, *FLOAT_VR, "SQ"))
+"""Value Representations as explicit VR has them (PS3.5 6.2)."""
+SHORT_BYTES: Final = 1024
+"""No first value of a data set is longer: a group length, a character set, a UID."""
 UID_SYNTAX: Final = re.compile(r"[0-9.]{1,64}")
 
 
@@ -64,8 +69,7 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
     Transfer Syntax UID), IMAGE_TOO_LARGE.
     """
     with path.open("rb") as stream:
-        meta, start = read_meta(stream, path.stat().st_size)
-    syntax = uid(meta, "TransferSyntaxUID")
+        syntax, start = find_data_set(stream, path.stat().st_size)
     explicit, little_endian = ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN)
     if syntax == DEFLATED:
         inflated = scratch / f"{path.name}.inflated"
@@ -93,16 +97,49 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
     return DicomFile(path, header, syntax, little_endian, before, pixels, image)
 
 
-def read_meta(stream: BinaryIO, size: int) -> tuple[Dataset, int]:
-    """File Meta Information (group 0002, always explicit VR little endian) and the byte after it.
+def find_data_set(stream: BinaryIO, size: int) -> tuple[str, int]:
+    """Transfer Syntax UID of the data set, and its first byte.
 
-    NOT_DICOM if there is none. Writers leave its group length out or get it wrong, so it does not
-    count.
+    Files from before Part 10 have no preamble, some no File Meta Information either. Other toolkits
+    read them, and so do we where their first bytes leave no doubt. NOT_DICOM otherwise.
     """
     stream.seek(PREFIX_OFFSET)
-    if stream.read(len(PREFIX)) != PREFIX:
-        raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no DICM prefix.")
-    start = PREFIX_OFFSET + len(PREFIX)
+    if stream.read(len(PREFIX)) == PREFIX:
+        meta, start = read_meta(stream, size, PREFIX_OFFSET + len(PREFIX))
+        return uid(meta, "TransferSyntaxUID"), start
+    stream.seek(0)
+    head = stream.read(8)
+    if head[:2] == META_GROUP.to_bytes(2, "little") and head[4:6] in VRS:
+        meta, start = read_meta(stream, size, 0)
+        return uid(meta, "TransferSyntaxUID"), start
+    if syntax := sniff(head):
+        return syntax, 0
+    raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
+
+
+def sniff(head: bytes) -> str:
+    """Transfer Syntax UID of a data set that starts with these 8 bytes; "" if they are of none.
+
+    It must start with group 0008, the first that there is. An explicit VR is two capital letters;
+    read as a length, they would be more than the group's first values ever have.
+    """
+    if head[:2] == b"\x08\x00":
+        if head[4:6] in VRS:
+            return "1.2.840.10008.1.2.1"
+        if len(head) == 8 and int.from_bytes(head[4:], "little") <= SHORT_BYTES:  # noqa: PLR2004 - tag and length
+            return "1.2.840.10008.1.2"
+    if head[:2] == b"\x00\x08" and head[4:6] in VRS:
+        return "1.2.840.10008.1.2.2"
+    return ""
+
+
+def read_meta(stream: BinaryIO, size: int, start: int) -> tuple[Dataset, int]:
+    """File Meta Information (group 0002, always explicit VR little endian) and the byte after it.
+
+    NOT_DICOM if there is none at `start`. Writers leave its group length out or get it wrong, so it
+    does not count.
+    """
+    stream.seek(start)
     if int.from_bytes(stream.read(2), "little") != META_GROUP:
         raise FluoroError(
             Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information."

@@ -154,7 +154,8 @@ class RenderDicom(_message.Message):
     It follows PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or
     window, and the inversion of MONOCHROME1 last. Leaves for each good item an artifact of
     role `preview` (image/png, first frame) and one of role `pixels` (application/x-npy, all frames,
-    values after the Modality LUT), which AnalyzeImages takes. Reads what InspectDicom reads.
+    values after the Modality LUT, or RGB at the depth of the file), which AnalyzeImages takes. Reads
+    what InspectDicom reads.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -307,6 +308,8 @@ class PixelCertificate(_message.Message):
     MAXIMUM_FIELD_NUMBER: _builtins.int
     TRANSFER_SYNTAX_UID_FIELD_NUMBER: _builtins.int
     DECODER_FIELD_NUMBER: _builtins.int
+    BITS_STORED_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the array's bytes in C order, 32 bytes."""
     dtype: _builtins.str
@@ -320,10 +323,16 @@ class PixelCertificate(_message.Message):
     transfer_syntax_uid: _builtins.str
     """Transfer Syntax UID (0002,0010) the frames were decoded from."""
     decoder: _builtins.str
-    """Decoder and its version, such as `pylibjpeg-openjpeg 2.6.0`."""
+    """Decoder and its version, such as `OpenJPEG of imagecodecs 2026.3.6`."""
+    bits_stored: _builtins.int
+    """Bits Stored (0028,0101): white is 2^bits_stored - 1 in an RGB array."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape: frames, rows, columns, and samples when there is more than one."""
+
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___FrameCertificate]:
+        """One entry per frame, in order: what is known of the stored values, before the Modality LUT."""
 
     def __init__(
         self,
@@ -336,11 +345,60 @@ class PixelCertificate(_message.Message):
         maximum: _builtins.float = ...,
         transfer_syntax_uid: _builtins.str = ...,
         decoder: _builtins.str = ...,
+        bits_stored: _builtins.int = ...,
+        frames: _abc.Iterable[Global___FrameCertificate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoder", b"decoder", "dtype", b"dtype", "maximum", b"maximum", "minimum", b"minimum", "sha256", b"sha256", "shape", b"shape", "transfer_syntax_uid", b"transfer_syntax_uid", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_stored", b"bits_stored", "decoder", b"decoder", "dtype", b"dtype", "frames", b"frames", "maximum", b"maximum", "minimum", b"minimum", "sha256", b"sha256", "shape", b"shape", "transfer_syntax_uid", b"transfer_syntax_uid", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PixelCertificate: _TypeAlias = PixelCertificate  # noqa: Y015
+
+@_typing.final
+class FrameCertificate(_message.Message):
+    """What the decoder vouches for about one frame's stored values. A frame that looks wrong (values
+    that Bits Stored cannot hold, one grey out of a code stream that has more) is confirmed by a second
+    decoder, or refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    ENTROPY_BITS_FIELD_NUMBER: _builtins.int
+    SECOND_DECODER_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the stored values in C order, little endian, at Bits Allocated; of RGB for colour. 32
+    bytes. Lossless Transfer Syntaxes of one image have the same.
+    """
+    precision: _builtins.int
+    """Bits per sample of the code stream; Bits Stored where there is none."""
+    minimum: _builtins.float
+    """Smallest stored value."""
+    maximum: _builtins.float
+    """Largest stored value."""
+    entropy_bits: _builtins.float
+    """Shannon entropy in bits per sample, estimated; 0 if and only if all values are equal."""
+    second_decoder: _builtins.str
+    """Decoder that confirmed a frame that looked wrong, with its version; empty if none was asked."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        precision: _builtins.int = ...,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float = ...,
+        entropy_bits: _builtins.float = ...,
+        second_decoder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entropy_bits", b"entropy_bits", "maximum", b"maximum", "minimum", b"minimum", "precision", b"precision", "second_decoder", b"second_decoder", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameCertificate: _TypeAlias = FrameCertificate  # noqa: Y015

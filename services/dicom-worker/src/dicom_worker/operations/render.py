@@ -1,6 +1,9 @@
 """RenderDicom: a picture for people and a certified array for models."""
 
+from dataclasses import asdict
+
 from fluoro.v1.dicom_pb2 import (
+    FrameCertificate,
     PixelCertificate,
     RenderDicom,
     RenderDicomResult,
@@ -68,6 +71,8 @@ def keep(item: StepItem, file: DicomFile, rendering: Rendering) -> RenderedImage
             maximum=rendering.maximum,
             transfer_syntax_uid=file.transfer_syntax,
             decoder=decoder_name(file.transfer_syntax),
+            bits_stored=file.image.bits_stored if file.image else 0,
+            frames=[FrameCertificate(**asdict(frame)) for frame in rendering.frames],
         ),
         window=VoiWindow(center=rendering.window.center, width=rendering.window.width)
         if rendering.window

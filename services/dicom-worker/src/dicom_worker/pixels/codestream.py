@@ -16,6 +16,8 @@ SOF: Final = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 
 0xF7 is that of JPEG-LS (ISO/IEC 14495-1).
 """
+LOSSLESS: Final = frozenset((0xC3, 0xC7, 0xCB, 0xCF, 0xF7))
+"""Those of processes without a DCT."""
 STANDALONE: Final = frozenset((0x01, *range(0xD0, 0xD8)))
 """Second bytes of markers without a length: TEM and RSTn."""
 END_WINDOW_BYTES: Final = 256
@@ -26,7 +28,8 @@ END_WINDOW_BYTES: Final = 256
 class CodeStream:
     """Size in pixels, components, bits per sample, and whether samples are signed.
 
-    signed: None where the format cannot say.
+    signed: None where the format cannot say. dct: lossy JPEG. colour: `RGB` or `YBR_FULL` where
+    the code stream says so, else "".
     """
 
     rows: int
@@ -34,6 +37,8 @@ class CodeStream:
     samples: int
     precision: int
     signed: bool | None = None
+    dct: bool = False
+    colour: str = ""
 
 
 Parser = Callable[[bytes], CodeStream]
@@ -47,19 +52,43 @@ def parse_jpeg(frame: bytes) -> CodeStream:
     if frame[:2] != b"\xff\xd8" or not has_end(frame):
         raise ValueError("start or end of image is missing")
     position = 2
+    colour = ""
     while True:
         marker = frame[position + 1]
         if frame[position] != 0xFF:  # noqa: PLR2004 - every marker starts with it
             raise ValueError("a marker is missing")
         if marker in SOF:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, position + 4)
-            return CodeStream(rows, columns, samples, precision)
+            names = frame[position + 10 : position + 10 + 3 * samples : 3]
+            return CodeStream(
+                rows,
+                columns,
+                samples,
+                precision,
+                dct=marker not in LOSSLESS,
+                colour=colour or ("RGB" if names.upper() == b"RGB" else ""),
+            )
         if marker == 0xFF:  # noqa: PLR2004 - a fill byte
             position += 1
         elif marker in STANDALONE:
             position += 2
         else:
-            position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+            length = int.from_bytes(frame[position + 2 : position + 4], "big")
+            colour = application_colour(frame[position : position + 2 + length]) or colour
+            position += 2 + length
+
+
+def application_colour(segment: bytes) -> str:
+    """The colour space that an application segment states, "" if it states none.
+
+    JFIF is always YCbCr (ISO/IEC 10918-5). Adobe's segment has a field for it, the last of 12
+    bytes; writers cut it off.
+    """
+    if segment[1] == 0xE0 and segment[4:9] == b"JFIF\0":  # noqa: PLR2004 - APP0
+        return "YBR_FULL"
+    if segment[1] == 0xEE and segment[4:9] == b"Adobe" and len(segment) >= 16:  # noqa: PLR2004 - APP14
+        return "YBR_FULL" if segment[15] else "RGB"
+    return ""
 
 
 def parse_j2k(frame: bytes) -> CodeStream:
@@ -84,7 +113,29 @@ def parse_j2k(frame: bytes) -> CodeStream:
     depth, x_step, y_step = components.pop()
     if (x_step, y_step) != (1, 1):
         raise ValueError("components are subsampled")
+    check_tile_parts(frame, start + 2)
     return CodeStream(y1 - y0, x1 - x0, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+
+
+def check_tile_parts(frame: bytes, position: int) -> None:
+    """ValueError unless tile-parts, of the lengths that they state, fill the code stream.
+
+    That shows what is cut off, because decoders fill it in without a word. position: of the first
+    segment after SOC (ISO/IEC 15444-1 A.4.2, Psot).
+    """
+    while frame[position : position + 2] != b"\xff\x90":
+        position += 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+        if position + 12 > len(frame):
+            raise ValueError("there is no tile-part")
+    while frame[position : position + 2] == b"\xff\x90":
+        length = int.from_bytes(frame[position + 6 : position + 10], "big")
+        if length == 0:  # the last tile-part: it reaches to the end
+            return
+        if length < 14:  # noqa: PLR2004 - bytes of SOT and SOD
+            raise ValueError("a tile-part leads nowhere")
+        position += length
+    if frame[position : position + 2] != b"\xff\xd9":
+        raise ValueError("a tile-part is cut off or followed by none")
 
 
 def j2k_start(frame: bytes) -> int:

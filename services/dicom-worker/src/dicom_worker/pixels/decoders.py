@@ -2,8 +2,8 @@
 
 pydicom tries plugins until one works. Decoders differ (lossy JPEG by 1 to 3 grey values), so what a
 model sees would depend on what is installed. Here each Transfer Syntax has one decoder, named in
-the certificate. pylibjpeg-libjpeg, the only decoder for 12-bit JPEG, is GPL and not used. The
-codecs run in a process of their own, see `sandbox`.
+the certificate, and a second one that is asked only where a frame looks wrong. The codecs run in a
+process of their own, see `sandbox`. docs/conformance.md is written from the table.
 """
 
 from collections.abc import Iterator
@@ -14,73 +14,114 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
+from pydicom.pixels import get_decoder
+from pydicom.pixels.processing import convert_color_space
 
 from dicom_worker import limits
 from dicom_worker.blame import blame_file
-from dicom_worker.pixels.codestream import Parser, parse_j2k, parse_jpeg, parse_rle
+from dicom_worker.pixels.certificate import DecodedFrame, certified, ends_grey, looks_empty
+from dicom_worker.pixels.codecs import FrameSpec
+from dicom_worker.pixels.codestream import CodeStream, Parser, parse_j2k, parse_jpeg, parse_rle
 from dicom_worker.pixels.frames import group_frames, read_frame, undecodable
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.sandbox import sandbox
-from dicom_worker.pixels.sandbox_child import decode
-from dicom_worker.pixels.stored import stored_values
+from dicom_worker.pixels.stored import cell_values, sample_values
 from dicom_worker.reading import DicomFile
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A decoder. name: of its function in `codecs`, "" for native data.
+
+    distribution: the package that holds it. library: what does the work in there.
+    """
+
+    distribution: str
+    library: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Library, distribution and its version: `OpenJPEG of imagecodecs 2026.3.6`."""
+        package = f"{self.distribution} {version(self.distribution)}"
+        return package if self.library == self.distribution else f"{self.library} of {package}"
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
     """How one Transfer Syntax is decoded.
 
-    plugin: name of pydicom's decoding plugin, "" for native data. distribution: the package that
-    does the work. parser: of the frame's own header; None for native data and RLE, which keep all
-    Bits Allocated of each value as they are.
+    decoder: the one whose values are passed on. second: who must agree where they look wrong.
+    parser: of the frame's own header; None for native data and RLE, which keep all Bits Allocated
+    of each value as they are. lossless: two decoders give the same values. flat_bits: bits per
+    sample that a frame of one value may take.
     """
 
-    distribution: str
-    plugin: str = ""
+    decoder: Decoder
+    second: Decoder | None = None
     parser: Parser | None = None
+    lossless: bool = True
+    flat_bits: float = 0.25
 
 
-NATIVE: Final = Codec("pydicom")
-RLE: Final = Codec("pylibjpeg-rle", "pylibjpeg")
-JPEG: Final = Codec("pillow", "pillow", parse_jpeg)
-JPEG_LOSSLESS: Final = Codec("python-gdcm", "gdcm", parse_jpeg)
-JPEG_LS: Final = Codec("pyjpegls", "pyjpegls", parse_jpeg)
-J2K: Final = Codec("pylibjpeg-openjpeg", "pylibjpeg", parse_j2k)
+PYDICOM: Final = Decoder("pydicom", "pydicom")
+GDCM: Final = Decoder("python-gdcm", "GDCM", "gdcm")
+LIBJPEG_TURBO: Final = Decoder("imagecodecs", "libjpeg-turbo", "libjpeg_turbo")
+OPENJPEG: Final = Decoder("imagecodecs", "OpenJPEG", "openjpeg")
+OPENJPH: Final = Decoder("imagecodecs", "OpenJPH", "openjph")
+CHARLS: Final = Decoder("imagecodecs", "CharLS", "charls")
+OPENJPEG_HT: Final = Decoder("pylibjpeg-openjpeg", "OpenJPEG", "pylibjpeg_openjpeg")
+RUST_RLE: Final = Decoder("pylibjpeg-rle", "pylibjpeg-rle", "pylibjpeg_rle")
+PYDICOM_RLE: Final = Decoder("pydicom", "pydicom", "pydicom_rle")
+
+NATIVE: Final = Codec(PYDICOM)
+RLE: Final = Codec(RUST_RLE, PYDICOM_RLE, flat_bits=2)
+JPEG: Final = Codec(LIBJPEG_TURBO, GDCM, parse_jpeg, lossless=False)
+JPEG_LOSSLESS: Final = Codec(LIBJPEG_TURBO, GDCM, parse_jpeg, flat_bits=2)
+JPEG_LS: Final = Codec(CHARLS, GDCM, parse_jpeg)
+J2K: Final = Codec(OPENJPEG, GDCM, parse_j2k)
+J2K_LOSSY: Final = Codec(OPENJPEG, GDCM, parse_j2k, lossless=False)
+HTJ2K: Final = Codec(OPENJPH, OPENJPEG_HT, parse_j2k)
+HTJ2K_LOSSY: Final = Codec(OPENJPH, OPENJPEG_HT, parse_j2k, lossless=False)
 
 CODECS: Final = {
     "1.2.840.10008.1.2": NATIVE,  # Implicit VR Little Endian
     "1.2.840.10008.1.2.1": NATIVE,  # Explicit VR Little Endian
     "1.2.840.10008.1.2.1.99": NATIVE,  # Deflated Explicit VR Little Endian
     "1.2.840.10008.1.2.2": NATIVE,  # Explicit VR Big Endian
-    "1.2.840.10008.1.2.4.50": JPEG,  # JPEG Baseline 8 bit
+    "1.2.840.10008.1.2.4.50": JPEG,  # JPEG Baseline, 8 bit
+    "1.2.840.10008.1.2.4.51": JPEG,  # JPEG Extended, 8 and 12 bit
     "1.2.840.10008.1.2.4.57": JPEG_LOSSLESS,  # JPEG Lossless, process 14
     "1.2.840.10008.1.2.4.70": JPEG_LOSSLESS,  # JPEG Lossless, process 14 SV1
     "1.2.840.10008.1.2.4.80": JPEG_LS,  # JPEG-LS Lossless
     "1.2.840.10008.1.2.4.81": JPEG_LS,  # JPEG-LS Near-lossless
     "1.2.840.10008.1.2.4.90": J2K,  # JPEG 2000 Lossless
-    "1.2.840.10008.1.2.4.91": J2K,  # JPEG 2000
-    "1.2.840.10008.1.2.4.201": J2K,  # HTJ2K Lossless
-    "1.2.840.10008.1.2.4.202": J2K,  # HTJ2K Lossless RPCL
-    "1.2.840.10008.1.2.4.203": J2K,  # HTJ2K
+    "1.2.840.10008.1.2.4.91": J2K_LOSSY,  # JPEG 2000
+    "1.2.840.10008.1.2.4.201": HTJ2K,  # HTJ2K Lossless
+    "1.2.840.10008.1.2.4.202": HTJ2K,  # HTJ2K Lossless RPCL
+    "1.2.840.10008.1.2.4.203": HTJ2K_LOSSY,  # HTJ2K
     "1.2.840.10008.1.2.5": RLE,  # RLE Lossless
 }
 """Transfer Syntax UID → codec."""
+
+LOSSY_TOLERANCE: Final = 4
+"""How far two decoders of a lossy format may differ, of 256 grey values."""
 
 PHOTOMETRIC: Final = {
     1: frozenset(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")),
     3: frozenset(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")),
 }
 """Samples per Pixel → the Photometric Interpretations that can be rendered."""
+ALLOCATED: Final = frozenset((1, 8, 16, 32, 64))
+"""Bits Allocated that an array can have."""
 
 
 def decoder_name(transfer_syntax: str) -> str:
-    """The decoder of a Transfer Syntax and its version, `pylibjpeg-openjpeg 2.6.0` say."""
-    distribution = CODECS[transfer_syntax].distribution
-    return f"{distribution} {version(distribution)}"
+    """The decoder of a Transfer Syntax and its version, `OpenJPEG of imagecodecs 2026.3.6` say."""
+    return str(CODECS[transfer_syntax].decoder)
 
 
-def decode_frames(file: DicomFile) -> Iterator[NDArray[Any]]:
-    """The stored values of each frame, in order: (rows, columns), or (rows, columns, 3) RGB.
+def decode_frames(file: DicomFile) -> Iterator[DecodedFrame]:
+    """The stored values of each frame, in order, each with its certificate.
 
     One frame is in memory at a time. The dtype is the native one of Bits Allocated and Pixel
     Representation, or of Float or Double Float Pixel Data. FluoroError: NO_PIXEL_DATA,
@@ -96,11 +137,7 @@ def decode_frames(file: DicomFile) -> Iterator[NDArray[Any]]:
             f"There is no decoder for Transfer Syntax {file.transfer_syntax}.",
         )
     check_budget(file.image)
-    if file.image.photometric not in PHOTOMETRIC.get(file.image.samples, ()):
-        raise undecodable(
-            "The Photometric Interpretation is not one that can be rendered with this many samples "
-            "per pixel."
-        )
+    check_encoding(file.image, codec)
     if (file.pixels.length is not None) != (codec is NATIVE):
         raise undecodable(
             "The pixel data is encapsulated and its Transfer Syntax is not, or the other way round."
@@ -119,14 +156,29 @@ def check_budget(image: Image) -> None:
             Reason.IMAGE_TOO_LARGE,
             f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
         )
-    if image.frames * image.rows * image.columns * max(image.samples, 4) > limits.ARRAY_LIMIT_BYTES:
+    sample_bytes = max(4, image.samples * -(-image.bits_allocated // 8))
+    if image.frames * image.rows * image.columns * sample_bytes > limits.ARRAY_LIMIT_BYTES:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
             f"The decoded image has more than {limits.ARRAY_LIMIT_BYTES} bytes.",
         )
 
 
-def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
+def check_encoding(image: Image, codec: Codec) -> None:
+    """PIXELS_UNDECODABLE if the header describes an image that we cannot give the meaning of."""
+    if image.photometric not in PHOTOMETRIC.get(image.samples, ()):
+        raise undecodable(
+            "The Photometric Interpretation is not one that can be rendered with this many samples "
+            "per pixel."
+        )
+    if image.bits_allocated not in ALLOCATED:
+        raise undecodable("Bits Allocated is none of 1, 8, 16, 32 and 64.")
+    # libjpeg converts at any depth; what is converted here is scaled for bytes (PS3.3 C.7.6.3.1.2).
+    if image.photometric.startswith("YBR_FULL") and image.bits_allocated > 8 and codec is not JPEG:  # noqa: PLR2004 - bits of a byte
+        raise undecodable("YBR_FULL has more than 8 bits per sample.")
+
+
+def native_frames(file: DicomFile, image: Image) -> Iterator[DecodedFrame]:
     """The frames of uncompressed pixel data."""
     assert file.pixels is not None and file.pixels.length is not None  # noqa: PT018 - one fact
     excess = file.pixels.length - image.native_bytes
@@ -137,12 +189,11 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[NDArray[Any]]:
         for index in range(image.frames):
             # Only here does a frame begin within a byte; pydicom counts whole bytes.
             if image.bits_allocated == 1:
-                yield packed_frame(stream, file.pixels.offset, image, index)
-                continue
-            stream.seek(file.pixels.offset)
-            yield stored_values(
-                as_array(file, image, NATIVE, stream, index), image, compressed=False
-            )
+                values = packed_frame(stream, file.pixels.offset, image, index)
+            else:
+                stream.seek(file.pixels.offset)
+                values = cell_values(native_frame(file, image, stream, index), image)
+            yield certified(values, image.bits_stored)
 
 
 def packed_frame(stream: BinaryIO, start: int, image: Image, index: int) -> NDArray[np.uint8]:
@@ -159,7 +210,36 @@ def packed_frame(stream: BinaryIO, start: int, image: Image, index: int) -> NDAr
     )
 
 
-def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[NDArray[Any]]:
+def native_frame(file: DicomFile, image: Image, stream: BinaryIO, index: int) -> NDArray[Any]:
+    """One frame of uncompressed pixel data by pydicom, RGB for YBR, in native byte order.
+
+    stream: at the first byte of the pixel data. PIXELS_UNDECODABLE if pydicom refuses.
+    """
+    options: dict[str, Any] = {
+        "pixel_keyword": image.keyword,
+        "pixel_vr": (file.pixels.vr if file.pixels else None) or "OW",
+        "rows": image.rows,
+        "columns": image.columns,
+        "number_of_frames": image.frames,
+        "samples_per_pixel": image.samples,
+        "photometric_interpretation": image.photometric,
+        "planar_configuration": image.planar,
+        "bits_allocated": image.bits_allocated,
+        "bits_stored": image.bits_stored,
+        "pixel_representation": int(image.signed),
+        "correct_unused_bits": False,  # `cell_values` does it, for any High Bit
+    }
+    with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
+        decoder = get_decoder(file.transfer_syntax)
+        array, properties = decoder.as_array(stream, index=index, **options)
+    if array.shape != image.shape or (
+        image.samples > 1 and properties["photometric_interpretation"] != "RGB"
+    ):
+        raise undecodable("The pixel data has another shape or colour space than the header says.")
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[DecodedFrame]:
     """The frames of compressed pixel data.
 
     Each is checked against the header before it is decoded, and what it gave after.
@@ -170,83 +250,97 @@ def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator
             # Joined, the second fragment would be read as part of the first one's segments.
             if codec is RLE and len(fragments) > 1:
                 raise undecodable("An RLE frame has more than one fragment (PS3.5 A.4.2).")
-            frame = read_frame(stream, fragments)
-            check_frame(frame, image, codec)
-            array = as_array(file, image, codec, frame, 0)
-            if codec.parser:
-                check_values(array, image)
-            yield stored_values(array, image, compressed=codec.parser is not None)
+            yield compressed_frame(
+                read_frame(stream, fragments), file.transfer_syntax, image, codec
+            )
 
 
-def check_frame(frame: bytes, image: Image, codec: Codec) -> None:
-    """PIXELS_UNDECODABLE unless the code stream's own header agrees with DICOM's."""
+def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> DecodedFrame:
+    """One frame: by the pinned decoder, and where that looks wrong by the second one too."""
+    found = examine(data, image, codec)
+    spec = FrameSpec(
+        syntax=syntax,
+        rows=image.rows,
+        columns=image.columns,
+        samples=image.samples,
+        bits=image.bits_allocated,
+        precision=found.precision,
+        signed=image.signed if found.signed is None else found.signed,
+        dct=found.dct,
+        colour=(found.colour if image.samples > 1 else "") or image.photometric,
+    )
+    samples = sandbox().decode(codec.decoder.name, spec, data)
+    values = meaning(samples, spec, found, image, codec)
+    second = ""
+    if is_suspicious(samples, len(data), found, codec):
+        confirm(values, data, spec, found, image, codec)
+        second = str(codec.second)
+    return certified(values, found.precision, second)
+
+
+def examine(data: bytes, image: Image, codec: Codec) -> CodeStream:
+    """What the code stream says of itself. PIXELS_UNDECODABLE unless its size is the header's."""
     with blame_file(Reason.PIXELS_UNDECODABLE, "A compressed frame is broken or cut off."):
         if codec.parser is None:
             parse_rle(
-                frame,
+                data,
                 rows=image.rows,
                 columns=image.columns,
                 samples=image.samples,
                 bits=image.bits_allocated,
             )
-            return
-        found = codec.parser(frame)
+            return CodeStream(image.rows, image.columns, image.samples, image.bits_stored)
+        found = codec.parser(data)
     if (found.rows, found.columns, found.samples) != (image.rows, image.columns, image.samples):
         raise undecodable(
             "A compressed frame has another size or number of samples than the header says."
         )
-    if found.signed is not None and found.signed != image.signed:
-        raise undecodable(
-            "A compressed frame and the header disagree on whether its values are signed."
-        )
-    if found.precision > image.bits_allocated or (
-        image.signed and found.precision < image.bits_stored
-    ):
-        raise undecodable("A compressed frame has another precision than the header says.")
+    return found
 
 
-def check_values(array: NDArray[Any], image: Image) -> None:
-    """PIXELS_UNDECODABLE if decoded values do not fit Bits Stored.
-
-    They would be cut off silently.
-    """
-    if image.bits_stored == image.bits_allocated:
-        return
-    low = -(1 << image.bits_stored - 1) if image.signed else 0
-    if int(array.min()) < low or int(array.max()) >= 1 << image.bits_stored:
-        raise undecodable("A compressed frame has values that do not fit Bits Stored.")
-
-
-def as_array(
-    file: DicomFile, image: Image, codec: Codec, source: bytes | BinaryIO, index: int
+def meaning(
+    samples: NDArray[Any], spec: FrameSpec, found: CodeStream, image: Image, codec: Codec
 ) -> NDArray[Any]:
-    """One frame by the codec. PIXELS_UNDECODABLE if it refuses, or gives another shape.
-
-    source: native pixel data as a file at its first byte, or the code stream of the frame.
-    """
-    options = {
-        "pixel_keyword": image.keyword,
-        "pixel_vr": (file.pixels.vr if file.pixels else None) or "OW",
-        "rows": image.rows,
-        "columns": image.columns,
-        "number_of_frames": image.frames if codec is NATIVE else 1,
-        "samples_per_pixel": image.samples,
-        "photometric_interpretation": image.photometric,
-        "planar_configuration": image.planar,
-        "bits_allocated": image.bits_allocated,
-        "bits_stored": image.bits_stored,
-        "pixel_representation": int(image.signed),
-        "correct_unused_bits": False,  # `pixels.stored` does it, for any High Bit
-        "apply_j2k_sign_correction": False,  # `check_frame` refuses what it would correct
-        "apply_jls_sign_correction": False,
-    }
-    if isinstance(source, bytes):
-        array, photometric = sandbox().decode(file.transfer_syntax, codec.plugin, options, source)
+    """Stored values, RGB for colour, of what a decoder gave."""
+    if codec.parser is None:
+        dtype = samples.dtype.str.replace("u", "i") if image.signed else samples.dtype
+        values = cell_values(samples.view(dtype), image)
     else:
-        with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
-            array, photometric = decode(file.transfer_syntax, codec.plugin, options, source, index)
-    if array.shape != image.shape or (image.samples > 1 and photometric != "RGB"):
-        raise undecodable(
-            "The decoded frame has another shape or colour space than the header says."
-        )
-    return array
+        values = sample_values(samples, found, image)
+    if image.samples > 1 and not found.dct and spec.colour.startswith("YBR_FULL"):
+        with blame_file(Reason.PIXELS_UNDECODABLE, "The colours cannot be converted."):
+            values = convert_color_space(values, "YBR_FULL", "RGB")
+    return values
+
+
+def is_suspicious(
+    samples: NDArray[Any], stream_bytes: int, found: CodeStream, codec: Codec
+) -> bool:
+    """Whether the pinned decoder may have failed without saying so."""
+    return looks_empty(stream_bytes, samples, codec.flat_bits) or (
+        codec.decoder is LIBJPEG_TURBO and ends_grey(samples, found.precision)
+    )
+
+
+def confirm(
+    values: NDArray[Any],
+    data: bytes,
+    spec: FrameSpec,
+    found: CodeStream,
+    image: Image,
+    codec: Codec,
+) -> None:
+    """PIXELS_UNDECODABLE unless the second decoder comes to the same values."""
+    refusal = undecodable("A frame looks wrongly decoded, and no second decoder confirms it.")
+    if codec.second is None:
+        raise refusal
+    try:
+        samples = sandbox().decode(codec.second.name, spec, data)
+        other = meaning(samples, spec, found, image, codec)
+    except FluoroError as error:
+        if error.reason is not Reason.PIXELS_UNDECODABLE:
+            raise
+        raise refusal from error
+    tolerance = 0 if codec.lossless else LOSSY_TOLERANCE << max(0, found.precision - 8)
+    if np.abs(values.astype(np.int64) - other.astype(np.int64)).max() > tolerance:
+        raise refusal

@@ -4,7 +4,7 @@ In the order of PS3.3 C.7.6.3, C.11.1 and C.11.2.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
+from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.colour import apply_palette, eight_bits, palette_of
 from dicom_worker.pixels.decoders import decode_frames
 from dicom_worker.pixels.modality import modality_of
@@ -27,8 +28,9 @@ class Rendering:
 
     preview: an 8-bit PNG of the first frame, one pixel per stored pixel. Pixels that are not square
     are not resampled, and overlays are not drawn. array: an NPY file, (frames, rows, columns) of
-    modality values, or (frames, rows, columns, 3) RGB; the other fields describe it. unit: `HU` or
-    `1`. window: what the preview shows; None where a VOI LUT or colour leaves nothing to choose.
+    modality values, or (frames, rows, columns, 3) RGB at the depth of the file; the other fields
+    describe it. unit: `HU` or `1`. window: what the preview shows; None where a VOI LUT or colour
+    leaves nothing to choose. frames: what is certified of each one's stored values.
     """
 
     preview: bytes
@@ -40,6 +42,7 @@ class Rendering:
     minimum: float
     maximum: float
     window: Window | None
+    frames: list[FrameCertificate] = field(default_factory=list)
 
 
 def render(
@@ -61,21 +64,22 @@ def render(
         if file.image.photometric == "PALETTE COLOR"
         else None
     )
-    preview, window, units = b"", None, set()
-    for index, stored in enumerate(frames):
+    preview, window, units, certificates = b"", None, set(), []
+    for index, frame in enumerate(frames):
         tick()
+        stored = frame.values
+        certificates.append(frame.certificate)
         if grey:
             modality = modality_of(file.header, index, little_endian=file.little_endian)
             values = modality.apply(stored)
             units.add(modality.unit)
         else:
-            values = (
-                apply_palette(stored, palette)
-                if palette
-                else eight_bits(stored, file.image.bits_stored)
-            )
+            values = apply_palette(stored, palette) if palette else stored
         if index == 0:
-            shown, window = grey_scale(file, stored, values, chosen) if grey else (values, None)
+            if grey:
+                shown, window = grey_scale(file, stored, values, chosen)
+            else:
+                shown = values if palette else eight_bits(values, file.image.bits_stored)
             preview = png(shown)
         writer.append(values)
     sha256 = writer.close()
@@ -89,6 +93,7 @@ def render(
         minimum=writer.minimum,
         maximum=writer.maximum,
         window=window,
+        frames=certificates,
     )
 
 

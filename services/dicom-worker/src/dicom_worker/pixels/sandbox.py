@@ -1,10 +1,14 @@
 """Runs the codecs in a child process: bytes that crash a codec fail their own item only."""
 
 import atexit
+import fcntl
+import mmap
+import os
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
 from threading import Lock
 from typing import Any, Final
@@ -13,6 +17,7 @@ import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 
+from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.sandbox_child import read_message, write_message
 
 CRASHES: Final = frozenset(
@@ -21,34 +26,62 @@ CRASHES: Final = frozenset(
 """Signals by which a file brings the child down. Any other, such as SIGKILL, comes from outside."""
 
 
+KEPT_BYTES: Final = 16 * 1024 * 1024
+"""Shared memory that stays for the next frame; what a larger one took goes back."""
+
+
 class Sandbox:
     """One child process, started when first needed and again after it died.
 
-    Frames of several threads take turns.
+    Frames of several threads take turns. Pixels come back through memory that both share. It is
+    sealed: the child cannot take away what this process is reading.
     """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = Lock()
+        self._memory = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._size = 0
+        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
-    def decode(
-        self, syntax: str, plugin: str, options: dict[str, Any], frame: bytes
-    ) -> tuple[NDArray[Any], str]:
-        """The decoded frame and its Photometric Interpretation, as `sandbox_child.decode` has them.
+    def decode(self, decoder: str, frame: FrameSpec, data: bytes) -> NDArray[Any]:
+        """The samples of a code stream, as this decoder of `codecs` has them.
 
-        FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed; WORKER_LOST if the child
-        was killed from outside.
+        FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed, or gave another shape
+        than the frame's; WORKER_LOST if the child was killed from outside.
         """
+        # Samples have 4 bytes at most, because no decoder gives more than 32 bits.
+        capacity = frame.rows * frame.columns * frame.samples * max(4, frame.bits // 8)
+        request = {"decoder": decoder, "frame": asdict(frame), "capacity": capacity}
         with self._turn:
-            reply = self._ask({"syntax": syntax, "plugin": plugin, "options": options}, frame)
-        if not reply:
-            raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
-        message, data = reply
-        return np.frombuffer(bytearray(data), message["dtype"]).reshape(message["shape"]), message[
-            "photometric"
-        ]
+            self._make_room(capacity)
+            reply = self._ask(request, data)
+            if not reply:
+                raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
+            return self._copy(np.dtype(reply["dtype"]), reply["shape"], frame)
 
-    def _ask(self, request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes] | None:
+    def _make_room(self, capacity: int) -> None:
+        if capacity > self._size:
+            os.ftruncate(self._memory, capacity)
+            self._size = capacity
+
+    def _copy(self, dtype: np.dtype[Any], shape: list[int], frame: FrameSpec) -> NDArray[Any]:
+        expected = (frame.rows, frame.columns, *([frame.samples] if frame.samples > 1 else []))
+        if tuple(shape) != expected:
+            raise FluoroError(
+                Reason.PIXELS_UNDECODABLE,
+                "The decoded frame has another shape than the header says.",
+            )
+        count = frame.rows * frame.columns * frame.samples
+        with mmap.mmap(self._memory, count * dtype.itemsize) as memory:
+            view = np.frombuffer(memory, dtype, count)
+            array = view.reshape(expected).copy()
+            del view  # the mapping cannot close while an array points into it
+            if len(memory) > KEPT_BYTES:
+                memory.madvise(mmap.MADV_REMOVE)
+        return array
+
+    def _ask(self, request: dict[str, Any], frame: bytes) -> dict[str, Any] | None:
         """The reply to a request, None if it is a refusal."""
         child = self._start()
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
@@ -60,11 +93,12 @@ class Sandbox:
             reply = None
         if reply is None:
             raise self._obituary(child)
-        return reply if reply[0]["decoded"] else None
+        return reply[0] if reply[0]["decoded"] else None
 
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
-            command = [sys.executable, "-I", "-m", "dicom_worker.pixels.sandbox_child"]
+            module = "dicom_worker.pixels.sandbox_child"
+            command = [sys.executable, "-I", "-m", module, str(self._memory)]
             # A session of its own, because signals to the worker's process group are not for it.
             # No environment, because it needs no secrets.
             self._child = subprocess.Popen(
@@ -72,6 +106,7 @@ class Sandbox:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={},
+                pass_fds=(self._memory,),
                 start_new_session=True,
             )
         return self._child

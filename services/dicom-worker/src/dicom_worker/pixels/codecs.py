@@ -1,0 +1,165 @@
+"""The decoders themselves, one function each; they run in `sandbox_child`.
+
+Which one is asked for which Transfer Syntax is said in `decoders`. A decoder gives what the code
+stream holds: samples of its precision, in the lowest bits, RGB where the lossy formats transform
+colours. Whether that fits the header is not its business.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from tempfile import TemporaryFile
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpec:
+    """What a decoder is told of a frame.
+
+    bits: Bits Allocated. precision: bits per sample of the code stream. signed: of its samples, or
+    Pixel Representation where the format cannot say. dct: lossy JPEG, which transforms colours.
+    colour: of its samples, a Photometric Interpretation.
+    """
+
+    syntax: str
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    precision: int
+    signed: bool
+    dct: bool
+    colour: str
+
+
+Decoder = Callable[[bytes, FrameSpec], NDArray[Any]]
+"""Code stream → (rows, columns) or (rows, columns, samples). Raises anything on a broken one."""
+
+
+def libjpeg_turbo(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+    """JPEG, 8 and 12 bits, and lossless JPEG, 2 to 16 bits."""
+    from imagecodecs import jpeg8_decode  # noqa: PLC0415 - takes most of a second, here once
+
+    if frame.samples == 1:
+        return np.asarray(jpeg8_decode(data))
+    ybr = frame.dct and frame.colour != "RGB"
+    space = "ycbcr" if ybr else "rgb"
+    return np.asarray(jpeg8_decode(data, colorspace=space, outcolorspace="rgb"))
+
+
+def charls(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+    """JPEG-LS."""
+    from imagecodecs import jpegls_decode  # noqa: PLC0415 - see above
+
+    return np.asarray(jpegls_decode(data))
+
+
+def openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+    """JPEG 2000."""
+    from imagecodecs import jpeg2k_decode  # noqa: PLC0415 - see above
+
+    return np.asarray(jpeg2k_decode(data))
+
+
+def openjph(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+    """HTJ2K."""
+    from imagecodecs import htj2k_decode  # noqa: PLC0415 - see above
+
+    return np.asarray(htj2k_decode(data))
+
+
+def pylibjpeg_openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+    """HTJ2K by OpenJPEG."""
+    from openjpeg.utils import decode  # noqa: PLC0415 - only where asked for
+
+    return np.asarray(decode(BytesIO(data)))
+
+
+def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+    """RLE: planes of samples, little endian."""
+    from rle.utils import decode_pixel_data  # noqa: PLC0415 - only where asked for
+
+    size: dict[str, Any] = {
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "bits_allocated": frame.bits,
+    }
+    planes = np.frombuffer(decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}")
+    if frame.samples == 1:
+        return planes.reshape(frame.rows, frame.columns)
+    return planes.reshape(frame.samples, frame.rows, frame.columns).transpose(1, 2, 0)
+
+
+def gdcm(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+    """GDCM, which has copies of its own of the IJG's libjpeg, CharLS and OpenJPEG.
+
+    It prints what libjpeg warns of, cut-off scans among it, and decodes on: here that is an error.
+    """
+    with TemporaryFile() as warnings:
+        kept = os.dup(2)
+        os.dup2(warnings.fileno(), 2)
+        try:
+            array = by_pydicom(data, frame, "gdcm")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        if warnings.seek(0, os.SEEK_END):
+            raise ValueError("the decoder warns of the frame")
+    return array
+
+
+def pydicom_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+    """RLE in Python."""
+    array = by_pydicom(data, frame, "pydicom")
+    return array.view(array.dtype.str.replace("i", "u"))
+
+
+def by_pydicom(data: bytes, frame: FrameSpec, plugin: str) -> NDArray[Any]:
+    """One frame by a plugin of pydicom."""
+    from pydicom.encaps import encapsulate  # noqa: PLC0415 - only where asked for
+    from pydicom.pixels import get_decoder  # noqa: PLC0415 - only where asked for
+
+    container = 8 if frame.precision <= 8 else 16  # noqa: PLR2004 - bits of a byte
+    is_rle = plugin == "pydicom"
+    options: dict[str, Any] = {
+        "pixel_keyword": "PixelData",
+        "pixel_vr": "OW",
+        "rows": frame.rows,
+        "columns": frame.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": frame.samples,
+        "photometric_interpretation": frame.colour,
+        "planar_configuration": 0,
+        "bits_allocated": frame.bits if is_rle else container,
+        "bits_stored": frame.bits if is_rle else frame.precision,
+        "pixel_representation": int(frame.signed),
+        "correct_unused_bits": False,
+        "apply_j2k_sign_correction": False,
+        "apply_jls_sign_correction": False,
+    }
+    array, properties = get_decoder(frame.syntax).as_array(
+        encapsulate([data]), index=0, raw=not frame.dct, decoding_plugin=plugin, **options
+    )
+    if frame.dct and frame.samples > 1 and properties["photometric_interpretation"] != "RGB":
+        raise ValueError("colours are not RGB")
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+FUNCTIONS: Final[dict[str, Decoder]] = {
+    decoder.__name__: decoder
+    for decoder in (
+        libjpeg_turbo,
+        charls,
+        openjpeg,
+        openjph,
+        pylibjpeg_openjpeg,
+        pylibjpeg_rle,
+        gdcm,
+        pydicom_rle,
+    )
+}
+"""Name → decoder."""
