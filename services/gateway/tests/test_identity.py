@@ -2,7 +2,6 @@ import itertools
 
 import pytest
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger.audit import Action
 from gateway.identity.bindings import Bindings
 from gateway.identity.door import Door
 from gateway.identity.metadata import Believed, named_owner
@@ -12,11 +11,6 @@ from gateway.identity.workloads import owner_of, owner_of_name, owner_of_spiffe
 
 MISSING = FluoroError(Reason.OWNER_MISSING, "Who?")
 VIEWER = frozenset({Role.VIEWER})
-ACTIONS: list[Action] = []
-
-
-async def record(action: Action) -> None:
-    ACTIONS.append(action)
 
 
 class Always:
@@ -53,7 +47,7 @@ def test_two_owners_are_refused() -> None:
 
 
 async def test_a_call_of_nobody_is_refused_unless_the_gateway_is_for_one_user() -> None:
-    door = Door([Believed("trusted-metadata", VIEWER)], MISSING, record)
+    door = Door([Believed("trusted-metadata", VIEWER)], MISSING)
     with pytest.raises(FluoroError) as caught:
         await door.admit("X", VIEWER, Caller([("x", "y")]))
     assert caught.value is MISSING
@@ -61,22 +55,18 @@ async def test_a_call_of_nobody_is_refused_unless_the_gateway_is_for_one_user() 
 
 async def test_sources_are_asked_in_their_order() -> None:
     nobody, ann = Believed("none", VIEWER), Principal("ann", VIEWER, "first")
-    door = Door([nobody, Always(ann), Always(Principal("bob", VIEWER, "second"))], MISSING, record)
+    door = Door([nobody, Always(ann), Always(Principal("bob", VIEWER, "second"))], MISSING)
     assert await door.admit("X", VIEWER, Caller()) == ann
 
 
 async def test_only_an_operator_names_another_owner() -> None:
     named = Caller([("fluoro-owner", "bob")])
     with pytest.raises(FluoroError, match="role operator") as caught:
-        await Door([Always(Principal("ann", VIEWER, "x"))], MISSING, record).admit(
-            "X", VIEWER, named
-        )
+        await Door([Always(Principal("ann", VIEWER, "x"))], MISSING).admit("X", VIEWER, named)
     assert caught.value.reason == Reason.ROLE_MISSING
     operator = Principal("ann", frozenset({Role.OPERATOR}), "x")
-    admitted = await Door([Always(operator)], MISSING, record).admit("X", {Role.OPERATOR}, named)
+    admitted = await Door([Always(operator)], MISSING).admit("X", {Role.OPERATOR}, named)
     assert (admitted.owner, admitted.name) == ("bob", "ann")
-    assert ACTIONS.pop() == Action("ann", "x", "bob", "X", "")
-    assert ACTIONS == []
 
 
 def test_a_call_without_a_line_in_the_table_stops_the_start() -> None:

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsResponse,
 )
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
-from fluoro_jobs.ledger.audit import Action
+from fluoro_jobs.ledger.audit import Entry
 from gateway.identity.door import Door
 from gateway.identity.metadata import Believed
 from gateway.identity.principal import Role
@@ -33,9 +33,26 @@ from gateway.testing import Client, connected, parse, refused
 from google.protobuf.message import Message
 from prometheus_client import REGISTRY
 
+JOB = "jobs/00000000-0000-7000-8000-000000000001"
 
-async def record(_action: Action) -> None:
-    """Nothing here is for operators."""
+
+class Kept:
+    """What is written down, and when: here there is no ledger."""
+
+    def __init__(self) -> None:
+        self.rows: list[Entry] = []
+        self.may_write = asyncio.Event()
+        self.may_write.set()
+        self.error: FluoroError | None = None
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        await self.may_write.wait()
+        if self.error:
+            raise self.error
+        self.rows += entries
+
+    def note(self, entry: Entry, thing: str) -> None:
+        self.rows.append(entry._replace(thing=thing))
 
 
 class Servicer:
@@ -96,14 +113,13 @@ class Servicer:
 
 @asynccontextmanager
 async def serving(
-    servicer: Servicer, max_message_bytes: int = 10_000
+    servicer: Servicer, max_message_bytes: int = 10_000, kept: Any = None
 ) -> AsyncIterator[tuple[Client, Adapter]]:
     door = Door(
         [Believed("none", frozenset(Role), "me")],
         FluoroError(Reason.OWNER_MISSING, "Who?"),
-        record,
     )
-    adapter = Adapter(max_message_bytes, door)
+    adapter = Adapter(max_message_bytes, door, kept or Kept())
     server = grpc.aio.server()
     server.add_registered_method_handlers(
         JOB_SERVICE.full_name, adapter.handlers(JOB_SERVICE, servicer)
@@ -218,6 +234,54 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:
     with pytest.raises(AttributeError, match="submit_job"):
-        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?"), record)).handlers(
+        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?")), Kept()).handlers(
             JOB_SERVICE, object()
         )
+
+
+async def test_nothing_is_sent_before_it_is_written_down() -> None:
+    kept = Kept()
+    kept.may_write.clear()
+    async with serving(Servicer(), kept=kept) as (client, _):
+        unary = asyncio.ensure_future(client.jobs.GetJob(GetJobRequest(name=JOB)))
+        watch = client.jobs.WatchJob(WatchJobRequest(name=JOB))
+        streamed = asyncio.ensure_future(watch.read())
+        done, _ = await asyncio.wait([unary, streamed], timeout=0.3)
+        assert not done
+        kept.may_write.set()
+        await asyncio.gather(unary, streamed)
+        assert {(row.method.rpartition(".")[2], row.thing) for row in kept.rows} == {
+            ("GetJob", JOB),
+            ("WatchJob", JOB),
+        }
+        kept.error = FluoroError(Reason.LEDGER_UNAVAILABLE, "Away.")
+        for call in (
+            client.jobs.GetJob(GetJobRequest(name=JOB)),
+            client.jobs.WatchJob(WatchJobRequest(name=JOB)).read(),
+        ):
+            assert (await refused(call)).reason == "LEDGER_UNAVAILABLE"
+
+
+async def test_a_stream_has_one_row_and_none_of_how_it_broke_off() -> None:
+    kept = Kept()
+    async with serving(Servicer(), kept=kept) as (client, _):
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _message in client.jobs.WatchJob(WatchJobRequest(name=JOB)):
+                pass
+        await refused(client.jobs.SubmitJob(SubmitJobRequest()))
+        await refused(client.jobs.CancelJob(CancelJobRequest(), timeout=0.2))
+    assert [(row.method.rpartition(".")[2], row.outcome) for row in kept.rows] == [
+        ("WatchJob", "OK"),
+        ("SubmitJob", "INVALID_ARGUMENT"),
+    ]
+
+
+async def test_no_text_of_a_request_is_written_down() -> None:
+    kept = Kept()
+    async with serving(Servicer(), kept=kept) as (client, _):
+        await client.jobs.GetJob(GetJobRequest(name="jobs/Doe^John"))
+    (row,) = kept.rows
+    assert (row.thing, row.principal, row.how) == ("", "me", "none")
+    assert row.roles == ("operator", "submitter", "viewer", "worker")
+    assert row.peer.startswith("ipv4:127.0.0.1:")
+    assert "grpc-python" in row.agent

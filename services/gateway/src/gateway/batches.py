@@ -28,6 +28,7 @@ from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
 from fluoro_jobs.ledger import batches, filters, search
 from fluoro_jobs.ledger.accept import Submission, accept, repeated
+from fluoro_jobs.ledger.audit import Entry
 from fluoro_jobs.ledger.batches import Piece
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import Key, write_token
@@ -176,11 +177,14 @@ class Batches:
             earlier = await self._calls.run_for(call.owner, repeated, call.owner, keys)
             for place, key in refused.items():
                 outcomes[place] = earlier.get(key, outcomes[place])
-        stored = iter(await self._stored(submissions, call.owner))
-        response = BatchSubmitJobsResponse()
-        response.outcomes.extend(
-            _outcome(next(stored) if outcome is None else outcome) for outcome in outcomes
+        stored = iter(await self._stored(submissions, call))
+        answers = [next(stored) if outcome is None else outcome for outcome in outcomes]
+        new = {one.name for one in submissions}
+        call.record.is_about(
+            [one.name for one in answers if isinstance(one, job_pb2.Job) and one.name not in new]
         )
+        response = BatchSubmitJobsResponse()
+        response.outcomes.extend(map(_outcome, answers))
         return response
 
     @contextmanager
@@ -203,7 +207,7 @@ class Batches:
         request: BatchCancelJobsRequest | BatchRetryJobsRequest,
         call: Call,
         wanted: Search,
-        act: Callable[[LedgerConnection, Search, Key | None], Piece],
+        act: Callable[[LedgerConnection, Search, Key | None, Entry | None], Piece],
         tell: Callable[[Piece], None],
     ) -> tuple[int, str]:
         """Piece after piece until the end, or until it has taken long. Jobs, and the token."""
@@ -213,7 +217,9 @@ class Batches:
         until = time.monotonic() + _seconds(call)
         key, count = search.read_key(request, wanted.order), 0
         while True:
-            piece = await self._calls.run_for(call.owner, act, wanted, key)
+            piece = await self._calls.run_for(call.owner, act, wanted, key, call.record.entry)
+            if piece.changed:
+                call.record.written()
             key = piece.following
             count += len(piece.changed)
             tell(piece)
@@ -236,10 +242,12 @@ class Batches:
         return found
 
     async def _stored(
-        self, submissions: Sequence[Submission], owner: str
+        self, submissions: Sequence[Submission], call: Call
     ) -> Sequence[job_pb2.Job | FluoroError]:
         if not submissions:
             return []
+        for one in submissions:
+            one.audit = call.record.entry
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
@@ -248,13 +256,15 @@ class Batches:
                 Reason.GATEWAY_BUSY, "Other batches are being stored. Nothing was; try again."
             ) from None
         try:
-            answers = await self._calls.run_for(owner, accept, submissions)
+            answers = await self._calls.run_for(call.owner, accept, submissions)
         finally:
             self._turns.release()
         self._dispatcher.wake(*set().union(*(one.queues for one in submissions)))
-        for answer in answers:
+        for one, answer in zip(submissions, answers, strict=True):
             if isinstance(answer, job_pb2.Job):
-                self._hub.woken(UUID(answer.name.removeprefix("jobs/")), owner)
+                self._hub.woken(UUID(answer.name.removeprefix("jobs/")), call.owner)
+                if answer.name == one.name:
+                    call.record.written()
         return answers
 
 

@@ -84,7 +84,7 @@ class Blobs:
                 async def receive(writer: PartsWriter, most_bytes: int) -> None:
                     await self._receive(pace, most_bytes, writer, call.owner, places)
 
-                return await self._resuming.stream(call.owner, header, receive)
+                return await self._resuming.stream(call, header, receive)
             name = f"blobs/{new_id()}"
             with blob_errors():
                 async with self._store.writer(name) as writer:
@@ -99,14 +99,15 @@ class Blobs:
         )
         # Whoever hangs up from here on is too late: the bytes are there, and without a record
         # nobody would find them.
-        return UploadBlobResponse(blob=await asyncio.shield(self._keep(call.owner, blob)))
+        return UploadBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
 
-    async def _keep(self, owner: str, blob: Blob) -> Blob:
+    async def _keep(self, call: Call, blob: Blob) -> Blob:
         """Adds the record.
 
         The bytes go if the owner has the same already; the record is then the earlier one.
         """
-        stored = await self._calls.run_for(owner, records.add, owner, blob)
+        add = call.record.with_change(records.add, lambda stored: stored.name)
+        stored = await self._calls.run_for(call.owner, add, call.owner, blob)
         if stored.name != blob.name:
             with blob_errors():
                 await self._store.delete_soon(blob.name)

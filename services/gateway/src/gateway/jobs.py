@@ -187,8 +187,9 @@ class Jobs:
         job_id = names.job_id(request.name)
         response = CancelJobResponse()
         _, workers = await self._calls.run_for(
-            call.owner, control.cancel_job, call.owner, job_id, response.job
+            call.owner, control.cancel_job, call.owner, job_id, response.job, call.record.entry
         )
+        call.record.written()
         self._hub.woken(job_id, call.owner)
         self._publisher.cancel(job_id, call.owner, workers)
         return response
@@ -197,7 +198,10 @@ class Jobs:
         """Opens the job again in the ledger, then has it dispatched."""
         job_id = names.job_id(request.name)
         response = RetryJobResponse()
-        await self._calls.run_for(call.owner, control.retry_job, call.owner, job_id, response.job)
+        await self._calls.run_for(
+            call.owner, control.retry_job, call.owner, job_id, response.job, call.record.entry
+        )
+        call.record.written()
         self._hub.woken(job_id, call.owner)
         self._publisher.events(job_id, call.owner)
         self._dispatcher.wake()
@@ -213,7 +217,7 @@ class Jobs:
         """Takes the job from its owner. The scheduler removes what is left of it."""
         await self._calls.run_for(
             call.owner,
-            deletion.delete_job,
+            call.record.with_change(deletion.delete_job),
             call.owner,
             names.job_id(request.name),
             allow_missing=request.allow_missing,
@@ -286,10 +290,16 @@ class Jobs:
         except FluoroError as error:
             if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
                 raise
+            call.record.is_about([job.name])
             return job
         if checked:
             return checked
+        submission.audit = call.record.entry
         job = await self._committed(submission)
+        if job.name == submission.name:
+            call.record.written()
+        else:
+            call.record.is_about([job.name])  # an earlier one, by its request_id
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
         self._dispatcher.wake(*submission.queues)
         self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)

@@ -28,6 +28,7 @@ from fluoro_jobs.worker.context import blob_errors
 
 from gateway import names
 from gateway.ledger_calls import LedgerCalls
+from gateway.rpc import Call
 
 TOUCH_SECONDS: Final = 30
 """How often a stream tells the ledger that it is there, and hears whether it is the newest."""
@@ -61,17 +62,18 @@ class Resuming:
         return BeginUploadResponse(committed_bytes=await self._committed(found))
 
     async def stream(
-        self, owner: str, header: UploadBlobHeader, receive: Receive
+        self, call: Call, header: UploadBlobHeader, receive: Receive
     ) -> UploadBlobResponse:
         """Takes one stream of an upload, and makes the blob if all bytes are there.
 
         FluoroError INVALID_ARGUMENT, UPLOAD_NOT_FOUND, UPLOAD_SUPERSEDED, UPLOAD_MISMATCH, or what
         `receive` raises; what came until then stays.
         """
-        upload_id = names.upload_id(header.upload_id, "header.upload_id")
+        owner, upload_id = call.owner, names.upload_id(header.upload_id, "header.upload_id")
         upload = await self._calls.run_for(owner, uploads.find, owner, upload_id)
         if upload.blob_id is not None:
             blob = await self._calls.run_for(owner, records.get, owner, upload.blob_id)
+            call.record.is_about([blob.name])
             return UploadBlobResponse(committed_bytes=blob.size_bytes, blob=blob)
         upload = await self._opened(owner, upload, header.offset)
         async with self._as_newest(owner, upload):
@@ -82,7 +84,7 @@ class Resuming:
             committed_bytes = start + writer.size_bytes
             if committed_bytes < upload.size_bytes:
                 return UploadBlobResponse(committed_bytes=committed_bytes)
-            blob = await self._finish(owner, upload, None if start else writer.stored)
+            blob = await self._finish(call, upload, None if start else writer.stored)
         return UploadBlobResponse(committed_bytes=committed_bytes, blob=blob)
 
     async def _committed(self, upload: Upload) -> int:
@@ -145,28 +147,28 @@ class Resuming:
                 _end(limit)
                 return
 
-    async def _finish(self, owner: str, upload: Upload, seen: StoredBlob | None) -> Blob:
+    async def _finish(self, call: Call, upload: Upload, seen: StoredBlob | None) -> Blob:
         """The blob of all that came."""
         name, segments = f"blobs/{new_id()}", self._store.resumable(upload.key)
         wanted = StoredBlob(upload.size_bytes, upload.sha256)
         with blob_errors():
             whole = await segments.finish(name, upload.starts, wanted, seen)
         if not whole:
-            await self._calls.run_for(owner, uploads.drop, owner, upload)
+            await self._calls.run_for(call.owner, uploads.drop, call.owner, upload)
             raise FluoroError(
                 Reason.UPLOAD_MISMATCH,
                 "The SHA-256 of what came differs from the one that was declared. Begin anew.",
             )
         # Whoever hangs up from here on is too late: the bytes are there, and without a record
         # nobody would find them.
-        return await asyncio.shield(self._keep(owner, upload, name, segments))
+        return await asyncio.shield(self._keep(call, upload, name, segments))
 
-    async def _keep(self, owner: str, upload: Upload, name: str, segments: ResumableUpload) -> Blob:
+    async def _keep(self, call: Call, upload: Upload, name: str, segments: ResumableUpload) -> Blob:
         """Adds the record, and deletes what is not needed any more."""
+        close = call.record.with_change(uploads.close, _name)
+        blob_id = UUID(name.removeprefix("blobs/"))
         try:
-            stored: Blob = await self._calls.run_for(
-                owner, uploads.close, owner, upload, UUID(name.removeprefix("blobs/"))
-            )
+            stored = await self._calls.run_for(call.owner, close, call.owner, upload, blob_id)
         except FluoroError as error:
             if error.reason == Reason.UPLOAD_SUPERSEDED:
                 with blob_errors():
@@ -177,6 +179,10 @@ class Resuming:
             if stored.name != name:  # the owner has the same bytes already
                 await self._store.delete_soon(name)
         return stored
+
+
+def _name(blob: Blob) -> str:
+    return blob.name
 
 
 def _end(stream: asyncio.Timeout) -> None:

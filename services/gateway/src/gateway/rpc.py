@@ -35,6 +35,8 @@ from google.protobuf.message_factory import GetMessageClass
 from prometheus_client import Counter
 
 from gateway import wire
+from gateway.audit import Audit, Record
+from gateway.audit_kinds import OPEN, Kind, kind_of
 from gateway.errors import UNFORESEEN, refusal, shutting_down
 from gateway.heavy import Heavy
 from gateway.identity.door import Door
@@ -59,14 +61,16 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 class Call:
     """What a servicer knows of a call besides its request.
 
-    principal: the caller; its owner is the one whose jobs and blobs the call is about.
-    request_bytes: size of the request, where it is one message. heavy: where work on a large
-    request goes. write_seconds: how long a message of a download may wait for its caller.
+    principal: the caller; its owner is the one whose jobs and blobs the call is about. record: what
+    the audit says of it. request_bytes: size of the request, where it is one message. heavy: where
+    work on a large request goes. write_seconds: how long a message of a download may wait for its
+    caller.
     """
 
     principal: Principal
     context: Context
     heavy: Heavy
+    record: Record
     request_bytes: int = 0
     write_seconds: float | None = None
 
@@ -86,9 +90,11 @@ class Call:
         if request is grpc.aio.EOF:
             raise FluoroError(Reason.INVALID_ARGUMENT, "The call has no message. Send one.")
         self.request_bytes = len(request)
-        if self.is_large:
-            return await self.heavy.run(len(request), parse, request)
-        return parse(request)
+        message = (
+            await self.heavy.run(len(request), parse, request) if self.is_large else parse(request)
+        )
+        self.record.asked(message)
+        return message
 
     async def serialized(self, response: Message) -> bytes:
         """The response as bytes."""
@@ -144,9 +150,9 @@ None if it wrote a stream.
 class Adapter:
     """Makes gRPC handlers of servicers, counts the calls in flight, and can turn new ones away."""
 
-    def __init__(self, max_message_bytes: int, door: Door) -> None:
-        """door: says who calls, and turns away who may not."""
-        self._door = door
+    def __init__(self, max_message_bytes: int, door: Door, audit: Audit) -> None:
+        """door: says who calls, and turns away who may not. audit: told of every call."""
+        self._door, self._audit = door, audit
         self._max_message_bytes = max_message_bytes
         self._heavy = Heavy()
         self._in_flight = 0
@@ -160,7 +166,8 @@ class Adapter:
 
         of_owners: whether its calls belong to somebody. The others are open to everybody, are never
         turned away, and nothing waits for their end.
-        At start, AttributeError if the servicer lacks one, LookupError if the table of roles does.
+        At start, AttributeError if the servicer lacks one, LookupError if the table of roles or
+        that of the audit does.
         """
         return {
             method.name: self._handler(method, getattr(servicer, _snake(method.name)), of_owners)
@@ -202,6 +209,7 @@ class Adapter:
             body(self._parser(method), function),
             _observer(method),
             roles=needed(method.full_name) if of_owners else None,
+            kind=kind_of(method.full_name) if of_owners else OPEN,
             streams=streams,
         )
         # To gRPC every call streams its requests: it hides a call without any message otherwise.
@@ -219,6 +227,7 @@ class Adapter:
         observe: Callable[[str, float], None],
         *,
         roles: frozenset[Role] | None,
+        kind: Kind,
         streams: bool,
     ) -> Behaviour:
         """roles: any one of which is enough; None for a method that is open to everybody."""
@@ -227,22 +236,25 @@ class Adapter:
         async def behaviour(request: Any, context: Context) -> bytes | None:
             started, code = time.monotonic(), "OK"
             self._in_flight += counts
+            metadata: Any = context.invocation_metadata()  # pairs, whatever its type says
+            caller = Caller(metadata or (), context.auth_context, context.peer)
+            record = Record(self._audit, method, kind, caller)
             try:
                 if roles is None:
-                    return await body(request, Call(NOBODY, context, self._heavy))
+                    return await body(request, Call(NOBODY, context, self._heavy, record))
                 self._admit()
-                metadata: Any = context.invocation_metadata()  # pairs, whatever its type says
-                caller = Caller(metadata or (), context.auth_context, context.peer)
                 principal = await self._door.admit(method, roles, caller)
-                answer = body(request, Call(principal, context, self._heavy))
+                answer = body(request, Call(principal, context, self._heavy, record))
                 return await (self._door.kept(principal, caller, answer) if streams else answer)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
             except Exception as error:  # noqa: BLE001 - the last stop: whatever it is becomes a status
-                ended = refusal(
-                    error if isinstance(error, FluoroError) else _unforeseen(error, method)
-                )
+                if not isinstance(error, FluoroError):
+                    error = _unforeseen(error, method)
+                if counts:
+                    record.refused(error)
+                ended = refusal(error)
                 code = ended.code.name
                 await context.abort(ended.code, ended.message, ended.trailers)
             finally:
@@ -292,7 +304,9 @@ class Adapter:
     @staticmethod
     def _unary(parse: Callable[[bytes], Message], function: Any) -> Body:
         async def body(request: bytes, call: Call) -> bytes:
-            return await call.serialized(await function(await call.parsed(parse, request), call))
+            response = await function(await call.parsed(parse, request), call)
+            await call.record.served()
+            return await call.serialized(response)
 
         return body
 
@@ -302,6 +316,7 @@ class Adapter:
             try:
                 async with aclosing(function(await call.parsed(parse, request), call)) as responses:
                     async for response in responses:
+                        await call.record.served()
                         if isinstance(response, AsyncIterator):
                             async for data in response:
                                 await call.context.write(data)
@@ -315,6 +330,7 @@ class Adapter:
                         del response
                         await call.write(data, responses)
                         del data
+                await call.record.served()  # also of a stream that has no message
             # The caller has gone; that the call is cancelled is news still to come.
             except grpc.aio.InternalError as error:
                 raise asyncio.CancelledError from error
@@ -325,6 +341,7 @@ class Adapter:
     def _streaming_request(parse: Callable[[bytes], Any], function: Any) -> Body:
         async def body(requests: AsyncIterator[bytes], call: Call) -> bytes:
             response: Message = await function(_parsed(parse, requests), call)
+            await call.record.served()
             return response.SerializeToString()
 
         return body

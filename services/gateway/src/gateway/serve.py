@@ -16,6 +16,7 @@ from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import http
 
 from gateway import server
+from gateway.audit import Audit
 from gateway.blobs import Blobs
 from gateway.collector import Collector
 from gateway.grpc_server import Server, quiet_logs
@@ -34,10 +35,10 @@ log = structlog.get_logger(__name__)
 WATCH_THREADS: Final = 2
 """Threads in which the watch hub reads the ledger, whatever its callers do with theirs."""
 
-OWN_CONNECTIONS: Final = 6
+OWN_CONNECTIONS: Final = 8
 """Connections to the ledger besides those of threads that read.
 
-Group commit, dispatch, the collector, identity and the two kinds of health.
+Group commit, dispatch, the collector, identity, the two kinds of health, and two for the audit.
 """
 
 TURN_AWAY_SECONDS: Final = 1
@@ -76,7 +77,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     hub = Hub(hub_calls, calls, settings)
     commits = _commits(ledger, settings)
     identity = Sources(settings, ledger)
-    adapter = Adapter(settings.max_message_bytes, identity.door)
+    audit = Audit(ledger, settings.ledger_waiting_calls)
+    adapter = Adapter(settings.max_message_bytes, identity.door, audit)
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
@@ -91,16 +93,15 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     try:
         grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
-        dispatcher.start()
-        hub.start()
-        collector.start()
+        for part in (dispatcher, hub, collector, audit):
+            part.start()
         await identity.start()
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
         await grpc_server.start()
         serving = asyncio.create_task(_served(grpc_server), name="grpc")
         beating = asyncio.create_task(
-            health.beat(looking, serving, *hub.tasks, *identity.tasks), name="beat"
+            health.beat(looking, serving, *hub.tasks, *identity.tasks, *audit.tasks), name="beat"
         )
         try:
             yield Gateway(grpc_port, http_server.port)
@@ -111,8 +112,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             http_server.close()
     finally:
         collector.close()
-        await identity.close()
-        await hub.close()
+        for closing in (identity, audit, hub):
+            await closing.close()
         for each in (commits, dispatcher, calls, hub_calls, health):
             await asyncio.to_thread(each.close)
         publisher.close()

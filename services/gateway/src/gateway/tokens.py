@@ -44,7 +44,7 @@ class Tokens:
         creator = call.principal.name or call.principal.owner
         made, secret = await self._calls.run_for(
             call.owner,
-            tokens.create,
+            call.record.with_change(tokens.create, lambda made: _name(made[0])),
             wanted.owner,
             roles,
             creator=creator,
@@ -72,7 +72,8 @@ class Tokens:
     async def revoke_token(self, request: RevokeTokenRequest, call: Call) -> RevokeTokenResponse:
         """Revokes a token of any owner."""
         token_id = names.token_id(request.name)
-        revoked = await self._calls.run_for(call.owner, tokens.revoke, token_id)
+        revoke = call.record.with_change(tokens.revoke)
+        revoked = await self._calls.run_for(call.owner, revoke, token_id)
         log.info(
             "token_revoked",
             token=str(token_id),
@@ -106,9 +107,13 @@ def _expire_time(token: token_service_pb2.Token) -> datetime | None:
     return token.expire_time.ToDatetime(UTC)
 
 
+def _name(token: tokens.Token) -> str:
+    return f"tokens/{token.id}"
+
+
 def _message(token: tokens.Token) -> token_service_pb2.Token:
     message = token_service_pb2.Token(
-        name=f"tokens/{token.id}",
+        name=_name(token),
         owner=token.owner,
         roles=[_NUMBERS[role] for role in token.roles if role in _NUMBERS],
         display_name=token.display_name,

@@ -56,7 +56,8 @@ WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(jobs)s::json) u(id uuid, owner text, request_id text,
     sha256 text, inputs uuid[], labels jsonb,
     priority int2, schedule_time timestamptz, expire_time timestamptz, pipeline text,
-    pipeline_version int)
+    pipeline_version int, principal text, how text, roles text[], method text, peer text,
+    agent text)
 ), given_tasks AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2,
     queue text, task_name text,
@@ -124,6 +125,10 @@ WITH given AS MATERIALIZED (
   FROM new_jobs j JOIN groups u ON u.job_id = j.id JOIN grouped g ON g.id = j.id
 ), new_events AS (
   INSERT INTO events (job_id, sequence, state, owner) SELECT id, 1, 'PENDING', owner FROM new_jobs
+), new_audit AS (
+  INSERT INTO audit (id, principal, how, roles, owner, method, action, thing, peer, agent)
+  SELECT j.id, u.principal, u.how, u.roles, j.owner, u.method, 'C', 'jobs/' || j.id, u.peer, u.agent
+  FROM new_jobs j JOIN given u ON u.id = j.id WHERE u.principal IS NOT NULL
 )
 SELECT id, create_time, NULL FROM new_jobs UNION ALL SELECT id, NULL, places FROM missing
 """
@@ -234,6 +239,7 @@ def _rows(submissions: Sequence[Submission]) -> dict[str, str]:
             "expire_time": s.expire_time.isoformat() if s.expire_time else None,
             "pipeline": s.pipeline or None,
             "pipeline_version": s.pipeline_version or None,
+            **(s.audit.caller() if s.audit else {}),
         }
         for job_id, s in zip(ids, submissions, strict=True)
     ]

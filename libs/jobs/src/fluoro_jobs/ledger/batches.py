@@ -13,6 +13,7 @@ from uuid import UUID
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger import control, filters, search
 from fluoro_jobs.ledger.audience import Audience, audience
+from fluoro_jobs.ledger.audit import Entry, job_name, recorded
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import Key
 from fluoro_jobs.ledger.search import OPEN, Search
@@ -46,13 +47,17 @@ def retriable(owner: str, text: str) -> Search:
     return Search(owner, _filter(text), states=frozenset(JobState) - OPEN - {JobState.SUCCEEDED})
 
 
-def cancel(connection: LedgerConnection, wanted: Search, key: Key | None) -> Piece:
-    """Cancels the next jobs."""
-    return _each(connection, wanted, key, control.cancel)
+def cancel(
+    connection: LedgerConnection, wanted: Search, key: Key | None, entry: Entry | None = None
+) -> Piece:
+    """Cancels the next jobs. entry: what `audit` says of each."""
+    return _each(connection, wanted, key, control.cancel, entry)
 
 
-def retry(connection: LedgerConnection, wanted: Search, key: Key | None) -> Piece:
-    """Retries the next jobs."""
+def retry(
+    connection: LedgerConnection, wanted: Search, key: Key | None, entry: Entry | None = None
+) -> Piece:
+    """Retries the next jobs. entry: what `audit` says of each."""
 
     def act(connection: LedgerConnection, owner: str, job: UUID) -> bool:
         try:
@@ -63,7 +68,7 @@ def retry(connection: LedgerConnection, wanted: Search, key: Key | None) -> Piec
             raise
         return True
 
-    return _each(connection, wanted, key, act)
+    return _each(connection, wanted, key, act, entry)
 
 
 def _each(
@@ -71,6 +76,7 @@ def _each(
     wanted: Search,
     key: Key | None,
     act: Callable[[LedgerConnection, str, UUID], bool],
+    entry: Entry | None,
 ) -> Piece:
     found, following = search.find(connection, wanted, key, PIECE_JOBS)
     until = time.monotonic() + PIECE_SECONDS
@@ -79,8 +85,10 @@ def _each(
         if changed and time.monotonic() > until:
             return Piece(audience(connection, changed), [str(job)])
         try:
-            if act(connection, wanted.owner, job):
-                changed.append(job)
+            with recorded(connection, entry) as things:
+                if act(connection, wanted.owner, job):
+                    things.append(job_name(job))
+                    changed.append(job)
         except FluoroError:
             if not changed:
                 raise

@@ -8,6 +8,7 @@ from fluoro.v1.job_service_pb2 import JOB_VIEW_BASIC
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger.audience import audience
+from fluoro_jobs.ledger.audit import Entry, job_name, recorded
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.read import get_job, job_not_found
@@ -26,15 +27,21 @@ class Cancelled(NamedTuple):
 
 
 def cancel_job(
-    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+    connection: LedgerConnection,
+    owner: str,
+    job_id: UUID,
+    into: job_pb2.Job | None = None,
+    entry: Entry | None = None,
 ) -> Cancelled:
     """Cancels the job unless it is terminal.
 
     CANCELLED is durable then, and what still computes is fenced off (I6).
 
-    into: as for `get_job`. FluoroError JOB_NOT_FOUND if it is not the owner's.
+    into: as for `get_job`. entry: what `audit` says of it.
+    FluoroError JOB_NOT_FOUND if it is not the owner's.
     """
-    ended = cancel(connection, owner, job_id)
+    with recorded(connection, entry, job_name(job_id)):
+        ended = cancel(connection, owner, job_id)
     workers = (
         [worker for one in audience(connection, [job_id]) for worker in one.workers]
         if ended
@@ -59,13 +66,18 @@ def cancel(connection: LedgerConnection, owner: str, job_id: UUID) -> bool:
 
 
 def retry_job(
-    connection: LedgerConnection, owner: str, job_id: UUID, into: job_pb2.Job | None = None
+    connection: LedgerConnection,
+    owner: str,
+    job_id: UUID,
+    into: job_pb2.Job | None = None,
+    entry: Entry | None = None,
 ) -> job_pb2.Job:
     """The job, in the view BASIC, after what failed in it was made to run again.
 
-    into: as for `get_job`. FluoroError as from `retry`.
+    into: as for `get_job`. entry: what `audit` says of it. FluoroError as from `retry`.
     """
-    retry(connection, owner, job_id)
+    with recorded(connection, entry, job_name(job_id)):
+        retry(connection, owner, job_id)
     return get_job(connection, owner, job_id, into, view=JOB_VIEW_BASIC)
 
 

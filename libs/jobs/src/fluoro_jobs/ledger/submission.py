@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from fluoro_jobs import operations, rules
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.audit import Entry
 from fluoro_jobs.ledger.records import MAX_TASKS
 from fluoro_jobs.ledger.sources import ORIGINALS, Source, Wired, wire
 from fluoro_jobs.operations import Operation
@@ -91,6 +92,7 @@ class Submission:
     """A checked request, as rows. sha256 is that of the request without what the server sets.
 
     pipeline: id of the pipeline that the steps were made from, and its version; "" and 0 for none.
+    audit: who submits, for the row that is written with the job; None writes none.
     """
 
     id: UUID
@@ -105,6 +107,12 @@ class Submission:
     steps: Sequence[NewStep]
     pipeline: str = ""
     pipeline_version: int = 0
+    audit: Entry | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the job that it becomes."""
+        return f"jobs/{self.id}"
 
     @property
     def queues(self) -> set[str]:

@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
+from fluoro_jobs.ledger.audit import Entry, recorded
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 
 PREFIX: Final = "fluoro_"
@@ -155,8 +156,10 @@ def main(arguments: Sequence[str]) -> None:
         )
     ledger = Ledger(url, max_connections=1)
     try:
-        with ledger.connection() as connection:
+        entry = Entry("ledger", "command", (), owner, "fluoro.ledger.CreateToken", "C")
+        with ledger.connection() as connection, recorded(connection, entry) as things:
             token, secret = create(connection, owner, roles, creator="ledger")
+            things.append(f"tokens/{token.id}")
     except FluoroError as error:
         sys.exit(str(error))
     finally:

@@ -8,7 +8,6 @@ from typing import Final, TypeVar
 
 import structlog
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
-from fluoro_jobs.ledger.audit import Action
 
 from gateway.identity.metadata import KEY, named_owner
 from gateway.identity.principal import Authenticator, Caller, Principal, Role
@@ -27,38 +26,37 @@ LONGEST_SLEEP_SECONDS: Final = 60
 class Door:
     """Asks the sources in turn, then the table of roles."""
 
-    def __init__(
-        self,
-        sources: Sequence[Authenticator],
-        missing: FluoroError,
-        record: Callable[[Action], Awaitable[None]],
-    ) -> None:
-        """missing: for a call that shows nothing that a source takes.
-
-        record: writes down what an operator is about to do, or raises.
-        """
-        self._sources, self._missing, self._record = sources, missing, record
+    def __init__(self, sources: Sequence[Authenticator], missing: FluoroError) -> None:
+        """missing: for a call that shows nothing that a source takes."""
+        self._sources, self._missing = sources, missing
 
     async def admit(self, method: str, needed: Collection[Role], caller: Caller) -> Principal:
         """The caller, with the owner whose call it is.
 
-        method: its full name. FluoroError of code UNAUTHENTICATED, or ROLE_MISSING; for an
-        operator's action also what keeps it from being written down.
+        method: its full name. FluoroError of code UNAUTHENTICATED, or ROLE_MISSING. Whom it found
+        stands in `caller.known` then, too.
         """
-        principal = await self.identify(caller)
+        principal = caller.known = await self.identify(caller)
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
         owner = named_owner(caller) or principal.owner
+        name = principal.name or principal.owner
         if owner != principal.owner:
+            caller.known = replace(principal, owner=owner, name=name)
             if Role.OPERATOR not in principal.roles:
                 raise _lacks(principal, f"Metadata {KEY} with another owner", [Role.OPERATOR])
         elif needed != OPERATE:
             return principal
-        name = principal.name or principal.owner
-        action = Action(name, principal.how, owner, method, caller.peer())
-        await self._record(action)
-        log.info("operator_acts", **action._asdict())
-        return replace(principal, owner=owner, name=name)
+        log.info(
+            "operator_acts",
+            principal=name,
+            how=principal.how,
+            owner=owner,
+            method=method,
+            peer=caller.peer(),
+        )
+        caller.known = replace(principal, owner=owner, name=name)
+        return caller.known
 
     async def kept(self, principal: Principal, caller: Caller, stream: Awaitable[Result]) -> Result:
         """Awaits a stream, for as long as its caller proves who it is.

@@ -42,12 +42,19 @@ class Caller:
     """What a call shows of its caller, whatever the transport.
 
     metadata: keys in lower case. certificate: what the handshake verified, named as in gRPC's
-    auth_context; empty without TLS. peer: its address, for the log.
+    auth_context; empty without TLS. peer: its address, for the audit. known: whom the door found
+    it to be, also if it is turned away.
     """
 
     metadata: Sequence[tuple[str, str | bytes]] = ()
     certificate: Callable[[], Mapping[str, Iterable[bytes]]] = dict
     peer: Callable[[], str] = str
+    known: Principal | None = None
+
+    @property
+    def agent(self) -> str:
+        """Its user agent, as it says."""
+        return next((str(value) for name, value in self.metadata if name == "user-agent"), "")
 
     def one(self, key: str) -> str | bytes | None:
         """The value of a key, None without one. FluoroError if it is given twice."""

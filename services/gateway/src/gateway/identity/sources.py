@@ -5,8 +5,6 @@ from collections.abc import Callable
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger import audit
-from fluoro_jobs.ledger.audit import Action
 from fluoro_jobs.ledger.connection import Ledger
 
 from gateway.identity import fetching
@@ -46,7 +44,7 @@ class Sources:
             ),
             "none": lambda: Believed("none", frozenset(Role), settings.single_owner),
         }
-        self.door = Door([make[name]() for name in names], _missing(names), self._record)
+        self.door = Door([make[name]() for name in names], _missing(names))
 
     async def start(self) -> None:
         """Fetches what calls will need; an issuer that is away delays it by seconds at most."""
@@ -60,10 +58,6 @@ class Sources:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await asyncio.to_thread(self._calls.close)
-
-    async def _record(self, action: Action) -> None:
-        # Takes turns with the look-ups of tokens, of which there may be a flood.
-        await self._calls.run_for("audit", audit.add, action)
 
     def _jwt(self) -> Authenticator:
         settings = self._settings

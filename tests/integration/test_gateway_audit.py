@@ -1,0 +1,351 @@
+"""Who did what: a row for each access and change, in the ledger before anything is served."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from fluoro.v1.blob_service_pb2 import (
+    BeginUploadRequest,
+    DownloadBlobRequest,
+    GetBlobRequest,
+    UploadBlobHeader,
+    UploadBlobRequest,
+)
+from fluoro.v1.job_pb2 import Job, Step
+from fluoro.v1.job_service_pb2 import (
+    BatchCancelJobsRequest,
+    BatchRetryJobsRequest,
+    BatchSubmitJobsRequest,
+    CancelJobRequest,
+    CountJobsRequest,
+    DeleteJobRequest,
+    ExplainJobRequest,
+    GetJobRequest,
+    ListArtifactsRequest,
+    ListInputsRequest,
+    ListItemsRequest,
+    ListJobsRequest,
+    ListResultsRequest,
+    ListTasksRequest,
+    RetryJobRequest,
+    RunJobRequest,
+    SubmitJobRequest,
+    WaitJobRequest,
+    WatchJobRequest,
+    WatchJobsRequest,
+)
+from fluoro.v1.pipeline_service_pb2 import ListPipelinesRequest
+from fluoro.v1.token_service_pb2 import (
+    ROLE_VIEWER,
+    CreateTokenRequest,
+    ListTokensRequest,
+    RevokeTokenRequest,
+    Token,
+)
+from fluoro_jobs.ledger import purge_audit, tokens
+from fluoro_jobs.ledger.connection import Ledger
+from gateway.audit_kinds import KINDS
+from gateway.identity.roles import NEEDED
+from gateway.testing import Client, refused, serving
+from google.protobuf.duration_pb2 import Duration
+
+Row = tuple[str, str, str, str, str, str]
+
+
+class Scene:
+    """A gateway, a submitter and an operator."""
+
+    def __init__(self, client: Client, database_url: str, secrets: dict[str, str]) -> None:
+        self.client, self.database_url, self._secrets = client, database_url, secrets
+
+    def by(self, who: str, acts_for: str = "") -> Any:
+        named = [("fluoro-owner", acts_for)] if acts_for else []
+        return {"metadata": (("authorization", f"Bearer {self._secrets[who]}"), *named)}
+
+    def rows(self, columns: str = "principal, owner, method, action, thing, outcome") -> list[Row]:
+        with psycopg.connect(self.database_url) as connection:
+            return [
+                tuple(v.rpartition(".")[2] if str(v).startswith("fluoro.") else v for v in row)
+                for row in connection.execute(f"SELECT {columns} FROM audit ORDER BY time, id")
+            ]
+
+    async def upload(self, content: bytes = b"a", **by: Any) -> str:
+        parts = [UploadBlobRequest(header=UploadBlobHeader(size_bytes=len(content)))]
+        parts.append(UploadBlobRequest(chunk=content))
+        return str((await self.client.blobs.UploadBlob(iter(parts), **by)).blob.name)
+
+
+@asynccontextmanager
+async def scene(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Scene]:
+    ledger = Ledger(database_url)
+    with ledger.connection() as connection:
+        secrets = {
+            owner: tokens.create(connection, owner, [role], creator="ledger")[1]
+            for owner, role in (("ada", "submitter"), ("ops", "operator"), ("vic", "viewer"))
+        }
+    ledger.close()
+    async with serving(database_url, redis_url, blob_url, identity="tokens") as client:
+        yield Scene(client, database_url, secrets)
+
+
+def a_job(blob: str) -> Job:
+    return Job(inputs=[blob], steps=[Step(name="a", inspect_dicom={})])
+
+
+async def first_of(stream: Any) -> Any:
+    """The first message; the stream is given up then."""
+    message = await stream.read()
+    stream.cancel()
+    return message
+
+
+def test_every_call_has_a_line_in_the_table_of_kinds() -> None:
+    assert set(KINDS) == set(NEEDED)
+
+
+async def upload_in_pieces(s: Scene, content: bytes, **by: Any) -> str:
+    """In two streams, as an upload that broke off."""
+    header = UploadBlobHeader(
+        upload_id=str(uuid4()), size_bytes=len(content), sha256=sha256(content).digest()
+    )
+    await s.client.blobs.BeginUpload(
+        BeginUploadRequest(upload_id=header.upload_id, header=header), **by
+    )
+    answer: Any = None
+    for offset in (0, 1):
+        header.offset = offset
+        parts = [UploadBlobRequest(header=header)]
+        parts.append(UploadBlobRequest(chunk=content[offset : offset + 1]))
+        answer = await s.client.blobs.UploadBlob(iter(parts), **by)
+    return str(answer.blob.name)
+
+
+async def read_all(s: Scene, job: str, blob: str) -> None:
+    """Every read there is, as ada."""
+    jobs, ada = s.client.jobs, s.by("ada")
+    reads: list[Awaitable[object]] = [
+        jobs.GetJob(GetJobRequest(name=job), **ada),
+        jobs.ListInputs(ListInputsRequest(job=job), **ada),
+        jobs.ListTasks(ListTasksRequest(job=job), **ada),
+        jobs.ListItems(ListItemsRequest(job=job), **ada),
+        jobs.ListArtifacts(ListArtifactsRequest(job=job), **ada),
+        jobs.ListResults(ListResultsRequest(job=job, step="a"), **ada),
+        jobs.ExplainJob(ExplainJobRequest(name=job), **ada),
+        jobs.WaitJob(WaitJobRequest(name=job, timeout=Duration()), **ada),
+        first_of(jobs.WatchJob(WatchJobRequest(name=job), **ada)),
+        first_of(s.client.blobs.DownloadBlob(DownloadBlobRequest(name=blob), **ada)),
+        s.client.blobs.GetBlob(GetBlobRequest(name=blob), **ada),
+        jobs.ListJobs(ListJobsRequest(), **ada),
+        first_of(jobs.WatchJobs(WatchJobsRequest(), **ada)),
+    ]
+    await asyncio.gather(*reads)
+
+
+async def test_every_read_has_one_row_that_says_who_and_of_which_thing(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        blob = await s.upload(**s.by("ada"))
+        request = SubmitJobRequest(job=a_job(blob))
+        job = (await s.client.jobs.SubmitJob(request, **s.by("ada"))).job.name
+        await read_all(s, job, blob)
+        # Of these no row tells, unless an operator crosses to another owner.
+        await s.client.jobs.CountJobs(CountJobsRequest(), **s.by("ada"))
+        await s.client.pipelines.ListPipelines(ListPipelinesRequest(), **s.by("ada"))
+        rows = s.rows()
+        lists = ("Inputs", "Tasks", "Items", "Artifacts", "Results")
+        of_job = ["GetJob", "ExplainJob", "WaitJob", "WatchJob", *(f"List{one}" for one in lists)]
+        of_blob = ["GetBlob", "DownloadBlob"]
+        assert sorted(row[2:] for row in rows if row[3] != "C") == sorted(
+            [
+                *((method, "R", job, "OK") for method in of_job),
+                *((method, "R", blob, "OK") for method in of_blob),
+                *((method, "E", "", "OK") for method in ("ListJobs", "WatchJobs")),
+            ]
+        )
+        assert {row[:2] for row in rows} == {("ada", "ada")}
+        how = set(s.rows("how, array_to_string(roles, '+'), calls"))
+        assert how == {("token", "submitter", 1)}
+        for peer, agent in s.rows("peer, agent"):
+            assert peer.startswith("ipv4:127.0.0.1:")
+            assert "grpc-python" in agent
+
+
+async def test_every_change_has_a_row_for_each_thing_that_it_changed(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        jobs, ada, ops = s.client.jobs, s.by("ada"), s.by("ops")
+        blob = await s.upload(**ada)
+        other = await upload_in_pieces(s, b"xy", **ada)
+        request = SubmitJobRequest(job=a_job(blob), request_id="once")
+        job = (await jobs.SubmitJob(request, **ada)).job.name
+        await jobs.SubmitJob(request, **ada)
+        run = RunJobRequest(submit=SubmitJobRequest(job=a_job(blob)))
+        ran = (await first_of(jobs.RunJob(run, **ada))).snapshot.name
+        await jobs.CountJobs(CountJobsRequest(), **s.by("ops", "ada"))
+        await jobs.CancelJob(CancelJobRequest(name=job), **s.by("ops", "ada"))
+        await jobs.RetryJob(RetryJobRequest(name=job), **ada)
+        batch = BatchSubmitJobsRequest(requests=[SubmitJobRequest(job=a_job(blob)), request])
+        new = (await jobs.BatchSubmitJobs(batch, **ada)).outcomes[0].job.name
+        await jobs.BatchCancelJobs(BatchCancelJobsRequest(filter="*"), **ada)
+        await jobs.BatchRetryJobs(BatchRetryJobsRequest(filter="*", validate_only=True), **ada)
+        await jobs.DeleteJob(DeleteJobRequest(name=job), **ada)
+        wanted = CreateTokenRequest(token=Token(owner="bob", roles=[ROLE_VIEWER]))
+        token = (await s.client.tokens.CreateToken(wanted, **ops)).token.name
+        await s.client.tokens.ListTokens(ListTokensRequest(), **ops)
+        await s.client.tokens.RevokeToken(RevokeTokenRequest(name=token), **ops)
+        assert sorted(s.rows("principal, owner, method, action, thing")) == sorted(
+            [
+                ("ada", "ada", "BeginUpload", "C", ""),
+                *(("ada", "ada", "UploadBlob", "C", one) for one in (blob, "", other)),
+                *[("ada", "ada", "SubmitJob", "C", job)] * 2,
+                ("ada", "ada", "RunJob", "C", ran),
+                ("ops", "ada", "CountJobs", "E", ""),
+                ("ops", "ada", "CancelJob", "U", job),
+                ("ada", "ada", "RetryJob", "U", job),
+                *(("ada", "ada", "BatchSubmitJobs", "C", one) for one in (new, job)),
+                *(("ada", "ada", "BatchCancelJobs", "U", one) for one in (job, ran, new)),
+                ("ada", "ada", "BatchRetryJobs", "U", ""),
+                ("ada", "ada", "DeleteJob", "D", job),
+                ("ops", "ops", "CreateToken", "C", token),
+                ("ops", "ops", "ListTokens", "E", ""),
+                ("ops", "ops", "RevokeToken", "U", token),
+            ]
+        )
+
+
+async def test_what_cannot_be_written_down_is_neither_done_nor_served(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    def state(s: Scene) -> list[Any]:
+        with psycopg.connect(s.database_url) as connection:
+            statement = (
+                "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM blobs),"
+                " (SELECT count(*) FROM tokens), (SELECT count(*) FROM tokens WHERE revoke_time"
+                " IS NOT NULL), array(SELECT (id, state, owner)::text FROM jobs ORDER BY 1)"
+            )
+            return connection.execute(statement).fetchall()
+
+    async with scene(database_url, redis_url, blob_url) as s:
+        jobs, ada, ops = s.client.jobs, s.by("ada"), s.by("ops")
+        blob = await s.upload(**ada)
+        job, ended = [
+            (await jobs.SubmitJob(SubmitJobRequest(job=a_job(blob)), **ada)).job.name
+            for _ in range(2)
+        ]
+        await jobs.CancelJob(CancelJobRequest(name=ended), **ada)
+        wanted = CreateTokenRequest(token=Token(owner="bob", roles=[ROLE_VIEWER]))
+        token = (await s.client.tokens.CreateToken(wanted, **ops)).token.name
+        before = state(s)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("ALTER TABLE audit RENAME TO gone")
+        submit = SubmitJobRequest(job=a_job(blob))
+        for call in (
+            s.upload(b"other", **ada),
+            jobs.SubmitJob(submit, **ada),
+            first_of(jobs.RunJob(RunJobRequest(submit=submit), **ada)),
+            jobs.BatchSubmitJobs(BatchSubmitJobsRequest(requests=[submit]), **ada),
+            jobs.CancelJob(CancelJobRequest(name=job), **ada),
+            jobs.BatchCancelJobs(BatchCancelJobsRequest(filter="*"), **ada),
+            jobs.RetryJob(RetryJobRequest(name=ended), **ada),
+            jobs.BatchRetryJobs(BatchRetryJobsRequest(filter="*"), **ada),
+            jobs.DeleteJob(DeleteJobRequest(name=ended), **ada),
+            s.client.tokens.CreateToken(wanted, **ops),
+            s.client.tokens.RevokeToken(RevokeTokenRequest(name=token), **ops),
+            jobs.GetJob(GetJobRequest(name=job), **ada),
+            first_of(jobs.WatchJob(WatchJobRequest(name=job), **ada)),
+            first_of(s.client.blobs.DownloadBlob(DownloadBlobRequest(name=blob), **ada)),
+            jobs.CountJobs(CountJobsRequest(), **s.by("ops", "ada")),
+        ):
+            assert (await refused(call)).code.name in {"INTERNAL", "UNAVAILABLE"}
+        await jobs.CountJobs(CountJobsRequest(), **ada)  # which has no row
+        assert state(s) == before
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("ALTER TABLE gone RENAME TO audit")
+        await jobs.CancelJob(CancelJobRequest(name=job), **ada)
+
+
+async def test_refusals_are_counted_and_a_flood_of_unknown_callers_makes_few_rows(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    theirs = "jobs/00000000-0000-7000-8000-000000000001"
+    async with scene(database_url, redis_url, blob_url) as s:
+        jobs, vic = s.client.jobs, s.by("vic")
+        for _ in range(3):
+            await refused(jobs.GetJob(GetJobRequest(name=theirs), **vic))
+            await refused(jobs.CancelJob(CancelJobRequest(name=theirs), **vic))
+            await refused(jobs.ListJobs(ListJobsRequest(), **s.by("vic", "ada")))
+        await refused(jobs.GetJob(GetJobRequest(name="jobs/Doe^John"), **vic))
+        for number in range(60):
+            bad = {"metadata": (("authorization", f"Bearer fluoro_{number}"),)}
+            call = (jobs.GetJob, jobs.ListJobs)[number % 2]
+            request = (GetJobRequest(name=theirs), ListJobsRequest())[number % 2]
+            await refused(call(request, **bad))
+            await refused(call(request))
+    # A gateway that stops writes down what it has counted.
+    columns = "principal, owner, method, thing, outcome, reason, calls"
+    assert sorted(s.rows(columns)) == [
+        ("", "", "", "", "UNAUTHENTICATED", "CREDENTIALS_MISSING", 60),
+        ("", "", "", "", "UNAUTHENTICATED", "TOKEN_INVALID", 60),
+        ("vic", "ada", "ListJobs", "", "PERMISSION_DENIED", "ROLE_MISSING", 3),
+        ("vic", "vic", "CancelJob", "", "PERMISSION_DENIED", "ROLE_MISSING", 3),
+        ("vic", "vic", "GetJob", "", "INVALID_ARGUMENT", "INVALID_ARGUMENT", 1),
+        ("vic", "vic", "GetJob", theirs, "NOT_FOUND", "JOB_NOT_FOUND", 3),
+    ]
+
+
+async def test_rows_are_never_changed(database_url: str, redis_url: str, blob_url: str) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        await s.client.jobs.ListJobs(ListJobsRequest(), **s.by("ada"))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for change in ("DELETE FROM audit", "UPDATE audit SET owner = ''", "TRUNCATE audit"):
+            with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
+                connection.execute(change)
+
+
+async def test_reads_that_come_together_share_a_transaction(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        calls = (s.client.jobs.ListJobs(ListJobsRequest(), **s.by("ada")) for _ in range(300))
+        await asyncio.gather(*calls)
+    times = [time for (time,) in s.rows("time")]
+    assert len(times) == 300
+    assert len(set(times)) < 200
+
+
+def test_a_purge_removes_what_is_older_and_says_so(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = """
+    INSERT INTO audit (id, time, principal, how, owner, method, peer)
+    SELECT (lpad(to_hex((extract(epoch FROM time) * 1000)::int8), 12, '0')
+      || '70008000' || lpad(to_hex(n), 12, '0'))::uuid, time, 'ada', 'jwt', 'ada', 'X', ''
+    FROM generate_series(0, 99) n, LATERAL (SELECT now() - n * interval '1 day' AS time) t
+    """
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(row)
+    ledger = Ledger(database_url)
+    with ledger.connection() as one:
+        assert purge_audit.purge(one, 60, rows=10) == 10
+        with pytest.raises(ValueError, match="30 days"):
+            purge_audit.purge(one, 29)
+    ledger.close()
+    monkeypatch.setenv("FLUORO_DATABASE_URL", database_url)
+    purge_audit.main(["60"])
+    assert "30 rows removed" in capsys.readouterr().out
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        kept = (
+            "SELECT count(*), min(time) > now() - interval '61 days' FROM audit WHERE how = 'jwt'"
+        )
+        assert connection.execute(kept).fetchall() == [(60, True)]
+        told = "SELECT calls FROM audit WHERE method = 'fluoro.ledger.PurgeAudit' ORDER BY time"
+        assert connection.execute(told).fetchall() == [(10,), (30,)]
+        with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
+            connection.execute("DELETE FROM audit")
