@@ -102,20 +102,32 @@ export class Fluoro {
     }));
   }
 
-  /** Stores a file and returns the name of its blob. The same bytes again are the same blob. */
+  /** Stores a file and returns the name of its blob. Goes on where it was when it breaks. */
   async upload(path, mediaType = "application/octet-stream") {
+    const hash = createHash("sha256");
+    for await (const chunk of createReadStream(path)) hash.update(chunk);
     const { size } = await stat(path);
+    const header = { media_type: mediaType, size_bytes: size, sha256: hash.digest() };
+    const upload_id = randomUUID();
+    return this.patiently(async () => {
+      const begun = await this.call(this.blobs, "BeginUpload", { upload_id, header });
+      if (begun.blob) return begun.blob.name; // the same bytes are the same blob: nothing to send
+      return this.send(path, { upload_id, offset: begun.committed_bytes ?? "0" });
+    });
+  }
+
+  /** Sends a file from an offset on. */
+  send(path, header) {
     async function* parts() {
-      yield { header: { media_type: mediaType, size_bytes: size } };
-      for await (const chunk of createReadStream(path, { highWaterMark: CHUNK_BYTES })) {
-        yield { chunk };
-      }
+      yield { header };
+      const from = { start: Number(header.offset), highWaterMark: CHUNK_BYTES };
+      for await (const chunk of createReadStream(path, from)) yield { chunk };
     }
-    return this.patiently(() => new Promise((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       const call = this.blobs.UploadBlob(this.metadata, (error, answer) =>
         error ? reject(new FluoroError(error)) : resolve(answer.blob.name));
       Readable.from(parts()).on("error", (error) => { call.cancel(); reject(error); }).pipe(call);
-    }));
+    });
   }
 
   /** Submits a job once, however often the call is repeated, and returns it. */
