@@ -111,6 +111,7 @@ async def code_of(client: Client, method: MethodDescriptor, request: Message) ->
         "BlobService": client.blobs,
         "PipelineService": client.pipelines,
         "TokenService": client.tokens,
+        "DeploymentService": client.deployment,
     }
     function = getattr(stubs.get(method.containing_service.name, client.jobs), method.name)
     call = function(iter([request]) if method.client_streaming else request, timeout=20)

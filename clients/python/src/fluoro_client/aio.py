@@ -29,6 +29,7 @@ from fluoro_client.errors import (
 )
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.many import ManyJobs, Page
+from fluoro_client.operators import OperatorCalls
 from fluoro_client.pipelines import Parameters, PipelineCalls, pipeline_name
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
@@ -51,7 +52,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AsyncClient(ManyJobs, PipelineCalls):
+class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.

@@ -13,6 +13,7 @@ from typing import Final, Self, cast
 import grpc
 from fluoro.v1 import (
     blob_service_pb2_grpc,
+    deployment_service_pb2_grpc,
     job_service_pb2_grpc,
     pipeline_service_pb2_grpc,
     token_service_pb2_grpc,
@@ -77,6 +78,9 @@ class Connection:
         self.jobs = cast("job_service_pb2_grpc.JobServiceAsyncStub", _Newest(self, "_jobs"))
         """Its methods use the newest channel each time they are called."""
         self.tokens = cast("token_service_pb2_grpc.TokenServiceAsyncStub", _Newest(self, "_tokens"))
+        self.deployment = cast(
+            "deployment_service_pb2_grpc.DeploymentServiceAsyncStub", _Newest(self, "_deployment")
+        )
         self.blobs = cast("blob_service_pb2_grpc.BlobServiceAsyncStub", _Newest(self, "_blobs"))
         self.pipelines = cast(
             "pipeline_service_pb2_grpc.PipelineServiceAsyncStub", _Newest(self, "_pipelines")
@@ -111,6 +115,7 @@ class Connection:
         self._channel = open_channel(self._endpoint, credentials)
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._blobs = blob_service_pb2_grpc.BlobServiceStub(self._channel)
+        self._deployment = deployment_service_pb2_grpc.DeploymentServiceStub(self._channel)
         self._tokens = token_service_pb2_grpc.TokenServiceStub(self._channel)
         self._pipelines = pipeline_service_pb2_grpc.PipelineServiceStub(self._channel)
 

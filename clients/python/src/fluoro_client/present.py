@@ -13,6 +13,7 @@ from fluoro.v1 import (
     job_service_pb2,
     token_service_pb2,
 )
+from fluoro.v1.deployment_service_pb2 import Finding
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import timestamp_pb2
 from google.protobuf.json_format import MessageToDict
@@ -25,6 +26,15 @@ from rich.text import Text
 from fluoro_client.board import step_items
 from fluoro_client.display import items_text, state_text
 
+_LEVELS: Final = {
+    Finding.LEVEL_OK: ("ok", "green"),
+    Finding.LEVEL_WARNING: ("warn", "yellow"),
+    Finding.LEVEL_FAULT: ("FAULT", "red"),
+}
+"""Word and colour of each level of a finding."""
+
+WIDEST: Final = 400
+"""Columns of what goes to a file or a pipe: programs want whole lines."""
 MOST_ROWS_ALIKE: Final = 10
 """More items or artifacts of one kind than this are one row."""
 
@@ -307,6 +317,18 @@ def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
     return table
 
 
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """Findings of the doctor: what to do stands under what is not as it should be."""
+    table = _table("", "CHECK", "FOUND, AND WHAT TO DO")
+    for finding in findings:
+        word, colour = _LEVELS[finding.level]
+        found = Text(finding.found)
+        if finding.advice:
+            found.append(f"\n→ {finding.advice}", style="bold" if word == "FAULT" else "")
+        table.add_row(Text(word, style=colour), Text(finding.check), found)
+    return table
+
+
 def profiles_view(
     file: str, profiles: Iterable[dict[str, Any]], effect: dict[str, dict[str, str]]
 ) -> RenderableType:
@@ -338,6 +360,12 @@ def _time(time: timestamp_pb2.Timestamp) -> str:
 def print_view(view: RenderableType) -> None:
     """Prints to standard output; lines are not cut when it is no terminal."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=400)
-    console.print(view, soft_wrap=False)
+    if console.is_terminal:
+        console.print(view)
+        return
+    console = Console(width=WIDEST)
+    with console.capture() as captured:
+        console.print(view)
+    for line in captured.get().splitlines():
+        # rich fills up the last column.
+        print(line.rstrip(), file=console.file, flush=True)

@@ -25,6 +25,7 @@ KINDS: Final[dict[str, Kind]] = {
     "fluoro.v1.BlobService.DownloadBlob": Kind("R", "name"),
     "fluoro.v1.BlobService.GetBlob": Kind("R", "name"),
     "fluoro.v1.BlobService.UploadBlob": Kind("C"),
+    "fluoro.v1.DeploymentService.DiagnoseDeployment": Kind("E", always=False),
     "fluoro.v1.JobService.BatchCancelJobs": Kind("U"),
     "fluoro.v1.JobService.BatchRetryJobs": Kind("U"),
     "fluoro.v1.JobService.BatchSubmitJobs": Kind("C"),

@@ -19,6 +19,7 @@ from gateway import server
 from gateway.audit import Audit
 from gateway.blobs import Blobs
 from gateway.collector import Collector
+from gateway.deployment import Deployment
 from gateway.grpc_server import Server, quiet_logs
 from gateway.health import Health
 from gateway.identity.sources import Sources
@@ -89,6 +90,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         server.BLOB_SERVICE: Blobs(calls, store, settings),
         server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
         server.TOKEN_SERVICE: Tokens(calls),
+        server.DEPLOYMENT_SERVICE: Deployment(store, settings),
     }
     try:
         grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from fluoro.v1 import (
     blob_service_pb2,
+    deployment_service_pb2,
     job_service_pb2,
     pipeline_service_pb2,
     token_service_pb2,
@@ -23,10 +24,11 @@ JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
 PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
 TOKEN_SERVICE: Final = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"]
+DEPLOYMENT_SERVICE: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
 HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION_SERVICE: Final = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-OF_OWNERS: Final = (JOB_SERVICE, BLOB_SERVICE, PIPELINE_SERVICE, TOKEN_SERVICE)
+OF_OWNERS: Final = (JOB_SERVICE, BLOB_SERVICE, PIPELINE_SERVICE, TOKEN_SERVICE, DEPLOYMENT_SERVICE)
 """Services whose calls belong to an owner. The others are open to everybody."""
 SERVICES: Final = (*OF_OWNERS, HEALTH_SERVICE, REFLECTION_SERVICE)
 """All services of the gateway."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc.aio
 from fluoro.v1.blob_service_pb2_grpc import BlobServiceStub
+from fluoro.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
 from fluoro.v1.pipeline_service_pb2_grpc import PipelineServiceStub
 from fluoro.v1.token_service_pb2_grpc import TokenServiceStub
@@ -30,6 +31,7 @@ class Client:
     blobs: Any
     pipelines: Any
     tokens: Any
+    deployment: Any
 
 
 @asynccontextmanager
@@ -44,6 +46,7 @@ async def connected(port: int) -> AsyncIterator[Client]:
             BlobServiceStub(channel),
             PipelineServiceStub(channel),
             TokenServiceStub(channel),
+            DeploymentServiceStub(channel),
         )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from fluoro.v1 import token_service_pb2
 
-from fluoro_client import tokens
 from fluoro_client.aio import AsyncClient
 from fluoro_client.commands.runner import say
 from fluoro_client.options import Exit, Output, Settings
@@ -24,7 +23,7 @@ async def create_token(
 ) -> Exit:
     """Makes a service token. What it is for goes to standard error: the token stands alone."""
     numbers = [token_service_pb2.Role.Value(f"ROLE_{role.upper()}") for role in roles]
-    made = await tokens.create_token(client, owner, numbers, display_name=display_name, days=days)
+    made = await client.create_token(owner, numbers, display_name=display_name, days=days)
     if settings.output is Output.JSON:
         say(to_json(made))
     else:
@@ -36,7 +35,7 @@ async def create_token(
 
 async def list_tokens(client: AsyncClient, settings: Settings, *, owner: str) -> Exit:
     """Lists service tokens."""
-    found = [token async for token in tokens.list_tokens(client, owner)]
+    found = [token async for token in client.list_tokens(owner)]
     if settings.output is Output.JSON:
         say(to_json({"tokens": [json.loads(to_json(token)) for token in found]}))
     else:
@@ -46,7 +45,7 @@ async def list_tokens(client: AsyncClient, settings: Settings, *, owner: str) ->
 
 async def revoke_token(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
     """Revokes a service token."""
-    token = await tokens.revoke_token(client, name)
+    token = await client.revoke_token(name)
     if settings.output is Output.JSON:
         say(to_json(token))
     else:

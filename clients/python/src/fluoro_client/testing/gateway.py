@@ -10,6 +10,8 @@ import grpc
 from fluoro.v1 import (
     blob_service_pb2,
     blob_service_pb2_grpc,
+    deployment_service_pb2,
+    deployment_service_pb2_grpc,
     event_pb2,
     job_pb2,
     job_service_pb2,
@@ -22,6 +24,7 @@ from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 from fluoro_client.testing.faults import Fault
 from fluoro_client.testing.pipelines import Steps
 from fluoro_client.testing.services.blobs import Blobs
+from fluoro_client.testing.services.deployment import Deployment
 from fluoro_client.testing.services.jobs import Jobs
 from fluoro_client.testing.services.pipelines import PipelineService
 from fluoro_client.testing.state import Call, State
@@ -36,6 +39,7 @@ METHODS: Final = frozenset(
         (job_service_pb2, "JobService"),
         (blob_service_pb2, "BlobService"),
         (pipeline_service_pb2, "PipelineService"),
+        (deployment_service_pb2, "DeploymentService"),
     )
     for method in file.DESCRIPTOR.services_by_name[service].methods
 )
@@ -85,6 +89,9 @@ class FakeGateway:
         pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(
             PipelineService(self._state), server
         )
+        deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(
+            Deployment(self._state), server
+        )
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         server.start()
         self._server = server
@@ -131,6 +138,11 @@ class FakeGateway:
         """The records of all blobs by name, oldest first."""
         with self._state.changed:
             return dict(self._state.blobs)
+
+    @property
+    def findings(self) -> list[deployment_service_pb2.Finding]:
+        """What a diagnosis of the deployment says. Add to it what code of yours should see."""
+        return self._state.findings
 
     @property
     def data(self) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import grpc
 from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro.v1.deployment_service_pb2 import Finding
 from google.protobuf.message import Message
 
 from fluoro_client.testing.checks import check_inputs, check_job, check_name
@@ -65,6 +66,7 @@ class State:
         self.stories: dict[str, Story] = {}
         self.log: list[event_pb2.Event] = []
         self.pipelines = Pipelines()
+        self.findings: list[Finding] = []
         self.blobs: dict[str, blob_service_pb2.Blob] = {}
         self.data: dict[str, bytes] = {}
         self._blob_owners: dict[str, str] = {}

@@ -411,7 +411,7 @@ class Ledger:
         """
         connection.seconds = self._statement_seconds
         self._prefer(connection)
-        if _through_pooler(connection):
+        if through_pooler(connection):
             # Each statement may run in another session, which knows nothing of what was prepared.
             connection.prepare_threshold = None
             _look_at_sessions(connection)
@@ -436,7 +436,7 @@ CONNECT_QUERY: Final = _set(SESSION)
 """What a transaction pooler has to run in each session that it opens."""
 
 
-def _through_pooler(connection: _Bounded) -> bool:
+def through_pooler(connection: LedgerConnection) -> bool:
     """Whether a pooler answers: the process it calls itself is not the one that runs statements."""
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     return row != (connection.info.backend_pid,)

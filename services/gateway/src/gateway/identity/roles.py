@@ -15,6 +15,7 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.BlobService.DownloadBlob": BYTES_OUT,
     "fluoro.v1.BlobService.GetBlob": BYTES_OUT,
     "fluoro.v1.BlobService.UploadBlob": BYTES_IN,
+    "fluoro.v1.DeploymentService.DiagnoseDeployment": OPERATE,
     "fluoro.v1.JobService.BatchCancelJobs": CHANGE,
     "fluoro.v1.JobService.BatchRetryJobs": CHANGE,
     "fluoro.v1.JobService.BatchSubmitJobs": CHANGE,
