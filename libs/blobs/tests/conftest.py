@@ -1,8 +1,5 @@
 """The three kinds of store: a folder, memory, and S3 as moto's server on loopback."""
 
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,31 +7,13 @@ from uuid import uuid4
 
 import pytest
 from fluoro_blobs import BlobStore
-
-SERVE = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
+from fluoro_blobs.testing import new_bucket, serving_s3
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
+    with serving_s3() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -50,12 +29,7 @@ def s3_options(s3_endpoint: str) -> dict[str, Any]:
 
 @pytest.fixture
 def bucket(s3_endpoint: str) -> str:
-    name = f"bucket-{uuid4()}"
-    with urllib.request.urlopen(
-        urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
-    ) as reply:
-        assert reply.status == 200
-    return name
+    return new_bucket(s3_endpoint)
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])

@@ -16,12 +16,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Seque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import obstore
-from obstore.store import ObjectStore
+from obstore.store import ObjectStore, S3Store
 
 from fluoro_blobs.errors import BlobStoreError, translated
 from fluoro_blobs.folder import make_durable
@@ -35,6 +36,10 @@ READ_BYTES: Final = 1024 * 1024
 
 NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
 """Errnos of a file system that gives a file no second name."""
+
+
+DIRECT: Final = "direct"
+"""What the object is called that a signed URL is for, beside the segments."""
 
 
 class Segment(NamedTuple):
@@ -117,6 +122,48 @@ class ResumableUpload:
         pieces = _pieces(await self._segments(), starts)
         if sum(piece.size_bytes for piece in pieces) != wanted.size_bytes:
             return False
+        return await self._assemble(name, pieces, wanted)
+
+    def signed_url(self, seconds: float) -> str | None:
+        """Where a single PUT brings all bytes to, until so long from now.
+
+        None if the store cannot sign. Whoever has the URL may use it: it belongs into no log.
+        """
+        if not isinstance(self._store, S3Store):
+            return None
+        path = f"{self._prefix}/{DIRECT}"
+        return obstore.sign(self._store, "PUT", path, timedelta(seconds=seconds))
+
+    async def finish_direct(self, name: str, wanted: StoredBlob) -> bool | None:
+        """Makes the blob of what was put to the signed URL. False if its bytes are others.
+
+        None if nothing was put there. The bytes are hashed as they are copied, so nobody can
+        replace them in between.
+        """
+        with translated("", missing=BlobStoreError):
+            put = [each for each in await self._home.run(self._entries) if each[0] == DIRECT]
+        if not put:
+            return None
+        [(_, path, size_bytes)] = put
+        if size_bytes != wanted.size_bytes:
+            return False
+        return await self._assemble(name, [Piece(path, size_bytes)], wanted)
+
+    async def remove(self) -> None:
+        """Deletes all but the blob."""
+        with translated("", missing=BlobStoreError):
+            await self._home.run(self.remove_now)
+
+    def remove_now(self) -> None:
+        """`remove` for a thread."""
+        for _, path, _ in self._entries():
+            with suppress(FileNotFoundError):  # somebody else deletes too
+                obstore.delete(self._store, path)
+        if self._folder is not None:
+            with suppress(OSError):  # there was none, or another stream has just begun
+                (self._folder / self._prefix).rmdir()
+
+    async def _assemble(self, name: str, pieces: Sequence[Piece], wanted: StoredBlob) -> bool:
         with suppress(_OtherBytesError):
             async with self._home.writer(name) as writer:
                 async for chunk in self._chunks(pieces):
@@ -127,21 +174,6 @@ class ResumableUpload:
             return True
         return False
 
-    async def remove(self) -> None:
-        """Deletes all segments."""
-        with translated("", missing=BlobStoreError):
-            await self._home.run(self.remove_now)
-
-    def remove_now(self) -> None:
-        """`remove` for a thread."""
-        paths = [segment.path for segment in self._listed()]
-        for path in paths:
-            with suppress(FileNotFoundError):  # somebody else deletes too
-                obstore.delete(self._store, path)
-        if self._folder is not None:
-            with suppress(OSError):  # there was none, or another stream has just begun
-                (self._folder / self._prefix).rmdir()
-
     async def _segments(self) -> list[Segment]:
         with translated("", missing=BlobStoreError):
             found: list[Segment] = await self._home.run(self._listed)
@@ -149,11 +181,19 @@ class ResumableUpload:
 
     def _listed(self) -> list[Segment]:
         found = []
-        for page in obstore.list(self._store, prefix=self._prefix, chunk_size=1000):
-            for each in page:
-                stream, _, start = each["path"].rpartition("/")[2].partition("-")
-                found.append(Segment(each["path"], int(stream), int(start), each["size"]))
+        for name, path, size_bytes in self._entries():
+            stream, _, start = name.partition("-")
+            if start:
+                found.append(Segment(path, int(stream), int(start), size_bytes))
         return sorted(found, key=lambda segment: (segment.stream, segment.start))
+
+    def _entries(self) -> list[tuple[str, str, int]]:
+        """Name, path and size of all that the upload has in the store."""
+        return [
+            (each["path"].rpartition("/")[2], each["path"], each["size"])
+            for page in obstore.list(self._store, prefix=self._prefix, chunk_size=1000)
+            for each in page
+        ]
 
     def _adopt(self, name: str, stream: int) -> None:
         """A second name for the file, so that a stream that has just begun still finds it."""

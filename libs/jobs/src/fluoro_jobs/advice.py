@@ -39,6 +39,8 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.UPLOADS_BUSY: "Try again.",
     Reason.UPLOAD_NOT_FOUND: "Call BeginUpload with a new upload_id.",
     Reason.UPLOAD_SUPERSEDED: "Leave it to the other one, or take an upload_id of your own.",
+    Reason.UPLOAD_INCOMPLETE: "PUT the bytes to the URL that SignUpload gives, then commit again.",
+    Reason.DIRECT_UPLOAD_UNSUPPORTED: "Send the bytes with UploadBlob.",
     Reason.DOWNLOAD_TOO_SLOW: "Go on with the number of bytes received as offset.",
     Reason.PIPELINE_NOT_FOUND: "Take one of those that ListPipelines has.",
     Reason.FILTER_INVALID: "Correct it there. See [filters](filters.md).",

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     UPLOADS_BUSY = "UPLOADS_BUSY"
     UPLOAD_NOT_FOUND = "UPLOAD_NOT_FOUND"
     UPLOAD_SUPERSEDED = "UPLOAD_SUPERSEDED"
+    UPLOAD_INCOMPLETE = "UPLOAD_INCOMPLETE"
+    DIRECT_UPLOAD_UNSUPPORTED = "DIRECT_UPLOAD_UNSUPPORTED"
     DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
     FILTER_INVALID = "FILTER_INVALID"
     CURSOR_INVALID = "CURSOR_INVALID"
@@ -217,6 +219,14 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.UPLOAD_SUPERSEDED: ReasonSpec(
         "ABORTED", False, "Another stream goes on with this upload. What this one sent is dropped."
+    ),
+    Reason.UPLOAD_INCOMPLETE: ReasonSpec(
+        "FAILED_PRECONDITION", False, "Nothing has come to the signed URL yet."
+    ),
+    Reason.DIRECT_UPLOAD_UNSUPPORTED: ReasonSpec(
+        "FAILED_PRECONDITION",
+        False,
+        "This deployment's blob store cannot sign URLs; or one PUT cannot carry so many bytes.",
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
         "UNAVAILABLE", True, "Nothing was read from the download for long."

@@ -9,9 +9,13 @@ from fluoro.v1.blob_service_pb2 import (
     BeginUploadRequest,
     BeginUploadResponse,
     Blob,
+    CommitUploadRequest,
+    CommitUploadResponse,
     DownloadBlobRequest,
     GetBlobRequest,
     GetBlobResponse,
+    SignUploadRequest,
+    SignUploadResponse,
     UploadBlobHeader,
     UploadBlobRequest,
     UploadBlobResponse,
@@ -169,6 +173,18 @@ class Blobs:
             raise names.invalid("header.sha256", f"Must be known: {SHA256_BYTES} bytes.")
         header.media_type = header.media_type or DEFAULT_MEDIA_TYPE
         return await self._resuming.begin(call.owner, request)
+
+    async def sign_upload(self, request: SignUploadRequest, call: Call) -> SignUploadResponse:
+        """A URL to which the bytes can go past the gateway."""
+        return await self._resuming.sign(call.owner, request)
+
+    async def commit_upload(self, request: CommitUploadRequest, call: Call) -> CommitUploadResponse:
+        """The blob of what was sent there. Takes the places of a large upload meanwhile."""
+        async with (
+            self._uploads.taken(call.owner),
+            self._large.taken(call.owner, self._settings.upload_idle_seconds),
+        ):
+            return await self._resuming.commit(call, request)
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Reads no faster than the caller takes it.

@@ -6,6 +6,7 @@ Until then its bytes are out of the newer one's way.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -15,6 +16,10 @@ from fluoro.v1.blob_service_pb2 import (
     BeginUploadRequest,
     BeginUploadResponse,
     Blob,
+    CommitUploadRequest,
+    CommitUploadResponse,
+    SignUploadRequest,
+    SignUploadResponse,
     UploadBlobHeader,
     UploadBlobResponse,
 )
@@ -35,6 +40,15 @@ TOUCH_SECONDS: Final = 30
 
 OPEN_TRIES: Final = 3
 """How often a stream tries to be the newest, while others do too."""
+
+SIGNED_SECONDS: Final = 900
+"""How long a signed URL is good for, unless told."""
+
+LONGEST_SIGNED_SECONDS: Final = 3600
+"""No longer than an upload is kept that nobody goes on with."""
+
+LARGEST_PUT_BYTES: Final = 5 * 2**30
+"""What S3 takes in one PUT."""
 
 Receive = Callable[[PartsWriter, int], Awaitable[None]]
 """Takes a stream's chunks into a writer: so many bytes at most."""
@@ -86,6 +100,56 @@ class Resuming:
                 return UploadBlobResponse(committed_bytes=committed_bytes)
             blob = await self._finish(call, upload, None if start else writer.stored)
         return UploadBlobResponse(committed_bytes=committed_bytes, blob=blob)
+
+    async def sign(self, owner: str, request: SignUploadRequest) -> SignUploadResponse:
+        """A URL for one PUT of all bytes."""
+        upload_id = names.upload_id(request.upload_id, "upload_id")
+        seconds: float = SIGNED_SECONDS
+        if request.HasField("valid_for"):
+            seconds = request.valid_for.seconds + request.valid_for.nanos / 1e9
+        if not 1 <= seconds <= LONGEST_SIGNED_SECONDS:
+            raise names.invalid("valid_for", f"Must be 1 s to {LONGEST_SIGNED_SECONDS} s.")
+        upload = await self._calls.run_for(owner, uploads.find, owner, upload_id)
+        url = self._store.resumable(upload.key).signed_url(seconds)
+        if url is None:
+            raise _no_direct_upload()
+        if upload.size_bytes > LARGEST_PUT_BYTES:
+            raise FluoroError(
+                Reason.DIRECT_UPLOAD_UNSUPPORTED,
+                f"One PUT carries {LARGEST_PUT_BYTES} bytes at most. Send them with UploadBlob.",
+            )
+        # Its bytes are not to be swept while the URL is good.
+        await self._calls.run_for(owner, uploads.touch, owner, upload)
+        answer = SignUploadResponse(url=url, headers={"content-length": str(upload.size_bytes)})
+        answer.expire_time.FromNanoseconds(time.time_ns() + round(seconds * 1e9))
+        return answer
+
+    async def commit(self, call: Call, request: CommitUploadRequest) -> CommitUploadResponse:
+        """The blob of what was put to the URL."""
+        owner, upload_id = call.owner, names.upload_id(request.upload_id, "upload_id")
+        upload = await self._calls.run_for(owner, uploads.find, owner, upload_id)
+        if upload.blob_id is not None:
+            blob = await self._calls.run_for(owner, records.get, owner, upload.blob_id)
+            call.record.is_about([blob.name])
+            return CommitUploadResponse(blob=blob)
+        name, segments = f"blobs/{new_id()}", self._store.resumable(upload.key)
+        if segments.signed_url(1) is None:
+            raise _no_direct_upload()
+        wanted = StoredBlob(upload.size_bytes, upload.sha256)
+        async with self._as_newest(owner, upload):
+            with blob_errors():
+                whole = await segments.finish_direct(name, wanted)
+            if whole is None:
+                raise FluoroError(
+                    Reason.UPLOAD_INCOMPLETE, "Nothing has come to the signed URL yet."
+                )
+            if not whole:
+                raise FluoroError(
+                    Reason.UPLOAD_MISMATCH,
+                    "Size or SHA-256 of what came are not those declared. PUT the right bytes.",
+                )
+            kept = self._keep(call, upload, name, segments)
+            return CommitUploadResponse(blob=await asyncio.shield(kept))
 
     async def _committed(self, upload: Upload) -> int:
         with blob_errors():
@@ -183,6 +247,13 @@ class Resuming:
 
 def _name(blob: Blob) -> str:
     return blob.name
+
+
+def _no_direct_upload() -> FluoroError:
+    return FluoroError(
+        Reason.DIRECT_UPLOAD_UNSUPPORTED,
+        "This deployment's blob store cannot sign URLs. Send the bytes with UploadBlob.",
+    )
 
 
 def _end(stream: asyncio.Timeout) -> None:

@@ -45,6 +45,8 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "UPLOADS_BUSY": grpc.StatusCode.UNAVAILABLE,
     "UPLOAD_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "UPLOAD_SUPERSEDED": grpc.StatusCode.ABORTED,
+    "UPLOAD_INCOMPLETE": grpc.StatusCode.FAILED_PRECONDITION,
+    "DIRECT_UPLOAD_UNSUPPORTED": grpc.StatusCode.FAILED_PRECONDITION,
     "FILTER_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
     "CURSOR_EXPIRED": grpc.StatusCode.OUT_OF_RANGE,

@@ -46,6 +46,16 @@ class BlobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.FromString,
                 _registered_method=True)
+        self.SignUpload = channel.unary_unary(
+                '/fluoro.v1.BlobService/SignUpload',
+                request_serializer=fluoro_dot_v1_dot_blob__service__pb2.SignUploadRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.SignUploadResponse.FromString,
+                _registered_method=True)
+        self.CommitUpload = channel.unary_unary(
+                '/fluoro.v1.BlobService/CommitUpload',
+                request_serializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.FromString,
+                _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/fluoro.v1.BlobService/DownloadBlob',
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.DownloadBlobRequest.SerializeToString,
@@ -94,6 +104,25 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignUpload(self, request, context):
+        """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
+        one HTTP PUT. CommitUpload then makes the blob of them.
+
+        Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
+        refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitUpload(self, request, context):
+        """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
+        BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadBlob(self, request, context):
         """Streams a blob from `offset` on, in chunks of up to 1 MiB.
 
@@ -124,6 +153,16 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.BeginUpload,
                     request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.SerializeToString,
+            ),
+            'SignUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignUpload,
+                    request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.SignUploadRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_blob__service__pb2.SignUploadResponse.SerializeToString,
+            ),
+            'CommitUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitUpload,
+                    request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.SerializeToString,
             ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
@@ -192,6 +231,60 @@ class BlobService:
             '/fluoro.v1.BlobService/BeginUpload',
             fluoro_dot_v1_dot_blob__service__pb2.BeginUploadRequest.SerializeToString,
             fluoro_dot_v1_dot_blob__service__pb2.BeginUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.BlobService/SignUpload',
+            fluoro_dot_v1_dot_blob__service__pb2.SignUploadRequest.SerializeToString,
+            fluoro_dot_v1_dot_blob__service__pb2.SignUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.BlobService/CommitUpload',
+            fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.SerializeToString,
+            fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

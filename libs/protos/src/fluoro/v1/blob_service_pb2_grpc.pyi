@@ -58,6 +58,17 @@ class BlobServiceStub:
     have is never told. Of two streams of one upload the newer goes on, and the older ends with
     UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
     """
+    SignUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]
+    """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
+    one HTTP PUT. CommitUpload then makes the blob of them.
+
+    Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
+    refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
+    """
+    CommitUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.CommitUploadRequest, _blob_service_pb2.CommitUploadResponse]
+    """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
+    BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+    """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
 
@@ -97,6 +108,17 @@ class BlobServiceAsyncStub(BlobServiceStub):
     has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
     have is never told. Of two streams of one upload the newer goes on, and the older ends with
     UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+    """
+    SignUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]  # type: ignore[assignment]
+    """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
+    one HTTP PUT. CommitUpload then makes the blob of them.
+
+    Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
+    refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
+    """
+    CommitUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.CommitUploadRequest, _blob_service_pb2.CommitUploadResponse]  # type: ignore[assignment]
+    """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
+    BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -146,6 +168,29 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
         have is never told. Of two streams of one upload the newer goes on, and the older ends with
         UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+        """
+
+    @_abc_1.abstractmethod
+    def SignUpload(
+        self,
+        request: _blob_service_pb2.SignUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.SignUploadResponse, _abc.Awaitable[_blob_service_pb2.SignUploadResponse]]:
+        """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
+        one HTTP PUT. CommitUpload then makes the blob of them.
+
+        Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
+        refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
+        """
+
+    @_abc_1.abstractmethod
+    def CommitUpload(
+        self,
+        request: _blob_service_pb2.CommitUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.CommitUploadResponse, _abc.Awaitable[_blob_service_pb2.CommitUploadResponse]]:
+        """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
+        BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
         """
 
     @_abc_1.abstractmethod

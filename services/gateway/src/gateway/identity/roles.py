@@ -12,8 +12,10 @@ BYTES_OUT: Final = SEE | {Role.WORKER}
 
 NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.BlobService.BeginUpload": BYTES_IN,
+    "fluoro.v1.BlobService.CommitUpload": BYTES_IN,
     "fluoro.v1.BlobService.DownloadBlob": BYTES_OUT,
     "fluoro.v1.BlobService.GetBlob": BYTES_OUT,
+    "fluoro.v1.BlobService.SignUpload": BYTES_IN,
     "fluoro.v1.BlobService.UploadBlob": BYTES_IN,
     "fluoro.v1.DeploymentService.DiagnoseDeployment": OPERATE,
     "fluoro.v1.JobService.BatchCancelJobs": CHANGE,

@@ -91,6 +91,32 @@ class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
 
         return self._answer("BeginUpload", request, context, begin)
 
+    def SignUpload(
+        self, request: blob_service_pb2.SignUploadRequest, context: Context
+    ) -> blob_service_pb2.SignUploadResponse:
+        """Refused, as by a gateway whose blobs lie in a folder."""
+
+        def sign(owner: str) -> blob_service_pb2.SignUploadResponse:
+            raise self._no_direct_upload(owner, request.upload_id)
+
+        return self._answer("SignUpload", request, context, sign)
+
+    def CommitUpload(
+        self, request: blob_service_pb2.CommitUploadRequest, context: Context
+    ) -> blob_service_pb2.CommitUploadResponse:
+        """Refused too."""
+
+        def commit(owner: str) -> blob_service_pb2.CommitUploadResponse:
+            raise self._no_direct_upload(owner, request.upload_id)
+
+        return self._answer("CommitUpload", request, context, commit)
+
+    def _no_direct_upload(self, owner: str, upload_id: str) -> RefusalError:
+        _check_id(upload_id, "upload_id")
+        if (owner, upload_id) not in self._begun:
+            return RefusalError("UPLOAD_NOT_FOUND", "No such upload for this caller.")
+        return RefusalError("DIRECT_UPLOAD_UNSUPPORTED", "This store cannot sign URLs.")
+
     def _go_on(
         self, owner: str, header: blob_service_pb2.UploadBlobHeader, chunks: Iterator[bytes]
     ) -> blob_service_pb2.UploadBlobResponse:

@@ -1,0 +1,137 @@
+"""Bytes that go to a bucket past the gateway, and uploads that go on over a bucket."""
+
+import asyncio
+import hashlib
+import os
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+from fluoro.v1.blob_service_pb2 import (
+    BeginUploadRequest,
+    CommitUploadRequest,
+    DownloadBlobRequest,
+    SignUploadRequest,
+    SignUploadResponse,
+    UploadBlobHeader,
+    UploadBlobRequest,
+)
+from fluoro_blobs.testing import new_bucket, serving_s3
+from gateway.testing import Client, refused, serving
+from google.protobuf.duration_pb2 import Duration
+
+MIB = 2**20
+DATA = os.urandom(6 * MIB + 5)
+OTHER = (("fluoro-owner", "other"),)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with serving_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+async def client(
+    database_url: str, redis_url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Client]:
+    for name, value in {
+        "ENDPOINT": endpoint,
+        "ACCESS_KEY_ID": "id",
+        "SECRET_ACCESS_KEY": "secret",
+        "REGION": "us-east-1",
+        "ALLOW_HTTP": "true",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    url = f"s3://{new_bucket(endpoint)}/some/prefix"
+    async with serving(database_url, redis_url, url) as made:
+        yield made
+
+
+def begun(upload_id: str, data: bytes = DATA) -> BeginUploadRequest:
+    sha256 = hashlib.sha256(data).digest()
+    return BeginUploadRequest(
+        upload_id=upload_id, header=UploadBlobHeader(size_bytes=len(data), sha256=sha256)
+    )
+
+
+def put(signed: SignUploadResponse, data: bytes) -> None:
+    # urllib calls it a form otherwise, which moto would read.
+    headers = {"Content-Type": "application/octet-stream"}
+    headers |= {name.title(): value for name, value in signed.headers.items()}
+    request = urllib.request.Request(signed.url, data=data, method="PUT", headers=headers)
+    with urllib.request.urlopen(request, timeout=20):
+        pass
+
+
+async def read(client: Client, name: str) -> bytes:
+    call = client.blobs.DownloadBlob(DownloadBlobRequest(name=name))
+    return b"".join([response.chunk async for response in call])
+
+
+async def test_bytes_sent_to_a_signed_url_become_a_blob_once_they_are_those_announced(
+    client: Client,
+) -> None:
+    upload_id = str(uuid4())
+    await client.blobs.BeginUpload(begun(upload_id))
+    signed = await client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id))
+    assert dict(signed.headers) == {"content-length": str(len(DATA))}
+    commit = CommitUploadRequest(upload_id=upload_id)
+    assert (await refused(client.blobs.CommitUpload(commit))).reason == "UPLOAD_INCOMPLETE"
+    for other in (bytes(len(DATA)), b"short"):
+        await asyncio.to_thread(put, SignUploadResponse(url=signed.url), other)
+        assert (await refused(client.blobs.CommitUpload(commit))).reason == "UPLOAD_MISMATCH"
+    await asyncio.to_thread(put, signed, DATA)
+    blob = (await client.blobs.CommitUpload(commit)).blob
+    assert await read(client, blob.name) == DATA
+    # What comes to the URL later changes nothing, and the answer can be had again.
+    await asyncio.to_thread(put, signed, bytes(len(DATA)))
+    assert (await client.blobs.CommitUpload(commit)).blob == blob
+    assert await read(client, blob.name) == DATA
+    assert (await client.blobs.BeginUpload(begun(str(uuid4())))).blob == blob
+
+
+async def test_urls_are_signed_for_the_owner_of_an_upload_and_for_an_hour_at_most(
+    client: Client,
+) -> None:
+    upload_id = str(uuid4())
+    await client.blobs.BeginUpload(begun(upload_id))
+    for call, request in (
+        (client.blobs.SignUpload, SignUploadRequest(upload_id=upload_id)),
+        (client.blobs.CommitUpload, CommitUploadRequest(upload_id=upload_id)),
+    ):
+        assert (await refused(call(request, metadata=OTHER))).reason == "UPLOAD_NOT_FOUND"
+    for bad in (Duration(), Duration(seconds=3601), Duration(seconds=-1)):
+        request = SignUploadRequest(upload_id=upload_id, valid_for=bad)
+        assert "valid_for" in (await refused(client.blobs.SignUpload(request))).violations
+
+
+async def test_an_upload_over_a_bucket_goes_on_where_it_was(client: Client) -> None:
+    upload_id = str(uuid4())
+    await client.blobs.BeginUpload(begun(upload_id))
+
+    def parts(data: bytes, offset: int) -> Iterator[UploadBlobRequest]:
+        yield UploadBlobRequest(header=UploadBlobHeader(upload_id=upload_id, offset=offset))
+        for start in range(0, len(data), MIB):
+            yield UploadBlobRequest(chunk=data[start : start + MIB])
+
+    answer = await client.blobs.UploadBlob(parts(DATA[: 2 * MIB], 0))
+    assert answer.committed_bytes == 2 * MIB
+    blob = (await client.blobs.UploadBlob(parts(DATA[2 * MIB :], 2 * MIB))).blob
+    assert await read(client, blob.name) == DATA
+
+
+async def test_a_folder_signs_no_urls(database_url: str, redis_url: str, blob_url: str) -> None:
+    async with serving(database_url, redis_url, blob_url) as client:
+        upload_id = str(uuid4())
+        await client.blobs.BeginUpload(begun(upload_id))
+        for call in (
+            client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id)),
+            client.blobs.CommitUpload(CommitUploadRequest(upload_id=upload_id)),
+        ):
+            ended = await refused(call)
+            assert (ended.code.name, ended.reason) == (
+                "FAILED_PRECONDITION",
+                "DIRECT_UPLOAD_UNSUPPORTED",
+            )
