@@ -1,6 +1,6 @@
 """A PostgreSQL and its standby, started for real."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,16 +59,13 @@ def test_a_primary_acknowledges_nothing_while_its_synchronous_standby_is_away(
         assert rows(pair.url) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    "ports", [(None, None), (free_port(), free_port())], ids=["sockets", "tcp"]
-)
+@pytest.mark.parametrize("port", [lambda: None, free_port], ids=["sockets", "tcp"])
 def test_a_url_of_several_hosts_leads_to_the_one_that_takes_writes(
-    server_folder: Path, ports: Sequence[int | None]
+    server_folder: Path, port: Callable[[], int | None]
 ) -> None:
-    first, second = ports
     with (
-        PostgresServer(server_folder / "first", first) as primary,
-        StandbyServer(server_folder / "second", primary, second) as standby,
+        PostgresServer(server_folder / "first", port()) as primary,
+        StandbyServer(server_folder / "second", primary, port()) as standby,
     ):
         for servers in ((primary, standby), (standby, primary)):
             url = url_of_hosts(*servers)
