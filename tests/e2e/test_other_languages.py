@@ -7,8 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,30 @@ async def encrypted(
         yield gateway.grpc_port
 
 
+@contextmanager
+def watching(
+    client: Path, job: str, endpoint: str, token: str, ca: Path
+) -> Iterator["subprocess.Popen[str]"]:
+    """The Node client, which watches a job over TLS."""
+    with subprocess.Popen(
+        ["node", str(client), "watch", job],
+        env=environment(FLUORO_ENDPOINT=endpoint, FLUORO_TOKEN=token, FLUORO_CA_FILE=ca),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as node:
+        try:
+            yield node
+        finally:
+            node.kill()
+
+
 async def test_the_node_client_resumes_over_tls_when_the_gateway_was_restarted(
     node_client: Path, database_url: str, redis_url: str, blob_url: str, tmp_path: Path
 ) -> None:
     urls = {"database_url": database_url, "redis_url": redis_url, "blob_url": blob_url}
     authority = Authority(tmp_path)
     authority.issue("server")
-    with issuing() as issuer:
+    with issuing() as issuer, ExitStack() as started:
         token = issuer.token("ada", exp=int((datetime.now(UTC) + timedelta(hours=1)).timestamp()))
         tls = Tls(ca_file=authority.ca)
         async with encrypted(urls, tmp_path, issuer, 0) as port:
@@ -157,17 +174,11 @@ async def test_the_node_client_resumes_over_tls_when_the_gateway_was_restarted(
                 job = job_pb2.Job(inputs=[(await client.upload(b"x")).name], steps=[inspect()])
                 job.schedule_time.FromDatetime(datetime.now(UTC) + timedelta(days=1))
                 name = (await client.submit(job)).name
-            node = await asyncio.create_subprocess_exec(
-                *("node", str(node_client), "watch", name),
-                env=environment(
-                    FLUORO_ENDPOINT=f"localhost:{port}",
-                    FLUORO_TOKEN=token,
-                    FLUORO_CA_FILE=authority.ca,
-                ),
-                stdout=subprocess.PIPE,
+            node = started.enter_context(
+                watching(node_client, name, f"localhost:{port}", token, authority.ca)
             )
             assert node.stdout is not None
-            first = json.loads(await asyncio.wait_for(node.stdout.readline(), SECONDS))
+            first = json.loads(await asyncio.to_thread(node.stdout.readline))
         async with (
             encrypted(urls, tmp_path, issuer, port),
             AsyncClient(f"localhost:{port}", token=token, tls=tls) as client,
@@ -177,7 +188,7 @@ async def test_the_node_client_resumes_over_tls_when_the_gateway_was_restarted(
             listed = await asyncio.to_thread(shell, lines, ROOT, FLUORO_TOKEN=token)
             assert [found["name"] for found in json.loads(listed)["jobs"]] == [name]
             await client.cancel(name)
-            out, _ = await asyncio.wait_for(node.communicate(), SECONDS)
+            out, _ = await asyncio.to_thread(node.communicate, timeout=SECONDS)
     rest = [json.loads(line) for line in out.splitlines()]
     assert "snapshot" in first
     began = int(first["snapshot"]["last_sequence"])
