@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from dicom_worker.deidentify.settings import DeidentifySettings
 from dicom_worker.pixels.decoders import CODECS, Codec
 from fluoro_jobs.advice import ADVICE
 from fluoro_jobs.errors import REASONS, Reason
@@ -28,6 +29,7 @@ MARK: Final = "<!-- Written by `make docs` from the code; edit it there. -->"
 SETTINGS: Final[dict[str, type[BaseSettings]]] = {
     "gateway": GatewaySettings,
     "Every worker": WorkerSettings,
+    "dicom-worker besides": DeidentifySettings,
     "ml-worker besides": ModelSettings,
     "scheduler": SchedulerSettings,
     "make up": LocalSettings,

@@ -85,7 +85,10 @@ async def test_the_service_tells_what_there_is_with_types_defaults_and_steps(
     listed = (await client.pipelines.ListPipelines(ListPipelinesRequest())).pipelines
     assert [one.name for one in listed] == [
         f"pipelines/{name}/versions/1"
-        for name in ("archive-report", "ct-tissue", "dicom-intake", "imaging-report", "twice")
+        for name in (
+            *("archive-report", "ct-tissue", "deidentify", "dicom-intake", "imaging-report"),
+            "twice",
+        )
     ]
     assert not any(one.steps for one in listed)
     for name in ("pipelines/twice", "pipelines/twice/versions/1"):

@@ -141,6 +141,9 @@ SHIPPED = {
     "pipelines/ct-tissue/versions/1": (
         "c1ccf6eb4bf9d7c28457121488c8147a309a254ed1aa5084dd74568255422e82"
     ),
+    "pipelines/deidentify/versions/1": (
+        "89276ff05bb066e8c7f068c5669a5bd45d753c75f8191992122a3f892f6512cd"
+    ),
     "pipelines/dicom-intake/versions/1": (
         "56566cb8105c341658a7c0304a3d45ea999b8620ba59fc458a0256a47ac3c07c"
     ),

@@ -34,6 +34,8 @@ RESULTS: Final = {
     "preview": "preview",
     "overlay": "overlay",
     "result": "result",
+    "instance": "clean",
+    "deidentification-report": "deidentification-report",
 }
 """Roles of the artifacts that are fetched, and how their files are called."""
 CHECK_SECONDS: Final = 0.25

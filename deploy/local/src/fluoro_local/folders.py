@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -35,6 +36,22 @@ def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
             f"The disk that holds {folder} has {free >> 20} MiB left and Fluoro wants "
             f"{free_bytes >> 20}. Free some, or use another disk."
         )
+
+
+def deidentification_keys(data: Path) -> Path:
+    """The folder with the key of project `default`, which is made once and then stays.
+
+    Pseudonyms of one run agree with those of the next.
+    """
+    folder = data / "keys"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        key = os.open(folder / "default", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return folder
+    with os.fdopen(key, "w") as file:
+        file.write(secrets.token_hex(32))
+    return folder
 
 
 class FolderLock:

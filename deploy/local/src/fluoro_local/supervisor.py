@@ -18,7 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fluoro_local.children import Child, spawn
 from fluoro_local.errors import StartError
-from fluoro_local.folders import free_port, prepare, require_free_port
+from fluoro_local.folders import (
+    deidentification_keys,
+    free_port,
+    prepare,
+    require_free_port,
+)
 from fluoro_local.servers import PostgresServer, Server, ValkeyServer
 from fluoro_local.services import SERVICES, Service
 
@@ -210,6 +215,9 @@ class Supervisor:
             "FLUORO_LOG_FORMAT": "json",
             "FLUORO_SHUTDOWN_GRACE_SECONDS": str(DRAIN_SECONDS),
         }
+        environment.setdefault(
+            "FLUORO_DEIDENTIFY_KEYS_FOLDER", str(deidentification_keys(self.data))
+        )
         if service.grpc:
             environment |= {
                 "FLUORO_GRPC_HOST": "127.0.0.1",

@@ -83,4 +83,11 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.ARCHIVE_INVALID: "Pack it again.",
     Reason.ARCHIVE_ENCRYPTED: "Send it without a password.",
     Reason.ARCHIVE_TOO_LARGE: "Split it.",
+    Reason.DEIDENTIFICATION_KEY_MISSING: (
+        "Put a key into the file of the project's name in `FLUORO_DEIDENTIFY_KEYS_FOLDER`."
+    ),
+    Reason.DEIDENTIFICATION_REFUSED: "Leave it out, or allow what the message names.",
+    Reason.IDENTIFIERS_LEFT: (
+        "Look at the attributes that the message names, and report it: a rule is missing."
+    ),
 }

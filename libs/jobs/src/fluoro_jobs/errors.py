@@ -95,6 +95,9 @@ class Reason(StrEnum):
     ARCHIVE_INVALID = "ARCHIVE_INVALID"
     ARCHIVE_ENCRYPTED = "ARCHIVE_ENCRYPTED"
     ARCHIVE_TOO_LARGE = "ARCHIVE_TOO_LARGE"
+    DEIDENTIFICATION_KEY_MISSING = "DEIDENTIFICATION_KEY_MISSING"
+    DEIDENTIFICATION_REFUSED = "DEIDENTIFICATION_REFUSED"
+    IDENTIFIERS_LEFT = "IDENTIFIERS_LEFT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +363,19 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.ARCHIVE_ENCRYPTED: ReasonSpec("", False, "A file in the archive is encrypted."),
     Reason.ARCHIVE_TOO_LARGE: ReasonSpec(
         "", False, "The archive has too many files, or too many bytes once unpacked."
+    ),
+    Reason.DEIDENTIFICATION_KEY_MISSING: ReasonSpec(
+        "", False, "No worker has a key for the project, or the key is too short."
+    ),
+    Reason.DEIDENTIFICATION_REFUSED: ReasonSpec(
+        "",
+        False,
+        "The instance holds what cannot be cleaned; the message says what. Nothing was written.",
+    ),
+    Reason.IDENTIFIERS_LEFT: ReasonSpec(
+        "",
+        False,
+        "What identified the patient was found in the cleaned file, which was thrown away.",
     ),
 }
 

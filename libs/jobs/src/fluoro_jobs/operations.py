@@ -8,7 +8,7 @@ are written out, never derived, and never reused.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fluoro.v1 import archive_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
+from fluoro.v1 import archive_pb2, deidentify_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
 from google.protobuf.message import Message
 
 MAX_TIMEOUT_SECONDS: Final = 6 * 3600
@@ -101,6 +101,16 @@ OPERATIONS: Final = (
         reads=(JOB_INPUT,),
         leaves=("member", "members"),
         resource_class="io",
+    ),
+    Operation(
+        "deidentify_dicom",
+        "dicom.deidentify",
+        "dicom",
+        deidentify_pb2.DeidentifyDicom,
+        deidentify_pb2.DeidentifyDicomResult,
+        reads=DICOM_FILES,
+        leaves=("instance", "deidentification-report"),
+        deidentifies=True,
     ),
     Operation(
         "analyze_images",

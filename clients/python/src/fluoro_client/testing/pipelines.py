@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fluoro.v1 import archive_pb2, job_pb2, job_service_pb2, pipeline_service_pb2
+from fluoro.v1 import archive_pb2, deidentify_pb2, job_pb2, job_service_pb2, pipeline_service_pb2
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import json_format
 
@@ -48,9 +48,7 @@ class Pipelines:
     def __init__(self) -> None:
         self._all: dict[tuple[str, int], Made] = {}
         for name, steps in SHIPPED.items():
-            names = ["title"] if name != "dicom-intake" else []
-            names += ["window_center", "window_width"] if name != "archive-report" else []
-            self.add(name, steps, 1, [_PARAMETERS[parameter] for parameter in names])
+            self.add(name, steps, 1, [_PARAMETERS[parameter] for parameter in _TAKEN[name]])
 
     def add(
         self, name: str, steps: Steps, version: int, parameters: Sequence[PipelineParameter]
@@ -143,6 +141,28 @@ _PARAMETERS: Final = {
     "window_width": PipelineParameter(name="window_width", type=PipelineParameter.TYPE_NUMBER),
 }
 _PARAMETERS["title"].default_value.string_value = "Imaging report"
+_KEPT: Final = (
+    *("clean_descriptors", "retain_device", "retain_institution"),
+    *("retain_patient_characteristics", "retain_safe_private"),
+)
+for _name in _KEPT:
+    _PARAMETERS[_name] = PipelineParameter(name=_name, type=PipelineParameter.TYPE_BOOLEAN)
+    _PARAMETERS[_name].default_value.bool_value = False
+for _name, _kind, _default in (
+    ("project", PipelineParameter.TYPE_STRING, "default"),
+    ("dates", PipelineParameter.TYPE_ENUM, "LONGITUDINAL_DATES_UNSPECIFIED"),
+):
+    _PARAMETERS[_name] = PipelineParameter(name=_name, type=_kind)
+    _PARAMETERS[_name].default_value.string_value = _default
+
+_TAKEN: Final[dict[str, Sequence[str]]] = {
+    "archive-report": ("title",),
+    "ct-tissue": ("title", "window_center", "window_width"),
+    "deidentify": ("project", "dates", *_KEPT),
+    "dicom-intake": ("window_center", "window_width"),
+    "imaging-report": ("title", "window_center", "window_width"),
+}
+"""The parameters that each pipeline takes."""
 
 
 def _rendered(given: Parameters) -> list[job_pb2.Step]:
@@ -169,9 +189,18 @@ def _unpacked(given: Parameters) -> list[job_pb2.Step]:
     return [step(archive_pb2.UnpackArchive(), "unpack", max_inputs_per_task=1), *steps]
 
 
+def _deidentified(given: Parameters) -> list[job_pb2.Step]:
+    request = json_format.ParseDict(dict(given), deidentify_pb2.DeidentifyDicom())
+    rendered = render(after=["deidentify"])
+    rendered.ClearField("after")
+    rendered.inputs.add(step="deidentify", role="instance")
+    return [step(request, "deidentify"), rendered]
+
+
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
     "ct-tissue": _analyzed,
+    "deidentify": _deidentified,
     "dicom-intake": _rendered,
     "imaging-report": _reported,
 }

@@ -1,0 +1,282 @@
+"""Does to each attribute what the profile says, and remembers what identified the patient."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from dicom_worker.deidentify.elements import TEXT_VRS, Element
+from dicom_worker.deidentify.identifiers import Search
+from dicom_worker.deidentify.profile import Action, Policy, is_standard, safe_private
+from dicom_worker.deidentify.text import cleaned, code_known, encoded, encodings_of
+from dicom_worker.deidentify.values import DUMMIES, REMOVED, Encodings, Values
+from dicom_worker.reading import PIXEL_TAGS
+
+CHARACTER_SET: Final = 0x00080005
+PATIENT: Final = frozenset((0x00100010, 0x00100020))
+"""Name and ID. The table lets them be empty; then nobody could tell two patients apart."""
+OURS: Final = frozenset((0x00120062, 0x00120063, 0x00120064, 0x00280303))
+"""What says how an instance was de-identified: written anew."""
+TIMEZONE: Final = 0x00080201
+"""Timezone Offset From UTC: a shift by whole days leaves it as it is."""
+CODE_MEANING: Final = 0x00080104
+CODES: Final = frozenset((0x00080100, 0x00080102, 0x00080119, 0x00080120, CODE_MEANING))
+CURVES, OVERLAYS = 0x50, 0x60
+PRIVATE: Final = 0x00010000
+"""Stands for all private attributes, in the report as in the table."""
+CREATORS: Final = range(0x10, 0x100)
+"""Elements of a private group that reserve a block (PS3.5 7.8.1)."""
+
+MULTIPLE: Final = frozenset(("AE", "CS", "LO", "PN", "SH", "UC"))
+"""VRs of texts whose values a backslash separates."""
+SWEPT: Final = TEXT_VRS | {"AE", "CS", "UR"}
+"""VRs that people can write a name into."""
+REFERENCES: Final = frozenset(("DA", "DT", "TM", "UI"))
+"""VRs that stay in a sequence of dummies if an option keeps them everywhere else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a data set is. parent: tag of its sequence, 0 at the top.
+
+    mode: `scrub` in a sequence that gets dummies, `clean` in one whose texts are cleaned.
+    """
+
+    encodings: Encodings = ()
+    parent: int = 0
+    mode: str = ""
+
+
+TOP: Final = Place()
+MODES: Final = {"D": "scrub", "C": "clean"}
+"""What the action on a sequence means for what is in it."""
+
+Done = tuple[int, int, str, str]
+"""Tag, tag of the sequence it was in, what the table says (or ""), and what was done: one of its
+actions, or `R` where an identifier was found in an attribute that would have stayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A text that stays. clean: only its harmless words do."""
+
+    element: Element
+    encodings: Encodings
+    clean: bool = False
+
+
+@dataclass(slots=True)
+class Cleaner:
+    """Cleans the data set of one instance. policy: for its SOP Class. done: how often what."""
+
+    policy: Policy
+    values: Values
+    done: Counter[Done] = field(default_factory=Counter)
+    _kept: list[Kept] = field(default_factory=list)
+
+    def data_set(self, elements: Sequence[Element], place: Place = TOP) -> list[Element]:
+        """The elements that stay, with what takes the place of their values."""
+        encodings = place.encodings or encodings_of("")
+        for element in elements:
+            if element.tag == CHARACTER_SET and isinstance(element.value, bytes):
+                encodings = encodings_of(element.value.decode("latin-1").strip(" \0"))
+        place = replace(place, encodings=encodings)
+        kept, private = [], []
+        for element in elements:
+            if element.tag & PRIVATE:
+                private.append(element)
+            elif element.tag & 0xFFFF:  # a group length would be wrong
+                changed = self._standard(element, place)
+                if changed is not None:
+                    kept.append(changed)
+        return kept + self._private(private, place) if private else kept
+
+    def _private(self, elements: Sequence[Element], place: Place) -> list[Element]:
+        """The private elements that stay, with the creators of their blocks."""
+        creators: dict[int, Element] = {}
+        kept: dict[int, Element] = {}
+        gone = 0
+        for element in elements:
+            number = element.tag & 0xFFFF
+            if number in CREATORS:
+                creators[element.tag] = element
+                continue
+            creator = creators.get(element.tag & 0xFFFF0000 | number >> 8)
+            if creator and self._is_safe(element, creator):
+                kept[creator.tag] = creator
+                kept[element.tag] = element
+                self._note(PRIVATE, place, "X", "K")
+                self._keep(element, place)
+                continue
+            gone += 1
+            if element.vr == "PN":
+                self.values.remember(element, place.encodings)
+        if gone:
+            self.done[PRIVATE, place.parent, "X", "X"] += gone
+        return list(kept.values())
+
+    def _is_safe(self, element: Element, creator: Element) -> bool:
+        """Whether table E.3.10-1 has it, and the option to keep such is on."""
+        if "retain_safe_private" not in self.policy.options.chosen:
+            return False
+        name = self.values.raw(creator).decode("latin-1").strip(" \0")
+        plain = element.items is None and element.fragments is None
+        return plain and (name, element.tag >> 16, element.tag & 0xFF) in safe_private()
+
+    def _standard(self, element: Element, place: Place) -> Element | None:
+        """What becomes of a standard attribute; None if it goes."""
+        tag = element.tag
+        if tag in OURS:
+            return None
+        action = self.policy.action(tag, place.parent)
+        # Curves and overlays go as a whole: their descriptions mean nothing without their data.
+        if tag >> 24 in (CURVES, OVERLAYS):
+            self._note(tag, place, action.row if action else "", "X")
+            return None
+        if action is not None:
+            return self._listed(element, action, place)
+        if not is_standard(tag):
+            self._note(tag, place, "", "X")
+            return None
+        return self._unlisted(element, place)
+
+    def _listed(self, element: Element, action: Action, place: Place) -> Element | None:
+        """An attribute that the table names."""
+        code = action.code
+        if code == "K":
+            self.values.allow(element, place.encodings)
+        else:
+            self._remember(element, code, place)
+        scrub = place.mode == "scrub" and element.vr not in REFERENCES
+        if scrub and code in ("K", "C"):
+            code = action.fallback
+        result = self._changed(element, code, place)
+        # What cannot be cleaned gets what it would get without the option.
+        if result is None and code == "C":
+            code = action.fallback
+            result = self._changed(element, code, place)
+        self._note(element.tag, place, action.row, code)
+        return result
+
+    def _changed(self, element: Element, code: str, place: Place) -> Element | None:
+        """The element after an action; None if it goes, or if the action does not fit its value."""
+        if code == "X":
+            return None
+        if code in ("Z", "D") and element.tag in PATIENT:
+            return self.values.pseudonym(element)
+        if code == "Z":
+            return Element(element.tag, element.vr, items=None if element.items is None else [])
+        if element.items is not None:
+            inner = Place(place.encodings, element.tag, MODES.get(code, place.mode))
+            items = [self.data_set(item, inner) for item in element.items]
+            return Element(element.tag, "SQ", items=items)
+        return self._value(element, code, place)
+
+    def _value(self, element: Element, code: str, place: Place) -> Element | None:
+        """As `_changed`, for D, U, K and C on what is no sequence."""
+        if code == "D":
+            return self.values.dummy(element)
+        if code == "U":
+            return self.values.mapped(element)
+        return self._keep(element, place) if code == "K" else self._cleaned(element, place)
+
+    def _unlisted(self, element: Element, place: Place) -> Element | None:
+        """An attribute that the table does not name: it stays, unless its kind identifies."""
+        if element.items is not None:
+            return self._changed(element, "K", place)
+        if element.fragments is not None or element.tag in PIXEL_TAGS:
+            if place.parent:
+                self._note(element.tag, place, "", "X")
+                return None
+            return element
+        if place.mode and element.tag in CODES:
+            code = self._code(element, place)
+        else:
+            code = self._by_kind(element.vr, place.mode)
+        if code == "K":
+            return self._keep(element, place)
+        self.values.remember(element, place.encodings)
+        result = self._changed(element, code, place)
+        if result is None:
+            code, result = "D", self.values.dummy(element)
+        if result.value != element.value:
+            self._note(element.tag, place, "", code)
+        return result
+
+    def _by_kind(self, vr: str, mode: str) -> str:
+        """The action for attributes of a VR."""
+        options = self.policy.options
+        if vr == "PN":
+            return "D"
+        if vr == "UI":
+            return "K" if "retain_uids" in options.chosen else "U"
+        if vr in ("DA", "DT"):
+            return {"UNMODIFIED": "K", "MODIFIED": "C"}.get(options.dates, "D")
+        if mode == "scrub" and vr in DUMMIES and vr not in ("CS", "AE"):
+            return "D"
+        return "C" if mode == "clean" and vr in TEXT_VRS else "K"
+
+    def _code(self, element: Element, place: Place) -> str:
+        """The action for a part of a code: those of the standard's vocabularies say nothing."""
+        if element.tag != CODE_MEANING:
+            return "K"
+        return "K" if code_known(self.values.text(element, place.encodings)) else "D"
+
+    def _cleaned(self, element: Element, place: Place) -> Element | None:
+        """Action C on a value: dates are shifted, times stay, texts keep harmless words."""
+        if element.vr in ("DA", "DT"):
+            return self.values.shifted(element)
+        if element.vr == "TM" or element.tag == TIMEZONE:
+            return element
+        if element.vr not in SWEPT:
+            return None
+        # The words that identify are known once the whole data set has been seen.
+        clean = replace(element)
+        self._kept.append(Kept(clean, place.encodings, clean=True))
+        return clean
+
+    def _keep(self, element: Element, place: Place) -> Element:
+        """Stays, but the sweep looks at it."""
+        if element.vr in SWEPT and element.value:
+            self._kept.append(Kept(element, place.encodings))
+        return element
+
+    def _remember(self, element: Element, code: str, place: Place) -> None:
+        """What identified, at any depth of what is about to go.
+
+        Sequences that stay are looked at element by element.
+        """
+        if element.items is None:
+            self.values.remember(element, place.encodings)
+            return
+        if code not in ("X", "Z"):
+            return
+        for item in element.items:
+            for inner in item:
+                action = self.policy.action(inner.tag, element.tag)
+                if inner.items is not None:
+                    self._remember(inner, "X", place)
+                elif inner.vr == "PN" or (action is not None and action.code != "K"):
+                    self.values.remember(inner, place.encodings)
+
+    def sweep(self, search: Search) -> None:
+        """Takes identifiers out of the texts that stay: people write them everywhere.
+
+        search: for all that the data set has told.
+        """
+        for kept in self._kept:
+            element, encodings = kept.element, kept.encodings
+            text = self.values.text(element, encodings)
+            if kept.clean and text.strip(" \0"):
+                text = cleaned(text, search.is_word) or REMOVED
+                element.value = encoded(text, encodings)
+            values = text.split("\\") if element.vr in MULTIPLE else [text]
+            found = [search.in_text(value, free=element.vr != "CS") for value in values]
+            if any(found):
+                dummy = DUMMIES[element.vr]
+                swept = [dummy if bad else value for bad, value in zip(found, values, strict=True)]
+                element.value = encoded("\\".join(swept), encodings)
+                self.done[element.tag, 0, "", "R"] += 1
+
+    def _note(self, tag: int, place: Place, rule: str, action: str) -> None:
+        self.done[tag, place.parent, rule, action] += 1

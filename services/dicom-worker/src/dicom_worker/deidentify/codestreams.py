@@ -1,0 +1,216 @@
+"""Removes from a compressed frame what is not needed to decode it.
+
+Cameras, scanners and secondary capture leave EXIF, XMP and comments inside JPEG, where no reader of
+DICOM looks. Image data is copied as it is, so pixels stay equal to the last bit.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+
+from dicom_worker.pixels.codestream import STANDALONE, j2k_start
+
+SCAN_END: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+"""The next marker after coded data: neither a stuffed byte nor RSTn.
+
+JPEG stuffs 00; JPEG-LS a byte below 80 (ISO/IEC 14495-1 A.1).
+"""
+SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
+APP0, APP8, APP14, APP15 = 0xE0, 0xE8, 0xEE, 0xEF
+JPG0, JPG13 = 0xF0, 0xFD
+SOF55: Final = 0xF7
+LSE: Final = 0xF8
+"""JPEG-LS takes these two of the reserved markers F0 to FD."""
+ADOBE_BYTES: Final = 12
+JFIF_BYTES: Final = 14
+J2K_SOC, J2K_SOT, J2K_SOD, J2K_COM, J2K_EOC = 0xFF4F, 0xFF90, 0xFF93, 0xFF64, 0xFFD9
+
+Removed = Counter[str]
+"""What was removed, by the name of its segment."""
+
+
+def strip_jpeg(frame: bytes) -> tuple[bytes, Removed]:
+    """JPEG and JPEG-LS without application segments, comments and what follows the image.
+
+    Kept are JFIF without its thumbnail, Adobe's and HP's words on the colours: decoders go by them.
+    """
+    removed: Removed = Counter()
+    if frame[:2] != b"\xff\xd8":
+        raise refused()
+    kept = [frame[:2]]
+    marker, start = jpeg_marker(frame, 2)
+    while marker != EOI:
+        if marker in STANDALONE:
+            kept.append(frame[start - 2 : start])
+            position = start
+        else:
+            position = keep_segment(frame, marker, start, kept, removed)
+        marker, start = jpeg_marker(frame, position)
+    kept.append(b"\xff\xd9")
+    if frame[start:].strip(b"\0\xff"):
+        removed["after the image"] += 1
+    return even(b"".join(kept)), removed
+
+
+def keep_segment(frame: bytes, marker: int, start: int, kept: list[bytes], removed: Removed) -> int:
+    """Keeps what is needed of a segment, and the coded data after it; the position after both."""
+    end = start + int.from_bytes(frame[start : start + 2], "big")
+    if end < start + 2 or end > len(frame):
+        raise refused()
+    body = frame[start + 2 : end]
+    needed = needed_segment(marker, body)
+    if needed is not None:
+        length = len(needed) + 2
+        kept.append(bytes((0xFF, marker)) + length.to_bytes(2, "big") + needed)
+    if needed != body:
+        removed[segment_name(marker, body)] += 1
+    if marker != SOS:
+        return end
+    found = SCAN_END.search(frame, end)
+    if not found:
+        raise refused()
+    kept.append(frame[end : found.start()])
+    return found.start()
+
+
+def jpeg_marker(frame: bytes, position: int) -> tuple[int, int]:
+    """The marker at `position`, fill bytes skipped, and where its length is."""
+    if frame[position : position + 1] != b"\xff":
+        raise refused()
+    while frame[position : position + 1] == b"\xff":
+        position += 1
+    if position >= len(frame):
+        raise refused()
+    return frame[position], position + 1
+
+
+def needed_segment(marker: int, body: bytes) -> bytes | None:
+    """What of a segment decoders go by; None if nothing."""
+    if marker == APP0 and body[:5] == b"JFIF\0" and len(body) >= JFIF_BYTES:
+        return body[:12] + b"\0\0"
+    if marker == APP14 and body[:5] == b"Adobe" and len(body) >= ADOBE_BYTES:
+        return body[:ADOBE_BYTES]
+    if marker == APP8 and body[:4] == b"mrfx" and len(body) <= 5:  # noqa: PLR2004 - and a digit
+        return body
+    if APP0 <= marker <= APP15 or marker == COM:
+        return None
+    if JPG0 <= marker <= JPG13 and marker not in {SOF55, LSE}:
+        return None
+    return body
+
+
+def segment_name(marker: int, body: bytes) -> str:
+    """A word for the report. Nothing in it is from the segment."""
+    if marker == COM:
+        return "COM"
+    if body[:6] == b"Exif\0\0":
+        return "EXIF"
+    if body.startswith((b"http://ns.adobe.com/xap", b"http://ns.adobe.com/xmp")):
+        return "XMP"
+    return f"APP{marker - APP0}" if APP0 <= marker <= APP15 else "JPGn"
+
+
+def strip_j2k(frame: bytes) -> tuple[bytes, Removed]:
+    """JPEG 2000 and HTJ2K without comments, without the boxes of a JP2 file around it."""
+    removed: Removed = Counter()
+    try:
+        position = j2k_start(frame)
+    except ValueError:
+        raise refused() from None
+    if position:
+        removed["JP2 boxes"] += 1
+    if word(frame, position) != J2K_SOC:
+        raise refused()
+    kept = [frame[position : position + 2]]
+    position += 2
+    while (marker := word(frame, position)) != J2K_EOC:
+        size = word(frame, position + 2)
+        if marker == J2K_SOT:
+            position = keep_tile_part(frame, position, kept, removed)
+            continue
+        segment = frame[position : position + 2 + size]
+        if not J2K_SOC < marker < J2K_EOC or len(segment) < 4:  # noqa: PLR2004 - marker and length
+            raise refused()
+        if marker == J2K_COM:
+            removed["COM"] += 1
+        else:
+            kept.append(segment)
+        position += 2 + size
+    kept.append(b"\xff\xd9")
+    if frame[position + 2 :].strip(b"\0\xff"):
+        removed["after the image"] += 1
+    return even(b"".join(kept)), removed
+
+
+def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed) -> int:
+    """Keeps a tile-part (ISO/IEC 15444-1 A.4.2) without its comments; the position after it."""
+    length = int.from_bytes(frame[start + 6 : start + 10], "big")
+    end = start + length
+    # 0 means up to the end of the code stream.
+    if length == 0:
+        end = frame.rfind(b"\xff\xd9")
+    if end > len(frame) or end < start + 14:
+        raise refused()
+    header = [frame[start : start + 12]]
+    position = start + 12
+    while word(frame, position) != J2K_SOD:
+        size = 2 + word(frame, position + 2)
+        if size < 4 or position + size > end:  # noqa: PLR2004 - marker and length
+            raise refused()
+        if word(frame, position) == J2K_COM:
+            removed["COM"] += 1
+        else:
+            header.append(frame[position : position + size])
+        position += size
+    part = b"".join(header) + frame[position:end]
+    if length:
+        part = part[:6] + len(part).to_bytes(4, "big") + part[10:]
+    kept.append(part)
+    return end
+
+
+def strip_rle(frame: bytes) -> tuple[bytes, Removed]:
+    """RLE with zeros where its header (PS3.5 G.5) has offsets of no segment."""
+    used = 4 * (1 + int.from_bytes(frame[:4], "little"))
+    if not 4 < used <= 64 <= len(frame):  # noqa: PLR2004 - bytes of the header
+        raise refused()
+    slack = frame[used:64]
+    if not any(slack):
+        return even(frame), Counter()
+    return even(frame[:used] + bytes(len(slack)) + frame[64:]), Counter({"RLE header": 1})
+
+
+def word(frame: bytes, position: int) -> int:
+    """Two bytes. DEIDENTIFICATION_REFUSED past the end."""
+    if position + 2 > len(frame):
+        raise refused()
+    return int.from_bytes(frame[position : position + 2], "big")
+
+
+def even(frame: bytes) -> bytes:
+    """Fragments have even lengths (PS3.5 A.4)."""
+    return frame + b"\0" * (len(frame) % 2)
+
+
+def refused() -> FluoroError:
+    """The frame cannot be taken apart, so nobody knows what is in it."""
+    return FluoroError(
+        Reason.DEIDENTIFICATION_REFUSED,
+        "A compressed frame cannot be taken apart, so its metadata cannot be removed.",
+    )
+
+
+Strip = Callable[[bytes], tuple[bytes, Removed]]
+STRIPS: Final[dict[str, Strip]] = {
+    **dict.fromkeys(
+        (f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81)), strip_jpeg
+    ),
+    **dict.fromkeys(
+        (f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 92, 93, 201, 202, 203)), strip_j2k
+    ),
+    "1.2.840.10008.1.2.5": strip_rle,
+}
+"""How the frames of an encapsulated Transfer Syntax are stripped. Others are refused."""

@@ -1,0 +1,210 @@
+"""De-identifies one DICOM file: reads, cleans, writes and proves."""
+
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+from pydicom.datadict import keyword_for_tag
+
+from dicom_worker.deidentify.actions import Cleaner, Done
+from dicom_worker.deidentify.codestreams import Removed
+from dicom_worker.deidentify.documents import refuse_document, replace_document
+from dicom_worker.deidentify.elements import Element, Reader, Span
+from dicom_worker.deidentify.header import (
+    BIRTH_DATE,
+    BURNED_IN,
+    ISSUER,
+    PATIENT_ID,
+    PATIENT_NAME,
+    SERIES,
+    SOP_CLASS,
+    SOP_INSTANCE,
+    STUDY,
+    Header,
+)
+from dicom_worker.deidentify.profile import Options, edition, policy
+from dicom_worker.deidentify.pseudonyms import Key, patient
+from dicom_worker.deidentify.text import WORD, encoded
+from dicom_worker.deidentify.values import Values
+from dicom_worker.deidentify.writing import Encoding, read_back, write
+from dicom_worker.inflate import inflate
+from dicom_worker.reading import (
+    DEFLATED,
+    ENCODINGS,
+    EXPLICIT_LITTLE_ENDIAN,
+    PIXEL_TAGS,
+    UID_SYNTAX,
+    find_data_set,
+)
+from dicom_worker.structure import truncated
+
+MEDIA_DIRECTORY: Final = "1.2.840.10008.1.3.10"
+METHOD: Final = "Fluoro, Basic Application Level Confidentiality Profile"
+BITS_ALLOCATED, PIXELS_ELSEWHERE = 0x00280100, 0x00287FE0
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What became of a file.
+
+    sop_class, sop_instance, study, series: UIDs as they are now.
+    done: what was done to how many values. removed: from compressed frames.
+    searched, short: identifiers that the file was searched for; those too short for that.
+    """
+
+    sop_class: str
+    sop_instance: str
+    study: str
+    series: str
+    burned_in: str
+    done: dict[Done, int]
+    removed: Removed
+    searched: int
+    short: int
+
+    @property
+    def changed(self) -> int:
+        """Values that are not what they were."""
+        return sum(count for (*_, action), count in self.done.items() if action != "K")
+
+
+def deidentify(
+    source: Path, target: Path, key: Key, options: Options, check: Callable[[], None]
+) -> Cleaned:
+    """Writes a clean copy of the DICOM file `source` to `target`, and proves that it is clean.
+
+    check: called between frames; stops by raising. Other files beside `target` may stay.
+
+    FluoroError as `dicom_worker.reading.open_dicom`, and DEIDENTIFICATION_REFUSED,
+    IDENTIFIERS_LEFT; then the target is worth nothing.
+    """
+    with ExitStack() as stack:
+        stream = stack.enter_context(source.open("rb"))
+        syntax, start = find_data_set(stream, source.stat().st_size)
+        encoding = Encoding(syntax, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
+        if syntax == DEFLATED:
+            inflated = target.with_suffix(".inflated")
+            inflate(source, start, inflated)
+            stream, start = stack.enter_context(inflated.open("rb")), 0
+        size = os.fstat(stream.fileno()).st_size
+        if size == start:
+            raise truncated()
+        data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+        def fetch(span: Span) -> bytes:
+            return data[span.offset : span.offset + span.length]
+
+        elements = Reader(data, encoding.explicit, encoding.little_endian).read(start, size)
+        header = Header(elements, little_endian=encoding.little_endian)
+        refuse(header, options)
+        values = Values(key, patient(key, who(header)), fetch)
+        cleaner = Cleaner(policy(header.text(SOP_CLASS), options), values)
+        kept = cleaner.data_set(elements)
+        replace_document(kept, header.text(SOP_CLASS), little_endian=encoding.little_endian)
+        stated = statement(options)
+        values.identifiers.written |= words_of(stated)
+        kept += stated
+        search = values.identifiers.search()
+        cleaner.sweep(search)
+        removed = write(stream, target, kept, encoding, fetch, check)
+    prove(read_back(target, encoding, search))
+    now = Header(kept, little_endian=encoding.little_endian)
+    return Cleaned(
+        now.text(SOP_CLASS),
+        now.text(SOP_INSTANCE),
+        now.text(STUDY),
+        now.text(SERIES),
+        now.text(BURNED_IN),
+        cleaner.done,
+        removed,
+        len(values.identifiers),
+        len(values.identifiers.short),
+    )
+
+
+def refuse(header: Header, options: Options) -> None:
+    """DICOM_INVALID, DICOM_TRUNCATED or DEIDENTIFICATION_REFUSED if the file is not to be had."""
+    for tag in (SOP_CLASS, SOP_INSTANCE):
+        if not UID_SYNTAX.fullmatch(header.text(tag)):
+            raise FluoroError(
+                Reason.DICOM_INVALID, f"{keyword_for_tag(tag)} is missing or not a UID."
+            )
+    refuse_directory(header.text(SOP_CLASS))
+    # Pixel Data Provider URL (JPIP) says that the pixels are kept elsewhere.
+    has_pixels = any(tag in header for tag in (*PIXEL_TAGS, PIXELS_ELSEWHERE))
+    if BITS_ALLOCATED in header and not has_pixels:
+        raise truncated()
+    if header.text(BURNED_IN).upper() == "YES":
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            "Burned In Annotation says that there is text in the pixels, and pixels are not "
+            "cleaned.",
+        )
+    refuse_document(header, options)
+
+
+def refuse_directory(sop_class: str) -> None:
+    """DEIDENTIFICATION_REFUSED for a DICOMDIR: it repeats the names and files of many patients."""
+    if sop_class == MEDIA_DIRECTORY:
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            "A DICOMDIR cannot be cleaned. Send the instances, and make a new one of the results.",
+        )
+
+
+def who(header: Header) -> str:
+    """What tells the patient from others: the ID and its issuer, else name and birth date.
+
+    Without those each study is a patient of its own.
+    """
+    if number := header.text(PATIENT_ID):
+        return f"id\0{header.text(ISSUER)}\0{number}".casefold()
+    if name := header.text(PATIENT_NAME).strip("^= "):
+        return f"name\0{name}\0{header.text(BIRTH_DATE)}".casefold()
+    return f"study\0{header.text(STUDY)}"
+
+
+def statement(options: Options) -> list[Element]:
+    """The attributes that say what was done, and nothing more (PS3.15 E.1.1, PS3.3 C.7.1.1)."""
+    codes = [
+        [
+            Element(0x00080100, "SH", encoded(value, ())),
+            Element(0x00080102, "SH", b"DCM "),
+            Element(0x00080104, "LO", encoded(meaning, ())),
+        ]
+        for value, meaning in options.codes
+    ]
+    method = f"{METHOD}\\{edition()}, table E.1-1"
+    return [
+        Element(0x00120062, "CS", b"YES "),
+        Element(0x00120063, "LO", encoded(method, ())),
+        Element(0x00120064, "SQ", items=codes),
+        Element(0x00280303, "CS", encoded(options.dates, ())),
+    ]
+
+
+def words_of(elements: Iterable[Element]) -> set[str]:
+    """The words of what we write ourselves: no proof that an original is left."""
+    found: set[str] = set()
+    for element in elements:
+        for item in element.items or ():
+            found |= words_of(item)
+        if isinstance(element.value, bytes):
+            found.update(WORD.findall(element.value.decode("ascii").casefold()))
+    return found
+
+
+def prove(left: list[int]) -> None:
+    """IDENTIFIERS_LEFT if anything was found. left: tags, 0 for bytes of none in particular."""
+    if not left:
+        return
+    names = sorted({(tag and keyword_for_tag(tag)) or "bytes" for tag in left})
+    raise FluoroError(
+        Reason.IDENTIFIERS_LEFT,
+        f"What identified the patient is still in the cleaned file, in: {', '.join(names[:10])}.",
+    )

@@ -1,0 +1,71 @@
+"""The report of one de-identified instance: attributes, actions and counts, no values."""
+
+import json
+from typing import Any, Final
+
+from pydicom.datadict import keyword_for_tag
+
+from dicom_worker.deidentify.actions import PRIVATE
+from dicom_worker.deidentify.instance import Cleaned
+from dicom_worker.deidentify.profile import Options, edition, row_key, table
+from dicom_worker.deidentify.pseudonyms import Key
+
+ACTIONS: Final = {
+    "X": "removed",
+    "Z": "emptied, or a pseudonym",
+    "D": "replaced by a dummy",
+    "U": "UIDs replaced",
+    "K": "kept by an option",
+    "C": "cleaned",
+    "R": "an identifier was found in it and removed",
+}
+
+
+def report(cleaned: Cleaned, options: Options, key: Key, project: str) -> bytes:
+    """UTF-8 JSON. Nothing in it identifies anybody."""
+    content: dict[str, Any] = {
+        "profile": {
+            "edition": edition(),
+            "table": "E.1-1",
+            "codes": [
+                {"value": value, "scheme": "DCM", "meaning": meaning}
+                for value, meaning in options.codes
+            ],
+            "dates": options.dates,
+        },
+        "project": project,
+        "key_id": key.id,
+        "sop_instance_uid": cleaned.sop_instance,
+        "actions": ACTIONS,
+        "attributes": [
+            {
+                "tag": shown(tag),
+                "name": name(tag),
+                "in": keyword_for_tag(parent) if parent else "",
+                "rule": rule,
+                "action": action,
+                "count": count,
+            }
+            for (tag, parent, rule, action), count in sorted(cleaned.done.items())
+        ],
+        "removed_from_pixel_data": dict(sorted(cleaned.removed.items())),
+        "pixels": {"cleaned": False, "burned_in_annotation": cleaned.burned_in},
+        "proof": {
+            "searched_identifiers": cleaned.searched,
+            "too_short_to_search": cleaned.short,
+            "residual_identifiers": 0,
+        },
+    }
+    return json.dumps(content, indent=1).encode()
+
+
+def shown(tag: int) -> str:
+    """A tag as the table has it."""
+    key = "private" if tag == PRIVATE else row_key(tag)
+    return key if key == "private" else f"({key[:4]},{key[4:]})"
+
+
+def name(tag: int) -> str:
+    """The keyword of an attribute; "" if the standard has none."""
+    row = table().get("private" if tag == PRIVATE else row_key(tag))
+    return row.name if row is not None else keyword_for_tag(tag)

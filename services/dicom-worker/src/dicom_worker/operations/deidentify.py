@@ -1,0 +1,57 @@
+"""DeidentifyDicom: removes what identifies a patient, and proves it."""
+
+from fluoro.v1.deidentify_pb2 import (
+    DeidentifiedInstance,
+    DeidentifyDicom,
+    DeidentifyDicomResult,
+)
+from fluoro_jobs.worker.context import StepContext, StepItem
+from fluoro_jobs.worker.handler import handles
+
+from dicom_worker.deidentify.instance import deidentify
+from dicom_worker.deidentify.profile import options_of
+from dicom_worker.deidentify.pseudonyms import read_key
+from dicom_worker.deidentify.report import report
+from dicom_worker.deidentify.settings import DeidentifySettings
+
+
+@handles(DeidentifyDicom)
+def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> DeidentifyDicomResult:
+    """Leaves `instance-0000.dcm` and `deidentification-report-0000.json` for each clean input."""
+    key = read_key(DeidentifySettings().keys_folder, request.project)
+    options = options_of(request)
+    result = DeidentifyDicomResult()
+    for item in context.each("deidentify"):
+        with item:
+            clean = item.folder / "clean.dcm"
+            cleaned = deidentify(item.fetch(), clean, key, options, context.check)
+            entry = DeidentifiedInstance(
+                input=item.input,
+                item=item.key,
+                sop_class_uid=cleaned.sop_class,
+                sop_instance_uid=cleaned.sop_instance,
+                study_instance_uid=cleaned.study,
+                series_instance_uid=cleaned.series,
+                changed_values=cleaned.changed,
+                searched_identifiers=cleaned.searched,
+                residual_identifiers=0,
+                method_codes=[value for value, _ in options.codes],
+                pixels_cleaned=False,
+                key_id=key.id,
+            )
+            story = report(cleaned, options, key, request.project)
+            entry.instance = item.put("instance", ".dcm", "instance", "application/dicom", clean)
+            entry.report = put_report(item, story)
+            result.instances.append(entry)
+    return result
+
+
+def put_report(item: StepItem, story: bytes) -> str:
+    """Stores what was done to the item."""
+    return item.put(
+        "deidentification-report",
+        ".json",
+        "deidentification-report",
+        "application/json",
+        story,
+    )

@@ -1,0 +1,118 @@
+"""How far each identifier is searched for: neither a false proof, nor a noisy one."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from dicom_worker.deidentify.identifiers import Identifiers, Search
+from dicom_worker.deidentify.proof import in_bytes
+from dicom_worker.deidentify.pseudonyms import patient, read_key, shifted
+
+
+def search(
+    *, names: tuple[str, ...] = (), number: str = "", place: str = "", born: str = ""
+) -> Search:
+    identifiers = Identifiers()
+    for name in names:
+        identifiers.add_name(name)
+    identifiers.add_text("PatientID", number)
+    identifiers.add_text("PatientAddress", place)
+    identifiers.add_date(born)
+    return identifiers.search()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "free", "found"),
+    [
+        ("Quackenbush^Otto", "seen by otto", True, True),
+        ("Quackenbush^Otto", "ottoman", True, False),
+        ("Quackenbush^Otto", "DrQuackenbushMD", True, True),
+        ("Zhu^M", "ZHU", False, True),
+        ("Zhu^M", "ZHUAN", True, False),
+        ("Zhu^M", "M", True, False),
+        ("Head^Chest", "CHEST", False, False),
+        ("Head^Chest", "dr. head", True, True),
+        ("山田^太郎", "山田さん", True, True),
+    ],
+)
+def test_parts_of_names_are_found_as_the_rule_says(
+    name: str, text: str, free: bool, found: bool
+) -> None:
+    assert search(names=(name,)).in_text(text, free=free) == found
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "found"),
+    [
+        ("12", "12", False),
+        ("4711", "no. 4711", True),
+        ("4711", "147112", False),
+        ("MRN-4711", "see mrn-4711.", True),
+        ("030 12345678", "call (030) 1234-5678", True),
+    ],
+)
+def test_numbers_are_found_alone_and_telephones_however_written(
+    number: str, text: str, found: bool
+) -> None:
+    assert search(number=number).in_text(text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("19670304", "1967-03-04", "04.03.1967", "3/4/1967", "03/04/1967", "4 Mar 1967"),
+        "19670304101500.00",
+    ],
+)
+def test_a_day_is_found_however_it_is_written(text: str) -> None:
+    assert search(born="19670304").in_text(f"on {text}")
+    assert not search(born="19670305").in_text(f"on {text}".replace("4", "6"))
+
+
+@pytest.mark.parametrize(
+    ("part", "header", "found"),
+    [
+        (b"\0\0Otto\0", True, True),
+        (b"\0\0xOtto\0", True, False),
+        (b"\0\0Otto\0", False, False),
+        (b"\x93quackenbush\x94", False, True),
+        ("Quackenbush".encode("utf-16-le"), False, True),
+        ("Quackenbush".encode("utf-16-be"), False, True),
+        (b"QUACK enbush", True, False),
+    ],
+)
+def test_bytes_are_searched_for_what_cannot_be_chance(
+    part: bytes, header: bool, found: bool
+) -> None:
+    sought = search(names=("Quackenbush^Otto",))
+    assert in_bytes(part, sought, (), header=header) == found
+
+
+def test_a_name_is_found_in_the_character_set_of_the_file() -> None:
+    sought = search(names=("山田西^太郎彦",))
+    raw = "\x1b$B" + "山田西".encode("iso2022_jp")[3:-3].decode() + "\x1b(B"
+    assert in_bytes(raw.encode(), sought, ("iso2022_jp",), header=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "moved"),
+    [
+        ("20040301", "20040229"),
+        ("2004.03.01", "20040229"),
+        ("20040301101500.5+0100", "20040229101500.5+0100"),
+        ("200403", None),
+        ("00010101", None),
+        ("yesterday", None),
+    ],
+)
+def test_whole_dates_are_shifted_and_others_are_not(value: str, moved: str | None) -> None:
+    assert shifted(value, timedelta(-1)) == moved
+
+
+def test_a_key_says_nothing_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "trial").write_bytes(b"k" * 40)
+    key = read_key(tmp_path, "trial")
+    assert "kkkk" not in repr(key) + str(key) + key.id
+    assert patient(key, "1").pseudonym != patient(key, "2").pseudonym
+    assert key.uid("1.2.3").startswith("2.25.")
+    assert len(key.uid("1.2.3")) <= 64
