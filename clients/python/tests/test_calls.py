@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import time
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from fluoro_client.errors import (
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnavailableError,
     UnreachableError,
 )
@@ -50,6 +52,26 @@ async def test_a_submit_is_repeated_while_the_ledger_is_away_and_stores_one_job(
     await client.submit(imaging_report([gateway.add_blob(b"x")]))
     assert len(gateway.jobs) == 1
     assert len(gateway.calls) == 4
+
+
+async def test_a_call_over_a_limit_is_repeated_when_the_gateway_says(gateway, client):
+    limit = Fault("RATE_LIMITED", retry_seconds=0.3)
+    gateway.fail("ListJobs", limit, times=2)
+    began = time.monotonic()
+    assert [job async for job in client.list()] == []
+    assert time.monotonic() - began > 0.6
+    # Of gRPC itself, when too many calls wait for it.
+    gateway.fail(
+        "ListJobs",
+        Fault(
+            code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+            message="Too many pending requests for this server.",
+        ),
+    )
+    assert [job async for job in client.list()] == []
+    gateway.fail("ListJobs", Fault("MESSAGE_TOO_LARGE"))
+    with pytest.raises(ResourceExhaustedError):
+        await anext(client.list())
 
 
 async def test_each_submit_gets_its_own_request_id_unless_one_is_given(gateway, client):

@@ -27,6 +27,9 @@ from fluoro_jobs.ledger.audit import Entry
 from gateway.identity.door import Door
 from gateway.identity.metadata import Believed
 from gateway.identity.principal import Role
+from gateway.limits.buckets import Buckets
+from gateway.limits.gate import Limits
+from gateway.limits.owners import OwnerLimits, Owners
 from gateway.rpc import Adapter, Call
 from gateway.server import JOB_SERVICE
 from gateway.testing import Client, connected, parse, refused
@@ -111,15 +114,25 @@ class Servicer:
             self.cancelled.set()
 
 
+def adapter_of(
+    door: Door, kept: Any = None, max_message_bytes: int = 1_000, call_seconds: float = 60
+) -> Adapter:
+    limits = Limits(Owners(OwnerLimits(), ""), Buckets("redis://127.0.0.1"), call_seconds)
+    return Adapter(max_message_bytes, door, kept or Kept(), limits)
+
+
 @asynccontextmanager
 async def serving(
-    servicer: Servicer, max_message_bytes: int = 10_000, kept: Any = None
+    servicer: Servicer,
+    max_message_bytes: int = 10_000,
+    kept: Any = None,
+    call_seconds: float = 60,
 ) -> AsyncIterator[tuple[Client, Adapter]]:
     door = Door(
         [Believed("none", frozenset(Role), "me")],
         FluoroError(Reason.OWNER_MISSING, "Who?"),
     )
-    adapter = Adapter(max_message_bytes, door, kept or Kept())
+    adapter = adapter_of(door, kept, max_message_bytes, call_seconds)
     server = grpc.aio.server()
     server.add_registered_method_handlers(
         JOB_SERVICE.full_name, adapter.handlers(JOB_SERVICE, servicer)
@@ -234,7 +247,7 @@ async def test_calls_are_counted_by_method_and_code() -> None:
 
 def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:
     with pytest.raises(AttributeError, match="submit_job"):
-        Adapter(1000, Door([], FluoroError(Reason.OWNER_MISSING, "Who?")), Kept()).handlers(
+        adapter_of(Door([], FluoroError(Reason.OWNER_MISSING, "Who?"))).handlers(
             JOB_SERVICE, object()
         )
 
@@ -285,3 +298,14 @@ async def test_no_text_of_a_request_is_written_down() -> None:
     assert row.roles == ("operator", "submitter", "viewer", "worker")
     assert row.peer.startswith("ipv4:127.0.0.1:")
     assert "grpc-python" in row.agent
+
+
+async def test_a_call_without_a_deadline_gets_one() -> None:
+    servicer = Servicer()
+    async with serving(servicer, call_seconds=0.05) as (client, _):
+        how = await refused(client.jobs.CancelJob(CancelJobRequest()))
+        assert (how.code, how.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "CALL_TIMEOUT")
+        assert servicer.cancelled.is_set()
+        servicer.cancelled.clear()
+        call = client.jobs.CancelJob(CancelJobRequest(), timeout=0.5)
+        assert (await refused(call)).reason == "", "that of the caller stands, however long"

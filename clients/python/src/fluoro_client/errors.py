@@ -19,6 +19,10 @@ WATCH_TOO_SLOW: Final = "WATCH_TOO_SLOW"
 """Reason of a watch that was read too slowly. Its cursor stays valid (docs/errors.md)."""
 
 
+PENDING: Final = "pending requests"
+"""Part of what gRPC's own refusal says when too many calls wait for a server."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
     """One bad field of a request: its path in the proto (`job.steps[2].after[0]`), what to do."""
@@ -68,6 +72,15 @@ class FluoroApiError(Exception):
         )
 
     @property
+    def was_refused_early(self) -> bool:
+        """Whether a limit was met that has room again soon; nothing of the call was done."""
+        # What a gateway that is flooded has gRPC refuse comes without details.
+        flooded = not self.reason and PENDING in self.message
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and (
+            self.retry_seconds > 0 or flooded
+        )
+
+    @property
     def resumable(self) -> bool:
         """Whether the same call, or resuming the stream, may succeed a little later."""
         cut_off = self.code is grpc.StatusCode.CANCELLED or (
@@ -75,6 +88,7 @@ class FluoroApiError(Exception):
         )
         return (
             self.code is grpc.StatusCode.UNAVAILABLE
+            or self.was_refused_early
             or self.reason == WATCH_TOO_SLOW
             or (cut_off and not self.reason)
         )
@@ -97,7 +111,10 @@ class PermissionDeniedError(FluoroApiError):
 
 
 class ResourceExhaustedError(FluoroApiError):
-    """A limit was met: message size, space, or the pace of a watch."""
+    """A limit was met: message size, space, the pace of a watch, or what an owner may have.
+
+    If there will be room soon, the client has tried again for as long as it may.
+    """
 
 
 class UnavailableError(FluoroApiError):

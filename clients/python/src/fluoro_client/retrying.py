@@ -61,10 +61,11 @@ class Patience:
             self._since = time.monotonic()
         self._failures += 1
         # Only Fluoro gives reasons, so this server has answered.
-        self.contact.made |= bool(error.reason)
+        self.contact.made |= bool(error.reason) or error.was_refused_early
         ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
         # The server says when to come back at the earliest; all its callers were told the same.
-        wait = error.retry_seconds + ceiling * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
+        spread = ceiling + error.retry_seconds / 2
+        wait = error.retry_seconds + spread * random.uniform(0.5, 1)  # noqa: S311 - spreads clients out, guards nothing
         passed = time.monotonic() - self._since + wait
         hopeless = not self.contact.made and self._failures >= ATTEMPTS_BEFORE_CONTACT
         # Once in a row: a stream outlives its token, but what gives tokens may have no other.

@@ -57,6 +57,9 @@ class Reason(StrEnum):
     CURSOR_INVALID = "CURSOR_INVALID"
     CURSOR_EXPIRED = "CURSOR_EXPIRED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
+    RATE_LIMITED = "RATE_LIMITED"
+    TOO_MANY_CALLS = "TOO_MANY_CALLS"
+    CALL_TIMEOUT = "CALL_TIMEOUT"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     GATEWAY_BUSY = "GATEWAY_BUSY"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
@@ -249,6 +252,23 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.WATCH_TOO_SLOW: ReasonSpec(
         "RESOURCE_EXHAUSTED", False, "Nothing was read from the stream for long."
     ),
+    Reason.RATE_LIMITED: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        True,
+        "The owner makes calls, or submits jobs, faster than it may; QuotaFailure names the limit, "
+        "RetryInfo says when there is room.",
+    ),
+    Reason.TOO_MANY_CALLS: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        True,
+        "As many calls, or watches and waits, of the owner are under way in this gateway as may.",
+    ),
+    Reason.CALL_TIMEOUT: ReasonSpec(
+        "DEADLINE_EXCEEDED",
+        True,
+        "The call brought no deadline, and took longer than such calls may "
+        "(`FLUORO_CALL_TIMEOUT_SECONDS`).",
+    ),
     Reason.SHUTTING_DOWN: ReasonSpec("UNAVAILABLE", False, "This gateway is shutting down."),
     Reason.GATEWAY_BUSY: ReasonSpec(
         "UNAVAILABLE",
@@ -404,7 +424,8 @@ class FluoroError(Exception):
 
     message never holds patient data, paths or a traceback: it is shown to clients and kept in the
     ledger. metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
-    retryable: None takes the table's word.
+    retryable: None takes the table's word. retry_seconds: when the same call may succeed, if that
+    is known. A limit that was met stands in metadata as `limit`.
     more_violations: how many more there are; the first ones are told.
     """
 
@@ -414,6 +435,7 @@ class FluoroError(Exception):
     metadata: dict[str, str] = field(default_factory=dict)
     retryable: bool | None = None
     more_violations: int = 0
+    retry_seconds: float | None = None
 
     def __str__(self) -> str:
         """`REASON: message`."""

@@ -79,6 +79,14 @@ RPC_SECONDS: Final = _histogram(
     "method",
     buckets=_RPC_SECONDS,
 )
+CALLS_REFUSED: Final = _counter(
+    "fluoro_calls_refused_total", "Calls over a limit of their owner, by the limit.", "limit"
+)
+RATES_SHARED: Final = _gauge(
+    "fluoro_rates_shared",
+    "1 while calls of owners with a rate are counted over all gateways, 0 while each counts alone "
+    "because Redis is away or slow.",
+)
 WATCH_STREAMS: Final = _gauge("fluoro_watch_streams", "Watch streams that are open.")
 EVENTS_DELIVERED: Final = _counter(
     "fluoro_events_delivered_total", "Durable events sent on watch streams."

@@ -100,6 +100,8 @@ class Batches:
         """Answers after the commit that holds all jobs."""
         if len(request.requests) > MAX_ENTRIES:
             raise names.invalid("requests", f"At most {MAX_ENTRIES}.")
+        if not request.validate_only:
+            call.limits.submits(call.owner, len(request.requests))
         with self._under_way(call.owner):
             return await self._submit(request, call)
 

@@ -1,5 +1,6 @@
 """The one place where an error becomes a gRPC status with google.rpc details (AIP-193)."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,13 +60,25 @@ def refusal(error: FluoroError) -> Refusal:
     status.details.add().Pack(
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     )
-    if name == "UNAVAILABLE":
-        status.details.add().Pack(
-            error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_DELAY_SECONDS))
-        )
+    retry_seconds = error.retry_seconds
+    if retry_seconds is None and name == "UNAVAILABLE":
+        retry_seconds = RETRY_DELAY_SECONDS
+    if retry_seconds is not None:
+        delay = Duration()
+        delay.FromMilliseconds(math.ceil(1000 * retry_seconds))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    if limit := error.metadata.get("limit"):
+        status.details.add().Pack(_quota_failure(limit, error))
     if error.violations:
         status.details.add().Pack(_bad_request(error, STATUS_BUDGET_BYTES - status.ByteSize()))
     return Refusal(grpc.StatusCode[name], message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _quota_failure(limit: str, error: FluoroError) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(
+        subject="owner", description=error.message[:MESSAGE_BUDGET_CHARACTERS], quota_id=limit
+    )
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.BadRequest:

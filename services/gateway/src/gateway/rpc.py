@@ -42,6 +42,7 @@ from gateway.heavy import Heavy
 from gateway.identity.door import Door
 from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
+from gateway.limits.gate import WAITING, Limits
 
 log = structlog.get_logger(__name__)
 
@@ -62,15 +63,16 @@ class Call:
     """What a servicer knows of a call besides its request.
 
     principal: the caller; its owner is the one whose jobs and blobs the call is about. record: what
-    the audit says of it. request_bytes: size of the request, where it is one message. heavy: where
-    work on a large request goes. write_seconds: how long a message of a download may wait for its
-    caller.
+    the audit says of it. limits: those of owners. request_bytes: size of the request, where it is
+    one message. heavy: where work on a large request goes. write_seconds: how long a message of a
+    download may wait for its caller.
     """
 
     principal: Principal
     context: Context
     heavy: Heavy
     record: Record
+    limits: Limits
     request_bytes: int = 0
     write_seconds: float | None = None
 
@@ -150,9 +152,12 @@ None if it wrote a stream.
 class Adapter:
     """Makes gRPC handlers of servicers, counts the calls in flight, and can turn new ones away."""
 
-    def __init__(self, max_message_bytes: int, door: Door, audit: Audit) -> None:
-        """door: says who calls, and turns away who may not. audit: told of every call."""
-        self._door, self._audit = door, audit
+    def __init__(self, max_message_bytes: int, door: Door, audit: Audit, limits: Limits) -> None:
+        """door: says who calls, and turns away who may not. audit: told of every call.
+
+        limits: turns away who calls too much.
+        """
+        self._door, self._audit, self._limits = door, audit, limits
         self._max_message_bytes = max_message_bytes
         self._heavy = Heavy()
         self._in_flight = 0
@@ -231,7 +236,8 @@ class Adapter:
         streams: bool,
     ) -> Behaviour:
         """roles: any one of which is enough; None for a method that is open to everybody."""
-        counts = roles is not None
+        counts, waiting = roles is not None, method in WAITING
+        timed = not streams and not waiting
 
         async def behaviour(request: Any, context: Context) -> bytes | None:
             started, code = time.monotonic(), "OK"
@@ -241,11 +247,16 @@ class Adapter:
             record = Record(self._audit, method, kind, caller)
             try:
                 if roles is None:
-                    return await body(request, Call(NOBODY, context, self._heavy, record))
+                    call = Call(NOBODY, context, self._heavy, record, self._limits)
+                    return await body(request, call)
                 self._admit()
                 principal = await self._door.admit(method, roles, caller)
-                answer = body(request, Call(principal, context, self._heavy, record))
-                return await (self._door.kept(principal, caller, answer) if streams else answer)
+                call = Call(principal, context, self._heavy, record, self._limits)
+                with self._limits.admitted(principal, waiting=waiting):
+                    answer = body(request, call)
+                    if streams:
+                        answer = self._door.kept(principal, caller, answer)
+                    return await (self._in_time(context, answer) if timed else answer)
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
@@ -264,6 +275,23 @@ class Adapter:
                     self._idle.set_result(None)
 
         return behaviour
+
+    async def _in_time(self, context: Context, answer: Awaitable[bytes | None]) -> bytes | None:
+        """The answer. FluoroError CALL_TIMEOUT for a call that brings no deadline."""
+        if context.time_remaining() is not None:
+            return await answer
+        seconds = self._limits.call_seconds
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await answer
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise FluoroError(
+                Reason.CALL_TIMEOUT,
+                f"No answer within the {seconds:g} s of a call without a deadline. "
+                "What it asked for may still happen.",
+            ) from error
 
     def _admit(self) -> None:
         if self._turned_away is not None:

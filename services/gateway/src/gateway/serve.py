@@ -25,6 +25,9 @@ from gateway.health import Health
 from gateway.identity.sources import Sources
 from gateway.jobs import Jobs
 from gateway.ledger_calls import LedgerCalls
+from gateway.limits.buckets import Buckets
+from gateway.limits.gate import Limits
+from gateway.limits.owners import Owners
 from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
@@ -64,11 +67,12 @@ class Gateway:
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A gateway for the duration of the block, drained at its end.
 
-    server.PortTakenError, OSError about the HTTP port, BadPipelineError, ValueError for a blob URL
-    of an unknown kind. Ledger and Redis may be down at the start.
+    server.PortTakenError, OSError about the HTTP port, BadPipelineError, LimitsFileError,
+    ValueError for a blob URL of an unknown kind. Ledger and Redis may be down at the start.
     """
     quiet_logs()
     pipelines = load_pipelines(settings.pipelines_folder)
+    limits = _limits(settings)
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
@@ -79,14 +83,14 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     commits = _commits(ledger, settings)
     identity = Sources(settings, ledger)
     audit = Audit(ledger, settings.ledger_waiting_calls)
-    adapter = Adapter(settings.max_message_bytes, identity.door, audit)
+    adapter = Adapter(settings.max_message_bytes, identity.door, audit, limits)
+    parts = (identity, audit, hub, limits)
     health = Health(ledger, store, settings)
     health.probes.watch(commits)
     health.probes.watch(dispatcher)
     collector = Collector(ledger, store, settings)
-    jobs = Jobs(calls, commits, dispatcher, publisher, hub, pipelines, settings)
     servicers = {
-        server.JOB_SERVICE: jobs,
+        server.JOB_SERVICE: Jobs(calls, commits, dispatcher, publisher, hub, pipelines, settings),
         server.BLOB_SERVICE: Blobs(calls, store, settings),
         server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
         server.TOKEN_SERVICE: Tokens(calls),
@@ -95,16 +99,15 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     try:
         grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)
         http_server = http.serve(settings.http_host, settings.http_port, health.probes)
-        for part in (dispatcher, hub, collector, audit):
+        for part in (dispatcher, hub, collector, audit, limits):
             part.start()
         await identity.start()
         await health.look()
         looking = asyncio.create_task(health.run(), name="health")
         await grpc_server.start()
         serving = asyncio.create_task(_served(grpc_server), name="grpc")
-        beating = asyncio.create_task(
-            health.beat(looking, serving, *hub.tasks, *identity.tasks, *audit.tasks), name="beat"
-        )
+        needed = [task for each in parts for task in each.tasks]
+        beating = asyncio.create_task(health.beat(looking, serving, *needed), name="beat")
         try:
             yield Gateway(grpc_port, http_server.port)
         finally:
@@ -114,13 +117,18 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             http_server.close()
     finally:
         collector.close()
-        for closing in (identity, audit, hub):
+        for closing in parts:
             await closing.close()
         for each in (commits, dispatcher, calls, hub_calls, health):
             await asyncio.to_thread(each.close)
         publisher.close()
         # Last: whatever was closed before may still have used it.
         ledger.close()
+
+
+def _limits(settings: Settings) -> Limits:
+    owners = Owners(settings.owner_limits, settings.owner_limits_file)
+    return Limits(owners, Buckets(settings.redis_url), settings.call_timeout_seconds)
 
 
 def _commits(ledger: Ledger, settings: Settings) -> GroupCommit:

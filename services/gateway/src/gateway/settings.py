@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.identity.principal import OWNER
+from gateway.limits.owners import OwnerLimits
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -247,6 +248,41 @@ class Settings(BaseSettings):
             "deletes them, whatever age clocks say."
         ),
     )
+    owner_calls_per_second: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0,
+        description=(
+            "Calls that an owner may begin, over all gateways; 0 for no limit. It may save up 5 s "
+            "of them. More are refused with RATE_LIMITED."
+        ),
+    )
+    owner_jobs_per_second: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0, description="The same of jobs that an owner submits, one by one or in batches."
+    )
+    owner_max_calls: Annotated[int, Field(ge=0)] = Field(
+        default=8192,
+        description=(
+            "Calls of an owner under way in a gateway, watches and waits aside; more are refused "
+            "with TOO_MANY_CALLS. 0 for no limit."
+        ),
+    )
+    owner_max_streams: Annotated[int, Field(ge=0)] = Field(
+        default=20_000,
+        description="The same of watches and waits: WatchJob, WatchJobs, RunJob, WaitJob.",
+    )
+    owner_limits_file: str = Field(
+        default="",
+        description=(
+            "TOML file with other limits for some owners, by name. Read anew when it changes. See "
+            "limits.md."
+        ),
+    )
+    call_timeout_seconds: Seconds = Field(
+        default=60,
+        description=(
+            "How long a call may take that brings no deadline: then CALL_TIMEOUT. Not of streams "
+            "and WaitJob."
+        ),
+    )
     max_pending_requests: Count = Field(
         default=100_000,
         description=(
@@ -336,6 +372,13 @@ class Settings(BaseSettings):
             "delay that a lost wake-up can cause."
         ),
     )
+
+    @property
+    def owner_limits(self) -> OwnerLimits:
+        """Of owners whom the file of limits does not name."""
+        return OwnerLimits(
+            **{name: getattr(self, f"owner_{name}") for name in OwnerLimits.model_fields}
+        )
 
     @field_validator("jwt_issuer", "jwt_audience")
     @classmethod

@@ -80,7 +80,10 @@ async def logged(event: str, logs: Sequence[Mapping[str, Any]], seconds: float =
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """How a call ended in an error: its code, and the details in the status."""
+    """How a call ended in an error: its code, and the details in the status.
+
+    quota: the limit that QuotaFailure names.
+    """
 
     code: grpc.StatusCode
     message: str
@@ -89,6 +92,7 @@ class Refused:
     metadata: dict[str, str]
     violations: dict[str, str]
     retry_seconds: float | None
+    quota: str = ""
 
 
 async def refused(call: Awaitable[object]) -> Refused:
@@ -109,8 +113,9 @@ def parse(error: grpc.aio.AioRpcError) -> Refused:
         error_details_pb2.BadRequest(),
         error_details_pb2.RetryInfo(),
     )
+    failure = error_details_pb2.QuotaFailure()
     found = {
-        detail.type_url: [detail.Unpack(message) for message in (info, bad, retry)]
+        detail.type_url: [detail.Unpack(message) for message in (info, bad, retry, failure)]
         for detail in status.details
     }
     return Refused(
@@ -123,4 +128,5 @@ def parse(error: grpc.aio.AioRpcError) -> Refused:
         retry_seconds=retry.retry_delay.ToTimedelta().total_seconds()
         if any(ok[2] for ok in found.values())
         else None,
+        quota=failure.violations[0].quota_id if failure.violations else "",
     )

@@ -62,6 +62,9 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "INTERNAL": grpc.StatusCode.INTERNAL,
     "METHOD_UNKNOWN": grpc.StatusCode.UNIMPLEMENTED,
     "SERVICE_UNKNOWN": grpc.StatusCode.NOT_FOUND,
+    "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "TOO_MANY_CALLS": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "CALL_TIMEOUT": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Reasons that a call is refused for, and their codes, as in docs/errors.md."""
 

@@ -34,8 +34,9 @@ class JobServiceStub:
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
-    without thought.
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
+    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
+    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
@@ -164,8 +165,9 @@ class JobServiceServicer:
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
-    without thought.
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
+    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
+    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
@@ -507,8 +509,9 @@ class JobService:
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. UNAVAILABLE is the only code to retry
-    without thought.
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
+    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
+    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
     RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as

@@ -1,0 +1,165 @@
+"""What owners may take of a gateway: the rate of their calls and jobs, and how much at once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+from fluoro.v1.dicom_pb2 import InspectDicom
+from fluoro.v1.job_pb2 import Job, Step
+from fluoro.v1.job_service_pb2 import (
+    BatchSubmitJobsRequest,
+    GetJobRequest,
+    SubmitJobRequest,
+    WatchJobsRequest,
+)
+from fluoro_local.servers import ValkeyServer
+from fluoro_local.testing import standing_still
+from gateway.testing import Client, Refused, refused, serving
+from prometheus_client import REGISTRY
+
+PATIENCE_SECONDS = 20
+LIMITS = """
+[hasty]
+calls_per_second = 20
+[steady]
+jobs_per_second = 0.01
+[busy]
+max_streams = 2
+"""
+SAVED = 100
+"""Calls that `hasty` may make at once."""
+
+
+def of(owner: str) -> Any:
+    return (("fluoro-owner", owner),)
+
+
+@pytest.fixture
+async def gateways(
+    database_url: str, redis_url: str, blob_url: str, tmp_path: Path
+) -> AsyncIterator[Sequence[Client]]:
+    """Two, which share Redis."""
+    (tmp_path / "limits.toml").write_text(LIMITS)
+    settings: Any = {"owner_limits_file": str(tmp_path / "limits.toml")}
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(serving(database_url, redis_url, blob_url, **settings))
+            for _ in range(2)
+        ]
+
+
+def look(client: Client, owner: str) -> Awaitable[Refused]:
+    """GetJob of a job that does not exist."""
+    return refused(client.jobs.GetJob(GetJobRequest(name=f"jobs/{uuid4()}"), metadata=of(owner)))
+
+
+async def looks(client: Client, owner: str, count: int) -> list[Refused]:
+    return list(await asyncio.gather(*(look(client, owner) for _ in range(count))))
+
+
+def let_through(answers: Sequence[Refused]) -> int:
+    return sum(answer.reason == "JOB_NOT_FOUND" for answer in answers)
+
+
+def shared() -> float | None:
+    return REGISTRY.get_sample_value("fluoro_rates_shared")
+
+
+async def test_who_calls_faster_than_it_may_is_told_when_there_is_room(
+    gateways: Sequence[Client],
+) -> None:
+    began = time.monotonic()
+    answers = await looks(gateways[0], "hasty", SAVED + 100)
+    most = SAVED + 20 * (time.monotonic() - began) + 1  # with what came in meanwhile
+    assert SAVED <= let_through(answers) <= most
+    late = [answer for answer in answers if answer.reason != "JOB_NOT_FOUND"]
+    assert {(how.code, how.reason, how.quota) for how in late} == {
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "calls_per_second")
+    }
+    assert all(how.retry_seconds is not None and 0 < how.retry_seconds < 0.1 for how in late)
+    assert let_through(await looks(gateways[0], "else", 200)) == 200, "others have no part in it"
+
+
+async def test_a_rate_holds_over_all_gateways_also_when_redis_stood_still(
+    gateways: Sequence[Client], valkey: ValkeyServer
+) -> None:
+    first, second = gateways
+    emptied = time.monotonic()
+    await looks(first, "hasty", SAVED)
+    # Once the second gateway has heard of it: its own copy of the bucket was full.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while let_through([await look(second, "hasty")]):
+            pass
+    with standing_still(valkey):
+        began = time.monotonic()
+        await looks(first, "else", 20)
+        answers = await looks(first, "hasty", 300)
+        # Calls do not wait for Redis, and the gateway goes on counting by itself.
+        assert time.monotonic() - began < 5
+        assert let_through(answers) <= 20 * (time.monotonic() - emptied) + 1
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while shared() != 0:
+                await look(first, "hasty")
+    began = time.monotonic()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while shared() != 1:
+            await look(first, "hasty")
+        # What was sent to a Redis that stood still is not a debt for long.
+        while not let_through([await look(first, "hasty")]):
+            pass
+    assert time.monotonic() - began < 15
+
+
+async def test_jobs_have_a_rate_of_their_own(gateways: Sequence[Client]) -> None:
+    jobs, metadata = gateways[0].jobs, of("steady")
+    request = SubmitJobRequest(
+        job=Job(inputs=[f"blobs/{uuid4()}"], steps=[Step(name="a", inspect_dicom=InspectDicom())])
+    )
+    first = await refused(jobs.SubmitJob(request, metadata=metadata))
+    then = await refused(jobs.SubmitJob(request, metadata=metadata))
+    batch = BatchSubmitJobsRequest(requests=[request] * 3)
+    together = await refused(jobs.BatchSubmitJobs(batch, metadata=metadata))
+    assert first.reason == "BLOB_NOT_FOUND", "it was let through"
+    assert [(how.reason, how.quota) for how in (then, together)] == [
+        ("RATE_LIMITED", "jobs_per_second")
+    ] * 2
+    assert then.retry_seconds is not None
+    assert 90 < then.retry_seconds <= 100
+    request.validate_only = True
+    await jobs.SubmitJob(request, metadata=metadata)
+
+
+async def test_an_owner_has_so_many_watches_open_and_the_next_once_one_ends(
+    gateways: Sequence[Client],
+) -> None:
+    jobs = gateways[0].jobs
+
+    def watch() -> Any:
+        return jobs.WatchJobs(WatchJobsRequest(), metadata=of("busy"))
+
+    watches = [watch(), watch()]
+    for each in watches:
+        await each.read()
+    how = await refused(watch().read())
+    assert (how.code, how.reason, how.quota, how.retry_seconds) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "TOO_MANY_CALLS",
+        "max_streams",
+        1,
+    )
+    assert (await look(gateways[0], "busy")).reason == "JOB_NOT_FOUND", "other calls go on"
+    watches.pop().cancel()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            third = watch()
+            with suppress(grpc.aio.AioRpcError):
+                await third.read()
+                break
+    for each in (*watches, third):
+        each.cancel()
