@@ -52,6 +52,9 @@ class Reason(StrEnum):
     UPLOAD_SUPERSEDED = "UPLOAD_SUPERSEDED"
     UPLOAD_INCOMPLETE = "UPLOAD_INCOMPLETE"
     DIRECT_UPLOAD_UNSUPPORTED = "DIRECT_UPLOAD_UNSUPPORTED"
+    SOURCE_NOT_ALLOWED = "SOURCE_NOT_ALLOWED"
+    SOURCE_REFUSED = "SOURCE_REFUSED"
+    SOURCE_UNAVAILABLE = "SOURCE_UNAVAILABLE"
     DOWNLOAD_TOO_SLOW = "DOWNLOAD_TOO_SLOW"
     FILTER_INVALID = "FILTER_INVALID"
     CURSOR_INVALID = "CURSOR_INVALID"
@@ -233,6 +236,18 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "FAILED_PRECONDITION",
         False,
         "This deployment's blob store cannot sign URLs; or one PUT cannot carry so many bytes.",
+    ),
+    Reason.SOURCE_NOT_ALLOWED: ReasonSpec(
+        "PERMISSION_DENIED",
+        False,
+        "The source is not on the operator's list (`FLUORO_IMPORT_SOURCES`), or its name leads to "
+        "an address that may not be reached (`FLUORO_IMPORT_NETWORKS`).",
+    ),
+    Reason.SOURCE_REFUSED: ReasonSpec(
+        "FAILED_PRECONDITION", False, "The source gives nothing; the message says why."
+    ),
+    Reason.SOURCE_UNAVAILABLE: ReasonSpec(
+        "UNAVAILABLE", True, "The source does not answer, or broke off."
     ),
     Reason.DOWNLOAD_TOO_SLOW: ReasonSpec(
         "UNAVAILABLE", True, "Nothing was read from the download for long."
