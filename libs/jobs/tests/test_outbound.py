@@ -40,6 +40,9 @@ INSIDE = [
 """Addresses that no name of a caller's may lead to."""
 
 
+hung_up = threading.Event()
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, headers, body = {
@@ -48,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
             "/endless": (200, {}, b"who knows"),
             "/moved": (302, {"Location": "http://127.0.0.1:1/"}, b""),
             "/missing": (404, {}, b""),
+            "/trickle": (200, {"Content-Length": "999999"}, b""),
             "/broken": (503, {}, b""),
         }[self.path]
         self.send_response(status)
@@ -55,6 +59,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        while self.path == "/trickle":
+            try:
+                self.wfile.write(b"x")
+            except OSError:
+                break
+            hung_up.wait(0.05)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -184,6 +194,21 @@ def test_content_that_ends_early_and_servers_that_are_away_can_be_tried_again(po
     assert reason(lambda: answer.read(100)) == "SOURCE_UNAVAILABLE"
     answer.close()
     assert reason(lambda: out.get("http://127.0.0.1:1/", SECONDS)) == "SOURCE_UNAVAILABLE"
+
+
+def test_content_that_trickles_ends_though_it_never_falls_silent(port: int) -> None:
+    out = Outbound([f"http://127.0.0.1:{port}"], LOOPBACK)
+    answer = out.get(f"http://127.0.0.1:{port}/trickle", 0.3)
+    data = answer.read(100_000)
+    assert len(data) < 100
+    assert reason(lambda: answer.read(100_000)) == "SOURCE_UNAVAILABLE"
+    answer.close()
+
+
+def test_a_server_that_is_not_the_one_named_is_not_read(port: int) -> None:
+    out = Outbound([f"https://127.0.0.1:{port}"], LOOPBACK)
+    url = f"https://127.0.0.1:{port}/good?x=1"
+    assert reason(lambda: out.get(url, SECONDS)) == "SOURCE_UNAVAILABLE"
 
 
 def test_lists_that_cannot_be_read_are_refused_at_the_start() -> None:

@@ -238,7 +238,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "This deployment's blob store cannot sign URLs; or one PUT cannot carry so many bytes.",
     ),
     Reason.SOURCE_NOT_ALLOWED: ReasonSpec(
-        "PERMISSION_DENIED",
+        "FAILED_PRECONDITION",
         False,
         "The source is not on the operator's list (`FLUORO_IMPORT_SOURCES`), or its name leads to "
         "an address that may not be reached (`FLUORO_IMPORT_NETWORKS`).",

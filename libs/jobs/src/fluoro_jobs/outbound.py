@@ -13,8 +13,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -50,12 +52,18 @@ class Target(NamedTuple):
 
 
 class Answer:
-    """The content that a server sends. Its methods block, for the connection's time at most."""
+    """The content that a server sends. Its methods block, for a limited time."""
 
     def __init__(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        raw: socket.socket,
+        seconds: float,
     ) -> None:
+        """raw: under the response. seconds: that a read may take."""
         self._connection, self._response = connection, response
+        self._raw, self._seconds = raw, seconds
 
     @property
     def size_bytes(self) -> int | None:
@@ -65,12 +73,17 @@ class Answer:
     def read(self, most_bytes: int) -> bytes:
         """The next bytes; none at the end. FluoroError SOURCE_UNAVAILABLE if it breaks off."""
         try:
-            data = self._response.read(most_bytes)
+            with _ended(self._raw, self._seconds):
+                data = self._response.read(most_bytes)
         except (OSError, http.client.HTTPException) as error:
             raise _unavailable("the connection broke") from error
         if not data and self._response.length:
             raise _unavailable("the connection broke")
         return data
+
+    def abort(self) -> None:
+        """Has a read that is under way in another thread end at once."""
+        _shut_down(self._raw)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -96,47 +109,50 @@ class Outbound:
         """What the URL names. FluoroError SOURCE_NOT_ALLOWED unless its host is on the list."""
         target = _parsed(url) if len(url) <= LONGEST_URL else None
         if target is None or target[:3] not in self._hosts:
-            raise _not_allowed()
+            raise not_allowed()
         return target
 
     def connect(self, target: Target, seconds: float) -> socket.socket:
         """A connection to the target, encrypted if its scheme says so.
 
-        seconds: for each address that is tried, and then for each wait on the socket. FluoroError
+        seconds: for each address that is tried, for proving who it is, and then for each wait on
+        the socket. FluoroError
         SOURCE_NOT_ALLOWED if the name leads to no address that may be used, SOURCE_UNAVAILABLE if
         nobody answers there.
         """
         addresses = [each for each in self._addresses(target) if self._may_use(each)]
         if not addresses:
-            raise _not_allowed()
+            raise not_allowed()
         for address in addresses:
             try:
                 # To the address and not to the name, which may lead elsewhere by now.
                 connection = socket.create_connection((str(address), target.port), seconds)
             except OSError:
                 continue
-            return self._secured(connection, target)
+            return self._secured(connection, target, seconds)
         raise _unavailable("nobody answers there")
 
     def get(self, url: str, seconds: float) -> "Answer":
         """The answer to a GET. Redirects are not followed: they lead anywhere.
 
-        seconds: as for `connect`. FluoroError as there, and SOURCE_REFUSED for a status other than
-        200, or if it does not say where its content ends.
+        seconds: as for `connect`; then for the head of the answer, and for each read of its
+        content, however slowly it trickles. FluoroError as there, and SOURCE_REFUSED for a status
+        other than 200, or if it does not say where its content ends.
         """
         target = self.target(url)
         connection = http.client.HTTPConnection(target.host, target.port, timeout=seconds)
         connection.default_port = PORTS[target.scheme]
         connection.auto_open = 0  # or it would connect anew, by name
-        connection.sock = self.connect(target, seconds)
+        raw = connection.sock = self.connect(target, seconds)
         try:
-            # As it is: what is unpacked on the way may be a bomb.
-            connection.request("GET", target.path, headers={"Accept-Encoding": "identity"})
-            response = connection.getresponse()
+            with _ended(raw, seconds):
+                # As it is: what is unpacked on the way may be a bomb.
+                connection.request("GET", target.path, headers={"Accept-Encoding": "identity"})
+                response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise _unavailable("the connection broke") from error
-        answer = Answer(connection, response)
+        answer = Answer(connection, response, raw, seconds)
         if refusal := _refusal(response):
             answer.close()
             raise refusal
@@ -159,15 +175,41 @@ class Outbound:
         )
 
     @staticmethod
-    def _secured(connection: socket.socket, target: Target) -> socket.socket:
+    def _secured(connection: socket.socket, target: Target, seconds: float) -> socket.socket:
         if target.scheme == "http":
             return connection
+        context = ssl.create_default_context()
+        secured = context.wrap_socket(
+            connection, server_hostname=target.host, do_handshake_on_connect=False
+        )
         try:
-            context = ssl.create_default_context()
-            return context.wrap_socket(connection, server_hostname=target.host)
+            with _ended(secured, seconds):
+                secured.do_handshake()
         except OSError as error:  # ssl.SSLError is one
-            connection.close()
+            secured.close()
             raise _unavailable("it does not prove who it is") from error
+        return secured
+
+
+@contextmanager
+def _ended(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Shuts the connection down if the body takes longer.
+
+    The time limit of a socket counts from byte to byte.
+    """
+    timer = threading.Timer(seconds, _shut_down, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # it has ended by itself
+        # Not ssl's own, which another thread may not call.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _look_up(host: str, port: int) -> list[Address]:
@@ -215,8 +257,8 @@ def _network(text: str) -> Network:
         raise ValueError(f"{text} is not a network such as 10.1.0.0/16") from error
 
 
-def _not_allowed() -> FluoroError:
-    # The same for every cause: which names lead inside is nobody's business.
+def not_allowed() -> FluoroError:
+    """The same for every cause: which names lead inside is nobody's business."""
     return FluoroError(
         Reason.SOURCE_NOT_ALLOWED,
         "This deployment fetches nothing from there. Ask its operator, or upload the bytes.",

@@ -25,6 +25,7 @@ KINDS: Final[dict[str, Kind]] = {
     "fluoro.v1.BlobService.CommitUpload": Kind("C"),
     "fluoro.v1.BlobService.DownloadBlob": Kind("R", "name"),
     "fluoro.v1.BlobService.GetBlob": Kind("R", "name"),
+    "fluoro.v1.BlobService.ImportBlob": Kind("C"),
     "fluoro.v1.BlobService.SignUpload": Kind("C"),
     "fluoro.v1.BlobService.UploadBlob": Kind("C"),
     "fluoro.v1.DeploymentService.DiagnoseDeployment": Kind("E", always=False),

@@ -14,6 +14,8 @@ from fluoro.v1.blob_service_pb2 import (
     DownloadBlobRequest,
     GetBlobRequest,
     GetBlobResponse,
+    ImportBlobRequest,
+    ImportBlobResponse,
     SignUploadRequest,
     SignUploadResponse,
     UploadBlobHeader,
@@ -28,6 +30,7 @@ from fluoro_jobs.worker.context import blob_errors
 from fluoro_telemetry import metrics
 
 from gateway import frames, names
+from gateway.importing import Importing
 from gateway.ledger_calls import LedgerCalls
 from gateway.resuming import Resuming
 from gateway.rpc import Call
@@ -63,6 +66,7 @@ class Blobs:
             "downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY
         )
         self._resuming = Resuming(calls, store)
+        self._importing = Importing(settings)
         self._large = Places(
             f"uploads of more than {SMALL_BYTES} bytes", writers, settings.upload_owner_share
         )
@@ -185,6 +189,42 @@ class Blobs:
             self._large.taken(call.owner, self._settings.upload_idle_seconds),
         ):
             return await self._resuming.commit(call, request)
+
+    async def import_blob(self, request: ImportBlobRequest, call: Call) -> ImportBlobResponse:
+        """Fetches a blob from a source that the operator lists."""
+        header = request.header
+        _check_header(header, self._settings.max_blob_bytes)
+        name = f"blobs/{new_id()}"
+        async with (
+            self._uploads.taken(call.owner),
+            self._large.taken(call.owner, self._settings.upload_idle_seconds),
+            self._importing.opened(call.owner, request.uri) as source,
+        ):
+            with blob_errors():
+                async with self._store.writer(name) as writer:
+                    if source.size_bytes is not None:
+                        self._check_size(source.size_bytes, header)
+                    async with aclosing(source.chunks()) as chunks:
+                        async for chunk in chunks:
+                            self._check_size(writer.size_bytes + len(chunk), header)
+                            await writer.write(chunk)
+                    await _check_announced(header, writer)
+        blob = Blob(
+            name=name,
+            size_bytes=writer.size_bytes,
+            sha256=writer.sha256,
+            media_type=header.media_type or DEFAULT_MEDIA_TYPE,
+        )
+        return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+
+    def _check_size(self, size_bytes: int, header: UploadBlobHeader) -> None:
+        if header.size_bytes and size_bytes > header.size_bytes:
+            raise FluoroError(
+                Reason.UPLOAD_MISMATCH,
+                f"The source has more than the {header.size_bytes} bytes that are to come.",
+            )
+        if size_bytes > self._settings.max_blob_bytes:
+            raise _too_large(self._settings.max_blob_bytes)
 
     async def download_blob(self, request: DownloadBlobRequest, call: Call) -> AsyncIterator[bytes]:
         """Reads no faster than the caller takes it.

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from fluoro_blobs.store import REQUEST_SECONDS
 from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
+from fluoro_jobs.outbound import Outbound
 from fluoro_jobs.redis_url import FORMS, RedisUrl
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -178,6 +179,21 @@ class Settings(BaseSettings):
     max_blob_bytes: Count = Field(
         default=16 * 2**30,
         description="Largest blob that may be uploaded; above it, BLOB_TOO_LARGE.",
+    )
+    import_sources: str = Field(
+        default="",
+        description=(
+            "Servers and buckets that callers may have blobs fetched from (ImportBlob): "
+            "https://host, https://host:port or s3://bucket/prefix, with commas between them. "
+            "Buckets are read with the gateway's AWS_… variables."
+        ),
+    )
+    import_networks: str = Field(
+        default="",
+        description=(
+            "Networks that names of those servers may lead to though they are not public: "
+            "10.1.0.0/16, with commas between them."
+        ),
     )
     max_uploads: Count = Field(
         default=64, description="Uploads under way at one time; more are refused with UPLOADS_BUSY."
@@ -380,6 +396,37 @@ class Settings(BaseSettings):
             **{name: getattr(self, f"owner_{name}") for name in OwnerLimits.model_fields}
         )
 
+    @property
+    def import_source_list(self) -> list[str]:
+        """Those of import_sources."""
+        return _split(self.import_sources)
+
+    @property
+    def import_network_list(self) -> list[str]:
+        """Those of import_networks."""
+        return _split(self.import_networks)
+
+    @field_validator("import_sources")
+    @classmethod
+    def _can_be_imported(cls, value: str, info: ValidationInfo) -> str:
+        buckets = [each for each in _split(value) if each.startswith("s3://")]
+        Outbound([each for each in _split(value) if each not in buckets])
+        own = str(info.data.get("blob_url", "")).rstrip("/") + "/"
+        for each in buckets:
+            listed = each.rstrip("/") + "/"
+            if listed == "s3://" or listed.startswith("s3:///"):
+                raise ValueError(f"{each} names no bucket")
+            # What is in there belongs to owners, whom nobody would ask.
+            if listed.startswith(own) or own.startswith(listed):
+                raise ValueError(f"{each} is where blobs lie (FLUORO_BLOB_URL)")
+        return value
+
+    @field_validator("import_networks")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        Outbound([], _split(value))
+        return value
+
     @field_validator("jwt_issuer", "jwt_audience")
     @classmethod
     def _is_given_with_jwt(cls, value: str, info: ValidationInfo) -> str:
@@ -409,6 +456,10 @@ class Settings(BaseSettings):
         if "mtls" in identity.split(",") and not info.data.get("tls_client_ca_file"):
             raise ValueError("mtls needs FLUORO_TLS_CLIENT_CA_FILE")
         return identity
+
+
+def _split(value: str) -> list[str]:
+    return [each.strip() for each in value.split(",") if each.strip()]
 
 
 def _is_loopback(host: str) -> bool:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66luoro/v1/blob_service.proto\x12\tfluoro.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11UploadBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"m\n\x10UploadBlobHeader\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\tupload_id\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"T\n\x12\x42\x65ginUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeader\"M\n\x13\x42\x65ginUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12\x1d\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"T\n\x11SignUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbf\x01\n\x12SignUploadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12;\n\x07headers\x18\x02 \x03(\x0b\x32*.fluoro.v1.SignUploadResponse.HeadersEntry\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x13\x43ommitUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"5\n\x14\x43ommitUploadResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"L\n\x12UploadBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\"3\n\x13\x44ownloadBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1e\n\x0eGetBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob2\xd9\x03\n\x0b\x42lobService\x12K\n\nUploadBlob\x12\x1c.fluoro.v1.UploadBlobRequest\x1a\x1d.fluoro.v1.UploadBlobResponse(\x01\x12L\n\x0b\x42\x65ginUpload\x12\x1d.fluoro.v1.BeginUploadRequest\x1a\x1e.fluoro.v1.BeginUploadResponse\x12I\n\nSignUpload\x12\x1c.fluoro.v1.SignUploadRequest\x1a\x1d.fluoro.v1.SignUploadResponse\x12O\n\x0c\x43ommitUpload\x12\x1e.fluoro.v1.CommitUploadRequest\x1a\x1f.fluoro.v1.CommitUploadResponse\x12Q\n\x0c\x44ownloadBlob\x12\x1e.fluoro.v1.DownloadBlobRequest\x1a\x1f.fluoro.v1.DownloadBlobResponse0\x01\x12@\n\x07GetBlob\x12\x19.fluoro.v1.GetBlobRequest\x1a\x1a.fluoro.v1.GetBlobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66luoro/v1/blob_service.proto\x12\tfluoro.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x04\x42lob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x11UploadBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"m\n\x10UploadBlobHeader\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\tupload_id\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"T\n\x12\x42\x65ginUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeader\"M\n\x13\x42\x65ginUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x03\x12\x1d\n\x04\x62lob\x18\x02 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"T\n\x11SignUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbf\x01\n\x12SignUploadResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12;\n\x07headers\x18\x02 \x03(\x0b\x32*.fluoro.v1.SignUploadResponse.HeadersEntry\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x13\x43ommitUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"5\n\x14\x43ommitUploadResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"M\n\x11ImportBlobRequest\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12+\n\x06header\x18\x02 \x01(\x0b\x32\x1b.fluoro.v1.UploadBlobHeader\"3\n\x12ImportBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\"L\n\x12UploadBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\"3\n\x13\x44ownloadBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\"%\n\x14\x44ownloadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"\x1e\n\x0eGetBlobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetBlobResponse\x12\x1d\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x0f.fluoro.v1.Blob2\xa4\x04\n\x0b\x42lobService\x12K\n\nUploadBlob\x12\x1c.fluoro.v1.UploadBlobRequest\x1a\x1d.fluoro.v1.UploadBlobResponse(\x01\x12L\n\x0b\x42\x65ginUpload\x12\x1d.fluoro.v1.BeginUploadRequest\x1a\x1e.fluoro.v1.BeginUploadResponse\x12I\n\nSignUpload\x12\x1c.fluoro.v1.SignUploadRequest\x1a\x1d.fluoro.v1.SignUploadResponse\x12O\n\x0c\x43ommitUpload\x12\x1e.fluoro.v1.CommitUploadRequest\x1a\x1f.fluoro.v1.CommitUploadResponse\x12I\n\nImportBlob\x12\x1c.fluoro.v1.ImportBlobRequest\x1a\x1d.fluoro.v1.ImportBlobResponse\x12Q\n\x0c\x44ownloadBlob\x12\x1e.fluoro.v1.DownloadBlobRequest\x1a\x1f.fluoro.v1.DownloadBlobResponse0\x01\x12@\n\x07GetBlob\x12\x19.fluoro.v1.GetBlobRequest\x1a\x1a.fluoro.v1.GetBlobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,16 +55,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITUPLOADREQUEST']._serialized_end=924
   _globals['_COMMITUPLOADRESPONSE']._serialized_start=926
   _globals['_COMMITUPLOADRESPONSE']._serialized_end=979
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=981
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=1057
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=1059
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=1110
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=1112
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=1149
-  _globals['_GETBLOBREQUEST']._serialized_start=1151
-  _globals['_GETBLOBREQUEST']._serialized_end=1181
-  _globals['_GETBLOBRESPONSE']._serialized_start=1183
-  _globals['_GETBLOBRESPONSE']._serialized_end=1231
-  _globals['_BLOBSERVICE']._serialized_start=1234
-  _globals['_BLOBSERVICE']._serialized_end=1707
+  _globals['_IMPORTBLOBREQUEST']._serialized_start=981
+  _globals['_IMPORTBLOBREQUEST']._serialized_end=1058
+  _globals['_IMPORTBLOBRESPONSE']._serialized_start=1060
+  _globals['_IMPORTBLOBRESPONSE']._serialized_end=1111
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=1113
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=1189
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=1191
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=1242
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=1244
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=1281
+  _globals['_GETBLOBREQUEST']._serialized_start=1283
+  _globals['_GETBLOBREQUEST']._serialized_end=1313
+  _globals['_GETBLOBRESPONSE']._serialized_start=1315
+  _globals['_GETBLOBRESPONSE']._serialized_end=1363
+  _globals['_BLOBSERVICE']._serialized_start=1366
+  _globals['_BLOBSERVICE']._serialized_end=1914
 # @@protoc_insertion_point(module_scope)

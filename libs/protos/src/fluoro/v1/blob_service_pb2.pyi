@@ -320,6 +320,60 @@ class CommitUploadResponse(_message.Message):
 Global___CommitUploadResponse: _TypeAlias = CommitUploadResponse  # noqa: Y015
 
 @_typing.final
+class ImportBlobRequest(_message.Message):
+    """Request of ImportBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """`https://…` or `s3://bucket/key`, at most 2048 characters."""
+    @_builtins.property
+    def header(self) -> Global___UploadBlobHeader:
+        """What is to come, as far as it is known; upload_id and offset are not looked at. What the
+        source sends beside it, its media type say, is not believed.
+        """
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        header: Global___UploadBlobHeader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportBlobRequest: _TypeAlias = ImportBlobRequest  # noqa: Y015
+
+@_typing.final
+class ImportBlobResponse(_message.Message):
+    """Response of ImportBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blob(self) -> Global___Blob:
+        """The stored blob; the earlier one if the caller had the same bytes."""
+
+    def __init__(
+        self,
+        *,
+        blob: Global___Blob | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportBlobResponse: _TypeAlias = ImportBlobResponse  # noqa: Y015
+
+@_typing.final
 class UploadBlobResponse(_message.Message):
     """Response of UploadBlob."""
 

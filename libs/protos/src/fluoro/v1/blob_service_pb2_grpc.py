@@ -56,6 +56,11 @@ class BlobServiceStub:
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.SerializeToString,
                 response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.FromString,
                 _registered_method=True)
+        self.ImportBlob = channel.unary_unary(
+                '/fluoro.v1.BlobService/ImportBlob',
+                request_serializer=fluoro_dot_v1_dot_blob__service__pb2.ImportBlobRequest.SerializeToString,
+                response_deserializer=fluoro_dot_v1_dot_blob__service__pb2.ImportBlobResponse.FromString,
+                _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/fluoro.v1.BlobService/DownloadBlob',
                 request_serializer=fluoro_dot_v1_dot_blob__service__pb2.DownloadBlobRequest.SerializeToString,
@@ -123,6 +128,19 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportBlob(self, request, context):
+        """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
+        durable: large ones take a while, so set a long deadline.
+
+        `https://host/path` is read without credentials, and redirects are not followed.
+        `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
+        address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
+        than 256 KiB in 30 s is given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadBlob(self, request, context):
         """Streams a blob from `offset` on, in chunks of up to 1 MiB.
 
@@ -163,6 +181,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.CommitUpload,
                     request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.FromString,
                     response_serializer=fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.SerializeToString,
+            ),
+            'ImportBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportBlob,
+                    request_deserializer=fluoro_dot_v1_dot_blob__service__pb2.ImportBlobRequest.FromString,
+                    response_serializer=fluoro_dot_v1_dot_blob__service__pb2.ImportBlobResponse.SerializeToString,
             ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
@@ -285,6 +308,33 @@ class BlobService:
             '/fluoro.v1.BlobService/CommitUpload',
             fluoro_dot_v1_dot_blob__service__pb2.CommitUploadRequest.SerializeToString,
             fluoro_dot_v1_dot_blob__service__pb2.CommitUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fluoro.v1.BlobService/ImportBlob',
+            fluoro_dot_v1_dot_blob__service__pb2.ImportBlobRequest.SerializeToString,
+            fluoro_dot_v1_dot_blob__service__pb2.ImportBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

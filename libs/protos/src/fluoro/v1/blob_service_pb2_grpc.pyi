@@ -69,6 +69,15 @@ class BlobServiceStub:
     """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
     BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
     """
+    ImportBlob: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.ImportBlobRequest, _blob_service_pb2.ImportBlobResponse]
+    """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
+    durable: large ones take a while, so set a long deadline.
+
+    `https://host/path` is read without credentials, and redirects are not followed.
+    `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
+    address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
+    than 256 KiB in 30 s is given up.
+    """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
 
@@ -119,6 +128,15 @@ class BlobServiceAsyncStub(BlobServiceStub):
     CommitUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.CommitUploadRequest, _blob_service_pb2.CommitUploadResponse]  # type: ignore[assignment]
     """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
     BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+    """
+    ImportBlob: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.ImportBlobRequest, _blob_service_pb2.ImportBlobResponse]  # type: ignore[assignment]
+    """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
+    durable: large ones take a while, so set a long deadline.
+
+    `https://host/path` is read without credentials, and redirects are not followed.
+    `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
+    address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
+    than 256 KiB in 30 s is given up.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -191,6 +209,21 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_blob_service_pb2.CommitUploadResponse, _abc.Awaitable[_blob_service_pb2.CommitUploadResponse]]:
         """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
         BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportBlob(
+        self,
+        request: _blob_service_pb2.ImportBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.ImportBlobResponse, _abc.Awaitable[_blob_service_pb2.ImportBlobResponse]]:
+        """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
+        durable: large ones take a while, so set a long deadline.
+
+        `https://host/path` is read without credentials, and redirects are not followed.
+        `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
+        address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
+        than 256 KiB in 30 s is given up.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.BlobService.CommitUpload": BYTES_IN,
     "fluoro.v1.BlobService.DownloadBlob": BYTES_OUT,
     "fluoro.v1.BlobService.GetBlob": BYTES_OUT,
+    "fluoro.v1.BlobService.ImportBlob": BYTES_IN,
     "fluoro.v1.BlobService.SignUpload": BYTES_IN,
     "fluoro.v1.BlobService.UploadBlob": BYTES_IN,
     "fluoro.v1.DeploymentService.DiagnoseDeployment": OPERATE,

@@ -111,6 +111,16 @@ class Blobs(Service, blob_service_pb2_grpc.BlobServiceServicer):
 
         return self._answer("CommitUpload", request, context, commit)
 
+    def ImportBlob(
+        self, request: blob_service_pb2.ImportBlobRequest, context: Context
+    ) -> blob_service_pb2.ImportBlobResponse:
+        """Refused, as by a gateway whose operator lists no source."""
+
+        def fetch(_: str) -> blob_service_pb2.ImportBlobResponse:
+            raise RefusalError("SOURCE_NOT_ALLOWED", "This deployment fetches nothing from there.")
+
+        return self._answer("ImportBlob", request, context, fetch)
+
     def _no_direct_upload(self, owner: str, upload_id: str) -> RefusalError:
         _check_id(upload_id, "upload_id")
         if (owner, upload_id) not in self._begun:

@@ -1,0 +1,138 @@
+"""Blobs from servers and buckets that the operator lists: inputs by reference."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Final, Protocol, TypeVar
+
+from fluoro_blobs import BlobNotFoundError, BlobStoreError
+from fluoro_blobs.foreign import ForeignObject
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.outbound import LONGEST_URL, Outbound, not_allowed
+
+from gateway.settings import Settings
+from gateway.uploads import Places
+
+AT_ONCE: Final = 8
+"""Imports under way in a gateway."""
+
+READ_BYTES: Final = 256 * 1024
+"""Bytes asked of a source at once, for which it has FLUORO_UPLOAD_IDLE_SECONDS."""
+
+S3: Final = "s3://"
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+class Source(Protocol):
+    """What bytes are read from, in a thread."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of all content; None if the source does not say."""
+
+    def read(self, most_bytes: int) -> bytes:
+        """The next bytes; none at the end."""
+
+    def abort(self) -> None:
+        """Has a read that is under way in a thread end soon."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class Importing:
+    """The way from sources into the store. For one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        listed = settings.import_source_list
+        self._seconds = settings.upload_idle_seconds
+        self._request_seconds = settings.blob_request_seconds
+        self._buckets = [each for each in listed if each.startswith(S3)]
+        self._out = Outbound(
+            [each for each in listed if not each.startswith(S3)], settings.import_network_list
+        )
+        self._places = Places("imports", AT_ONCE, settings.upload_owner_share)
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="import")
+
+    @asynccontextmanager
+    async def opened(self, owner: str, uri: str) -> AsyncIterator["Reader"]:
+        """The content of a source. FluoroError SOURCE_… or UPLOADS_BUSY."""
+        async with self._places.taken(owner, self._seconds):
+            opening = self._in_thread(self._open, uri)
+            try:
+                source = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_closed)
+                raise
+            try:
+                yield Reader(source, self._in_thread)
+            finally:
+                source.abort()
+                self._threads.submit(source.close)  # after the read that is under way
+
+    def _open(self, uri: str) -> Source:
+        if not uri.startswith(S3):
+            return self._out.get(uri, self._seconds)
+        bucket, _, key = uri.removeprefix(S3).partition("/")
+        if not _is_plain(uri) or not any(_holds(listed, uri) for listed in self._buckets):
+            raise not_allowed()
+        return ForeignObject(bucket, key, self._request_seconds)
+
+    def _in_thread(
+        self, function: Callable[[Argument], Result], argument: Argument
+    ) -> asyncio.Future[Result]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._threads, _translated, function, argument)
+
+
+class Reader:
+    """The content of one source, for an event loop."""
+
+    def __init__(self, source: Source, in_thread: Callable[..., asyncio.Future[bytes]]) -> None:
+        self._source, self._in_thread = source, in_thread
+
+    @property
+    def size_bytes(self) -> int | None:
+        """As the source says, if it does."""
+        return self._source.size_bytes
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Until the end."""
+        while chunk := await self._in_thread(self._source.read, READ_BYTES):
+            yield chunk
+
+
+def _closed(opening: asyncio.Future[Source]) -> None:
+    if opening.exception() is None:
+        opening.result().abort()
+        opening.result().close()
+
+
+def _translated(function: Callable[[Argument], Result], argument: Argument) -> Result:
+    try:
+        return function(argument)
+    except BlobNotFoundError as error:
+        raise FluoroError(Reason.SOURCE_REFUSED, "The source has no such object.") from error
+    except BlobStoreError as error:
+        raise FluoroError(
+            Reason.SOURCE_UNAVAILABLE,
+            "The source does not answer, refuses, or has another object by now.",
+        ) from error
+
+
+def _is_plain(uri: str) -> bool:
+    """Whether it names one object and could not be read in another way."""
+    parts = uri.removeprefix(S3).split("/")
+    return (
+        len(uri) <= LONGEST_URL
+        and uri.isprintable()
+        and len(parts) > 1
+        and not {"", ".", ".."}.intersection(parts)
+    )
+
+
+def _holds(listed: str, uri: str) -> bool:
+    return uri.startswith(listed.rstrip("/") + "/")
