@@ -1,6 +1,9 @@
 """Who did what: a row for each access and change, in the ledger before anything is served."""
 
 import asyncio
+import os
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -9,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from fluoro.v1.audit_service_pb2 import AuditEvent, ListAuditEventsRequest
 from fluoro.v1.blob_service_pb2 import (
     BeginUploadRequest,
     DownloadBlobRequest,
@@ -60,8 +64,11 @@ Row = tuple[str, str, str, str, str, str]
 class Scene:
     """A gateway, a submitter and an operator."""
 
-    def __init__(self, client: Client, database_url: str, secrets: dict[str, str]) -> None:
-        self.client, self.database_url, self._secrets = client, database_url, secrets
+    def __init__(
+        self, client: Client, port: int, database_url: str, secrets: dict[str, str]
+    ) -> None:
+        self.client, self._port = client, port
+        self.database_url, self._secrets = database_url, secrets
 
     def by(self, who: str, acts_for: str = "") -> Any:
         named = [("fluoro-owner", acts_for)] if acts_for else []
@@ -73,6 +80,18 @@ class Scene:
                 tuple(v.rpartition(".")[2] if str(v).startswith("fluoro.") else v for v in row)
                 for row in connection.execute(f"SELECT {columns} FROM audit ORDER BY time, id")
             ]
+
+    async def fluoro(self, who: str, *words: str) -> str:
+        """What the command prints."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from fluoro_client.cli import main; main()", *words),
+            env=os.environ
+            | {"FLUORO_ENDPOINT": f"127.0.0.1:{self._port}", "FLUORO_TOKEN": self._secrets[who]},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0
+        return output.decode()
 
     async def upload(self, content: bytes = b"a", **by: Any) -> str:
         parts = [UploadBlobRequest(header=UploadBlobHeader(size_bytes=len(content)))]
@@ -89,8 +108,13 @@ async def scene(database_url: str, redis_url: str, blob_url: str) -> AsyncIterat
             for owner, role in (("ada", "submitter"), ("ops", "operator"), ("vic", "viewer"))
         }
     ledger.close()
-    async with serving(database_url, redis_url, blob_url, identity="tokens") as client:
-        yield Scene(client, database_url, secrets)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    async with serving(
+        database_url, redis_url, blob_url, identity="tokens", grpc_port=port
+    ) as client:
+        yield Scene(client, port, database_url, secrets)
 
 
 def a_job(blob: str) -> Job:
@@ -349,3 +373,45 @@ def test_a_purge_removes_what_is_older_and_says_so(
         assert connection.execute(told).fetchall() == [(10,), (30,)]
         with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
             connection.execute("DELETE FROM audit")
+
+
+async def test_operators_list_and_export_what_was_recorded(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        blob = await s.upload(**s.by("ada"))
+        for _ in range(5):
+            await s.client.blobs.GetBlob(GetBlobRequest(name=blob), **s.by("ada"))
+        request = ListAuditEventsRequest(filter=f'blob = "{blob}"', page_size=4, order_by="time")
+        denied = await refused(s.client.audit.ListAuditEvents(request, **s.by("ada")))
+        assert denied.reason == "ROLE_MISSING"
+        events: list[AuditEvent] = []
+        while not events or request.page_token:
+            page = await s.client.audit.ListAuditEvents(request, **s.by("ops"))
+            events += page.events
+            request.page_token = page.next_page_token
+        assert [event.action for event in events] == [AuditEvent.ACTION_CREATE] + [
+            AuditEvent.ACTION_READ
+        ] * 5
+        assert {(e.principal, e.how, e.owner, e.thing, e.outcome) for e in events} == {
+            ("ada", "token", "ada", blob, "OK")
+        }
+        assert events[0].method == "fluoro.v1.BlobService.UploadBlob"
+        assert list(events[0].roles) == ["submitter"]
+        bad = ListAuditEventsRequest(filter="labels.a = b")
+        answer = await refused(s.client.audit.ListAuditEvents(bad, **s.by("ops")))
+        assert answer.reason == "FILTER_INVALID"
+        for form, marks in (
+            (("--export", "fhir"), ('"resourceType":"AuditEvent"', blob, "IHE.BasicAudit.Read")),
+            (("--export", "dicom"), ("<AuditMessage>", blob, 'UserID="ada"')),
+            (("--output", "json"), ('"principal": "ada"', blob, "ACTION_READ")),
+            ((), ("GetBlob", blob, "token")),
+        ):
+            words = ("audit", "--filter", f'blob = "{blob}" AND action = READ', *form)
+            output = await s.fluoro("ops", *words)
+            assert all(mark in output for mark in marks), output
+            assert output.count(blob) >= 5
+            if form:
+                assert len(output.splitlines()) == 5
+        lists = [row for row in s.rows() if row[2] == "ListAuditEvents"]
+        assert lists == [("ops", "ops", "ListAuditEvents", "E", "", "OK")] * (2 + 4)

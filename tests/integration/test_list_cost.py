@@ -11,8 +11,9 @@ from uuid import UUID
 
 import pytest
 from fluoro.v1 import job_pb2
+from fluoro.v1.audit_service_pb2 import ListAuditEventsRequest
 from fluoro.v1.job_service_pb2 import JOB_VIEW_FULL, ListJobsRequest, ListTasksRequest
-from fluoro_jobs.ledger import batches, deletion, lists, read, search
+from fluoro_jobs.ledger import audit_search, batches, deletion, lists, read, search
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.paging import LOOKED_AT
 from fluoro_jobs.testing.rig import OWNER, Rig
@@ -213,3 +214,57 @@ def test_attempts_are_read_by_their_tasks_in_a_ledger_that_was_never_analyzed(ri
             cost(connection, "attempts", lambda: lists.list_tasks(connection, OWNER, few, request))
             <= 2
         )
+
+
+AUDIT: Final = """
+INSERT INTO audit (id, time, principal, how, owner, method, action, peer, thing, outcome)
+SELECT (lpad(to_hex(%(start)s + n * 60000::int8), 12, '0') || '70008000'
+    || lpad(to_hex(n), 12, '0'))::uuid, to_timestamp(%(start)s / 1000.0 + n * 60), 'ada', 'jwt',
+  CASE WHEN n %% 20000 = 7 THEN 'rare' ELSE 'usual' END, 'fluoro.v1.JobService.GetJob', 'R', '',
+  'jobs/00000000-0000-7000-8000-' || lpad(to_hex(n %% 20000), 12, '0'),
+  CASE WHEN n = 50000 THEN 'NOT_FOUND' ELSE 'OK' END
+FROM generate_series(1, %(stored)s) n
+"""
+"""An access a minute: of 20,000 jobs in turn, and now and then of another owner."""
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_page_of_the_audit_reads_that_page_however_much_is_recorded(
+    rig: Rig, analyzed: bool
+) -> None:
+    job = "jobs/00000000-0000-7000-8000-000000000007"
+    with rig.connection() as connection:
+        given = {"start": int(START.timestamp() * 1000), "stored": STORED}
+        connection.execute(AUDIT, given)
+        if analyzed:
+            connection.execute("ANALYZE audit")
+        both = ("time", "time desc")
+        for orders, text, count, most in (
+            (both, "", 10, 12),
+            (both, "owner = rare", 5, 6),
+            (both, f'job = "{job}"', 5, 6),
+            (both, f"owner = rare AND time < {at(20_010)}", 2, 6),
+            (both, f'job = "{job}" AND principal = bob', 0, 6),
+            # Names are bounds of the time to a day, where the page begins; then it ends.
+            (both[:1], f"time >= {at(50_000)} AND owner != bob", 10, 12 + 24 * 60),
+            (both[1:], f"time <= {at(50_000)} AND owner != bob", 10, 12 + 24 * 60),
+            (both, f"time >= {at(50_000)} AND time < {at(50_010)}", 10, LOOKED_AT + 1),
+            (both, "outcome != OK", 0, LOOKED_AT + 1),
+        ):
+            for order in orders:
+                asked = ListAuditEventsRequest(filter=text, page_size=10, order_by=order)
+                page = audit_search.list_events(connection, asked)
+                assert len(page.events) == count, text
+                rows = cost(
+                    connection,
+                    "audit",
+                    lambda asked=asked: audit_search.list_events(connection, asked),
+                )
+                assert rows <= most, (text, order)
+        asked, pages, found = ListAuditEventsRequest(filter="outcome != OK"), 0, []
+        while pages == 0 or asked.page_token:
+            page = audit_search.list_events(connection, asked)
+            found += page.events
+            asked.page_token, pages = page.next_page_token, pages + 1
+        assert [event.outcome for event in found] == ["NOT_FOUND"]
+        assert pages >= STORED // LOOKED_AT

@@ -18,6 +18,7 @@ from fluoro.v1 import blob_service_pb2, explanation_pb2, job_pb2, job_service_pb
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 
+from fluoro_client.audit import AuditCalls
 from fluoro_client.channel import Connection
 from fluoro_client.credentials import Identity, Tls, Token
 from fluoro_client.errors import (
@@ -52,7 +53,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls):
+class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.

@@ -86,6 +86,7 @@ class Client:
     upload = _call(AsyncClient.upload)
     get_blob = _call(AsyncClient.get_blob)
     download = _call(AsyncClient.download)
+    audit_events = _iterate(AsyncClient.audit_events)
 
     def __init__(
         self,

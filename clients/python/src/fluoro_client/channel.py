@@ -12,6 +12,7 @@ from typing import Final, Self, cast
 
 import grpc
 from fluoro.v1 import (
+    audit_service_pb2_grpc,
     blob_service_pb2_grpc,
     deployment_service_pb2_grpc,
     job_service_pb2_grpc,
@@ -81,6 +82,7 @@ class Connection:
         self.deployment = cast(
             "deployment_service_pb2_grpc.DeploymentServiceAsyncStub", _Newest(self, "_deployment")
         )
+        self.audit = cast("audit_service_pb2_grpc.AuditServiceAsyncStub", _Newest(self, "_audit"))
         self.blobs = cast("blob_service_pb2_grpc.BlobServiceAsyncStub", _Newest(self, "_blobs"))
         self.pipelines = cast(
             "pipeline_service_pb2_grpc.PipelineServiceAsyncStub", _Newest(self, "_pipelines")
@@ -116,6 +118,7 @@ class Connection:
         self._jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self._blobs = blob_service_pb2_grpc.BlobServiceStub(self._channel)
         self._deployment = deployment_service_pb2_grpc.DeploymentServiceStub(self._channel)
+        self._audit = audit_service_pb2_grpc.AuditServiceStub(self._channel)
         self._tokens = token_service_pb2_grpc.TokenServiceStub(self._channel)
         self._pipelines = pipeline_service_pb2_grpc.PipelineServiceStub(self._channel)
 

@@ -35,6 +35,13 @@ class OrderName(StrEnum):
     ENDED_FIRST = "end_time"
 
 
+class ExportName(StrEnum):
+    """Forms in which the audit is exported."""
+
+    FHIR = "fhir"
+    DICOM = "dicom"
+
+
 class RoleName(StrEnum):
     """Roles, as words of the command line; `fluoro.v1.Role` without its prefix."""
 

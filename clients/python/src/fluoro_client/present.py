@@ -6,6 +6,7 @@ from datetime import UTC
 from typing import Any, Final, TypeVar
 
 from fluoro.v1 import (
+    audit_service_pb2,
     blob_service_pb2,
     event_pb2,
     explanation_pb2,
@@ -326,6 +327,25 @@ def findings_table(findings: Iterable[Finding]) -> Table:
         if finding.advice:
             found.append(f"\n→ {finding.advice}", style="bold" if word == "FAULT" else "")
         table.add_row(Text(word, style=colour), Text(finding.check), found)
+    return table
+
+
+def audit_table(events: Iterable[audit_service_pb2.AuditEvent]) -> Table:
+    """Events of the audit, a row each."""
+    table = _table("TIME", "WHO", "HOW", "OWNER", "CALL", "THING", "FROM", "OUTCOME")
+    for event in events:
+        calls = f" {event.calls} times" if event.calls > 1 else ""
+        outcome = f"{event.outcome} {event.reason}".rstrip()
+        words = (
+            event.principal,
+            event.how,
+            event.owner,
+            event.method.rpartition(".")[2] + calls,
+            event.thing,
+            event.peer,
+            outcome,
+        )
+        table.add_row(_time(event.time), *map(Text, words))
     return table
 
 

@@ -21,6 +21,7 @@ OPEN: Final = Kind("E", always=False)
 """Of calls that are open to everybody."""
 
 KINDS: Final[dict[str, Kind]] = {
+    "fluoro.v1.AuditService.ListAuditEvents": Kind("E"),
     "fluoro.v1.BlobService.BeginUpload": Kind("C"),
     "fluoro.v1.BlobService.CommitUpload": Kind("C"),
     "fluoro.v1.BlobService.DownloadBlob": Kind("R", "name"),

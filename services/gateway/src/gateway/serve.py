@@ -17,6 +17,7 @@ from fluoro_telemetry import http
 
 from gateway import server
 from gateway.audit import Audit
+from gateway.audit_service import AuditEvents
 from gateway.blobs import Blobs
 from gateway.collector import Collector
 from gateway.deployment import Deployment
@@ -71,8 +72,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     ValueError for a blob URL of an unknown kind. Ledger and Redis may be down at the start.
     """
     quiet_logs()
-    pipelines = load_pipelines(settings.pipelines_folder)
-    limits = _limits(settings)
+    pipelines, limits = load_pipelines(settings.pipelines_folder), _limits(settings)
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
@@ -95,6 +95,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
         server.TOKEN_SERVICE: Tokens(calls),
         server.DEPLOYMENT_SERVICE: Deployment(store, settings),
+        server.AUDIT_SERVICE: AuditEvents(calls),
     }
     try:
         grpc_server, grpc_port = server.build(settings, adapter, servicers, health.servicer)

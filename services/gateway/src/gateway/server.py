@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from fluoro.v1 import (
+    audit_service_pb2,
     blob_service_pb2,
     deployment_service_pb2,
     job_service_pb2,
@@ -23,12 +24,20 @@ from gateway.settings import Settings
 JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
 PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
+AUDIT_SERVICE: Final = audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"]
 TOKEN_SERVICE: Final = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"]
 DEPLOYMENT_SERVICE: Final = deployment_service_pb2.DESCRIPTOR.services_by_name["DeploymentService"]
 HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION_SERVICE: Final = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
-OF_OWNERS: Final = (JOB_SERVICE, BLOB_SERVICE, PIPELINE_SERVICE, TOKEN_SERVICE, DEPLOYMENT_SERVICE)
+OF_OWNERS: Final = (
+    JOB_SERVICE,
+    BLOB_SERVICE,
+    PIPELINE_SERVICE,
+    TOKEN_SERVICE,
+    AUDIT_SERVICE,
+    DEPLOYMENT_SERVICE,
+)
 """Services whose calls belong to an owner. The others are open to everybody."""
 SERVICES: Final = (*OF_OWNERS, HEALTH_SERVICE, REFLECTION_SERVICE)
 """All services of the gateway."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
+from fluoro.v1.audit_service_pb2_grpc import AuditServiceStub
 from fluoro.v1.blob_service_pb2_grpc import BlobServiceStub
 from fluoro.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
@@ -32,6 +33,7 @@ class Client:
     pipelines: Any
     tokens: Any
     deployment: Any
+    audit: Any
 
 
 @asynccontextmanager
@@ -47,6 +49,7 @@ async def connected(port: int) -> AsyncIterator[Client]:
             PipelineServiceStub(channel),
             TokenServiceStub(channel),
             DeploymentServiceStub(channel),
+            AuditServiceStub(channel),
         )
 
 

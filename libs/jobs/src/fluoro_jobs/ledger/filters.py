@@ -1,4 +1,6 @@
-"""Filters of jobs, a subset of AIP-160: a condition of SQL, and what can pass it. Pure.
+"""Filters, a subset of AIP-160: a condition of SQL, and what can pass it. Pure.
+
+The language, and the fields of jobs; those of the audit are in `audit_search.py`.
 
 As in AIP-160, OR binds more tightly than AND, and terms without a word between them are joined by
 AND. There are no bare words, functions and wildcards. Errors give a position and never quote the
@@ -9,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Generic, NoReturn, Protocol, Self, TypeVar
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
@@ -53,7 +55,8 @@ _ENDED: Final = frozenset(state for state in JobState if is_terminal(state))
 EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 LATEST: Final = datetime.max.replace(tzinfo=UTC)
 """A reach that has these is not bounded there."""
-_INVERSE: Final = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+INVERSE: Final = {"=": "!=", "!=": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+"""Of comparisons of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +75,16 @@ class Reach:
         """Of what passes both."""
         return Reach(
             self.states & other.states,
-            _within(self.created, other.created),
-            _within(self.ended, other.ended),
+            within(self.created, other.created),
+            within(self.ended, other.ended),
         )
 
     def either(self, other: "Reach") -> "Reach":
         """Of what passes one of them."""
         return Reach(
             self.states | other.states,
-            _around(self.created, other.created),
-            _around(self.ended, other.ended),
+            around(self.created, other.created),
+            around(self.ended, other.ended),
         )
 
 
@@ -99,27 +102,49 @@ def parse(text: str) -> Filter:
 
     FluoroError FILTER_INVALID, with the `position` of the first character that does not fit.
     """
-    if len(text) > MAX_LENGTH:
-        _refuse(f"At most {MAX_LENGTH} characters", MAX_LENGTH)
-    if not text.strip():
+    if (tree := tree_of(text)) is None:
         return Filter()
-    try:
-        tree = _GRAMMAR.parse(text)
-    except UnexpectedInput as error:
-        _refuse(_EXPECTED, _position(error, text))
-    compiler = _Compiler()
+    compiler = _Jobs()
     sql, reach = compiler.condition(tree, negated=False, depth=0)
     return Filter(sql, compiler.parameters, reach)
 
 
-class _Compiler:
+def tree_of(text: str) -> "Tree[Token] | None":
+    """What a filter says, whatever it is about; None if it is empty. FluoroError FILTER_INVALID."""
+    if len(text) > MAX_LENGTH:
+        refuse(f"At most {MAX_LENGTH} characters", MAX_LENGTH)
+    if not text.strip():
+        return None
+    try:
+        return _GRAMMAR.parse(text)
+    except UnexpectedInput as error:
+        refuse(_EXPECTED, _position(error, text))
+
+
+class Bounds(Protocol):
+    """Of what can pass a filter."""
+
+    def both(self, other: Self) -> Self:
+        """Of what passes both."""
+
+    def either(self, other: Self) -> Self:
+        """Of what passes one of them."""
+
+
+R = TypeVar("R", bound=Bounds)
+
+Term = tuple[str, R, R]
+"""A condition, what it reaches, and what its negation reaches."""
+
+
+class Compiler(Generic[R]):
     """Turns a tree into a condition; gathers its parameters."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Any] = {}
         self._terms = 0
 
-    def condition(self, tree: "Tree[Token]", *, negated: bool, depth: int) -> tuple[str, Reach]:
+    def condition(self, tree: "Tree[Token]", *, negated: bool, depth: int) -> tuple[str, R]:
         """The condition in SQL, and its reach.
 
         A negation moves inwards (De Morgan), so that the reach of each term is known.
@@ -127,7 +152,7 @@ class _Compiler:
         if tree.data == "restriction":
             return self._term(tree, negated)
         if depth > MAX_DEPTH:
-            _refuse(f"At most {MAX_DEPTH} levels of AND, OR and NOT", _start(tree))
+            refuse(f"At most {MAX_DEPTH} levels of AND, OR and NOT", _start(tree))
         parts: list[Any] = tree.children
         if tree.data == "not":
             return self.condition(parts[0], negated=not negated, depth=depth + 1)
@@ -138,7 +163,13 @@ class _Compiler:
             reach = reach.both(other) if is_and else reach.either(other)
         return f"({(' AND ' if is_and else ' OR ').join(sql for sql, _ in each)})", reach
 
-    def _term(self, tree: "Tree[Token]", negated: bool) -> tuple[str, Reach]:
+    def parameter(self, value: object) -> str:
+        """A place for the value in the condition."""
+        name = f"f{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"%({name})s"
+
+    def _term(self, tree: "Tree[Token]", negated: bool) -> tuple[str, R]:
         path, operator, value = tree.children
         assert isinstance(path, Tree)
         assert isinstance(operator, Token)
@@ -147,33 +178,45 @@ class _Compiler:
         start, at = _start(tree), _start(value)
         self._terms += 1
         if self._terms > MAX_TERMS:
-            _refuse(f"At most {MAX_TERMS} comparisons", start)
+            refuse(f"At most {MAX_TERMS} comparisons", start)
         if any("\0" in piece for piece in (*names, text)):
-            _refuse("Must not hold NUL; no job does", start)
-        if names[0] == "labels":
-            compiled = self._label(names[1:], str(operator), text, operator.start_pos or 0)
-        elif len(names) == 1 and names[0] in _FIELDS:
-            compiled = _FIELDS[names[0]](self, str(operator), text, at)
-        else:
-            fields = ", ".join([*_FIELDS, "labels.KEY"])
-            _refuse(f"The field must be one of {fields}", start)
+            refuse("Must not hold NUL; nothing does", start)
+        compiled = self._compiled(names, operator, text, (start, at))
         if compiled is None:
-            _refuse("This field has no such operator", operator.start_pos or 0)
+            refuse("This field has no such operator", operator.start_pos or 0)
         sql, reach, inverse = compiled
         return (f"NOT {sql}", inverse) if negated else (sql, reach)
 
-    def parameter(self, value: object) -> str:
-        """A place for the value in the condition."""
-        name = f"f{len(self.parameters)}"
-        self.parameters[name] = value
-        return f"%({name})s"
+    def _compiled(
+        self, names: list[str], operator: Token, text: str, at: tuple[int, int]
+    ) -> "Term[R] | None":
+        """A comparison; None if the field has no such operator.
+
+        names: of the field, and its parts. at: where field and value begin. FluoroError
+        FILTER_INVALID.
+        """
+        raise NotImplementedError
+
+
+class _Jobs(Compiler[Reach]):
+    """Filters of jobs."""
+
+    def _compiled(
+        self, names: list[str], operator: Token, text: str, at: tuple[int, int]
+    ) -> "_Term | None":
+        if names[0] == "labels":
+            return self._label(names[1:], str(operator), text, operator.start_pos or 0)
+        if len(names) != 1 or names[0] not in _FIELDS:
+            fields = ", ".join([*_FIELDS, "labels.KEY"])
+            refuse(f"The field must be one of {fields}", at[0])
+        return _FIELDS[names[0]](self, str(operator), text, at[1])
 
     def _label(self, keys: list[str], operator: str, text: str, at: int) -> "_Term | None":
         """`labels.KEY = VALUE`; `labels.KEY:*` and `labels:KEY` for jobs that have the label."""
         if operator == ":" and not keys:
             return f"(labels ? {self.parameter(text)})", Reach(), Reach()
         if not keys:
-            _refuse("Name the label: labels.KEY", at)
+            refuse("Name the label: labels.KEY", at)
         # A dot in a key is part of it: keys have no parts.
         key = self.parameter(".".join(keys))
         if operator == ":" and text == "*":
@@ -184,14 +227,13 @@ class _Compiler:
         return f"(labels ->> {key} {word} {self.parameter(text)})", Reach(), Reach()
 
 
-_Term = tuple[str, Reach, Reach]
-"""A condition, what it reaches, and what its negation reaches."""
+_Term = Term[Reach]
 
 
-def _state(compiler: _Compiler, operator: str, text: str, at: int) -> _Term | None:
+def _state(compiler: _Jobs, operator: str, text: str, at: int) -> _Term | None:
     name = text.removeprefix("STATE_")
     if name not in _ALL:
-        _refuse(f"Must be one of {', '.join(JobState)}", at)
+        refuse(f"Must be one of {', '.join(JobState)}", at)
     if operator not in {"=", "!="}:
         return None
     one = Reach(frozenset({JobState(name)}))
@@ -200,8 +242,8 @@ def _state(compiler: _Compiler, operator: str, text: str, at: int) -> _Term | No
     return (sql, one, others) if operator == "=" else (sql, others, one)
 
 
-def _column(name: str) -> Callable[[_Compiler, str, str, int], _Term | None]:
-    def compiled(compiler: _Compiler, operator: str, text: str, _: int) -> _Term | None:
+def _column(name: str) -> Callable[[_Jobs, str, str, int], _Term | None]:
+    def compiled(compiler: _Jobs, operator: str, text: str, _: int) -> _Term | None:
         if operator not in {"=", "!="}:
             return None
         word = "IS NOT DISTINCT FROM" if operator == "=" else "IS DISTINCT FROM"
@@ -210,29 +252,29 @@ def _column(name: str) -> Callable[[_Compiler, str, str, int], _Term | None]:
     return compiled
 
 
-def _create_time(compiler: _Compiler, operator: str, text: str, at: int) -> _Term | None:
+def _create_time(compiler: _Jobs, operator: str, text: str, at: int) -> _Term | None:
     if operator == ":":
         return None
-    when = _time(text, at)
+    when = time_of(text, at)
     sql = f"(create_time {operator.replace('!=', '<>')} {compiler.parameter(when)})"
     reach, inverse = (
-        replace(Reach(), created=_bounds(one, when)) for one in (operator, _INVERSE[operator])
+        replace(Reach(), created=bounds(one, when)) for one in (operator, INVERSE[operator])
     )
     return sql, reach, inverse
 
 
-def _end_time(compiler: _Compiler, operator: str, text: str, at: int) -> _Term | None:
+def _end_time(compiler: _Jobs, operator: str, text: str, at: int) -> _Term | None:
     """No comparison holds for a job that has not ended."""
     if operator == ":" and text == "*":
         return "(end_time IS NOT NULL)", Reach(_ENDED), Reach(_ALL - _ENDED)
     if operator == ":":
         return None
-    when = _time(text, at)
+    when = time_of(text, at)
     sql = f"(end_time {operator.replace('!=', '<>')} {compiler.parameter(when)})"
-    return f"({sql} IS TRUE)", Reach(_ENDED, ended=_bounds(operator, when)), Reach()
+    return f"({sql} IS TRUE)", Reach(_ENDED, ended=bounds(operator, when)), Reach()
 
 
-_FIELDS: Final[dict[str, Callable[[_Compiler, str, str, int], _Term | None]]] = {
+_FIELDS: Final[dict[str, Callable[[_Jobs, str, str, int], _Term | None]]] = {
     "state": _state,
     "reason": _column("reason"),
     "pipeline": _column("pipeline"),
@@ -241,7 +283,8 @@ _FIELDS: Final[dict[str, Callable[[_Compiler, str, str, int], _Term | None]]] = 
 }
 
 
-def _time(text: str, at: int) -> datetime:
+def time_of(text: str, at: int) -> datetime:
+    """A time with its zone. at: where it stands in the filter. FluoroError FILTER_INVALID."""
     try:
         when = datetime.fromisoformat(text)
         zoned = when.tzinfo is not None
@@ -249,11 +292,12 @@ def _time(text: str, at: int) -> datetime:
     except (ValueError, OverflowError):
         zoned = False
     if not zoned:
-        _refuse('Must be a time with its zone, in quotes: "2026-01-31T12:00:00Z"', at)
+        refuse('Must be a time with its zone, in quotes: "2026-01-31T12:00:00Z"', at)
     return when
 
 
-def _bounds(operator: str, when: datetime) -> tuple[datetime, datetime]:
+def bounds(operator: str, when: datetime) -> tuple[datetime, datetime]:
+    """First and last time that can pass the comparison."""
     if operator == "=":
         return when, when
     return (
@@ -262,15 +306,17 @@ def _bounds(operator: str, when: datetime) -> tuple[datetime, datetime]:
     )
 
 
-def _within(
+def within(
     one: tuple[datetime, datetime], other: tuple[datetime, datetime]
 ) -> tuple[datetime, datetime]:
+    """The times that lie in both."""
     return max(one[0], other[0]), min(one[1], other[1])
 
 
-def _around(
+def around(
     one: tuple[datetime, datetime], other: tuple[datetime, datetime]
 ) -> tuple[datetime, datetime]:
+    """Times that hold both."""
     return min(one[0], other[0]), max(one[1], other[1])
 
 
@@ -299,7 +345,8 @@ def _position(error: UnexpectedInput, text: str) -> int:
     return len(text)
 
 
-def _refuse(what: str, position: int) -> NoReturn:
+def refuse(what: str, position: int) -> NoReturn:
+    """FluoroError FILTER_INVALID. position: of the first character that does not fit, from 0."""
     description = f"{what} (at character {position + 1})."
     raise FluoroError(
         Reason.FILTER_INVALID,

@@ -45,7 +45,7 @@ A search by create_time leaves jobs out whose names are further off.
 """
 OPEN: Final = frozenset(state for state in JobState if not is_terminal(state))
 """States of the jobs that have not ended. Such jobs have an index of their own."""
-_FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 _ENDS: Final = ("-infinity", "infinity")
 
 
@@ -223,7 +223,7 @@ def _statement(
 def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     """The ids to look at: those that come after the key and may have been created in time."""
     since, until = search.filter.reach.created
-    low, high = _id_at(since, -CLOCK_SLACK) or _FIRST, _id_at(until, CLOCK_SLACK) or _LAST
+    low, high = id_at(since, -CLOCK_SLACK) or FIRST, id_at(until, CLOCK_SLACK) or LAST
     begins = low if not search.order.descending else high
     if key is not None:
         token = uuid_of(key[-1])
@@ -233,7 +233,7 @@ def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     is_open = " AND end_time IS NULL" if search.reachable <= OPEN else ""
     return (
         f"id {comes} %(start)s{is_open}",
-        "true" if last in {_FIRST, _LAST} else f"id {goes} %(last)s",
+        "true" if last in {FIRST, LAST} else f"id {goes} %(last)s",
         {"start": begins, "last": last},
     )
 
@@ -244,7 +244,7 @@ def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     low = "-infinity" if since == filters.EARLIEST else since.isoformat()
     high = "infinity" if until == filters.LATEST else until.isoformat()
     begins, last = (high, low) if search.order.descending else (low, high)
-    first = _LAST if search.order.descending else _FIRST
+    first = LAST if search.order.descending else FIRST
     if key is not None:
         begins, first = _time_of(key[0]).isoformat(), uuid_of(key[1])
     comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
@@ -255,7 +255,7 @@ def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     )
 
 
-def _id_at(when: datetime, slack: timedelta) -> UUID | None:
+def id_at(when: datetime, slack: timedelta) -> UUID | None:
     """The first (or last, if the slack is positive) id that may have this time; None for no bound.
 
     An id begins with milliseconds since the epoch (`ids.py`).

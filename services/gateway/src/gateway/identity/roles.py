@@ -11,6 +11,7 @@ BYTES_IN: Final = CHANGE | {Role.WORKER}
 BYTES_OUT: Final = SEE | {Role.WORKER}
 
 NEEDED: Final[dict[str, frozenset[Role]]] = {
+    "fluoro.v1.AuditService.ListAuditEvents": OPERATE,
     "fluoro.v1.BlobService.BeginUpload": BYTES_IN,
     "fluoro.v1.BlobService.CommitUpload": BYTES_IN,
     "fluoro.v1.BlobService.DownloadBlob": BYTES_OUT,
