@@ -5,6 +5,7 @@ import hashlib
 import os
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -18,6 +19,9 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobRequest,
 )
 from fluoro_blobs.testing import new_bucket, serving_s3
+from fluoro_client import AsyncClient
+from fluoro_client.errors import InvalidArgumentError
+from fluoro_local.folders import free_port
 from gateway.testing import Client, refused, serving
 from google.protobuf.duration_pb2 import Duration
 
@@ -33,8 +37,13 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
 async def client(
-    database_url: str, redis_url: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis_url: str, endpoint: str, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Client]:
     for name, value in {
         "ENDPOINT": endpoint,
@@ -45,7 +54,7 @@ async def client(
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     url = f"s3://{new_bucket(endpoint)}/some/prefix"
-    async with serving(database_url, redis_url, url) as made:
+    async with serving(database_url, redis_url, url, grpc_port=port) as made:
         yield made
 
 
@@ -90,6 +99,20 @@ async def test_bytes_sent_to_a_signed_url_become_a_blob_once_they_are_those_anno
     assert (await client.blobs.CommitUpload(commit)).blob == blob
     assert await read(client, blob.name) == DATA
     assert (await client.blobs.BeginUpload(begun(str(uuid4())))).blob == blob
+
+
+async def test_the_client_sends_files_past_the_gateway_and_what_the_owner_has_not_at_all(
+    client: Client, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scan.dcm"
+    path.write_bytes(DATA)
+    async with AsyncClient(f"127.0.0.1:{port}", owner="default") as library:
+        blob = await library.upload_directly(path)
+        assert await read(client, blob.name) == DATA
+        monkeypatch.setattr(urllib.request, "urlopen", None)
+        assert await library.upload_directly(DATA) == blob
+        with pytest.raises(InvalidArgumentError, match="SOURCE_NOT_ALLOWED"):
+            await library.import_blob("https://images.example/one")
 
 
 async def test_urls_are_signed_for_the_owner_of_an_upload_and_for_an_hour_at_most(

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from fluoro_client.audit import AuditCalls
 from fluoro_client.channel import Connection
 from fluoro_client.credentials import Identity, Tls, Token
+from fluoro_client.elsewhere import ElsewhereCalls
 from fluoro_client.errors import (
     DataLossError,
     DeadlineExceededError,
@@ -53,7 +54,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls):
+class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls, ElsewhereCalls):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.

@@ -84,6 +84,8 @@ class Client:
     watch = _iterate(AsyncClient.watch)
     watch_jobs = _iterate(AsyncClient.watch_jobs)
     upload = _call(AsyncClient.upload)
+    upload_directly = _call(AsyncClient.upload_directly)
+    import_blob = _call(AsyncClient.import_blob)
     get_blob = _call(AsyncClient.get_blob)
     download = _call(AsyncClient.download)
     audit_events = _iterate(AsyncClient.audit_events)
