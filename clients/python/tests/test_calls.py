@@ -7,7 +7,7 @@ import time
 
 import grpc
 import pytest
-from fluoro.v1 import dicom_pb2, event_pb2, job_pb2
+from fluoro.v1 import dicom_pb2, event_pb2, job_pb2, token_service_pb2
 from fluoro_client import AsyncClient, Client
 from fluoro_client.errors import (
     DeadlineExceededError,
@@ -314,3 +314,24 @@ def test_a_blocking_client_that_cannot_be_made_leaves_no_thread():
     with pytest.raises(ValueError, match="printable ASCII"):
         Client("localhost:1", owner="Å")
     assert "fluoro-client" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_operators_make_list_and_revoke_tokens(gateway):
+    roles = [token_service_pb2.ROLE_VIEWER]
+    with Client(gateway.endpoint, owner="ops") as client:
+        made = client.create_token("ada", roles, display_name="a script", days=7)
+        other = client.create_token("bob", roles)
+        assert made.secret.startswith("fluoro_")
+        assert made.token.expire_time.seconds - made.token.create_time.seconds == 7 * 86_400
+        assert [token.name for token in client.list_tokens()] == [
+            other.token.name,
+            made.token.name,
+        ]
+        assert client.revoke_token(made.token.name).HasField("revoke_time")
+        [listed] = client.list_tokens("ada")
+        assert listed.HasField("revoke_time")
+        with pytest.raises(NotFoundError, match="TOKEN_NOT_FOUND"):
+            client.revoke_token("tokens/none")
+        gateway.fail("CreateToken", Fault("ROLE_MISSING"))
+        with pytest.raises(PermissionDeniedError):
+            client.create_token("ada", roles)

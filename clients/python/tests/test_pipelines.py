@@ -125,7 +125,7 @@ async def test_the_command_lists_pipelines_and_shows_one(fluoro):
     code, out, _ = await fluoro("pipelines", "ct-tissue")
     assert code == 0
     assert "inspect → render → analyze → report" in out
-    assert ["title", "string", "Imaging", "report"] in [line.split() for line in out.splitlines()]
+    assert "--param title=  string, default Imaging report" in out.splitlines()
     code, out, _ = await fluoro("pipelines", "ct-tissue@1", "--output", "json")
     assert json.loads(out)["name"] == "pipelines/ct-tissue/versions/1"
     code, out, _ = await fluoro("pipelines", "--all", "--output", "json")

@@ -11,6 +11,7 @@ import pytest
 from fluoro_client.cli import app
 from fluoro_client.options import DEFAULT_ENDPOINT, MEANINGS
 from fluoro_client.profiles import (
+    EndpointError,
     ProfileError,
     TokenCommand,
     UnknownProfileError,
@@ -107,6 +108,11 @@ def test_secrets_and_configuration_are_for_their_owner_alone(home):
     config_file(home).chmod(0o666)
     with pytest.raises(ProfileError, match="chmod go-w"):
         access(home)
+
+
+def test_an_endpoint_is_no_address_of_a_web_page(home):
+    with pytest.raises(EndpointError, match=r"https://x:1 \(FLUORO_ENDPOINT\) must be host:port"):
+        access({**home, "FLUORO_ENDPOINT": "https://x:1"})
 
 
 def test_half_of_a_certificate_is_refused(home):

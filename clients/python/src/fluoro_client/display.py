@@ -191,7 +191,7 @@ class _Lines:
         self._console.print(
             f"{what:<12}",
             state_text(state),
-            Text(text),
+            *([Text(text)] if text else []),
             soft_wrap=True,
             markup=False,
             highlight=False,

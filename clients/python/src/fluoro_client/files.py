@@ -61,3 +61,11 @@ def _plain(name: str) -> str:
     if name in {"", ".", ".."} or Path(name).name != name:
         raise BadPathError(f"The server named a file {name!r}, which is not a plain file name.")
     return name
+
+
+def check_place(folder: Path) -> None:
+    """OSError unless there can be files in this folder. Leaves nothing behind."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        path.rmdir()

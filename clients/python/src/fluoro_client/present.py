@@ -1,7 +1,7 @@
 """What the `fluoro` command prints: proto3 JSON, or tables for people."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
 from typing import Any, Final, TypeVar
 
@@ -21,6 +21,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Value
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +37,9 @@ _LEVELS: Final = {
 
 WIDEST: Final = 400
 """Columns of what goes to a file or a pipe: programs want whole lines."""
+_COPIED: Final = frozenset({"JOB", "BLOB", "TOKEN ID"})
+"""Columns that people copy from."""
+
 MOST_ROWS_ALIKE: Final = 10
 """More items or artifacts of one kind than this are one row."""
 
@@ -80,14 +84,14 @@ def explanation_view(found: explanation_pb2.JobExplanation) -> RenderableType:
     parts += [Text(f"{name} {text}") for name, text in _expected(found)]
     parts += [Text(cause.message) for cause in found.causes]
     if any(step.causes for step in found.steps):
-        causes = Table("step", "cause", "", box=None, header_style="dim")
+        causes = _table("STEP", "CAUSE", "")
         for step in found.steps:
             for cause in step.causes:
                 kind = explanation_pb2.Cause.Kind.Name(cause.kind).removeprefix("KIND_")
                 causes.add_row(step.step, kind, Text(cause.message))
         parts.append(causes)
     if found.attempts:
-        attempts = Table("step", "task", "attempt", "worker", "outcome", "", box=None)
+        attempts = _table("STEP", "TASK", "ATTEMPT", "WORKER", "OUTCOME", "")
         for record in found.attempts:
             attempt = record.attempt
             outcome = job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_")
@@ -163,26 +167,32 @@ def _line(
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # What people copy stays whole; the other columns make room.
+        whole = column in _COPIED
+        table.add_column(column, no_wrap=whole, overflow="ellipsis" if whole else "fold")
+    return table
+
+
+def _filled(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table of these rows, without the columns in which none has anything."""
+    found = list(rows)
+    used = [n for n in range(len(columns)) if not found or any(str(row[n]) for row in found)]
+    table = _table(*(columns[n] for n in used))
+    for row in found:
+        table.add_row(*(row[n] for n in used))
     return table
 
 
 def _steps(steps: Iterable[job_pb2.Step]) -> Table:
-    table = _table("STEP", "STATE", "ITEMS", "ATTEMPTS", "REASON", "MESSAGE")
+    rows = []
     for step in steps:
         attempts = str(sum(len(task.attempts) for task in step.tasks)) if step.tasks else "?"
         if step.counts.tasks > 1:
             attempts += f" in {step.counts.tasks} tasks"
         state = state_text(job_pb2.Step.State.Name(step.state))
-        table.add_row(
-            Text(step.name),
-            state,
-            items_text(step_items(step)),
-            attempts,
-            Text(step.reason),
-            Text(step.message),
-        )
-    return table
+        items = items_text(step_items(step))
+        rows.append((step.name, state, items, attempts, Text(step.reason), Text(step.message)))
+    return _filled(("STEP", "STATE", "ITEMS", "ATTEMPTS", "REASON", "MESSAGE"), rows)
 
 
 def _items(steps: Iterable[job_pb2.Step]) -> Table:
@@ -241,17 +251,17 @@ def _grouped(things: Iterable[Thing], key: Callable[[Thing], object]) -> Iterabl
 
 def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:
     """One line per job."""
-    table = _table("JOB", "STATE", "CREATED", "REASON", "LABELS")
-    for job in jobs:
-        labels = " ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))
-        table.add_row(
+    rows = [
+        (
             job.name,
             state_text(job_pb2.Job.State.Name(job.state)),
             _time(job.create_time),
-            job.reason,
-            Text(labels),
+            Text(job.reason),
+            Text(" ".join(f"{key}={value}" for key, value in sorted(job.labels.items()))),
         )
-    return table
+        for job in jobs
+    ]
+    return _filled(("JOB", "STATE", "CREATED", "REASON", "LABELS"), rows)
 
 
 def pipelines_table(pipelines: Iterable[Pipeline]) -> Table:
@@ -266,16 +276,22 @@ def pipelines_table(pipelines: Iterable[Pipeline]) -> Table:
 def pipeline_view(pipeline: Pipeline) -> RenderableType:
     """A pipeline with its steps and parameters."""
     head = Text.assemble((_pipeline(pipeline), "bold"), f"  {pipeline.title}")
-    table = _table("PARAMETER", "TYPE", "DEFAULT", "ALLOWED", "WHAT")
+    steps = " → ".join(step.name for step in pipeline.steps)
+    parts: list[RenderableType] = [head, Text(pipeline.description), Text(f"Steps: {steps}")]
     for one in pipeline.parameters:
         least, greatest = _word(one.minimum), _word(one.maximum)
         allowed = " ".join(one.choices) or (f"{least} to {greatest}" if greatest else "")
-        default = "required" if one.required else _word(one.default_value)
+        default = _word(one.default_value)
         kind = PipelineParameter.Type.Name(one.type).removeprefix("TYPE_").lower()
-        table.add_row(one.name, kind, Text(default), Text(allowed), Text(one.description))
-    steps = " → ".join(step.name for step in pipeline.steps)
-    parts: list[RenderableType] = [head, Text(pipeline.description), Text(f"Steps: {steps}")]
-    return Group(*parts, *([table] if pipeline.parameters else []))
+        told = [kind, allowed, "required" if one.required else f"default {default}"]
+        if not one.required and not default:
+            told.pop()
+        line = Text.assemble(("--param ", "dim"), (f"{one.name}=", "bold"), "  ")
+        line.append(", ".join(filter(None, told)))
+        parts.append(line)
+        if one.description:
+            parts.append(Padding(Text(one.description), (0, 0, 0, 4)))
+    return Group(*parts)
 
 
 def _pipeline(pipeline: Pipeline) -> str:
@@ -303,7 +319,7 @@ def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table
 
 def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
     """Service tokens, a row each."""
-    table = _table("token", "owner", "roles", "for", "made by", "until", "")
+    table = _table("TOKEN ID", "OWNER", "ROLES", "FOR", "MADE BY", "UNTIL", "")
     for token in tokens:
         roles = [token_service_pb2.Role.Name(role).removeprefix("ROLE_") for role in token.roles]
         table.add_row(

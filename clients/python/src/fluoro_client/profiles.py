@@ -46,6 +46,10 @@ class ProfileError(Exception):
     """The configuration file, or a file or command that it names, cannot be used."""
 
 
+class EndpointError(ProfileError):
+    """The endpoint is none."""
+
+
 class UnknownProfileError(ProfileError):
     """There is no profile of that name."""
 
@@ -212,16 +216,24 @@ def access(
 ) -> Access:
     """Where to call and as whom: what is given here, then the environment, then the profile.
 
-    variables: `os.environ`. config: read from its file unless given. ProfileError, and
-    UnknownProfileError. A profile's token and key must be nobody else's to read. command_seconds:
-    how long a token command may take. secrets: False only looks; the token is not one to send.
+    variables: `os.environ`. config: read from its file unless given. command_seconds: how long a
+    token command may take. secrets: False only looks; the token is not one to send.
+
+    ProfileError, among them UnknownProfileError and EndpointError. A profile's token and key must
+    be nobody else's to read.
     """
     if config is None:
         config = load(config_file(variables))
     chosen = config.profile(profile or variables.get("FLUORO_PROFILE", ""))
     found = _Found(variables, chosen, secrets)
+    target = found.text("endpoint", endpoint, DEFAULT_ENDPOINT)
+    if target.startswith(("http://", "https://")):
+        raise EndpointError(
+            f"The endpoint {target} ({found.sources['endpoint']}) must be host:port, without "
+            "http:// or https://. FLUORO_TLS=1 or FLUORO_CA_FILE encrypts."
+        )
     return Access(
-        endpoint=found.text("endpoint", endpoint, DEFAULT_ENDPOINT),
+        endpoint=target,
         owner=found.text("owner", owner, ""),
         token=found.token(command_seconds),
         tls=found.tls(),

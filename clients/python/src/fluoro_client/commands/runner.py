@@ -21,7 +21,7 @@ from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import job_view, print_view, to_json
-from fluoro_client.profiles import ProfileError, UnknownProfileError, access
+from fluoro_client.profiles import EndpointError, ProfileError, UnknownProfileError, access
 
 Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
 Local = Callable[[Settings], Exit]
@@ -56,7 +56,13 @@ def run_here(settings: Settings, action: Local) -> None:
         _complain(
             settings, str(error) if settings.output is Output.TABLE else error.message, **details
         )
-    except (UsageError, BadPathError, InvalidJobError, UnknownProfileError) as error:
+    except (
+        UsageError,
+        BadPathError,
+        InvalidJobError,
+        UnknownProfileError,
+        EndpointError,
+    ) as error:
         code = Exit.USAGE
         _complain(settings, str(error))
     except ProfileError as error:

@@ -15,6 +15,7 @@ from fluoro_client.arguments import UsageError, as_blobs, text, typed
 from fluoro_client.commands.files import download
 from fluoro_client.commands.runner import DetachedError, say, show, verdict
 from fluoro_client.display import follow
+from fluoro_client.files import check_place
 from fluoro_client.jobs import parse_job
 from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import event_line, pipeline_view, pipelines_table, print_view, to_json
@@ -63,10 +64,16 @@ async def run_pipeline(
     folder: Path,
 ) -> Exit:
     """Uploads, submits, watches, and downloads what the steps left that no other step follows."""
+    # Now: nobody wants to hear after an hour that there is no place for the results.
+    await asyncio.to_thread(check_place, folder)
     values = await typed(client, pipeline, parameters) if parameters else {}
     job = job_pb2.Job(inputs=await as_blobs(client, inputs))
     accepted = await client.submit(job, pipeline=pipeline, parameters=values)
-    outcome = await watch(client, settings, name=accepted.name, cursor="")
+    try:
+        outcome = await watch(client, settings, name=accepted.name, cursor="")
+    except DetachedError as detached:
+        words = ["fluoro", "download", accepted.name, *settings.same_place, "--to", str(folder)]
+        raise DetachedError(f"{detached}\nThen fetch results with: {shlex.join(words)}") from None
     if outcome is Exit.OK:
         found = (await client.get(accepted.name, view=BASIC)).steps
         followed = {name for step in found for name in step.after}

@@ -18,6 +18,8 @@ from fluoro.v1 import (
     job_service_pb2_grpc,
     pipeline_service_pb2,
     pipeline_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
 )
 from fluoro.v1.pipeline_service_pb2 import PipelineParameter
 
@@ -27,6 +29,7 @@ from fluoro_client.testing.services.blobs import Blobs
 from fluoro_client.testing.services.deployment import Deployment
 from fluoro_client.testing.services.jobs import Jobs
 from fluoro_client.testing.services.pipelines import PipelineService
+from fluoro_client.testing.services.tokens import Tokens
 from fluoro_client.testing.state import Call, State
 from fluoro_client.testing.story import Change, Outcome, Story
 
@@ -40,6 +43,7 @@ METHODS: Final = frozenset(
         (blob_service_pb2, "BlobService"),
         (pipeline_service_pb2, "PipelineService"),
         (deployment_service_pb2, "DeploymentService"),
+        (token_service_pb2, "TokenService"),
     )
     for method in file.DESCRIPTOR.services_by_name[service].methods
 )
@@ -92,6 +96,7 @@ class FakeGateway:
         deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(
             Deployment(self._state), server
         )
+        token_service_pb2_grpc.add_TokenServiceServicer_to_server(Tokens(self._state), server)
         self._port = server.add_insecure_port(f"127.0.0.1:{self._port}")
         server.start()
         self._server = server

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import grpc
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2
+from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2, token_service_pb2
 from fluoro.v1.deployment_service_pb2 import Finding
 from google.protobuf.message import Message
 
@@ -66,6 +66,7 @@ class State:
         self.stories: dict[str, Story] = {}
         self.log: list[event_pb2.Event] = []
         self.pipelines = Pipelines()
+        self.tokens: dict[str, token_service_pb2.Token] = {}
         self.findings: list[Finding] = []
         self.blobs: dict[str, blob_service_pb2.Blob] = {}
         self.data: dict[str, bytes] = {}
