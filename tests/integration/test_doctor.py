@@ -19,6 +19,7 @@ from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.heartbeats import beat
 from fluoro_jobs.operations import QUEUES
+from fluoro_jobs.testing.rig import until
 from fluoro_local.folders import free_port
 from fluoro_local.pooler import PoolerServer
 from fluoro_local.servers import PostgresServer
@@ -37,19 +38,54 @@ POWERLESS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Runs root as somebody whom rights of files bind."""
 
 
+@contextmanager
+def postgresql(server: PostgresServer, **settings: str) -> Iterator[None]:
+    """A PostgreSQL with these settings. Other tests share it, so they end with the block."""
+    earlier = _changed(server, settings)
+    try:
+        yield
+    finally:
+        _changed(server, earlier)
+
+
+def _changed(server: PostgresServer, settings: dict[str, str]) -> dict[str, str]:
+    """What they were."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        earlier = {name: _setting(connection, name) for name in settings}
+        for name, value in settings.items():
+            connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
+        connection.execute("SELECT pg_reload_conf()")
+
+    def are_new() -> bool:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            return all(_setting(connection, name) == value for name, value in settings.items())
+
+    until(are_new, 20, "the new settings")
+    return earlier
+
+
+def _setting(connection: psycopg.Connection, name: str) -> str:
+    row = connection.execute("SELECT current_setting(%s)", (name,)).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 @pytest.fixture
-def stores(database_url: str, redis_url: str, blob_url: str) -> dict[str, str]:
-    """The environment of a deployment with a worker for each queue."""
+def stores(
+    postgres: PostgresServer, database_url: str, redis_url: str, blob_url: str
+) -> Iterator[dict[str, str]]:
+    """The environment of a durable deployment with a worker for each queue."""
     ledger = Ledger(database_url)
     with ledger.connection() as connection:
         for queue in QUEUES:
             beat(connection, Worker(new_id(), f"host:{queue}", queue, 2, doctor.RELEASE), [])
     ledger.close()
-    return {
-        "FLUORO_DATABASE_URL": database_url,
-        "FLUORO_REDIS_URL": redis_url,
-        "FLUORO_BLOB_URL": blob_url,
-    }
+    with postgresql(postgres, fsync="on"):
+        yield {
+            "FLUORO_DATABASE_URL": database_url,
+            "FLUORO_REDIS_URL": redis_url,
+            "FLUORO_BLOB_URL": blob_url,
+        }
 
 
 def asked(stores: dict[str, str], *command: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -73,20 +109,6 @@ def policy(redis_url: str, value: str) -> Iterator[None]:
             yield
         finally:
             client.config_set("maxmemory-policy", "noeviction")
-
-
-@contextmanager
-def postgresql(server: PostgresServer, **settings: str) -> Iterator[None]:
-    """A PostgreSQL with these settings. Other tests share it, so they end with the block."""
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        for name, value in settings.items():
-            connection.execute(f"ALTER SYSTEM SET {name} = {value}".encode())
-        connection.execute("SELECT pg_reload_conf()")
-        try:
-            yield
-        finally:
-            connection.execute("ALTER SYSTEM RESET ALL")
-            connection.execute("SELECT pg_reload_conf()")
 
 
 async def test_an_operator_hears_of_every_fault_at_once_and_what_to_do(
