@@ -163,10 +163,10 @@ def test_an_image_of_one_grey_passes_if_the_second_decoder_says_so_too(
     flat = np.full((64, 64), value, np.uint8)
     data, codec = imagecodecs.jpeg8_encode(flat, level=90), CODECS[PREFIX + "4.50"]
     frame = compressed_frame(data, PREFIX + "4.50", image(flat), codec)
-    assert bool(frame.certificate.second_decoder) == confirmed
+    assert bool(frame.second_decoder) == confirmed
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)
     frame = compressed_frame(data[:2] + comment + data[2:], PREFIX + "4.50", image(flat), codec)
-    assert frame.certificate.second_decoder == str(codec.second)
+    assert frame.second_decoder == str(codec.second)
     assert np.array_equal(frame.values, flat)
 
 
@@ -192,7 +192,7 @@ def test_a_jpeg_2000_code_stream_is_read_by_its_own_sign_and_precision(
     data = j2k(array, bitspersample=precision)
     frame = compressed_frame(data, PREFIX + "4.90", image(array, **header), CODECS[PREFIX + "4.90"])
     assert np.array_equal(frame.values, array)
-    assert frame.certificate.precision == precision
+    assert frame.precision == precision
 
 
 @pytest.mark.parametrize(

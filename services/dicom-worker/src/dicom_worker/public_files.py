@@ -23,7 +23,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 from pydicom import dcmread
 
-from dicom_worker.pixels.decoders import CODECS, LOSSY_TOLERANCE, NATIVE, Codec, decode_frames
+from dicom_worker.pixels.decoders import CODECS, LOSSY_TOLERANCE, NATIVE, Codec, uncertified_frames
 from dicom_worker.reading import DicomFile, open_dicom
 
 WHEEL: Final = Path(pydicom.data.__file__).parent / "test_files"
@@ -94,7 +94,7 @@ def judge(path: Path) -> Line:
         try:
             file = open_dicom(path, scratch)
             syntax = file.transfer_syntax
-            ours = np.stack([frame.values for frame in decode_frames(file)])
+            ours = np.stack([frame.values for frame in uncertified_frames(file)])
         except FluoroError as error:
             reason = str(error.reason)
             verdict = "no image" if error.reason is Reason.NO_PIXEL_DATA else reason

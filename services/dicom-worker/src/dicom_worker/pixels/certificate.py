@@ -33,24 +33,36 @@ class FrameCertificate:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """Stored values, (rows, columns) or (rows, columns, 3) RGB.
+
+    precision, second_decoder: as in their certificate.
+    """
+
+    values: NDArray[Any]
+    precision: int
+    second_decoder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """Stored values, (rows, columns) or (rows, columns, 3) RGB, and what is certified of them."""
+    """Stored values and what is certified of them."""
 
     values: NDArray[Any]
     certificate: FrameCertificate
 
 
-def certified(values: NDArray[Any], precision: int, second_decoder: str = "") -> DecodedFrame:
+def certified(frame: StoredFrame) -> DecodedFrame:
     """The frame with its certificate."""
-    values = np.ascontiguousarray(values)
+    values = np.ascontiguousarray(frame.values)
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
     certificate = FrameCertificate(
         sha256=hashlib.sha256(little.data).digest(),
-        precision=precision,
+        precision=frame.precision,
         minimum=float(np.fmin.reduce(values, axis=None)),
         maximum=float(np.fmax.reduce(values, axis=None)),
         entropy_bits=entropy(values),
-        second_decoder=second_decoder,
+        second_decoder=frame.second_decoder,
     )
     return DecodedFrame(values, certificate)
 

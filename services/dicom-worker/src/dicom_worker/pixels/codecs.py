@@ -36,6 +36,9 @@ class FrameSpec:
     colour: str
 
 
+THREADS: Final = len(os.sched_getaffinity(0))
+"""Of OpenJPEG, the slowest decoder; GDCM's takes as many."""
+
 Decoder = Callable[[bytes, FrameSpec], NDArray[Any]]
 """Code stream → (rows, columns) or (rows, columns, samples). Raises anything on a broken one."""
 
@@ -62,7 +65,7 @@ def openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
     """JPEG 2000."""
     from imagecodecs import jpeg2k_decode  # noqa: PLC0415 - see above
 
-    return np.asarray(jpeg2k_decode(data))
+    return np.asarray(jpeg2k_decode(data, numthreads=THREADS))
 
 
 def openjph(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
@@ -88,7 +91,9 @@ def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
         "columns": frame.columns,
         "bits_allocated": frame.bits,
     }
-    planes = np.frombuffer(decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}")
+    planes = np.frombuffer(
+        decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}"
+    )
     if frame.samples == 1:
         return planes.reshape(frame.rows, frame.columns)
     return planes.reshape(frame.samples, frame.rows, frame.columns).transpose(1, 2, 0)

@@ -19,7 +19,13 @@ from pydicom.pixels.processing import convert_color_space
 
 from dicom_worker import limits
 from dicom_worker.blame import blame_file
-from dicom_worker.pixels.certificate import DecodedFrame, certified, ends_grey, looks_empty
+from dicom_worker.pixels.certificate import (
+    DecodedFrame,
+    StoredFrame,
+    certified,
+    ends_grey,
+    looks_empty,
+)
 from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.codestream import CodeStream, Parser, parse_j2k, parse_jpeg, parse_rle
 from dicom_worker.pixels.frames import group_frames, read_frame, undecodable
@@ -128,6 +134,11 @@ def decode_frames(file: DicomFile) -> Iterator[DecodedFrame]:
     TRANSFER_SYNTAX_UNSUPPORTED, IMAGE_TOO_LARGE (all before anything is allocated),
     PIXELS_UNDECODABLE.
     """
+    return map(certified, uncertified_frames(file))
+
+
+def uncertified_frames(file: DicomFile) -> Iterator[StoredFrame]:
+    """The same without certificates, which take time of their own."""
     if file.image is None or file.pixels is None:
         raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
     codec = CODECS.get(file.transfer_syntax)
@@ -178,7 +189,7 @@ def check_encoding(image: Image, codec: Codec) -> None:
         raise undecodable("YBR_FULL has more than 8 bits per sample.")
 
 
-def native_frames(file: DicomFile, image: Image) -> Iterator[DecodedFrame]:
+def native_frames(file: DicomFile, image: Image) -> Iterator[StoredFrame]:
     """The frames of uncompressed pixel data."""
     assert file.pixels is not None and file.pixels.length is not None  # noqa: PT018 - one fact
     excess = file.pixels.length - image.native_bytes
@@ -186,14 +197,16 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[DecodedFrame]:
     if excess > 1 and excess * 16 >= image.frame_bits:
         raise undecodable("The pixel data is longer than the header says by half a frame or more.")
     with file.path.open("rb") as stream:
-        for index in range(image.frames):
-            # Only here does a frame begin within a byte; pydicom counts whole bytes.
-            if image.bits_allocated == 1:
+        # Only here does a frame begin within a byte; pydicom counts whole bytes.
+        if image.bits_allocated == 1:
+            for index in range(image.frames):
                 values = packed_frame(stream, file.pixels.offset, image, index)
-            else:
-                stream.seek(file.pixels.offset)
-                values = cell_values(native_frame(file, image, stream, index), image)
-            yield certified(values, image.bits_stored)
+                yield StoredFrame(values, image.bits_stored)
+            return
+        stream.seek(file.pixels.offset)
+        plain = file.little_endian and not image.photometric.startswith("YBR")
+        for cells in (plain_cells if plain else native_cells)(file, image, stream):
+            yield StoredFrame(cell_values(cells, image), image.bits_stored)
 
 
 def packed_frame(stream: BinaryIO, start: int, image: Image, index: int) -> NDArray[np.uint8]:
@@ -210,8 +223,19 @@ def packed_frame(stream: BinaryIO, start: int, image: Image, index: int) -> NDAr
     )
 
 
-def native_frame(file: DicomFile, image: Image, stream: BinaryIO, index: int) -> NDArray[Any]:
-    """One frame of uncompressed pixel data by pydicom, RGB for YBR, in native byte order.
+def plain_cells(_file: DicomFile, image: Image, stream: BinaryIO) -> Iterator[NDArray[Any]]:
+    """The frames of little endian pixel data as it lies there, read straight into arrays."""
+    kind = "f" if image.is_float else "i" if image.signed else "u"
+    dtype = np.dtype(f"<{kind}{image.bits_allocated // 8}")
+    for _ in range(image.frames):
+        cells = np.empty(image.shape if not image.planar else image.planes, dtype)
+        if stream.readinto(cells.data.cast("B")) != cells.nbytes:  # type: ignore[attr-defined]  # of a file
+            raise undecodable("The pixel data cannot be read.")
+        yield np.moveaxis(cells, 0, -1) if image.planar else cells
+
+
+def native_cells(file: DicomFile, image: Image, stream: BinaryIO) -> Iterator[NDArray[Any]]:
+    """The frames of uncompressed pixel data by pydicom, RGB for YBR, in native byte order.
 
     stream: at the first byte of the pixel data. PIXELS_UNDECODABLE if pydicom refuses.
     """
@@ -229,17 +253,18 @@ def native_frame(file: DicomFile, image: Image, stream: BinaryIO, index: int) ->
         "pixel_representation": int(image.signed),
         "correct_unused_bits": False,  # `cell_values` does it, for any High Bit
     }
-    with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
-        decoder = get_decoder(file.transfer_syntax)
-        array, properties = decoder.as_array(stream, index=index, **options)
-    if array.shape != image.shape or (
-        image.samples > 1 and properties["photometric_interpretation"] != "RGB"
-    ):
-        raise undecodable("The pixel data has another shape or colour space than the header says.")
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="))
+    decoder = get_decoder(file.transfer_syntax)
+    frames = decoder.iter_array(stream, **options)
+    for _ in range(image.frames):
+        with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
+            array, properties = next(frames)
+        is_rgb = properties["photometric_interpretation"] == "RGB"
+        if array.shape != image.shape or (image.samples > 1 and not is_rgb):
+            raise undecodable("The pixel data has another shape or colours than the header says.")
+        yield np.asarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[DecodedFrame]:
+def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[StoredFrame]:
     """The frames of compressed pixel data.
 
     Each is checked against the header before it is decoded, and what it gave after.
@@ -255,7 +280,7 @@ def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator
             )
 
 
-def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> DecodedFrame:
+def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> StoredFrame:
     """One frame: by the pinned decoder, and where that looks wrong by the second one too."""
     found = examine(data, image, codec)
     spec = FrameSpec(
@@ -275,7 +300,7 @@ def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> De
     if is_suspicious(samples, len(data), found, codec):
         confirm(values, data, spec, found, image, codec)
         second = str(codec.second)
-    return certified(values, found.precision, second)
+    return StoredFrame(values, found.precision, second)
 
 
 def examine(data: bytes, image: Image, codec: Codec) -> CodeStream:

@@ -75,6 +75,11 @@ class Image:
             else (self.rows, self.columns, self.samples)
         )
 
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """(samples, rows, columns), the order of Planar Configuration 1."""
+        return self.samples, self.rows, self.columns
+
 
 def image_of(header: Dataset, pixels: Element) -> Image:
     """What the header says about `pixels`.

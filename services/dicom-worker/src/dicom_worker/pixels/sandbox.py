@@ -41,8 +41,9 @@ class Sandbox:
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = Lock()
         self._memory = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._size = 0
         fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        os.ftruncate(self._memory, mmap.PAGESIZE)
+        self._shared = mmap.mmap(self._memory, mmap.PAGESIZE)
 
     def decode(self, decoder: str, frame: FrameSpec, data: bytes) -> NDArray[Any]:
         """The samples of a code stream, as this decoder of `codecs` has them.
@@ -51,21 +52,38 @@ class Sandbox:
         than the frame's; WORKER_LOST if the child was killed from outside.
         """
         # Samples have 4 bytes at most, because no decoder gives more than 32 bits.
-        capacity = frame.rows * frame.columns * frame.samples * max(4, frame.bits // 8)
-        request = {"decoder": decoder, "frame": asdict(frame), "capacity": capacity}
+        room = frame.rows * frame.columns * frame.samples * max(4, frame.bits // 8)
+        start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+        request = {
+            "decoder": decoder,
+            "frame": asdict(frame),
+            "data_bytes": len(data),
+            "pixels_start": start,
+            "pixels_end": start + room,
+        }
         with self._turn:
-            self._make_room(capacity)
-            reply = self._ask(request, data)
-            if not reply:
-                raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
-            return self._copy(np.dtype(reply["dtype"]), reply["shape"], frame)
+            self._make_room(start + room)
+            self._shared[: len(data)] = data
+            try:
+                reply = self._ask(request)
+                if reply is None:
+                    raise FluoroError(
+                        Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."
+                    )
+                return self._copy(np.dtype(reply["dtype"]), reply["shape"], start, frame)
+            finally:
+                if len(self._shared) > KEPT_BYTES:
+                    self._shared.madvise(mmap.MADV_REMOVE)
 
-    def _make_room(self, capacity: int) -> None:
-        if capacity > self._size:
-            os.ftruncate(self._memory, capacity)
-            self._size = capacity
+    def _make_room(self, size: int) -> None:
+        if size > len(self._shared):
+            os.ftruncate(self._memory, size)
+            self._shared.close()
+            self._shared = mmap.mmap(self._memory, size)
 
-    def _copy(self, dtype: np.dtype[Any], shape: list[int], frame: FrameSpec) -> NDArray[Any]:
+    def _copy(
+        self, dtype: np.dtype[Any], shape: list[int], start: int, frame: FrameSpec
+    ) -> NDArray[Any]:
         expected = (frame.rows, frame.columns, *([frame.samples] if frame.samples > 1 else []))
         if tuple(shape) != expected:
             raise FluoroError(
@@ -73,27 +91,20 @@ class Sandbox:
                 "The decoded frame has another shape than the header says.",
             )
         count = frame.rows * frame.columns * frame.samples
-        with mmap.mmap(self._memory, count * dtype.itemsize) as memory:
-            view = np.frombuffer(memory, dtype, count)
-            array = view.reshape(expected).copy()
-            del view  # the mapping cannot close while an array points into it
-            if len(memory) > KEPT_BYTES:
-                memory.madvise(mmap.MADV_REMOVE)
-        return array
+        return np.frombuffer(self._shared, dtype, count, start).reshape(expected).copy()
 
-    def _ask(self, request: dict[str, Any], frame: bytes) -> dict[str, Any] | None:
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The reply to a request, None if it is a refusal."""
         child = self._start()
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
         try:
-            # typeshed's IO[bytes] is a BinaryIO.
-            write_message(child.stdin, request, frame)  # type: ignore[arg-type]  # see above
-            reply = read_message(child.stdout)  # type: ignore[arg-type]  # see above
+            write_message(child.stdin, request)
+            reply = read_message(child.stdout)
         except BrokenPipeError:
             reply = None
         if reply is None:
             raise self._obituary(child)
-        return reply[0] if reply[0]["decoded"] else None
+        return reply if reply["decoded"] else None
 
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:

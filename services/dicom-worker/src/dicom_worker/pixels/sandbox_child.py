@@ -4,8 +4,8 @@ Codecs are C and C++, and see hostile bytes. GDCM, for one, ends the process on 
 called after throwing gdcm::Exception`). Here that costs a frame. This process has no settings, no
 network client and no secrets in its environment; memory and time are limited.
 
-A message, in both directions, is two lengths (`HEADER`), a JSON object and bytes. Decoded pixels go
-through memory that both processes share, because a pipe takes as long as a fast decoder.
+A message, in both directions, is a JSON object on a line. Code streams and pixels lie in memory
+that both processes share, because a pipe takes longer than a fast decoder.
 """
 
 import json
@@ -13,10 +13,9 @@ import mmap
 import os
 import resource
 import signal
-import struct
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any
 
 import numpy as np
 from fluoro_jobs.errors import Reason
@@ -26,56 +25,49 @@ from dicom_worker import limits
 from dicom_worker.blame import blame_file
 from dicom_worker.pixels.codecs import FUNCTIONS, FrameSpec
 
-HEADER: Final = struct.Struct("<QQ")
-"""Bytes of the JSON object, bytes of the rest."""
 
-
-def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def read_message(stream: IO[bytes]) -> dict[str, Any] | None:
     """The next message; None if the stream ends before its last byte."""
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    object_bytes, rest_bytes = HEADER.unpack(header)
-    text, rest = stream.read(object_bytes), stream.read(rest_bytes)
-    return (json.loads(text), rest) if len(rest) == rest_bytes else None
+    line = stream.readline()
+    message: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+    return message
 
 
-def write_message(stream: BinaryIO, message: dict[str, Any], rest: bytes | memoryview) -> None:
+def write_message(stream: IO[bytes], message: dict[str, Any]) -> None:
     """Sends a message."""
-    text = json.dumps(message).encode()
-    stream.write(HEADER.pack(len(text), len(rest)))
-    stream.write(text)
-    stream.write(rest)
+    stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, shared: int) -> None:
-    """Decodes until `requests` ends. shared: descriptor of the memory that takes the pixels."""
-    while message := read_message(requests):
-        request, data = message
+def serve(requests: IO[bytes], replies: IO[bytes], memory: int) -> None:
+    """Decodes until `requests` ends. memory: descriptor of what both processes share."""
+    shared = mmap.mmap(memory, 0)
+    while request := read_message(requests):
+        if request["pixels_end"] > len(shared):
+            shared = mmap.mmap(memory, 0)
         signal.alarm(limits.DECODER_TIME_LIMIT_SECONDS)
         try:
             with blame_file(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."):
-                array = FUNCTIONS[request["decoder"]](data, FrameSpec(**request["frame"]))
-                share(array, shared, request["capacity"])
+                array = decode(request, memoryview(shared))
         except BaseException:  # noqa: BLE001 - a panic of pylibjpeg-rle (Rust) is no Exception
             signal.alarm(0)
-            write_message(replies, {"decoded": False}, b"")
+            write_message(replies, {"decoded": False})
             continue
         signal.alarm(0)
-        write_message(
-            replies, {"decoded": True, "dtype": array.dtype.str, "shape": array.shape}, b""
-        )
+        reply = {"decoded": True, "dtype": array.dtype.str, "shape": array.shape}
+        write_message(replies, reply)
 
 
-def share(array: NDArray[Any], shared: int, capacity: int) -> None:
-    """Copies the pixels to the start of the shared memory. ValueError if they do not fit."""
-    if array.nbytes > capacity:
+def decode(request: dict[str, Any], shared: memoryview) -> NDArray[Any]:
+    """Decodes the code stream at the start of the shared memory, and leaves the pixels in there."""
+    data = bytes(shared[: request["data_bytes"]])
+    array = FUNCTIONS[request["decoder"]](data, FrameSpec(**request["frame"]))
+    start, end = request["pixels_start"], request["pixels_end"]
+    if array.nbytes > end - start:
         raise ValueError("the decoded frame is larger than its header says")
-    with mmap.mmap(shared, capacity) as memory:
-        target = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
-        np.copyto(target, array)
-        del target  # the mapping cannot close while an array points into it
+    target = np.frombuffer(shared, array.dtype, array.size, start).reshape(array.shape)
+    np.copyto(target, array)
+    return target
 
 
 def main() -> None:
