@@ -85,7 +85,7 @@ CASES: Final = (
     Case(".4.57", "RG3_UNCR", lambda frame: lossless(frame, 16), 4),
     Case(".4.70", "MR2_UNCR", lambda frame: lossless(frame, 12), 8),
     Case(".4.80", "RG3_UNCR", imagecodecs.jpegls_encode, 4),
-    Case(".4.81", "US1_UNCR", lambda frame: imagecodecs.jpegls_encode(frame, level=2), 10),
+    Case(".4.81", "MR2_UNCR", lambda frame: imagecodecs.jpegls_encode(frame, level=2), 8),
     Case(".4.90", "693_UNCR", j2k, 4),
     Case(".4.91", "US1_UNCR", lambda frame: j2k(frame, 40), 4),
     Case(".4.201", "RG3_UNCR", imagecodecs.htj2k_encode, 6),

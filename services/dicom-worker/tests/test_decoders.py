@@ -170,6 +170,16 @@ def test_an_image_of_one_grey_passes_if_the_second_decoder_says_so_too(
     assert np.array_equal(frame.values, flat)
 
 
+def test_a_picture_with_an_empty_edge_is_no_reason_to_suspect_its_decoder() -> None:
+    framed = np.zeros((1024, 1024), np.uint16)
+    framed[:, 1:-1] = np.random.default_rng(3).normal(2000, 200, (1024, 1022))
+    frame = compressed_frame(
+        imagecodecs.jpegls_encode(framed), PREFIX + "4.80", image(framed), CODECS[PREFIX + "4.80"]
+    )
+    assert not frame.second_decoder
+    assert np.array_equal(frame.values, framed)
+
+
 SIGNED = np.arange(-128, 128, dtype=np.int16).reshape(8, 32).repeat(4, axis=0)
 UNSIGNED = (SIGNED + 128).astype(np.uint16)
 

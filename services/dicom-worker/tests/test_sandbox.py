@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +79,10 @@ def test_a_decoder_that_gives_another_shape_than_the_header_says_is_refused(
     sandbox: Sandbox,
 ) -> None:
     with pytest.raises(FluoroError) as caught:
-        sandbox.decode("charls", replace(SPEC, rows=32), JPEG_LS)
+        sandbox.decode("charls", SPEC._replace(rows=32), JPEG_LS)
     assert caught.value.reason == Reason.PIXELS_UNDECODABLE
     with pytest.raises(FluoroError) as caught:
-        sandbox.decode("charls", replace(SPEC, rows=1, columns=1), JPEG_LS)
+        sandbox.decode("charls", SPEC._replace(rows=1, columns=1), JPEG_LS)
     assert caught.value.reason == Reason.PIXELS_UNDECODABLE
     sandbox.close()
 
@@ -94,7 +93,7 @@ def test_pixels_survive_the_next_frame_and_large_ones_leave_no_memory_behind(
     first = sandbox.decode("pylibjpeg_rle", SPEC, FRAME)
     before = first.copy()
     large = np.zeros((4096, 2560), np.uint16)
-    spec = replace(SPEC, rows=4096, columns=2560)
+    spec = SPEC._replace(rows=4096, columns=2560)
     assert np.array_equal(sandbox.decode("charls", spec, jpegls_encode(large)), large)
     assert np.array_equal(first, before)
     assert Path(f"/proc/self/fd/{sandbox._memory}").stat().st_blocks * 512 < large.nbytes

@@ -7,17 +7,15 @@ colours. Whether that fits the header is not its business.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class FrameSpec:
+class FrameSpec(NamedTuple):
     """What a decoder is told of a frame.
 
     bits: Bits Allocated. precision: bits per sample of the code stream. signed: of its samples, or
@@ -91,9 +89,7 @@ def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
         "columns": frame.columns,
         "bits_allocated": frame.bits,
     }
-    planes = np.frombuffer(
-        decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}"
-    )
+    planes = np.frombuffer(decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}")
     if frame.samples == 1:
         return planes.reshape(frame.rows, frame.columns)
     return planes.reshape(frame.samples, frame.rows, frame.columns).transpose(1, 2, 0)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache
 from threading import Lock
 from typing import Any, Final
@@ -26,6 +25,14 @@ CRASHES: Final = frozenset(
 """Signals by which a file brings the child down. Any other, such as SIGKILL, comes from outside."""
 
 
+ENVIRONMENT: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(16 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(32 * 1024 * 1024),
+}
+"""Of the child (mallopt(3)): without them it takes the memory of every frame anew from the kernel.
+
+With RLE that is half of its time.
+"""
 KEPT_BYTES: Final = 16 * 1024 * 1024
 """Shared memory that stays for the next frame; what a larger one took goes back."""
 
@@ -56,7 +63,7 @@ class Sandbox:
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
         request = {
             "decoder": decoder,
-            "frame": asdict(frame),
+            "frame": frame,
             "data_bytes": len(data),
             "pixels_start": start,
             "pixels_end": start + room,
@@ -111,12 +118,12 @@ class Sandbox:
             module = "dicom_worker.pixels.sandbox_child"
             command = [sys.executable, "-I", "-m", module, str(self._memory)]
             # A session of its own, because signals to the worker's process group are not for it.
-            # No environment, because it needs no secrets.
+            # Nothing of our environment, because it needs no secrets.
             self._child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={},
+                env=ENVIRONMENT,
                 pass_fds=(self._memory,),
                 start_new_session=True,
             )

@@ -61,7 +61,7 @@ def serve(requests: IO[bytes], replies: IO[bytes], memory: int) -> None:
 def decode(request: dict[str, Any], shared: memoryview) -> NDArray[Any]:
     """Decodes the code stream at the start of the shared memory, and leaves the pixels in there."""
     data = bytes(shared[: request["data_bytes"]])
-    array = FUNCTIONS[request["decoder"]](data, FrameSpec(**request["frame"]))
+    array = FUNCTIONS[request["decoder"]](data, FrameSpec(*request["frame"]))
     start, end = request["pixels_start"], request["pixels_end"]
     if array.nbytes > end - start:
         raise ValueError("the decoded frame is larger than its header says")
