@@ -30,7 +30,7 @@ async def main(rounds: int, seconds: float) -> None:
     """Rounds in turn, figures at the end."""
     with (
         servers() as run,
-        run.service("gateway") as gateway,
+        run.service("gateway", owner_calls_per_second=1e6, owner_jobs_per_second=1e6) as gateway,
         run.peer("peers.grpc_server") as echo,
         web(run) as fastapi,
     ):

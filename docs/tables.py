@@ -54,11 +54,13 @@ Reasons are part of the API: they are added, never renamed.
 
 *May be retried*: of a request, the same call may succeed a little later, unchanged. Of jobs, Fluoro
 itself tries the task again, as far as its `retry_policy` goes; the code that raises it can know
-better. Clients repeat calls that end UNAVAILABLE by themselves.
+better. Clients repeat calls by themselves that end UNAVAILABLE, or RESOURCE_EXHAUSTED with
+RetryInfo.
 
 gRPC refuses some calls before Fluoro sees them, without a reason: messages over twice the limit
-and metadata over 8 KiB are `RESOURCE_EXHAUSTED`. Frames and headers that no gRPC client sends are
-`INTERNAL`, as its protocol has it."""
+and metadata over 8 KiB are `RESOURCE_EXHAUSTED`. What comes while too many calls wait is
+`CANCELLED` and may be retried ([limits](limits.md)). Frames and headers that no gRPC client sends
+are `INTERNAL`, as its protocol has it."""
 
 METRICS_HEAD: Final = """\
 # Metrics

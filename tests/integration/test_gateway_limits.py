@@ -18,6 +18,8 @@ from fluoro.v1.job_service_pb2 import (
     SubmitJobRequest,
     WatchJobsRequest,
 )
+from fluoro_client import AsyncClient
+from fluoro_local.folders import free_port
 from fluoro_local.servers import ValkeyServer
 from fluoro_local.testing import standing_still
 from gateway.testing import Client, Refused, refused, serving
@@ -114,6 +116,21 @@ async def test_a_rate_holds_over_all_gateways_also_when_redis_stood_still(
         while not let_through([await look(first, "hasty")]):
             pass
     assert time.monotonic() - began < 15
+
+
+async def test_calls_beyond_what_may_wait_are_refused_at_once_and_the_client_waits_them_out(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    port = free_port()
+    settings: Any = {"max_pending_requests": 20, "grpc_port": port}
+    async with serving(database_url, redis_url, blob_url, **settings) as client:
+        answers = await looks(client, "ada", 400)
+        late = [answer for answer in answers if answer.reason != "JOB_NOT_FOUND"]
+        assert 20 <= let_through(answers) < 400
+        assert {(how.code, how.reason) for how in late} == {(grpc.StatusCode.CANCELLED, "")}
+        async with AsyncClient(f"127.0.0.1:{port}", owner="ada") as patient:
+            counts = await asyncio.gather(*(patient.count() for _ in range(200)))
+        assert all(not found for found, _ in counts)
 
 
 async def test_jobs_have_a_rate_of_their_own(gateways: Sequence[Client]) -> None:

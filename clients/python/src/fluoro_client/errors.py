@@ -19,10 +19,6 @@ WATCH_TOO_SLOW: Final = "WATCH_TOO_SLOW"
 """Reason of a watch that was read too slowly. Its cursor stays valid (docs/errors.md)."""
 
 
-PENDING: Final = "pending requests"
-"""Part of what gRPC's own refusal says when too many calls wait for a server."""
-
-
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
     """One bad field of a request: its path in the proto (`job.steps[2].after[0]`), what to do."""
@@ -74,15 +70,12 @@ class FluoroApiError(Exception):
     @property
     def was_refused_early(self) -> bool:
         """Whether a limit was met that has room again soon; nothing of the call was done."""
-        # What a gateway that is flooded has gRPC refuse comes without details.
-        flooded = not self.reason and PENDING in self.message
-        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and (
-            self.retry_seconds > 0 or flooded
-        )
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_seconds > 0
 
     @property
     def resumable(self) -> bool:
         """Whether the same call, or resuming the stream, may succeed a little later."""
+        # CANCELLED: what a gateway that is flooded has gRPC refuse, too.
         cut_off = self.code is grpc.StatusCode.CANCELLED or (
             self.code is grpc.StatusCode.INTERNAL and "RST_STREAM" in self.message
         )

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
+
 from fluoro_client.errors import FluoroApiError
 
 FIRST_WAIT_SECONDS: Final = 0.1
@@ -60,8 +62,8 @@ class Patience:
         if not self._failures:
             self._since = time.monotonic()
         self._failures += 1
-        # Only Fluoro gives reasons, so this server has answered.
-        self.contact.made |= bool(error.reason) or error.was_refused_early
+        # Only Fluoro gives reasons, and only a gRPC server that is busy cancels: it has answered.
+        self.contact.made |= bool(error.reason) or error.code is grpc.StatusCode.CANCELLED
         ceiling = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._failures - 1, 10))
         # The server says when to come back at the earliest; all its callers were told the same.
         spread = ceiling + error.retry_seconds / 2

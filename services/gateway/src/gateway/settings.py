@@ -300,10 +300,11 @@ class Settings(BaseSettings):
         ),
     )
     max_pending_requests: Count = Field(
-        default=100_000,
+        default=512,
         description=(
-            "Calls that may wait for the event loop before gRPC turns callers away; "
-            "its own default of 1000 refuses bursts."
+            "Calls of one method that may wait for the event loop before gRPC refuses more: "
+            "CANCELLED, without details. Some hundred keep the wait below half a second "
+            "whatever comes."
         ),
     )
     max_connection_age_seconds: Annotated[float, Field(ge=0)] = Field(
