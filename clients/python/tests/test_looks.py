@@ -84,3 +84,14 @@ async def test_a_folder_without_files_and_one_that_is_not_there_are_usage_errors
         )
         assert (code, name in err) == (2, True)
     assert gateway.jobs == {}
+
+
+async def test_a_wait_ends_with_the_job_and_its_outcome_is_the_exit_code(gateway, fluoro):
+    job = gateway.add_job()
+    waiting = asyncio.create_task(fluoro("wait", job.name.removeprefix("jobs/")))
+    async with asyncio.timeout(30):
+        while not any(call.method == "WaitJob" for call in gateway.calls):  # noqa: ASYNC110 - the server's state is not ours to signal
+            await asyncio.sleep(0.01)
+    gateway.end(job, job_pb2.Job.STATE_FAILED, "JOB_EXPIRED")
+    code, out, _ = await waiting
+    assert (code, "JOB_EXPIRED" in out) == (1, True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fluoro_client.cli.command import (
+    JobName,
     Labels,
     Parameters,
     SomeJob,
@@ -167,3 +168,12 @@ def watch(
         else partial(commands.watch, name=job_name(job))
     )
     return partial(action, cursor=cursor)
+
+
+@command(app)
+def wait(*, job: JobName) -> "Action":
+    """Wait until a job has ended, and show it; its outcome is the exit code.
+
+    Ctrl-C stops waiting, the job goes on.
+    """
+    return partial(commands.wait, name=job_name(job))

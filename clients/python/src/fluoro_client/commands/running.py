@@ -129,6 +129,13 @@ async def watch(client: AsyncClient, settings: Settings, *, name: str, cursor: s
         ) from None
 
 
+async def wait(client: AsyncClient, settings: Settings, *, name: str) -> Exit:
+    """Says nothing until a job is terminal. Ctrl-C leaves the job alone."""
+    job = await client.wait(name, view=BASIC)
+    show(settings, job)
+    return verdict(job)
+
+
 async def watch_jobs(
     client: AsyncClient, settings: Settings, *, labels: Mapping[str, str], cursor: str
 ) -> Exit:
