@@ -23,6 +23,7 @@ from fluoro_local.folders import free_port
 from fluoro_local.servers import ValkeyServer
 from fluoro_local.testing import standing_still
 from gateway.testing import Client, Refused, refused, serving
+from gateway.testing_jobs import staged
 from prometheus_client import REGISTRY
 
 PATIENCE_SECONDS = 20
@@ -180,3 +181,35 @@ async def test_an_owner_has_so_many_watches_open_and_the_next_once_one_ends(
                 break
     for each in (*watches, third):
         each.cancel()
+
+
+async def test_an_owner_has_so_many_open_jobs_and_the_next_once_one_ends(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with staged(database_url, redis_url, blob_url, owner_max_open_jobs=2) as rig:
+        first = await rig.submit()
+        await rig.submit()
+        full = await refused(rig.submit())
+        assert (full.code, full.reason, full.quota, full.retry_seconds) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "JOB_QUOTA_EXCEEDED",
+            "max_open_jobs",
+            2,
+        )
+        await rig.submit("eve")
+        await rig.run(first)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                with suppress(grpc.aio.AioRpcError):
+                    await rig.submit()
+                    break
+        assert (await refused(rig.submit())).reason == "JOB_QUOTA_EXCEEDED"
+        request = SubmitJobRequest(
+            job=Job(
+                inputs=[f"blobs/{uuid4()}"], steps=[Step(name="a", inspect_dicom=InspectDicom())]
+            )
+        )
+        batch = BatchSubmitJobsRequest(requests=[request] * 3)
+        assert (
+            await refused(rig.client.jobs.BatchSubmitJobs(batch, metadata=of("ada")))
+        ).reason == "JOB_QUOTA_EXCEEDED"

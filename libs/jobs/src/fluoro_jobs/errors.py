@@ -62,6 +62,7 @@ class Reason(StrEnum):
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
     RATE_LIMITED = "RATE_LIMITED"
     TOO_MANY_CALLS = "TOO_MANY_CALLS"
+    JOB_QUOTA_EXCEEDED = "JOB_QUOTA_EXCEEDED"
     CALL_TIMEOUT = "CALL_TIMEOUT"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     GATEWAY_BUSY = "GATEWAY_BUSY"
@@ -277,6 +278,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "RESOURCE_EXHAUSTED",
         True,
         "As many calls, or watches and waits, of the owner are under way in this gateway as may.",
+    ),
+    Reason.JOB_QUOTA_EXCEEDED: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        True,
+        "As many jobs of the owner have not ended as may. Nothing was stored.",
     ),
     Reason.CALL_TIMEOUT: ReasonSpec(
         "DEADLINE_EXCEEDED",

@@ -101,7 +101,7 @@ class Batches:
         if len(request.requests) > MAX_ENTRIES:
             raise names.invalid("requests", f"At most {MAX_ENTRIES}.")
         if not request.validate_only:
-            call.limits.submits(call.owner, len(request.requests))
+            await call.limits.submits(call.owner, len(request.requests))
         with self._under_way(call.owner):
             return await self._submit(request, call)
 

@@ -294,7 +294,7 @@ class Jobs:
             return job
         if checked:
             return checked
-        call.limits.submits(call.owner, 1)
+        await call.limits.submits(call.owner, 1)
         submission.audit = call.record.entry
         job = await self._committed(submission)
         if job.name == submission.name:

@@ -29,6 +29,7 @@ from gateway.ledger_calls import LedgerCalls
 from gateway.limits.buckets import Buckets
 from gateway.limits.gate import Limits
 from gateway.limits.owners import Owners
+from gateway.limits.quotas import OpenJobs
 from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
@@ -72,11 +73,11 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     ValueError for a blob URL of an unknown kind. Ledger and Redis may be down at the start.
     """
     quiet_logs()
-    pipelines, limits = load_pipelines(settings.pipelines_folder), _limits(settings)
+    pipelines = load_pipelines(settings.pipelines_folder)
     store = BlobStore.from_url(settings.blob_url, request_seconds=settings.blob_request_seconds)
     ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
-    hub_calls = LedgerCalls(ledger, WATCH_THREADS)
+    hub_calls, limits = LedgerCalls(ledger, WATCH_THREADS), _limits(settings, calls)
     publisher = Publisher(settings.redis_url)
     dispatcher = Dispatcher(ledger, settings.redis_url)
     hub = Hub(hub_calls, calls, settings)
@@ -127,9 +128,13 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         ledger.close()
 
 
-def _limits(settings: Settings) -> Limits:
-    owners = Owners(settings.owner_limits, settings.owner_limits_file)
-    return Limits(owners, Buckets(settings.redis_url), settings.call_timeout_seconds)
+def _limits(settings: Settings, calls: LedgerCalls) -> Limits:
+    return Limits(
+        Owners(settings.owner_limits, settings.owner_limits_file),
+        Buckets(settings.redis_url),
+        OpenJobs(calls),
+        settings.call_timeout_seconds,
+    )
 
 
 def _commits(ledger: Ledger, settings: Settings) -> GroupCommit:

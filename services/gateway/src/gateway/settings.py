@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.identity.principal import OWNER
-from gateway.limits.owners import OwnerLimits
+from gateway.limits.owners import MOST_OPEN_JOBS, OwnerLimits
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -284,6 +284,13 @@ class Settings(BaseSettings):
     owner_max_streams: Annotated[int, Field(ge=0)] = Field(
         default=20_000,
         description="The same of watches and waits: WatchJob, WatchJobs, RunJob, WaitJob.",
+    )
+    owner_max_open_jobs: Annotated[int, Field(ge=0, le=MOST_OPEN_JOBS)] = Field(
+        default=0,
+        description=(
+            "Jobs of an owner that have not ended, over all gateways; more are refused with "
+            "JOB_QUOTA_EXCEEDED. 0 for no limit."
+        ),
     )
     owner_limits_file: str = Field(
         default="",

@@ -118,6 +118,9 @@ SELECT {JOB_COLUMNS}, id AS key_id, end_time AS key_time, seen FROM (
 _NAMES: Final = """
 SELECT id, end_time, place FROM ({scan}) scan ORDER BY {order} LIMIT %(limit)s
 """
+_OPEN_JOBS: Final = """
+SELECT count(*) FROM (SELECT FROM jobs WHERE owner = %s AND end_time IS NULL LIMIT %s) open
+"""
 _COUNT: Final = f"""
 SELECT CASE WHEN place <= {LOOKED_AT} THEN state END, coalesce(pipeline, ''), count(*),
   max(CASE WHEN place > {LOOKED_AT} THEN id::text END)
@@ -305,3 +308,10 @@ def _invalid(field: str, description: str) -> FluoroError:
         f"{field}: {description}",
         [FieldViolation(field, description)],
     )
+
+
+def open_jobs(connection: LedgerConnection, owner: str, most: int) -> int:
+    """How many jobs of the owner have not ended, counted up to `most`."""
+    row = connection.execute(_OPEN_JOBS, (owner, most)).fetchone()
+    assert row is not None
+    return int(row[0])

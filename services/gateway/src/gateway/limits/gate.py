@@ -12,6 +12,7 @@ from fluoro_telemetry import metrics
 from gateway.identity.principal import Principal
 from gateway.limits.buckets import Buckets
 from gateway.limits.owners import Owners
+from gateway.limits.quotas import OpenJobs
 
 WAITING: Final = frozenset(
     f"fluoro.v1.JobService.{name}" for name in ("RunJob", "WaitJob", "WatchJob", "WatchJobs")
@@ -25,12 +26,15 @@ PLACE_SECONDS: Final = 1
 class Limits:
     """Counts what owners have under way, and refuses what is over their limits.
 
-    For one event loop; nothing here waits.
+    For one event loop. Nothing here waits but a look at an owner's open jobs, once a second.
     """
 
-    def __init__(self, owners: Owners, buckets: Buckets, call_seconds: float) -> None:
+    def __init__(
+        self, owners: Owners, buckets: Buckets, open_jobs: OpenJobs, call_seconds: float
+    ) -> None:
         """call_seconds: how long a call may take that brings no deadline."""
-        self._owners, self._buckets, self.call_seconds = owners, buckets, call_seconds
+        self._owners, self._buckets, self._open_jobs = owners, buckets, open_jobs
+        self.call_seconds = call_seconds
         self._calls: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self.tasks: list[asyncio.Task[None]] = []
@@ -81,9 +85,14 @@ class Limits:
             if not taken[owner]:
                 del taken[owner]  # or the names of all owners there ever were would stay
 
-    def submits(self, owner: str, jobs: int) -> None:
-        """So many jobs of an owner are about to be stored. FluoroError RATE_LIMITED."""
+    async def submits(self, owner: str, jobs: int) -> None:
+        """So many jobs of an owner are about to be stored.
+
+        FluoroError RATE_LIMITED or JOB_QUOTA_EXCEEDED; with a quota, a reason of LEDGER_OUTAGES.
+        """
         limits = self._owners.of(owner)
+        if limits.max_open_jobs:
+            await self._open_jobs.add(owner, jobs, limits.max_open_jobs)
         if limits.jobs_per_second:
             self._take("jobs_per_second", owner, limits.jobs_per_second, jobs)
 

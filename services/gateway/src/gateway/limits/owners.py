@@ -19,6 +19,9 @@ LOOK_SECONDS: Final = 2
 MOST_BYTES: Final = 4 * 2**20
 """Largest file that is read."""
 
+MOST_OPEN_JOBS: Final = 100_000
+"""Highest quota: a look counts no further."""
+
 Stamp = tuple[int, ...]
 Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=0, le=2**62)]
@@ -27,7 +30,7 @@ Number = Annotated[int, Field(ge=0, le=2**62)]
 class OwnerLimits(BaseModel):
     """What one owner may have; 0 is no limit.
 
-    The rates hold over all gateways, `max_calls` and `max_streams` for each gateway.
+    The rates and `max_open_jobs` hold over all gateways, `max_calls` and `max_streams` for each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -36,6 +39,7 @@ class OwnerLimits(BaseModel):
     jobs_per_second: Rate = 0
     max_calls: Number = 0
     max_streams: Number = 0
+    max_open_jobs: Annotated[int, Field(ge=0, le=MOST_OPEN_JOBS)] = 0
 
 
 class LimitsFileError(ValueError):
