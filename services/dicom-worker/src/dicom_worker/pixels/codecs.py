@@ -34,8 +34,8 @@ class FrameSpec(NamedTuple):
     colour: str
 
 
-THREADS: Final = len(os.sched_getaffinity(0))
-"""Of OpenJPEG, the slowest decoder; GDCM's takes as many."""
+THREADS: Final = min(4, len(os.sched_getaffinity(0)))
+"""Of OpenJPEG, the slowest decoder. Each takes address space, which is limited."""
 
 Decoder = Callable[[bytes, FrameSpec], NDArray[Any]]
 """Code stream → (rows, columns) or (rows, columns, samples). Raises anything on a broken one."""
