@@ -10,7 +10,8 @@ import pydicom
 import pypdf
 import pytest
 from fluoro.v1 import job_pb2
-from fluoro_client.jobs import imaging_report
+from fluoro.v1.deidentify_pb2 import DeidentifyDicom
+from fluoro_client.jobs import imaging_report, step
 from fluoro_local.services import SERVICES
 from fluoro_local.testing import RunningFluoro, tool
 from google.protobuf import json_format
@@ -70,12 +71,16 @@ def marked_files(ct: Path, folder: Path) -> Iterator[Path]:
     yield text
 
 
-@pytest.fixture(scope="module")
-def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
-    folder = tmp_path_factory.mktemp("marked")
+def trace(fluoro: RunningFluoro, ct: Path, folder: Path, *, deidentified: bool) -> Traced:
+    """Runs the job, and keeps whatever comes of it."""
     files = list(marked_files(ct, folder))
     with fluoro.client() as client:
-        name = client.submit(imaging_report([client.upload(path) for path in files])).name
+        asked = imaging_report([client.upload(path) for path in files])
+        if deidentified:
+            first = step(DeidentifyDicom(project="default"), "deidentify")
+            asked.steps[0].after.append("deidentify")
+            asked.steps.insert(0, first)
+        name = client.submit(asked).name
         updates = "\n".join(json_format.MessageToJson(update) for update in client.watch(name))
         job = client.get(name)
         artifacts = {
@@ -89,11 +94,32 @@ def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFac
     return Traced(fluoro, job, updates, artifacts, folder)
 
 
+@pytest.fixture(scope="module")
+def traced(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return trace(fluoro, ct, tmp_path_factory.mktemp("marked"), deidentified=False)
+
+
+@pytest.fixture(scope="module")
+def clean(fluoro: RunningFluoro, ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return trace(fluoro, ct, tmp_path_factory.mktemp("clean"), deidentified=True)
+
+
 def test_the_data_set_is_kept_whole_as_metadata(traced: Traced) -> None:
     data_set = pydicom.Dataset.from_json(json.loads(traced.artifacts["inspect/metadata-0000.json"]))
     assert {keyword: str(data_set[keyword].value) for keyword in IDENTITY} == IDENTITY, (
         "or the other tests would find nothing anywhere"
     )
+
+
+def test_after_a_step_that_deidentifies_nothing_at_all_says_who_the_patient_is(
+    clean: Traced,
+) -> None:
+    assert {"deidentify/instance-0000.dcm", "inspect/metadata-0000.json"} <= set(clean.artifacts)
+    assert [name for name, data in clean.artifacts.items() if MARK.encode() in data] == []
+    told = [clean.updates, json_format.MessageToJson(clean.job)]
+    assert MARK not in "".join((*told, *clean.artifacts))
+    report = json.loads(clean.artifacts["deidentify/deidentification-report-0000.json"])
+    assert report["proof"]["residual_identifiers"] == 0
 
 
 def test_no_artifact_but_the_metadata_says_who_the_patient_is(traced: Traced) -> None:
@@ -148,16 +174,22 @@ def test_the_command_does_not_say_who_the_patient_is_when_asked_about_the_job(
 
 
 @pytest.mark.parametrize("service", [service.name for service in SERVICES])
-def test_neither_logs_nor_metrics_say_who_the_patient_is(traced: Traced, service: str) -> None:
+def test_neither_logs_nor_metrics_say_who_the_patient_is(
+    traced: Traced, clean: Traced, service: str
+) -> None:
+    assert clean.job.name != traced.job.name, "both have run"
     log = (traced.fluoro.data / "logs" / f"{service}.log").read_text()
     assert log, "something was logged"
     assert MARK not in log
     assert MARK not in traced.fluoro.get(service, "/metrics")[1]
 
 
-def test_the_data_folder_holds_the_patient_in_inputs_and_metadata_alone(traced: Traced) -> None:
+def test_the_data_folder_holds_the_patient_in_inputs_and_metadata_alone(
+    traced: Traced, clean: Traced
+) -> None:
     known = {
         *traced.job.inputs,
+        *clean.job.inputs,
         *(
             each.blob
             for step in traced.job.steps

@@ -69,6 +69,7 @@ def test_waiting_streaming_and_explicit_steps_give_the_same_results(
     ("pipeline", "roles"),
     [
         ("dicom-intake", {"metadata", "preview", "pixels"}),
+        ("deidentify", {"instance", "deidentification-report", "preview", "pixels"}),
         ("imaging-report", {"metadata", "preview", "pixels", "report", "result"}),
         (
             "archive-report",

@@ -185,6 +185,17 @@ def test_an_identifier_in_an_attribute_that_stays_is_taken_out_of_it(run: Run) -
     assert [line["name"] for line in swept] == ["Manufacturer"]
 
 
+def test_a_number_that_is_a_text_does_not_stay(run: Run) -> None:
+    data = wheel_file("CT_small").read_bytes()
+    assert b"DS\x06\x00120   " in data or b"DS\x04\x00120 " in data
+    voltage = data.replace(b"DS\x04\x00120 ", b"DS\x04\x00Otto")
+    intercept = data.replace(b"DS\x06\x00-1024 ", b"DS\x06\x00Ottole")
+    _, attempt = run(voltage, intercept)
+    assert clean(attempt).KVP is None
+    assert outcome(attempt, 1) == "FAILED DICOM_INVALID"
+    assert "Otto" not in attempt.context.items[1].message
+
+
 def test_an_identifier_that_no_rule_reaches_fails_the_instance(run: Run) -> None:
     source = pydicom.dcmread(wheel_file("CT_small"))
     source.PatientName = "Quackenbush^Otto"

@@ -4,6 +4,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from dicom_worker.deidentify import proof
+from dicom_worker.deidentify.elements import Span
 from dicom_worker.deidentify.identifiers import Identifiers, Search
 from dicom_worker.deidentify.proof import in_bytes
 from dicom_worker.deidentify.pseudonyms import patient, read_key, shifted
@@ -86,6 +88,17 @@ def test_bytes_are_searched_for_what_cannot_be_chance(
 ) -> None:
     sought = search(names=("Quackenbush^Otto",))
     assert in_bytes(part, sought, (), header=header) == found
+
+
+def test_what_lies_across_two_chunks_of_pixel_data_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proof, "CHUNK_BYTES", 16)
+    data = bytes(11) + b"quackenbush" + bytes(11)
+    sought = search(names=("Quackenbush",))
+    parts = list(proof.chunks(data, Span(0, len(data))))
+    assert len(parts) == 3
+    assert any(in_bytes(part, sought, (), header=False) for part in parts)
 
 
 def test_a_name_is_found_in_the_character_set_of_the_file() -> None:

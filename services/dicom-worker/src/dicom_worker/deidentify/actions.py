@@ -1,9 +1,13 @@
 """Does to each attribute what the profile says, and remembers what identified the patient."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+from pydicom.datadict import keyword_for_tag
 
 from dicom_worker.deidentify.elements import TEXT_VRS, Element
 from dicom_worker.deidentify.identifiers import Search
@@ -31,6 +35,18 @@ MULTIPLE: Final = frozenset(("AE", "CS", "LO", "PN", "SH", "UC"))
 """VRs of texts whose values a backslash separates."""
 SWEPT: Final = TEXT_VRS | {"AE", "CS", "UR"}
 """VRs that people can write a name into."""
+SYNTAX: Final = {
+    "DS": re.compile(rb"[0-9+\-.Ee \\\0]*|(?i:[ \\+-]|nan|inf)*"),
+    "IS": re.compile(rb"[0-9+\- \\\0]*"),
+    "TM": re.compile(rb"[0-9:.\- \\\0]*"),
+    "DA": re.compile(rb"[0-9.\-\/ \\\0]*"),
+    "DT": re.compile(rb"[0-9.+\- \\\0]*"),
+    "AS": re.compile(rb"[0-9DWMY \\\0]*"),
+    "UI": re.compile(rb"[0-9. \\\0]*"),
+}
+"""The characters of values that no sweep looks at (PS3.5 6.2)."""
+IMAGE: Final = 0x0028
+"""The group whose numbers say what pixels mean: an empty one would mean something else."""
 REFERENCES: Final = frozenset(("DA", "DT", "TM", "UI"))
 """VRs that stay in a sequence of dummies if an option keeps them everywhere else."""
 
@@ -227,7 +243,7 @@ class Cleaner:
         if element.vr in ("DA", "DT"):
             return self.values.shifted(element)
         if element.vr == "TM" or element.tag == TIMEZONE:
-            return element
+            return self._keep(element, place)
         if element.vr not in SWEPT:
             return None
         # The words that identify are known once the whole data set has been seen.
@@ -236,10 +252,18 @@ class Cleaner:
         return clean
 
     def _keep(self, element: Element, place: Place) -> Element:
-        """Stays, but the sweep looks at it."""
+        """Stays, but the sweep looks at it. What breaks its VR may be a text, so it is emptied."""
         if element.vr in SWEPT and element.value:
             self._kept.append(Kept(element, place.encodings))
-        return element
+        syntax = SYNTAX.get(element.vr)
+        if syntax is None or syntax.fullmatch(self.values.raw(element)):
+            return element
+        if element.tag >> 16 == IMAGE:
+            raise FluoroError(
+                Reason.DICOM_INVALID, f"{keyword_for_tag(element.tag)} is not what its VR allows."
+            )
+        self._note(element.tag, place, "", "R")
+        return Element(element.tag, element.vr)
 
     def _remember(self, element: Element, code: str, place: Place) -> None:
         """What identified, at any depth of what is about to go.

@@ -11,6 +11,7 @@ from typing import Final
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom.datadict import keyword_for_tag
 
+from dicom_worker import limits
 from dicom_worker.deidentify.actions import Cleaner, Done
 from dicom_worker.deidentify.codestreams import Removed
 from dicom_worker.deidentify.documents import refuse_document, replace_document
@@ -40,6 +41,7 @@ from dicom_worker.reading import (
     PIXEL_TAGS,
     UID_SYNTAX,
     find_data_set,
+    too_large,
 )
 from dicom_worker.structure import truncated
 
@@ -97,6 +99,8 @@ def deidentify(
         data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
         def fetch(span: Span) -> bytes:
+            if span.length > limits.HEADER_LIMIT_BYTES:
+                raise too_large()
             return data[span.offset : span.offset + span.length]
 
         elements = Reader(data, encoding.explicit, encoding.little_endian).read(start, size)

@@ -15,6 +15,10 @@ from dicom_worker.deidentify.pseudonyms import day_of
 from dicom_worker.deidentify.text import decoded, encodings_of
 
 ESCAPE: Final = b"\x1b"
+CHUNK_BYTES: Final = 1024 * 1024
+"""Of pixel data, searched at a time."""
+OVERLAP_BYTES: Final = 64 * 1024
+"""More than any identifier has: values of their attributes are shorter."""
 
 
 def residual(
@@ -34,11 +38,20 @@ def residual(
     encodings = character_sets(elements)
     spans = bulk(elements)
     header = without(data, spans)
-    for part in (header, *(data[span.offset : span.offset + span.length] for span in spans)):
-        if in_bytes(part, search, encodings, header=part is header):
-            found.append(0)
-            break
+    if in_bytes(header, search, encodings, header=True) or any(
+        in_bytes(chunk, search, encodings, header=False)
+        for span in spans
+        for chunk in chunks(data, span)
+    ):
+        found.append(0)
     return found
+
+
+def chunks(data: mmap.mmap | bytes, span: Span) -> Iterator[bytes]:
+    """The bytes of a span, some at a time. Nothing that is sought falls between two of them."""
+    end = span.offset + span.length
+    for position in range(span.offset, end, CHUNK_BYTES):
+        yield data[position : min(position + CHUNK_BYTES + OVERLAP_BYTES, end)]
 
 
 def texts(
