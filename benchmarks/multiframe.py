@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from dicom_worker.pixels.rendering import render
+from dicom_worker.pixels.rendering import Wanted, render
 from dicom_worker.public_files import WHEEL, files
 from dicom_worker.reading import open_dicom
 from pydicom import dcmread
@@ -27,7 +27,7 @@ WARM_UP: Final = WHEEL / "SC_rgb_jpeg_dcmtk.dcm"
 
 def ours(path: Path, folder: Path) -> int:
     """Through the worker's own door."""
-    rendering = render(open_dicom(path, folder), folder / "pixels.npy", None, lambda: None)
+    rendering = render(open_dicom(path, folder), folder / "pixels.npy", Wanted(), lambda: None)
     return rendering.shape[0]
 
 

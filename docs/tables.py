@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from dicom_worker.deidentify.settings import DeidentifySettings
 from dicom_worker.pixels.decoders import CODECS, Codec
+from dicom_worker.pixels.presets import PRESETS
+from fluoro.v1.dicom_pb2 import WindowPreset
 from fluoro_jobs.advice import ADVICE
 from fluoro_jobs.errors import REASONS, Reason
 from fluoro_jobs.operations import OPERATIONS
@@ -121,6 +123,80 @@ CONFORMANCE_RULES: Final = """\
   order are seen in the first elements. Such a file is uncompressed, or it is refused.
 - SOP Class UID, SOP Instance UID, and with File Meta Information a Transfer Syntax UID, are
   required of every file."""
+
+
+RENDERING_HEAD: Final = """\
+# Pictures of DICOM images
+
+How RenderDicom makes pictures and arrays, and what a request can choose. The fields are in
+[the reference](api/dicom.md).
+
+## The order
+
+1. Stored values: the bits from High Bit down, as many as Bits Stored, sign-extended where Pixel
+   Representation is 1 (PS3.5 8.1.1). Whatever lies in the other bits is no pixel.
+2. Modality LUT, or Rescale Slope and Intercept of the frame (PS3.3 C.11.1). These are the values of
+   the array, unless SUV are asked for.
+3. VOI: the window of the request, or the chosen one of the file, or the file's VOI LUT, or its
+   first window (LINEAR, LINEAR_EXACT or SIGMOID, PS3.3 C.11.2). Without any of these, the range of
+   the values of the first frame that is shown, padding aside; later frames keep it.
+4. Inversion, once, where Photometric Interpretation is MONOCHROME1 or Presentation LUT Shape is
+   INVERSE. The array is never inverted.
+5. Overlays, if asked for, in white.
+
+A frame's own functional groups win over the shared ones, and these over the top of the data set
+(PS3.3 C.7.6.16). Colour has no VOI: YBR and palettes (segmented ones too) become RGB, and more than
+8 bits are cut to 8 in pictures alone.
+
+## Windows by name
+
+For CT in Hounsfield units. Other images keep their own window."""
+
+RENDERING_RULES: Final = """\
+## Windows of the file
+
+`file_window` takes one by its index, from 0, or by its explanation: Window Center & Width
+Explanation, or LUT Explanation of a VOI LUT. Case does not matter. A file without it fails with
+`CHOICE_UNAVAILABLE`.
+
+## Standardized uptake values
+
+`VALUES_SUV_BODY_WEIGHT` makes the array, and its certificate's unit, `{SUVbw}g/ml`. In this order:
+
+- A Real World Value Mapping of the file to that unit, if it is linear and covers all values of the
+  frame.
+- Units GML with SUV Type BW or none: the modality values.
+- Units BQML: activity · weight / dose. Decay Correction ADMIN takes the dose as it is; START decays
+  it from the injection to the start of the scan, which is Series Time. Corrected Image must have
+  ATTN and DECY.
+
+Whatever lacks an attribute is refused with `CHOICE_UNAVAILABLE`, never guessed. So is a Series Time
+after Acquisition Time (of a later reconstruction), an injection that was not within a day before
+the scan or has a time zone, and a dose below 100 kBq, which is in another unit.
+
+## Overlays
+
+Planes of groups 6000 to 601E with a bitmap of their own, also over several frames, or in unused
+bits of the pixel cells (retired, and uncompressed only). Without `overlays` they are not even read.
+
+## Pictures"""
+
+PICTURES: Final = (
+    ("preview-KEY.png", "preview", "the first frame of `frames`, one pixel per stored pixel"),
+    ("thumbnail-KEY.png", "thumbnail", "the same, its longest side at most `thumbnail_px`"),
+    ("frame-N-KEY.png", "frame", "each frame of `frames`, N being its number from 1"),
+    ("animation-KEY.webp", "animation", "up to 500 frames of `frames`, evenly spaced"),
+    ("contact-sheet-KEY.png", "contact-sheet", "a series, in the order of its planes in space"),
+    ("pixels-KEY.npy", "pixels", "all frames, for models"),
+)
+"""Artifacts of RenderDicom: name, role, what it is."""
+
+RENDERING_MEMORY: Final = """\
+Pictures may be PNG, JPEG or WebP, animations lossy WebP or GIF with 256 colours a frame. A contact
+sheet of images without a place in space is in the order of Instance Number.
+
+Frames pass one by one: memory is that of a few frames, whatever their number. Pixels that are not
+square are not resampled, and ICC profiles are not applied."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -249,12 +325,34 @@ def _codec_row(name: str, uid: str, codec: Codec) -> list[str]:
     return [name, f"`{uid}`", str(codec.decoder), second, "exact" if codec.lossless else "lossy"]
 
 
+def rendering() -> Iterator[str]:
+    """rendering.md: how pictures are made, and the windows by name."""
+    yield RENDERING_HEAD
+    yield table(
+        ("preset", "center", "width", "source"),
+        (
+            [
+                f"`{WindowPreset.Name(preset)}`",
+                f"{found.window.center:g}",
+                f"{found.window.width:g}",
+                found.source,
+            ]
+            for preset, found in PRESETS.items()
+        ),
+    )
+    yield RENDERING_RULES
+    head = ("artifact", "role", "what it is")
+    yield table(head, ([f"`{name}`", f"`{role}`", what] for name, role, what in PICTURES))
+    yield RENDERING_MEMORY
+
+
 def documents() -> dict[Path, str]:
     """Every generated file and its text."""
     parts = {
         "conformance.md": conformance(),
         "errors.md": errors(),
         "metrics.md": metrics(),
+        "rendering.md": rendering(),
         "settings.md": settings(),
         "steps.md": steps(),
     }

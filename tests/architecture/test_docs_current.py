@@ -28,7 +28,14 @@ DIFF = re.compile(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTAL
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMING = ("architecture.md", "reliability.md")
 """Pages that name files of the whole tree."""
-GENERATED = ("conformance.md", "errors.md", "metrics.md", "settings.md", "steps.md")
+GENERATED = (
+    "conformance.md",
+    "errors.md",
+    "metrics.md",
+    "rendering.md",
+    "settings.md",
+    "steps.md",
+)
 MOST_FILES = 7
 """Files that adding an operation may touch, of those that people write."""
 EXAMPLE = ("UnpackArchive", "unpack_archive", "archive.unpack")

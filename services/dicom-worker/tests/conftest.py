@@ -3,13 +3,16 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dicom_worker.operations.inspect import inspect_dicom
 from dicom_worker.operations.render import render_dicom
 from dicom_worker.testing import Dcmtk, Inspect, Render
 from fluoro.v1 import dicom_pb2
+from fluoro.v1.dicom_pb2 import VoiWindow
 from fluoro_jobs.testing import Attempt, step_context
 
 
@@ -25,12 +28,15 @@ def inspect(tmp_path: Path) -> Inspect:
 @pytest.fixture
 def render(tmp_path: Path) -> Render:
     def run(
-        *inputs: bytes | Path, window: tuple[float, float] | None = None
+        *inputs: bytes | Path, window: Sequence[Any] = (), **options: Any
     ) -> tuple[dicom_pb2.RenderDicomResult, Attempt]:
         attempt = step_context(tmp_path, inputs)
-        request = dicom_pb2.RenderDicom()
+        request = dicom_pb2.RenderDicom(**options)
         if window:
-            request.window.center, request.window.width = window
+            center, width, *function = window
+            request.window.center, request.window.width = center, width
+            for name in function:
+                request.window.function = VoiWindow.Function.Value(f"FUNCTION_{name}")
         return render_dicom(request, attempt.context), attempt
 
     return run

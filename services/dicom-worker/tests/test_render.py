@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_worker.pixels.rendering import Wanted
 from dicom_worker.pixels.rendering import render as render_file
 from dicom_worker.reading import open_dicom
 from dicom_worker.testing import (
@@ -446,7 +447,7 @@ def test_memory_is_bounded_by_the_frame_whatever_their_number(tmp_path: Path) ->
     )
     tracemalloc.start()
     rendering = render_file(
-        open_dicom(source, tmp_path), tmp_path / "pixels.npy", None, tick=lambda: None
+        open_dicom(source, tmp_path), tmp_path / "pixels.npy", Wanted(), tick=lambda: None
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

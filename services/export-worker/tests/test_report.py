@@ -432,9 +432,10 @@ def test_a_broken_picture_fails_the_report_without_telling_paths(clinic: Any, br
     assert "/" not in failure.value.message
 
 
-def test_large_pictures_are_scaled_to_what_paper_shows(clinic: Any, reader: Any) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_large_pictures_are_scaled_to_what_paper_shows(kind: str, clinic: Any, reader: Any) -> None:
     large = io.BytesIO()
-    Image.new("L", (3000, 2000)).save(large, "PNG")
+    Image.new("L", (3000, 2000)).save(large, kind)
     attempt = clinic.step("render")
     attempt.context.put("preview-0000.png", "preview", "image/png", large.getvalue())
     upstream = attempt.as_upstream(

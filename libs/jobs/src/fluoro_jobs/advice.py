@@ -83,6 +83,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.TRANSFER_SYNTAX_UNSUPPORTED: "Send it in another one.",
     Reason.PIXELS_UNDECODABLE: "Send it again, or correct it at the source.",
     Reason.IMAGE_TOO_LARGE: "Send smaller images or fewer frames.",
+    Reason.CHOICE_UNAVAILABLE: "Choose what the file has, or leave the choice out.",
     Reason.PIXELS_NOT_CERTIFIED: "RetryJob; if it comes again, check the blob store.",
     Reason.MODEL_UNKNOWN: "Take one of those that the message lists.",
     Reason.MODEL_NOT_APPLICABLE: "Choose another model.",

@@ -95,6 +95,7 @@ class Reason(StrEnum):
     TRANSFER_SYNTAX_UNSUPPORTED = "TRANSFER_SYNTAX_UNSUPPORTED"
     PIXELS_UNDECODABLE = "PIXELS_UNDECODABLE"
     IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    CHOICE_UNAVAILABLE = "CHOICE_UNAVAILABLE"
     PIXELS_NOT_CERTIFIED = "PIXELS_NOT_CERTIFIED"
     MODEL_UNKNOWN = "MODEL_UNKNOWN"
     MODEL_NOT_APPLICABLE = "MODEL_NOT_APPLICABLE"
@@ -384,6 +385,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.IMAGE_TOO_LARGE: ReasonSpec(
         "", False, "The image would need more memory than one item may have."
+    ),
+    Reason.CHOICE_UNAVAILABLE: ReasonSpec(
+        "", False, "The file does not have what the request chooses; the message says what."
     ),
     Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
         "", False, "The pixel array does not match its certificate and was not shown to the model."

@@ -90,7 +90,7 @@ OPERATIONS: Final = (
         dicom_pb2.RenderDicom,
         dicom_pb2.RenderDicomResult,
         reads=DICOM_FILES,
-        leaves=("preview", "pixels"),
+        leaves=("preview", "pixels", "thumbnail", "animation", "frame", "contact-sheet"),
     ),
     Operation(
         "unpack_archive",

@@ -23,7 +23,7 @@ def check(message: Message) -> None:
     for violation in (*too_many(message), *broken(message)):
         raise FluoroError(
             Reason.INVALID_ARGUMENT,
-            f"{violation.field}: {violation.description}",
+            ": ".join(filter(None, (violation.field, violation.description))),
             violations=[violation],
         )
 
@@ -86,8 +86,11 @@ def _limit(field: FieldDescriptor) -> int:
 
 
 def _path(field: Any) -> str:
-    """`job.steps[2].name`. Keys of a map are left out: they are the caller's words."""
-    elements: Iterable[Any] = field.elements
+    """`job.steps[2].name`; empty for a rule of the message itself.
+
+    Keys of a map are left out: they are the caller's words.
+    """
+    elements: Iterable[Any] = field.elements if field else ()
     return ".".join(
         f"{element.field_name}[{element.subscript.value}]"
         if element.subscript and element.subscript.field == "index"

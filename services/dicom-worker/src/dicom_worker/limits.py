@@ -21,6 +21,9 @@ ARRAY_LIMIT_BYTES: Final = 2048 * MIB
 It is on disk only: frames pass through memory one by one.
 """
 
+TILES_LIMIT_BYTES: Final = 1024 * MIB
+"""The tiles of one task's contact sheets (on disk)."""
+
 INFLATED_LIMIT_BYTES: Final = 1024 * MIB
 """The data set of one deflated instance once inflated (on disk).
 

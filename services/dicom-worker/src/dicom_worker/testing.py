@@ -19,7 +19,8 @@ WHEEL: Final = Path(pydicom.data.__file__).parent
 Inspect = Callable[..., tuple[dicom_pb2.InspectDicomResult, Attempt]]
 """Runs InspectDicom on inputs, bytes or paths."""
 Render = Callable[..., tuple[dicom_pb2.RenderDicomResult, Attempt]]
-"""Runs RenderDicom on inputs, bytes or paths; `window=(center, width)` goes into the request."""
+"""Runs RenderDicom on inputs, bytes or paths; `window=(center, width)`, with a function's
+name after them or not, and other fields of the request by keyword."""
 Dcmtk = Callable[..., Path]
 """Runs a DCMTK tool with these arguments and a path to write to, which it returns."""
 

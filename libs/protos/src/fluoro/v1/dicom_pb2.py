@@ -25,33 +25,97 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/dicom.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\x0e\n\x0cInspectDicom\"A\n\x12InspectDicomResult\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.DicomInstance\"\xee\x02\n\rDicomInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x15\n\rsop_class_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13transfer_syntax_uid\x18\x06 \x01(\t\x12\x10\n\x08modality\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\t \x01(\x05\x12\x18\n\x10number_of_frames\x18\n \x01(\x05\x12\x19\n\x11samples_per_pixel\x18\x0b \x01(\x05\x12\"\n\x1aphotometric_interpretation\x18\x0c \x01(\t\x12\x13\n\x0b\x62its_stored\x18\r \x01(\x05\x12\x1a\n\x12\x62ody_part_examined\x18\x0e \x01(\t\x12\x0c\n\x04item\x18\x0f \x01(\t\"3\n\x0bRenderDicom\x12$\n\x06window\x18\x01 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\"E\n\tVoiWindow\x12\x17\n\x06\x63\x65nter\x18\x01 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1f\n\x05width\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\xf0?@\x01\"=\n\x11RenderDicomResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.RenderedImage\"\x87\x02\n\rRenderedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x07preview\x18\x02 \x01(\t\x12\x0e\n\x06pixels\x18\x03 \x01(\t\x12\x30\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x1b.fluoro.v1.PixelCertificate\x12$\n\x06window\x18\x05 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\x12\x10\n\x08modality\x18\x06 \x01(\t\x12\x18\n\x10pixel_spacing_mm\x18\x07 \x03(\x01\x12\x1a\n\x12slice_thickness_mm\x18\x08 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\t \x01(\t\x12\x0c\n\x04item\x18\n \x01(\t\"\xe0\x01\n\x10PixelCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x05\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07minimum\x18\x05 \x01(\x01\x12\x0f\n\x07maximum\x18\x06 \x01(\x01\x12\x1b\n\x13transfer_syntax_uid\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65\x63oder\x18\x08 \x01(\t\x12\x13\n\x0b\x62its_stored\x18\t \x01(\x05\x12+\n\x06\x66rames\x18\n \x03(\x0b\x32\x1b.fluoro.v1.FrameCertificate\"\x85\x01\n\x10\x46rameCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tprecision\x18\x02 \x01(\x05\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x0f\n\x07maximum\x18\x04 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x05 \x01(\x02\x12\x16\n\x0esecond_decoder\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/dicom.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\x0e\n\x0cInspectDicom\"A\n\x12InspectDicomResult\x12+\n\tinstances\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.DicomInstance\"\xee\x02\n\rDicomInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x15\n\rsop_class_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1b\n\x13transfer_syntax_uid\x18\x06 \x01(\t\x12\x10\n\x08modality\x18\x07 \x01(\t\x12\x0c\n\x04rows\x18\x08 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\t \x01(\x05\x12\x18\n\x10number_of_frames\x18\n \x01(\x05\x12\x19\n\x11samples_per_pixel\x18\x0b \x01(\x05\x12\"\n\x1aphotometric_interpretation\x18\x0c \x01(\t\x12\x13\n\x0b\x62its_stored\x18\r \x01(\x05\x12\x1a\n\x12\x62ody_part_examined\x18\x0e \x01(\t\x12\x0c\n\x04item\x18\x0f \x01(\t\"\xc8\x08\n\x0bRenderDicom\x12$\n\x06window\x18\x01 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\x12\x31\n\x06preset\x18\x02 \x01(\x0e\x32\x17.fluoro.v1.WindowPresetB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12*\n\x0b\x66ile_window\x18\x03 \x01(\x0b\x32\x15.fluoro.v1.FileWindow\x12>\n\x06\x66ormat\x18\x04 \x01(\x0e\x32$.fluoro.v1.RenderDicom.PictureFormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x07quality\x18\x05 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12%\n\x06\x66rames\x18\x06 \x01(\x0b\x32\x15.fluoro.v1.FrameRange\x12\x13\n\x0b\x65very_frame\x18\x07 \x01(\x08\x12l\n\x0cthumbnail_px\x18\x08 \x01(\x05\x42V\xbaHS\xba\x01P\n\tthumbnail\x12\x18must be 0, or 16 to 1024\x1a)this == 0 || (this >= 16 && this <= 1024)\x12\'\n\tanimation\x18\t \x01(\x0b\x32\x14.fluoro.v1.Animation\x12\x34\n\rcontact_sheet\x18\n \x01(\x0b\x32\x1d.fluoro.v1.ContactSheetLayout\x12\x10\n\x08overlays\x18\x0b \x01(\x08\x12\x37\n\x06values\x18\x0c \x01(\x0e\x32\x1d.fluoro.v1.RenderDicom.ValuesB\x08\xbaH\x05\x82\x01\x02\x10\x01\"y\n\rPictureFormat\x12\x1e\n\x1aPICTURE_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PICTURE_FORMAT_PNG\x10\x01\x12\x17\n\x13PICTURE_FORMAT_JPEG\x10\x02\x12\x17\n\x13PICTURE_FORMAT_WEBP\x10\x03\"Q\n\x06Values\x12\x16\n\x12VALUES_UNSPECIFIED\x10\x00\x12\x13\n\x0fVALUES_MODALITY\x10\x01\x12\x1a\n\x16VALUES_SUV_BODY_WEIGHT\x10\x02:\xb5\x02\xbaH\xb1\x02\x1a\xa6\x01\n\none_window\x12\x38\x61t most one of window, preset and file_window may be set\x1a^(has(this.window) ? 1 : 0) + (this.preset != 0 ? 1 : 0) + (has(this.file_window) ? 1 : 0) <= 1\x1a\x85\x01\n\nsuv_window\x12Kfile_window is of modality values: leave it out with VALUES_SUV_BODY_WEIGHT\x1a*this.values != 2 || !has(this.file_window)\"\xec\x01\n\tVoiWindow\x12\x17\n\x06\x63\x65nter\x18\x01 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x1f\n\x05width\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\xf0?@\x01\x12\x39\n\x08\x66unction\x18\x03 \x01(\x0e\x32\x1d.fluoro.v1.VoiWindow.FunctionB\x08\xbaH\x05\x82\x01\x02\x10\x01\"j\n\x08\x46unction\x12\x18\n\x14\x46UNCTION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46UNCTION_LINEAR\x10\x01\x12\x14\n\x10\x46UNCTION_SIGMOID\x10\x02\x12\x19\n\x15\x46UNCTION_LINEAR_EXACT\x10\x03\"\\\n\nFileWindow\x12\x1b\n\x05index\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe7\x07(\x00H\x00\x12 \n\x0b\x65xplanation\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@H\x00\x42\x0f\n\x06\x63hoice\x12\x05\xbaH\x02\x08\x01\"\xb3\x01\n\nFrameRange\x12\x16\n\x05\x66irst\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x15\n\x04last\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x15\n\x04step\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00:_\xbaH\\\x1aZ\n\tascending\x12\"last must be 0 or not before first\x1a)this.last == 0 || this.last >= this.first\"\xe6\x02\n\tAnimation\x12\x35\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x1b.fluoro.v1.Animation.FormatB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12r\n\x0flongest_side_px\x18\x02 \x01(\x05\x42Y\xbaHV\xba\x01S\n\x0clongest_side\x12\x18must be 0, or 16 to 1024\x1a)this == 0 || (this >= 16 && this <= 1024)\x12k\n\x08\x66rame_ms\x18\x03 \x01(\x05\x42Y\xbaHV\xba\x01S\n\nframe_time\x12\x19must be 0, or 20 to 10000\x1a*this == 0 || (this >= 20 && this <= 10000)\"A\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_WEBP\x10\x01\x12\x0e\n\nFORMAT_GIF\x10\x02\"\xb1\x01\n\x12\x43ontactSheetLayout\x12`\n\x07tile_px\x18\x01 \x01(\x05\x42O\xbaHL\xba\x01I\n\x04tile\x12\x17must be 0, or 32 to 256\x1a(this == 0 || (this >= 32 && this <= 256)\x12\x1a\n\x07\x63olumns\x18\x02 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18 (\x00\x12\x1d\n\tmax_tiles\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x90\x03(\x00\"n\n\x11RenderDicomResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.RenderedImage\x12/\n\x0e\x63ontact_sheets\x18\x02 \x03(\x0b\x32\x17.fluoro.v1.ContactSheet\"v\n\x0c\x43ontactSheet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x02 \x01(\t\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\x05\x12*\n\x05tiles\x18\x04 \x03(\x0b\x32\x1b.fluoro.v1.ContactSheetTile\"/\n\x10\x43ontactSheetTile\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05\x66rame\x18\x02 \x01(\x05\"\xf5\x02\n\rRenderedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x07preview\x18\x02 \x01(\t\x12\x0e\n\x06pixels\x18\x03 \x01(\t\x12\x30\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0b\x32\x1b.fluoro.v1.PixelCertificate\x12$\n\x06window\x18\x05 \x01(\x0b\x32\x14.fluoro.v1.VoiWindow\x12\x10\n\x08modality\x18\x06 \x01(\t\x12\x18\n\x10pixel_spacing_mm\x18\x07 \x03(\x01\x12\x1a\n\x12slice_thickness_mm\x18\x08 \x01(\x01\x12\x18\n\x10sop_instance_uid\x18\t \x01(\t\x12\x0c\n\x04item\x18\n \x01(\t\x12\x11\n\tthumbnail\x18\x0b \x01(\t\x12\x11\n\tanimation\x18\x0c \x01(\t\x12\x15\n\rpreview_frame\x18\r \x01(\x05\x12/\n\x0e\x66rame_pictures\x18\x0e \x03(\x0b\x32\x17.fluoro.v1.FramePicture\"+\n\x0c\x46ramePicture\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xe0\x01\n\x10PixelCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x05\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07minimum\x18\x05 \x01(\x01\x12\x0f\n\x07maximum\x18\x06 \x01(\x01\x12\x1b\n\x13transfer_syntax_uid\x18\x07 \x01(\t\x12\x0f\n\x07\x64\x65\x63oder\x18\x08 \x01(\t\x12\x13\n\x0b\x62its_stored\x18\t \x01(\x05\x12+\n\x06\x66rames\x18\n \x03(\x0b\x32\x1b.fluoro.v1.FrameCertificate\"\x85\x01\n\x10\x46rameCertificate\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x11\n\tprecision\x18\x02 \x01(\x05\x12\x0f\n\x07minimum\x18\x03 \x01(\x01\x12\x0f\n\x07maximum\x18\x04 \x01(\x01\x12\x14\n\x0c\x65ntropy_bits\x18\x05 \x01(\x02\x12\x16\n\x0esecond_decoder\x18\x06 \x01(\t*\x88\x02\n\x0cWindowPreset\x12\x1d\n\x19WINDOW_PRESET_UNSPECIFIED\x10\x00\x12\x16\n\x12WINDOW_PRESET_LUNG\x10\x01\x12\x1d\n\x19WINDOW_PRESET_MEDIASTINUM\x10\x02\x12\x1d\n\x19WINDOW_PRESET_SOFT_TISSUE\x10\x03\x12\x17\n\x13WINDOW_PRESET_LIVER\x10\x04\x12\x16\n\x12WINDOW_PRESET_BONE\x10\x05\x12\x17\n\x13WINDOW_PRESET_BRAIN\x10\x06\x12\x18\n\x14WINDOW_PRESET_STROKE\x10\x07\x12\x1f\n\x1bWINDOW_PRESET_TEMPORAL_BONE\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.dicom_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['preset']._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['preset']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RENDERDICOM'].fields_by_name['format']._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RENDERDICOM'].fields_by_name['quality']._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['quality']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_RENDERDICOM'].fields_by_name['thumbnail_px']._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['thumbnail_px']._serialized_options = b'\272HS\272\001P\n\tthumbnail\022\030must be 0, or 16 to 1024\032)this == 0 || (this >= 16 && this <= 1024)'
+  _globals['_RENDERDICOM'].fields_by_name['values']._loaded_options = None
+  _globals['_RENDERDICOM'].fields_by_name['values']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_RENDERDICOM']._loaded_options = None
+  _globals['_RENDERDICOM']._serialized_options = b'\272H\261\002\032\246\001\n\none_window\0228at most one of window, preset and file_window may be set\032^(has(this.window) ? 1 : 0) + (this.preset != 0 ? 1 : 0) + (has(this.file_window) ? 1 : 0) <= 1\032\205\001\n\nsuv_window\022Kfile_window is of modality values: leave it out with VALUES_SUV_BODY_WEIGHT\032*this.values != 2 || !has(this.file_window)'
   _globals['_VOIWINDOW'].fields_by_name['center']._loaded_options = None
   _globals['_VOIWINDOW'].fields_by_name['center']._serialized_options = b'\272H\004\022\002@\001'
   _globals['_VOIWINDOW'].fields_by_name['width']._loaded_options = None
   _globals['_VOIWINDOW'].fields_by_name['width']._serialized_options = b'\272H\r\022\013)\000\000\000\000\000\000\360?@\001'
+  _globals['_VOIWINDOW'].fields_by_name['function']._loaded_options = None
+  _globals['_VOIWINDOW'].fields_by_name['function']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_FILEWINDOW'].oneofs_by_name['choice']._loaded_options = None
+  _globals['_FILEWINDOW'].oneofs_by_name['choice']._serialized_options = b'\272H\002\010\001'
+  _globals['_FILEWINDOW'].fields_by_name['index']._loaded_options = None
+  _globals['_FILEWINDOW'].fields_by_name['index']._serialized_options = b'\272H\007\032\005\030\347\007(\000'
+  _globals['_FILEWINDOW'].fields_by_name['explanation']._loaded_options = None
+  _globals['_FILEWINDOW'].fields_by_name['explanation']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_FRAMERANGE'].fields_by_name['first']._loaded_options = None
+  _globals['_FRAMERANGE'].fields_by_name['first']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_FRAMERANGE'].fields_by_name['last']._loaded_options = None
+  _globals['_FRAMERANGE'].fields_by_name['last']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_FRAMERANGE'].fields_by_name['step']._loaded_options = None
+  _globals['_FRAMERANGE'].fields_by_name['step']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_FRAMERANGE']._loaded_options = None
+  _globals['_FRAMERANGE']._serialized_options = b'\272H\\\032Z\n\tascending\022\"last must be 0 or not before first\032)this.last == 0 || this.last >= this.first'
+  _globals['_ANIMATION'].fields_by_name['format']._loaded_options = None
+  _globals['_ANIMATION'].fields_by_name['format']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_ANIMATION'].fields_by_name['longest_side_px']._loaded_options = None
+  _globals['_ANIMATION'].fields_by_name['longest_side_px']._serialized_options = b'\272HV\272\001S\n\014longest_side\022\030must be 0, or 16 to 1024\032)this == 0 || (this >= 16 && this <= 1024)'
+  _globals['_ANIMATION'].fields_by_name['frame_ms']._loaded_options = None
+  _globals['_ANIMATION'].fields_by_name['frame_ms']._serialized_options = b'\272HV\272\001S\n\nframe_time\022\031must be 0, or 20 to 10000\032*this == 0 || (this >= 20 && this <= 10000)'
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['tile_px']._loaded_options = None
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['tile_px']._serialized_options = b'\272HL\272\001I\n\004tile\022\027must be 0, or 32 to 256\032(this == 0 || (this >= 32 && this <= 256)'
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['columns']._loaded_options = None
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['columns']._serialized_options = b'\272H\006\032\004\030 (\000'
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['max_tiles']._loaded_options = None
+  _globals['_CONTACTSHEETLAYOUT'].fields_by_name['max_tiles']._serialized_options = b'\272H\007\032\005\030\220\003(\000'
+  _globals['_WINDOWPRESET']._serialized_start=3738
+  _globals['_WINDOWPRESET']._serialized_end=4002
   _globals['_INSPECTDICOM']._serialized_start=65
   _globals['_INSPECTDICOM']._serialized_end=79
   _globals['_INSPECTDICOMRESULT']._serialized_start=81
   _globals['_INSPECTDICOMRESULT']._serialized_end=146
   _globals['_DICOMINSTANCE']._serialized_start=149
   _globals['_DICOMINSTANCE']._serialized_end=515
-  _globals['_RENDERDICOM']._serialized_start=517
-  _globals['_RENDERDICOM']._serialized_end=568
-  _globals['_VOIWINDOW']._serialized_start=570
-  _globals['_VOIWINDOW']._serialized_end=639
-  _globals['_RENDERDICOMRESULT']._serialized_start=641
-  _globals['_RENDERDICOMRESULT']._serialized_end=702
-  _globals['_RENDEREDIMAGE']._serialized_start=705
-  _globals['_RENDEREDIMAGE']._serialized_end=968
-  _globals['_PIXELCERTIFICATE']._serialized_start=971
-  _globals['_PIXELCERTIFICATE']._serialized_end=1195
-  _globals['_FRAMECERTIFICATE']._serialized_start=1198
-  _globals['_FRAMECERTIFICATE']._serialized_end=1331
+  _globals['_RENDERDICOM']._serialized_start=518
+  _globals['_RENDERDICOM']._serialized_end=1614
+  _globals['_RENDERDICOM_PICTUREFORMAT']._serialized_start=1098
+  _globals['_RENDERDICOM_PICTUREFORMAT']._serialized_end=1219
+  _globals['_RENDERDICOM_VALUES']._serialized_start=1221
+  _globals['_RENDERDICOM_VALUES']._serialized_end=1302
+  _globals['_VOIWINDOW']._serialized_start=1617
+  _globals['_VOIWINDOW']._serialized_end=1853
+  _globals['_VOIWINDOW_FUNCTION']._serialized_start=1747
+  _globals['_VOIWINDOW_FUNCTION']._serialized_end=1853
+  _globals['_FILEWINDOW']._serialized_start=1855
+  _globals['_FILEWINDOW']._serialized_end=1947
+  _globals['_FRAMERANGE']._serialized_start=1950
+  _globals['_FRAMERANGE']._serialized_end=2129
+  _globals['_ANIMATION']._serialized_start=2132
+  _globals['_ANIMATION']._serialized_end=2490
+  _globals['_ANIMATION_FORMAT']._serialized_start=2425
+  _globals['_ANIMATION_FORMAT']._serialized_end=2490
+  _globals['_CONTACTSHEETLAYOUT']._serialized_start=2493
+  _globals['_CONTACTSHEETLAYOUT']._serialized_end=2670
+  _globals['_RENDERDICOMRESULT']._serialized_start=2672
+  _globals['_RENDERDICOMRESULT']._serialized_end=2782
+  _globals['_CONTACTSHEET']._serialized_start=2784
+  _globals['_CONTACTSHEET']._serialized_end=2902
+  _globals['_CONTACTSHEETTILE']._serialized_start=2904
+  _globals['_CONTACTSHEETTILE']._serialized_end=2951
+  _globals['_RENDEREDIMAGE']._serialized_start=2954
+  _globals['_RENDEREDIMAGE']._serialized_end=3327
+  _globals['_FRAMEPICTURE']._serialized_start=3329
+  _globals['_FRAMEPICTURE']._serialized_end=3372
+  _globals['_PIXELCERTIFICATE']._serialized_start=3375
+  _globals['_PIXELCERTIFICATE']._serialized_end=3599
+  _globals['_FRAMECERTIFICATE']._serialized_start=3602
+  _globals['_FRAMECERTIFICATE']._serialized_end=3735
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,54 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _WindowPreset:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WindowPresetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WindowPreset.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WINDOW_PRESET_UNSPECIFIED: _WindowPreset.ValueType  # 0
+    """None."""
+    WINDOW_PRESET_LUNG: _WindowPreset.ValueType  # 1
+    """Lung."""
+    WINDOW_PRESET_MEDIASTINUM: _WindowPreset.ValueType  # 2
+    """Mediastinum."""
+    WINDOW_PRESET_SOFT_TISSUE: _WindowPreset.ValueType  # 3
+    """Soft tissue."""
+    WINDOW_PRESET_LIVER: _WindowPreset.ValueType  # 4
+    """Liver."""
+    WINDOW_PRESET_BONE: _WindowPreset.ValueType  # 5
+    """Bone."""
+    WINDOW_PRESET_BRAIN: _WindowPreset.ValueType  # 6
+    """Brain."""
+    WINDOW_PRESET_STROKE: _WindowPreset.ValueType  # 7
+    """Early stroke, in the brain."""
+    WINDOW_PRESET_TEMPORAL_BONE: _WindowPreset.ValueType  # 8
+    """Temporal bone."""
+
+class WindowPreset(_WindowPreset, metaclass=_WindowPresetEnumTypeWrapper):
+    """Windows for CT by name. docs/rendering.md has their values and where they are from."""
+
+WINDOW_PRESET_UNSPECIFIED: WindowPreset.ValueType  # 0
+"""None."""
+WINDOW_PRESET_LUNG: WindowPreset.ValueType  # 1
+"""Lung."""
+WINDOW_PRESET_MEDIASTINUM: WindowPreset.ValueType  # 2
+"""Mediastinum."""
+WINDOW_PRESET_SOFT_TISSUE: WindowPreset.ValueType  # 3
+"""Soft tissue."""
+WINDOW_PRESET_LIVER: WindowPreset.ValueType  # 4
+"""Liver."""
+WINDOW_PRESET_BONE: WindowPreset.ValueType  # 5
+"""Bone."""
+WINDOW_PRESET_BRAIN: WindowPreset.ValueType  # 6
+"""Brain."""
+WINDOW_PRESET_STROKE: WindowPreset.ValueType  # 7
+"""Early stroke, in the brain."""
+WINDOW_PRESET_TEMPORAL_BONE: WindowPreset.ValueType  # 8
+"""Temporal bone."""
+Global___WindowPreset: _TypeAlias = WindowPreset  # noqa: Y015
 
 @_typing.final
 class InspectDicom(_message.Message):
@@ -148,31 +197,151 @@ Global___DicomInstance: _TypeAlias = DicomInstance  # noqa: Y015
 
 @_typing.final
 class RenderDicom(_message.Message):
-    """Renders each DICOM image to PNG with the right grey scale, and certifies its pixels for analysis.
-    Runs on queue `dicom`, Celery task `dicom.render`.
+    """Renders each DICOM image with the right grey scale, and certifies its pixels for analysis. Runs on
+    queue `dicom`, Celery task `dicom.render`.
 
     It follows PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or
     window, and the inversion of MONOCHROME1 last. Leaves for each good item an artifact of
-    role `preview` (image/png, first frame) and one of role `pixels` (application/x-npy, all frames,
-    values after the Modality LUT, or RGB at the depth of the file), which AnalyzeImages takes. Reads
-    what InspectDicom reads.
+    role `preview` (the first frame asked for) and one of role `pixels` (application/x-npy, all
+    frames, values after the Modality LUT, or RGB at the depth of the file), which AnalyzeImages
+    takes; on demand also `thumbnail`, `animation` and `frame` pictures, and a `contact-sheet` of each
+    series. Reads what InspectDicom reads.
+
+    A file that does not have what the request chooses (a frame, a window of its own, what SUV is
+    computed from) fails alone, reason CHOICE_UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _PictureFormat:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PictureFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RenderDicom._PictureFormat.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PICTURE_FORMAT_UNSPECIFIED: RenderDicom._PictureFormat.ValueType  # 0
+        """PNG."""
+        PICTURE_FORMAT_PNG: RenderDicom._PictureFormat.ValueType  # 1
+        """image/png, lossless."""
+        PICTURE_FORMAT_JPEG: RenderDicom._PictureFormat.ValueType  # 2
+        """image/jpeg."""
+        PICTURE_FORMAT_WEBP: RenderDicom._PictureFormat.ValueType  # 3
+        """image/webp; lossless with quality 100. At most 16,383 pixels a side."""
+
+    class PictureFormat(_PictureFormat, metaclass=_PictureFormatEnumTypeWrapper):
+        """Format of previews, thumbnails and pictures of frames."""
+
+    PICTURE_FORMAT_UNSPECIFIED: RenderDicom.PictureFormat.ValueType  # 0
+    """PNG."""
+    PICTURE_FORMAT_PNG: RenderDicom.PictureFormat.ValueType  # 1
+    """image/png, lossless."""
+    PICTURE_FORMAT_JPEG: RenderDicom.PictureFormat.ValueType  # 2
+    """image/jpeg."""
+    PICTURE_FORMAT_WEBP: RenderDicom.PictureFormat.ValueType  # 3
+    """image/webp; lossless with quality 100. At most 16,383 pixels a side."""
+
+    class _Values:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ValuesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RenderDicom._Values.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VALUES_UNSPECIFIED: RenderDicom._Values.ValueType  # 0
+        """Modality values."""
+        VALUES_MODALITY: RenderDicom._Values.ValueType  # 1
+        """Values after the Modality LUT or rescale, such as Hounsfield units."""
+        VALUES_SUV_BODY_WEIGHT: RenderDicom._Values.ValueType  # 2
+        """Standardized uptake values by body weight, unit `{SUVbw}g/ml`: by the file's Real World Value
+        Mapping, or from weight, dose and times. Only PET has them. Unless the request has a window,
+        pictures show 0 to 10.
+        """
+
+    class Values(_Values, metaclass=_ValuesEnumTypeWrapper):
+        """What the values in the array are."""
+
+    VALUES_UNSPECIFIED: RenderDicom.Values.ValueType  # 0
+    """Modality values."""
+    VALUES_MODALITY: RenderDicom.Values.ValueType  # 1
+    """Values after the Modality LUT or rescale, such as Hounsfield units."""
+    VALUES_SUV_BODY_WEIGHT: RenderDicom.Values.ValueType  # 2
+    """Standardized uptake values by body weight, unit `{SUVbw}g/ml`: by the file's Real World Value
+    Mapping, or from weight, dose and times. Only PET has them. Unless the request has a window,
+    pictures show 0 to 10.
+    """
+
     WINDOW_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    FILE_WINDOW_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    FRAMES_FIELD_NUMBER: _builtins.int
+    EVERY_FRAME_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_PX_FIELD_NUMBER: _builtins.int
+    ANIMATION_FIELD_NUMBER: _builtins.int
+    CONTACT_SHEET_FIELD_NUMBER: _builtins.int
+    OVERLAYS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    preset: Global___WindowPreset.ValueType
+    """A window by name, for images whose values are Hounsfield units. Others keep their own."""
+    format: Global___RenderDicom.PictureFormat.ValueType
+    """Format of previews, thumbnails and pictures of frames; unset means PNG."""
+    quality: _builtins.int
+    """Quality of JPEG and WebP, 1 to 100; 0 means 90."""
+    every_frame: _builtins.bool
+    """Whether to leave a picture of each frame in `frames` too (role `frame`)."""
+    thumbnail_px: _builtins.int
+    """Leaves a thumbnail of the preview (role `thumbnail`) whose longest side has so many pixels,
+    16 to 1,024; 0 means none. Smaller images are not enlarged.
+    """
+    overlays: _builtins.bool
+    """Whether pictures show the file's overlays (groups 60xx, PS3.3 C.9.2) in white."""
+    values: Global___RenderDicom.Values.ValueType
+    """What the values in the array are; unset means modality values."""
     @_builtins.property
     def window(self) -> Global___VoiWindow:
-        """Overrides the window of the file when set."""
+        """Overrides the window of the file when set; in units of the array."""
+
+    @_builtins.property
+    def file_window(self) -> Global___FileWindow:
+        """Which of the file's windows, where it has several; unset means its VOI LUT, or else its first
+        window.
+        """
+
+    @_builtins.property
+    def frames(self) -> Global___FrameRange:
+        """Which frames pictures show; unset means all. The preview shows the first of them. The array has
+        every frame in any case.
+        """
+
+    @_builtins.property
+    def animation(self) -> Global___Animation:
+        """Leaves an animation (role `animation`) of each image with more than one frame in `frames`."""
+
+    @_builtins.property
+    def contact_sheet(self) -> Global___ContactSheetLayout:
+        """Leaves a contact sheet (role `contact-sheet`) of each series. A step that fans out makes one of
+        each series and task.
+        """
 
     def __init__(
         self,
         *,
         window: Global___VoiWindow | None = ...,
+        preset: Global___WindowPreset.ValueType = ...,
+        file_window: Global___FileWindow | None = ...,
+        format: Global___RenderDicom.PictureFormat.ValueType = ...,
+        quality: _builtins.int = ...,
+        frames: Global___FrameRange | None = ...,
+        every_frame: _builtins.bool = ...,
+        thumbnail_px: _builtins.int = ...,
+        animation: Global___Animation | None = ...,
+        contact_sheet: Global___ContactSheetLayout | None = ...,
+        overlays: _builtins.bool = ...,
+        values: Global___RenderDicom.Values.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["animation", b"animation", "contact_sheet", b"contact_sheet", "file_window", b"file_window", "frames", b"frames", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["animation", b"animation", "contact_sheet", b"contact_sheet", "every_frame", b"every_frame", "file_window", b"file_window", "format", b"format", "frames", b"frames", "overlays", b"overlays", "preset", b"preset", "quality", b"quality", "thumbnail_px", b"thumbnail_px", "values", b"values", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,25 +353,203 @@ class VoiWindow(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Function:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VoiWindow._Function.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FUNCTION_UNSPECIFIED: VoiWindow._Function.ValueType  # 0
+        """LINEAR."""
+        FUNCTION_LINEAR: VoiWindow._Function.ValueType  # 1
+        """Linear, where a width of 1 is a threshold (PS3.3 C.11.2.1.2.1)."""
+        FUNCTION_SIGMOID: VoiWindow._Function.ValueType  # 2
+        """Sigmoid (PS3.3 C.11.2.1.3.1)."""
+        FUNCTION_LINEAR_EXACT: VoiWindow._Function.ValueType  # 3
+        """Linear from center - width / 2 to center + width / 2 (PS3.3 C.11.2.1.3.2)."""
+
+    class Function(_Function, metaclass=_FunctionEnumTypeWrapper):
+        """VOI LUT Function (0028,1056)."""
+
+    FUNCTION_UNSPECIFIED: VoiWindow.Function.ValueType  # 0
+    """LINEAR."""
+    FUNCTION_LINEAR: VoiWindow.Function.ValueType  # 1
+    """Linear, where a width of 1 is a threshold (PS3.3 C.11.2.1.2.1)."""
+    FUNCTION_SIGMOID: VoiWindow.Function.ValueType  # 2
+    """Sigmoid (PS3.3 C.11.2.1.3.1)."""
+    FUNCTION_LINEAR_EXACT: VoiWindow.Function.ValueType  # 3
+    """Linear from center - width / 2 to center + width / 2 (PS3.3 C.11.2.1.3.2)."""
+
     CENTER_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
     center: _builtins.float
     """Window Center (0028,1050)."""
     width: _builtins.float
     """Window Width (0028,1051), at least 1."""
+    function: Global___VoiWindow.Function.ValueType
+    """VOI LUT Function (0028,1056)."""
     def __init__(
         self,
         *,
         center: _builtins.float = ...,
         width: _builtins.float = ...,
+        function: Global___VoiWindow.Function.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["center", b"center", "function", b"function", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VoiWindow: _TypeAlias = VoiWindow  # noqa: Y015
+
+@_typing.final
+class FileWindow(_message.Message):
+    """Chooses one of the windows of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """0-based index among Window Center (0028,1050)."""
+    explanation: _builtins.str
+    """Window Center & Width Explanation (0028,1055) or LUT Explanation (0028,3003), in any case,
+    spaces around it aside.
+    """
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        explanation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "explanation", b"explanation", "index", b"index"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "explanation", b"explanation", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["index", "explanation"]  # noqa: Y015
+    _WhichOneofArgType_choice: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_choice) -> _WhichOneofReturnType_choice | None: ...
+
+Global___FileWindow: _TypeAlias = FileWindow  # noqa: Y015
+
+@_typing.final
+class FrameRange(_message.Message):
+    """Frames of an image, by number from 1 as in DICOM."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """The first one; 0 means 1."""
+    last: _builtins.int
+    """The last one; 0, and any that is past the image's end, means its last."""
+    step: _builtins.int
+    """How far apart they are; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrameRange: _TypeAlias = FrameRange  # noqa: Y015
+
+@_typing.final
+class Animation(_message.Message):
+    """An animation of a multi-frame image, at most 500 frames long: of more, as many evenly spaced ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Animation._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: Animation._Format.ValueType  # 0
+        """WebP."""
+        FORMAT_WEBP: Animation._Format.ValueType  # 1
+        """image/webp."""
+        FORMAT_GIF: Animation._Format.ValueType  # 2
+        """image/gif: 256 colours."""
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
+        """Its format."""
+
+    FORMAT_UNSPECIFIED: Animation.Format.ValueType  # 0
+    """WebP."""
+    FORMAT_WEBP: Animation.Format.ValueType  # 1
+    """image/webp."""
+    FORMAT_GIF: Animation.Format.ValueType  # 2
+    """image/gif: 256 colours."""
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    LONGEST_SIDE_PX_FIELD_NUMBER: _builtins.int
+    FRAME_MS_FIELD_NUMBER: _builtins.int
+    format: Global___Animation.Format.ValueType
+    """Its format; unset means WebP."""
+    longest_side_px: _builtins.int
+    """Pixels of the longest side, 16 to 1,024; 0 means 512. Smaller images are not enlarged."""
+    frame_ms: _builtins.int
+    """How long each frame is shown, in milliseconds, 20 to 10,000; 0 means as the file says (Frame
+    Time, Recommended Display Frame Rate or Cine Rate), or else 100.
+    """
+    def __init__(
+        self,
+        *,
+        format: Global___Animation.Format.ValueType = ...,
+        longest_side_px: _builtins.int = ...,
+        frame_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "frame_ms", b"frame_ms", "longest_side_px", b"longest_side_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Animation: _TypeAlias = Animation  # noqa: Y015
+
+@_typing.final
+class ContactSheetLayout(_message.Message):
+    """How a contact sheet looks: one PNG with a tile for each frame of a series, ordered by position in
+    space where the images have one, else by Instance Number (0020,0013), line by line.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TILE_PX_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MAX_TILES_FIELD_NUMBER: _builtins.int
+    tile_px: _builtins.int
+    """Pixels of a tile's side, 32 to 256; 0 means 128."""
+    columns: _builtins.int
+    """Tiles beside each other, at most 32; 0 means as many as make it square."""
+    max_tiles: _builtins.int
+    """Most tiles, at most 400; 0 means 100. Of more frames, as many evenly spaced ones are shown."""
+    def __init__(
+        self,
+        *,
+        tile_px: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        max_tiles: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "max_tiles", b"max_tiles", "tile_px", b"tile_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContactSheetLayout: _TypeAlias = ContactSheetLayout  # noqa: Y015
 
 @_typing.final
 class RenderDicomResult(_message.Message):
@@ -211,22 +558,90 @@ class RenderDicomResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGES_FIELD_NUMBER: _builtins.int
+    CONTACT_SHEETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedImage]:
         """One entry per item that succeeded, in input order."""
+
+    @_builtins.property
+    def contact_sheets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContactSheet]:
+        """One entry per series, if contact sheets were asked for."""
 
     def __init__(
         self,
         *,
         images: _abc.Iterable[Global___RenderedImage] | None = ...,
+        contact_sheets: _abc.Iterable[Global___ContactSheet] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contact_sheets", b"contact_sheets", "images", b"images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenderDicomResult: _TypeAlias = RenderDicomResult  # noqa: Y015
+
+@_typing.final
+class ContactSheet(_message.Message):
+    """A contact sheet of one series."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    TILES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the artifact, a PNG."""
+    series_instance_uid: _builtins.str
+    """Series Instance UID (0020,000E)."""
+    columns: _builtins.int
+    """Tiles beside each other."""
+    @_builtins.property
+    def tiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContactSheetTile]:
+        """What the tiles show, line by line."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        series_instance_uid: _builtins.str = ...,
+        columns: _builtins.int = ...,
+        tiles: _abc.Iterable[Global___ContactSheetTile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "name", b"name", "series_instance_uid", b"series_instance_uid", "tiles", b"tiles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContactSheet: _TypeAlias = ContactSheet  # noqa: Y015
+
+@_typing.final
+class ContactSheetTile(_message.Message):
+    """One tile of a contact sheet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
+    frame: _builtins.int
+    """Number of the frame, from 1."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        frame: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContactSheetTile: _TypeAlias = ContactSheetTile  # noqa: Y015
 
 @_typing.final
 class RenderedImage(_message.Message):
@@ -244,10 +659,14 @@ class RenderedImage(_message.Message):
     SLICE_THICKNESS_MM_FIELD_NUMBER: _builtins.int
     SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
+    THUMBNAIL_FIELD_NUMBER: _builtins.int
+    ANIMATION_FIELD_NUMBER: _builtins.int
+    PREVIEW_FRAME_FIELD_NUMBER: _builtins.int
+    FRAME_PICTURES_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     preview: _builtins.str
-    """Name of the artifact with the PNG."""
+    """Name of the artifact with the picture of the first frame that was asked for."""
     pixels: _builtins.str
     """Name of the artifact with the pixel array."""
     modality: _builtins.str
@@ -258,6 +677,12 @@ class RenderedImage(_message.Message):
     """SOP Instance UID (0008,0018) of the source."""
     item: _builtins.str
     """Key of the item, as in Item.key."""
+    thumbnail: _builtins.str
+    """Name of the artifact with the thumbnail; empty if none was asked for."""
+    animation: _builtins.str
+    """Name of the artifact with the animation; empty if none was asked for, or one frame was."""
+    preview_frame: _builtins.int
+    """Number of the frame in the preview, from 1."""
     @_builtins.property
     def certificate(self) -> Global___PixelCertificate:
         """What the decoder vouches for about that array. A worker checks it before it uses the array."""
@@ -269,6 +694,10 @@ class RenderedImage(_message.Message):
     @_builtins.property
     def pixel_spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Pixel Spacing (0028,0030) between rows and between columns, millimetres; empty if unknown."""
+
+    @_builtins.property
+    def frame_pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___FramePicture]:
+        """Pictures of single frames, in order, if they were asked for."""
 
     def __init__(
         self,
@@ -283,14 +712,44 @@ class RenderedImage(_message.Message):
         slice_thickness_mm: _builtins.float = ...,
         sop_instance_uid: _builtins.str = ...,
         item: _builtins.str = ...,
+        thumbnail: _builtins.str = ...,
+        animation: _builtins.str = ...,
+        preview_frame: _builtins.int = ...,
+        frame_pictures: _abc.Iterable[Global___FramePicture] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "input", b"input", "item", b"item", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["animation", b"animation", "certificate", b"certificate", "frame_pictures", b"frame_pictures", "input", b"input", "item", b"item", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "preview_frame", b"preview_frame", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "thumbnail", b"thumbnail", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenderedImage: _TypeAlias = RenderedImage  # noqa: Y015
+
+@_typing.final
+class FramePicture(_message.Message):
+    """The picture of one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    frame: _builtins.int
+    """Number of the frame, from 1."""
+    name: _builtins.str
+    """Name of the artifact."""
+    def __init__(
+        self,
+        *,
+        frame: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FramePicture: _TypeAlias = FramePicture  # noqa: Y015
 
 @_typing.final
 class PixelCertificate(_message.Message):
@@ -315,7 +774,9 @@ class PixelCertificate(_message.Message):
     dtype: _builtins.str
     """NumPy dtype name with byte order, such as `<i2`."""
     unit: _builtins.str
-    """Unit of the values: `HU` for CT in Hounsfield units, `1` otherwise (UCUM)."""
+    """Unit of the values: `HU` for CT in Hounsfield units, `{SUVbw}g/ml` for SUV by body weight, `1`
+    otherwise (UCUM).
+    """
     minimum: _builtins.float
     """Smallest value in the array."""
     maximum: _builtins.float

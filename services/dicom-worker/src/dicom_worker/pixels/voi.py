@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_worker.attributes import decimals, item, text, value
+from dicom_worker.blame import blame_file
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.lut import Lut, lut_of
 
 WHITE: Final = 255.0
+BLOCK: Final = 1 << 18
+"""Values that are windowed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,17 @@ class Window:
 
         The window must be valid. Values that are not a number become 0.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            grey = FUNCTIONS[self.function](values.astype(np.float64), self.center, self.width)
-        return np.rint(np.nan_to_num(grey)).astype(np.uint8)
+        result = np.empty(values.shape, np.uint8)
+        flat, shown = np.ascontiguousarray(values).reshape(-1), result.reshape(-1)
+        # In blocks, because the formulas take 8 bytes a value several times over.
+        for start in range(0, flat.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            with np.errstate(over="ignore", invalid="ignore"):
+                grey = FUNCTIONS[self.function](
+                    flat[block].astype(np.float64), self.center, self.width
+                )
+            shown[block] = np.rint(np.nan_to_num(grey))
+        return result
 
 
 def linear(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
@@ -76,20 +88,79 @@ FUNCTIONS: Final[dict[str, Callable[[NDArray[np.float64], float, float], NDArray
 """VOI LUT Function (0028,1056) → its formula."""
 
 
-def window_of(header: Dataset, frame: int) -> Window | None:
-    """The header's first window for this frame (0-based) that the standard allows, or None."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which VOI transform to show; nothing set means the file's own.
+
+    window: in place of the file's. hounsfield: the same for values in Hounsfield units alone.
+    index: 0-based among the file's windows. explanation: of one of its windows or tables.
+    """
+
+    window: Window | None = None
+    hounsfield: Window | None = None
+    index: int | None = None
+    explanation: str = ""
+
+
+def transform_of(
+    header: Dataset, frame: int, choice: Choice, unit: str, *, little_endian: bool
+) -> Lut | Window | None:
+    """What leads from modality values, in `unit`, to the grey values of this frame (0-based).
+
+    A VOI LUT of the file wins over its windows. None if there is neither. FluoroError:
+    CHOICE_UNAVAILABLE if the file has no such window, DICOM_INVALID if a table cannot be read.
+    """
+    if choice.window:
+        return choice.window
+    if choice.hounsfield and unit == "HU":
+        return choice.hounsfield
     source = macro(header, frame, "FrameVOILUTSequence")
+    if choice.index is not None or choice.explanation:
+        return chosen_of(source, choice, little_endian=little_endian)
+    if table := item(source, "VOILUTSequence"):
+        return lut_of(table, little_endian=little_endian)
+    windows = windows_of(source)
+    return windows[0] if windows and windows[0].is_valid() else None
+
+
+def chosen_of(source: Dataset, choice: Choice, *, little_endian: bool) -> Lut | Window:
+    """The window of this index, or the window or table of this explanation."""
+    windows = windows_of(source)
+    wanted = choice.explanation.strip().casefold()
+    numbers = (
+        [choice.index]
+        if choice.index is not None
+        else matches(strings(source, "WindowCenterWidthExplanation"), wanted)
+    )
+    for number in numbers:
+        if number < len(windows) and windows[number].is_valid():
+            return windows[number]
+    if wanted:
+        with blame_file(Reason.DICOM_INVALID, "The VOI LUTs cannot be read."):
+            tables = list(value(source, "VOILUTSequence") or [])
+        for number in matches([text(table, "LUTExplanation") for table in tables], wanted):
+            return lut_of(tables[number], little_endian=little_endian)
+    raise FluoroError(
+        Reason.CHOICE_UNAVAILABLE, "The file has no window of this index or explanation."
+    )
+
+
+def windows_of(source: Dataset) -> list[Window]:
+    """All windows of a data set, also those that the standard does not allow."""
+    function = text(source, "VOILUTFunction").upper() or "LINEAR"
     centers, widths = decimals(source, "WindowCenter"), decimals(source, "WindowWidth")
-    if not centers or not widths:
-        return None
-    window = Window(centers[0], widths[0], text(source, "VOILUTFunction").upper() or "LINEAR")
-    return window if window.is_valid() else None
+    return [Window(center, width, function) for center, width in zip(centers, widths, strict=False)]
 
 
-def voi_lut_of(header: Dataset, *, little_endian: bool) -> Lut | None:
-    """The first VOI LUT of the header, or None. DICOM_INVALID if it cannot be read."""
-    table = item(header, "VOILUTSequence")
-    return lut_of(table, little_endian=little_endian) if table else None
+def strings(source: Dataset, keyword: str) -> list[str]:
+    """One or many strings; [] if absent."""
+    found = value(source, keyword)
+    return [found] if isinstance(found, str) else [str(each) for each in found or []]
+
+
+def matches(texts: list[str], wanted: str) -> list[int]:
+    """Where that text stands, in any case, spaces around it aside."""
+    return [number for number, each in enumerate(texts) if each.strip().casefold() == wanted]
 
 
 def full_range(values: NDArray[Any], ignored: NDArray[np.bool_]) -> Window:
