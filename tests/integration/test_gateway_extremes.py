@@ -25,6 +25,7 @@ EXTREMES: Final[dict[int, tuple[Any, ...]]] = {
     FieldDescriptor.TYPE_ENUM: INT32,
     FieldDescriptor.TYPE_INT64: INT64,
     FieldDescriptor.TYPE_DOUBLE: (float("nan"), float("inf"), -float("inf"), 5e-324, -1.7e308),
+    FieldDescriptor.TYPE_FLOAT: (float("nan"), float("inf"), -float("inf"), 1e-45, -3.4e38),
     FieldDescriptor.TYPE_BOOL: (True, False),
     FieldDescriptor.TYPE_STRING: (
         "",
