@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type gen models k8s bench role-matrix chaos api-fuzz deidentify-check dicom-report requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models k8s bench role-matrix chaos api-fuzz deidentify-check dicom-report requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,8 +37,13 @@ up: venv ## Run Fluoro on this machine until Ctrl-C; prints the endpoint and wha
 test: venv check ## Run every check and every test (TEST_PROCESSES=3 at a time, each with servers of its own).
 	@$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-check: venv lint type ## Run what needs no server: style, types, import rules, API rules.
+check: venv ## Run what needs no server: style, types, import rules, API rules.
+	@$(MAKE) --no-print-directory -j $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint type imports protos
+
+imports: venv
 	@$(BIN)/lint-imports --no-cache
+
+protos: venv
 	@$(BIN)/buf lint
 	@$(BIN)/buf breaking --against '.git#ref=$(BASE)'
 

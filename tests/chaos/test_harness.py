@@ -1,5 +1,7 @@
 """What the rig hurts with and what it sees, each by itself."""
 
+import asyncio
+import gc
 import socket
 import sys
 import time
@@ -15,7 +17,7 @@ from fluoro_local.children import Child, spawn
 from fluoro_local.folders import free_port
 from fluoro_telemetry.http import Health, serve
 from harness.deployment import Deployment, Service
-from harness.proxy import Proxy
+from harness.proxy import Proxy, close_listener
 from harness.pulse import Pulse, Wait, judge, longest
 
 
@@ -85,6 +87,23 @@ def test_a_reset_ends_connections_and_a_refusal_lets_nobody_in(proxy: Proxy) -> 
     proxy.mend()
     with connected(proxy) as connection:
         assert answer(connection) == b"+PONG\r\n"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_listener_closed_while_it_accepts_leaves_no_socket_behind(turns: int) -> None:
+    handled = []
+
+    async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handled.append(writer)
+        writer.close()
+
+    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+    with socket.create_connection(listener.sockets[0].getsockname()):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await close_listener(listener)
+        await asyncio.gather(*(writer.wait_closed() for writer in handled))
+        gc.collect()  # would find it, and fail the test
 
 
 def test_a_wait_counts_as_far_as_it_lies_between_two_times() -> None:

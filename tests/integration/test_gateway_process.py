@@ -35,6 +35,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs
 from gateway.testing import Client, connected, parse, refused
+from harness.proxy import close_listener
 
 MIB = 2**20
 READY_SECONDS = 30
@@ -258,6 +259,7 @@ async def test_a_bucket_that_does_not_answer_keeps_no_gateway_from_ending(
         finally:
             process.kill()
             process.wait()
+            await close_listener(bucket)
             for caller in callers:
                 caller.close()
                 await caller.wait_closed()

@@ -34,6 +34,11 @@ class Relay:
         return self
 
     async def __aexit__(self, *_):
+        # asyncio forgets a connection whose listener is closed before its handler has begun.
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _turn in range(4):
+            await asyncio.sleep(0)
         self._server.close()
         self.cut()
         await self._server.wait_closed()
@@ -48,8 +53,9 @@ class Relay:
         self._left = count
 
     async def _relay(self, reader, writer):
+        self._writers.add(writer)
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        self._writers |= {writer, far_writer}
+        self._writers.add(far_writer)
         await asyncio.gather(
             self._copy(reader, far_writer), self._copy(far_reader, writer), return_exceptions=True
         )

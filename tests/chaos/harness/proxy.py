@@ -16,8 +16,23 @@ CALL_SECONDS: Final = 10
 ORPHAN_SECONDS: Final = 20
 """How long the server keeps its end of a dead connection: until its own keepalives would tell."""
 
+ACCEPT_TURNS: Final = 4
+"""Of the event loop, from a connection that is accepted to the first step of its handler."""
+
 _ABORT: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of a socket whose close is a reset (socket(7))."""
+
+
+async def close_listener(listener: asyncio.Server) -> None:
+    """Closes it once the handlers of all connections that it accepted have begun.
+
+    asyncio keeps the socket of a connection whose listener is closed sooner, and nobody closes it.
+    """
+    for listening in listener.sockets:
+        asyncio.get_running_loop().remove_reader(listening.fileno())
+    for _ in range(ACCEPT_TURNS):
+        await asyncio.sleep(0)
+    listener.close()
 
 
 @dataclass(slots=True, eq=False)
@@ -118,8 +133,8 @@ class Proxy:
 
     async def _refuse(self) -> None:
         if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+            listener, self._listener = self._listener, None
+            await close_listener(listener)
         await self._reset()
 
     async def _end(self) -> None:
@@ -128,7 +143,7 @@ class Proxy:
         while serving := asyncio.all_tasks() - {asyncio.current_task()}:
             if self._loop.time() > deadline:
                 break
-            # Again and again: a connection accepted just before is no link yet at the first time.
+            # Again and again: a link may get its other end meanwhile.
             await self._reset()
             await asyncio.wait(serving, timeout=0.05)
         await asyncio.sleep(0)  # transports close in the turn after they were told to
