@@ -12,6 +12,7 @@ import redis
 from fluoro.v1 import job_pb2
 from fluoro_jobs.celery import Sender
 from fluoro_jobs.ledger import control
+from fluoro_jobs.ledger.attempts import LEASE_SECONDS
 from fluoro_jobs.testing.rig import OWNER, Rig, sequences, until
 from fluoro_jobs.wakeups import Publisher
 from fluoro_local.servers import PostgresServer, ValkeyServer
@@ -57,9 +58,12 @@ def test_sigkill_of_a_pool_child_gives_the_lease_back_at_once(rig: Rig, tmp_path
     rig.start("scheduler")
     rig.worker()
     job = rig.finished(
-        rig.submit(rig.job_of({"do": "die_once", "path": str(tmp_path / "died")})), seconds=14
-    )  # sooner than a lease would tell
+        rig.submit(rig.job_of({"do": "die_once", "path": str(tmp_path / "died")})), seconds=60
+    )
     assert (job.state, outcomes(job)) == (SUCCEEDED, ["LOST", "SUCCEEDED"]), rig.logs()
+    lost = job.steps[0].tasks[0].attempts[0]
+    taken = lost.end_time.ToDatetime() - lost.start_time.ToDatetime()
+    assert taken.total_seconds() < LEASE_SECONDS, "sooner than the lease would tell"
     assert_gap_free(rig, job)
 
 

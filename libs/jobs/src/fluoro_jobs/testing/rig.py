@@ -206,7 +206,7 @@ class Rig:
                 ).fetchone()
                 return row is not None
 
-        until(listed, 30, "the worker's first heartbeat")
+        until(listed, 60, "the worker's first heartbeat")
         return process
 
     def have_workers_look(self) -> None:
