@@ -7,11 +7,15 @@ path.
 
 grpcio also logs metadata that is not UTF-8, word for word, and callers who are gone before their
 answer, both with a traceback.
+
+Core refuses calls of a method when too many wait there. Thousands of watches may well begin at one
+moment, and each costs little then. So for methods that mostly wait, more calls are asked for than
+one: those are taken out of core's queue at once, and begun one after the other all the same.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -28,6 +32,9 @@ UNKNOWN: Final = refusal(
 )
 """The answer to a call of a method that there is not."""
 
+WAITING_AT_ONCE: Final = 1536
+"""Calls of each method that mostly waits that are taken besides those that core has waiting."""
+
 _UNDECODABLE: Final = "Invalid encoding on %s"
 """What grpcio logs of metadata; the argument is the metadata."""
 
@@ -39,9 +46,12 @@ Method = bytes | None
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
     """Takes the calls of each method in a task of its own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, options: Options, waiting: Collection[str]
+    ) -> None:
         super().__init__(loop, None, (), (), options, None)
         self._tasks_on = loop
+        self._waiting = waiting
         self._handlers: dict[str, Any] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -54,6 +64,15 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         return self._tasks_on.create_task(self._take_calls(method))
 
     async def _take_calls(self, method: Method) -> None:
+        if method is not None and method.decode() in self._waiting:
+            turn = asyncio.Lock()
+            await asyncio.gather(*(self._take(method, turn) for _ in range(WAITING_AT_ONCE)))
+        else:
+            await self._take(method)
+        raise cygrpc._RequestCallError  # what grpcio's loop takes for the end
+
+    async def _take(self, method: Method, turn: asyncio.Lock | None = None) -> None:
+        """One call after the other. turn: of those who share a method; who has it begins a call."""
         resolver = cygrpc._MethodResolver([], self._handlers)
         while self.is_running():
             try:
@@ -64,6 +83,10 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
                 )
             except cygrpc._RequestCallError:
                 continue  # that call broke off, or the server stops
+            if turn:
+                async with turn:
+                    # Other methods have theirs, too, however many calls of this one there are.
+                    await asyncio.sleep(0)
             if method is None:
                 name, handled = "", _refused(state, self._tasks_on)
             else:
@@ -75,7 +98,6 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
             )
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
-        raise cygrpc._RequestCallError  # what grpcio's loop takes for the end
 
 
 async def _refused(state: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -86,10 +108,12 @@ async def _refused(state: Any, loop: asyncio.AbstractEventLoop) -> None:
 class Server(_server.Server):
     """As grpc.aio.server makes it, for registered methods alone."""
 
-    def __init__(self, options: Options) -> None:  # not super's: it makes a server of grpcio's own
-        """options: channel arguments."""
+    def __init__(  # not super's: it makes a server of grpcio's own
+        self, options: Options, waiting: Collection[str] = ()
+    ) -> None:
+        """options: channel arguments. waiting: paths of methods whose calls mostly wait."""
         self._loop = cygrpc.get_working_loop()
-        self._server = _Core(self._loop, options)
+        self._server = _Core(self._loop, options, waiting)
 
 
 def quiet_logs() -> None:

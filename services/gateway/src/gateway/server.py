@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gateway.grpc_server import Server
 from gateway.identity.tls import Certificates, TlsFiles
+from gateway.limits.gate import WAITING
 from gateway.rpc import Adapter, Call
 from gateway.settings import Settings
 
@@ -104,7 +105,8 @@ def build(
     servicers: of each service of owners. PortTakenError if the port is taken, TlsFilesError if
     files of the certificate cannot be used.
     """
-    server = Server(options(settings))
+    waiting = {"/{}/{}".format(*method.rsplit(".", 1)) for method in WAITING}
+    server = Server(options(settings), waiting)
     open_to_all = {HEALTH_SERVICE: health}
     if settings.reflection:
         names = [service.full_name for service in SERVICES]
