@@ -301,6 +301,8 @@ class Page:
         yield f"{self.level} {message.name}"
         yield from self.prose(path, here)
         yield from self.fields(message, path, here)
+        for rule in message.options.Extensions[validate_pb2.message].cel:
+            yield f"Rule of the whole: {rule.message}."
         for place, enum in enumerate(message.enum_type):
             yield from self.enum(enum, f"{message.name}.{enum.name}", (*path, 4, place))
 

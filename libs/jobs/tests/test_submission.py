@@ -44,6 +44,11 @@ def report_in_shares(request: Request) -> None:
     request.job.steps[0].max_inputs_per_task = 1
 
 
+def two_windows(request: Request) -> None:
+    request.job.steps[1].render_dicom.window.width = 5
+    request.job.steps[1].render_dicom.file_window.index = 1
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "field"),
     [
@@ -76,6 +81,7 @@ def report_in_shares(request: Request) -> None:
             Reason.INVALID_ARGUMENT,
             "job.steps[1].render_dicom.window.width",
         ),
+        (two_windows, Reason.INVALID_ARGUMENT, "job.steps[1].render_dicom"),
         (
             edit("job.steps.1.render_dicom.window.center", math.nan),
             Reason.INVALID_ARGUMENT,

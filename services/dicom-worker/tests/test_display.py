@@ -162,6 +162,17 @@ def test_overlays_are_drawn_white_on_demand(
     assert_same(render, dcmtk, data, tmp_path, "-O", "+Wi", "1")
 
 
+@pytest.mark.parametrize(
+    "syntax", ["+tb", "+ti", "+td"], ids=["big endian", "implicit", "deflated"]
+)
+def test_an_overlay_is_the_same_in_every_encoding(
+    syntax: str, render: Render, dcmtk: Dcmtk
+) -> None:
+    encoded = dcmtk("dcmconv", syntax, wheel_file("examples_overlay"))
+    _, attempt = render(encoded, OVERLAY, overlays=True)
+    assert np.array_equal(preview_of(attempt, 0), preview_of(attempt, 1))
+
+
 def with_overlay(**attributes: Any) -> Dataset:
     """MR_small with 12 bits per pixel; attributes of an overlay by `x` and its element number."""
     dataset = dcmread(wheel_file("MR_small"))

@@ -92,22 +92,24 @@ def in_bits(
 ) -> Callable[[int], Mask]:
     """Planes of one bit per pixel, which follow each other within a byte (PS3.5 8.1.2)."""
     count = rows * columns
-    if count > limits.FRAME_LIMIT_BYTES or count * frames > 8 * limits.FRAME_LIMIT_BYTES:
+    if count > limits.FRAME_LIMIT_BYTES:
         raise FluoroError(
-            Reason.IMAGE_TOO_LARGE,
-            f"An overlay has more than {limits.FRAME_LIMIT_BYTES} pixels or bytes.",
+            Reason.IMAGE_TOO_LARGE, f"An overlay has more than {limits.FRAME_LIMIT_BYTES} pixels."
         )
-    element = file.header[group, 0x3000]
-    data = np.frombuffer(element.value, np.uint8)
-    if len(data) * 8 < count * frames:
+    tag = group << 16 | 0x3000
+    element = next(element for element in file.elements if element.tag == tag)
+    if element.length is None or element.length * 8 < count * frames:
         raise invalid()
-    # The bytes of a big endian word stand the other way round.
-    if not file.little_endian and element.VR == "OW":
-        data = data[: len(data) // 2 * 2].view("<u2").byteswap().view(np.uint8)
+    swapped = not file.little_endian and element.vr == "OW"
 
     def plane(number: int) -> Mask:
-        first_byte, first_bit = divmod(number * count, 8)
-        packed = data[first_byte : first_byte + (first_bit + count + 7) // 8]
+        first_word, first_bit = divmod(number * count, 16)
+        words = -(-(first_bit + count) // 16)
+        start = element.offset + 2 * first_word
+        packed = np.fromfile(file.path, np.uint8, 2 * words, offset=start)
+        # The bytes of a big endian word stand the other way round.
+        if swapped:
+            packed = packed[: len(packed) // 2 * 2].view("<u2").byteswap().view(np.uint8)
         bits = np.unpackbits(packed, bitorder="little")[first_bit : first_bit + count]
         return bits.reshape(rows, columns).astype(np.bool_)
 
