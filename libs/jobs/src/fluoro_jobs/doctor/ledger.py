@@ -5,9 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Final
 
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-
 from fluoro_jobs.doctor.findings import Finding, fault, ok, warning
 from fluoro_jobs.ledger.clock import WRONG_SECONDS
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection, through_pooler
@@ -91,6 +88,9 @@ def _server(connection: LedgerConnection) -> Iterator[Finding]:
 
 
 def _schema(connection: LedgerConnection) -> Iterator[Finding]:
+    from alembic.config import Config  # noqa: PLC0415 - with SQLAlchemy, a fifth of a start
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
+
     config = Config()
     config.set_main_option("script_location", str(files("fluoro_jobs") / "migrations"))
     config.set_main_option("path_separator", "os")
