@@ -18,7 +18,7 @@ from fluoro_jobs.ledger.records import Change, Step, Task
 from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState, is_terminal
 from fluoro_jobs.testing.model.machine import LedgerMachine
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from psycopg import Connection
 from psycopg.rows import TupleRow
@@ -44,8 +44,13 @@ def db(database_url: str) -> Iterator[Db]:
         yield connection
 
 
-def run(db: Db, how: settings) -> None:
-    run_state_machine_as_test(lambda: LedgerMachine(db), settings=how)  # type: ignore[arg-type]  # it takes functions as well
+def run(db: Db, how: settings, first: int | None = None) -> None:
+    """first: seed of the sequences; None leaves it to `how`."""
+
+    def machine() -> LedgerMachine:
+        return LedgerMachine(db)
+
+    run_state_machine_as_test(machine if first is None else seed(first)(machine), settings=how)  # type: ignore[arg-type]  # it takes functions as well
 
 
 @pytest.mark.timeout(120 + 2 * RUNS)
@@ -212,6 +217,14 @@ BUGS: Final = (
 )
 
 
+SEEDS: Final = {
+    claims_by_messages_for_earlier_attempts: 2,
+    attempts_without_end: 1,
+    outages_that_count: 1,
+}
+"""Of sequences that soon meet those bugs that others take up to two minutes to meet."""
+
+
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_the_comparison_finds_a_planted_bug(
     db: Db, monkeypatch: pytest.MonkeyPatch, bug: Callable[[pytest.MonkeyPatch], None]
@@ -219,10 +232,14 @@ def test_the_comparison_finds_a_planted_bug(
     bug(monkeypatch)
     store._statement.cache_clear()
     hunt = settings(
-        SETTINGS, max_examples=500, derandomize=True, phases=[Phase.generate], print_blob=False
+        SETTINGS,
+        max_examples=40 if bug in SEEDS else 500,  # the first tenth of them is kept small
+        derandomize=True,
+        phases=[Phase.generate],
+        print_blob=False,
     )
     try:
         with pytest.raises((AssertionError, IllegalTransitionError, psycopg.Error)):
-            run(db, hunt)
+            run(db, hunt, SEEDS.get(bug))
     finally:
         store._statement.cache_clear()
