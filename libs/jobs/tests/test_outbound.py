@@ -2,6 +2,8 @@
 
 import ipaddress
 import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,10 +37,13 @@ INSIDE = [
     "2001::1",
     "fe80::1%lo",
     "fd00:ec2::254",
+    "fec0::1",
     "ff02::1",
 ]
 """Addresses that no name of a caller's may lead to."""
 
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
 
 hung_up = threading.Event()
 
@@ -53,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
             "/missing": (404, {}, b""),
             "/trickle": (200, {"Content-Length": "999999"}, b""),
             "/broken": (503, {}, b""),
+            "/chunks": (200, CHUNKED, b"3\r\ngoo\r\n1;x=y\r\nd\r\n0\r\n\r\n"),
+            "/chunk-of-all": (200, CHUNKED, b"-1\r\n" + bytes(1000)),
+            "/chunk-below-nothing": (200, CHUNKED, b"-5\r\n" + bytes(1000)),
         }[self.path]
         self.send_response(status)
         for name, value in headers.items():
@@ -194,6 +202,38 @@ def test_content_that_ends_early_and_servers_that_are_away_can_be_tried_again(po
     assert reason(lambda: answer.read(100)) == "SOURCE_UNAVAILABLE"
     answer.close()
     assert reason(lambda: out.get("http://127.0.0.1:1/", SECONDS)) == "SOURCE_UNAVAILABLE"
+
+
+def test_content_in_chunks_is_read_to_its_end_and_chunks_of_no_size_are_no_content(
+    port: int,
+) -> None:
+    out = Outbound([f"http://127.0.0.1:{port}"], LOOPBACK)
+    answer = out.get(f"http://127.0.0.1:{port}/chunks", SECONDS)
+    assert (answer.read(3), answer.read(9), answer.read(9)) == (b"goo", b"d", b"")
+    answer.close()
+    for path in ("chunk-of-all", "chunk-below-nothing"):
+        answer = out.get(f"http://127.0.0.1:{port}/{path}", SECONDS)
+        assert len(answer.read(10)) >= 10
+        assert reason(lambda answer=answer: answer.read(10_000)) == "SOURCE_UNAVAILABLE"
+        answer.close()
+
+
+def test_a_server_that_hangs_up_before_it_proves_who_it_is_can_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = ssl.create_default_context
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def after_it_hung_up() -> ssl.SSLContext:
+            caller, _ = server.accept()
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.close()
+            return real()
+
+        monkeypatch.setattr(ssl, "create_default_context", after_it_hung_up)
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        out = Outbound([url], LOOPBACK)
+        assert reason(lambda: out.get(f"{url}/", SECONDS)) == "SOURCE_UNAVAILABLE"
 
 
 def test_content_that_trickles_ends_though_it_never_falls_silent(port: int) -> None:

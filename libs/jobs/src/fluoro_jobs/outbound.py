@@ -72,14 +72,19 @@ class Answer:
 
     def read(self, most_bytes: int) -> bytes:
         """The next bytes; none at the end. FluoroError SOURCE_UNAVAILABLE if it breaks off."""
+        data = bytearray()
         try:
             with _ended(self._raw, self._seconds):
-                data = self._response.read(most_bytes)
+                # Not `read`, which takes a chunk of -1 bytes for all that ever comes.
+                while len(data) < most_bytes:
+                    if not (piece := self._response.read1(most_bytes - len(data))):
+                        break
+                    data += piece
         except (OSError, http.client.HTTPException) as error:
             raise _unavailable("the connection broke") from error
         if not data and self._response.length:
             raise _unavailable("the connection broke")
-        return data
+        return bytes(data)
 
     def abort(self) -> None:
         """Has a read that is under way in another thread end at once."""
@@ -171,7 +176,7 @@ class Outbound:
         # Loopback, private, link-local (where clouds have their metadata), shared and documentation
         # networks are not global. Reserved are also those that carry an IPv4 address (NAT64).
         return address.is_global and not (
-            address.is_multicast or address.is_reserved or _tunnels(address)
+            address.is_multicast or address.is_reserved or _leads_inside(address)
         )
 
     @staticmethod
@@ -179,16 +184,19 @@ class Outbound:
         if target.scheme == "http":
             return connection
         context = ssl.create_default_context()
-        secured = context.wrap_socket(
-            connection, server_hostname=target.host, do_handshake_on_connect=False
-        )
+        secured = connection
         try:
-            with _ended(secured, seconds):
-                secured.do_handshake()
+            # A server may have hung up already. Asked first, as wrapping would then leave it open.
+            connection.getpeername()
+            secured = wrapped = context.wrap_socket(
+                connection, server_hostname=target.host, do_handshake_on_connect=False
+            )
+            with _ended(wrapped, seconds):
+                wrapped.do_handshake()
         except OSError as error:  # ssl.SSLError is one
             secured.close()
             raise _unavailable("it does not prove who it is") from error
-        return secured
+        return wrapped
 
 
 @contextmanager
@@ -224,8 +232,11 @@ def _plain(text: str) -> Address:
     return mapped or address
 
 
-def _tunnels(address: Address) -> bool:
-    return isinstance(address, ipaddress.IPv6Address) and bool(address.sixtofour or address.teredo)
+def _leads_inside(address: Address) -> bool:
+    """Whether it is of a kind that is called global and leads to networks that are not."""
+    return isinstance(address, ipaddress.IPv6Address) and bool(
+        address.sixtofour or address.teredo or address.is_site_local
+    )
 
 
 def _parsed(url: str) -> Target | None:
