@@ -17,8 +17,11 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobHeader,
     UploadBlobRequest,
 )
+from fluoro_blobs import ResumableUpload
 from fluoro_client import AsyncClient, Client
 from fluoro_client.sending import send
+from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger import uploads
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.folders import free_port
 from gateway.testing import Client as Gateway
@@ -157,6 +160,58 @@ async def test_of_two_streams_of_an_upload_the_newer_one_goes_on_and_bytes_are_n
     assert await read(gateway, newer.name) == DATA
 
 
+@pytest.mark.parametrize("offset", [0, len(DATA)])
+async def test_a_stream_that_comes_as_another_one_ends_the_upload_hears_of_the_blob(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    upload_id, real = str(uuid4()), ResumableUpload.committed_bytes
+    await gateway.blobs.BeginUpload(begun(upload_id))
+    names = []
+
+    async def committed_later(upload: ResumableUpload, starts: list[int]) -> int:
+        """The first who asks has found the upload open, and is answered once it is not any more."""
+        monkeypatch.setattr(ResumableUpload, "committed_bytes", real)
+        names.append((await gateway.blobs.UploadBlob(parts(upload_id, DATA))).blob.name)
+        return await real(upload, starts)
+
+    monkeypatch.setattr(ResumableUpload, "committed_bytes", committed_later)
+    late = await gateway.blobs.UploadBlob(parts(upload_id, b"", offset))
+    assert [late.blob.name] == names
+
+
+def test_an_upload_that_is_closed_twice_has_one_blob(rig: Rig) -> None:
+    upload_id = uuid4()
+    with rig.connection() as connection:
+        uploads.begin(connection, OWNER, upload_id, announced())
+        upload = uploads.find(connection, OWNER, upload_id)
+        first, again = (uploads.close(connection, OWNER, upload, uuid4()) for _ in range(2))
+        assert first == again
+        newer = uploads.begin(connection, OWNER, uuid4(), announced(b"others"))
+        assert isinstance(newer, uploads.Upload)
+        uploads.open_stream(connection, OWNER, newer, 0)
+        with pytest.raises(FluoroError, match="Another stream"):
+            uploads.close(connection, OWNER, newer, uuid4())
+
+
+async def test_putting_an_upload_together_takes_the_memory_of_a_large_one(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    one, two, hold = str(uuid4()), str(uuid4()), asyncio.Event()
+    settings = {"upload_memory_bytes": 1, "upload_idle_seconds": 2}
+    async with serving(database_url, redis_url, blob_url, **settings) as gateway:
+        await gateway.blobs.BeginUpload(begun(one))
+        await gateway.blobs.UploadBlob(parts(one, DATA[:-1]))
+        await gateway.blobs.BeginUpload(begun(two, DATA[1:]))
+        other = gateway.blobs.UploadBlob(parts(two, DATA[1 : 2 * MIB], hold=hold))
+        holds = asyncio.create_task(refused(other))
+        await committed(gateway, two, MIB, DATA[1:])
+        blob = (await gateway.blobs.UploadBlob(parts(one, DATA[-1:], len(DATA) - 1))).blob
+        # It waited until the other one gave its memory back, which was silent for too long.
+        assert holds.done()
+        assert (await holds).reason == "UPLOAD_TOO_SLOW"
+        assert await read(gateway, blob.name) == DATA
+
+
 async def test_other_bytes_than_announced_are_dropped_as_a_whole(
     gateway: Gateway, blob_url: str
 ) -> None:
@@ -219,6 +274,24 @@ async def test_a_silent_stream_ends_and_what_it_sent_stays_until_its_time_is_ove
         async with asyncio.timeout(10):
             while await (await connection.execute("SELECT FROM uploads")).fetchone():  # noqa: ASYNC110 - another thread deletes it
                 await asyncio.sleep(0.01)
+
+
+async def test_however_many_uploads_are_given_up_they_go_within_a_round(rig: Rig) -> None:
+    with rig.connection() as connection:
+        connection.execute(
+            "INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type, update_time)"
+            " SELECT 'any', gen_random_uuid(), gen_random_uuid(), 1, '', '', '-infinity'"
+            " FROM generate_series(1, %s)",
+            (10 * uploads.SWEPT,),
+        )
+        async with serving(
+            rig.database_url, rig.redis_url, rig.blob_url, collect_interval_seconds=1
+        ):
+            await asyncio.to_thread(
+                until,
+                lambda: connection.execute("SELECT FROM uploads LIMIT 1").fetchone() is None,
+                6,
+            )
 
 
 def test_a_gateway_killed_in_the_middle_of_an_upload_costs_its_client_a_pause(

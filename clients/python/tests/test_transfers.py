@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from fluoro_client import AsyncClient
+from fluoro_client import AsyncClient, aio
 from fluoro_client.errors import (
     DataLossError,
     InvalidArgumentError,
@@ -194,3 +194,20 @@ async def test_a_failed_download_keeps_the_file_that_was_there(gateway, client, 
 async def test_a_download_into_a_folder_that_is_not_there_is_an_oserror(gateway, client, tmp_path):
     with pytest.raises(FileNotFoundError):
         await client.download(gateway.add_blob(b"x"), Path(tmp_path, "no", "out.bin"))
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_no_blob(
+    client, tmp_path, monkeypatch
+):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5 * 2**20))
+    prepare = aio.prepare
+
+    async def prepared(*args):
+        found = await prepare(*args)
+        os.truncate(path, 2**20)
+        return found
+
+    monkeypatch.setattr(aio, "prepare", prepared)
+    with pytest.raises(InvalidArgumentError, match="UPLOAD_MISMATCH"):
+        await client.upload(path)

@@ -28,6 +28,7 @@ from fluoro_client.errors import (
     FluoroApiError,
     UnreachableError,
     decode,
+    shrunk,
 )
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.many import ManyJobs, Page
@@ -437,9 +438,12 @@ class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls, ElsewhereC
             resume.committed_bytes = begun.committed_bytes
         requests = upload.requests(resume or Resume(""))
         try:
-            return (await send(self._blobs.UploadBlob(metadata=self._metadata), requests)).blob
+            response = await send(self._blobs.UploadBlob(metadata=self._metadata), requests)
         except grpc.aio.AioRpcError as error:
             raise decode(error, self.endpoint) from error
+        if not response.HasField("blob"):
+            raise shrunk(response.committed_bytes, upload.header.size_bytes)
+        return response.blob
 
     async def _receive(
         self, name: str, size_bytes: int, unfinished: PartialFile, patience: Patience

@@ -141,6 +141,15 @@ _CLASSES: Final[dict[grpc.StatusCode, type[FluoroApiError]]] = {
 }
 
 
+def shrunk(sent_bytes: int, size_bytes: int) -> InvalidArgumentError:
+    """What an upload ends with whose file has become shorter meanwhile."""
+    return InvalidArgumentError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"Of {size_bytes} bytes there were {sent_bytes} in the end. Upload again.",
+        reason="UPLOAD_MISMATCH",
+    )
+
+
 def refused(refusal: job_service_pb2.Refusal) -> FluoroApiError:
     """The typed error for what became of an entry of a batch."""
     code = next(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Final
 
 from fluoro.v1.blob_service_pb2 import (
@@ -89,8 +89,12 @@ class Blobs:
             header = await _header(pace, settings.max_blob_bytes)
             if header.upload_id:
 
-                async def receive(writer: PartsWriter, most_bytes: int) -> None:
+                async def receive(writer: PartsWriter, start: int, size_bytes: int) -> None:
+                    most_bytes = size_bytes - start
                     await self._receive(pace, most_bytes, writer, call.owner, places)
+                    if writer.size_bytes == most_bytes <= SMALL_BYTES < size_bytes:
+                        # Little came, but putting all together takes the memory of a large upload.
+                        await places.enter_async_context(self._large_place(call.owner))
 
                 return await self._resuming.stream(call, header, receive)
             name = f"blobs/{new_id()}"
@@ -157,9 +161,7 @@ class Blobs:
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
                 # fast as they send.
-                await places.enter_async_context(
-                    self._large.taken(owner, self._settings.upload_idle_seconds)
-                )
+                await places.enter_async_context(self._large_place(owner))
                 large = True
             await gathered.write(chunk)
             metrics.BLOB_BYTES_RECEIVED.inc(len(chunk))
@@ -186,7 +188,7 @@ class Blobs:
         """The blob of what was sent there. Takes the places of a large upload meanwhile."""
         async with (
             self._uploads.taken(call.owner),
-            self._large.taken(call.owner, self._settings.upload_idle_seconds),
+            self._large_place(call.owner),
         ):
             return await self._resuming.commit(call, request)
 
@@ -197,7 +199,7 @@ class Blobs:
         name = f"blobs/{new_id()}"
         async with (
             self._uploads.taken(call.owner),
-            self._large.taken(call.owner, self._settings.upload_idle_seconds),
+            self._large_place(call.owner),
             self._importing.opened(call.owner, request.uri) as source,
         ):
             with blob_errors():
@@ -216,6 +218,10 @@ class Blobs:
             media_type=header.media_type or DEFAULT_MEDIA_TYPE,
         )
         return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+
+    def _large_place(self, owner: str) -> AbstractAsyncContextManager[None]:
+        """Memory for the parts of one upload."""
+        return self._large.taken(owner, self._settings.upload_idle_seconds)
 
     def _check_size(self, size_bytes: int, header: UploadBlobHeader) -> None:
         if header.size_bytes and size_bytes > header.size_bytes:

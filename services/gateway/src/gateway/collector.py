@@ -27,6 +27,9 @@ from gateway.settings import Settings
 MAX_REMEMBERED: Final = 100_000
 """Names without a record that a gateway remembers, some 20 MB. Others have their turn later."""
 
+SWEEP_SECONDS: Final = 30
+"""How long uploads are swept before the next page of blobs has its turn."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -101,13 +104,20 @@ class Collector:
         return False
 
     def _sweep_uploads(self) -> None:
-        """Deletes the bytes of uploads that nobody goes on with, and then their rows."""
-        with self._ledger.connection() as connection:
-            expired = uploads.expire(connection, self._keep_seconds)
-        for owner, id_, key in expired:
-            self._store.resumable(key).remove_now()
+        """Deletes the bytes of uploads that nobody goes on with, and then their rows.
+
+        All that are due, as far as SWEEP_SECONDS go: more than a few may come in an interval.
+        """
+        until = time.monotonic() + SWEEP_SECONDS
+        while not self._stop.is_set() and time.monotonic() < until:
             with self._ledger.connection() as connection:
-                uploads.forget(connection, owner, id_)
+                expired = uploads.expire(connection, self._keep_seconds)
+            for owner, id_, key in expired:
+                self._store.resumable(key).remove_now()
+                with self._ledger.connection() as connection:
+                    uploads.forget(connection, owner, id_)
+            if len(expired) < uploads.SWEPT:
+                return
 
     def _collect(self, page: list[FoundBlob]) -> None:
         """Deletes those that are old and have had no record for long.

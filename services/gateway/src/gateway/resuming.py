@@ -50,8 +50,8 @@ LONGEST_SIGNED_SECONDS: Final = 3600
 LARGEST_PUT_BYTES: Final = 5 * 2**30
 """What S3 takes in one PUT."""
 
-Receive = Callable[[PartsWriter, int], Awaitable[None]]
-"""Takes a stream's chunks into a writer: so many bytes at most."""
+Receive = Callable[[PartsWriter, int, int], Awaitable[None]]
+"""Takes a stream's chunks into a writer: from a byte on, and no more than the upload has."""
 
 
 class Resuming:
@@ -85,16 +85,16 @@ class Resuming:
         """
         owner, upload_id = call.owner, names.upload_id(header.upload_id, "header.upload_id")
         upload = await self._calls.run_for(owner, uploads.find, owner, upload_id)
+        upload = await self._opened(owner, upload, header.offset)
         if upload.blob_id is not None:
             blob = await self._calls.run_for(owner, records.get, owner, upload.blob_id)
             call.record.is_about([blob.name])
             return UploadBlobResponse(committed_bytes=blob.size_bytes, blob=blob)
-        upload = await self._opened(owner, upload, header.offset)
         async with self._as_newest(owner, upload):
             start = upload.starts[-1]
             with blob_errors():
                 async with self._store.resumable(upload.key).writer(upload.starts) as writer:
-                    await receive(writer, upload.size_bytes - start)
+                    await receive(writer, start, upload.size_bytes)
             committed_bytes = start + writer.size_bytes
             if committed_bytes < upload.size_bytes:
                 return UploadBlobResponse(committed_bytes=committed_bytes)
@@ -156,10 +156,17 @@ class Resuming:
             return await self._store.resumable(upload.key).committed_bytes(upload.starts)
 
     async def _opened(self, owner: str, upload: Upload, offset: int) -> Upload:
-        """The upload with this stream as its newest."""
+        """The upload with this stream as its newest, or as it is if its blob is there."""
         for _ in range(OPEN_TRIES):
+            if upload.blob_id is not None:
+                return upload
             committed_bytes = await self._committed(upload)
             if not 0 <= offset <= committed_bytes:
+                # Whoever made the blob meanwhile has deleted the bytes.
+                found = await self._calls.run_for(owner, uploads.find, owner, upload.id)
+                if found != upload:
+                    upload = found
+                    continue
                 raise names.invalid(
                     "header.offset",
                     f"Must be between 0 and the {committed_bytes} bytes that are committed.",
@@ -174,9 +181,9 @@ class Resuming:
             if starts is not None:
                 return upload._replace(starts=starts)
             upload = await self._calls.run_for(owner, uploads.find, owner, upload.id)
-            if upload.blob_id is not None:
-                break
-        raise uploads.superseded()
+        if upload.blob_id is None:
+            raise uploads.superseded()
+        return upload
 
     @asynccontextmanager
     async def _as_newest(self, owner: str, upload: Upload) -> AsyncIterator[None]:

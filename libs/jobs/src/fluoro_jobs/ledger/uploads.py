@@ -147,8 +147,8 @@ def close(
 ) -> blob_service_pb2.Blob:
     """Records the blob, whose bytes are in the store.
 
-    Returns the owner's earlier blob of the same bytes if there is one. FluoroError
-    UPLOAD_SUPERSEDED if a newer stream has begun.
+    Returns the owner's earlier blob of the same bytes if there is one, and that of the upload if
+    somebody was faster. FluoroError UPLOAD_SUPERSEDED if a newer stream has begun.
     """
     row = connection.execute(
         _CLOSE,
@@ -160,9 +160,13 @@ def close(
             "media_type": upload.media_type,
         },
     ).fetchone()
-    if row is None:
-        raise superseded()
-    return blobs.from_row(row)
+    if row is not None:
+        return blobs.from_row(row)
+    # The same stream or commit may have come twice.
+    row = connection.execute(_FIND, (owner, upload.id)).fetchone()
+    if row is not None and (blob := Upload(*row).blob_id) is not None:
+        return blobs.get(connection, owner, blob)
+    raise superseded()
 
 
 def drop(connection: LedgerConnection, owner: str, upload: Upload) -> None:
