@@ -63,7 +63,8 @@ def test_numbers_are_found_alone_and_telephones_however_written(
     "text",
     [
         *("19670304", "1967-03-04", "04.03.1967", "3/4/1967", "03/04/1967", "4 Mar 1967"),
-        "19670304101500.00",
+        *("19670304101500.00", "March 4, 1967", "4th Mar 1967", "1967-3-4", "04/03/67", "4-Mar-67"),
+        *("67-03-04", "1967年3月4日", "4. März 1967"),
     ],
 )
 def test_a_day_is_found_however_it_is_written(text: str) -> None:

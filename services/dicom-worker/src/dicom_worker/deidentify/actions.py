@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -13,8 +14,9 @@ from dicom_worker.deidentify.elements import TEXT_VRS, Element
 from dicom_worker.deidentify.identifiers import Search
 from dicom_worker.deidentify.profile import Action, Policy, is_standard, safe_private
 from dicom_worker.deidentify.text import cleaned, code_known, encoded, encodings_of
-from dicom_worker.deidentify.values import DUMMIES, REMOVED, Encodings, Values
-from dicom_worker.reading import PIXEL_TAGS
+from dicom_worker.deidentify.values import DUMMIES, REMOVED, Encodings, Values, kind
+from dicom_worker.reading import META_GROUP, PIXEL_TAGS
+from dicom_worker.structure import PIXEL_DATA
 
 CHARACTER_SET: Final = 0x00080005
 PATIENT: Final = frozenset((0x00100010, 0x00100020))
@@ -26,6 +28,7 @@ TIMEZONE: Final = 0x00080201
 CODE_MEANING: Final = 0x00080104
 CODES: Final = frozenset((0x00080100, 0x00080102, 0x00080119, 0x00080120, CODE_MEANING))
 CURVES, OVERLAYS = 0x50, 0x60
+FIRST_GROUP: Final = 0x0008
 PRIVATE: Final = 0x00010000
 """Stands for all private attributes, in the report as in the table."""
 CREATORS: Final = range(0x10, 0x100)
@@ -81,6 +84,36 @@ class Kept:
     clean: bool = False
 
 
+def encodings_in(elements: Sequence[Element], outer: Encodings) -> Encodings:
+    """Of a data set: what it says itself, else what the one around it does."""
+    for element in elements:
+        if element.tag == CHARACTER_SET and isinstance(element.value, bytes):
+            return encodings_of(element.value.decode("latin-1").strip(" \0"))
+    return outer or encodings_of("")
+
+
+def misplaced(element: Element, *, listed: bool) -> bool:
+    """Whether no data set may have such an element.
+
+    Commands, meta information and directories (groups below 0008) belong elsewhere: written first,
+    they would be read as File Meta Information. Only Pixel Data has fragments.
+    """
+    group = element.tag >> 16
+    return (
+        group in (0, META_GROUP)
+        or (group < FIRST_GROUP and not listed)
+        or (element.fragments is not None and element.tag != PIXEL_DATA)
+    )
+
+
+@lru_cache(8192)
+def names_a_kind(tag: int) -> bool:
+    """Whether a UID names a kind of things, also one of a vendor, and nothing that was made."""
+    return keyword_for_tag(tag).endswith(
+        ("SOPClassUID", "CodingSchemeUID", "ContextUID", "MappingResourceUID", "TransferSyntaxUID")
+    )
+
+
 @dataclass(slots=True)
 class Cleaner:
     """Cleans the data set of one instance. policy: for its SOP Class. done: how often what."""
@@ -92,10 +125,7 @@ class Cleaner:
 
     def data_set(self, elements: Sequence[Element], place: Place = TOP) -> list[Element]:
         """The elements that stay, with what takes the place of their values."""
-        encodings = place.encodings or encodings_of("")
-        for element in elements:
-            if element.tag == CHARACTER_SET and isinstance(element.value, bytes):
-                encodings = encodings_of(element.value.decode("latin-1").strip(" \0"))
+        encodings = encodings_in(elements, place.encodings)
         place = replace(place, encodings=encodings)
         kept, private = [], []
         for element in elements:
@@ -125,8 +155,7 @@ class Cleaner:
                 self._keep(element, place)
                 continue
             gone += 1
-            if element.vr == "PN":
-                self.values.remember(element, place.encodings)
+            self._remember_names(element, place.encodings)
         if gone:
             self.done[PRIVATE, place.parent, "X", "X"] += gone
         return list(kept.values())
@@ -145,6 +174,10 @@ class Cleaner:
         if tag in OURS:
             return None
         action = self.policy.action(tag, place.parent)
+        if misplaced(element, listed=action is not None):
+            self.values.remember(element, place.encodings)
+            self._note(tag, place, action.row if action else "", "X")
+            return None
         # Curves and overlays go as a whole: their descriptions mean nothing without their data.
         if tag >> 24 in (CURVES, OVERLAYS):
             self._note(tag, place, action.row if action else "", "X")
@@ -208,7 +241,7 @@ class Cleaner:
         if place.mode and element.tag in CODES:
             code = self._code(element, place)
         else:
-            code = self._by_kind(element.vr, place.mode)
+            code = self._by_kind(element, place.mode)
         if code == "K":
             return self._keep(element, place)
         self.values.remember(element, place.encodings)
@@ -219,9 +252,12 @@ class Cleaner:
             self._note(element.tag, place, "", code)
         return result
 
-    def _by_kind(self, vr: str, mode: str) -> str:
+    def _by_kind(self, element: Element, mode: str) -> str:
         """The action for attributes of a VR."""
         options = self.policy.options
+        vr = kind(element)
+        if names_a_kind(element.tag):
+            return "K"
         if vr == "PN":
             return "D"
         if vr == "UI":
@@ -276,12 +312,22 @@ class Cleaner:
         if code not in ("X", "Z"):
             return
         for item in element.items:
+            inside = replace(place, encodings=encodings_in(item, place.encodings))
             for inner in item:
                 action = self.policy.action(inner.tag, element.tag)
                 if inner.items is not None:
-                    self._remember(inner, "X", place)
-                elif inner.vr == "PN" or (action is not None and action.code != "K"):
-                    self.values.remember(inner, place.encodings)
+                    self._remember(inner, "X", inside)
+                elif kind(inner) == "PN" or (action is not None and action.code != "K"):
+                    self.values.remember(inner, inside.encodings)
+
+    def _remember_names(self, element: Element, encodings: Encodings) -> None:
+        """The person names in a private attribute, at any depth."""
+        if element.vr == "PN":
+            self.values.remember(element, encodings)
+        for item in element.items or ():
+            inside = encodings_in(item, encodings)
+            for inner in item:
+                self._remember_names(inner, inside)
 
     def sweep(self, search: Search) -> None:
         """Takes identifiers out of the texts that stay: people write them everywhere.

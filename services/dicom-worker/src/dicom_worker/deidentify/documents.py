@@ -23,9 +23,19 @@ EMPTY: Final = {
 }
 """SOP Class UID and a document of its kind that says nothing."""
 
+SOUND: Final = frozenset(
+    ("1.2.840.10008.5.1.4.1.1.9.4.1", "1.2.840.10008.5.1.4.1.1.9.4.2")  # Basic Voice, General Audio
+)
+
 
 def refuse_document(header: Header, options: Options) -> None:
     """DEIDENTIFICATION_REFUSED if there is a document that may not, or cannot be replaced."""
+    if header.text(SOP_CLASS) in SOUND:
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            "The instance holds recorded sound, which cannot be cleaned: people say names, and "
+            "their voices tell who they are.",
+        )
     if DOCUMENT not in header:
         return
     if not options.replace_documents:

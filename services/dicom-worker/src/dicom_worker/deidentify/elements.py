@@ -123,7 +123,7 @@ class Reader:
             found.append(element)
         if delimited:
             raise truncated()
-        return found, position
+        return unambiguous(found), position
 
     def _end(
         self, found: list[Element], tag: int, position: int, *, delimited: bool
@@ -131,7 +131,7 @@ class Reader:
         """The elements of an item that ends with a delimiter at `position`."""
         if tag != ITEM_END or not delimited:
             raise invalid()
-        return found, position + HEADER_BYTES
+        return unambiguous(found), position + HEADER_BYTES
 
     def _value(
         self, tag: int, vr: str, position: int, length: int, end: int, explicit: bool, depth: int
@@ -277,6 +277,13 @@ class Writer:
             content = self.encoded(item)
             yield struct.pack(mark + "HHL", ITEM >> 16, ITEM & 0xFFFF, len(content))
             yield content
+
+
+def unambiguous(elements: list[Element]) -> list[Element]:
+    """The elements. DICOM_INVALID if one is there twice: readers differ on which one counts."""
+    if len({element.tag for element in elements}) != len(elements):
+        raise FluoroError(Reason.DICOM_INVALID, "The data set has an attribute more than once.")
+    return elements
 
 
 @lru_cache(8192)

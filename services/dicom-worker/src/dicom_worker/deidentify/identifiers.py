@@ -5,9 +5,12 @@ on it; docs/deidentification.md has the rule as a table. Nothing here leaves mem
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker.deidentify.pseudonyms import day_of
 from dicom_worker.deidentify.text import WORD, vocabulary
@@ -34,12 +37,41 @@ MIN_NUMBER_BYTES: Final = 7
 """Shorter numbers are searched for in texts alone: values of measurement look like them."""
 MIN_UID_BYTES: Final = 8
 """Shorter ones are no UIDs: `0`, `1.2.3`."""
-DATE_LIKE: Final = re.compile(
-    r"(?<!\d)(\d{4})[-./: ]?(\d\d)[-./: ]?(\d\d)"
-    r"|(?<!\d)(\d{1,2})[-./ ](\d{1,2})[-./ ](\d{4})(?!\d)"
-    r"|(?<!\d)(\d{1,2})[-. ]*([A-Za-z]{3})[a-z]*[-., ]*(\d{4})(?!\d)"
+UID_LIKE: Final = re.compile(r"[0-9][0-9.]{7,127}")
+UID_BYTES: Final = re.compile(rb"[0-9][0-9.]{7,127}")
+UID_WIDE: Final = re.compile(rb"[0-9]\0(?:[0-9.]\0){6,126}[0-9.]")
+FEW_UIDS: Final = 64
+"""So many are looked for one by one, which is faster; for more, all that looks like one is."""
+MAX_SEARCHED: Final = 2000
+"""Words and texts. Each is looked for in all bytes; people have some ten."""
+UMLAUTS: Final = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "æ": "ae"})
+YEAR: Final = r"(?P<y>\d{4}|\d\d)(?!\d)"
+MONTH: Final = r"(?P<m>[^\W\d_]{3})[^\W\d_]*"
+DAY: Final = r"(?P<d>\d{1,2})(?:st|nd|rd|th)?"
+DATES: Final = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(?<!\d)(?P<y>\d{4})[-./: ]?(?P<m>\d\d)[-./: ]?(?P<d>\d\d)",
+        r"(?<!\d)(?P<y>\d{4})[-./年 ]+(?P<m>\d{1,2})[-./月 ]+(?P<d>\d{1,2})(?!\d)",
+        r"(?<!\d)(?P<d>\d{1,2})[-./ ](?P<m>\d{1,2})[-./ ](?P<y>\d{4})(?!\d)",
+        r"(?<!\d)(?P<m>\d{1,2})[-./ ](?P<d>\d{1,2})[-./ ](?P<y>\d{4})(?!\d)",
+        # A year of two digits between dots would be found in version numbers.
+        r"(?<![\d/-])(?P<d>\d{1,2})([/-])(?P<m>\d{1,2})\2(?P<y>\d\d)(?![\d/-])",
+        r"(?<![\d/-])(?P<m>\d{1,2})([/-])(?P<d>\d{1,2})\2(?P<y>\d\d)(?![\d/-])",
+        r"(?<![\d/-])(?P<y>\d\d)([/-])(?P<m>\d{1,2})\2(?P<d>\d{1,2})(?![\d/-])",
+        rf"(?<!\d){DAY}[-. ]*{MONTH}[-., ]*{YEAR}",
+        rf"(?<![^\W\d_]){MONTH}[-. ]*{DAY}[-., ]+{YEAR}",
+        rf"(?<!\d)(?P<y>\d{{4}})[-. ]*{MONTH}[-. ]*{DAY}(?!\d)",
+    )
 )
-MONTHS: Final = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+"""Ways to write a day, in lower case."""
+MONTHS: Final = {
+    name: number
+    for number, names in enumerate(
+        ("jan", "feb", "mar mär mrz", "apr", "may mai", "jun", "jul", "aug", "sep", "oct okt"), 1
+    )
+    for name in names.split()
+} | {"nov": 11, "dec": 12, "dez": 12}
 PHONE_LIKE: Final = re.compile(r"\d[\d\s().+/-]{5,}\d")
 
 
@@ -49,7 +81,8 @@ class Identifiers:
 
     words: parts of names. phrases: addresses, institutions and the like, as a whole. ids: IDs and
     numbers. All in lower case. dates: as YYYYMMDD. uids: that were replaced. short: those that are
-    not searched for. written: what took the place of originals; whatever is in it is none.
+    not searched for. written: what took the place of originals; whatever is in it is none. allowed:
+    whole values that an option keeps; they are none either, unless they are part of a name.
     """
 
     words: set[str] = field(default_factory=set)
@@ -59,11 +92,17 @@ class Identifiers:
     uids: set[str] = field(default_factory=set)
     short: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
+    allowed: set[str] = field(default_factory=set)
 
     def add_name(self, name: str) -> None:
         """A person name, in all its groups and components (PS3.5 6.2.1)."""
-        for word in WORD.findall(name.casefold()):
+        low = normal(name)
+        for word in {*WORD.findall(low), *WORD.findall(name.casefold())}:
             self._add(self.words, word, MIN_DIGITS if word.isdigit() else MIN_WORD_BYTES)
+            self.words.update(each for each in plainer(word) if len(each) >= MIN_WORD_BYTES)
+        for word in joined(low):
+            if len(word.encode()) >= MIN_ANYWHERE_BYTES and not is_common(word):
+                self.words.update((word, *plainer(word)))
 
     def add_text(self, row: str, text: str) -> None:
         """The text of an attribute of the table, if it is an identifier as a whole."""
@@ -74,7 +113,7 @@ class Identifiers:
         else:
             return
         for value in text.split("\\"):
-            if plain := " ".join(value.split()).casefold():
+            if plain := normal(" ".join(value.split())):
                 digits = plain.isdigit()
                 self._add(kind, plain, MIN_DIGITS if digits else MIN_HEADER_BYTES)
 
@@ -86,7 +125,10 @@ class Identifiers:
 
     def add_uid(self, value: str) -> None:
         """A UID that gets another one."""
-        (self.uids if len(value) >= MIN_UID_BYTES else self.short).add(value)
+        if UID_LIKE.fullmatch(value):
+            self.uids.add(value)
+        else:
+            self._add(self.ids, normal(value), MIN_UID_BYTES)
 
     def _add(self, kind: set[str], text: str, least: int) -> None:
         (kind if len(text.encode()) >= least else self.short).add(text)
@@ -97,9 +139,14 @@ class Identifiers:
 
     def search(self) -> "Search":
         """Ready to search, without what was written in their place."""
-        dates = self.dates - self.written
+        dates = self.dates - self.written - self.allowed
         words = self.words - self.written
-        texts = (self.phrases | self.ids) - self.written
+        texts = (self.phrases | self.ids) - self.written - self.allowed
+        if len(words | texts) > MAX_SEARCHED:
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"The header names people and places by more than {MAX_SEARCHED} words.",
+            )
         common = {each for each in words | texts if is_common(each)}
         numbers = {each for each in words | texts if each.isdigit()}
         weak = common | {each for each in numbers if len(each) < MIN_NUMBER_BYTES}
@@ -110,7 +157,7 @@ class Identifiers:
             exact=frozenset(strong - inside),
             weak=frozenset(texts & weak),
             inside=tuple(sorted(inside - numbers)),
-            uids=frozenset(self.uids - self.written),
+            uids=frozenset(self.uids - self.written - self.allowed),
             numbers=tuple(sorted(inside & numbers)),
             dates=frozenset(dates),
             phones=frozenset(filter(None, map(phone, self.phrases | self.ids))),
@@ -141,7 +188,7 @@ class Search:
 
         free: whether people write it. Words of the standard count in such values alone.
         """
-        low = " ".join(text.casefold().split())
+        low = " ".join(normal(text).split())
         if any(each in low for each in self.inside):
             return True
         found = self.words.intersection(WORD.findall(low))
@@ -153,7 +200,7 @@ class Search:
             return False
         return (
             any(between(low, each) for each in self.numbers)
-            or any(each in low for each in self.uids)
+            or not self.uids.isdisjoint(uids_in(low))
             or not self.dates.isdisjoint(dates_in(low))
             or any(each in run for run in phones_in(low) for each in self.phones)
         )
@@ -172,8 +219,16 @@ class Search:
 
     def in_bytes(self, encodings: Sequence[str]) -> Iterator[bytes]:
         """What no bytes of the file may hold, inside words either."""
-        for text in (*self.inside, *self.uids):
+        for text in (*self.inside, *(self.uids if len(self.uids) <= FEW_UIDS else ())):
             yield from forms(text, encodings)
+
+    def has_uid(self, part: bytes) -> bool:
+        """Whether bytes hold one of more UIDs than are looked for one by one."""
+        return len(self.uids) > FEW_UIDS and any(
+            not self.uids.isdisjoint(uids_in(found.replace(b"\0", b"").decode()))
+            for pattern in (UID_BYTES, UID_WIDE)
+            for found in pattern.findall(part)
+        )
 
 
 def forms(text: str, encodings: Sequence[str]) -> Iterator[bytes]:
@@ -209,16 +264,45 @@ def between(text: str, sought: str) -> bool:
 
 
 def dates_in(text: str) -> Iterator[str]:
-    """Every day that a text may mean, as YYYYMMDD."""
-    for found in DATE_LIKE.finditer(text):
-        year, month, day, one, two, after, number, name, last = found.groups()
-        if year:
-            yield year + month + day
-        elif after:
-            yield f"{after}{int(one):02}{int(two):02}"
-            yield f"{after}{int(two):02}{int(one):02}"
-        elif name.casefold() in MONTHS:
-            yield f"{last}{MONTHS.index(name.casefold()) + 1:02}{int(number):02}"
+    """Every day that a text in lower case may mean, as YYYYMMDD."""
+    for pattern in DATES:
+        for found in pattern.finditer(text):
+            month = found["m"]
+            number = int(month) if month.isdecimal() else MONTHS.get(month, 0)
+            for century in ("",) if len(found["y"]) > 2 else ("19", "20"):  # noqa: PLR2004 - digits
+                yield f"{century}{found['y']}{number:02}{int(found['d']):02}"
+
+
+def uids_in(text: str) -> Iterator[str]:
+    """Every UID that a text may hold: runs of digits and dots, and what they start with."""
+    for found in UID_LIKE.findall(text):
+        components = found.strip(".").split(".")
+        for count in range(2, len(components) + 1):
+            yield ".".join(components[:count])
+
+
+def normal(text: str) -> str:
+    """In lower case, with one way to write each character: accents, widths, ligatures."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def plainer(word: str) -> Iterator[str]:
+    """A word as machines without accents write it: `muller` and `mueller`."""
+    if word.isascii():
+        return
+    bare = "".join(each for each in unicodedata.normalize("NFD", word) if each.isascii())
+    for each in (bare, word.translate(UMLAUTS)):
+        if each.isascii() and len(each) >= len(word):
+            yield each
+
+
+def joined(name: str) -> Iterator[str]:
+    """Each component of a name as one word, and family and given name as one: `obrien`."""
+    for group in re.split(r"[=\\]", name):
+        components = ["".join(WORD.findall(each)) for each in group.split("^")]
+        yield from components
+        family, given, *_ = (*components, "")
+        yield from (family + given, given + family)
 
 
 def phone(text: str) -> str:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import BinaryIO, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker.deidentify.codestreams import STRIPS, Removed
 from dicom_worker.deidentify.elements import Element, Span, Writer
+from dicom_worker.deidentify.unused import Unused
 from dicom_worker.pixels.frames import group_frames, read_frame
 from dicom_worker.structure import ITEM, SEQUENCE_END, UNDEFINED, Fragment
 
@@ -18,11 +20,16 @@ MAX_OFFSET: Final = 2**32 - 1
 
 
 def copy_native(
-    source: BinaryIO, target: BinaryIO, element: Element, writer: Writer, size: int | None
+    source: BinaryIO,
+    target: BinaryIO,
+    element: Element,
+    writer: Writer,
+    size: int | None,
+    cells: Unused | None = None,
 ) -> Removed:
     """Pixel data that is not encapsulated. size: bytes that the image needs; None if unknown.
 
-    What stands behind the image is left out.
+    What stands behind the image is left out, and what stands in the bits that no pixel uses.
     """
     removed: Removed = Counter()
     span = element.value
@@ -31,21 +38,18 @@ def copy_native(
         length = size + size % 2
         removed["after the image"] += 1
     target.write(writer.header(element.tag, element.vr, length))
+    stream = source
     if isinstance(span, Span):
-        copy(source, target, Span(span.offset, length))
+        source.seek(span.offset)
     else:
-        target.write(span[:length])
-    return removed
-
-
-def copy(source: BinaryIO, target: BinaryIO, span: Span) -> None:
-    """Copies bytes, some at a time."""
-    source.seek(span.offset)
-    left = span.length
-    while left:
-        chunk = source.read(min(left, CHUNK_BYTES))
-        target.write(chunk)
-        left -= len(chunk)
+        stream = BytesIO(span)
+    while length:
+        chunk = stream.read(min(length, CHUNK_BYTES))
+        clean = cells.clear(chunk) if cells else chunk
+        removed["unused bits"] |= clean is not chunk
+        target.write(clean)
+        length -= len(chunk)
+    return +removed
 
 
 def copy_frames(

@@ -65,10 +65,13 @@ def texts(
     for element in elements:
         for inner in element.items or ():
             yield from texts(inner, data, encodings)
+        # Pixel data would not fit into memory.
+        if element.vr not in SWEPT and element.vr not in ("DA", "DT", "UI"):
+            continue
         value = element.value
         if isinstance(value, Span):
             value = data[value.offset : value.offset + value.length]
-        if value and (element.vr in SWEPT or element.vr in ("DA", "DT", "UI")):
+        if value:
             yield element, decoded(value, element.vr, encodings)
 
 
@@ -117,6 +120,8 @@ def without(data: mmap.mmap | bytes, spans: Sequence[Span]) -> bytes:
 
 def in_bytes(part: bytes, search: Search, encodings: Sequence[str], *, header: bool) -> bool:
     """Whether bytes hold an identifier. header: short ones count, too."""
+    if search.has_uid(part):
+        return True
     low = part.lower()
     for sought in search.in_bytes(encodings):
         if header or len(sought) >= MIN_ANYWHERE_BYTES:

@@ -19,6 +19,7 @@ MIN_KEY_BYTES: Final = 32
 MIN_SHIFT_DAYS: Final = 365
 MAX_SHIFT_DAYS: Final = 3650
 UUID_BYTES: Final = 16
+TIME_CHARACTERS: Final = "0123456789.+-"
 VERSION_BITS: Final = 0xF << 76 | 0x3 << 62
 VERSION_8: Final = 0x8 << 76 | 0x2 << 62
 ID_BYTES: Final = 10
@@ -102,6 +103,9 @@ def shifted(value: str, shift: timedelta) -> str | None:
     if day is None or day.toordinal() + shift.days < 1:
         return None
     tail = value[10:] if value[4:5] == "." else value[8:]
+    # What follows may be a time, and no text.
+    if tail.strip(TIME_CHARACTERS):
+        return None
     return f"{day + shift:%Y%m%d}{tail}".rjust(8 + len(tail), "0")
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from pydicom.datadict import keyword_for_tag
 from pydicom.uid import UID_dictionary
 
-from dicom_worker.deidentify.elements import STRING_VRS, TEXT_VRS, Element, Span
+from dicom_worker.deidentify.elements import STRING_VRS, TEXT_VRS, Element, Span, vr_of
 from dicom_worker.deidentify.identifiers import Identifiers
 from dicom_worker.deidentify.pseudonyms import Key, Patient, shifted
 from dicom_worker.deidentify.text import decoded, encoded
@@ -89,12 +89,15 @@ class Values:
 
     def remember(self, element: Element, encodings: Encodings) -> None:
         """Keeps in mind what is about to go, as far as it identifies somebody."""
-        vr = element.vr
+        vr = kind(element)
         if vr not in STRING_VRS or not element.value:
             return
-        text = self.text(element, encodings).strip(" \0")
+        raw = self.raw(element)
+        text = decoded(raw, vr, encodings).strip(" \0")
         if vr == "PN":
             self.identifiers.add_name(text)
+            for other in other_readings(raw, text):
+                self.identifiers.add_name(other)
         elif vr in ("DA", "DT"):
             for value in text.split("\\"):
                 self.identifiers.add_date(value)
@@ -110,4 +113,26 @@ class Values:
         if element.vr in STRING_VRS and element.vr != "PN" and element.value:
             for value in self.text(element, encodings).strip(" \0").casefold().split("\\"):
                 date = element.vr in ("DA", "DT")
-                self.identifiers.written.add(value[:8] if date else " ".join(value.split()))
+                self.identifiers.allowed.add(value[:8] if date else " ".join(value.split()))
+
+
+def kind(element: Element) -> str:
+    """The VR that an element has in the standard, if that is a string; else its own.
+
+    A name that a writer calls a long string is still a name.
+    """
+    known = vr_of(element.tag)
+    return known if known in STRING_VRS else element.vr
+
+
+def other_readings(raw: bytes, text: str) -> list[str]:
+    """What a name is if its character set is another than the file says.
+
+    Other attributes may have it in the right one.
+    """
+    if raw.isascii():
+        return []
+    try:
+        return [raw.decode("utf-8")]
+    except UnicodeDecodeError:
+        return [raw.decode("latin-1")] if "\ufffd" in text else []

@@ -14,6 +14,7 @@ from dicom_worker.deidentify.header import FRAMES, SOP_CLASS, SOP_INSTANCE, Head
 from dicom_worker.deidentify.identifiers import Search
 from dicom_worker.deidentify.pixeldata import OFFSET_TABLES, copy_frames, copy_native
 from dicom_worker.deidentify.proof import residual
+from dicom_worker.deidentify.unused import unused
 from dicom_worker.inflate import inflate
 from dicom_worker.reading import DEFLATED, PREFIX, PREFIX_OFFSET
 from dicom_worker.structure import PIXEL_DATA
@@ -76,14 +77,16 @@ def write_data_set(
     for element in sorted(elements, key=lambda each: each.tag):
         if element.tag in OFFSET_TABLES:
             continue
-        if element.fragments is None and not isinstance(element.value, Span):
+        pixels = element.tag == PIXEL_DATA
+        if element.fragments is None and not isinstance(element.value, Span) and not pixels:
             small.append(element)
             continue
         target.write(writer.encoded(small))
         small.clear()
         if element.fragments is None:
-            size = header.pixel_bytes() if element.tag == PIXEL_DATA else None
-            removed += copy_native(source, target, element, writer, size)
+            size = header.pixel_bytes() if pixels else None
+            cells = unused(header, little_endian=encoding.little_endian) if pixels else None
+            removed += copy_native(source, target, element, writer, size, cells)
         else:
             removed += copy_frames(
                 source,

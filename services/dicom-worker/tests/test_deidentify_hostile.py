@@ -1,0 +1,212 @@
+"""De-identification of files that are odd, hostile or written by careless machines."""
+
+import io
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from dicom_worker.deidentify.instance import Cleaned, deidentify
+from dicom_worker.deidentify.profile import Options
+from dicom_worker.deidentify.pseudonyms import Key
+from dicom_worker.testing import saved, wheel_file
+from fluoro_jobs.errors import FluoroError
+from pydicom import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+
+Clean = Callable[..., tuple[bytes, Cleaned]]
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Clean:
+    """The bytes of the clean copy of a data set or file, and what was done."""
+
+    def cleaned(source: Dataset | bytes, *options: str) -> tuple[bytes, Cleaned]:
+        path, target = tmp_path / "source.dcm", tmp_path / "clean.dcm"
+        path.write_bytes(source if isinstance(source, bytes) else saved(source))
+        done = deidentify(path, target, Key(b"k" * 32), Options(frozenset(options)), lambda: None)
+        return target.read_bytes(), done
+
+    return cleaned
+
+
+def ct(**changes: Any) -> pydicom.FileDataset:
+    dataset = pydicom.dcmread(wheel_file("CT_small"))
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.PatientName = "Quackenbush^Otto"
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    """An element in explicit VR little endian with a short length."""
+    return struct.pack("<HH2sH", group, number, vr, len(value)) + value
+
+
+def with_elements(dataset: Dataset, more: bytes) -> bytes:
+    """The file with these bytes before its pixel data."""
+    data = saved(dataset)
+    pixels = data.index(struct.pack("<HH", 0x7FE0, 0x10))
+    return data[:pixels] + more + data[pixels:]
+
+
+@pytest.mark.parametrize(
+    ("signed", "stored", "high", "dirty", "value"),
+    [
+        (0, 12, 11, 0xA123, 0x0123),
+        (1, 12, 11, 0x0FFF, 0xFFFF),
+        (1, 12, 11, 0xF001, 0x0001),
+        (0, 8, 11, 0xF12F, 0x0120),
+    ],
+)
+def test_bits_that_no_pixel_uses_are_cleared(
+    clean: Clean, signed: int, stored: int, high: int, dirty: int, value: int
+) -> None:
+    pixels = np.full(128 * 128, dirty, "<u2")
+    data, done = clean(
+        ct(
+            PixelData=pixels.tobytes(),
+            PixelRepresentation=signed,
+            BitsStored=stored,
+            HighBit=high,
+        )
+    )
+    after = np.frombuffer(pydicom.dcmread(io.BytesIO(data)).PixelData, "<u2")
+    assert set(after) == {value}
+    assert done.removed == {"unused bits": 1}
+
+
+def test_what_follows_a_small_image_is_left_out(clean: Clean) -> None:
+    source = ct(Rows=4, Columns=4, PixelData=bytes(32) + b"a letter")
+    assert pydicom.dcmread(io.BytesIO(clean(source)[0])).PixelData == bytes(32)
+
+
+@pytest.mark.parametrize("vr", ["LO", "ST", "SH", "UT"])
+def test_a_name_is_a_name_whatever_its_vr(clean: Clean, vr: str) -> None:
+    source = ct(Manufacturer="for Quackenbush")
+    del source.PatientName
+    source.add_new(0x00100010, vr, "Quackenbush^Otto")
+    assert b"uackenbush" not in clean(source)[0]
+
+
+def test_names_are_remembered_from_private_sequences(clean: Clean) -> None:
+    item = Dataset()
+    item.PersonName = "Mulberry^Anna"
+    source = ct(Manufacturer="for Mulberry")
+    source.private_block(0x33, "X", create=True).add_new(1, "SQ", Sequence([item]))
+    assert b"Mulberry" not in clean(source)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("O'Brien^Sean", "OBrien"),
+        ("van der Berg^A", "VanDerBerg"),
+        ("Smith^John", "JohnSmith_CT"),
+        ("李^明", "患者李明"),
+        ("Hélèna^X", "He\u0301le\u0300na"),
+        ("ヤマダニ^X", "ﾔﾏﾀﾞﾆ"),
+        ("Müller^X", "Mueller"),
+        ("Müller^X", "muller"),
+    ],
+)
+def test_a_name_is_found_however_it_is_spelt(clean: Clean, name: str, text: str) -> None:
+    data, _ = clean(ct(PatientName=name, Manufacturer=f"for {text}"))
+    assert pydicom.dcmread(io.BytesIO(data)).Manufacturer == "REMOVED"
+
+
+def test_a_name_in_another_character_set_than_declared_is_found_elsewhere(clean: Clean) -> None:
+    source = saved(ct(PatientName="MXller^Otto", Manufacturer="for Müller"))
+    data, _ = clean(source.replace(b"MXller", b"M\xfcller"))
+    assert pydicom.dcmread(io.BytesIO(data)).Manufacturer == "REMOVED"
+
+
+def test_a_value_that_an_option_keeps_does_not_hide_a_name(clean: Clean) -> None:
+    source = ct(PatientName="Charlotte^X", InstitutionName="Charlotte", Manufacturer="Charlotte")
+    assert b"Charlotte" not in clean(source, "retain_institution")[0]
+
+
+def test_commands_meta_information_and_directories_do_not_stay_in_a_data_set(clean: Clean) -> None:
+    more = element(2, 0x16, b"AE", b"HOSPITAL") + element(4, 0x1500, b"CS", b"DOCTOR_1")
+    data, _ = clean(with_elements(ct(), more + element(2, 0x10, b"UI", b"1.2.840.10008.1.2\0")))
+    assert b"HOSPITAL" not in data
+    assert b"DOCTOR_1" not in data
+    meta = pydicom.dcmread(io.BytesIO(data)).file_meta
+    assert meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+
+
+def test_a_data_set_that_says_two_things_is_refused(clean: Clean) -> None:
+    more = element(0x28, 0x301, b"CS", b"NO") + element(0x28, 0x301, b"CS", b"YES ")
+    with pytest.raises(FluoroError, match="more than once"):
+        clean(with_elements(ct(), more))
+
+
+def test_fragments_outside_of_pixel_data_go(clean: Clean) -> None:
+    source = pydicom.dcmread(wheel_file("SC_rgb_jpeg_gdcm"))
+    fragments = encapsulate([b"\xff\xd8\xff\xd9"]) + struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+    profile = struct.pack("<HH2sHL", 0x28, 0x2000, b"OB", 0, 0xFFFFFFFF) + fragments
+    data, _ = clean(with_elements(source, profile))
+    assert data.count(struct.pack("<HH2s", 0x7FE0, 0x10, b"OB")) == 1
+
+
+def test_a_text_behind_a_shifted_date_does_not_stay(clean: Clean) -> None:
+    source = ct()
+    del source.SeriesDate
+    data, _ = clean(
+        with_elements(source, element(0x18, 0x9074, b"DT", b"20040119 Ed ")), "modified_dates"
+    )
+    assert b" Ed" not in data
+
+
+def test_recorded_sound_is_refused(clean: Clean) -> None:
+    source = pydicom.dcmread(wheel_file("waveform_ecg"))
+    source.SOPClassUID = "1.2.840.10008.5.1.4.1.1.9.4.1"
+    with pytest.raises(FluoroError, match="sound"):
+        clean(source)
+
+
+@pytest.mark.parametrize("sop_class", ["1.3.12.2.1107.5.9.1", "1.2.840.10008.5.1.4.1.1.999"])
+def test_classes_stay_what_they_are(clean: Clean, sop_class: str) -> None:
+    assert clean(ct(SOPClassUID=sop_class))[1].sop_class == sop_class
+
+
+def test_thousands_of_references_are_searched_for_in_one_pass(clean: Clean) -> None:
+    items = []
+    for number in range(3000):
+        item = Dataset()
+        item.ReferencedSOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{10**30 + number}"
+        items.append(item)
+    leak = f"see 1.2.826.0.1.3680043.8.498.{10**30 + 7}.4".encode().ljust(60)
+    source = ct(SourceImageSequence=Sequence(items))
+    assert clean(source)[1].searched > 3000
+    for text in (leak, leak.decode().strip().encode("utf-16-le")):
+        source.ICCProfile = text
+        with pytest.raises(FluoroError, match="IDENTIFIERS_LEFT"):
+            clean(source)
+
+
+def test_more_names_than_can_be_searched_for_are_refused(clean: Clean) -> None:
+    items = []
+    for number in range(2100):
+        item = Dataset()
+        item.PersonName = f"Nam{number:06}"
+        items.append(item)
+    with pytest.raises(FluoroError, match="IMAGE_TOO_LARGE"):
+        clean(ct(DerivationCodeSequence=Sequence(items)))
+
+
+def test_memory_does_not_grow_with_the_pixels(clean: Clean, tmp_path: Path) -> None:
+    clean(ct())  # loads the tables
+    source, target = tmp_path / "large.dcm", tmp_path / "clean.dcm"
+    source.write_bytes(saved(ct(Rows=4096, Columns=2048, PixelData=bytes((7, 0)) * 2**23)))
+    tracemalloc.start()
+    deidentify(source, target, Key(b"k" * 32), Options(frozenset()), lambda: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
