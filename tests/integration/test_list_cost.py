@@ -97,6 +97,40 @@ def test_a_page_of_jobs_reads_that_page_whatever_the_history(history: Rig, analy
             assert rows <= 12, request
 
 
+TWO_OWNERS: Final = """
+INSERT INTO jobs (id, owner, input_count, labels, state, last_sequence, create_time, end_time)
+SELECT (lpad(to_hex(%(start)s + n * 60000::int8), 12, '0') || '70008000'
+    || lpad(to_hex(n), 12, '0'))::uuid, 'o' || n %% 2, 1, '{}', %(state)s, 1,
+  to_timestamp(%(start)s / 1000.0), to_timestamp(%(end)s)
+FROM generate_series(1, 20000) n
+"""
+
+
+@pytest.mark.parametrize("state", ["PENDING", "SUCCEEDED"])
+def test_an_owner_of_few_jobs_reads_those_and_not_what_two_others_have(
+    rig: Rig, state: str
+) -> None:
+    few = [rig.submit(rig.job_of()) for _ in range(3)]
+    with rig.connection() as connection:
+        start = START.timestamp()
+        end = None if state == "PENDING" else start
+        given = {"start": int(start * 1000), "state": state, "end": end}
+        connection.execute(TWO_OWNERS, given)
+        connection.execute("ANALYZE jobs")
+        for order in search.ORDERS:
+            for filtered in ("", "NOT end_time:*"):
+                request = ListJobsRequest(filter=filtered, order_by=order)
+                found = search.list_jobs(connection, OWNER, request).jobs
+                assert len(found) == (0 if order.startswith("end_time") else len(few))
+                rows = cost(
+                    connection,
+                    "jobs",
+                    lambda asked=request: search.list_jobs(connection, OWNER, asked),
+                )
+                assert rows <= len(few), request
+        assert cost(connection, "jobs", lambda: search.open_jobs(connection, OWNER, 10)) <= len(few)
+
+
 def at(minutes: int) -> str:
     """When the job of that number was created, as a filter has it."""
     return f'"{(START + timedelta(minutes=minutes)).isoformat()}"'

@@ -89,11 +89,14 @@ def order_of(text: str) -> Order:
         raise _invalid("order_by", f"Must be one of: {names}.") from None
 
 
+# Said as a range: the order by owner and id is then that of this index and of no other. After an
+# equality PostgreSQL may walk through everybody's jobs by id, if few owners have most of them.
+_ONE_OWNER: Final = "owner >= %(owner)s AND owner <= %(owner)s"
 # The jobs that are looked at, numbered; of these the wanted ones, and the one after the last.
 _SCAN: Final = f"""
   SELECT * FROM (
     SELECT *, row_number() OVER (ORDER BY {{order}}) AS place FROM (
-      SELECT * FROM jobs WHERE owner = %(owner)s AND {{start}}
+      SELECT * FROM jobs WHERE {{start}}
       ORDER BY {{order}} LIMIT (SELECT {LOOKED_AT} + 1)
     ) looked_at
   ) numbered
@@ -118,8 +121,9 @@ SELECT {JOB_COLUMNS}, id AS key_id, end_time AS key_time, seen FROM (
 _NAMES: Final = """
 SELECT id, end_time, place FROM ({scan}) scan ORDER BY {order} LIMIT %(limit)s
 """
-_OPEN_JOBS: Final = """
-SELECT count(*) FROM (SELECT FROM jobs WHERE owner = %s AND end_time IS NULL LIMIT %s) open
+_OPEN_JOBS: Final = f"""
+SELECT count(*) FROM (SELECT FROM jobs WHERE {_ONE_OWNER} AND end_time IS NULL
+  ORDER BY owner, id LIMIT (SELECT %(most)s::int8)) open
 """
 _COUNT: Final = f"""
 SELECT CASE WHEN place <= {LOOKED_AT} THEN state END, coalesce(pipeline, ''), count(*),
@@ -211,8 +215,9 @@ def _statement(
 ) -> tuple[str, dict[str, Any]]:
     place = _by_end if search.order.column == "end_time" else _by_id
     start, end, bounds = place(search, key)
+    first = "owner" if search.order.column == "id" else "end_time"
     way = " DESC" if search.order.descending else ""
-    order = f"id{way}" if search.order.column == "id" else f"end_time{way}, id{way}"
+    order = f"{first}{way}, id{way}"
     scan = _SCAN.format(order=order, start=start, end=end, filter=search.filter.sql)
     parameters = {
         "owner": search.owner,
@@ -235,7 +240,7 @@ def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     last = low if search.order.descending else high
     is_open = " AND end_time IS NULL" if search.reachable <= OPEN else ""
     return (
-        f"id {comes} %(start)s{is_open}",
+        f"{_ONE_OWNER} AND id {comes} %(start)s{is_open}",
         "true" if last in {FIRST, LAST} else f"id {goes} %(last)s",
         {"start": begins, "last": last},
     )
@@ -251,8 +256,9 @@ def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     if key is not None:
         begins, first = _time_of(key[0]).isoformat(), uuid_of(key[1])
     comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
+    after = f"(end_time, id) {comes} (%(start)s::timestamptz, %(first)s)"
     return (
-        f"end_time IS NOT NULL AND (end_time, id) {comes} (%(start)s::timestamptz, %(first)s)",
+        f"owner = %(owner)s AND end_time IS NOT NULL AND {after}",
         "true" if last in _ENDS else f"end_time {goes} %(last)s::timestamptz",
         {"start": begins, "first": first, "last": last},
     )
@@ -312,6 +318,6 @@ def _invalid(field: str, description: str) -> FluoroError:
 
 def open_jobs(connection: LedgerConnection, owner: str, most: int) -> int:
     """How many jobs of the owner have not ended, counted up to `most`."""
-    row = connection.execute(_OPEN_JOBS, (owner, most)).fetchone()
+    row = connection.execute(_OPEN_JOBS, {"owner": owner, "most": most}).fetchone()
     assert row is not None
     return int(row[0])
