@@ -54,7 +54,9 @@ def test_in_shares_or_in_one_piece_the_results_are_the_same(
         assert outputs(one) == outputs(other)
         assert [item.key for item in one.items] == [str(item.input) for item in one.items]
         leaves = BY_FIELD[one.WhichOneof("operation") or ""].leaves
-        assert {artifact.role for artifact in one.artifacts} == set(leaves), "as the table says"
+        roles = {artifact.role for artifact in one.artifacts}
+        assert roles <= set(leaves), "the table has those left on demand, too"
+        assert bool(roles) == bool(leaves)
 
 
 def test_images_that_are_taken_together_are_one_item_for_model_and_report(

@@ -25,7 +25,8 @@ from fluoro_local.folders import free_port
 
 MIB = 2**20
 ROOM = 2 * MIB
-TOO_MUCH = bytes(3 * ROOM)
+TOO_MUCH = bytes(3 * MIB)
+"""Less than the uploads that stay for a day so that they may go on."""
 
 
 def leave_room(process: "subprocess.Popen[bytes]", size_bytes: int) -> None:

@@ -60,7 +60,8 @@ async def test_callers_of_a_ledger_that_hangs_hear_of_it_soon_and_later_ones_at_
             assert time.monotonic() - began < STATEMENT_SECONDS + 3
             began = time.monotonic()
             answers += await looks(rig, 200)
-            assert time.monotonic() - began < 2, "100 calls a second and more"
+            # Each waiting for a statement, they would take half a minute and more.
+            assert time.monotonic() - began < 10, "nobody waits"
         assert {(found.code, found.reason) for found in answers} == {
             (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
         }
