@@ -11,6 +11,7 @@ from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
+from dicom_worker.deidentify.unused import Unused
 from dicom_worker.pixels.codestream import STANDALONE, j2k_start
 
 SCAN_END: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
@@ -27,6 +28,9 @@ LSE: Final = 0xF8
 ADOBE_BYTES: Final = 12
 JFIF_BYTES: Final = 14
 J2K_SOC, J2K_SOT, J2K_SOD, J2K_COM, J2K_EOC = 0xFF4F, 0xFF90, 0xFF93, 0xFF64, 0xFFD9
+
+RLE: Final = "1.2.840.10008.1.2.5"
+RLE_HEADER_BYTES: Final = 64
 
 Removed = Counter[str]
 """What was removed, by the name of its segment."""
@@ -172,15 +176,49 @@ def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed
     return end
 
 
-def strip_rle(frame: bytes) -> tuple[bytes, Removed]:
-    """RLE with zeros where its header (PS3.5 G.5) has offsets of no segment."""
-    used = 4 * (1 + int.from_bytes(frame[:4], "little"))
-    if not 4 < used <= 64 <= len(frame):  # noqa: PLR2004 - bytes of the header
+def strip_rle(frame: bytes, plane: int = 0, cells: Unused | None = None) -> tuple[bytes, Removed]:
+    """RLE (PS3.5 annex G) with segments that end where their plane does, one after the other.
+
+    plane: bytes that a segment becomes; 0 if unknown: then segments stay as they are.
+    """
+    count = int.from_bytes(frame[:4], "little")
+    if not 0 < count < 16 or len(frame) < RLE_HEADER_BYTES:  # noqa: PLR2004 - offsets in a header
         raise refused()
-    slack = frame[used:64]
-    if not any(slack):
-        return even(frame), Counter()
-    return even(frame[:used] + bytes(len(slack)) + frame[64:]), Counter({"RLE header": 1})
+    offsets = [int.from_bytes(frame[4 * i : 4 * i + 4], "little") for i in range(1, count + 1)]
+    ends = [*offsets[1:], len(frame)]
+    if offsets[0] < RLE_HEADER_BYTES or sorted(ends) != ends or offsets[-1] > len(frame):
+        raise refused()
+    tables = cells.tables() if cells else [None]
+    removed: Removed = Counter()
+    kept = bytearray(frame[:4] + bytes(RLE_HEADER_BYTES - 4))
+    for number, (start, end) in enumerate(zip(offsets, ends, strict=True)):
+        segment = frame[start:end]
+        clean = unpacked_to(segment, plane, tables[number % len(tables)]) if plane else segment
+        removed["unused bits"] |= clean != segment[: len(clean)]
+        removed["after the image"] |= any(segment[len(clean) :])
+        kept[4 * number + 4 : 4 * number + 8] = len(kept).to_bytes(4, "little")
+        kept += even(clean)
+    removed["RLE header"] |= any(frame[4 * count + 4 : RLE_HEADER_BYTES])
+    return bytes(kept), +removed
+
+
+def unpacked_to(segment: bytes, plane: int, table: bytes | None) -> bytes:
+    """The part of a segment that becomes `plane` bytes, its values changed by a table of 256."""
+    clean = bytearray(segment)
+    position = done = 0
+    while done < plane and position < len(segment):
+        head = segment[position]
+        position += 1
+        if head == 128:  # noqa: PLR2004 - means nothing
+            continue
+        length, stored = (head + 1, head + 1) if head < 128 else (257 - head, 1)  # noqa: PLR2004
+        if table:
+            clean[position : position + stored] = segment[position : position + stored].translate(
+                table
+            )
+        position += stored
+        done += length
+    return bytes(clean[:position])
 
 
 def word(frame: bytes, position: int) -> int:
@@ -211,6 +249,6 @@ STRIPS: Final[dict[str, Strip]] = {
     **dict.fromkeys(
         (f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 92, 93, 201, 202, 203)), strip_j2k
     ),
-    "1.2.840.10008.1.2.5": strip_rle,
+    RLE: strip_rle,
 }
 """How the frames of an encapsulated Transfer Syntax are stripped. Others are refused."""

@@ -280,10 +280,14 @@ class Writer:
 
 
 def unambiguous(elements: list[Element]) -> list[Element]:
-    """The elements. DICOM_INVALID if one is there twice: readers differ on which one counts."""
-    if len({element.tag for element in elements}) != len(elements):
-        raise FluoroError(Reason.DICOM_INVALID, "The data set has an attribute more than once.")
-    return elements
+    """The elements, each once. DICOM_INVALID if two differ: so do readers on which one counts."""
+    by_tag: dict[int, Element] = {}
+    for element in elements:
+        if by_tag.setdefault(element.tag, element) != element:
+            raise FluoroError(
+                Reason.DICOM_INVALID, "The data set has two values of the same attribute."
+            )
+    return list(by_tag.values())
 
 
 @lru_cache(8192)

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from typing import BinaryIO, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
-from dicom_worker.deidentify.codestreams import STRIPS, Removed
+from dicom_worker.deidentify.codestreams import RLE, STRIPS, Removed, strip_rle
 from dicom_worker.deidentify.elements import Element, Span, Writer
 from dicom_worker.deidentify.unused import Unused
 from dicom_worker.pixels.frames import group_frames, read_frame
@@ -58,10 +59,17 @@ def copy_frames(
     fragments: Sequence[Span],
     syntax: str,
     frames: int,
+    plane: int,
+    cells: Unused | None,
     check: Callable[[], None],
 ) -> Removed:
-    """Encapsulated pixel data (PS3.5 A.4): one fragment per frame, and the offset table anew."""
+    """Encapsulated pixel data (PS3.5 A.4): one fragment per frame, and the offset table anew.
+
+    plane: pixels of a frame, 0 if unknown. cells: as for `copy_native`; RLE keeps all bits, too.
+    """
     strip = STRIPS.get(syntax)
+    if syntax == RLE:
+        strip = partial(strip_rle, plane=plane, cells=cells)
     if strip is None:
         raise FluoroError(
             Reason.DEIDENTIFICATION_REFUSED,

@@ -39,6 +39,20 @@ class Unused:
         cleared: bytes = clean.astype(self.cell).tobytes()
         return cleared + data[size:]
 
+    def tables(self) -> list[bytes | None]:
+        """For cells in planes of bytes, the highest first: what becomes of each of 256 values.
+
+        None: nothing. Above the byte of the sign there are zeros.
+        """
+        places = reversed(range(np.dtype(self.cell).itemsize))
+        return [self._table(8 * place) for place in places]
+
+    def _table(self, shift: int) -> bytes | None:
+        sign = 1 << self.sign >> shift & 0xFF
+        used, above = self.used >> shift & 0xFF, self.above >> shift & 0xFF
+        table = bytes(each & used | (above if each & sign else 0) for each in range(256))
+        return None if table == bytes(range(256)) else table
+
 
 def unused(header: Header, *, little_endian: bool) -> Unused | None:
     """Of native pixel data; None if values fill their cells, or if the header says nonsense."""

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 
 from dicom_worker.deidentify.codestreams import Removed
 from dicom_worker.deidentify.elements import Element, Span, Writer
-from dicom_worker.deidentify.header import FRAMES, SOP_CLASS, SOP_INSTANCE, Header
+from dicom_worker.deidentify.header import COLUMNS, FRAMES, ROWS, SOP_CLASS, SOP_INSTANCE, Header
 from dicom_worker.deidentify.identifiers import Search
 from dicom_worker.deidentify.pixeldata import OFFSET_TABLES, copy_frames, copy_native
 from dicom_worker.deidentify.proof import residual
@@ -83,9 +83,9 @@ def write_data_set(
             continue
         target.write(writer.encoded(small))
         small.clear()
+        cells = unused(header, little_endian=encoding.little_endian) if pixels else None
         if element.fragments is None:
             size = header.pixel_bytes() if pixels else None
-            cells = unused(header, little_endian=encoding.little_endian) if pixels else None
             removed += copy_native(source, target, element, writer, size, cells)
         else:
             removed += copy_frames(
@@ -94,6 +94,8 @@ def write_data_set(
                 element.fragments,
                 encoding.syntax,
                 header.number(FRAMES, 1),
+                header.number(ROWS) * header.number(COLUMNS),
+                cells,
                 check,
             )
     target.write(writer.encoded(small))
