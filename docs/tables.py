@@ -96,8 +96,8 @@ sets whether it comes out right, and by whose opinion, or why it is refused
 ## Transfer Syntaxes
 
 Each has one decoder, whose values reach models and screens. The second one is asked where a frame
-looks wrong: where its code stream holds more than its picture, or its last row is the grey that
-libjpeg fills up with. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
+looks wrong: where its code stream holds more than its picture, or its last block ends in the grey
+that libjpeg fills up with. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
 GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The decoder and its version are in
 the certificate of the pixels."""
 
@@ -115,6 +115,10 @@ CONFORMANCE_RULES: Final = """\
   Photometric Interpretation. YBR is turned into RGB; YBR_FULL of more than 8 bits is refused.
 - A code stream without its end marker, and one of JPEG 2000 whose tile-parts do not fill it, is
   `PIXELS_UNDECODABLE`.
+- A frame of several code streams, and native pixel data that goes on after the last frame with
+  anything but zeros, is `PIXELS_UNDECODABLE`: there are more frames, rows or columns than the
+  header says. An element that is there twice is `DICOM_INVALID`, because toolkits differ in which
+  one they take.
 
 ## Files that are not Part 10
 

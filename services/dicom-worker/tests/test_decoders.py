@@ -141,6 +141,13 @@ def test_a_frame_that_is_cut_before_its_end_marker_is_refused(
     assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
 
 
+@pytest.mark.parametrize("name", ["SC_jpeg_no_color_transform", "SC_rgb_dcmtk_+eb+cr"])
+def test_a_lossy_frame_that_lacks_its_last_blocks_only_is_refused(
+    name: str, render: Render
+) -> None:
+    assert outcome(render(cut(name, 0.99))[1]) == "FAILED PIXELS_UNDECODABLE"
+
+
 def test_lossless_jpeg_of_12_bits_that_came_out_as_zeros_is_refused() -> None:
     codec, data = CODECS[PREFIX + "4.70"], jpeg_lossless(GREY)
     zeros, described = np.zeros_like(GREY), image(GREY, bits_stored=12, high_bit=11)

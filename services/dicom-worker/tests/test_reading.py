@@ -15,7 +15,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 DICM = bytes(128) + b"DICM"
@@ -145,6 +145,44 @@ def test_native_pixels_longer_by_a_frame_are_refused_and_by_padding_are_not(rend
     )
     assert outcome(attempt, 0) == "FAILED PIXELS_UNDECODABLE"
     assert outcome(attempt, 1) == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(
+    "lie", [{"Rows": 127}, {"Columns": 127}, {"Columns": 100}, {"Rows": 100, "Columns": 127}]
+)
+def test_an_image_with_more_rows_or_columns_than_the_header_says_is_refused(
+    lie: dict[str, int], render: Render
+) -> None:
+    assert outcome(render(edited("CT_small", **lie))[1]) == "FAILED PIXELS_UNDECODABLE"
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm", "MR_small_jp2klossless"])
+def test_two_frames_of_which_the_header_says_one_are_refused(name: str, render: Render) -> None:
+    frame = next(generate_frames(dcmread(wheel_file(name)).PixelData, number_of_frames=1))
+    two = edited(name, PixelData=encapsulate([frame, frame], has_bot=False))
+    assert outcome(render(two)[1]) == "FAILED PIXELS_UNDECODABLE"
+
+
+def test_more_frames_than_the_limit_are_refused_however_small(render: Render) -> None:
+    tiny = {"Rows": 1, "Columns": 1, "NumberOfFrames": limits.FRAME_LIMIT + 1}
+    file = edited("liver_1frame", **tiny, PixelData=bytes(limits.FRAME_LIMIT // 8 + 2))
+    assert outcome(render(file)[1]) == "FAILED IMAGE_TOO_LARGE"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_element_that_is_there_twice_is_refused(first: bool, inspect: Inspect) -> None:
+    data = wheel_file("CT_small").read_bytes()
+    rows = data.index(b"\x28\x00\x10\x00US\x02\x00")
+    at = rows if first else rows + 10
+    other = b"\x28\x00\x10\x00US\x02\x00\x40\x00"
+    assert outcome(inspect(data[:at] + other + data[at:])[1]) == "FAILED DICOM_INVALID"
+
+
+def test_pixel_data_that_is_there_twice_is_refused(inspect: Inspect) -> None:
+    data = wheel_file("CT_small").read_bytes()
+    pixels = data.index(b"\xe0\x7f\x10\x00OW")
+    end = pixels + 12 + 128 * 128 * 2
+    assert outcome(inspect(data[:end] + data[pixels:])[1]) == "FAILED DICOM_INVALID"
 
 
 def test_ybr_full_422_that_is_not_subsampled_is_refused(render: Render) -> None:

@@ -1,11 +1,13 @@
 """A codec that crashes costs its item, whatever the codec is."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_worker.limits import MIB
 from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.sandbox import Sandbox
 from dicom_worker.testing import Render, edited, outcome, wheel_file
@@ -97,6 +99,20 @@ def test_pixels_survive_the_next_frame_and_large_ones_leave_no_memory_behind(
     assert np.array_equal(sandbox.decode("charls", spec, jpegls_encode(large)), large)
     assert np.array_equal(first, before)
     assert Path(f"/proc/self/fd/{sandbox._memory}").stat().st_blocks * 512 < large.nbytes
+    sandbox.close()
+
+
+def test_a_frame_that_there_is_no_memory_for_costs_no_later_one(sandbox: Sandbox) -> None:
+    decode(sandbox)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    kept = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 16 * MIB, kept[1]))
+    try:
+        with pytest.raises(OSError, match="memory"):
+            sandbox.decode("pylibjpeg_rle", SPEC._replace(rows=8192, columns=8192), FRAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, kept)
+    assert decode(sandbox) == (64, 64)
     sandbox.close()
 
 

@@ -24,6 +24,12 @@ It is on disk only: frames pass through memory one by one.
 TILES_LIMIT_BYTES: Final = 1024 * MIB
 """The tiles of one task's contact sheets (on disk)."""
 
+FRAME_LIMIT: Final = 100_000
+"""Frames of one instance.
+
+However small, each takes time and a certificate of its own.
+"""
+
 INFLATED_LIMIT_BYTES: Final = 1024 * MIB
 """The data set of one deflated instance once inflated (on disk).
 

@@ -83,7 +83,10 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
                 Reason.DICOM_TRUNCATED,
                 "The file ends after its File Meta Information. Send it again.",
             )
-        pixels = next((element for element in elements if element.tag in PIXEL_TAGS), None)
+        images = [element for element in elements if element.tag in PIXEL_TAGS]
+        if len(images) > 1:
+            raise FluoroError(Reason.DICOM_INVALID, "The instance has pixel data twice.")
+        pixels = images[0] if images else None
         before = tuple(
             element for element in elements if pixels is None or element.start < pixels.start
         )
@@ -186,8 +189,9 @@ def read_header(
         header.file_meta.TransferSyntaxUID = UID(syntax)
         implicit, _ = parsed.original_encoding
         header.set_original_encoding(implicit, little_endian, parsed.original_character_set)
-    # Where two parsers disagree, one of them would take bytes of a value for an element.
-    if set(header.keys()) != {element.tag for element in elements}:
+    # Where two parsers disagree, one of them would take bytes of a value for an element. Of two
+    # elements with one tag, some toolkits take the first and some the last.
+    if sorted(header.keys()) != sorted(element.tag for element in elements):
         raise FluoroError(Reason.DICOM_INVALID, "The data set cannot be parsed unambiguously.")
     return header
 

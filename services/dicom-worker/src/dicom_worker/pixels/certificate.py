@@ -13,6 +13,8 @@ GOLDEN: Final = (5**0.5 - 1) / 2
 """Steps of this share of an image are spread evenly, and in no column of any image."""
 HEADER_BYTES: Final = 1024
 """Bytes of a code stream that are not counted as picture: markers, tables, comments."""
+BLOCK: Final = 8
+"""Rows and columns of JPEG's blocks."""
 FACTOR: Final = 4
 """How much more than the picture's own entropy a code stream may plausibly take."""
 
@@ -95,5 +97,6 @@ def looks_empty(stream_bytes: int, values: NDArray[Any], flat_bits: float) -> bo
 
 
 def ends_grey(samples: NDArray[Any], precision: int) -> bool:
-    """Whether the last row is all of the grey with which libjpeg fills what a cut scan lacks."""
-    return bool((samples[-1] == 1 << precision - 1).all())
+    """Whether the last block ends in the grey with which libjpeg fills what a cut scan lacks."""
+    last = (samples.shape[1] - 1) % BLOCK + 1
+    return bool((samples[-1, -last:] == 1 << precision - 1).all())

@@ -161,7 +161,11 @@ def uncertified_frames(file: DicomFile) -> Iterator[StoredFrame]:
 
 
 def check_budget(image: Image) -> None:
-    """IMAGE_TOO_LARGE if a frame, or the array of all frames, is over its limit."""
+    """IMAGE_TOO_LARGE if a frame, or the array of all frames, or their number is over its limit."""
+    if image.frames > limits.FRAME_LIMIT:
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE, f"The image has more than {limits.FRAME_LIMIT} frames."
+        )
     if image.decoded_frame_bytes > limits.FRAME_LIMIT_BYTES:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
@@ -197,6 +201,11 @@ def native_frames(file: DicomFile, image: Image) -> Iterator[StoredFrame]:
     if excess > 1 and excess * 16 >= image.frame_bits:
         raise undecodable("The pixel data is longer than the header says by half a frame or more.")
     with file.path.open("rb") as stream:
+        # Padding is zeros. Anything else is a picture with more rows or columns than the header
+        # says, and with a column too few, each row would begin elsewhere.
+        stream.seek(file.pixels.offset + image.native_bytes)
+        if excess > 1 and stream.read(excess).count(0) != excess:
+            raise undecodable("The pixel data goes on after the last frame that the header says.")
         # Only here does a frame begin within a byte; pydicom counts whole bytes.
         if image.bits_allocated == 1:
             for index in range(image.frames):

@@ -4,13 +4,16 @@ A frame may have several fragments, and offset tables err.
 """
 
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker import limits
 from dicom_worker.pixels.codestream import has_end
 from dicom_worker.structure import Fragment
+
+STARTS: Final = (b"\xff\xd8\xff", b"\xff\x4f\xff")
+"""SOI and SOC, each with the first byte of the marker after it."""
 
 
 def group_frames(stream: BinaryIO, items: Sequence[Fragment], frames: int) -> list[list[Fragment]]:
@@ -34,6 +37,9 @@ def group_frames(stream: BinaryIO, items: Sequence[Fragment], frames: int) -> li
         raise undecodable(
             "The encapsulated pixel data holds another number of frames than the header says."
         )
+    # A decoder would give the first one, and nothing would be said of the others.
+    if any(starts_frame(stream, fragment) for group in groups for fragment in group[1:]):
+        raise undecodable("A frame of the encapsulated pixel data has several code streams.")
     if (
         max(sum(fragment.length for fragment in group) for group in groups)
         > limits.FRAME_LIMIT_BYTES
@@ -78,6 +84,11 @@ def by_end_marker(stream: BinaryIO, fragments: Sequence[Fragment]) -> list[list[
         if has_end(read(stream, fragment.offset + fragment.length - tail, tail)):
             groups.append([])
     return groups[:-1] if not groups[-1] else groups
+
+
+def starts_frame(stream: BinaryIO, fragment: Fragment) -> bool:
+    """Whether a code stream of JPEG, JPEG-LS or JPEG 2000 starts with this fragment."""
+    return read(stream, fragment.offset, min(3, fragment.length)) in STARTS
 
 
 def read(stream: BinaryIO, offset: int, length: int) -> bytes:

@@ -85,8 +85,10 @@ class Sandbox:
     def _make_room(self, size: int) -> None:
         if size > len(self._shared):
             os.ftruncate(self._memory, size)
+            # In this order: where there is no room for more, what there was stays in use.
+            larger = mmap.mmap(self._memory, size)
             self._shared.close()
-            self._shared = mmap.mmap(self._memory, size)
+            self._shared = larger
 
     def _copy(
         self, dtype: np.dtype[Any], shape: list[int], start: int, frame: FrameSpec
