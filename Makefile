@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type imports protos gen models k8s bench role-matrix chaos api-fuzz deidentify-check dicom-report requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -57,7 +57,7 @@ format: venv ## Mend style where a machine can.
 
 type: venv ## Check types of what we ship, the benchmarks, the examples, the chaos rig and the fuzzer.
 	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
-	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py clients/python/examples
+	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py tests/fuzz/dicom.py clients/python/examples
 
 gen: venv ## Generate the Python code of protos/ anew.
 	@$(BIN)/python libs/protos/generate.py
@@ -81,8 +81,14 @@ chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compar
 api-fuzz: venv ## Send generated calls to every method of a real gateway (N=50000 SEED=7).
 	@$(BIN)/python tests/fuzz/api.py --calls $(or $(N),50000) --seed $(or $(SEED),7)
 
-deidentify-check dicom-report: venv ## De-identify seeded files with identifiers planted everywhere, and look for them (N=500 SEED=7).
+deidentify-check: venv ## De-identify seeded files with identifiers planted everywhere, and look for them (N=500 SEED=7).
 	@FLUORO_CHECK_FILES=$(or $(N),500) FLUORO_CHECK_SEED=$(or $(SEED),7) $(BIN)/pytest -q -s services/dicom-worker/tests/test_deidentify_check.py
+
+dicom-report: venv ## Say of each file of pydicom's whether it comes out right, and by whose opinion.
+	@$(BIN)/python -m dicom_worker.public_files
+
+fuzz-dicom: venv ## Send damaged DICOM files through every operation, and a real worker (N=10000 SEED=7).
+	@$(BIN)/python -W ignore tests/fuzz/dicom.py --files $(or $(N),10000) --seed $(or $(SEED),7)
 
 requirements: venv ## Compile the pinned requirement files anew.
 	@UV=$(BIN)/uv requirements/compile.sh
