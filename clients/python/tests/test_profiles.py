@@ -150,6 +150,21 @@ def test_a_token_command_that_gives_no_token_says_why(words, why):
         TokenCommand(words, seconds=0.2 if why.endswith("s") else 20)
 
 
+async def test_what_cannot_be_a_token_is_told_without_showing_it(fluoro, home, tmp_path):
+    written(home, "")
+    file = tmp_path / "token"
+    file.write_bytes(b"s\xc3\xa9cret")
+    for words, variables in (
+        (["list"], {"FLUORO_TOKEN": "secret\nand more"}),
+        (["doctor"], {"FLUORO_TOKEN_FILE": str(file)}),
+    ):
+        code, _, err = await fluoro(*words, **{**home, **variables})
+        assert (code, "is not one line of printable ASCII" in err) == (5, True), err
+        assert "cret" not in err
+    code, _, err = await fluoro("doctor", "--owner", "é", **home)
+    assert (code, "owner must be printable ASCII" in err) == (2, True)
+
+
 async def test_a_command_calls_as_its_profile_says(gateway, fluoro, home):
     written(
         home,

@@ -51,6 +51,10 @@ class Tls:
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
+class TokenError(ValueError):
+    """What should be a token cannot travel. The message has nothing of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What each call says of its caller: an owner, a token, both or nothing."""
@@ -69,7 +73,10 @@ class Identity:
         return self.token is not None and not isinstance(self.token, str)
 
     def metadata(self) -> grpc.aio.Metadata:
-        """For a call that is made now. OSError if the token's file cannot be read."""
+        """For a call that is made now.
+
+        OSError if the token's file cannot be read, TokenError if what is there is no token.
+        """
         pairs = [(OWNER_KEY, self.owner)] if self.owner else []
         if self.token is not None:
             pairs.append(("authorization", f"Bearer {self._token()}"))
@@ -77,5 +84,13 @@ class Identity:
 
     def _token(self) -> str:
         if isinstance(self.token, os.PathLike):
-            return Path(self.token).read_text(encoding="ascii").strip()
-        return self.token() if callable(self.token) else str(self.token)
+            token = Path(self.token).read_text(encoding="ascii", errors="replace").strip()
+        else:
+            token = self.token() if callable(self.token) else str(self.token)
+        # gRPC would refuse it with a sentence that says nothing.
+        if not token.isascii() or not token.isprintable():
+            raise TokenError(
+                "The token is not one line of printable ASCII. Look at the file, variable or "
+                "command that it is from."
+            )
+        return token

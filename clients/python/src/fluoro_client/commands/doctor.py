@@ -9,8 +9,7 @@ from fluoro.v1.deployment_service_pb2 import Finding
 from rich.console import Console
 
 from fluoro_client import doctor
-from fluoro_client.aio import AsyncClient
-from fluoro_client.commands.runner import say
+from fluoro_client.commands.runner import connection, say
 from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import findings_table, print_view, to_json
 from fluoro_client.profiles import access
@@ -23,8 +22,7 @@ def diagnose(settings: Settings) -> Exit:
     )
 
     async def ask() -> list[Finding]:
-        client = AsyncClient(there.endpoint, owner=there.owner, token=there.token, tls=there.tls)
-        async with client:
+        async with connection(there) as client:
             return [finding async for finding in doctor.diagnose(client, there)]
 
     with Console(stderr=True).status(f"Looking at {there.endpoint}"):

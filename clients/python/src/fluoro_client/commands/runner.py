@@ -11,6 +11,7 @@ from fluoro.v1 import job_pb2
 
 from fluoro_client.aio import AsyncClient
 from fluoro_client.arguments import UsageError
+from fluoro_client.credentials import TokenError
 from fluoro_client.errors import (
     DataLossError,
     DeadlineExceededError,
@@ -21,7 +22,13 @@ from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
 from fluoro_client.present import job_view, print_view, to_json
-from fluoro_client.profiles import EndpointError, ProfileError, UnknownProfileError, access
+from fluoro_client.profiles import (
+    Access,
+    EndpointError,
+    ProfileError,
+    UnknownProfileError,
+    access,
+)
 
 Action = Callable[[AsyncClient, Settings], Awaitable[Exit]]
 Local = Callable[[Settings], Exit]
@@ -65,7 +72,7 @@ def run_here(settings: Settings, action: Local) -> None:
     ) as error:
         code = Exit.USAGE
         _complain(settings, str(error))
-    except ProfileError as error:
+    except (ProfileError, TokenError) as error:
         code = Exit.LOCAL
         _complain(settings, str(error))
     except DetachedError as detached:
@@ -111,15 +118,19 @@ def verdict(job: job_pb2.Job) -> Exit:
     )
 
 
+def connection(there: Access) -> AsyncClient:
+    """A client of that place. UsageError if it cannot be one's."""
+    try:
+        return AsyncClient(there.endpoint, owner=there.owner, token=there.token, tls=there.tls)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+
+
 async def _connected(settings: Settings, action: Action) -> Exit:
     there = access(
         os.environ, endpoint=settings.endpoint, owner=settings.owner, profile=settings.profile
     )
-    try:
-        client = AsyncClient(there.endpoint, owner=there.owner, token=there.token, tls=there.tls)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
-    async with client:
+    async with connection(there) as client:
         found = replace(
             settings, endpoint=there.endpoint, owner=there.owner, same_place=there.words()
         )
