@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
+from fluoro.v1.blob_service_pb2 import BeginUploadRequest, UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.dicom_pb2 import InspectDicom
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import (
@@ -22,7 +24,7 @@ from fluoro_client import AsyncClient
 from fluoro_local.folders import free_port
 from fluoro_local.servers import ValkeyServer
 from fluoro_local.testing import standing_still
-from gateway.testing import Client, Refused, refused, serving
+from gateway.testing import Client, Refused, parse, refused, serving
 from gateway.testing_jobs import staged
 from prometheus_client import REGISTRY
 
@@ -213,3 +215,67 @@ async def test_an_owner_has_so_many_open_jobs_and_the_next_once_one_ends(
         assert (
             await refused(rig.client.jobs.BatchSubmitJobs(batch, metadata=of("ada")))
         ).reason == "JOB_QUOTA_EXCEEDED"
+
+
+async def test_an_owner_stores_so_many_bytes_and_what_is_announced_counts(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    settings: Any = {"owner_max_stored_bytes": 1000}
+    async with serving(database_url, redis_url, blob_url, **settings) as client:
+
+        async def send(data: bytes, owner: str = "ada", *, told: bool = True) -> str:
+            header = UploadBlobHeader()
+            if told:
+                header = UploadBlobHeader(size_bytes=len(data), sha256=sha256(data).digest())
+            parts = [UploadBlobRequest(header=header), UploadBlobRequest(chunk=data)]
+            answer = await client.blobs.UploadBlob(iter(parts), metadata=of(owner))
+            return str(answer.blob.name)
+
+        async def begin(upload_id: str, data: bytes) -> None:
+            header = UploadBlobHeader(size_bytes=len(data), sha256=sha256(data).digest())
+            request = BeginUploadRequest(upload_id=upload_id, header=header)
+            await client.blobs.BeginUpload(request, metadata=of("ada"))
+
+        first, upload_id = await send(bytes(600)), str(uuid4())
+        for told in (True, False):
+            how = await refused(send(b"a" * 401, told=told))
+            assert (how.code, how.reason, how.quota, how.retry_seconds) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "BYTE_QUOTA_EXCEEDED",
+                "max_stored_bytes",
+                None,
+            )
+        await send(b"a" * 401, "eve")
+        assert await send(bytes(600)) == first, "the same bytes take no room"
+        await begin(upload_id, b"b" * 300)
+        assert (await refused(send(b"c" * 101, told=False))).reason == "BYTE_QUOTA_EXCEEDED"
+        await send(b"c" * 100)
+        assert (await refused(send(b"d"))).reason == "BYTE_QUOTA_EXCEEDED"
+        assert (await refused(begin(str(uuid4()), b"d"))).reason == "BYTE_QUOTA_EXCEEDED"
+        # What has begun is gone on with, and is counted once when it is there.
+        await begin(upload_id, b"b" * 300)
+        parts = [
+            UploadBlobRequest(header=UploadBlobHeader(upload_id=upload_id)),
+            UploadBlobRequest(chunk=b"b" * 300),
+        ]
+        await client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
+        assert await send(b"b" * 300)
+
+
+async def test_uploads_at_the_same_time_do_not_share_room(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    settings: Any = {"owner_max_stored_bytes": 1000, "max_uploads": 100}
+    async with serving(database_url, redis_url, blob_url, **settings) as client:
+
+        async def send(number: int) -> str:
+            chunk = bytes([number]) * 100
+            parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=chunk)]
+            try:
+                await client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
+            except grpc.aio.AioRpcError as error:
+                return parse(error).reason
+            return ""
+
+        answers = await asyncio.gather(*(send(number) for number in range(30)))
+    assert sorted(answers) == [""] * 10 + ["BYTE_QUOTA_EXCEEDED"] * 20

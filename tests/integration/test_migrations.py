@@ -152,6 +152,7 @@ def test_jobs_of_before_go_on_after_it_and_what_had_ended_reads_as_it_did(db: Db
         (job_pb2.Task.STATE_FAILED, 3),
     ]
     assert db.execute("SELECT owner, max_tasks FROM owners").fetchall() == [(OWNER, 7)]
+    assert db.execute("SELECT owner, bytes FROM stored_bytes").fetchall() == [(OWNER, 3)]
 
     db.execute(
         "UPDATE open_tasks SET lease_expire_time = now() - interval '1 s' WHERE state = 'RUNNING'"

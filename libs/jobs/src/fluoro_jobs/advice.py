@@ -53,6 +53,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.RATE_LIMITED: "Wait as long as RetryInfo says, and a little of one's own choosing.",
     Reason.TOO_MANY_CALLS: "End some, or try again.",
     Reason.JOB_QUOTA_EXCEEDED: "Wait for the end of some, or cancel some.",
+    Reason.BYTE_QUOTA_EXCEEDED: "Delete jobs whose results nobody needs, or have the quota raised.",
     Reason.CALL_TIMEOUT: "Send a deadline; repeat a submit with the same request_id.",
     Reason.SHUTTING_DOWN: "Connect again and resume with the last cursor.",
     Reason.GATEWAY_BUSY: "Try again.",

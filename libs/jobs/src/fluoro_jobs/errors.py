@@ -63,6 +63,7 @@ class Reason(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     TOO_MANY_CALLS = "TOO_MANY_CALLS"
     JOB_QUOTA_EXCEEDED = "JOB_QUOTA_EXCEEDED"
+    BYTE_QUOTA_EXCEEDED = "BYTE_QUOTA_EXCEEDED"
     CALL_TIMEOUT = "CALL_TIMEOUT"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     GATEWAY_BUSY = "GATEWAY_BUSY"
@@ -284,6 +285,11 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "RESOURCE_EXHAUSTED",
         True,
         "As many jobs of the owner have not ended as may. Nothing was stored.",
+    ),
+    Reason.BYTE_QUOTA_EXCEEDED: ReasonSpec(
+        "RESOURCE_EXHAUSTED",
+        False,
+        "With these bytes the owner would have stored more than it may. Nothing was stored.",
     ),
     Reason.CALL_TIMEOUT: ReasonSpec(
         "DEADLINE_EXCEEDED",

@@ -84,34 +84,35 @@ class Blobs:
         """
         settings = self._settings
         pace = Pace(requests, settings.upload_idle_seconds, settings.upload_min_bytes_per_second)
-        async with AsyncExitStack() as places:
-            await places.enter_async_context(self._uploads.taken(call.owner))
-            header = await _header(pace, settings.max_blob_bytes)
-            if header.upload_id:
+        # The owner's room is taken until the record is there, which the ledger counts.
+        async with AsyncExitStack() as room:
+            async with AsyncExitStack() as places:
+                await places.enter_async_context(self._uploads.taken(call.owner))
+                header = await _header(pace, settings.max_blob_bytes)
+                if header.upload_id:
 
-                async def receive(writer: PartsWriter, start: int, size_bytes: int) -> None:
-                    most_bytes = size_bytes - start
-                    await self._receive(pace, most_bytes, writer, call.owner, places)
-                    if writer.size_bytes == most_bytes <= SMALL_BYTES < size_bytes:
-                        # Little came, but putting all together takes the memory of a large upload.
-                        await places.enter_async_context(self._large_place(call.owner))
+                    async def receive(writer: PartsWriter, start: int, size_bytes: int) -> None:
+                        most_bytes = size_bytes - start
+                        await self._receive(pace, most_bytes, writer, call.owner, places)
+                        if writer.size_bytes == most_bytes <= SMALL_BYTES < size_bytes:
+                            # Little came, but putting all together takes the memory of a large upload.
+                            await places.enter_async_context(self._large_place(call.owner))
 
-                return await self._resuming.stream(call, header, receive)
-            name = f"blobs/{new_id()}"
-            with blob_errors():
-                async with self._store.writer(name) as writer:
-                    most_bytes = header.size_bytes or None
-                    await self._receive(pace, most_bytes, writer, call.owner, places)
-                    await _check_announced(header, writer)
-        blob = Blob(
-            name=name,
-            size_bytes=writer.size_bytes,
-            sha256=writer.sha256,
-            media_type=header.media_type or DEFAULT_MEDIA_TYPE,
-        )
-        # Whoever hangs up from here on is too late: the bytes are there, and without a record
-        # nobody would find them.
-        return UploadBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+                    # Room was there when it began.
+                    return await self._resuming.stream(call, header, receive)
+                pace.grown = await room.enter_async_context(
+                    call.limits.stores(call.owner, header.size_bytes, header.sha256)
+                )
+                name = f"blobs/{new_id()}"
+                with blob_errors():
+                    async with self._store.writer(name) as writer:
+                        most_bytes = header.size_bytes or None
+                        await self._receive(pace, most_bytes, writer, call.owner, places)
+                        await _check_announced(header, writer)
+            blob = _blob(name, writer, header)
+            # Whoever hangs up from here on is too late: the bytes are there, and without a record
+            # nobody would find them.
+            return UploadBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
 
     async def _keep(self, call: Call, blob: Blob) -> Blob:
         """Adds the record.
@@ -158,6 +159,7 @@ class Blobs:
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
+            pace.grown(size_bytes)
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
                 # fast as they send.
@@ -178,7 +180,9 @@ class Blobs:
         if not header.sha256:
             raise names.invalid("header.sha256", f"Must be known: {SHA256_BYTES} bytes.")
         header.media_type = header.media_type or DEFAULT_MEDIA_TYPE
-        return await self._resuming.begin(call.owner, request)
+        upload_id = names.upload_id(request.upload_id, "upload_id")
+        async with call.limits.stores(call.owner, header.size_bytes, header.sha256, upload_id):
+            return await self._resuming.begin(call.owner, request)
 
     async def sign_upload(self, request: SignUploadRequest, call: Call) -> SignUploadResponse:
         """A URL to which the bytes can go past the gateway."""
@@ -197,27 +201,25 @@ class Blobs:
         header = request.header
         _check_header(header, self._settings.max_blob_bytes)
         name = f"blobs/{new_id()}"
-        async with (
-            self._uploads.taken(call.owner),
-            self._large_place(call.owner),
-            self._importing.opened(call.owner, request.uri) as source,
-        ):
-            with blob_errors():
-                async with self._store.writer(name) as writer:
-                    if source.size_bytes is not None:
-                        self._check_size(source.size_bytes, header)
-                    async with aclosing(source.chunks()) as chunks:
-                        async for chunk in chunks:
-                            self._check_size(writer.size_bytes + len(chunk), header)
-                            await writer.write(chunk)
-                    await _check_announced(header, writer)
-        blob = Blob(
-            name=name,
-            size_bytes=writer.size_bytes,
-            sha256=writer.sha256,
-            media_type=header.media_type or DEFAULT_MEDIA_TYPE,
-        )
-        return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+        async with call.limits.stores(call.owner, header.size_bytes, header.sha256) as grown:
+            async with (
+                self._uploads.taken(call.owner),
+                self._large_place(call.owner),
+                self._importing.opened(call.owner, request.uri) as source,
+            ):
+                with blob_errors():
+                    async with self._store.writer(name) as writer:
+                        if source.size_bytes is not None:
+                            self._check_size(source.size_bytes, header)
+                            grown(source.size_bytes)
+                        async with aclosing(source.chunks()) as chunks:
+                            async for chunk in chunks:
+                                self._check_size(writer.size_bytes + len(chunk), header)
+                                grown(writer.size_bytes + len(chunk))
+                                await writer.write(chunk)
+                        await _check_announced(header, writer)
+            blob = _blob(name, writer, header)
+            return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
 
     def _large_place(self, owner: str) -> AbstractAsyncContextManager[None]:
         """Memory for the parts of one upload."""
@@ -284,6 +286,16 @@ def _check_header(header: UploadBlobHeader, most_bytes: int) -> None:
             "header.media_type",
             f"Must be a media type (RFC 6838) of at most {LONGEST_MEDIA_TYPE} characters.",
         )
+
+
+def _blob(name: str, writer: BlobWriter, header: UploadBlobHeader) -> Blob:
+    """What was written."""
+    return Blob(
+        name=name,
+        size_bytes=writer.size_bytes,
+        sha256=writer.sha256,
+        media_type=header.media_type or DEFAULT_MEDIA_TYPE,
+    )
 
 
 async def _check_announced(header: UploadBlobHeader, writer: BlobWriter | PartsWriter) -> None:

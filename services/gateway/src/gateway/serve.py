@@ -30,6 +30,7 @@ from gateway.limits.buckets import Buckets
 from gateway.limits.gate import Limits
 from gateway.limits.owners import Owners
 from gateway.limits.quotas import OpenJobs
+from gateway.limits.stored import StoredBytes
 from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
@@ -133,6 +134,7 @@ def _limits(settings: Settings, calls: LedgerCalls) -> Limits:
         Owners(settings.owner_limits, settings.owner_limits_file),
         Buckets(settings.redis_url),
         OpenJobs(calls),
+        StoredBytes(calls),
         settings.call_timeout_seconds,
     )
 

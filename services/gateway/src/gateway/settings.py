@@ -292,6 +292,13 @@ class Settings(BaseSettings):
             "JOB_QUOTA_EXCEEDED. 0 for no limit."
         ),
     )
+    owner_max_stored_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description=(
+            "Bytes of an owner's blobs, over all gateways; uploads of more are refused with "
+            "BYTE_QUOTA_EXCEEDED. 0 for no limit."
+        ),
+    )
     owner_limits_file: str = Field(
         default="",
         description=(

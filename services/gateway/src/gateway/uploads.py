@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -127,6 +127,8 @@ class Pace:
         self._idle_seconds, self._min_bytes_per_second = idle_seconds, min_bytes_per_second
         self._waited_seconds = 0.0
         self._bytes = 0
+        self.grown: Callable[[int], None] = lambda _size_bytes: None
+        """Is told what size the upload grows to, and raises if that is too large for its owner."""
 
     async def next(self) -> Part | None:
         """What the next message holds; None at the end.

@@ -68,6 +68,7 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "TOO_MANY_CALLS": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "JOB_QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "BYTE_QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "CALL_TIMEOUT": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Reasons that a call is refused for, and their codes, as in docs/errors.md."""

@@ -321,6 +321,15 @@ BLOBS: Final = Table(
     Index("blobs_upload_key", "owner", "sha256", unique=True, postgresql_where=sql("uploaded")),
 )
 
+STORED_BYTES: Final = Table(
+    "stored_bytes",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("slot", SmallInteger, primary_key=True, comment="of the backend that counted"),
+    Column("bytes", BIGINT, nullable=False, comment="the sum over the slots counts"),
+)
+"""What blobs take, of each owner. Triggers of blobs keep it."""
+
 UPLOADS: Final = Table(
     "uploads",
     METADATA,

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
+from uuid import UUID
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_telemetry import metrics
@@ -13,6 +14,7 @@ from gateway.identity.principal import Principal
 from gateway.limits.buckets import Buckets
 from gateway.limits.owners import Owners
 from gateway.limits.quotas import OpenJobs
+from gateway.limits.stored import Grown, StoredBytes
 
 WAITING: Final = frozenset(
     f"fluoro.v1.JobService.{name}" for name in ("RunJob", "WaitJob", "WatchJob", "WatchJobs")
@@ -26,14 +28,20 @@ PLACE_SECONDS: Final = 1
 class Limits:
     """Counts what owners have under way, and refuses what is over their limits.
 
-    For one event loop. Nothing here waits but a look at an owner's open jobs, once a second.
+    For one event loop. Nothing here waits but a look at what owners with quotas have.
     """
 
     def __init__(
-        self, owners: Owners, buckets: Buckets, open_jobs: OpenJobs, call_seconds: float
+        self,
+        owners: Owners,
+        buckets: Buckets,
+        open_jobs: OpenJobs,
+        stored: StoredBytes,
+        call_seconds: float,
     ) -> None:
         """call_seconds: how long a call may take that brings no deadline."""
-        self._owners, self._buckets, self._open_jobs = owners, buckets, open_jobs
+        self._owners, self._buckets = owners, buckets
+        self._open_jobs, self._stored = open_jobs, stored
         self.call_seconds = call_seconds
         self._calls: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
@@ -96,6 +104,21 @@ class Limits:
         if limits.jobs_per_second:
             self._take("jobs_per_second", owner, limits.jobs_per_second, jobs)
 
+    @asynccontextmanager
+    async def stores(
+        self, owner: str, size_bytes: int, sha256: bytes, upload_id: UUID | None = None
+    ) -> AsyncIterator[Grown]:
+        """An upload, for the time of the body. Gives what to tell of each size it has grown to.
+
+        size_bytes and sha256: as announced; 0 and empty if unknown. FluoroError
+        BYTE_QUOTA_EXCEEDED, also of what is told; with a quota, a reason of LEDGER_OUTAGES.
+        """
+        if most := self._owners.of(owner).max_stored_bytes:
+            async with self._stored.coming(owner, size_bytes, sha256, upload_id, most) as grown:
+                yield grown
+        else:
+            yield _free
+
     def _take(self, limit: str, owner: str, rate: float, cost: float) -> None:
         if wait := self._buckets.take(limit, owner, rate, cost):
             metrics.CALLS_REFUSED.labels(limit=limit).inc()
@@ -107,3 +130,7 @@ class Limits:
                 metadata={"limit": limit, "value": f"{rate:g}"},
                 retry_seconds=wait,
             )
+
+
+def _free(_size_bytes: int) -> None:
+    """Of an owner without a quota."""

@@ -30,7 +30,7 @@ Number = Annotated[int, Field(ge=0, le=2**62)]
 class OwnerLimits(BaseModel):
     """What one owner may have; 0 is no limit.
 
-    The rates and `max_open_jobs` hold over all gateways, `max_calls` and `max_streams` for each.
+    `max_calls` and `max_streams` hold for each gateway, the others over all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,6 +39,7 @@ class OwnerLimits(BaseModel):
     jobs_per_second: Rate = 0
     max_calls: Number = 0
     max_streams: Number = 0
+    max_stored_bytes: Number = 0
     max_open_jobs: Annotated[int, Field(ge=0, le=MOST_OPEN_JOBS)] = 0
 
 
