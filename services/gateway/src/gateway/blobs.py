@@ -22,7 +22,7 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobRequest,
     UploadBlobResponse,
 )
-from fluoro_blobs import BlobStore, BlobWriter, PartsWriter
+from fluoro_blobs import BlobStore, BlobWriter, PartsWriter, StoredBlob
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs as records
@@ -95,7 +95,7 @@ class Blobs:
                         most_bytes = size_bytes - start
                         await self._receive(pace, most_bytes, writer, call.owner, places)
                         if writer.size_bytes == most_bytes <= SMALL_BYTES < size_bytes:
-                            # Little came, but putting all together takes the memory of a large upload.
+                            # Little came, but putting it together takes the memory of a large one.
                             await places.enter_async_context(self._large_place(call.owner))
 
                     # Room was there when it began.
@@ -109,7 +109,7 @@ class Blobs:
                         most_bytes = header.size_bytes or None
                         await self._receive(pace, most_bytes, writer, call.owner, places)
                         await _check_announced(header, writer)
-            blob = _blob(name, writer, header)
+            blob = _blob(name, writer.stored, header)
             # Whoever hangs up from here on is too late: the bytes are there, and without a record
             # nobody would find them.
             return UploadBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
@@ -218,7 +218,7 @@ class Blobs:
                                 grown(writer.size_bytes + len(chunk))
                                 await writer.write(chunk)
                         await _check_announced(header, writer)
-            blob = _blob(name, writer, header)
+            blob = _blob(name, writer.stored, header)
             return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
 
     def _large_place(self, owner: str) -> AbstractAsyncContextManager[None]:
@@ -288,12 +288,12 @@ def _check_header(header: UploadBlobHeader, most_bytes: int) -> None:
         )
 
 
-def _blob(name: str, writer: BlobWriter, header: UploadBlobHeader) -> Blob:
+def _blob(name: str, stored: StoredBlob, header: UploadBlobHeader) -> Blob:
     """What was written."""
     return Blob(
         name=name,
-        size_bytes=writer.size_bytes,
-        sha256=writer.sha256,
+        size_bytes=stored.size_bytes,
+        sha256=stored.sha256,
         media_type=header.media_type or DEFAULT_MEDIA_TYPE,
     )
 

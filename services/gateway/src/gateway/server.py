@@ -94,6 +94,16 @@ class Reflection:
             yield response
 
 
+def _mostly_wait() -> set[str]:
+    """Paths of methods whose calls take little once they have begun: streams, and WaitJob."""
+    return {
+        f"/{service.full_name}/{method.name}"
+        for service in OF_OWNERS
+        for method in service.methods
+        if method.client_streaming or method.server_streaming or method.full_name in WAITING
+    }
+
+
 def build(
     settings: Settings,
     adapter: Adapter,
@@ -105,8 +115,7 @@ def build(
     servicers: of each service of owners. PortTakenError if the port is taken, TlsFilesError if
     files of the certificate cannot be used.
     """
-    waiting = {"/{}/{}".format(*method.rsplit(".", 1)) for method in WAITING}
-    server = Server(options(settings), waiting)
+    server = Server(options(settings), _mostly_wait())
     open_to_all = {HEALTH_SERVICE: health}
     if settings.reflection:
         names = [service.full_name for service in SERVICES]

@@ -14,7 +14,7 @@ from gateway.identity.principal import Principal
 from gateway.limits.buckets import Buckets
 from gateway.limits.owners import Owners
 from gateway.limits.quotas import OpenJobs
-from gateway.limits.stored import Grown, StoredBytes
+from gateway.limits.stored import Grown, StoredBytes, free
 
 WAITING: Final = frozenset(
     f"fluoro.v1.JobService.{name}" for name in ("RunJob", "WaitJob", "WatchJob", "WatchJobs")
@@ -117,7 +117,7 @@ class Limits:
             async with self._stored.coming(owner, size_bytes, sha256, upload_id, most) as grown:
                 yield grown
         else:
-            yield _free
+            yield free
 
     def _take(self, limit: str, owner: str, rate: float, cost: float) -> None:
         if wait := self._buckets.take(limit, owner, rate, cost):
@@ -130,7 +130,3 @@ class Limits:
                 metadata={"limit": limit, "value": f"{rate:g}"},
                 retry_seconds=wait,
             )
-
-
-def _free(_size_bytes: int) -> None:
-    """Of an owner without a quota."""

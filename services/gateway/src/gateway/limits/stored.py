@@ -46,19 +46,19 @@ class StoredBytes:
         try:
             if used + self._coming[owner] + least <= most:
                 grown(size_bytes)
+                yield grown
             elif await self._calls.run_for(owner, usage.is_there, owner, sha256, upload_id):
-                grown = _nothing
+                yield free
             else:
                 raise _exceeded(used + self._coming[owner], least, most)
-            yield grown
         finally:
             self._coming[owner] -= counted
             if not self._coming[owner]:
                 del self._coming[owner]  # or the names of all owners there ever were would stay
 
 
-def _nothing(_size_bytes: int) -> None:
-    """Of bytes that the owner has already."""
+def free(_size_bytes: int) -> None:
+    """Of an owner without a quota, or of bytes that it has already."""
 
 
 def _exceeded(used: int, more: int, most: int) -> FluoroError:
