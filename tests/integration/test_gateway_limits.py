@@ -189,8 +189,12 @@ async def test_an_owner_has_so_many_open_jobs_and_the_next_once_one_ends(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
     async with staged(database_url, redis_url, blob_url, owner_max_open_jobs=2) as rig:
-        first = await rig.submit()
-        await rig.submit()
+        jobs, first = rig.client.jobs, await rig.submit()
+        found = await jobs.GetJob(GetJobRequest(name=first), metadata=of("ada"))
+        steps = [Step(name="a", inspect_dicom=InspectDicom())]
+        again = SubmitJobRequest(job=Job(inputs=found.job.inputs, steps=steps), request_id="again")
+        second = await jobs.SubmitJob(again, metadata=of("ada"))
+        assert await jobs.SubmitJob(again, metadata=of("ada")) == second, "it is there already"
         full = await refused(rig.submit())
         assert (full.code, full.reason, full.quota, full.retry_seconds) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,

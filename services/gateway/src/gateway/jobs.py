@@ -294,7 +294,14 @@ class Jobs:
             return job
         if checked:
             return checked
-        await call.limits.submits(call.owner, 1)
+        try:
+            await call.limits.submits(call.owner, 1)
+        except FluoroError as error:
+            full = error.reason is Reason.JOB_QUOTA_EXCEEDED
+            if not full or (job := await self._repeated(submission)) is None:
+                raise
+            call.record.is_about([job.name])
+            return job
         submission.audit = call.record.entry
         job = await self._committed(submission)
         if job.name == submission.name:
@@ -325,6 +332,18 @@ class Jobs:
         if (key := repeat_key(request)) is None:
             return None
         return (await self._calls.run_for(owner, accept.repeated, owner, [key])).get(key)
+
+    async def _repeated(self, submission: Submission) -> job_pb2.Job | None:
+        """The job that the same submit made before, which counts in the quota already."""
+        if not submission.request_id:
+            return None
+        owner, key = submission.owner, (submission.request_id, submission.sha256)
+        found = (await self._calls.run_for(owner, accept.repeated, owner, [key])).get(key)
+        if found is None:
+            return None
+        job = submission.as_job()
+        job.MergeFrom(found)  # all but inputs and steps
+        return job
 
     async def _committed(self, submission: Submission) -> job_pb2.Job:
         """The job once it is durable.
