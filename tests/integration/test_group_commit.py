@@ -146,6 +146,19 @@ def test_submits_that_come_back_one_after_the_other_share_a_transaction(
     assert row == (1,)
 
 
+def test_owners_take_turns_so_that_the_many_submits_of_one_do_not_hold_up_another(
+    rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
+) -> None:
+    answered: list[Future[job_pb2.Job]] = []
+    with jobs_locked(rig):
+        many = [group.submit(submission()) for _ in range(3 * accept.MAX_BATCH)]
+        other = group.submit(replace(submission(), owner="other"))
+        for future in (*many, other):
+            future.add_done_callback(answered.append)
+    assert set(reasons([*many, other])) == {"", "BLOB_NOT_FOUND"}
+    assert answered.index(other) < 2 * accept.MAX_BATCH
+
+
 def test_a_row_that_is_gone_when_it_is_looked_for_is_busy_rather_than_a_thread_less(
     rig: Rig, group: GroupCommit, submission: Callable[..., Submission]
 ) -> None:

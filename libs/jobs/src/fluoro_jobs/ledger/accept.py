@@ -1,7 +1,6 @@
 """Accepts jobs: concurrent submits share a transaction, and hear OK only after its COMMIT (I1)."""
 
 import json
-import queue
 import threading
 import time
 import traceback
@@ -21,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.line import Line
 from fluoro_jobs.ledger.planning import ALL
 from fluoro_jobs.ledger.rows import JOB_COLUMNS, job_of, rows_of
 from fluoro_jobs.ledger.submission import MAX_TOLD, NewStep, Submission, pipeline_name, validate
@@ -379,7 +379,7 @@ class GroupCommit(threading.Thread):
         self._max_waiting, self._max_waiting_bytes = max_waiting, max_waiting_bytes
         self._waiting = self._waiting_bytes = 0
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._line = Line[_Waiting]()
         self._next: _Waiting | None = None
         self._last_batch = 0
         self.start()
@@ -402,12 +402,12 @@ class GroupCommit(threading.Thread):
                 )
             self._waiting += 1
             self._waiting_bytes += waiting.row_bytes
-        self._queue.put(waiting)
+        self._line.put(submission.owner, waiting)
         return waiting.future
 
     def close(self) -> None:
         """Waits until everything submitted before is answered."""
-        self._queue.put(None)
+        self._line.close()
         self.join()
 
     def run(self) -> None:
@@ -427,23 +427,19 @@ class GroupCommit(threading.Thread):
                     waiting.future.set_result(answer)
 
     def _gather(self) -> list[_Waiting]:
-        """What waits, within the limits of one transaction.
+        """What waits, within the limits of one transaction. Owners take turns.
 
         Waits for the first; empty once closed.
         """
-        first = self._next or self._queue.get()
+        first = self._next or self._line.take(wait=True)
         if first is None:
             return []
         self._next = None
         # Fewer wait than the last transaction answered: others are likely on their way.
-        if 1 < self._last_batch > self._queue.qsize():
+        if 1 < self._last_batch > len(self._line):
             time.sleep(LINGER_SECONDS)
         batch, row_bytes = [first], first.row_bytes
-        while len(batch) < MAX_BATCH and not self._queue.empty():
-            waiting = self._queue.get()
-            if waiting is None:
-                self._queue.put(None)  # for the next time: this batch is answered first
-                break
+        while len(batch) < MAX_BATCH and (waiting := self._line.take(wait=False)):
             row_bytes += waiting.row_bytes
             if row_bytes > MAX_BATCH_BYTES:
                 self._next = waiting
