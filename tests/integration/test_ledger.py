@@ -31,7 +31,7 @@ from fluoro_jobs.ledger.attempts import Claim, Worker
 from fluoro_jobs.ledger.heartbeats import Standing
 from fluoro_jobs.ledger.migrate import engine
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
-from fluoro_jobs.ledger.tables import METADATA
+from fluoro_jobs.ledger.schema import METADATA
 from fluoro_jobs.testing.rig import OWNER, Rig, queue_tasks, sequences, until
 from psycopg import Connection
 from psycopg.rows import TupleRow

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from fluoro_jobs.ledger.tables import METADATA
+from fluoro_jobs.ledger.schema import METADATA
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
 with context.begin_transaction():
