@@ -140,7 +140,7 @@ How RenderDicom makes pictures and arrays, and what a request can choose. The fi
 1. Stored values: the bits from High Bit down, as many as Bits Stored, sign-extended where Pixel
    Representation is 1 (PS3.5 8.1.1). Whatever lies in the other bits is no pixel.
 2. Modality LUT, or Rescale Slope and Intercept of the frame (PS3.3 C.11.1). These are the values of
-   the array, unless SUV are asked for.
+   the array, unless SUV are asked for. A slope of 0 is refused, except for a frame of one value.
 3. VOI: the window of the request, or the chosen one of the file, or the file's VOI LUT, or its
    first window (LINEAR, LINEAR_EXACT or SIGMOID, PS3.3 C.11.2). Without any of these, the range of
    the values of the first frame that is shown, padding aside; later frames keep it.
@@ -150,7 +150,9 @@ How RenderDicom makes pictures and arrays, and what a request can choose. The fi
 
 A frame's own functional groups win over the shared ones, and these over the top of the data set
 (PS3.3 C.7.6.16). Colour has no VOI: YBR and palettes (segmented ones too) become RGB, and more than
-8 bits are cut to 8 in pictures alone.
+8 bits are cut to 8 in pictures alone. Whether the first input of a table is signed follows from the
+values that it is for, whatever its VR says (PS3.3 C.11.2.1.1). In big endian files, a pixel cell of
+32 bits is read as one number of four bytes, as pydicom does; DCMTK swaps the bytes of 16-bit words.
 
 ## Windows by name
 

@@ -3,6 +3,7 @@
 DCMTK's dcm2pnm gives the second opinion, within one grey value.
 """
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 OVERLAY = wheel_file("examples_overlay").read_bytes()
 """It has two windows, WINDOW1 and WINDOW2, and an overlay of its own bitmap."""
@@ -320,3 +322,62 @@ def test_double_float_pixels_keep_their_values_up_to_the_array(render: Render) -
     assert np.array_equal(array_of(attempt).ravel(), values.astype("<f4"))
     shown = preview_of(attempt).ravel()
     assert (shown[0], shown[-1]) == (0, 255)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_voi_table_of_hounsfield_values_begins_below_zero_whatever_its_vr_says(
+    syntax: str, render: Render, dcmtk: Dcmtk, tmp_path: Path
+) -> None:
+    dataset = dcmread(wheel_file("CT_small"))
+    table = Dataset()
+    # 64512 is -1024 as an unsigned number.
+    table.add_new("LUTDescriptor", "US", [4096, 64512, 8])
+    table.add_new("LUTData", "US", [entry // 16 for entry in range(4096)])
+    dataset.VOILUTSequence = Sequence([table])
+    dataset.PixelRepresentation = 0
+    dataset.file_meta.TransferSyntaxUID = syntax
+    buffer = BytesIO()
+    dataset.save_as(buffer, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+    assert_same(render, dcmtk, buffer.getvalue(), tmp_path, "+Wl", "1")
+
+
+def test_a_palette_of_signed_pixels_begins_below_zero_whatever_its_vr_says(render: Render) -> None:
+    dataset = dcmread(wheel_file("CT_small"))
+    dataset.Rows, dataset.Columns, dataset.PhotometricInterpretation = 1, 4, "PALETTE COLOR"
+    dataset.PixelData = np.arange(-2, 2, dtype="<i2").tobytes()
+    for channel in ("Red", "Green", "Blue"):
+        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [4, 65534, 16])
+        entries = np.arange(4, dtype="<u2") << 8
+        dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", entries.tobytes())
+    assert preview_of(render(saved(dataset))[1])[0, :, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0},
+        {"BitsAllocated": 16},
+        {"BitsAllocated": 64, "Rows": 1, "Columns": 1},
+    ],
+)
+def test_floats_of_another_size_or_in_colour_are_refused(
+    changes: dict[str, Any], render: Render
+) -> None:
+    dataset = dcmread(wheel_file("CT_small"))
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated = 1, 2, 32
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    del dataset.PixelData
+    size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated // 8
+    dataset.FloatPixelData = bytes(size)
+    _, attempt = render(saved(dataset))
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
+
+
+def test_colour_of_one_bit_is_refused(render: Render) -> None:
+    dataset = dcmread(wheel_file("SC_rgb_small_odd"))
+    dataset.BitsAllocated = dataset.BitsStored = 1
+    dataset.HighBit, dataset.Rows, dataset.Columns = 0, 4, 4
+    dataset.PixelData = bytes(6)
+    _, attempt = render(saved(dataset))
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_worker import limits
 from dicom_worker.pixels import animation
 from dicom_worker.testing import Render, array_of, edited, preview_of, saved, wheel_file
 from fluoro.v1.dicom_pb2 import Animation, ContactSheetLayout, FrameRange, RenderDicom
@@ -171,9 +172,29 @@ def test_a_sheet_is_bounded_and_spread_over_the_frames(render: Render) -> None:
     assert picture(attempt, found.name).size == (128, 128)
 
 
-def test_a_webp_cannot_hold_the_longest_images(render: Render) -> None:
-    wide = edited("CT_small", Rows=1, Columns=16_384, NumberOfFrames="1")
-    result, attempt = render(wide, format=RenderDicom.PICTURE_FORMAT_WEBP)
-    assert not result.images
-    assert attempt.context.items[0].reason == "IMAGE_TOO_LARGE"
-    assert "PNG" in attempt.context.items[0].message
+@pytest.mark.parametrize(("name", "longest"), [("WEBP", 16_383), ("JPEG", 65_500)])
+def test_what_a_format_cannot_hold_is_refused_and_costs_one_item(
+    name: str, longest: int, render: Render
+) -> None:
+    def tall(rows: int) -> bytes:
+        pixels = bytes(2 * rows)
+        return edited("CT_small", Rows=rows, Columns=1, PixelData=pixels)
+
+    format_ = RenderDicom.PictureFormat.Value(f"PICTURE_FORMAT_{name}")
+    result, attempt = render(tall(longest + 1), tall(longest), format=format_)
+    assert len(result.images) == 1
+    refused, held = (attempt.context.items[number] for number in range(2))
+    assert (refused.reason, held.reason) == ("IMAGE_TOO_LARGE", "")
+    assert "PNG" in refused.message
+
+
+def test_an_item_whose_tiles_are_too_many_leaves_nothing(
+    render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TILES_LIMIT_BYTES", 128 * 128)
+    result, attempt = render(
+        wheel_file("CT_small"), wheel_file("CT_small"), contact_sheet=ContactSheetLayout()
+    )
+    assert [image.input for image in result.images] == [0]
+    assert attempt.context.items[1].reason == "IMAGE_TOO_LARGE"
+    assert not any("0001" in name for name in attempt.context.artifacts)

@@ -171,6 +171,17 @@ def test_modality_values_are_integers_where_they_are_whole_and_fit(
     assert np.allclose(array_of(attempt).ravel(), np.arange(256) * float(slope) + float(intercept))
 
 
+def test_a_slope_of_zero_is_refused_unless_there_is_nothing_to_lose(render: Render) -> None:
+    rescale = {"RescaleSlope": "0", "RescaleIntercept": "-5"}
+    empty = ramp(**rescale, PixelData=bytes(512))
+    _, attempt = render(saved(ramp(**rescale)), saved(empty))
+    assert [outcome(attempt, number) for number in range(2)] == [
+        "FAILED DICOM_INVALID",
+        "SUCCEEDED",
+    ]
+    assert (array_of(attempt, 1) == -5).all()
+
+
 @pytest.mark.parametrize("slope", ["nan", "1e300", "inf"])
 def test_a_rescale_that_gives_no_numbers_is_refused(slope: str, render: Render) -> None:
     data = saved(ramp(RescaleSlope="11111", RescaleIntercept="0")).replace(

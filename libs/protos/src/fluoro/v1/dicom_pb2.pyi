@@ -224,7 +224,7 @@ class RenderDicom(_message.Message):
         PICTURE_FORMAT_PNG: RenderDicom._PictureFormat.ValueType  # 1
         """image/png, lossless."""
         PICTURE_FORMAT_JPEG: RenderDicom._PictureFormat.ValueType  # 2
-        """image/jpeg."""
+        """image/jpeg. At most 65,500 pixels a side."""
         PICTURE_FORMAT_WEBP: RenderDicom._PictureFormat.ValueType  # 3
         """image/webp; lossless with quality 100. At most 16,383 pixels a side."""
 
@@ -236,7 +236,7 @@ class RenderDicom(_message.Message):
     PICTURE_FORMAT_PNG: RenderDicom.PictureFormat.ValueType  # 1
     """image/png, lossless."""
     PICTURE_FORMAT_JPEG: RenderDicom.PictureFormat.ValueType  # 2
-    """image/jpeg."""
+    """image/jpeg. At most 65,500 pixels a side."""
     PICTURE_FORMAT_WEBP: RenderDicom.PictureFormat.ValueType  # 3
     """image/webp; lossless with quality 100. At most 16,383 pixels a side."""
 

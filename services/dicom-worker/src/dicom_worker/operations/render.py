@@ -61,10 +61,10 @@ def render_dicom(request: RenderDicom, context: StepContext) -> RenderDicomResul
             else:
                 array = item.folder / "pixels.npy"
                 rendering = render(file, array, wanted, tick=context.check)
-                kept = keep(item, file, rendering, wanted)
-                result.images.append(kept)
+                # It may refuse the item, of which nothing must be kept then.
                 if sheets:
                     sheets.add(item.key, file.header, rendering.pictures.tiles)
+                result.images.append(keep(item, file, rendering, wanted))
     if sheets:
         result.contact_sheets.extend(sheets.put(context))
     return result

@@ -9,7 +9,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
 from dicom_worker.blame import blame_file
-from dicom_worker.pixels.lut import Lut, lut_of
+from dicom_worker.pixels.lut import Lut, first_input, lut_of
+from dicom_worker.pixels.modality import is_signed
 
 CHANNELS: Final = ("Red", "Green", "Blue")
 
@@ -30,8 +31,14 @@ def palette_of(header: Dataset, *, little_endian: bool) -> tuple[Lut, Lut, Lut]:
     """
     if "SegmentedRedPaletteColorLookupTableData" in header:
         return segmented_palette(header)
+    signed = is_signed(header)
     red, green, blue = (
-        lut_of(header, f"{channel}PaletteColorLookupTable", little_endian=little_endian)
+        lut_of(
+            header,
+            f"{channel}PaletteColorLookupTable",
+            little_endian=little_endian,
+            signed=signed,
+        )
         for channel in CHANNELS
     )
     return red, green, blue
@@ -48,6 +55,7 @@ def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
         raise FluoroError(
             Reason.PIXELS_UNDECODABLE, "A segmented palette of 8 bits has more than 256 entries."
         )
+    start = first_input(start, signed=is_signed(header))
     red, green, blue = (Lut(start, rgb[:, channel].astype(np.uint16), bits) for channel in range(3))
     return red, green, blue
 

@@ -120,6 +120,9 @@ PHOTOMETRIC: Final = {
 ALLOCATED: Final = frozenset((1, 8, 16, 32, 64))
 """Bits Allocated that an array can have."""
 
+FLOAT_BITS: Final = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
+"""Keyword of floating point pixel data → its Bits Allocated (PS3.3 C.7.6.24, C.7.6.25)."""
+
 
 def decoder_name(transfer_syntax: str) -> str:
     """The decoder of a Transfer Syntax and its version, `OpenJPEG of imagecodecs 2026.3.6` say."""
@@ -188,6 +191,10 @@ def check_encoding(image: Image, codec: Codec) -> None:
         )
     if image.bits_allocated not in ALLOCATED:
         raise undecodable("Bits Allocated is none of 1, 8, 16, 32 and 64.")
+    if image.samples > 1 and (image.is_float or image.bits_allocated == 1):
+        raise undecodable("The samples of a colour image are floats or have 1 bit.")
+    if image.bits_allocated != FLOAT_BITS.get(image.keyword, image.bits_allocated):
+        raise undecodable("Bits Allocated is not 32 or 64, as the floating point pixel data is.")
     # libjpeg converts at any depth; what is converted here is scaled for bytes (PS3.3 C.7.6.3.1.2).
     if image.photometric.startswith("YBR_FULL") and image.bits_allocated > 8 and codec is not JPEG:  # noqa: PLR2004 - bits of a byte
         raise undecodable("YBR_FULL has more than 8 bits per sample.")

@@ -4,7 +4,7 @@ PS3.3 C.11.1.1, C.11.2.1.1, C.7.6.3.1.5.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
@@ -13,6 +13,8 @@ from pydicom.dataset import Dataset
 
 from dicom_worker.attributes import value
 from dicom_worker.blame import blame_file
+
+INT16_MAX: Final = 2**15 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,11 @@ class Lut:
         return self.entries[index]
 
 
-def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool) -> Lut:
+def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool, signed: bool) -> Lut:
     """The table from `{prefix}Descriptor` (entries, first input, bits) and `{prefix}Data`.
 
-    The data are numbers (VR US or SS) or bytes (OW). DICOM_INVALID if one of the two is missing, or
-    they contradict each other.
+    The data are numbers (VR US or SS) or bytes (OW). signed: whether inputs may be negative.
+    DICOM_INVALID if one of the two is missing, or they contradict each other.
     """
     descriptor, data = value(source, f"{prefix}Descriptor"), value(source, f"{prefix}Data")
     with blame_file(Reason.DICOM_INVALID, "A lookup table cannot be read."):
@@ -52,4 +54,12 @@ def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool) -> Lut:
         raise FluoroError(
             Reason.DICOM_INVALID, "A lookup table's descriptor does not match its data."
         )
-    return Lut(first, entries[:count], bits)
+    return Lut(first_input(first, signed=signed), entries[:count], bits)
+
+
+def first_input(first: int, *, signed: bool) -> int:
+    """The first input of a descriptor, which is US or SS as the inputs are.
+
+    Files of implicit VR do not say which, and some files say it wrong.
+    """
+    return first - (1 << 16) if signed and first > INT16_MAX else first

@@ -8,7 +8,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_worker.attributes import decimals, item, text, value
+from dicom_worker.attributes import decimals, item, number, text, value
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.lut import Lut, lut_of
 
@@ -32,10 +32,13 @@ class Modality:
     def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Modality values of the same shape: `<i2` if all are whole and fit, else `<f4`.
 
-        DICOM_INVALID if one does not fit that.
+        DICOM_INVALID if one does not fit that, or a slope of 0 makes all values one.
         """
         if self.lut:
             return narrow(self.lut.apply(stored))
+        # Slices without any signal may have a slope of 0, and lose nothing by it.
+        if self.slope == 0 and stored.min() != stored.max():
+            raise FluoroError(Reason.DICOM_INVALID, "A slope of 0 leaves nothing of the values.")
         if self.slope == 1 and self.intercept == 0:
             return narrow(stored)
         if (
@@ -73,7 +76,7 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
     A Modality LUT Sequence wins over a rescale. DICOM_INVALID if it is not possible.
     """
     if table := item(header, "ModalityLUTSequence"):
-        lut = lut_of(table, little_endian=little_endian)
+        lut = lut_of(table, little_endian=little_endian, signed=is_signed(header))
         return Modality(lut=lut, unit=unit_of(header, text(table, "ModalityLUTType") or "US"))
     source = macro(header, frame, MACRO)
     slope, intercept = decimals(source, "RescaleSlope"), decimals(source, "RescaleIntercept")
@@ -86,6 +89,24 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
     raise FluoroError(
         Reason.DICOM_INVALID, "Rescale Slope or Rescale Intercept is not a finite number."
     )
+
+
+def is_signed(header: Dataset) -> bool:
+    """Whether stored values may be negative."""
+    return number(header, "PixelRepresentation", 0, 1, default=0) == 1
+
+
+def may_be_negative(header: Dataset, frame: int) -> bool:
+    """Whether modality values of this frame (0-based) may be negative (PS3.3 C.11.2.1.1)."""
+    if item(header, "ModalityLUTSequence"):
+        return False
+    source, signed = macro(header, frame, MACRO), is_signed(header)
+    slope, intercept = decimals(source, "RescaleSlope"), decimals(source, "RescaleIntercept")
+    if not len(slope) == len(intercept) == 1:
+        return signed
+    bits = number(header, "BitsStored", 1, 64, default=16)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    return min(slope[0] * low, slope[0] * high) + intercept[0] < 0
 
 
 def unit_of(header: Dataset, rescale_type: str) -> str:

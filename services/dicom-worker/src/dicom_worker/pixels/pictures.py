@@ -14,8 +14,8 @@ from PIL import Image as PilImage
 Pixels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""
 
-WEBP_LIMIT_PX: Final = 16_383
-"""Longest side of a WebP (RFC 9649)."""
+SIDE_LIMITS_PX: Final = {"WEBP": 16_383, "JPEG": 65_500}
+"""Longest side of a WebP (RFC 9649) and of a JPEG (JPEG_MAX_DIMENSION of libjpeg)."""
 LOSSLESS: Final = 100
 """Quality at which a WebP is lossless."""
 
@@ -39,10 +39,11 @@ FORMATS: Final = {
 
 def encoded(picture: Pixels, format_: PictureFormat, quality: int) -> bytes:
     """The picture as a file. IMAGE_TOO_LARGE if the format cannot hold it."""
-    if format_.name == "WEBP" and max(picture.shape[:2]) > WEBP_LIMIT_PX:
+    limit = SIDE_LIMITS_PX.get(format_.name)
+    if limit and max(picture.shape[:2]) > limit:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
-            f"WebP holds at most {WEBP_LIMIT_PX} pixels a side. Ask for PNG or JPEG.",
+            f"{format_.name} holds at most {limit} pixels a side. Ask for PNG.",
         )
     options: dict[str, object] = {} if format_.name == "PNG" else {"quality": quality}
     if format_.name == "WEBP" and quality == LOSSLESS:

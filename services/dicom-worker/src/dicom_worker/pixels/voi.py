@@ -13,6 +13,7 @@ from dicom_worker.attributes import decimals, item, text, value
 from dicom_worker.blame import blame_file
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.lut import Lut, lut_of
+from dicom_worker.pixels.modality import may_be_negative
 
 WHITE: Final = 255.0
 BLOCK: Final = 1 << 18
@@ -116,14 +117,17 @@ def transform_of(
         return choice.hounsfield
     source = macro(header, frame, "FrameVOILUTSequence")
     if choice.index is not None or choice.explanation:
-        return chosen_of(source, choice, little_endian=little_endian)
-    if table := item(source, "VOILUTSequence"):
-        return lut_of(table, little_endian=little_endian)
-    windows = windows_of(source)
-    return windows[0] if windows and windows[0].is_valid() else None
+        chosen: Dataset | Window | None = chosen_of(source, choice)
+    else:
+        windows = windows_of(source)
+        chosen = item(source, "VOILUTSequence") or next(iter(windows), None)
+    if isinstance(chosen, Dataset):
+        signed = may_be_negative(header, frame)
+        return lut_of(chosen, little_endian=little_endian, signed=signed)
+    return chosen if chosen and chosen.is_valid() else None
 
 
-def chosen_of(source: Dataset, choice: Choice, *, little_endian: bool) -> Lut | Window:
+def chosen_of(source: Dataset, choice: Choice) -> Dataset | Window:
     """The window of this index, or the window or table of this explanation."""
     windows = windows_of(source)
     wanted = choice.explanation.strip().casefold()
@@ -139,7 +143,8 @@ def chosen_of(source: Dataset, choice: Choice, *, little_endian: bool) -> Lut | 
         with blame_file(Reason.DICOM_INVALID, "The VOI LUTs cannot be read."):
             tables = list(value(source, "VOILUTSequence") or [])
         for number in matches([text(table, "LUTExplanation") for table in tables], wanted):
-            return lut_of(tables[number], little_endian=little_endian)
+            found: Dataset = tables[number]
+            return found
     raise FluoroError(
         Reason.CHOICE_UNAVAILABLE, "The file has no window of this index or explanation."
     )
