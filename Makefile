@@ -17,13 +17,14 @@ help: ## Show this list.
 
 venv: .venv/ready ## Make the virtual environment with everything pinned (the other targets do it by themselves).
 
-.venv/ready: requirements/bootstrap.txt requirements/dev.txt $(MANIFESTS)
+.venv/ready: requirements/bootstrap.txt requirements/dev.txt services/dicom-worker/weights.txt $(MANIFESTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Fluoro needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Set PYTHON=…")'
 	@echo "Making .venv …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/bootstrap.txt
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
+	@$(BIN)/python services/dicom-worker/weights.py
 	@touch $@
 
 demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=your DICOM file or folder, PIPELINE=imaging-report).
@@ -81,8 +82,8 @@ chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compar
 api-fuzz: venv ## Send generated calls to every method of a real gateway (N=50000 SEED=7).
 	@$(BIN)/python tests/fuzz/api.py --calls $(or $(N),50000) --seed $(or $(SEED),7)
 
-deidentify-check: venv ## De-identify seeded files with identifiers planted everywhere, and look for them (N=500 SEED=7).
-	@FLUORO_CHECK_FILES=$(or $(N),500) FLUORO_CHECK_SEED=$(or $(SEED),7) $(BIN)/pytest -q -s services/dicom-worker/tests/test_deidentify_check.py
+deidentify-check: venv ## De-identify seeded files with identifiers planted everywhere, and look for them (N=500 FRAMES=100 SEED=7).
+	@FLUORO_CHECK_FILES=$(or $(N),500) FLUORO_CHECK_FRAMES=$(or $(FRAMES),100) FLUORO_CHECK_SEED=$(or $(SEED),7) $(BIN)/pytest -q -s services/dicom-worker/tests/test_deidentify_check.py services/dicom-worker/tests/test_deidentify_pixels_check.py
 
 dicom-report: venv ## Say of each file of pydicom's whether it comes out right, and by whose opinion.
 	@$(BIN)/python -m dicom_worker.public_files

@@ -74,11 +74,12 @@ class DeidentifyDicom(_message.Message):
 
     It applies the Basic Application Level Confidentiality Profile (PS3.15 annex E) with the options
     below to sequences at any depth, private blocks, file meta information, preamble and metadata
-    inside compressed frames. Pixels are not looked at: text and faces in them stay. An input fails
-    with DEIDENTIFICATION_REFUSED if it cannot be cleaned (a DICOMDIR, or one that declares text
-    burnt into its pixels), and with IDENTIFIERS_LEFT if what identified the patient is found in the
-    written file. Leaves for each good item an artifact of role `instance` (application/dicom, in the
-    input's Transfer Syntax), which later steps work on, and one of role
+    inside compressed frames. Text in pixels stays unless `clean_pixel_data` is set; faces stay. An
+    input fails with DEIDENTIFICATION_REFUSED if it cannot be cleaned (a DICOMDIR, or one that
+    declares text burnt into its pixels and may not be masked), and with IDENTIFIERS_LEFT if what
+    identified the patient is found in the written file. Leaves for each good item an artifact of
+    role `instance` (application/dicom, in the input's Transfer Syntax, or Explicit VR Little Endian
+    where masked frames cannot be compressed without loss), which later steps work on, and one of role
     `deidentification-report` (application/json): what was done to which attribute. Reads what InspectDicom reads.
     docs/deidentification.md says what is promised, and what is not.
     """
@@ -96,6 +97,7 @@ class DeidentifyDicom(_message.Message):
     CLEAN_GRAPHICS_FIELD_NUMBER: _builtins.int
     CLEAN_STRUCTURED_CONTENT_FIELD_NUMBER: _builtins.int
     ENCAPSULATED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    CLEAN_PIXEL_DATA_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Names the key that pseudonyms, UIDs and shifts of dates are made with: 1 to 63 lower case
     letters, digits and hyphens. The same project gives a patient the same pseudonym in every job;
@@ -123,6 +125,11 @@ class DeidentifyDicom(_message.Message):
     """Keeps structured content, with its texts cleaned (Clean Structured Content Option)."""
     encapsulated_documents: Global___EncapsulatedDocuments.ValueType
     """What becomes of encapsulated documents."""
+    clean_pixel_data: _builtins.bool
+    """Masks text in the pixels of every frame, and what the device writes around them (Clean Pixel
+    Data Option). Instances without an image pass. A frame that text covers for the most part is
+    refused.
+    """
     def __init__(
         self,
         *,
@@ -137,10 +144,11 @@ class DeidentifyDicom(_message.Message):
         clean_graphics: _builtins.bool = ...,
         clean_structured_content: _builtins.bool = ...,
         encapsulated_documents: Global___EncapsulatedDocuments.ValueType = ...,
+        clean_pixel_data: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_descriptors", b"clean_descriptors", "clean_graphics", b"clean_graphics", "clean_structured_content", b"clean_structured_content", "dates", b"dates", "encapsulated_documents", b"encapsulated_documents", "project", b"project", "retain_device", b"retain_device", "retain_institution", b"retain_institution", "retain_patient_characteristics", b"retain_patient_characteristics", "retain_safe_private", b"retain_safe_private", "retain_uids", b"retain_uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_descriptors", b"clean_descriptors", "clean_graphics", b"clean_graphics", "clean_pixel_data", b"clean_pixel_data", "clean_structured_content", b"clean_structured_content", "dates", b"dates", "encapsulated_documents", b"encapsulated_documents", "project", b"project", "retain_device", b"retain_device", "retain_institution", b"retain_institution", "retain_patient_characteristics", b"retain_patient_characteristics", "retain_safe_private", b"retain_safe_private", "retain_uids", b"retain_uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +198,7 @@ class DeidentifiedInstance(_message.Message):
     METHOD_CODES_FIELD_NUMBER: _builtins.int
     PIXELS_CLEANED_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    MASKED_REGIONS_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     item: _builtins.str
@@ -213,9 +222,13 @@ class DeidentifiedInstance(_message.Message):
     residual_identifiers: _builtins.int
     """Identifiers found in it: always 0, or the item fails."""
     pixels_cleaned: _builtins.bool
-    """Whether the pixels were searched for text: false."""
+    """Whether the pixels were searched for text, and what was found is masked: with
+    `clean_pixel_data`, if there is an image.
+    """
     key_id: _builtins.str
     """Names the key without telling it: files with the same one have pseudonyms that agree."""
+    masked_regions: _builtins.int
+    """Regions of text that were masked in the pixels, in all frames."""
     @_builtins.property
     def method_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Codes of PS3.16 CID 7050 for what was done, such as `113100`."""
@@ -237,10 +250,11 @@ class DeidentifiedInstance(_message.Message):
         method_codes: _abc.Iterable[_builtins.str] | None = ...,
         pixels_cleaned: _builtins.bool = ...,
         key_id: _builtins.str = ...,
+        masked_regions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_values", b"changed_values", "input", b"input", "instance", b"instance", "item", b"item", "key_id", b"key_id", "method_codes", b"method_codes", "pixels_cleaned", b"pixels_cleaned", "report", b"report", "residual_identifiers", b"residual_identifiers", "searched_identifiers", b"searched_identifiers", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_values", b"changed_values", "input", b"input", "instance", b"instance", "item", b"item", "key_id", b"key_id", "masked_regions", b"masked_regions", "method_codes", b"method_codes", "pixels_cleaned", b"pixels_cleaned", "report", b"report", "residual_identifiers", b"residual_identifiers", "searched_identifiers", b"searched_identifiers", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ from pydicom.datadict import keyword_for_tag
 
 from dicom_worker import limits
 from dicom_worker.deidentify.actions import Cleaner, Done
+from dicom_worker.deidentify.burned_in import Plan, plan, prove_pixels
 from dicom_worker.deidentify.codestreams import Removed
 from dicom_worker.deidentify.documents import refuse_document, replace_document
 from dicom_worker.deidentify.elements import Element, Reader, Span
@@ -28,6 +29,7 @@ from dicom_worker.deidentify.header import (
     STUDY,
     Header,
 )
+from dicom_worker.deidentify.masking import Masked, mask
 from dicom_worker.deidentify.profile import Options, edition, policy
 from dicom_worker.deidentify.pseudonyms import Key, patient
 from dicom_worker.deidentify.text import WORD, encoded
@@ -41,6 +43,7 @@ from dicom_worker.reading import (
     PIXEL_TAGS,
     UID_SYNTAX,
     find_data_set,
+    open_dicom,
     too_large,
 )
 from dicom_worker.structure import truncated
@@ -57,6 +60,7 @@ class Cleaned:
     sop_class, sop_instance, study, series: UIDs as they are now.
     done: what was done to how many values. removed: from compressed frames.
     searched, short: identifiers that the file was searched for; those too short for that.
+    options: those that were done. pixels: what was masked; None if nobody looked.
     """
 
     sop_class: str
@@ -68,6 +72,8 @@ class Cleaned:
     removed: Removed
     searched: int
     short: int
+    options: Options
+    pixels: Plan | None
 
     @property
     def changed(self) -> int:
@@ -85,15 +91,17 @@ def deidentify(
     FluoroError as `dicom_worker.reading.open_dicom`, and DEIDENTIFICATION_REFUSED,
     IDENTIFIERS_LEFT; then the target is worth nothing.
     """
+    options, pixels, masked = clean_pixels(source, target.parent, options, check)
     with ExitStack() as stack:
-        stream = stack.enter_context(source.open("rb"))
-        syntax, start = find_data_set(stream, source.stat().st_size)
+        stream = stack.enter_context((masked.path if masked else source).open("rb"))
+        size = os.fstat(stream.fileno()).st_size
+        syntax, start = find_data_set(stream, size) if not masked else (masked.syntax, masked.start)
         encoding = Encoding(syntax, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
-        if syntax == DEFLATED:
+        if syntax == DEFLATED and not masked:
             inflated = target.with_suffix(".inflated")
             inflate(source, start, inflated)
             stream, start = stack.enter_context(inflated.open("rb")), 0
-        size = os.fstat(stream.fileno()).st_size
+            size = os.fstat(stream.fileno()).st_size
         if size == start:
             raise truncated()
         data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
@@ -112,11 +120,13 @@ def deidentify(
         replace_document(kept, header.text(SOP_CLASS), little_endian=encoding.little_endian)
         stated = statement(options)
         values.identifiers.written |= words_of(stated)
-        kept += stated
+        stated += masked.changed if masked else ()
+        kept = [each for each in kept if each.tag not in {new.tag for new in stated}] + stated
         search = values.identifiers.search()
         cleaner.sweep(search)
         removed = write(stream, target, kept, encoding, fetch, check)
     prove(read_back(target, encoding, search))
+    prove_pixels(target, pixels, check)
     now = Header(kept, little_endian=encoding.little_endian)
     return Cleaned(
         now.text(SOP_CLASS),
@@ -128,7 +138,27 @@ def deidentify(
         removed,
         len(values.identifiers),
         len(values.identifiers.short),
+        options,
+        pixels,
     )
+
+
+def clean_pixels(
+    source: Path, scratch: Path, options: Options, check: Callable[[], None]
+) -> tuple[Options, Plan | None, Masked | None]:
+    """What can be done, what is to be masked, and a copy of the file with that masked.
+
+    None where there is nothing: then the options do not have clean pixels.
+
+    FluoroError as `plan` and `mask`.
+    """
+    if not options.clean_pixels:
+        return options, None, None
+    file = open_dicom(source, scratch)
+    if file.image is None:
+        return options.without_pixels, None, None
+    planned = plan(file, check)
+    return options, planned, mask(file, planned, scratch, check) if planned.touched else None
 
 
 def refuse(header: Header, options: Options) -> None:
@@ -143,11 +173,11 @@ def refuse(header: Header, options: Options) -> None:
     has_pixels = any(tag in header for tag in (*PIXEL_TAGS, PIXELS_ELSEWHERE))
     if BITS_ALLOCATED in header and not has_pixels:
         raise truncated()
-    if header.text(BURNED_IN).upper() == "YES":
+    if header.text(BURNED_IN).upper() == "YES" and not options.clean_pixels:
         raise FluoroError(
             Reason.DEIDENTIFICATION_REFUSED,
-            "Burned In Annotation says that there is text in the pixels, and pixels are not "
-            "cleaned.",
+            "Burned In Annotation says that there is text in the pixels. Set clean_pixel_data to "
+            "have it masked.",
         )
     refuse_document(header, options)
 
@@ -183,12 +213,14 @@ def statement(options: Options) -> list[Element]:
         ]
         for value, meaning in options.codes
     ]
+    burned_in = [Element(BURNED_IN, "CS", b"NO")] if options.clean_pixels else []
     method = f"{METHOD}\\{edition()}, table E.1-1"
     return [
         Element(0x00120062, "CS", b"YES "),
         Element(0x00120063, "LO", encoded(method, ())),
         Element(0x00120064, "SQ", items=codes),
         Element(0x00280303, "CS", encoded(options.dates, ())),
+        *burned_in,
     ]
 
 

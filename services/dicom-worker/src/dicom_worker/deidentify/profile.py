@@ -6,7 +6,7 @@ kind of object and a set of options: one action per attribute.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ STANDARD: Final = Path(__file__).parent / "standard"
 
 BASIC_CODE: Final = ("113100", "Basic Application Confidentiality Profile")
 OPTION_CODES: Final[Mapping[str, tuple[str, str]]] = {
+    "clean_pixel_data": ("113101", "Clean Pixel Data Option"),
     "clean_graphics": ("113103", "Clean Graphics Option"),
     "clean_structured_content": ("113104", "Clean Structured Content Option"),
     "clean_descriptors": ("113105", "Clean Descriptors Option"),
@@ -40,7 +41,7 @@ OPTION_CODES: Final[Mapping[str, tuple[str, str]]] = {
     "retain_safe_private": ("113111", "Retain Safe Private Option"),
     "retain_institution": ("113112", "Retain Institution Identity Option"),
 }
-"""Codes and meanings of PS3.16 CID 7050, by option. 113101 and 113102 are of pixels: not done."""
+"""Codes and meanings of PS3.16 CID 7050, by option. 113102, of faces, is not done."""
 DATE_OPTIONS: Final = ("full_dates", "modified_dates")
 
 REPEATING: Final = {0x50: "50xxxxxx", 0x60: "60xx"}
@@ -58,6 +59,16 @@ class Options:
     def codes(self) -> list[tuple[str, str]]:
         """Codes and meanings of PS3.16 CID 7050 for what is done, the basic profile first."""
         return [BASIC_CODE, *(OPTION_CODES[each] for each in OPTION_CODES if each in self.chosen)]
+
+    @property
+    def clean_pixels(self) -> bool:
+        """Whether text in the pixels is masked."""
+        return "clean_pixel_data" in self.chosen
+
+    @property
+    def without_pixels(self) -> "Options":
+        """The same for an instance that has no pixels to clean."""
+        return replace(self, chosen=self.chosen - {"clean_pixel_data"})
 
     @property
     def dates(self) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Final
 from pydicom.datadict import keyword_for_tag
 
 from dicom_worker.deidentify.actions import PRIVATE
+from dicom_worker.deidentify.burned_in import Plan
 from dicom_worker.deidentify.instance import Cleaned
-from dicom_worker.deidentify.profile import Options, edition, row_key, table
+from dicom_worker.deidentify.profile import edition, row_key, table
 from dicom_worker.deidentify.pseudonyms import Key
 
 ACTIONS: Final = {
@@ -21,7 +22,7 @@ ACTIONS: Final = {
 }
 
 
-def report(cleaned: Cleaned, options: Options, key: Key, project: str) -> bytes:
+def report(cleaned: Cleaned, key: Key, project: str) -> bytes:
     """UTF-8 JSON. Nothing in it identifies anybody."""
     content: dict[str, Any] = {
         "profile": {
@@ -29,9 +30,9 @@ def report(cleaned: Cleaned, options: Options, key: Key, project: str) -> bytes:
             "table": "E.1-1",
             "codes": [
                 {"value": value, "scheme": "DCM", "meaning": meaning}
-                for value, meaning in options.codes
+                for value, meaning in cleaned.options.codes
             ],
-            "dates": options.dates,
+            "dates": cleaned.options.dates,
         },
         "project": project,
         "key_id": key.id,
@@ -49,7 +50,7 @@ def report(cleaned: Cleaned, options: Options, key: Key, project: str) -> bytes:
             for (tag, parent, rule, action), count in sorted(cleaned.done.items())
         ],
         "removed_from_pixel_data": dict(sorted(cleaned.removed.items())),
-        "pixels": {"cleaned": False, "burned_in_annotation": cleaned.burned_in},
+        "pixels": {"burned_in_annotation": cleaned.burned_in, **pixels(cleaned.pixels)},
         "proof": {
             "searched_identifiers": cleaned.searched,
             "too_short_to_search": cleaned.short,
@@ -57,6 +58,28 @@ def report(cleaned: Cleaned, options: Options, key: Key, project: str) -> bytes:
         },
     }
     return json.dumps(content, indent=1).encode()
+
+
+def pixels(plan: Plan | None) -> dict[str, Any]:
+    """What was masked in which frame; no word of the text. Boxes: left, top, right, bottom."""
+    if plan is None:
+        return {"cleaned": False}
+    return {
+        "cleaned": True,
+        "device_rule": plan.rule,
+        "masked_regions": plan.regions,
+        "residual_regions": 0,
+        "frames": [
+            {
+                "frame": number,
+                "masked_by_device_rule": frame.by_rule,
+                "regions": len(frame.outlines),
+                "boxes": frame.boxes,
+                "unreadable_regions_left": frame.unconfirmed,
+            }
+            for number, frame in enumerate(plan.frames, 1)
+        ],
+    }
 
 
 def shown(tag: int) -> str:

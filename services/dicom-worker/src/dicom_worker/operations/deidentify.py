@@ -35,11 +35,12 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
                 changed_values=cleaned.changed,
                 searched_identifiers=cleaned.searched,
                 residual_identifiers=0,
-                method_codes=[value for value, _ in options.codes],
-                pixels_cleaned=False,
+                method_codes=[value for value, _ in cleaned.options.codes],
+                pixels_cleaned=cleaned.pixels is not None,
+                masked_regions=cleaned.pixels.regions if cleaned.pixels else 0,
                 key_id=key.id,
             )
-            story = report(cleaned, options, key, request.project)
+            story = report(cleaned, key, request.project)
             entry.instance = item.put("instance", ".dcm", "instance", "application/dicom", clean)
             entry.report = put_report(item, story)
             result.instances.append(entry)

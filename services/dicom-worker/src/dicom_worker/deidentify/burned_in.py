@@ -1,0 +1,263 @@
+"""Looks for text in every frame and masks it; looks again at what was written."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
+
+from dicom_worker.deidentify.layouts import Box, rule
+from dicom_worker.deidentify.reading_text import Picture, Region, find_text
+from dicom_worker.pixels.colour import apply_palette, eight_bits, palette_of
+from dicom_worker.pixels.decoders import uncertified_frames
+from dicom_worker.pixels.modality import modality_of
+from dicom_worker.pixels.presentation import by_table
+from dicom_worker.pixels.voi import Choice, Window, transform_of
+from dicom_worker.reading import DicomFile, open_dicom
+
+LARGEST_REGION: Final = 0.2
+"""Share of a frame that one region of text may take: a larger one is more likely anatomy."""
+LARGEST_SHARE: Final = 0.5
+"""Share of a frame that all its text may take: more is a page, not a picture."""
+ROUNDS: Final = 5
+"""Times that a frame is searched: masks can make the detector see what it did not see before."""
+MARGIN: Final = 0.15
+"""Of a region's height, masked around it: ascenders, descenders and soft edges."""
+TAILS: Final = (1.0, 99.0)
+"""Percentiles that a picture without a window is stretched between."""
+WHITE: Final = 255
+
+Check = Callable[[], None]
+Mask = NDArray[np.bool_]
+"""(rows, columns)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """What is masked in one frame.
+
+    outlines: of the texts, (4, 2) of x and y. by_rule: whether the device's rule changes the frame.
+    unconfirmed: regions that the detector proposed and the recogniser cannot read; they stay.
+    digest: SHA-256 of the stored values once masked, in which no text was found.
+    """
+
+    digest: bytes
+    outlines: tuple[NDArray[np.float32], ...] = ()
+    by_rule: bool = False
+    unconfirmed: int = 0
+
+    @property
+    def touched(self) -> bool:
+        """Whether the frame changes."""
+        return self.by_rule or bool(self.outlines)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """Around each text, in pixels."""
+        return [box_of(outline) for outline in self.outlines]
+
+
+def box_of(outline: NDArray[np.float32]) -> Box:
+    """The upright rectangle around an outline."""
+    left, top = (max(0, int(edge)) for edge in np.floor(outline.min(axis=0)))
+    right, bottom = (int(edge) for edge in np.ceil(outline.max(axis=0)))
+    return left, top, right, bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is masked in an instance. rule: name of the device's, "" if none; it masks `fixed`."""
+
+    rule: str
+    fixed: Mask | None
+    frames: list[FramePlan] = field(default_factory=list)
+
+    @property
+    def touched(self) -> bool:
+        """Whether any frame changes."""
+        return any(frame.touched for frame in self.frames)
+
+    @property
+    def regions(self) -> int:
+        """Texts found, in all frames."""
+        return sum(len(frame.outlines) for frame in self.frames)
+
+    def mask(self, index: int, shape: tuple[int, ...]) -> Mask:
+        """What is masked in a frame."""
+        return mask_of(self.frames[index].outlines, self.fixed, shape)
+
+
+def plan(file: DicomFile, check: Check) -> Plan:
+    """What has to be masked. check: called before every frame; stops by raising.
+
+    FluoroError as `uncertified_frames`, and DEIDENTIFICATION_REFUSED.
+    """
+    assert file.image is not None
+    name, fixed = rule(file.header, file.image)
+    whole = Plan(name, fixed)
+    # A still picture in a film, and the many black frames before and after.
+    seen: dict[bytes, FramePlan] = {}
+    for index, frame in enumerate(uncertified_frames(file)):
+        check()
+        original = digest(frame.values)
+        if original not in seen:
+            seen[original] = plan_frame(file, index, frame.values, fixed, check)
+        whole.frames.append(seen[original])
+    return whole
+
+
+def plan_frame(
+    file: DicomFile, index: int, values: NDArray[Any], fixed: Mask | None, check: Check
+) -> FramePlan:
+    """Searches one frame until no text is found any more."""
+    outlines: list[NDArray[np.float32]] = []
+    masked = values
+    by_rule = False
+    if fixed is not None:
+        masked = cover(file, values, fixed)
+        by_rule = not np.array_equal(masked, values)
+    for _ in range(ROUNDS):
+        check()
+        found = search(file, index, masked)
+        confirmed = [region.corners for region in found if region.confirmed]
+        if not confirmed:
+            return FramePlan(digest(masked), tuple(outlines), by_rule, len(found))
+        outlines += confirmed
+        refuse_large(confirmed, outlines, values.shape)
+        masked = cover(file, values, mask_of(outlines, fixed, values.shape))
+    raise FluoroError(
+        Reason.DEIDENTIFICATION_REFUSED,
+        "Text is still found in the pixels after all that was found has been masked. "
+        "Leave the instance out, or mask it by hand.",
+    )
+
+
+def refuse_large(
+    new: list[NDArray[np.float32]],
+    outlines: list[NDArray[np.float32]],
+    shape: tuple[int, ...],
+) -> None:
+    """DEIDENTIFICATION_REFUSED if masking would take the picture away."""
+    size = shape[0] * shape[1]
+    share = mask_of(outlines, None, shape).sum() / size
+    if share > LARGEST_SHARE or max(map(cv2.contourArea, new)) > LARGEST_REGION * size:
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            "What reads as text covers too much of a frame to be masked unseen. Look at it, and "
+            "leave the instance out if it is a page of text.",
+        )
+
+
+def mask_of(
+    outlines: tuple[NDArray[np.float32], ...] | list[NDArray[np.float32]],
+    fixed: Mask | None,
+    shape: tuple[int, ...],
+) -> Mask:
+    """The texts with a margin, and what the device's rule masks."""
+    drawn = np.zeros(shape[:2], np.uint8)
+    for outline in outlines:
+        sides = np.linalg.norm(outline - np.roll(outline, 1, axis=0), axis=1)
+        margin = max(2, round(MARGIN * float(sides.min())))
+        corners = [np.rint(outline).astype(np.int32)]
+        cv2.fillPoly(drawn, corners, 1)
+        cv2.polylines(drawn, corners, isClosed=True, color=1, thickness=2 * margin)
+    mask = drawn.astype(bool)
+    return mask if fixed is None else mask | fixed
+
+
+def cover(file: DicomFile, values: NDArray[Any], mask: Mask) -> NDArray[Any]:
+    """A copy of stored values with the darkest one of the frame under the mask; black in colour."""
+    covered = values.copy()
+    covered[mask] = 0 if values.ndim > 2 else values.flat[darkest(file, values)]  # noqa: PLR2004 - rows, columns
+    return covered
+
+
+def darkest(file: DicomFile, values: NDArray[Any]) -> int:
+    """Where a frame of one sample is darkest, as an index into its flat values."""
+    assert file.image is not None
+    if file.image.photometric == "PALETTE COLOR":
+        palette = palette_of(file.header, little_endian=file.little_endian)
+        return int(apply_palette(values, palette).sum(axis=-1, dtype=np.int64).argmin())
+    if file.image.photometric == "MONOCHROME1":
+        return int(np.nanargmax(values))
+    return int(np.nanargmin(values))
+
+
+def search(file: DicomFile, index: int, values: NDArray[Any]) -> list[Region]:
+    """The regions of all the ways in which a frame is looked at."""
+    return [region for picture in pictures(file, index, values) for region in find_text(picture)]
+
+
+def pictures(file: DicomFile, index: int, values: NDArray[Any]) -> Iterator[Picture]:
+    """A frame as pictures: colours as they are; grey in its full range, and as a screen shows it.
+
+    Letters are usually the brightest there is, which only the full range shows; faint ones in a
+    wide range are only to be seen in the window. Without a window, the extremes are cut off.
+    """
+    image = file.image
+    assert image is not None
+    if image.samples > 1:
+        yield np.ascontiguousarray(eight_bits(values, image.bits_stored))
+        return
+    if image.photometric == "PALETTE COLOR":
+        palette = palette_of(file.header, little_endian=file.little_endian)
+        yield np.ascontiguousarray(apply_palette(values, palette))
+        return
+    grey = np.nan_to_num(values.astype(np.float32))
+    full = stretched(grey, float(grey.min()), float(grey.max()))
+    yield triple(full)
+    modality = modality_of(file.header, index, little_endian=file.little_endian)
+    window = transform_of(
+        file.header, index, Choice(), modality.unit, little_endian=file.little_endian
+    )
+    if window is None and image.bits_stored <= 8:  # noqa: PLR2004 - all of them can be seen
+        return
+    if window is None:
+        other = stretched(grey, *(float(each) for each in np.percentile(grey, TAILS)))
+    elif isinstance(window, Window):
+        other = window.apply(modality.apply(values))
+    else:
+        other = by_table(window, modality.apply(values))
+    if not np.array_equal(other, full):
+        yield triple(other)
+
+
+def stretched(grey: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Values from low to high on the scale 0 to 255."""
+    scale = WHITE / max(high - low, 1e-9)
+    return np.asarray(np.clip((grey - low) * scale, 0, WHITE).astype(np.uint8))
+
+
+def triple(grey: NDArray[np.uint8]) -> Picture:
+    """Grey as (rows, columns, 3)."""
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def digest(values: NDArray[Any]) -> bytes:
+    """SHA-256 of stored values, in C order and little endian."""
+    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    return hashlib.sha256(little.data).digest()
+
+
+def prove_pixels(target: Path, planned: Plan | None, check: Check) -> None:
+    """IDENTIFIERS_LEFT if there is text in the pixels of the written file.
+
+    A frame with the very values in which none was found is not searched again. planned: None if
+    nobody looked.
+    """
+    if planned is None:
+        return
+    file = open_dicom(target, target.parent)
+    for index, frame in enumerate(uncertified_frames(file)):
+        check()
+        if digest(frame.values) == planned.frames[index].digest:
+            continue
+        if any(region.confirmed for region in search(file, index, frame.values)):
+            raise FluoroError(
+                Reason.IDENTIFIERS_LEFT, "Text is still to be read in the pixels that were written."
+            )
