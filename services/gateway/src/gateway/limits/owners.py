@@ -109,7 +109,7 @@ def _read(path: str, usual: OwnerLimits) -> tuple[Stamp, dict[str, OwnerLimits]]
         raise LimitsFileError(f"{path} is larger than {MOST_BYTES} bytes.")
     try:
         tables = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of text, TOML, endless numbers, depth
         raise LimitsFileError(f"{path} is not TOML: {error}.") from None
     return stamp, {owner: _limits(path, owner, table, usual) for owner, table in tables.items()}
 
