@@ -118,7 +118,9 @@ def adapter_of(
     door: Door, kept: Any = None, max_message_bytes: int = 1_000, call_seconds: float = 60
 ) -> Adapter:
     unused: Any = None  # nothing here has a quota
-    limits = Limits(Owners(OwnerLimits(), ""), Buckets("redis://127.0.0.1"), unused, call_seconds)
+    limits = Limits(
+        Owners(OwnerLimits(), ""), Buckets("redis://127.0.0.1"), unused, unused, call_seconds
+    )
     return Adapter(max_message_bytes, door, kept or Kept(), limits)
 
 
