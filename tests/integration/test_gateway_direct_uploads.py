@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import os
+import re
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import (
     BeginUploadRequest,
@@ -21,6 +23,7 @@ from fluoro.v1.blob_service_pb2 import (
 from fluoro_blobs.testing import new_bucket, serving_s3
 from fluoro_client import AsyncClient
 from fluoro_client.errors import InvalidArgumentError
+from fluoro_jobs.testing.rig import until
 from fluoro_local.folders import free_port
 from gateway.testing import Client, refused, serving
 from google.protobuf.duration_pb2 import Duration
@@ -42,8 +45,18 @@ def port() -> int:
 
 
 @pytest.fixture
+def bucket(endpoint: str) -> str:
+    return new_bucket(endpoint)
+
+
+@pytest.fixture
 async def client(
-    database_url: str, redis_url: str, endpoint: str, port: int, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
+    redis_url: str,
+    endpoint: str,
+    bucket: str,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     for name, value in {
         "ENDPOINT": endpoint,
@@ -53,8 +66,9 @@ async def client(
         "ALLOW_HTTP": "true",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    url = f"s3://{new_bucket(endpoint)}/some/prefix"
-    async with serving(database_url, redis_url, url, grpc_port=port) as made:
+    url = f"s3://{bucket}/some/prefix"
+    settings = {"grpc_port": port, "collect_interval_seconds": 0.1}
+    async with serving(database_url, redis_url, url, **settings) as made:
         yield made
 
 
@@ -128,6 +142,47 @@ async def test_urls_are_signed_for_the_owner_of_an_upload_and_for_an_hour_at_mos
     for bad in (Duration(), Duration(seconds=3601), Duration(seconds=-1)):
         request = SignUploadRequest(upload_id=upload_id, valid_for=bad)
         assert "valid_for" in (await refused(client.blobs.SignUpload(request))).violations
+
+
+async def test_what_a_signed_url_brings_after_its_upload_was_given_up_is_deleted_in_time(
+    client: Client, database_url: str, endpoint: str, bucket: str
+) -> None:
+    upload_id, other = str(uuid4()), bytes(len(DATA))
+
+    def stream() -> Iterator[UploadBlobRequest]:
+        yield UploadBlobRequest(header=UploadBlobHeader(upload_id=upload_id))
+        for start in range(0, len(other), MIB):
+            yield UploadBlobRequest(chunk=other[start : start + MIB])
+
+    def objects() -> list[str]:
+        with urllib.request.urlopen(f"{endpoint}/{bucket}?list-type=2", timeout=20) as page:
+            keys: list[str] = re.findall("<Key>.*?uploads/(.*?)</Key>", page.read().decode())
+            return keys
+
+    await client.blobs.BeginUpload(begun(upload_id))
+    signed = await client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id))
+    assert (await refused(client.blobs.UploadBlob(stream()))).reason == "UPLOAD_MISMATCH"
+    assert objects() == []
+    again = await refused(client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id)))
+    assert again.reason == "UPLOAD_NOT_FOUND"
+    await asyncio.to_thread(put, signed, DATA)
+    assert len(objects()) == 1
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        # As long as the URL is good there is a row by which the bytes are found.
+        rows = await connection.execute("SELECT update_time > now() - interval '1 h' FROM uploads")
+        assert await rows.fetchall() == [(True,)]
+        await connection.execute("UPDATE uploads SET update_time = now() - interval '25 hours'")
+        await asyncio.to_thread(until, lambda: objects() == [])
+
+
+async def test_no_url_is_signed_for_an_upload_that_has_its_blob(client: Client) -> None:
+    upload_id = str(uuid4())
+    await client.blobs.BeginUpload(begun(upload_id))
+    signed = await client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id))
+    await asyncio.to_thread(put, signed, DATA)
+    await client.blobs.CommitUpload(CommitUploadRequest(upload_id=upload_id))
+    ended = await refused(client.blobs.SignUpload(SignUploadRequest(upload_id=upload_id)))
+    assert ended.reason == "UPLOAD_NOT_FOUND"
 
 
 async def test_an_upload_over_a_bucket_goes_on_where_it_was(client: Client) -> None:

@@ -220,9 +220,22 @@ async def test_other_bytes_than_announced_are_dropped_as_a_whole(
     await gateway.blobs.UploadBlob(parts(upload_id, DATA[:MIB]))
     ended = await refused(gateway.blobs.UploadBlob(parts(upload_id, bytes(len(DATA) - MIB), MIB)))
     assert ended.reason == "UPLOAD_MISMATCH"
+    assert segments(blob_url) == []
     ended = await refused(gateway.blobs.UploadBlob(parts(upload_id, b"")))
     assert ended.reason == "UPLOAD_NOT_FOUND"
-    await asyncio.to_thread(until, lambda: segments(blob_url) == [])
+
+
+async def test_uploads_that_were_given_up_keep_nobody_from_beginning_others(
+    gateway: Gateway, database_url: str
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            "INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type, expired)"
+            " SELECT 'default', gen_random_uuid(), gen_random_uuid(), 1, '', '', true"
+            " FROM generate_series(1, %s)",
+            (uploads.MOST_OPEN,),
+        )
+    assert (await gateway.blobs.BeginUpload(begun(str(uuid4())))).committed_bytes == 0
 
 
 async def test_ids_are_of_one_owner_each_and_hostile_ones_are_refused(gateway: Gateway) -> None:

@@ -119,7 +119,8 @@ class Resuming:
                 f"One PUT carries {LARGEST_PUT_BYTES} bytes at most. Send them with UploadBlob.",
             )
         # Its bytes are not to be swept while the URL is good.
-        await self._calls.run_for(owner, uploads.touch, owner, upload)
+        if not await self._calls.run_for(owner, uploads.touch, owner, upload):
+            raise uploads.not_found()
         answer = SignUploadResponse(url=url, headers={"content-length": str(upload.size_bytes)})
         answer.expire_time.FromNanoseconds(time.time_ns() + round(seconds * 1e9))
         return answer
@@ -225,7 +226,9 @@ class Resuming:
         with blob_errors():
             whole = await segments.finish(name, upload.starts, wanted, seen)
         if not whole:
-            await self._calls.run_for(call.owner, uploads.drop, call.owner, upload)
+            if await self._calls.run_for(call.owner, uploads.drop, call.owner, upload):
+                with blob_errors():
+                    await segments.remove()
             raise FluoroError(
                 Reason.UPLOAD_MISMATCH,
                 "The SHA-256 of what came differs from the one that was declared. Begin anew.",

@@ -356,7 +356,7 @@ UPLOADS: Final = Table(
     ),
     Column("update_time", TIME, nullable=False, server_default=sql("now()")),
     Index("uploads_update_time_idx", "update_time"),
-    Index("uploads_open_idx", "owner", postgresql_where=sql("blob_id IS NULL")),
+    Index("uploads_open_idx", "owner", postgresql_where=sql("blob_id IS NULL AND NOT expired")),
 )
 """Uploads that may go on after a broken connection."""
 

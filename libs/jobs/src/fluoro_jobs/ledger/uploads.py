@@ -30,7 +30,8 @@ _BEGIN: Final = f"""
 INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type)
 SELECT %(owner)s, %(id)s, %(key)s, %(size)s, %(sha256)s, %(media_type)s
 WHERE %(most)s > (SELECT count(*) FROM
-  (SELECT FROM uploads WHERE owner = %(owner)s AND blob_id IS NULL LIMIT %(most)s) o)
+  (SELECT FROM uploads WHERE owner = %(owner)s AND blob_id IS NULL AND NOT expired
+   LIMIT %(most)s) o)
 ON CONFLICT (owner, id) DO NOTHING RETURNING {_COLUMNS}
 """
 _FIND: Final = f"SELECT {_COLUMNS} FROM uploads WHERE owner = %s AND id = %s"
@@ -57,7 +58,8 @@ closed AS (
 )
 SELECT {blobs.COLUMNS} FROM added
 """
-_DROP: Final = f"UPDATE uploads SET expired = true, update_time = '-infinity' WHERE {_MINE}"
+# The row stays its time: a signed URL may bring bytes that only the sweep of the row deletes.
+_DROP: Final = f"UPDATE uploads SET expired = true WHERE {_MINE} RETURNING id"
 _EXPIRE: Final = """
 UPDATE uploads u SET expired = true
 FROM (SELECT owner, id FROM uploads WHERE update_time < now() - %s * interval '1 second'
@@ -169,9 +171,12 @@ def close(
     raise superseded()
 
 
-def drop(connection: LedgerConnection, owner: str, upload: Upload) -> None:
-    """Gives the upload up, whose bytes turned out to be others: the next sweep deletes them."""
-    connection.execute(_DROP, _mine(owner, upload))
+def drop(connection: LedgerConnection, owner: str, upload: Upload) -> bool:
+    """Gives the upload up, whose bytes turned out to be others. False if a newer stream has it.
+
+    Nobody can go on with it. Its row goes as any other's does, with what comes until then.
+    """
+    return connection.execute(_DROP, _mine(owner, upload)).fetchone() is not None
 
 
 def expire(connection: LedgerConnection, after_seconds: float) -> Sequence[tuple[str, UUID, UUID]]:
@@ -197,12 +202,17 @@ def superseded() -> FluoroError:
     )
 
 
+def not_found() -> FluoroError:
+    """There is no upload to go on with."""
+    return FluoroError(
+        Reason.UPLOAD_NOT_FOUND,
+        "No such upload for this caller, or its time is over. Call BeginUpload with a new id.",
+    )
+
+
 def _living(row: TupleRow | None) -> Upload:
     if row is None or (upload := Upload(*row)).expired:
-        raise FluoroError(
-            Reason.UPLOAD_NOT_FOUND,
-            "No such upload for this caller, or its time is over. Call BeginUpload with a new id.",
-        )
+        raise not_found()
     return upload
 
 

@@ -10,7 +10,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 _USED: Final = """
 SELECT ((SELECT coalesce(sum(bytes), 0) FROM stored_bytes WHERE owner = %(owner)s)
   + (SELECT coalesce(sum(size_bytes), 0) FROM uploads
-     WHERE owner = %(owner)s AND blob_id IS NULL))::int8
+     WHERE owner = %(owner)s AND blob_id IS NULL AND NOT expired))::int8
 """
 _BEGUN: Final = "SELECT FROM uploads WHERE owner = %s AND id = %s"
 
