@@ -297,6 +297,40 @@ def test_more_elements_than_the_limit_are_refused(
     assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
 
 
+@pytest.mark.parametrize("defined", ["sequence", "item", "both"])
+@pytest.mark.parametrize("vr", [b"SQ", b"UN"])
+def test_elements_inside_of_sequences_count_whatever_their_lengths_say(
+    inspect: Inspect, monkeypatch: pytest.MonkeyPatch, vr: bytes, defined: str
+) -> None:
+    monkeypatch.setattr(limits, "ELEMENT_LIMIT", 1000)
+    header = b"\x08\x00\x80\x00" + (b"LO\0\0" if vr == b"SQ" else bytes(4))
+    elements = header * 1100
+    undefined, item, end = b"\xff" * 4, b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0" + bytes(4)
+    if defined == "sequence":
+        value = item + undefined + elements + end
+    else:
+        value = item + struct.pack("<L", len(elements)) + elements
+    length = struct.pack("<L", len(value))
+    if defined == "item":
+        length, value = undefined, value + b"\xfe\xff\xdd\xe0" + bytes(4)
+    sequence = b"\x09\x00\xfe\x10" + vr + b"\0\0" + length + value
+    data = wheel_file("CT_small").read_bytes()
+    place = data.index(b"\x10\x00\x10\x00PN")
+    _, attempt = inspect(data)
+    assert outcome(attempt) == "SUCCEEDED"
+    _, attempt = inspect(data[:place] + sequence + data[place:])
+    assert outcome(attempt) == "FAILED IMAGE_TOO_LARGE"
+
+
+def test_a_value_that_begins_like_a_sequence_and_is_none_is_read(inspect: Inspect) -> None:
+    value = b"\xfe\xff\x00\xe0" + b"\xff" * 4 + b"not a data set at all" + bytes(3)
+    element = b"\x09\x00\xfe\x10UN\0\0" + struct.pack("<L", len(value)) + value
+    data = wheel_file("CT_small").read_bytes()
+    place = data.index(b"\x10\x00\x10\x00PN")
+    _, attempt = inspect(data[:place] + element + data[place:])
+    assert outcome(attempt) == "SUCCEEDED"
+
+
 def test_a_header_over_the_limit_is_refused(
     inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ ELEMENT_LIMIT: Final = 1_000_000
 """Data elements, items and fragments in one instance."""
 
 DEPTH_LIMIT: Final = 64
-"""Sequences of undefined length within each other.
+"""Sequences within each other.
 
 The standard has no limit; the deepest templates of structured reports need about 20.
 """

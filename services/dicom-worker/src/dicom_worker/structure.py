@@ -24,6 +24,11 @@ LONG_VRS: Final = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 )
 """VRs whose length has 32 bits (PS3.5 7.1.2)."""
+SEQUENCE_VRS: Final = frozenset(("SQ", "UN", None))
+"""VRs of values that pydicom may take for a sequence. It knows some UN and implicit ones by tag."""
+ITEM_HEADER_BYTES: Final = 8
+ELEMENT_HEADER_BYTES: Final = 12
+"""The longest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +91,8 @@ class Walk:
             if element.tag >> 16 == ITEM >> 16:
                 raise invalid()
             fragments: tuple[Fragment, ...] = ()
-            # Only an undefined length leads into a value: what it holds says where it ends.
             if element.length is not None:
-                position = element.offset + element.length
-                self._need(position)
+                position = self._skip_value(element, explicit=explicit, depth=0)
             elif is_encapsulated(element):
                 fragments, position = self._fragments(element.offset)
             else:
@@ -125,6 +128,11 @@ class Walk:
         """
         left = self.end - position
         return left < 8 and not any(self._read(position, left))  # noqa: PLR2004 - shortest header
+
+    def _tag(self, position: int) -> int:
+        order = "<HH" if self.little_endian else ">HH"
+        group, number = struct.unpack(order, self._read(position, 4))
+        return int(group << 16 | number)
 
     def _group(self, position: int) -> int:
         return int.from_bytes(self._read(position, 2), "little" if self.little_endian else "big")
@@ -171,21 +179,18 @@ class Walk:
 
     def _skip_sequence(self, sequence: Element, explicit: bool, depth: int) -> int:
         """The position after a sequence of undefined length."""
-        if depth >= limits.DEPTH_LIMIT:
-            raise FluoroError(
-                Reason.DICOM_INVALID, f"Sequences are more than {limits.DEPTH_LIMIT} deep."
-            )
+        check_depth(depth)
         position = sequence.offset
+        inside = explicit and sequence.vr != "UN"
         while (item := self._item(position)).tag != SEQUENCE_END:
             if item.tag != ITEM:
                 raise invalid()
             if item.length is None:
-                position = self._skip_item(
-                    item.offset, explicit=explicit and sequence.vr != "UN", depth=depth
-                )
+                position = self._skip_item(item.offset, explicit=inside, depth=depth)
             else:
                 position = item.offset + item.length
                 self._need(position)
+                self._count_elements(item.offset, position, explicit=inside, depth=depth)
         return item.offset
 
     def _skip_item(self, position: int, explicit: bool, depth: int) -> int:
@@ -196,13 +201,65 @@ class Walk:
         explicit = self._sniff(position, explicit)
         while (element := self._element(position, explicit)).tag != ITEM_END:
             if element.length is not None:
-                position = element.offset + element.length
-                self._need(position)
+                position = self._skip_value(element, explicit=explicit, depth=depth + 1)
             elif is_encapsulated(element):
                 _, position = self._fragments(element.offset)
             else:
                 position = self._skip_sequence(element, explicit=explicit, depth=depth + 1)
         return element.offset
+
+    def _skip_value(self, element: Element, explicit: bool, depth: int) -> int:
+        """The position after a value of defined length. What a sequence holds is counted."""
+        end = element.offset + (element.length or 0)
+        self._need(end)
+        if element.vr in SEQUENCE_VRS:
+            self._count_items(element.offset, end, explicit and element.vr != "UN", depth)
+        return end
+
+    def _count_items(self, position: int, end: int, explicit: bool, depth: int) -> int:
+        """Counts the items up to byte `end` and their elements; the position after them.
+
+        pydicom takes memory for each. Whatever is no item ends the count, as the length of the
+        value has said already where the next element is: a UN value need not be a sequence.
+        """
+        while end - position >= ITEM_HEADER_BYTES:
+            if self._tag(position) not in (ITEM, SEQUENCE_END):
+                break
+            check_depth(depth)
+            item = self._item(position)
+            if item.tag == SEQUENCE_END:
+                return item.offset
+            stop = end if item.length is None else min(item.offset + item.length, end)
+            position = self._count_elements(item.offset, stop, explicit, depth)
+            if item.length is not None:
+                position = stop
+        return end
+
+    def _count_elements(self, position: int, end: int, explicit: bool, depth: int) -> int:
+        """Counts the elements of an item; the position after its delimiter, or `end`."""
+        explicit = self._sniff(position, explicit)
+        # The last element is not counted if it is shorter than the longest header. It is one.
+        while end - position >= ELEMENT_HEADER_BYTES:
+            element = self._element(position, explicit)
+            if element.tag == ITEM_END:
+                return element.offset
+            stop = end if element.length is None else min(element.offset + element.length, end)
+            after = stop
+            if element.length is None and is_encapsulated(element):
+                _, after = self._fragments(element.offset)
+            elif element.vr in SEQUENCE_VRS:
+                inside = explicit and element.vr != "UN"
+                after = self._count_items(element.offset, stop, inside, depth + 1)
+            position = after if element.length is None else stop
+        return end
+
+
+def check_depth(depth: int) -> None:
+    """FluoroError: DICOM_INVALID if a sequence is so deep in others."""
+    if depth >= limits.DEPTH_LIMIT:
+        raise FluoroError(
+            Reason.DICOM_INVALID, f"Sequences are more than {limits.DEPTH_LIMIT} deep."
+        )
 
 
 def is_encapsulated(element: Element) -> bool:
