@@ -220,6 +220,9 @@ async def test_every_change_has_a_row_for_each_thing_that_it_changed(
         await jobs.BatchCancelJobs(BatchCancelJobsRequest(filter="*"), **ada)
         await jobs.BatchRetryJobs(BatchRetryJobsRequest(filter="*", validate_only=True), **ada)
         await jobs.DeleteJob(DeleteJobRequest(name=job), **ada)
+        # Of these, one is gone and one is somebody else's.
+        for name, by in ((job, ada), (ran, s.by("ops", "bob"))):
+            await jobs.DeleteJob(DeleteJobRequest(name=name, allow_missing=True), **by)
         wanted = CreateTokenRequest(token=Token(owner="bob", roles=[ROLE_VIEWER]))
         token = (await s.client.tokens.CreateToken(wanted, **ops)).token.name
         await s.client.tokens.ListTokens(ListTokensRequest(), **ops)
@@ -237,6 +240,8 @@ async def test_every_change_has_a_row_for_each_thing_that_it_changed(
                 *(("ada", "ada", "BatchCancelJobs", "U", one) for one in (job, ran, new)),
                 ("ada", "ada", "BatchRetryJobs", "U", ""),
                 ("ada", "ada", "DeleteJob", "D", job),
+                ("ada", "ada", "DeleteJob", "D", ""),
+                ("ops", "bob", "DeleteJob", "D", ""),
                 ("ops", "ops", "CreateToken", "C", token),
                 ("ops", "ops", "ListTokens", "E", ""),
                 ("ops", "ops", "RevokeToken", "U", token),

@@ -92,7 +92,7 @@ class Record:
     ) -> Callable[Concatenate[LedgerConnection, Args], Result]:
         """The function, whose change and row are then one transaction.
 
-        name: of what it changed, by its result; None for what the request names.
+        name: of what it changed, by its result, "" for nothing; None for what the request names.
         """
 
         def changed(
@@ -100,8 +100,12 @@ class Record:
         ) -> Result:
             with audit.recorded(connection, self.entry) as things:
                 result = function(connection, *args, **kwargs)
-                things.extend(self._things if name is None else [name(result)])
-            self.written()
+                things.extend(self._things if name is None else filter(None, [name(result)]))
+            if things:
+                self.written()
+            else:
+                # Nothing was changed: the row is of the call alone, whatever the request names.
+                self._things = []
             return result
 
         return changed

@@ -45,7 +45,7 @@ from fluoro.v1.job_service_pb2 import (
 from fluoro_jobs import wellknown
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
-from fluoro_jobs.ledger import accept, control, deletion, explain, lists, read, search
+from fluoro_jobs.ledger import accept, audit, control, deletion, explain, lists, read, search
 from fluoro_jobs.ledger.accept import GroupCommit, Submission
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.submission import MAX_LABELS, MAX_TEXT
@@ -215,12 +215,12 @@ class Jobs:
 
     async def delete_job(self, request: DeleteJobRequest, call: Call) -> DeleteJobResponse:
         """Takes the job from its owner. The scheduler removes what is left of it."""
+        job_id = names.job_id(request.name)
+        delete = call.record.with_change(
+            deletion.delete_job, lambda was_there: audit.job_name(job_id) if was_there else ""
+        )
         await self._calls.run_for(
-            call.owner,
-            call.record.with_change(deletion.delete_job),
-            call.owner,
-            names.job_id(request.name),
-            allow_missing=request.allow_missing,
+            call.owner, delete, call.owner, job_id, allow_missing=request.allow_missing
         )
         return DeleteJobResponse()
 

@@ -61,18 +61,18 @@ _JOB: Final = "DELETE FROM jobs WHERE id = %s"
 
 def delete_job(
     connection: LedgerConnection, owner: str, job_id: UUID, *, allow_missing: bool = False
-) -> None:
-    """Takes an ended job from its owner.
+) -> bool:
+    """Takes an ended job from its owner. Whether there was one.
 
     FluoroError JOB_NOT_ENDED, or JOB_NOT_FOUND unless allow_missing.
     """
     if connection.execute(_MARK, (job_id, owner)).fetchone() is not None:
-        return
+        return True
     try:
         job_head(connection, owner, job_id)
     except FluoroError as error:
         if allow_missing and error.reason is Reason.JOB_NOT_FOUND:
-            return
+            return False
         raise
     raise FluoroError(
         Reason.JOB_NOT_ENDED, "The job has not ended. Wait for its end, or cancel it first."
