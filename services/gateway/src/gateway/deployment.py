@@ -21,25 +21,38 @@ class Deployment:
 
     def __init__(self, store: BlobStore, settings: Settings) -> None:
         self._store, self._settings = store, settings
-        # However many ask, the stores are looked at once at a time.
-        self._turn = asyncio.Lock()
+        self._looking: asyncio.Task[list[Finding]] | None = None
 
     async def diagnose_deployment(
         self, _request: DiagnoseDeploymentRequest, _call: Call
     ) -> DiagnoseDeploymentResponse:
-        """Looks at everything anew."""
-        async with self._turn:
-            stores = await asyncio.to_thread(
-                doctor.diagnose,
-                self._settings.database_url,
-                self._settings.redis_url,
-                self._store,
-            )
+        """Looks at everything anew, or tells what a look that is under way finds."""
+        stores = await self._look()
         answer = DiagnoseDeploymentResponse(
             findings=map(_message, [*of_settings(self._settings), *stores]), version=doctor.RELEASE
         )
         answer.time.GetCurrentTime()
         return answer
+
+    async def _look(self) -> list[Finding]:
+        """Looks once for all who wait; a caller who goes ends none.
+
+        The thread of a look that was cancelled would go on, beside that of the next.
+        """
+        if self._looking is None:
+            self._looking = asyncio.create_task(
+                asyncio.to_thread(
+                    doctor.diagnose,
+                    self._settings.database_url,
+                    self._settings.redis_url,
+                    self._store,
+                )
+            )
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    def _looked(self, _: asyncio.Task[list[Finding]]) -> None:
+        self._looking = None
 
 
 def of_settings(settings: Settings) -> Iterator[Finding]:
