@@ -81,6 +81,8 @@ def test_the_configuration_is_where_the_xdg_rules_say():
     ("text", "why"),
     [
         ("profiles = [", "is not TOML"),
+        pytest.param("profiles = " + "[" * 100_000, "is not TOML", id="nested"),
+        pytest.param("profiles = " + "1" * 5_000, "is not TOML", id="digits"),
         ("[clinic]\nendpoint = 'a:1'", "clinic is not known at the top"),
         ("[profiles]\na = 1", "as a table"),
         ("[profiles.a]\nendpoitn = 'a:1'", "says endpoitn, which is none of endpoint, owner"),
@@ -90,11 +92,26 @@ def test_the_configuration_is_where_the_xdg_rules_say():
         ("[profiles.a]\ntoken = 'x'", "Put it into a file of its own"),
         ("[profiles.a]\ntoken_file = 'x'\ntoken_command = ['y']", "has both"),
         ("default = 'b'\n[profiles.a]\nowner = 'a'", "default names b"),
+        ("[profiles.a]\ntoken_file = '~nosuch/a'", "~ of somebody without a home"),
+        ('[profiles.a]\ntoken_file = "a\\u0000b"', "token_file of profile a .*without NUL"),
+        ('[profiles.a]\ntoken_command = ["a", "\\u0000"]', "token_command .*without NUL"),
     ],
 )
 def test_a_configuration_that_is_wrong_says_what(home, text, why):
     with pytest.raises(ProfileError, match=why):
         load(written(home, text))
+
+
+async def test_terminals_obey_nothing_that_a_configuration_says(fluoro, home):
+    bold = "\\u001b[1m\\u009b1m\\u202e"
+    written(home, f'[profiles.a]\nowner = "{bold}é"\n[profiles."{bold}"]\nendpoint = "{bold}"')
+    code, out, _ = await fluoro("profiles", "--profile", "a", **home, FLUORO_OWNER="")
+    assert (code, out.count(r"\x1b[1m\x9b1m\u202e")) == (0, 4)
+    assert "é" in out
+    written(home, f'[profiles.a]\n"{bold}" = 1')
+    code, _, err = await fluoro("profiles", **home)
+    assert (code, r"says \x1b[1m\x9b1m\u202e, which" in err) == (5, True), err
+    assert (out + err).replace("\n", "").isprintable()
 
 
 def test_secrets_and_configuration_are_for_their_owner_alone(home):

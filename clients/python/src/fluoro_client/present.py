@@ -52,6 +52,13 @@ def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> st
     return json.dumps(fields, ensure_ascii=False, indent=None if one_line else 2)
 
 
+def visible(text: str) -> str:
+    """With what a terminal would obey written out, as Python does in a string."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
 def job_view(job: job_pb2.Job) -> RenderableType:
     """A job with its steps, failed items and artifacts.
 
@@ -370,17 +377,18 @@ def profiles_view(
 ) -> RenderableType:
     """The profiles of a file, and what a command uses with where that comes from."""
     rows = list(profiles)
-    parts: list[RenderableType] = [Text(file if rows else f"No profiles in {file}.")]
+    parts: list[RenderableType] = [Text(visible(file if rows else f"No profiles in {file}."))]
     if rows:
         table = _table("", "PROFILE", "ENDPOINT", "OWNER", "TLS", "TOKEN")
         for row in rows:
-            words = [Text(str(row[key])) for key in ("name", "endpoint", "owner")]
+            words = [Text(visible(row[key])) for key in ("name", "endpoint", "owner")]
             on = "on" if row["tls"] else ""
-            table.add_row("*" if row["used"] else "", *words, on, Text(row["token"]))
+            token = Text(visible(row["token"]))
+            table.add_row("*" if row["used"] else "", *words, on, token)
         parts.append(table)
     used = _table("IN EFFECT", "", "FROM")
     for name, part in effect.items():
-        used.add_row(name, Text(part["value"] or "none"), Text(part["from"]))
+        used.add_row(name, Text(visible(part["value"] or "none")), Text(visible(part["from"])))
     return Group(*parts, Text(), used)
 
 

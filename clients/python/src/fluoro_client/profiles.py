@@ -187,7 +187,8 @@ def load(file: Path) -> Config:
         return Config()
     except OSError as error:
         raise ProfileError(f"{file} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # What tomllib makes of bad TOML, bad UTF-8, endless numbers, and lists in lists in lists.
         raise ProfileError(f"{file} is not TOML: {error}.") from error
     profiles = said.pop("profiles", {})
     default = said.pop("default", "")
@@ -329,9 +330,14 @@ def _profile(file: Path, name: str, said: object) -> Profile:
         is_words = kind is not list or (value and all(isinstance(word, str) for word in value))
         if not isinstance(value, kind) or not is_words:
             raise ProfileError(f"{file}: {key} of profile {name} must be {_TYPES[kind]}.")
+        if isinstance(value, str | list) and any("\0" in word for word in value):
+            raise ProfileError(f"{file}: {key} of profile {name} must be without NUL.")
     if "token_file" in said and "token_command" in said:
         raise ProfileError(f"{file}: profile {name} has both token_file and token_command.")
-    paths = {key: file.parent / Path(said[key]).expanduser() for key in _FILES if said.get(key)}
+    try:
+        paths = {key: file.parent / Path(said[key]).expanduser() for key in _FILES if said.get(key)}
+    except RuntimeError as error:
+        raise ProfileError(f"{file}: profile {name} has ~ of somebody without a home.") from error
     return Profile(**{**said, **paths, "name": name})
 
 

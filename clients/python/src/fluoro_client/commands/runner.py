@@ -21,7 +21,7 @@ from fluoro_client.errors import (
 from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
-from fluoro_client.present import job_view, print_view, to_json
+from fluoro_client.present import job_view, print_view, to_json, visible
 from fluoro_client.profiles import (
     Access,
     EndpointError,
@@ -149,4 +149,5 @@ def _complain(settings: Settings, message: str, **details: object) -> None:
             json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
         )
     else:
-        sys.stderr.write(f"Error: {message}\n")
+        lines = map(visible, message.split("\n"))
+        sys.stderr.write("Error: " + "\n".join(lines) + "\n")
