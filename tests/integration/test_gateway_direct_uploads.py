@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import os
 import re
+import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -45,19 +47,7 @@ def port() -> int:
 
 
 @pytest.fixture
-def bucket(endpoint: str) -> str:
-    return new_bucket(endpoint)
-
-
-@pytest.fixture
-async def client(
-    database_url: str,
-    redis_url: str,
-    endpoint: str,
-    bucket: str,
-    port: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Client]:
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {
         "ENDPOINT": endpoint,
         "ACCESS_KEY_ID": "id",
@@ -66,6 +56,13 @@ async def client(
         "ALLOW_HTTP": "true",
     }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    return new_bucket(endpoint)
+
+
+@pytest.fixture
+async def client(
+    database_url: str, redis_url: str, bucket: str, port: int
+) -> AsyncIterator[Client]:
     url = f"s3://{bucket}/some/prefix"
     settings = {"grpc_port": port, "collect_interval_seconds": 0.1}
     async with serving(database_url, redis_url, url, **settings) as made:
@@ -127,6 +124,30 @@ async def test_the_client_sends_files_past_the_gateway_and_what_the_owner_has_no
         assert await library.upload_directly(DATA) == blob
         with pytest.raises(InvalidArgumentError, match="SOURCE_NOT_ALLOWED"):
             await library.import_blob("https://images.example/one")
+
+
+async def test_a_gateway_that_goes_before_the_commit_costs_the_client_a_pause(
+    database_url: str, redis_url: str, bucket: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, gone, urlopen = threading.Event(), threading.Event(), urllib.request.urlopen
+
+    def put_and_wait(*words: Any, **named: Any) -> Any:
+        answer = urlopen(*words, **named)
+        sent.set()
+        assert gone.wait(20)
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", put_and_wait)
+    where = (database_url, redis_url, f"s3://{bucket}/some/prefix")
+    async with AsyncClient(f"127.0.0.1:{port}", owner="default") as library:
+        async with serving(*where, grpc_port=port):
+            upload = asyncio.create_task(library.upload_directly(DATA))
+            assert await asyncio.to_thread(sent.wait, 20)
+        gone.set()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(upload), 0.5)
+        async with serving(*where, grpc_port=port) as client:
+            assert await read(client, (await upload).name) == DATA
 
 
 async def test_urls_are_signed_for_the_owner_of_an_upload_and_for_an_hour_at_most(

@@ -90,6 +90,15 @@ async def test_a_large_upload_that_breaks_off_goes_on_where_it_broke(gateway, cl
     assert len({header.upload_id for header in sent}) == 1
 
 
+async def test_an_upload_that_stalled_goes_on_or_begins_again(gateway, client):
+    for data in (os.urandom(5_000_000), DATA):
+        gateway.fail("UploadBlob", Fault("UPLOAD_TOO_SLOW", after=1_200_000))
+        blob = await client.upload(data)
+        assert gateway.data[blob.name] == data
+    sent = [call.request.offset for call in gateway.calls if call.method == "UploadBlob"]
+    assert sent == [0, 3 * 2**19, 0, 0]
+
+
 async def test_large_bytes_that_the_owner_has_are_not_sent_again(gateway, client):
     data = os.urandom(5_000_000)
     blob = gateway.add_blob(data, owner="ada")

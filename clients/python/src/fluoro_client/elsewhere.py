@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import grpc
 from fluoro.v1 import blob_service_pb2
 
+from fluoro_client.errors import FluoroApiError
+from fluoro_client.retrying import Patience
 from fluoro_client.transfers import prepare
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class _Calls(Protocol):
         seconds: float,
     ) -> Response: ...
 
+    def _patience(self, what: str) -> Patience: ...
+
 
 class ElsewhereCalls:
     """Methods of a client about such bytes."""
@@ -62,7 +66,14 @@ class ElsewhereCalls:
         signed = await self._unary(self._blobs.SignUpload, sign)
         await asyncio.to_thread(_put, signed.url, signed.headers, source)
         commit = blob_service_pb2.CommitUploadRequest(upload_id=upload_id)
-        return (await self._once(self._blobs.CommitUpload, commit, self.patience_seconds)).blob
+        patience = self._patience("a direct upload")
+        while True:
+            try:
+                answer = await self._once(self._blobs.CommitUpload, commit, self.patience_seconds)
+            except FluoroApiError as error:
+                await patience.pause(error)
+            else:
+                return answer.blob
 
     async def import_blob(
         self: _Calls, uri: str, *, media_type: str = "", size_bytes: int = 0, sha256: bytes = b""

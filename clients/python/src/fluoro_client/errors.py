@@ -15,8 +15,8 @@ from grpc_status import rpc_status
 
 Detail = TypeVar("Detail", bound=Message)
 
-WATCH_TOO_SLOW: Final = "WATCH_TOO_SLOW"
-"""Reason of a watch that was read too slowly. Its cursor stays valid (docs/errors.md)."""
+TOO_SLOW: Final = frozenset({"WATCH_TOO_SLOW", "UPLOAD_TOO_SLOW"})
+"""Reasons of what the caller was too slow for: it can go on, or begin again (docs/errors.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class FluoroApiError(Exception):
         return (
             self.code is grpc.StatusCode.UNAVAILABLE
             or self.was_refused_early
-            or self.reason == WATCH_TOO_SLOW
+            or self.reason in TOO_SLOW
             or (cut_off and not self.reason)
         )
 
