@@ -9,6 +9,7 @@ from dicom_worker.deidentify.elements import Span
 from dicom_worker.deidentify.identifiers import Identifiers, Search
 from dicom_worker.deidentify.proof import in_bytes
 from dicom_worker.deidentify.pseudonyms import patient, read_key, shifted
+from fluoro_jobs.errors import FluoroError
 
 
 def search(
@@ -121,6 +122,15 @@ def test_a_name_is_found_in_the_character_set_of_the_file() -> None:
 )
 def test_whole_dates_are_shifted_and_others_are_not(value: str, moved: str | None) -> None:
     assert shifted(value, timedelta(-1)) == moved
+
+
+def test_a_key_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large").write_bytes(b"k" * 2**20)
+    (tmp_path / "loop").symlink_to("loop")
+    for project, why in (("folder", "read"), ("loop", "read"), ("large", "more than 65536 bytes")):
+        with pytest.raises(FluoroError, match=f"DEIDENTIFICATION_KEY_MISSING.*{why}"):
+            read_key(tmp_path, project)
 
 
 def test_a_key_says_nothing_of_itself(tmp_path: Path) -> None:

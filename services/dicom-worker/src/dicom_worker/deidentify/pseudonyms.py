@@ -16,6 +16,8 @@ from fluoro_jobs.errors import FluoroError, Reason
 
 MIN_KEY_BYTES: Final = 32
 """As long as the hash: a shorter key would be the weakest part."""
+MAX_KEY_BYTES: Final = 64 * 1024
+"""Of a file. A longer one is no key but something else, mounted by mistake."""
 MIN_SHIFT_DAYS: Final = 365
 MAX_SHIFT_DAYS: Final = 3650
 UUID_BYTES: Final = 16
@@ -81,9 +83,15 @@ def read_key(folder: Path | None, project: str) -> Key:
     if folder is None:
         raise missing(project, "FLUORO_DEIDENTIFY_KEYS_FOLDER is not set.")
     try:
-        secret = (folder / project).read_bytes().strip()
+        with (folder / project).open("rb") as stream:
+            secret = stream.read(MAX_KEY_BYTES + 1)
     except FileNotFoundError:
         raise missing(project, "It has no file in FLUORO_DEIDENTIFY_KEYS_FOLDER.") from None
+    except OSError:
+        raise missing(project, "Its file cannot be read.") from None
+    if len(secret) > MAX_KEY_BYTES:
+        raise missing(project, f"Its file has more than {MAX_KEY_BYTES} bytes.")
+    secret = secret.strip()
     if len(secret) < MIN_KEY_BYTES:
         raise missing(project, f"Its file has less than {MIN_KEY_BYTES} bytes.")
     return Key(secret)
