@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from dicom_worker.deidentify.codestreams import strip_j2k
 from dicom_worker.deidentify.instance import Cleaned, deidentify
 from dicom_worker.deidentify.profile import Options
 from dicom_worker.deidentify.pseudonyms import Key
@@ -101,6 +103,43 @@ def test_rle_segments_hold_nothing_but_their_pixels(
 def test_what_follows_a_small_image_is_left_out(clean: Clean) -> None:
     source = ct(Rows=4, Columns=4, PixelData=bytes(32) + b"a letter")
     assert pydicom.dcmread(io.BytesIO(clean(source)[0])).PixelData == bytes(32)
+
+
+def commented(tlm: bytes = b"") -> tuple[bytes, bytes]:
+    """JPEG 2000 with a comment in its tile-part, and a TLM segment that tells its length."""
+    plain = bytes(imagecodecs.jpeg2k_encode(np.arange(4096, dtype="<u2").reshape(64, 64)))
+    comment = b"\xff\x64" + struct.pack(">HH", 4 + 8, 1) + b"a letter"
+    start = plain.index(b"\xff\x90")
+    length = int.from_bytes(plain[start + 6 : start + 10], "big") or len(plain) - 2 - start
+    length += len(comment)
+    tlm = tlm or b"\xff\x55" + struct.pack(">HBBBL", 9, 0, 0x50, 0, length)
+    part = plain[start : start + 6] + length.to_bytes(4, "big") + plain[start + 10 : start + 12]
+    return plain, plain[:start] + tlm + part + comment + plain[start + 12 :]
+
+
+def test_the_lengths_of_tile_parts_are_right_without_their_comments() -> None:
+    plain, frame = commented()
+    cleaned, removed = strip_j2k(frame)
+    assert removed["COM"] >= 1
+    assert "TLM" not in removed
+    at, start = cleaned.index(b"\xff\x55"), cleaned.index(b"\xff\x90")
+    assert cleaned[at + 7 : at + 11] == cleaned[start + 6 : start + 10]
+    end = start + int.from_bytes(cleaned[at + 7 : at + 11], "big")
+    assert cleaned[end : end + 2] == b"\xff\xd9"
+    pixels = imagecodecs.jpeg2k_decode(plain)
+    np.testing.assert_array_equal(imagecodecs.jpeg2k_decode(cleaned), pixels)
+
+
+@pytest.mark.parametrize(
+    "body", [b"\0\x50a letter in two halves", b"\0", b"", b"\0\x40" + bytes(8), b"\0\x70letter"]
+)
+def test_a_table_of_other_tile_parts_goes(body: bytes) -> None:
+    _, frame = commented(tlm=b"\xff\x55" + struct.pack(">H", len(body) + 2) + body)
+    cleaned, removed = strip_j2k(frame)
+    assert removed["TLM"] == 1
+    assert b"\xff\x55" not in cleaned[: cleaned.index(b"\xff\x90")]
+    assert b"letter" not in cleaned
+    assert imagecodecs.jpeg2k_decode(cleaned).shape == (64, 64)
 
 
 @pytest.mark.parametrize("vr", ["LO", "ST", "SH", "UT"])

@@ -6,7 +6,8 @@ DICOM looks. Image data is copied as it is, so pixels stay equal to the last bit
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -28,12 +29,17 @@ LSE: Final = 0xF8
 ADOBE_BYTES: Final = 12
 JFIF_BYTES: Final = 14
 J2K_SOC, J2K_SOT, J2K_SOD, J2K_COM, J2K_EOC = 0xFF4F, 0xFF90, 0xFF93, 0xFF64, 0xFFD9
+J2K_TLM: Final = b"\xff\x55"
+TLM_START: Final = 6
+"""Where the table of a TLM segment begins."""
 
 RLE: Final = "1.2.840.10008.1.2.5"
 RLE_HEADER_BYTES: Final = 64
 
 Removed = Counter[str]
 """What was removed, by the name of its segment."""
+TilePart = tuple[int, int]
+"""The number of its tile, and its length in bytes."""
 
 
 def strip_jpeg(frame: bytes) -> tuple[bytes, Removed]:
@@ -130,10 +136,13 @@ def strip_j2k(frame: bytes) -> tuple[bytes, Removed]:
         raise refused()
     kept = [frame[position : position + 2]]
     position += 2
+    lengths: list[TilePart] = []
     while (marker := word(frame, position)) != J2K_EOC:
         size = word(frame, position + 2)
         if marker == J2K_SOT:
+            tile = word(frame, position + 4)
             position = keep_tile_part(frame, position, kept, removed)
+            lengths.append((tile, len(kept[-1])))
             continue
         segment = frame[position : position + 2 + size]
         if not J2K_SOC < marker < J2K_EOC or len(segment) < 4:  # noqa: PLR2004 - marker and length
@@ -143,10 +152,49 @@ def strip_j2k(frame: bytes) -> tuple[bytes, Removed]:
         else:
             kept.append(segment)
         position += 2 + size
+    removed["TLM"] += state_lengths(kept, lengths)
     kept.append(b"\xff\xd9")
     if frame[position + 2 :].strip(b"\0\xff"):
         removed["after the image"] += 1
-    return even(b"".join(kept)), removed
+    return even(b"".join(kept)), +removed
+
+
+def state_lengths(kept: list[bytes], lengths: list[TilePart]) -> int:
+    """Rewrites the TLM segments among `kept` (ISO/IEC 15444-1 A.7.1), which HTJ2K in RPCL needs.
+
+    If they are not of these tile-parts they go, and their number is returned: a decoder would look
+    for tiles in the wrong places, and they may hold anything.
+    """
+    tables = [at for at, part in enumerate(kept) if part[:2] == J2K_TLM]
+    left = iter(lengths)
+    try:
+        written = [table_of(kept[at], left) for at in tables]
+    except (ValueError, OverflowError):
+        written = []
+    if written and next(left, None) is not None:
+        written = []
+    for number, at in enumerate(tables):
+        kept[at] = written[number] if written else b""
+    return len(tables) - len(written)
+
+
+def table_of(segment: bytes, left: Iterator[TilePart]) -> bytes:
+    """A TLM segment with the tiles and lengths of as many tile-parts as it tells of.
+
+    ValueError or OverflowError if it cannot be of them.
+    """
+    form = int.from_bytes(segment[TLM_START - 1 : TLM_START], "big")
+    # Bits 4 and 5: the bytes of a tile's number. Bit 6: a length has four bytes, else two.
+    tile_bytes, length_bytes = form >> 4 & 3, 4 if form & 0x40 else 2
+    count, rest = divmod(len(segment) - TLM_START, tile_bytes + length_bytes)
+    entries = list(islice(left, max(count, 0)))
+    if rest or len(entries) != count:
+        raise ValueError("the table is of other tile-parts")
+    table = b""
+    for tile, length in entries:
+        table += tile.to_bytes(tile_bytes, "big") if tile_bytes else b""
+        table += length.to_bytes(length_bytes, "big")
+    return segment[:TLM_START] + table
 
 
 def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed) -> int:
