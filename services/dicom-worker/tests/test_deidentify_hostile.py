@@ -17,10 +17,10 @@ from dicom_worker.deidentify.profile import Options
 from dicom_worker.deidentify.pseudonyms import Key
 from dicom_worker.testing import saved, wheel_file
 from fluoro_jobs.errors import FluoroError
-from pydicom import Dataset
+from pydicom import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 Clean = Callable[..., tuple[bytes, Cleaned]]
 
@@ -103,6 +103,58 @@ def test_rle_segments_hold_nothing_but_their_pixels(
 def test_what_follows_a_small_image_is_left_out(clean: Clean) -> None:
     source = ct(Rows=4, Columns=4, PixelData=bytes(32) + b"a letter")
     assert pydicom.dcmread(io.BytesIO(clean(source)[0])).PixelData == bytes(32)
+
+
+def test_what_follows_an_image_with_half_the_chroma_is_left_out(clean: Clean) -> None:
+    source = ct(Rows=4, Columns=4, SamplesPerPixel=3, PhotometricInterpretation="YBR_FULL_422")
+    source.update({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PlanarConfiguration": 0})
+    source.PixelData = bytes(range(32)) + b"a letter"
+    assert pydicom.dcmread(io.BytesIO(clean(source)[0])).PixelData == bytes(range(32))
+    # Nobody knows whether the rest is pixels.
+    source.PixelData = bytes(range(48))
+    with pytest.raises(FluoroError, match="YBR_FULL_422"):
+        clean(source)
+
+
+@pytest.mark.parametrize(("keyword", "size"), [("Float", 4), ("DoubleFloat", 8)])
+def test_what_follows_an_image_of_floats_is_left_out(clean: Clean, keyword: str, size: int) -> None:
+    source = ct(Rows=4, Columns=4)
+    del source.PixelData, source.BitsAllocated
+    image = bytes(range(16 * size))
+    setattr(source, f"{keyword}PixelData", image + b"a letter")
+    data, done = clean(source)
+    assert getattr(pydicom.dcmread(io.BytesIO(data)), f"{keyword}PixelData") == image
+    assert done.removed == {"after the image": 1}
+
+
+def drawn(frame: bytes, syntax: str, stored: int, overlay: dict[int, int]) -> FileDataset:
+    """A CT of one compressed frame, with numbers in its overlay group."""
+    source = ct(BitsStored=stored, HighBit=stored - 1, PixelRepresentation=0)
+    source.file_meta.TransferSyntaxUID = syntax
+    source.PixelData = encapsulate([frame])
+    for number, value in overlay.items():
+        source.add_new(0x60020000 + number, "US", value)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (JPEG2000Lossless, imagecodecs.jpeg2k_encode),
+        (JPEGLSLossless, imagecodecs.jpegls_encode),
+        (JPEGLosslessSV1, imagecodecs.ljpeg_encode),
+    ],
+)
+def test_overlays_in_bits_of_compressed_pixels_are_refused(
+    clean: Clean, syntax: str, encode: Callable[..., bytes]
+) -> None:
+    dirty = bytes(encode(np.full((128, 128), 0xA123, "<u2")))
+    for overlay in ({0x100: 16}, {0x102: 15}):
+        with pytest.raises(FluoroError, match=r"DEIDENTIFICATION_REFUSED.*overlay"):
+            clean(drawn(dirty, syntax, 12, overlay))
+    # All bits are pixel values, or overlays lie in data of their own.
+    clean(drawn(dirty, syntax, 16, {0x100: 16, 0x102: 12}))
+    clean(drawn(dirty, syntax, 12, {0x100: 1, 0x102: 0}))
 
 
 def commented(tlm: bytes = b"") -> tuple[bytes, bytes]:

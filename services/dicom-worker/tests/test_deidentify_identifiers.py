@@ -103,6 +103,32 @@ def test_what_lies_across_two_chunks_of_pixel_data_is_found(
     assert any(in_bytes(part, sought, (), header=False) for part in parts)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16-le", "utf-16-be"])
+def test_zeros_in_pixel_data_hide_no_name(encoding: str) -> None:
+    zeros = bytes(3001)
+    name = "quackenbush".encode(encoding)
+    sought = search(names=("Quackenbush",))
+
+    def is_found(data: bytes) -> bool:
+        return proof.in_bulk(data, Span(0, len(data)), sought, (), lambda: None)
+
+    assert is_found(zeros + name + zeros)
+    assert not is_found(name[:10] + zeros + name[10:])
+
+
+def test_the_search_of_pixel_data_ends_once_nobody_wants_the_answer() -> None:
+    calls = iter((None, None))
+    data = b"\x7f\xe0\0\x10OW\0\0" + (2**23).to_bytes(4, "big") + bytes((7, 9)) * 2**22
+
+    def check() -> None:
+        if next(calls, 0) == 0:
+            raise InterruptedError
+
+    sought = search(names=("Quackenbush",))
+    with pytest.raises(InterruptedError):
+        proof.residual(data, 0, sought, check, explicit=True, little_endian=False)
+
+
 def test_a_name_is_found_in_the_character_set_of_the_file() -> None:
     sought = search(names=("山田西^太郎彦",))
     raw = "\x1b$B" + "山田西".encode("iso2022_jp")[3:-3].decode() + "\x1b(B"

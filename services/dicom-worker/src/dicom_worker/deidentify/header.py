@@ -11,7 +11,13 @@ SOP_CLASS, SOP_INSTANCE, STUDY, SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0
 PATIENT_NAME, PATIENT_ID, ISSUER, BIRTH_DATE = 0x00100010, 0x00100020, 0x00100021, 0x00100030
 BURNED_IN: Final = 0x00280301
 SAMPLES, FRAMES, ROWS, COLUMNS, BITS = 0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100
+PHOTOMETRIC: Final = 0x00280004
 STORED, HIGH_BIT, SIGNED = 0x00280101, 0x00280102, 0x00280103
+FLOAT_BITS: Final = {0x7FE00008: 32, 0x7FE00009: 64}
+"""Bits of a pixel by the tag of Float and Double Float Pixel Data."""
+OVERLAYS: Final = 0x60
+OVERLAY_BITS, OVERLAY_POSITION = 0x0100, 0x0102
+"""Element numbers of Overlay Bits Allocated and Overlay Bit Position."""
 
 
 class Header:
@@ -40,9 +46,22 @@ class Header:
         found = self.text(tag)
         return int(found) if found.isascii() and found.isdigit() else default
 
-    def pixel_bytes(self) -> int | None:
-        """Bytes of native pixel data that the header asks for; None if it does not say."""
-        if not {ROWS, COLUMNS, BITS} <= self._by_tag.keys():
+    def draws_overlays(self) -> bool:
+        """Whether an overlay is kept in bits of pixel cells (retired; PS3.3-2004 C.9.2.1.1)."""
+        return any(
+            (tag & 0xFFFF == OVERLAY_BITS and self.number(tag) != 1)
+            or (tag & 0xFFFF == OVERLAY_POSITION and self.number(tag) > 0)
+            for tag in self._by_tag
+            if tag >> 24 == OVERLAYS
+        )
+
+    def pixel_bytes(self, tag: int) -> int | None:
+        """Bytes of native pixel data that the header asks for; None if it does not say.
+
+        tag: of Pixel Data, or of one of those with floating point.
+        """
+        bits = FLOAT_BITS.get(tag) or self.number(BITS)
+        if not {ROWS, COLUMNS} <= self._by_tag.keys() or not bits:
             return None
         values = (
             self.number(ROWS)
@@ -50,7 +69,7 @@ class Header:
             * self.number(SAMPLES, 1)
             * self.number(FRAMES, 1)
         )
-        return -(-values * self.number(BITS) // 8) or None
+        return -(-values * bits // 8) or None
 
     def _raw(self, tag: int) -> bytes:
         element = self._by_tag.get(tag)

@@ -124,8 +124,8 @@ def deidentify(
         kept = [each for each in kept if each.tag not in {new.tag for new in stated}] + stated
         search = values.identifiers.search()
         cleaner.sweep(search)
-        removed = write(stream, target, kept, encoding, fetch, check)
-    prove(read_back(target, encoding, search))
+        removed = write(stream, target, kept, encoding, fetch, check, header.draws_overlays())
+    prove(read_back(target, encoding, search, check))
     prove_pixels(target, pixels, check)
     now = Header(kept, little_endian=encoding.little_endian)
     return Cleaned(

@@ -1,5 +1,6 @@
 """Copies pixel data into the clean file, frame by frame, without what is not pixels."""
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,9 +9,19 @@ from typing import BinaryIO, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
-from dicom_worker.deidentify.codestreams import RLE, STRIPS, Removed, strip_rle
+from dicom_worker.deidentify.codestreams import (
+    RLE,
+    STRIPS,
+    Removed,
+    Strip,
+    refused,
+    strip_jpeg,
+    strip_rle,
+)
 from dicom_worker.deidentify.elements import Element, Span, Writer
+from dicom_worker.deidentify.header import COLUMNS, PHOTOMETRIC, ROWS, SAMPLES, STORED, Header
 from dicom_worker.deidentify.unused import Unused
+from dicom_worker.pixels.codestream import parse_j2k, parse_jpeg
 from dicom_worker.pixels.frames import group_frames, read_frame
 from dicom_worker.structure import ITEM, SEQUENCE_END, UNDEFINED, Fragment
 
@@ -20,13 +31,38 @@ CHUNK_BYTES: Final = 1024 * 1024
 MAX_OFFSET: Final = 2**32 - 1
 
 
+def image_bytes(header: Header, element: Element) -> int | None:
+    """Bytes of native pixel data that are the image; None if unknown.
+
+    DEIDENTIFICATION_REFUSED where nobody can tell.
+    """
+    size = header.pixel_bytes(element.tag)
+    # Two pixels share their chroma (PS3.3 C.7.6.3.1.2).
+    halved = header.text(PHOTOMETRIC) == "YBR_FULL_422" and header.number(SAMPLES) == 3  # noqa: PLR2004 - colour
+    if size is None or not halved:
+        return size
+    if length_of(element) >= size:
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            "The pixel data is YBR_FULL_422, but as long as if chroma were not subsampled, so "
+            "nobody knows where the image ends. Correct Photometric Interpretation.",
+        )
+    return size // 3 * 2
+
+
+def length_of(element: Element) -> int:
+    """Bytes of a value that is not encapsulated."""
+    return element.value.length if isinstance(element.value, Span) else len(element.value)
+
+
 def copy_native(
     source: BinaryIO,
     target: BinaryIO,
     element: Element,
     writer: Writer,
     size: int | None,
-    cells: Unused | None = None,
+    cells: Unused | None,
+    check: Callable[[], None],
 ) -> Removed:
     """Pixel data that is not encapsulated. size: bytes that the image needs; None if unknown.
 
@@ -34,7 +70,7 @@ def copy_native(
     """
     removed: Removed = Counter()
     span = element.value
-    length = span.length if isinstance(span, Span) else len(span)
+    length = length_of(element)
     if size is not None and size + size % 2 < length:
         length = size + size % 2
         removed["after the image"] += 1
@@ -45,6 +81,7 @@ def copy_native(
     else:
         stream = BytesIO(span)
     while length:
+        check()
         chunk = stream.read(min(length, CHUNK_BYTES))
         clean = cells.clear(chunk) if cells else chunk
         removed["unused bits"] |= clean is not chunk
@@ -53,29 +90,52 @@ def copy_native(
     return +removed
 
 
-def copy_frames(
-    source: BinaryIO,
-    target: BinaryIO,
-    fragments: Sequence[Span],
-    syntax: str,
-    frames: int,
-    plane: int,
-    cells: Unused | None,
-    check: Callable[[], None],
-) -> Removed:
-    """Encapsulated pixel data (PS3.5 A.4): one fragment per frame, and the offset table anew.
+def strip_for(syntax: str, header: Header, cells: Unused | None, *, drawn: bool) -> Strip:
+    """What strips the frames of an encapsulated Transfer Syntax.
 
-    plane: pixels of a frame, 0 if unknown. cells: as for `copy_native`; RLE keeps all bits, too.
+    cells: as for `copy_native`; RLE keeps all bits, too. drawn: whether an overlay is kept in bits
+    of pixel cells. DEIDENTIFICATION_REFUSED if there is none.
     """
-    strip = STRIPS.get(syntax)
     if syntax == RLE:
-        strip = partial(strip_rle, plane=plane, cells=cells)
+        plane = header.number(ROWS) * header.number(COLUMNS)
+        return partial(strip_rle, plane=plane, cells=cells)
+    strip = STRIPS.get(syntax)
     if strip is None:
         raise FluoroError(
             Reason.DEIDENTIFICATION_REFUSED,
             "Nobody here knows where frames in this Transfer Syntax keep their metadata. "
             "Send them in another one.",
         )
+    return partial(strip_drawn, strip=strip, stored=header.number(STORED)) if drawn else strip
+
+
+def strip_drawn(frame: bytes, strip: Strip, stored: int) -> tuple[bytes, Removed]:
+    """`strip`, unless the samples of the frame have bits for an overlay.
+
+    Clearing them would need another encoding of the frame. stored: bits of a pixel value.
+    """
+    try:
+        precision = (parse_jpeg if strip is strip_jpeg else parse_j2k)(frame).precision
+    except (ValueError, IndexError, struct.error):
+        raise refused() from None
+    if precision > stored:
+        raise FluoroError(
+            Reason.DEIDENTIFICATION_REFUSED,
+            f"An overlay is kept in bits of compressed pixels, which have {precision} bits where "
+            f"Bits Stored says {stored}. Send the file uncompressed: then those bits are cleared.",
+        )
+    return strip(frame)
+
+
+def copy_frames(
+    source: BinaryIO,
+    target: BinaryIO,
+    fragments: Sequence[Span],
+    strip: Strip,
+    frames: int,
+    check: Callable[[], None],
+) -> Removed:
+    """Encapsulated pixel data (PS3.5 A.4): one fragment per frame, and the offset table anew."""
     groups = group_frames(
         source, [Fragment(each.offset, each.length) for each in fragments], frames
     )

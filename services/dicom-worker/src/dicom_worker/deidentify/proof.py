@@ -5,7 +5,7 @@ sets.
 """
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from dicom_worker.deidentify.actions import CHARACTER_SET, SWEPT
@@ -17,6 +17,8 @@ from dicom_worker.deidentify.text import decoded, encodings_of
 ESCAPE: Final = b"\x1b"
 CHUNK_BYTES: Final = 1024 * 1024
 """Of pixel data, searched at a time."""
+ZEROS, FEW_ZEROS = bytes(256), bytes(8)
+"""No text has so many in it, not even in UTF-16. Searching them would take most of the time."""
 OVERLAP_BYTES: Final = 64 * 1024
 """More than any identifier has: values of their attributes are shorter."""
 
@@ -25,13 +27,15 @@ def residual(
     data: mmap.mmap | bytes,
     start: int,
     search: Search,
+    check: Callable[[], None],
     *,
     explicit: bool,
     little_endian: bool,
 ) -> list[int]:
     """The tags whose values hold an identifier; 0 for bytes that belong to none in particular.
 
-    data: the file, inflated. start: where its data set starts.
+    data: the file, inflated. start: where its data set starts. check: raises once nobody wants
+    the answer any more.
     """
     elements = Reader(data, explicit, little_endian).read(start, len(data))
     found = [element.tag for element, text in texts(elements, data) if holds(element, text, search)]
@@ -39,12 +43,25 @@ def residual(
     spans = bulk(elements)
     header = without(data, spans)
     if in_bytes(header, search, encodings, header=True) or any(
-        in_bytes(chunk, search, encodings, header=False)
-        for span in spans
-        for chunk in chunks(data, span)
+        in_bulk(data, span, search, encodings, check) for span in spans
     ):
         found.append(0)
     return found
+
+
+def in_bulk(
+    data: mmap.mmap | bytes,
+    span: Span,
+    search: Search,
+    encodings: Sequence[str],
+    check: Callable[[], None],
+) -> bool:
+    """Whether pixel data holds an identifier. check: as above, for each chunk."""
+    for chunk in chunks(data, span):
+        check()
+        if in_bytes(chunk.replace(ZEROS, FEW_ZEROS), search, encodings, header=False):
+            return True
+    return False
 
 
 def chunks(data: mmap.mmap | bytes, span: Span) -> Iterator[bytes]:

@@ -10,13 +10,19 @@ from typing import BinaryIO, Final
 
 from dicom_worker.deidentify.codestreams import Removed
 from dicom_worker.deidentify.elements import Element, Span, Writer
-from dicom_worker.deidentify.header import COLUMNS, FRAMES, ROWS, SOP_CLASS, SOP_INSTANCE, Header
+from dicom_worker.deidentify.header import FRAMES, SOP_CLASS, SOP_INSTANCE, Header
 from dicom_worker.deidentify.identifiers import Search
-from dicom_worker.deidentify.pixeldata import OFFSET_TABLES, copy_frames, copy_native
+from dicom_worker.deidentify.pixeldata import (
+    OFFSET_TABLES,
+    copy_frames,
+    copy_native,
+    image_bytes,
+    strip_for,
+)
 from dicom_worker.deidentify.proof import residual
 from dicom_worker.deidentify.unused import unused
 from dicom_worker.inflate import inflate
-from dicom_worker.reading import DEFLATED, PREFIX, PREFIX_OFFSET
+from dicom_worker.reading import DEFLATED, PIXEL_TAGS, PREFIX, PREFIX_OFFSET
 from dicom_worker.structure import PIXEL_DATA
 
 IMPLEMENTATION_CLASS: Final = "2.25.243904297062417963150836424816386457212"
@@ -42,10 +48,12 @@ def write(
     encoding: Encoding,
     fetch: Callable[[Span], bytes],
     check: Callable[[], None],
+    drawn: bool,
 ) -> Removed:
     """Writes the elements as a Part 10 file with a preamble of zeros.
 
-    source: the original, for pixel data. Returns what was removed from that.
+    source: the original, for pixel data. drawn: whether that keeps an overlay in bits of pixels.
+    Returns what was removed from pixel data.
     """
     header = Header(elements, little_endian=encoding.little_endian)
     meta = file_meta(header, encoding.syntax)
@@ -55,7 +63,9 @@ def write(
     with plain.open("w+b") as stream:
         if not deflated:
             stream.write(meta)
-        removed = write_data_set(source, stream, elements, encoding, writer, header, check)
+        removed = write_data_set(
+            source, stream, elements, encoding, writer, header, check, drawn=drawn
+        )
     if deflated:
         deflate(plain, target, meta)
         plain.unlink()
@@ -70,6 +80,8 @@ def write_data_set(
     writer: Writer,
     header: Header,
     check: Callable[[], None],
+    *,
+    drawn: bool,
 ) -> Removed:
     """Small values at once, large ones piece by piece."""
     removed: Removed = Counter()
@@ -77,25 +89,25 @@ def write_data_set(
     for element in sorted(elements, key=lambda each: each.tag):
         if element.tag in OFFSET_TABLES:
             continue
-        pixels = element.tag == PIXEL_DATA
+        pixels = element.tag in PIXEL_TAGS
         if element.fragments is None and not isinstance(element.value, Span) and not pixels:
             small.append(element)
             continue
         target.write(writer.encoded(small))
         small.clear()
-        cells = unused(header, little_endian=encoding.little_endian) if pixels else None
+        cells = None
+        if element.tag == PIXEL_DATA:
+            cells = unused(header, little_endian=encoding.little_endian)
         if element.fragments is None:
-            size = header.pixel_bytes() if pixels else None
-            removed += copy_native(source, target, element, writer, size, cells)
+            size = image_bytes(header, element) if pixels else None
+            removed += copy_native(source, target, element, writer, size, cells, check)
         else:
             removed += copy_frames(
                 source,
                 target,
                 element.fragments,
-                encoding.syntax,
+                strip_for(encoding.syntax, header, cells, drawn=drawn),
                 header.number(FRAMES, 1),
-                header.number(ROWS) * header.number(COLUMNS),
-                cells,
                 check,
             )
     target.write(writer.encoded(small))
@@ -141,7 +153,9 @@ def deflate(plain: Path, target: Path, meta: bytes) -> None:
         stream.write(b"\0" * (size % 2))
 
 
-def read_back(target: Path, encoding: Encoding, search: Search) -> list[int]:
+def read_back(
+    target: Path, encoding: Encoding, search: Search, check: Callable[[], None]
+) -> list[int]:
     """Searches the file as it was written; see `proof.residual`."""
     start = PREFIX_OFFSET + len(PREFIX) + META_LENGTH_BYTES
     with target.open("rb") as stream:
@@ -160,6 +174,7 @@ def read_back(target: Path, encoding: Encoding, search: Search) -> list[int]:
             data,
             start,
             search,
+            check,
             explicit=encoding.explicit,
             little_endian=encoding.little_endian,
         )
