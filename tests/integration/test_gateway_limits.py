@@ -87,7 +87,7 @@ async def test_who_calls_faster_than_it_may_is_told_when_there_is_room(
     assert {(how.code, how.reason, how.quota) for how in late} == {
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", "calls_per_second")
     }
-    assert all(how.retry_seconds is not None and 0 < how.retry_seconds < 0.1 for how in late)
+    assert all(how.retry_seconds is not None and 0 <= how.retry_seconds < 1 for how in late)
     assert let_through(await looks(gateways[0], "else", 200)) == 200, "others have no part in it"
 
 

@@ -161,6 +161,8 @@ def database_on_small_disk(
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         location = sql.Literal(str(small_disk.folder))
         connection.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(location))
+        # The disk is another file system, where nothing can be cloned.
+        connection.execute("SET file_copy_method = copy")
         connection.execute(sql.SQL("ALTER DATABASE {} SET TABLESPACE small").format(name))
         yield database_url
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))

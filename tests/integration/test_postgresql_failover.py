@@ -200,6 +200,15 @@ def test_while_postgresql_takes_no_writes_callers_are_told_so_and_running_work_l
         jobs = [patient.wait(name, timeout_seconds=60) for name in names]
     assert [job.state for job in jobs] == [job_pb2.Job.STATE_SUCCEEDED] * 2, rig.logs()
     assert [len(job.steps[0].tasks[0].attempts) for job in jobs] == [1, 1]
+    with psycopg.connect(rig.database_url) as connection:
+        until(
+            lambda: connection.execute(
+                "SELECT 1 FROM audit WHERE method = 'fluoro.v1.JobService.GetJob' AND thing = %s",
+                (name,),
+            ).fetchone(),
+            20,
+            "a row of who looked meanwhile",
+        )
 
 
 def test_a_service_that_found_a_standby_says_so_and_needs_no_restart_once_it_is_promoted(

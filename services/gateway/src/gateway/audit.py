@@ -30,6 +30,8 @@ MAX_KINDS: Final = 1000
 """Kinds of refusals that are told apart between two writes; the rest is one of its own."""
 MAX_UNKNOWN: Final = 10
 """The same of callers who did not prove who they are: anybody can make as many as there may be."""
+MAX_LATE: Final = 10_000
+"""Rows of calls that were served while the ledger took no writes; further calls are refused."""
 LONGEST_TEXT: Final = 100
 """Characters of an address and of a user agent that are kept."""
 
@@ -120,7 +122,13 @@ class Record:
             return
         if self._things or not self._is_written:
             things = self._things or [""]
-            await self._audit.write([self.entry._replace(thing=thing) for thing in things])
+            entries = [self.entry._replace(thing=thing) for thing in things]
+            try:
+                await self._audit.write(entries)
+            except FluoroError as error:
+                is_read_only = error.reason is Reason.LEDGER_READ_ONLY
+                if not (is_read_only and self._kind.may_wait and self._audit.write_later(entries)):
+                    raise
             self.written()
 
     def refused(self, error: FluoroError) -> None:
@@ -146,6 +154,7 @@ class Audit:
         self._rows: Together[Sequence[Entry], None] = Together(self._calls, _add, max_waiting)
         self._refusals: dict[Entry, Entry] = {}
         self._unknown = 0
+        self._late: list[Entry] = []
         self.tasks: list[asyncio.Task[None]] = []
         """What must run for as long as the gateway does."""
 
@@ -159,8 +168,8 @@ class Audit:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self._flush()
-        if self._refusals:
-            log.error("audit_refusals_lost", kinds=len(self._refusals))
+        if self._refusals or self._late:
+            log.error("audit_rows_lost", kinds=len(self._refusals), calls=len(self._late))
         await asyncio.to_thread(self._calls.close)
 
     async def write(self, entries: Sequence[Entry]) -> None:
@@ -173,6 +182,13 @@ class Audit:
                 Reason.LEDGER_UNAVAILABLE,
                 "The ledger did not take the row for the audit in time. Try again.",
             ) from None
+
+    def write_later(self, entries: Sequence[Entry]) -> bool:
+        """Keeps rows until the ledger takes writes again. False if too many wait."""
+        if len(self._late) + len(entries) > MAX_LATE:
+            return False
+        self._late += entries
+        return True
 
     def note(self, entry: Entry, thing: str) -> None:
         """Keeps a refusal, to be written with how many there were of its kind.
@@ -205,12 +221,19 @@ class Audit:
 
     async def _flush(self) -> None:
         refusals, self._refusals, self._unknown = self._refusals, {}, 0
-        if not refusals:
+        late, self._late = self._late, []
+        if not refusals and not late:
             return
         try:
-            await self._calls.run(audit.add, list(refusals.values()))
+            await self._calls.run(audit.add, [*late, *refusals.values()])
         except Exception as error:  # noqa: BLE001 - they wait for the next time, whatever it is
-            log.warning("audit_refusals_wait", kinds=len(refusals), exception=type(error).__name__)
+            log.warning(
+                "audit_rows_wait",
+                kinds=len(refusals),
+                calls=len(late),
+                exception=type(error).__name__,
+            )
+            self._late = late + self._late
             for key, entry in self._refusals.items():
                 before = refusals.get(key)
                 calls = entry.calls + (before.calls if before else 0)
