@@ -8,6 +8,7 @@ filter: the values of labels are the caller's.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -137,7 +138,7 @@ Term = tuple[str, R, R]
 """A condition, what it reaches, and what its negation reaches."""
 
 
-class Compiler(Generic[R]):
+class Compiler(ABC, Generic[R]):
     """Turns a tree into a condition; gathers its parameters."""
 
     def __init__(self) -> None:
@@ -187,6 +188,7 @@ class Compiler(Generic[R]):
         sql, reach, inverse = compiled
         return (f"NOT {sql}", inverse) if negated else (sql, reach)
 
+    @abstractmethod
     def _compiled(
         self, names: list[str], operator: Token, text: str, at: tuple[int, int]
     ) -> "Term[R] | None":
@@ -195,7 +197,6 @@ class Compiler(Generic[R]):
         names: of the field, and its parts. at: where field and value begin. FluoroError
         FILTER_INVALID.
         """
-        raise NotImplementedError
 
 
 class _Jobs(Compiler[Reach]):
