@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias
 
 import grpc
 from fluoro.v1 import blob_service_pb2, explanation_pb2, job_pb2, job_service_pb2
@@ -31,11 +31,12 @@ from fluoro_client.errors import (
     shrunk,
 )
 from fluoro_client.jobs import JobSource, parse_job
-from fluoro_client.many import ManyJobs, Page
+from fluoro_client.many import ManyJobs
 from fluoro_client.operators import OperatorCalls
 from fluoro_client.pipelines import Parameters, PipelineCalls, pipeline_name
 from fluoro_client.retrying import Contact, Patience
 from fluoro_client.sending import send
+from fluoro_client.sharing import Page, Request, Response
 from fluoro_client.transfers import PartialFile, Resume, Source, Upload, prepare
 from fluoro_client.watching import TERMINAL, resume_watch
 from fluoro_client.watching_jobs import resume_watch_jobs
@@ -50,9 +51,6 @@ PAGE: Final = 1000
 
 WAIT_SECONDS: Final = 60
 """How long one WaitJob call waits; `wait` repeats it."""
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
 
 class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls, ElsewhereCalls):

@@ -1,23 +1,18 @@
 """Who did what, for operators."""
 
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from typing import Protocol
 
-import grpc
 from fluoro.v1 import audit_service_pb2
 
 from fluoro_client.channel import Connection
-from fluoro_client.many import Page
+from fluoro_client.sharing import Calling
 
 
-class Calls(Protocol):
+class Calls(Calling, Protocol):
     """What these methods need of a client."""
 
     _connection: Connection
-
-    def _pages(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Page]", request: Any
-    ) -> AsyncGenerator[Page, None]: ...
 
 
 class AuditCalls:

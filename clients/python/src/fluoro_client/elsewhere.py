@@ -6,13 +6,13 @@ import urllib.request
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import grpc
 from fluoro.v1 import blob_service_pb2
 
 from fluoro_client.errors import FluoroApiError
 from fluoro_client.retrying import Patience
+from fluoro_client.sharing import Calling
 from fluoro_client.transfers import prepare
 
 if TYPE_CHECKING:
@@ -21,26 +21,12 @@ if TYPE_CHECKING:
 SILENT_SECONDS: Final = 60
 """How long a bucket may take nothing and say nothing."""
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
-
-class _Calls(Protocol):
+class _Calls(Calling, Protocol):
     """What this needs of a client."""
 
     patience_seconds: float
     _blobs: "BlobServiceAsyncStub"
-
-    async def _unary(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
-    ) -> Response: ...
-
-    async def _once(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        seconds: float,
-    ) -> Response: ...
 
     def _patience(self, what: str) -> Patience: ...
 

@@ -3,34 +3,20 @@
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol
 
-import grpc
 from fluoro.v1 import job_pb2, job_service_pb2, job_service_pb2_grpc
 from google.protobuf import field_mask_pb2
 
 from fluoro_client.errors import FluoroApiError, ResourceExhaustedError, refused
 from fluoro_client.jobs import JobSource, parse_job
+from fluoro_client.sharing import Calling
 
 MOST_ENTRIES: Final = 1000
 """Most jobs of a BatchSubmitJobs."""
 MOST_BYTES: Final = 3 * 2**20
 """Most bytes of one, which leaves room below the gateway's limit of 4 MiB."""
 TOO_LARGE: Final = "MESSAGE_TOO_LARGE"
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-
-
-class _Page(Protocol):
-    """An answer of a list."""
-
-    @property
-    def next_page_token(self) -> str:
-        """Empty at the end."""
-
-
-Page = TypeVar("Page", bound=_Page)
 
 
 class Tally(NamedTuple):
@@ -40,26 +26,10 @@ class Tally(NamedTuple):
     more: bool
 
 
-class Calls(Protocol):
+class Calls(Calling, Protocol):
     """What these methods need of a client."""
 
-    deadline_seconds: float
     _jobs: "job_service_pb2_grpc.JobServiceAsyncStub"
-
-    def _pages(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Page]", request: Any
-    ) -> AsyncGenerator[Page, None]: ...
-
-    async def _unary(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
-    ) -> Response: ...
-
-    async def _once(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        seconds: float,
-    ) -> Response: ...
 
 
 class ManyJobs:

@@ -2,38 +2,18 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-import grpc
 from fluoro.v1 import deployment_service_pb2, token_service_pb2
 
 from fluoro_client.channel import Connection
-from fluoro_client.many import Page
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+from fluoro_client.sharing import Calling
 
 
-class _Calls(Protocol):
+class _Calls(Calling, Protocol):
     """What these methods need of a client."""
 
-    deadline_seconds: float
     _connection: Connection
-
-    def _pages(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Page]", request: Any
-    ) -> AsyncGenerator[Page, None]: ...
-
-    async def _unary(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
-    ) -> Response: ...
-
-    async def _once(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-        request: Request,
-        seconds: float,
-    ) -> Response: ...
 
 
 class OperatorCalls:
