@@ -69,7 +69,11 @@ async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_
 ) -> None:
     name = await rig.submit()
     job_id = UUID(name.removeprefix("jobs/"))
-    waiting = "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    # pg_stat_activity shows one snapshot for as long as a transaction lasts; pg_locks is live.
+    waiting = (
+        "SELECT pid FROM pg_locks"
+        " WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    )
     with psycopg.connect(database_url) as mine:
         mine.execute(
             "SET deadlock_timeout = '1h'"
@@ -79,7 +83,7 @@ async def test_a_statement_that_postgresql_gave_up_wrote_nothing_and_the_caller_
             refused(rig.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=METADATA))
         )
         (pid,) = await asyncio.to_thread(
-            until, lambda: mine.execute(waiting).fetchone(), 5, "a statement that waits for ours"
+            until, lambda: mine.execute(waiting).fetchone(), 30, "a statement that waits for ours"
         )
         await asyncio.to_thread(end, mine, job_id, pid)
         assert meaning(await call) == (Code.UNAVAILABLE, reason)
