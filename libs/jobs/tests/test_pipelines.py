@@ -150,6 +150,12 @@ SHIPPED = {
     "pipelines/imaging-report/versions/1": (
         "9e18d00af09d7a19169fb9ef29dccfd8719c5a17f6521e04171fd9ac456d7833"
     ),
+    "pipelines/photo-archive/versions/1": (
+        "6b129b80550e9d88167f7e919a0ea5bfffa0fc6b677fb937a4550e2288787c1d"
+    ),
+    "pipelines/photo-intake/versions/1": (
+        "cb032af36a9b5f56aa86eba5faed87204a8976eee43ba3d6f566fa39307b0f86"
+    ),
 }
 """SHA-256 of what each version holds. Add lines for new ones; those that were released stay."""
 

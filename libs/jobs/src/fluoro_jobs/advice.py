@@ -84,6 +84,8 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.TRANSFER_SYNTAX_UNSUPPORTED: "Send it in another one.",
     Reason.PIXELS_UNDECODABLE: "Send it again, or correct it at the source.",
     Reason.IMAGE_TOO_LARGE: "Send smaller images or fewer frames.",
+    Reason.NOT_AN_IMAGE: "Send a photograph, or leave the file out.",
+    Reason.IMAGE_UNSUPPORTED: "Convert it as the message says, or leave it out.",
     Reason.CHOICE_UNAVAILABLE: "Choose what the file has, or leave the choice out.",
     Reason.PIXELS_NOT_CERTIFIED: "RetryJob; if it comes again, check the blob store.",
     Reason.MODEL_UNKNOWN: "Take one of those that the message lists.",

@@ -96,6 +96,8 @@ class Reason(StrEnum):
     TRANSFER_SYNTAX_UNSUPPORTED = "TRANSFER_SYNTAX_UNSUPPORTED"
     PIXELS_UNDECODABLE = "PIXELS_UNDECODABLE"
     IMAGE_TOO_LARGE = "IMAGE_TOO_LARGE"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    IMAGE_UNSUPPORTED = "IMAGE_UNSUPPORTED"
     CHOICE_UNAVAILABLE = "CHOICE_UNAVAILABLE"
     PIXELS_NOT_CERTIFIED = "PIXELS_NOT_CERTIFIED"
     MODEL_UNKNOWN = "MODEL_UNKNOWN"
@@ -391,6 +393,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.IMAGE_TOO_LARGE: ReasonSpec(
         "", False, "The image would need more memory than one item may have."
+    ),
+    Reason.NOT_AN_IMAGE: ReasonSpec("", False, "The file is no JPEG, PNG, WebP, TIFF or HEIC."),
+    Reason.IMAGE_UNSUPPORTED: ReasonSpec(
+        "", False, "The photograph is of a kind that is not taken in; the message says which."
     ),
     Reason.CHOICE_UNAVAILABLE: ReasonSpec(
         "", False, "The file does not have what the request chooses; the message says what."

@@ -8,7 +8,15 @@ are written out, never derived, and never reused.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fluoro.v1 import archive_pb2, deidentify_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
+from fluoro.v1 import (
+    archive_pb2,
+    deidentify_pb2,
+    dicom_pb2,
+    export_pb2,
+    job_pb2,
+    ml_pb2,
+    photograph_pb2,
+)
 from google.protobuf.message import Message
 
 MAX_TIMEOUT_SECONDS: Final = 6 * 3600
@@ -111,6 +119,15 @@ OPERATIONS: Final = (
         reads=DICOM_FILES,
         leaves=("instance", "deidentification-report"),
         deidentifies=True,
+    ),
+    Operation(
+        "import_images",
+        "photograph.import",
+        "dicom",
+        photograph_pb2.ImportImages,
+        photograph_pb2.ImportImagesResult,
+        reads=(JOB_INPUT, "member"),
+        leaves=("preview", "pixels"),
     ),
     Operation(
         "analyze_images",

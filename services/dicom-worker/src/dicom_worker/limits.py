@@ -15,6 +15,18 @@ Rendering needs about ten times as much memory. The largest radiographs have som
 of 2 bytes.
 """
 
+PHOTOGRAPH_LIMIT_BYTES: Final = 160 * MIB
+"""One decoded picture of a photograph: 55 million pixels of 3 bytes.
+
+Decoding takes some six times as much memory. Telephones make 50 million pixels.
+"""
+
+PHOTOGRAPH_FILE_LIMIT_BYTES: Final = 256 * MIB
+"""A photograph's file. It is read into memory."""
+
+PHOTOGRAPH_FRAME_LIMIT: Final = 500
+"""Pictures in one file, an animation's or a TIFF's pages."""
+
 ARRAY_LIMIT_BYTES: Final = 2048 * MIB
 """The pixel array of one instance, all frames, at 4 bytes per grey value.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Final
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
@@ -20,6 +20,7 @@ from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 REPORTABLE: Final = (
     dicom_pb2.InspectDicomResult,
     dicom_pb2.RenderDicomResult,
+    photograph_pb2.ImportImagesResult,
     ml_pb2.AnalyzeImagesResult,
 )
 """Results that a report can show."""

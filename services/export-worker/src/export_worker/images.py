@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
@@ -84,13 +84,12 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
     """
     images: dict[str, Image] = {}
     for step in upstream:
-        if isinstance(step.result, dicom_pb2.RenderDicomResult):
-            for rendered in step.result.images:
-                image = images.setdefault(key_of(rendered), Image(key_of(rendered)))
-                if image.rendered is None:
-                    image.rendered = rendered
-                    image.preview = _artifact(step, rendered.preview)
-        elif isinstance(step.result, ml_pb2.AnalyzeImagesResult):
+        for rendered in rendered_by(step):
+            image = images.setdefault(key_of(rendered), Image(key_of(rendered)))
+            if image.rendered is None:
+                image.rendered = rendered
+                image.preview = _artifact(step, rendered.preview)
+        if isinstance(step.result, ml_pb2.AnalyzeImagesResult):
             for found in step.result.findings:
                 finding = Finding(
                     step.result.model, found.measurements, _artifact(step, found.overlay)
@@ -98,6 +97,14 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 image = images.setdefault(key_of(found), Image(key_of(found)))
                 image.findings.append(finding)
     return [images[key] for key in sorted(images, key=in_order)]
+
+
+def rendered_by(step: Upstream) -> Iterator[dicom_pb2.RenderedImage]:
+    """The pictures that a step made: of DICOM, or of photographs."""
+    if isinstance(step.result, dicom_pb2.RenderDicomResult):
+        yield from step.result.images
+    elif isinstance(step.result, photograph_pb2.ImportImagesResult):
+        yield from (image.rendered for image in step.result.images)
 
 
 def pictured(images: Sequence[Image]) -> list[Image]:

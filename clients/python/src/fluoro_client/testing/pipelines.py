@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fluoro.v1 import archive_pb2, deidentify_pb2, job_pb2, job_service_pb2, pipeline_service_pb2
+from fluoro.v1 import (
+    archive_pb2,
+    deidentify_pb2,
+    job_pb2,
+    job_service_pb2,
+    photograph_pb2,
+    pipeline_service_pb2,
+)
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import json_format
 
@@ -161,6 +168,8 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "deidentify": ("project", "dates", *_KEPT),
     "dicom-intake": ("window_center", "window_width"),
     "imaging-report": ("title", "window_center", "window_width"),
+    "photo-archive": (),
+    "photo-intake": (),
 }
 """The parameters that each pipeline takes."""
 
@@ -197,12 +206,24 @@ def _deidentified(given: Parameters) -> list[job_pb2.Step]:
     return [step(request, "deidentify"), rendered]
 
 
+def _taken_in(_given: Parameters) -> list[job_pb2.Step]:
+    return [step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=50)]
+
+
+def _taken_out(given: Parameters) -> list[job_pb2.Step]:
+    steps = _taken_in(given)
+    steps[0].after.append("unpack")
+    return [step(archive_pb2.UnpackArchive(), "unpack", max_inputs_per_task=1), *steps]
+
+
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
     "ct-tissue": _analyzed,
     "deidentify": _deidentified,
     "dicom-intake": _rendered,
     "imaging-report": _reported,
+    "photo-archive": _taken_out,
+    "photo-intake": _taken_in,
 }
 
 

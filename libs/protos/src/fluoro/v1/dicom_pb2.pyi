@@ -782,7 +782,7 @@ class PixelCertificate(_message.Message):
     maximum: _builtins.float
     """Largest value in the array."""
     transfer_syntax_uid: _builtins.str
-    """Transfer Syntax UID (0002,0010) the frames were decoded from."""
+    """Transfer Syntax UID (0002,0010) the frames were decoded from; empty for a photograph."""
     decoder: _builtins.str
     """Decoder and its version, such as `OpenJPEG of imagecodecs 2026.3.6`."""
     bits_stored: _builtins.int
@@ -833,8 +833,8 @@ class FrameCertificate(_message.Message):
     ENTROPY_BITS_FIELD_NUMBER: _builtins.int
     SECOND_DECODER_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
-    """SHA-256 of the stored values in C order, little endian, at Bits Allocated; of RGB for colour. 32
-    bytes. Lossless Transfer Syntaxes of one image have the same.
+    """SHA-256 of the stored values in C order, little endian, at Bits Allocated; of RGB for colour; of
+    a photograph's values as they are in the array. 32 bytes. Lossless Transfer Syntaxes of one image have the same.
     """
     precision: _builtins.int
     """Bits per sample of the code stream; Bits Stored where there is none."""

@@ -6,7 +6,8 @@ colours. Whether that fits the header is not its business.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
@@ -100,17 +101,23 @@ def gdcm(data: bytes, frame: FrameSpec) -> NDArray[Any]:
 
     It prints what libjpeg warns of, cut-off scans among it, and decodes on: here that is an error.
     """
+    with warnings_raised():
+        return by_pydicom(data, frame, "gdcm")
+
+
+@contextmanager
+def warnings_raised() -> Iterator[None]:
+    """ValueError if the body prints on standard error, as decoders do that go on with a guess."""
     with TemporaryFile() as warnings:
         kept = os.dup(2)
         os.dup2(warnings.fileno(), 2)
         try:
-            array = by_pydicom(data, frame, "gdcm")
+            yield
         finally:
             os.dup2(kept, 2)
             os.close(kept)
         if warnings.seek(0, os.SEEK_END):
             raise ValueError("the decoder warns of the frame")
-    return array
 
 
 def pydicom_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
+from math import prod
 from threading import Lock
 from typing import Any, Final
 
@@ -60,24 +61,41 @@ class Sandbox:
         """
         # Samples have 4 bytes at most, because no decoder gives more than 32 bits.
         room = frame.rows * frame.columns * frame.samples * max(4, frame.bits // 8)
+        reply, array = self.call({"decoder": decoder, "frame": frame}, data, room)
+        if not reply["decoded"]:
+            raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
+        expected = (frame.rows, frame.columns, *([frame.samples] if frame.samples > 1 else []))
+        if array is None or array.shape != expected:
+            raise FluoroError(
+                Reason.PIXELS_UNDECODABLE,
+                "The decoded frame has another shape than the header says.",
+            )
+        return array
+
+    def call(
+        self, request: dict[str, Any], data: bytes, room: int
+    ) -> tuple[dict[str, Any], NDArray[Any] | None]:
+        """The child's reply to a request, and the pixels that came with it.
+
+        data: that the child may read. room: bytes that the pixels may take. FluoroError:
+        PIXELS_UNDECODABLE if a codec crashed; WORKER_LOST if the child was killed from outside.
+        """
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
-        request = {
-            "decoder": decoder,
-            "frame": frame,
-            "data_bytes": len(data),
-            "pixels_start": start,
-            "pixels_end": start + room,
-        }
+        place = {"data_bytes": len(data), "pixels_start": start, "pixels_end": start + room}
         with self._turn:
-            self._make_room(start + room)
+            self._make_room(max(1, start + room))
             self._shared[: len(data)] = data
             try:
-                reply = self._ask(request)
-                if reply is None:
+                reply = self._ask(request | place)
+                if "shape" not in reply:
+                    return reply, None
+                dtype, shape = np.dtype(reply["dtype"]), tuple(reply["shape"])
+                if dtype.itemsize * prod(shape) > room:
                     raise FluoroError(
-                        Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."
+                        Reason.PIXELS_UNDECODABLE, "The decoder gave more pixels than it may."
                     )
-                return self._copy(np.dtype(reply["dtype"]), reply["shape"], start, frame)
+                shared = np.frombuffer(self._shared, dtype, prod(shape), start)
+                return reply, shared.reshape(shape).copy()
             finally:
                 if len(self._shared) > KEPT_BYTES:
                     self._shared.madvise(mmap.MADV_REMOVE)
@@ -90,20 +108,7 @@ class Sandbox:
             self._shared.close()
             self._shared = larger
 
-    def _copy(
-        self, dtype: np.dtype[Any], shape: list[int], start: int, frame: FrameSpec
-    ) -> NDArray[Any]:
-        expected = (frame.rows, frame.columns, *([frame.samples] if frame.samples > 1 else []))
-        if tuple(shape) != expected:
-            raise FluoroError(
-                Reason.PIXELS_UNDECODABLE,
-                "The decoded frame has another shape than the header says.",
-            )
-        count = frame.rows * frame.columns * frame.samples
-        return np.frombuffer(self._shared, dtype, count, start).reshape(expected).copy()
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The reply to a request, None if it is a refusal."""
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         child = self._start()
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
         try:
@@ -113,7 +118,7 @@ class Sandbox:
             reply = None
         if reply is None:
             raise self._obituary(child)
-        return reply if reply["decoded"] else None
+        return reply
 
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:

@@ -48,26 +48,41 @@ def serve(requests: IO[bytes], replies: IO[bytes], memory: int) -> None:
         signal.alarm(limits.DECODER_TIME_LIMIT_SECONDS)
         try:
             with blame_file(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."):
-                array = decode(request, memoryview(shared))
+                reply = answer(request, memoryview(shared))
         except BaseException:  # noqa: BLE001 - a panic of pylibjpeg-rle (Rust) is no Exception
-            signal.alarm(0)
-            write_message(replies, {"decoded": False})
-            continue
+            reply = {"decoded": False}
         signal.alarm(0)
-        reply = {"decoded": True, "dtype": array.dtype.str, "shape": array.shape}
         write_message(replies, reply)
 
 
+def answer(request: dict[str, Any], shared: memoryview) -> dict[str, Any]:
+    """The reply to a request. Pixels are left in the shared memory."""
+    if "path" not in request:
+        return {"decoded": True} | left(decode(request, shared), request, shared)
+    # Pillow, which DICOM does without.
+    from dicom_worker.photographs import child  # noqa: PLC0415 - see above
+    from dicom_worker.photographs.refusals import RefusedError  # noqa: PLC0415 - see above
+
+    try:
+        facts, array = child.answer(request)
+    except RefusedError as error:
+        return {"decoded": False, "refusal": error.refusal.name}
+    return {"decoded": True} | facts | ({} if array is None else left(array, request, shared))
+
+
 def decode(request: dict[str, Any], shared: memoryview) -> NDArray[Any]:
-    """Decodes the code stream at the start of the shared memory, and leaves the pixels in there."""
+    """Decodes the code stream at the start of the shared memory."""
     data = bytes(shared[: request["data_bytes"]])
-    array = FUNCTIONS[request["decoder"]](data, FrameSpec(*request["frame"]))
+    return FUNCTIONS[request["decoder"]](data, FrameSpec(*request["frame"]))
+
+
+def left(array: NDArray[Any], request: dict[str, Any], shared: memoryview) -> dict[str, Any]:
+    """Leaves the pixels in the shared memory, and says what they are."""
     start, end = request["pixels_start"], request["pixels_end"]
     if array.nbytes > end - start:
         raise ValueError("the decoded frame is larger than its header says")
-    target = np.frombuffer(shared, array.dtype, array.size, start).reshape(array.shape)
-    np.copyto(target, array)
-    return target
+    np.copyto(np.frombuffer(shared, array.dtype, array.size, start).reshape(array.shape), array)
+    return {"dtype": array.dtype.str, "shape": array.shape}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, ml_pb2, photograph_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import Part, StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
@@ -73,13 +73,15 @@ def find_model(models: "Mapping[str, Model]", name: str) -> "Model":
 
 
 def rendered_images(context: StepContext) -> dict[tuple[str, str], dicom_pb2.RenderedImage]:
-    """What RenderDicom steps vouch for, by step and name of the pixel array."""
-    return {
-        (step, image.pixels): image
-        for step, result in context.results.items()
-        if isinstance(result, dicom_pb2.RenderDicomResult)
-        for image in result.images
-    }
+    """What RenderDicom and ImportImages vouch for, by step and name of the pixel array."""
+    images: dict[tuple[str, str], dicom_pb2.RenderedImage] = {}
+    for step, result in context.results.items():
+        if isinstance(result, dicom_pb2.RenderDicomResult):
+            images |= {(step, image.pixels): image for image in result.images}
+        elif isinstance(result, photograph_pb2.ImportImagesResult):
+            taken_in = (image.rendered for image in result.images)
+            images |= {(step, image.pixels): image for image in taken_in}
+    return images
 
 
 def analyze_image(
