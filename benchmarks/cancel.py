@@ -13,7 +13,6 @@ process is gone. Revoke answers nothing. Last line: `ratio` = p50 of prefork, ou
 smaller is better. `p99_ms` is the worst of all kinds; the aim is 2 s.
 """
 
-import hashlib
 import os
 import runpy
 import time
@@ -236,14 +235,7 @@ def scratch(run: Servers, name: str) -> Iterator[Path]:
 def make_endless(models: Path) -> None:
     """Writes the model that the ml-worker's own tests cancel."""
     tests = runpy.run_path(str(ML_TESTS))
-    folder = models / "endless" / "0.1.0"
-    folder.mkdir(parents=True)
-    data = tests["endless_graph"]().SerializeToString()
-    (folder / "model.onnx").write_bytes(data)
-    (folder / "model.toml").write_text(
-        tests["ENDLESS"].format(sha256=hashlib.sha256(data).hexdigest())
-    )
-    (folder / "CARD.md").write_text("# endless\n")
+    tests["make_endless"](models)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Upstream steps made by hand, the shipped models, and a model that never ends."""
+"""Upstream steps made by hand, the shipped models, and models made for tests."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,27 @@ import pytest
 from fluoro.v1 import dicom_pb2
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
-from ml_worker.sessions import Model, open_models
+from ml_worker.registry import Registry
 from ml_worker.settings import ModelSettings
+from ml_worker.testing import write_model
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 Spoil = Callable[[bytes], bytes]
 Render = Callable[..., Upstream]
 
 
 @pytest.fixture(scope="session")
-def models() -> Mapping[str, Model]:
+def models() -> Registry:
     """The models that ship, open on the CPU."""
-    return open_models(ModelSettings())
+    return opened()
+
+
+def opened(folder: Path | None = None, **settings: Any) -> Registry:
+    """The models that ship and those of this folder."""
+    registry = Registry(ModelSettings(models_folder=folder, **settings))
+    registry.open()
+    return registry
 
 
 def certificate(array: NDArray[Any], unit: str) -> dicom_pb2.PixelCertificate:
@@ -82,30 +90,40 @@ def attempt(tmp_path: Path) -> Callable[..., Attempt]:
 ENDLESS = """
 name = "endless"
 version = "0.1.0"
-sha256 = "{sha256}"
 summary = "Runs forever unless every voxel is 0."
-working_bytes_per_voxel = 16
-applies_to = {{ modality = "CT", unit = "HU" }}
-input = {{ name = "x", dtype = "float32", shape = ["frames", "rows", "columns"] }}
-overlay = {{ window_center = 40, window_width = 400, opacity = 0.5 }}
-labels = [{{ value = 0, display_name = "all" }}]
-[outputs]
-label_map = {{ name = "label_map", dtype = "uint8", shape = ["frames", "rows", "columns"] }}
-voxels = {{ name = "voxels", dtype = "int64", shape = ["frames", 1] }}
-sums = {{ name = "sums", dtype = "float64", shape = ["frames", 1] }}
+intended_use = "demonstration"
+license = "Apache-2.0"
+source = "A test."
+training_data = "None."
+applies_to = { modalities = ["CT"], unit = "HU" }
+overlay = { window_center = 40, window_width = 400, opacity = 0.5 }
+labels = [{ value = 0, display_name = "all" }]
+batch = { max = 64, bytes_per_voxel = 16 }
+[[inputs]]
+name = "x"
+dtype = "float32"
+layout = "NHW"
+shape = ["frames", "rows", "columns"]
+image = {}
+[[outputs]]
+kind = "label_map"
+name = "label_map"
+dtype = "uint8"
+shape = ["frames", "rows", "columns"]
 """
 
 
 @pytest.fixture
-def endless(tmp_path: Path) -> Mapping[str, Model]:
+def endless(tmp_path: Path) -> Registry:
     """A model whose run takes 2^62 rounds if a voxel is above 0, and none for zeros (warm-up)."""
-    folder = tmp_path / "models" / "endless" / "0.1.0"
-    folder.mkdir(parents=True)
-    data = endless_graph().SerializeToString()
-    (folder / "model.onnx").write_bytes(data)
-    (folder / "model.toml").write_text(ENDLESS.format(sha256=hashlib.sha256(data).hexdigest()))
-    (folder / "CARD.md").write_text("# endless\n")
-    return open_models(ModelSettings(models_folder=tmp_path / "models"))
+    make_endless(tmp_path / "models")
+    return opened(tmp_path / "models")
+
+
+def make_endless(folder: Path) -> None:
+    zeros = np.zeros((1, 8, 8))
+    sample = {"x": zeros.astype("<f4"), "label_map": zeros.astype("|u1")}
+    write_model(folder, ENDLESS, endless_graph().SerializeToString(), sample)
 
 
 def endless_graph() -> onnx.ModelProto:
@@ -133,24 +151,68 @@ def endless_graph() -> onnx.ModelProto:
         helper.make_node("Loop", ["rounds", "", "largest"], ["last"], body=body),
         helper.make_node("Mul", ["x", "last"], ["scaled"]),
         helper.make_node("Cast", ["scaled"], ["label_map"], to=TensorProto.UINT8),
-        helper.make_node("Cast", ["scaled"], ["wide"], to=TensorProto.DOUBLE),
-        helper.make_node("ReduceSum", ["wide", "in_row"], ["by_row"], keepdims=0),
-        helper.make_node("ReduceSum", ["by_row", "in_row"], ["sums"], keepdims=1),
-        helper.make_node("Cast", ["sums"], ["voxels"], to=TensorProto.INT64),
     ]
     constants = [
         helper.make_tensor("zero", number, [], [0.0]),
         helper.make_tensor("many", TensorProto.INT64, [], [2**62]),
         helper.make_tensor("none", TensorProto.INT64, [], [0]),
-        helper.make_tensor("in_row", TensorProto.INT64, [1], [1]),
     ]
     cube = ["frames", "rows", "columns"]
     outputs = [
         helper.make_tensor_value_info("label_map", TensorProto.UINT8, cube),
-        helper.make_tensor_value_info("voxels", TensorProto.INT64, ["frames", 1]),
-        helper.make_tensor_value_info("sums", TensorProto.DOUBLE, ["frames", 1]),
     ]
     graph = helper.make_graph(
         nodes, "endless", [helper.make_tensor_value_info("x", number, cube)], outputs, constants
     )
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+DOUBLE = """
+name = "double"
+version = "1.0.0"
+summary = "Twice the numbers."
+intended_use = "demonstration"
+license = "Apache-2.0"
+source = "A test."
+training_data = "None."
+labels = [{ value = 0, display_name = "a" }, { value = 1, display_name = "b" }]
+batch = { max = 4, ladder = [1, 4], bytes_per_voxel = 8 }
+[[inputs]]
+name = "x"
+dtype = "float32"
+layout = "NF"
+shape = ["n", 2]
+[[outputs]]
+kind = "classes"
+name = "y"
+dtype = "float32"
+shape = ["n", 2]
+"""
+
+
+def double_graph() -> onnx.ModelProto:
+    weights = numpy_helper.from_array(np.full(2, 2, np.float32), "two")
+    node = helper.make_node("Mul", ["x", "two"], ["y"])
+    sides = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")
+    ]
+    made = helper.make_graph([node], "double", sides[:1], sides[1:], [weights])
+    return helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def write_double(folder: Path, version: str = "1.0.0", factor: float = 2, **sample: Any) -> Path:
+    """A model that doubles two numbers, which it calls classes."""
+    model = double_graph()
+    model.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(np.full(2, factor, np.float32), "two")
+    )
+    x: NDArray[Any] = np.array([[0.1, 0.2]], np.float32)
+    arrays = {"x": x, "y": x * np.float32(factor), **sample}
+    text = DOUBLE.replace("1.0.0", version)
+    return write_model(folder, text, model.SerializeToString(), arrays)
+
+
+@pytest.fixture
+def make_double() -> Callable[..., Path]:
+    """Writes a model that doubles two numbers: folder, version, factor, arrays of the sample."""
+    return write_double

@@ -1,7 +1,9 @@
 """AnalyzeImages from upstream artifacts to findings, on the shipped model."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Thread, Timer
 from typing import Any
 
@@ -12,14 +14,15 @@ from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt
 from fluoro_jobs.worker.context import Upstream
+from ml_worker import registry
 from ml_worker.operations import HANDLERS
 from ml_worker.operations.analyze import analyze
+from ml_worker.registry import Registry
 from ml_worker.sessions import Model
-from ml_worker.settings import ModelSettings
 from numpy.typing import NDArray
 from PIL import Image
 
-Models = Mapping[str, Model]
+Models = Registry
 Render = Callable[..., Upstream]
 After = Callable[..., Attempt]
 
@@ -31,6 +34,17 @@ SUCCEEDED, SKIPPED, FAILED = (
     job_pb2.Item.STATE_SKIPPED,
     job_pb2.Item.STATE_FAILED,
 )
+
+
+@dataclass
+class Limited:
+    """Models whose runs may have so many bytes."""
+
+    models: Registry
+    run_memory_bytes: int
+
+    def find(self, name: str, version: str = "") -> Model:
+        return replace(self.models.find(name, version), run_memory_bytes=self.run_memory_bytes)
 
 
 def oracle(values: NDArray[Any]) -> NDArray[Any]:
@@ -312,9 +326,8 @@ def test_what_is_found_is_named_by_the_key_of_the_item_and_not_by_a_number_of_an
 def test_a_frame_that_needs_more_memory_than_a_run_may_have_fails_its_item(
     models: Models, render: Render, attempt: After
 ) -> None:
-    small = {name: Model(model.manifest, model.session, 1024) for name, model in models.items()}
     run = attempt(render(np.zeros((1, 64, 64), "<i2")))
-    analyze(CT_TISSUE, run.context, small)
+    analyze(CT_TISSUE, run.context, Limited(models, 1024))
     assert run.context.items[0].reason == Reason.IMAGE_TOO_LARGE
 
 
@@ -325,12 +338,9 @@ def test_chunks_of_any_size_give_the_same_bytes(
     upstream = render(volume)
     found = []
     for frames in (1, 3, 100):
-        memory = frames * 16 * 16 * models["ct-tissue"].manifest.working_bytes_per_voxel
-        limited: Models = {
-            name: Model(model.manifest, model.session, memory) for name, model in models.items()
-        }
+        memory = frames * 16 * 16 * models.find("ct-tissue").manifest.batch.bytes_per_voxel
         run = attempt(upstream)
-        result = analyze(CT_TISSUE, run.context, limited)
+        result = analyze(CT_TISSUE, run.context, Limited(models, memory))
         found.append(
             (
                 run.read("label-map-0000.npy"),
@@ -391,10 +401,21 @@ def test_threads_share_a_model_and_each_gets_its_own_answer(
 
 
 def test_the_handler_opens_the_models_the_environment_names(
-    render: Render, attempt: After, monkeypatch: pytest.MonkeyPatch
+    endless: Models,
+    render: Render,
+    attempt: After,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("FLUORO_ML_MODELS_FOLDER", str(ModelSettings().models_folder))
+    monkeypatch.setenv("FLUORO_ML_MODELS_FOLDER", str(tmp_path / "models"))
     (handler,) = HANDLERS
     assert handler.operation.task_name == "ml.analyze"
     run = attempt(render(np.zeros((1, 4, 4), "<i2")))
-    assert handler(CT_TISSUE, run.context).findings[0].measurements[4].voxels == 16
+    try:
+        found = handler(ml_pb2.AnalyzeImages(model="endless"), run.context)
+        assert found.model.manifest_sha256 == endless.find("endless").manifest_sha256
+        assert found.findings[0].measurements[0].voxels == 16
+        assert handler(CT_TISSUE, run.context).model.name == "ct-tissue"
+    finally:
+        registry.models().close()
+        registry._opened.cache_clear()

@@ -10,10 +10,11 @@ from fluoro.v1 import ml_pb2
 from fluoro_jobs.testing import Attempt
 from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.analyze import analyze
-from ml_worker.sessions import open_models
+from ml_worker.registry import Registry
 from ml_worker.settings import ModelSettings
 
 MIB = 1024 * 1024
+CT_TISSUE = ml_pb2.AnalyzeImages(model="ct-tissue")
 
 
 @contextmanager
@@ -39,10 +40,14 @@ def test_a_volume_many_times_the_memory_allowed_goes_through(
     upstream = render(volume)
     voxels = volume.size
     del volume
-    models = open_models(ModelSettings(run_memory_bytes=32 * MIB))
+    models = Registry(ModelSettings(run_memory_bytes=32 * MIB))
+    models.open()
+    # The allocator keeps what a run has freed, so the first runs are not counted.
+    few = render(np.zeros((20, 512, 512), "<i2"), name="few")
+    analyze(CT_TISSUE, attempt(few).context, models)
     run = attempt(upstream)
     with at_most_more_memory(128 * MIB):
-        (finding,) = analyze(ml_pb2.AnalyzeImages(model="ct-tissue"), run.context, models).findings
+        (finding,) = analyze(CT_TISSUE, run.context, models).findings
     assert [measurement.voxels for measurement in finding.measurements] == [
         0,
         0,

@@ -89,6 +89,8 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.CHOICE_UNAVAILABLE: "Choose what the file has, or leave the choice out.",
     Reason.PIXELS_NOT_CERTIFIED: "RetryJob; if it comes again, check the blob store.",
     Reason.MODEL_UNKNOWN: "Take one of those that the message lists.",
+    Reason.MODEL_UNAVAILABLE: "`fluoro models get` says what to mend.",
+    Reason.MODEL_OUTPUT_INVALID: "Look at the image; report it to the model's makers.",
     Reason.MODEL_NOT_APPLICABLE: "Choose another model.",
     Reason.REPORT_FAILED: "Report it: it is a bug in a template.",
     Reason.ARCHIVE_INVALID: "Pack it again.",

@@ -101,6 +101,8 @@ class Reason(StrEnum):
     CHOICE_UNAVAILABLE = "CHOICE_UNAVAILABLE"
     PIXELS_NOT_CERTIFIED = "PIXELS_NOT_CERTIFIED"
     MODEL_UNKNOWN = "MODEL_UNKNOWN"
+    MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+    MODEL_OUTPUT_INVALID = "MODEL_OUTPUT_INVALID"
     MODEL_NOT_APPLICABLE = "MODEL_NOT_APPLICABLE"
     REPORT_FAILED = "REPORT_FAILED"
     ARCHIVE_INVALID = "ARCHIVE_INVALID"
@@ -404,7 +406,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
         "", False, "The pixel array does not match its certificate and was not shown to the model."
     ),
-    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No model of this name."),
+    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No worker has this model, or not this version."),
+    Reason.MODEL_UNAVAILABLE: ReasonSpec("", False, "A worker has the model and cannot serve it."),
+    Reason.MODEL_OUTPUT_INVALID: ReasonSpec("", False, "The model gave what are not numbers."),
     Reason.MODEL_NOT_APPLICABLE: ReasonSpec(
         "", False, "The model is not made for this kind of image."
     ),

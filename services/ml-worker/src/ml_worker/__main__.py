@@ -11,5 +11,5 @@ if __name__ == "__main__":
         pool="threads",
         handlers="ml_worker.operations:HANDLERS",
         version=version("ml-worker"),
-        warm_up="ml_worker.sessions:warm_up",
+        warm_up="ml_worker.registry:warm_up",
     )

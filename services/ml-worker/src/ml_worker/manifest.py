@@ -1,27 +1,38 @@
-"""A model's folder: `model.toml` describes the model, `model.onnx` is the model.
+"""model.toml: what a model takes, gives and is for."""
 
-`CARD.md` says what it is for and what not.
-"""
-
-import hashlib
 import itertools
-import tomllib
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from fluoro.v1.model_pb2 import Model as ModelProto
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-FILES: Final = ("model.toml", "model.onnx", "CARD.md")
-"""What every model's folder holds."""
+from ml_worker.outputs import Output
+
+NAME: Final = r"^[a-z][a-z0-9-]{0,62}$"
+VERSION: Final = r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})$"
+FILE: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""Names of files: plain ones, in the model's own folder."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
-Axis = str | int
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Device = Literal["cpu", "cuda"]
+
+INTENDED_USE: Final = {
+    "demonstration": ModelProto.INTENDED_USE_DEMONSTRATION,
+    "research": ModelProto.INTENDED_USE_RESEARCH,
+    "clinical": ModelProto.INTENDED_USE_CLINICAL,
+}
 
 
 class ModelRefusedError(Exception):
-    """The worker does not start with this model or on this device; its text says what to mend."""
+    """This model is not served; its text says what to mend."""
+
+    def __init__(self, problem: "ModelProto.Problem.ValueType", message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
 
 
 class _Table(BaseModel):
@@ -29,31 +40,176 @@ class _Table(BaseModel):
 
 
 class AppliesTo(_Table):
-    """Which images the model is made for. They are grey always."""
+    """Which images the model is made for. Others are skipped, not guessed at."""
 
-    modality: str = Field(min_length=1, description="Modality (0008,0060).")
+    modalities: tuple[Line, ...] = Field(
+        max_length=64, description="Modality (0008,0060); none: any."
+    )
     unit: str = Field(
         min_length=1, description="Unit of the pixels (UCUM), as in fluoro.v1.PixelCertificate."
     )
+    photometric: tuple[Literal["grey", "colour"], ...] = Field(
+        default=("grey",), min_length=1, description="Images with one sample per pixel, or three."
+    )
 
 
-class Tensor(_Table):
-    """An input or output of the graph. Its shape has names for what differs from run to run."""
+class Values(_Table):
+    """A linear map of the image's values, cut off at both ends.
 
-    name: str = Field(min_length=1)
-    dtype: Literal["float32", "float64", "uint8", "int64"]
-    shape: tuple[Axis, ...]
-
-
-class Outputs(_Table):
-    """What the graph returns.
-
-    A label per voxel; per frame and label, the number of voxels and the sum of their values.
+    A window of DICOM with centre c and width w is the range from c - w/2 to c + w/2 (LINEAR_EXACT,
+    PS3.3 C.11.2.1.3.2). `full` is what the image can hold: 0 to 2^(Bits Stored) - 1 of integers.
     """
 
-    label_map: Tensor
-    voxels: Tensor
-    sums: Tensor
+    source: tuple[float, float] | Literal["full"] = Field(alias="from")
+    target: tuple[float, float] = Field(alias="to")
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        ranges = (self.target, *([] if self.source == "full" else [self.source]))
+        if any(low >= high for low, high in ranges):
+            raise ValueError("a range must begin below its end")
+        return self
+
+
+class Prepare(_Table):
+    """How an image becomes the tensor, in the order of these fields. What is absent is not done."""
+
+    colour: Literal["grey", "rgb", "bgr"] = "grey"
+    values: Values | None = None
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None,
+        description="Resampled to this distance of planes, rows and columns, or the last two.",
+    )
+    resize: Literal["stretch", "fit", "cover"] | None = Field(
+        default=None,
+        description="To the tensor's fixed size: `fit` pads with `pad`, `cover` crops the centre; "
+        "planes are stretched always.",
+    )
+    pad: float = 0
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, ...] | None = Field(default=None, description="Subtracted, per channel.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None, description="Divided by, per channel."
+    )
+
+    @property
+    def channels(self) -> int:
+        """How many the tensor has."""
+        return 1 if self.colour == "grey" else 3
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Self:
+        for name in ("mean", "std"):
+            numbers: tuple[float, ...] | None = getattr(self, name)
+            if numbers is not None and len(numbers) != self.channels:
+                raise ValueError(f"{name} must have {self.channels} numbers, one per channel")
+        return self
+
+
+class Input(_Table):
+    """An input of the graph.
+
+    layout: a letter per axis: N samples, C channels, D planes, H rows, W columns, F features.
+    shape: numbers, and names of what differs from run to run. image: absent for plain numbers.
+    """
+
+    name: Line
+    dtype: Literal["float16", "float32", "float64", "uint8", "uint16", "int32", "int64", "bool"]
+    layout: str = Field(pattern=r"^N[CDHWF]{1,4}$")
+    shape: tuple[Annotated[int, Field(ge=1)] | Line, ...]
+    image: Prepare | None = None
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Self:
+        if len(self.layout) != len(self.shape) or len(set(self.layout)) < len(self.layout):
+            raise ValueError("layout must have one letter per axis of shape, each once")
+        if self.image is None:
+            return self
+        if not {"H", "W"} <= set(self.layout) or "F" in self.layout:
+            raise ValueError("layout of an image must have H and W, and no F")
+        fixed = [isinstance(self.axis(letter), int) for letter in self.spatial]
+        if any(fixed) != all(fixed):
+            raise ValueError("D, H and W must be all numbers or all names")
+        if all(fixed) != (self.image.resize is not None):
+            raise ValueError("image.resize belongs to a tensor of fixed size, and to no other")
+        if "C" in self.layout and self.axis("C") != self.image.channels:
+            raise ValueError(f"axis C must be {self.image.channels} for {self.image.colour}")
+        if "C" not in self.layout and self.image.channels > 1:
+            raise ValueError("layout of a colour image must have C")
+        spacing = self.image.spacing_mm
+        if spacing is not None and len(spacing) != len(self.spatial):
+            raise ValueError(f"image.spacing_mm must have {len(self.spatial)} numbers")
+        return self
+
+    @property
+    def spatial(self) -> str:
+        """Its axes in space, in the order D, H, W."""
+        return "".join(letter for letter in "DHW" if letter in self.layout)
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether the tensor of an image may have other rows and columns than the image."""
+        how = self.image
+        return how is not None and (how.resize is not None or how.spacing_mm is not None)
+
+    @property
+    def voxel_shape(self) -> tuple[int | str, ...]:
+        """Its shape without the axis of channels."""
+        return tuple(
+            size for letter, size in zip(self.layout, self.shape, strict=True) if letter != "C"
+        )
+
+    def axis(self, letter: str) -> int | str:
+        """Length of an axis."""
+        return self.shape[self.layout.index(letter)]
+
+
+class Batch(_Table):
+    """How many samples run at once.
+
+    max: most of them. ladder: the sizes that runs have, smaller ones being filled up; none: any
+    size. bytes_per_voxel: what a run needs for each voxel shown to it, measured and rounded up.
+    """
+
+    max: int = Field(ge=1, le=4096)
+    ladder: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    bytes_per_voxel: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ladder_rises_to_max(self) -> Self:
+        if self.ladder and (
+            list(self.ladder) != sorted(set(self.ladder)) or self.ladder[-1] != self.max
+        ):
+            raise ValueError("ladder must rise, and end with max")
+        return self
+
+    def rung(self, samples: int) -> int:
+        """The size that a run of so many samples, `max` at most, is filled up to."""
+        return next((size for size in self.ladder if size >= samples), samples)
+
+
+class WarmUp(_Table):
+    """A sample, and what the model must give for it: an NPZ with an array for each tensor.
+
+    A number is right within atol + rtol * |expected|, an integer if it is equal. differing_share:
+    how many of an output's values may be wrong, of all.
+    """
+
+    file: Annotated[str, Field(pattern=FILE)]
+    atol: float = Field(1e-4, ge=0)
+    rtol: float = Field(1e-3, ge=0)
+    differing_share: float = Field(0.0, ge=0, lt=1)
+
+
+class Provider(_Table):
+    """How a device runs it.
+
+    options: of ONNX Runtime's execution provider. cpu_ops: operators that may stay on the CPU
+    although the device is a GPU.
+    """
+
+    options: dict[Line, Line] = Field(default_factory=dict, max_length=32)
+    cpu_ops: tuple[Line, ...] = Field(default=(), max_length=64)
 
 
 class Overlay(_Table):
@@ -67,32 +223,47 @@ class Overlay(_Table):
     opacity: float = Field(gt=0, le=1)
 
 
+class Code(_Table):
+    """A coded entry (PS3.3 8.8): Code Value, Coding Scheme Designator, Code Meaning."""
+
+    value: Line
+    scheme: Line
+    meaning: Line
+
+
 class Label(_Table):
     """One class.
 
     range: [from, to) in the pixels' unit, for models that are thresholds. color: `#rrggbb`, absent
-    if it is not drawn.
+    if it is not drawn. codes: what it is called elsewhere.
     """
 
     value: int
-    display_name: str = Field(min_length=1)
+    display_name: Line
     range: tuple[float, float] | None = None
     color: Color | None = None
+    codes: tuple[Code, ...] = Field(default=(), max_length=8)
 
 
 class Manifest(_Table):
     """model.toml. Valid once constructed."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")
-    version: str = Field(pattern=r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$")
-    sha256: Sha256
-    summary: str = Field(min_length=1)
-    working_bytes_per_voxel: int = Field(ge=1)
-    applies_to: AppliesTo
-    input: Tensor
-    outputs: Outputs
-    overlay: Overlay
-    labels: tuple[Label, ...] = Field(min_length=1, max_length=256)
+    name: str = Field(pattern=NAME)
+    version: str = Field(pattern=VERSION)
+    summary: Line
+    intended_use: Literal["demonstration", "research", "clinical"]
+    license: Line
+    source: Text
+    training_data: Text
+    files: dict[Annotated[str, Field(pattern=FILE)], Sha256] = Field(max_length=64)
+    applies_to: AppliesTo | None = None
+    inputs: tuple[Input, ...] = Field(min_length=1, max_length=16)
+    outputs: tuple[Output, ...] = Field(min_length=1, max_length=16)
+    batch: Batch
+    warm_up: WarmUp
+    providers: dict[Device, Provider] = Field(default_factory=dict)
+    overlay: Overlay | None = None
+    labels: tuple[Label, ...] = Field(default=(), max_length=20_000)
 
     @field_validator("labels")
     @classmethod
@@ -109,80 +280,62 @@ class Manifest(_Table):
         return labels
 
     @model_validator(mode="after")
-    def _tensors_have_the_roles(self) -> Self:
-        frames, labels = self.input.shape[:1], len(self.labels)
-        if (
-            len(self.input.shape) != len(("frames", "rows", "columns"))
-            or self.input.dtype != "float32"
-        ):
-            raise ValueError("input must be float32 of shape (frames, rows, columns)")
-        expected = {
-            "label_map": ("uint8", self.input.shape),
-            "voxels": ("int64", (*frames, labels)),
-            "sums": ("float64", (*frames, labels)),
-        }
-        for role, (dtype, shape) in expected.items():
-            tensor: Tensor = getattr(self.outputs, role)
-            if (tensor.dtype, tensor.shape) != (dtype, shape):
-                raise ValueError(f"outputs.{role} must be {dtype} of shape {shape}")
+    def _parts_fit(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
         return self
+
+    def _problems(self) -> Iterator[str]:
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        if len(set(names)) < len(names):
+            yield "names of inputs and outputs must differ"
+        if len(set(self.kinds)) < len(self.kinds):
+            yield "each kind of output may be there once"
+        for name in ("model.onnx", self.warm_up.file):
+            if name not in self.files:
+                yield f"files must have the SHA-256 of {name}"
+        images = [one for one in self.inputs if one.image is not None]
+        if bool(images) != (self.applies_to is not None):
+            yield "applies_to belongs to a model with an image input, and to no other"
+        for output in self.outputs:
+            yield from output.problems(len(self.labels), images[0].voxel_shape if images else ())
+        if "label_map" in self.kinds and self.overlay is None:
+            yield "a model with a label_map needs [overlay]"
 
     @property
     def version_key(self) -> tuple[int, ...]:
         """Sorts versions by age."""
         return tuple(int(number) for number in self.version.split("."))
 
+    @property
+    def resource_name(self) -> str:
+        """`models/{id}/versions/{version}`."""
+        return f"models/{self.name}/versions/{self.version}"
 
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A manifest and the bytes of the ONNX file it is about."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its outputs are."""
+        return tuple(output.kind for output in self.outputs)
 
-    manifest: Manifest
-    onnx: bytes
+    @property
+    def image_input(self) -> Input | None:
+        """The input that shows it an image, if there is exactly one input."""
+        only, *others = self.inputs
+        return only if only.image is not None and not others else None
 
+    def output(self, kind: str) -> Output | None:
+        """The output of that kind, None if there is none."""
+        return next((output for output in self.outputs if output.kind == kind), None)
 
-def read_model(folder: Path) -> ModelFile:
-    """Reads `{name}/{version}`.
+    def provider(self, device: Device) -> Provider:
+        """How the device runs it.
 
-    ModelRefusedError if anything in it is missing or not as the manifest says.
-    """
-    where = f"Model {folder.parent.name}/{folder.name}"
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise ModelRefusedError(f"{where} has no {', '.join(missing)}.")
-    try:
-        manifest = Manifest.model_validate(
-            tomllib.loads((folder / "model.toml").read_text(encoding="utf-8"))
-        )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise ModelRefusedError(f"{where}: model.toml is not a manifest: {error}") from error
-    if (folder.parent.name, folder.name) != (manifest.name, manifest.version):
-        raise ModelRefusedError(
-            f"{where}: model.toml calls itself {manifest.name}/{manifest.version}. "
-            "The folder must have the same name."
-        )
-    onnx = (folder / "model.onnx").read_bytes()
-    if (found := hashlib.sha256(onnx).hexdigest()) != manifest.sha256:
-        raise ModelRefusedError(
-            f"{where}: model.onnx has SHA-256 {found}, model.toml says {manifest.sha256}. "
-            "Put the right file there."
-        )
-    return ModelFile(manifest, onnx)
-
-
-def read_models(folder: Path) -> list[ModelFile]:
-    """The newest version of every model in a folder, by name.
-
-    ModelRefusedError if there is none, or one of any version is bad.
-    """
-    every = [read_model(path.parent) for path in sorted(folder.glob("*/*/model.toml"))]
-    if not every:
-        raise ModelRefusedError(
-            "There is no model in the models folder. "
-            "Set FLUORO_ML_MODELS_FOLDER to one of {name}/{version}/model.toml."
-        )
-    newest = {
-        model.manifest.name: model
-        for model in sorted(every, key=lambda model: model.manifest.version_key)
-    }
-    return sorted(newest.values(), key=lambda model: model.manifest.name)
+        ModelRefusedError DEVICE_UNSUPPORTED if the manifest lists devices, and not this one.
+        """
+        if self.providers and device not in self.providers:
+            raise ModelRefusedError(
+                ModelProto.PROBLEM_DEVICE_UNSUPPORTED,
+                f"model.toml has no [providers.{device}], and this worker's FLUORO_ML_DEVICE is "
+                f"{device}.",
+            )
+        return self.providers.get(device) or Provider()

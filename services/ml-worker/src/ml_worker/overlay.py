@@ -8,15 +8,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from ml_worker.manifest import Manifest
+from ml_worker.prepare import LUMA
 
 
 def draw_overlay(frame: NDArray[Any], labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
-    """A PNG of one frame (rows, columns) in grey under the translucent colours of its labels.
+    """A PNG of one frame in grey under the translucent colours of its labels.
 
-    labels: uint8, same shape. One pixel per voxel. The same arrays give the same bytes.
+    frame: (rows, columns), or with samples behind. labels: uint8 (rows, columns).
+    One pixel per voxel. The same arrays give the same bytes.
     """
     style = manifest.overlay
-    grey = apply_window(frame, style.window_center, style.window_width)
+    assert style is not None  # a manifest with a label_map has it
+    in_colour = frame.ndim == 3  # noqa: PLR2004 - rows, columns, samples
+    one = frame.astype(np.float32) @ LUMA if in_colour else frame
+    grey = apply_window(one, style.window_center, style.window_width)
     image = np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     for label in manifest.labels:
         if label.color is not None:

@@ -1,67 +1,42 @@
-"""One ONNX Runtime session per model, shared by all threads of the worker.
+"""One ONNX Runtime session per model, shared by all threads of the worker."""
 
-It is opened and warmed up before the worker is ready.
-"""
-
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any, Final, cast
 
 import numpy as np
 import onnxruntime as ort
 from fluoro.v1 import ml_pb2
+from fluoro.v1.model_pb2 import Model as ModelProto
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from numpy.typing import NDArray
 
-from ml_worker.manifest import Manifest, ModelFile, ModelRefusedError, Tensor, read_models
+from ml_worker.devices import PROVIDERS, nodes_on_cpu
+from ml_worker.graph import checked_graph
+from ml_worker.manifest import INTENDED_USE, Manifest, ModelRefusedError
+from ml_worker.outputs import Output, Sums
+from ml_worker.repository import ModelFiles
 from ml_worker.settings import ModelSettings
+from ml_worker.warm_up import difference, read_sample
 
 CANCEL_POLL_SECONDS: Final = 0.05
 """Interval at which a run looks whether it was cancelled."""
 
-WARM_UP_SHAPE: Final = (1, 8, 8)
-"""Frames, rows and columns of the zeros that every model sees before it is ready."""
-
 ERROR_SEVERITY: Final = 3
 """ONNX Runtime's number for `log errors only`."""
 
-PROVIDERS: Final[dict[str, tuple[str, dict[str, str]]]] = {
-    "cpu": ("CPUExecutionProvider", {}),
-    # HEURISTIC, because EXHAUSTIVE tunes anew for each new image size. kSameAsRequested, because
-    # the default doubles what it holds.
-    "cuda": (
-        "CUDAExecutionProvider",
-        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
-    ),
-}
-"""Execution provider and its options by device."""
-
-ONNX_TYPES: Final = {
-    "float32": "tensor(float)",
-    "float64": "tensor(double)",
-    "uint8": "tensor(uint8)",
-    "int64": "tensor(int64)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a model returns for a chunk of frames.
-
-    labels: uint8 (frames, rows, columns). voxels: int64 (labels). sums: float64 (labels).
-    """
-
-    labels: NDArray[np.uint8]
-    voxels: NDArray[np.int64]
-    sums: NDArray[np.float64]
+Tensors = Mapping[str, NDArray[Any]]
+"""Arrays by the names of the graph's inputs or outputs; the first axis is that of samples."""
+Run = Callable[[Tensors], dict[str, NDArray[Any]]]
+"""Shows inputs to a model; gives every output of its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An open model.
+    """An open model that has shown that it works.
 
     Any number of threads may run it at once; memory of one run is bounded by run_memory_bytes.
     """
@@ -69,6 +44,7 @@ class Model:
     manifest: Manifest
     session: ort.InferenceSession
     run_memory_bytes: int
+    manifest_sha256: bytes = b""
 
     @property
     def reference(self) -> ml_pb2.ModelReference:
@@ -76,42 +52,57 @@ class Model:
         return ml_pb2.ModelReference(
             name=self.manifest.name,
             version=self.manifest.version,
-            sha256=bytes.fromhex(self.manifest.sha256),
-            execution_provider=self.session.get_providers()[0],
+            sha256=bytes.fromhex(self.manifest.files["model.onnx"]),
+            manifest_sha256=self.manifest_sha256,
+            execution_provider=self.execution_provider,
             runtime_version=ort.__version__,
+            intended_use=INTENDED_USE[self.manifest.intended_use],
         )
 
-    def frames_per_run(self, rows: int, columns: int) -> int:
-        """How many frames may be shown at once. FluoroError IMAGE_TOO_LARGE if not even one."""
-        frames = self.run_memory_bytes // (rows * columns * self.manifest.working_bytes_per_voxel)
-        if frames == 0:
+    @property
+    def execution_provider(self) -> str:
+        """What runs it."""
+        return str(self.session.get_providers()[0])
+
+    def samples_per_run(self, spatial: Sequence[int]) -> int:
+        """How many samples of that size in space may be shown at once.
+
+        FluoroError IMAGE_TOO_LARGE if not even one.
+        """
+        batch = self.manifest.batch
+        samples = self.run_memory_bytes // (math.prod(spatial) * batch.bytes_per_voxel)
+        if samples == 0:
             raise FluoroError(
                 Reason.IMAGE_TOO_LARGE,
-                f"A frame of {rows} x {columns} voxels needs more memory than one run may have.",
+                f"A sample of {' x '.join(map(str, spatial))} voxels needs more memory than one "
+                "run may have.",
             )
-        return frames
+        return min(samples, batch.max)
 
     @contextmanager
-    def runs(self, cancelled: Event) -> Iterator[Callable[[NDArray[Any]], Found]]:
-        """Yields a function that shows frames (frames, rows, columns) to the model.
+    def runs(self, cancelled: Event) -> Iterator[Run]:
+        """Yields a function that shows a batch of samples to the model.
 
         It may be called any number of times, one call after the other. Once `cancelled` is set, a
-        run ends within one node of the graph and raises CancelledAttempt. Any other failure raises
-        FluoroError INTERNAL. It is not the pixels' fault, so another attempt may succeed.
+        run ends within one node of the graph and raises CancelledAttempt. Outputs that are not
+        numbers raise FluoroError MODEL_OUTPUT_INVALID. Any other failure raises FluoroError
+        INTERNAL. It is not the pixels' fault, so another attempt may succeed.
         """
         options = ort.RunOptions()
         over = Event()
 
-        def run(frames: NDArray[Any]) -> Found:
+        def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
             try:
-                return self._run(frames, options)
+                found = self._run(inputs, options)
             except Exception as error:
                 # ONNX Runtime reports a run that it was told to end like any other failure.
                 if cancelled.is_set():
                     raise CancelledAttempt from error
-                model = f"{self.manifest.name} {self.manifest.version}"
-                what = f"Running {model} failed ({type(error).__name__})."
+                what = f"Running {self._title} failed ({type(error).__name__})."
                 raise FluoroError(Reason.INTERNAL, what) from error
+            for output in self.manifest.outputs:
+                self._check(output, found[output.name])
+            return found
 
         watcher = Thread(
             target=stop_when,
@@ -126,16 +117,37 @@ class Model:
             over.set()
             watcher.join()
 
-    def _run(self, frames: NDArray[Any], options: ort.RunOptions) -> Found:
-        outputs = self.manifest.outputs
-        names = [outputs.label_map.name, outputs.voxels.name, outputs.sums.name]
-        values = np.ascontiguousarray(frames, np.float32)
-        # The manifest promises arrays of these types, and check_tensors has held the graph to it.
-        labels, voxels, sums = cast(
-            "list[NDArray[Any]]",
-            self.session.run(names, {self.manifest.input.name: values}, options),
-        )
-        return Found(labels, voxels.sum(axis=0), sums.sum(axis=0))
+    @property
+    def _title(self) -> str:
+        return f"{self.manifest.name} {self.manifest.version}"
+
+    def _check(self, output: Output, values: NDArray[Any]) -> None:
+        # A sum of values is what the values are: an image may hold infinities.
+        must_be_numbers = values.dtype.kind == "f" and not isinstance(output, Sums)
+        if must_be_numbers and not np.isfinite(values).all():
+            raise FluoroError(
+                Reason.MODEL_OUTPUT_INVALID,
+                f"{self._title} gave values for this image that are not numbers.",
+            )
+
+    def _run(self, inputs: Tensors, options: ort.RunOptions) -> dict[str, NDArray[Any]]:
+        names = [output.name for output in self.manifest.outputs]
+        given = {
+            tensor.name: np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
+            for tensor in self.manifest.inputs
+        }
+        samples = len(next(iter(given.values())))
+        rung = self.manifest.batch.rung(samples)
+        if rung > samples:
+            given = {name: _filled(values, rung) for name, values in given.items()}
+        # The manifest promises arrays, and the graph was held to it.
+        found = cast("list[NDArray[Any]]", self.session.run(names, given, options))
+        return {name: values[:samples] for name, values in zip(names, found, strict=True)}
+
+
+def _filled(values: NDArray[Any], samples: int) -> NDArray[Any]:
+    """With the last sample repeated: zeros could be what a model cannot work with."""
+    return np.concatenate([values, np.repeat(values[-1:], samples - len(values), axis=0)])
 
 
 def stop_when(cancelled: Event, over: Event, options: ort.RunOptions) -> None:
@@ -146,57 +158,38 @@ def stop_when(cancelled: Event, over: Event, options: ort.RunOptions) -> None:
             return
 
 
-def open_models(settings: ModelSettings) -> Mapping[str, Model]:
-    """Opens and warms up the newest version of every model, by name.
+def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
+    """Opens a model, holds it against its manifest and runs its warm-up sample.
 
-    ModelRefusedError if one cannot be served on the device.
+    ModelRefusedError if it cannot be served on the device.
     """
-    check_device(settings.device)
-    return {
-        file.manifest.name: open_model(file, settings)
-        for file in read_models(settings.models_folder)
-    }
-
-
-def check_device(device: str) -> None:
-    """ModelRefusedError unless this build of ONNX Runtime has the device."""
-    provider, _ = PROVIDERS[device]
-    if provider not in ort.get_available_providers():
-        raise ModelRefusedError(
-            f"FLUORO_ML_DEVICE is {device}, but this ONNX Runtime has no {provider}. "
-            "Install the extra `gpu`, not `cpu`."
-        )
-    if device == "cuda":
-        ort.preload_dlls()
-
-
-def open_model(file: ModelFile, settings: ModelSettings) -> Model:
-    """Opens a model, checks it against its manifest and runs it once."""
-    manifest = file.manifest
-    where = f"Model {manifest.name}/{manifest.version}"
-    provider, provider_options = PROVIDERS[settings.device]
+    manifest = files.manifest
+    provider = manifest.provider(settings.device)
+    name, options = PROVIDERS[settings.device]
+    graph = checked_graph(manifest, files.files)
+    sample = read_sample(manifest, files.files[manifest.warm_up.file])
     try:
         session = ort.InferenceSession(
-            file.onnx, session_options(settings), providers=[(provider, provider_options)]
+            graph, session_options(settings), providers=[(name, {**options, **provider.options})]
         )
     except Exception as error:
         raise ModelRefusedError(
-            f"{where}: ONNX Runtime {ort.__version__} cannot open model.onnx: {error}"
+            ModelProto.PROBLEM_RUN_FAILED,
+            f"ONNX Runtime {ort.__version__} cannot open model.onnx: {error}",
         ) from error
-    # ONNX Runtime falls back to the CPU with only a line in the log. That is a hundred times
-    # slower, and nobody would know.
-    if session.get_providers()[0] != provider:
-        raise ModelRefusedError(
-            f"{where}: FLUORO_ML_DEVICE is {settings.device}, but {provider} does not work here. "
-            "Is there a GPU and a driver?"
-        )
-    check_tensors(manifest, session)
-    model = Model(manifest, session, settings.run_memory_bytes)
+    check_placement(session, settings, provider.cpu_ops)
+    model = Model(manifest, session, settings.run_memory_bytes, files.manifest_sha256)
     try:
         with model.runs(Event()) as run:
-            run(np.zeros(WARM_UP_SHAPE, np.float32))
+            found = run({tensor.name: sample[tensor.name] for tensor in manifest.inputs})
     except FluoroError as error:
-        raise ModelRefusedError(f"{where}: the warm-up run failed: {error.__cause__}") from error
+        why = error.__cause__ or error
+        raise ModelRefusedError(
+            ModelProto.PROBLEM_RUN_FAILED, f"The warm-up run failed: {why}"
+        ) from error
+    for output in manifest.outputs:
+        if (what := difference(manifest, output, found[output.name], sample)) is not None:
+            raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what)
     return model
 
 
@@ -206,58 +199,35 @@ def session_options(settings: ModelSettings) -> ort.SessionOptions:
     options.intra_op_num_threads = settings.intra_op_threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.enable_cpu_mem_arena = False
     options.log_severity_level = ERROR_SEVERITY
     return options
 
 
-def check_tensors(manifest: Manifest, session: ort.InferenceSession) -> None:
-    """ModelRefusedError unless the graph has the manifest's inputs and outputs.
+def check_placement(
+    session: ort.InferenceSession, settings: ModelSettings, cpu_ops: Sequence[str]
+) -> None:
+    """ModelRefusedError FELL_BACK_TO_CPU unless the device runs it, but for these operators.
 
-    Their types and shapes must be the same.
+    ONNX Runtime falls back to the CPU with only a line in the log. That is a hundred times slower,
+    and nobody would know.
     """
-    expected = (
-        [manifest.input],
-        [manifest.outputs.label_map, manifest.outputs.voxels, manifest.outputs.sums],
-    )
-    for role, tensors, nodes in zip(
-        ("inputs", "outputs"), expected, (session.get_inputs(), session.get_outputs()), strict=True
-    ):
-        promised = sorted(signature(tensor) for tensor in tensors)
-        found = sorted(f"{node.name} {node.type} {list(node.shape)}" for node in nodes)
-        if promised != found:
-            raise ModelRefusedError(
-                f"Model {manifest.name}/{manifest.version}: model.toml promises the {role} "
-                f"{promised}, but model.onnx has {found}."
-            )
-
-
-def signature(tensor: Tensor) -> str:
-    """A tensor as ONNX Runtime writes it."""
-    return f"{tensor.name} {ONNX_TYPES[tensor.dtype]} {list(tensor.shape)}"
-
-
-_OPENING: Final = Lock()
-
-
-@cache
-def _opened() -> Mapping[str, Model]:
-    return open_models(ModelSettings())
-
-
-def loaded_models() -> Mapping[str, Model]:
-    """The models of this process, by name.
-
-    Opened once, on first use, with ModelSettings from the environment.
-    """
-    # `cache` alone would have two threads open the models at the same time.
-    with _OPENING:
-        return _opened()
-
-
-def warm_up() -> Mapping[str, Model]:
-    """Opens the models of this process and runs each once.
-
-    Call it before readiness; ModelRefusedError means do not start.
-    """
-    return loaded_models()
+    name, _ = PROVIDERS[settings.device]
+    if session.get_providers()[0] != name:
+        raise ModelRefusedError(
+            ModelProto.PROBLEM_FELL_BACK_TO_CPU,
+            f"FLUORO_ML_DEVICE is {settings.device}, but {name} does not work here. "
+            "Is there a GPU and a driver?",
+        )
+    placed = {
+        part.ep_name: [node.op_type for node in part.get_nodes()]
+        for part in session.get_provider_graph_assignment_info()
+    }
+    strays = nodes_on_cpu(settings.device, placed, cpu_ops)
+    if strays:
+        raise ModelRefusedError(
+            ModelProto.PROBLEM_FELL_BACK_TO_CPU,
+            f"FLUORO_ML_DEVICE is {settings.device}, but the CPU would run {', '.join(strays)}. "
+            f"Change the graph, or list them as cpu_ops in [providers.{settings.device}].",
+        )

@@ -15,8 +15,16 @@ class ModelSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLUORO_ML_", frozen=True)
 
-    models_folder: DirectoryPath = Field(
-        default=SHIPPED_MODELS, description="Folder of models, `{name}/{version}/model.toml` each."
+    models_folder: DirectoryPath | None = Field(
+        default=None,
+        description="Folder of the operator's models, `{name}/{version}/model.toml` each, beside "
+        "those that ship.",
+    )
+    poll_seconds: float = Field(
+        default=10,
+        gt=0,
+        le=3600,
+        description="How often the folders are looked through for new and changed models.",
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
@@ -35,3 +43,8 @@ class ModelSettings(BaseSettings):
         description="Bytes one run may need. The model sees the frames of an image in chunks of "
         "that size.",
     )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where models are: those that ship, then the operator's."""
+        return (SHIPPED_MODELS, *([self.models_folder] if self.models_folder else []))

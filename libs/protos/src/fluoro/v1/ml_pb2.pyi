@@ -4,6 +4,7 @@ isort:skip_file
 The operation that runs models."""
 
 from collections import abc as _abc
+from fluoro.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -25,24 +26,28 @@ class AnalyzeImages(_message.Message):
 
     Each image is an item. An image whose pixels do not match their certificate fails with
     PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. If the model applies to
-    no image, the step fails with NO_APPLICABLE_INPUT. Leaves for each good item an artifact of
-    role `label-map` (application/x-npy, uint8, shape of the pixels) and one of role `overlay`
-    (image/png).
+    no image, the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the
+    result alone. Leaves for each good item, if the model segments, an artifact of role `label-map`
+    (application/x-npy, uint8, shape of the pixels) and one of role `overlay` (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Which model: `ct-tissue` today. At most 256 characters."""
+    """Which model, by its id: `ct-tissue`. At most 256 characters."""
+    version: _builtins.str
+    """Which version, such as `1.0.0`; empty for the newest that the worker serves."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -89,16 +94,22 @@ class ModelReference(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     EXECUTION_PROVIDER_FIELD_NUMBER: _builtins.int
     RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
+    MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    INTENDED_USE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model."""
     version: _builtins.str
     """Version of the model."""
     sha256: _builtins.bytes
-    """SHA-256 of the ONNX file, 32 bytes."""
+    """SHA-256 of model.onnx, 32 bytes."""
     execution_provider: _builtins.str
     """Execution provider that ran it, such as `CPUExecutionProvider`."""
     runtime_version: _builtins.str
     """Version of ONNX Runtime."""
+    manifest_sha256: _builtins.bytes
+    """SHA-256 of model.toml, 32 bytes: how images were prepared, and the hashes of all other files."""
+    intended_use: _model_pb2.Model.IntendedUse.ValueType
+    """What the model is for. A report that shows its results says so."""
     def __init__(
         self,
         *,
@@ -107,10 +118,12 @@ class ModelReference(_message.Message):
         sha256: _builtins.bytes = ...,
         execution_provider: _builtins.str = ...,
         runtime_version: _builtins.str = ...,
+        manifest_sha256: _builtins.bytes = ...,
+        intended_use: _model_pb2.Model.IntendedUse.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_provider", b"execution_provider", "name", b"name", "runtime_version", b"runtime_version", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_provider", b"execution_provider", "intended_use", b"intended_use", "manifest_sha256", b"manifest_sha256", "name", b"name", "runtime_version", b"runtime_version", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,17 +140,22 @@ class ImageFinding(_message.Message):
     OVERLAY_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     label_map: _builtins.str
-    """Name of the artifact with the label map."""
+    """Name of the artifact with the label map; empty if the model makes none."""
     overlay: _builtins.str
-    """Name of the artifact with the overlay."""
+    """Name of the artifact with the overlay; empty if the model makes none."""
     item: _builtins.str
     """Key of the item, as in Item.key."""
     @_builtins.property
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measurement]:
-        """One entry per class of the model, in the order of its labels."""
+        """Of a model that segments: one entry per class, in the order of its labels."""
+
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
+        """Of a model that classifies: by frame, its 20 most probable classes at most, the first ones first."""
 
     def __init__(
         self,
@@ -147,14 +165,49 @@ class ImageFinding(_message.Message):
         overlay: _builtins.str = ...,
         measurements: _abc.Iterable[Global___Measurement] | None = ...,
         item: _builtins.str = ...,
+        classes: _abc.Iterable[Global___ClassScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "item", b"item", "label_map", b"label_map", "measurements", b"measurements", "overlay", b"overlay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "input", b"input", "item", b"item", "label_map", b"label_map", "measurements", b"measurements", "overlay", b"overlay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageFinding: _TypeAlias = ImageFinding  # noqa: Y015
+
+@_typing.final
+class ClassScore(_message.Message):
+    """How sure a model is of one class of a frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    frame: _builtins.int
+    """Number of the frame, from 1."""
+    label: _builtins.int
+    """Value of the class."""
+    display_name: _builtins.str
+    """Name of the class."""
+    probability: _builtins.float
+    """Its probability as the model gives it, 0 to 1. Not calibrated unless the card says so."""
+    def __init__(
+        self,
+        *,
+        frame: _builtins.int = ...,
+        label: _builtins.int = ...,
+        display_name: _builtins.str = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "frame", b"frame", "label", b"label", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassScore: _TypeAlias = ClassScore  # noqa: Y015
 
 @_typing.final
 class Measurement(_message.Message):

@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["onnx==1.23.2"]
 # ///
-"""Builds model.onnx from the ranges in model.toml, and writes its SHA-256 into model.toml.
+"""Builds model.onnx and warm_up.npz from the ranges in model.toml, which gets their SHA-256.
 
 The same model.toml gives the same bytes.
 
@@ -16,9 +16,11 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -115,18 +117,18 @@ def add_measures(graph: Graph, value: str, masks: Sequence[str], voxels: str, su
 def build(manifest: dict[str, Any]) -> bytes:
     """The bytes of model.onnx for a manifest."""
     ranges = [tuple(label["range"]) if "range" in label else None for label in manifest["labels"]]
-    value = manifest["input"]["name"]
-    outputs = manifest["outputs"]
+    (tensor,) = manifest["inputs"]
+    outputs = {output["kind"]: output for output in manifest["outputs"]}
     graph = Graph()
-    masks = add_masks(graph, value, ranges)
+    masks = add_masks(graph, tensor["name"], ranges)
     add_label_map(graph, masks, outputs["label_map"]["name"])
-    add_measures(graph, value, masks, outputs["voxels"]["name"], outputs["sums"]["name"])
+    add_measures(graph, tensor["name"], masks, outputs["voxels"]["name"], outputs["sums"]["name"])
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             manifest["name"],
-            [tensor_info(manifest["input"])],
-            [tensor_info(outputs[role]) for role in ("label_map", "voxels", "sums")],
+            [tensor_info(tensor)],
+            [tensor_info(output) for output in manifest["outputs"]],
             graph.constants,
             doc_string=manifest["summary"],
         ),
@@ -137,6 +139,29 @@ def build(manifest: dict[str, Any]) -> bytes:
     )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def warm_up(manifest: dict[str, Any]) -> bytes:
+    """The bytes of warm_up.npz: what NumPy finds beside each threshold, not what the graph does."""
+    bounds = sorted({bound for label in manifest["labels"] for bound in label.get("range", ())})
+    steps = [bound + step for bound in bounds for step in (-1, 0, 1)]
+    values = np.array([*steps, np.nan, np.inf, -np.inf], np.float32).reshape(1, 3, -1)
+    labels = np.zeros(values.shape, np.uint8)
+    for label in manifest["labels"]:
+        if "range" in label:
+            low, high = label["range"]
+            labels[(values >= low) & (values < high)] = label["value"]
+    inside = [labels == label["value"] for label in manifest["labels"]]
+    found = {
+        "label_map": labels,
+        "voxels": np.array([[mask.sum() for mask in inside]], np.int64),
+        "sums": np.array([[values[mask].sum(dtype=np.float64) for mask in inside]]),
+    }
+    file = BytesIO()
+    (tensor,) = manifest["inputs"]
+    outputs = {output["name"]: found[output["kind"]] for output in manifest["outputs"]}
+    np.savez(file, **{tensor["name"]: values}, **outputs)
+    return file.getvalue()
 
 
 def tensor_info(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
@@ -162,12 +187,12 @@ def main() -> None:
     )
     folder: Path = arguments.parse_args().to
     text = (HERE / "model.toml").read_text(encoding="utf-8")
-    model = build(tomllib.loads(text))
-    sha256 = hashlib.sha256(model).hexdigest()
-    (folder / "model.onnx").write_bytes(model)
-    (folder / "model.toml").write_text(
-        re.sub(r'(?m)^sha256 = ".*"$', f'sha256 = "{sha256}"', text), encoding="utf-8"
-    )
+    manifest = tomllib.loads(text)
+    for name, data in (("model.onnx", build(manifest)), ("warm_up.npz", warm_up(manifest))):
+        (folder / name).write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        text = re.sub(rf'(?m)^"{re.escape(name)}" = ".*"$', f'"{name}" = "{sha256}"', text)
+    (folder / "model.toml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

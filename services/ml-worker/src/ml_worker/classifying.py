@@ -1,0 +1,57 @@
+"""Classes: how sure a model is of each, for each frame."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro_jobs.worker.context import StepContext
+from numpy.typing import NDArray
+
+from ml_worker.manifest import Input
+from ml_worker.outputs import Classes
+from ml_worker.showing import show
+
+if TYPE_CHECKING:
+    from ml_worker.sessions import Model
+
+MOST_CLASSES: Final = 20
+"""Most classes that are told of a frame."""
+
+
+def classify(
+    model: "Model",
+    tensor: Input,
+    pixels: NDArray[Any],
+    image: dicom_pb2.RenderedImage,
+    context: StepContext,
+) -> Iterator[ml_pb2.ClassScore]:
+    """The most probable classes of each frame, the most probable first."""
+    output, labels = model.manifest.output("classes"), model.manifest.labels
+    assert isinstance(output, Classes)  # the caller looked
+    frame = 0
+    for _, found in show(model, tensor, pixels, image, context):
+        for scores in probabilities(output, found["classes"]):
+            frame += 1
+            # Stable, so that equal scores keep the order of the labels.
+            for place in np.argsort(-scores, kind="stable")[:MOST_CLASSES]:
+                yield ml_pb2.ClassScore(
+                    frame=frame,
+                    label=labels[place].value,
+                    display_name=labels[place].display_name,
+                    probability=float(scores[place]),
+                )
+
+
+def probabilities(output: Classes, scores: NDArray[Any]) -> NDArray[np.float64]:
+    """What the model gives, as probabilities: (samples, labels) float64."""
+    values = scores.astype(np.float64)
+    if output.scores == "probabilities":
+        return values
+    if not output.exclusive:
+        # Without overflow at either end.
+        sigmoid: NDArray[np.float64] = np.exp(-np.logaddexp(0, -values))
+        return sigmoid
+    raised = np.exp(values - values.max(axis=1, keepdims=True))
+    softmax: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
+    return softmax

@@ -1,0 +1,210 @@
+"""Turns certified pixels into the tensor that a model takes, as its manifest says."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from fluoro.v1 import dicom_pb2
+from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
+from PIL import Image
+
+from ml_worker.manifest import Input, Prepare
+
+LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in grey: ITU-R BT.601, as in JPEG."""
+MAX_VOXELS: Final = 512 * 2**20
+"""Most voxels of one tensor, all channels together: 2 GiB of float32."""
+
+_FILTERS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class NotForThisImageError(Exception):
+    """The image lacks what the model needs; the text says what, without values of the image."""
+
+
+def prepare(frames: NDArray[Any], image: dicom_pb2.RenderedImage, tensor: Input) -> NDArray[Any]:
+    """The tensor of these frames, axes and dtype as its manifest has them.
+
+    frames: (frames, rows, columns) or with 3 samples (red, green, blue) behind. Each is a sample of
+    its own, or a plane of the only sample if the layout has D. NotForThisImageError if the image
+    lacks spacing or depth that is needed. Memory is that of the tensor and a few planes.
+    """
+    how = tensor.image
+    assert how is not None  # the caller looked
+    # Frames, channels, rows, columns. What is taken as it is, is copied once.
+    volume: NDArray[np.float32] = (
+        frames[:, np.newaxis].astype(np.float32)
+        if how == Prepare() and frames.ndim == 3  # noqa: PLR2004 - frames, rows, columns
+        else np.stack([_frame(one, image, tensor, how) for one in frames])
+    )
+    axes = "NCHW"
+    if "D" in tensor.layout:
+        depth = _depth(len(frames), image, tensor, how)
+        volume, axes = _along_planes(volume, depth)[np.newaxis], "NDCHW"
+    volume = _normalised(volume, how, axes.index("C"))
+    if "C" not in tensor.layout:
+        volume, axes = volume.squeeze(axes.index("C")), axes.replace("C", "")
+    ordered: NDArray[Any] = volume.transpose([axes.index(letter) for letter in tensor.layout])
+    if np.dtype(tensor.dtype).kind in "iu":
+        limits = np.iinfo(tensor.dtype)
+        ordered = np.clip(np.rint(ordered), limits.min, limits.max)
+    return np.ascontiguousarray(ordered, tensor.dtype)
+
+
+def size_in_space(
+    frame: Sequence[int], image: dicom_pb2.RenderedImage, tensor: Input
+) -> tuple[int, ...]:
+    """Rows and columns of the tensor of frames of that size (rows, columns).
+
+    As `prepare`: ask it first, because this costs no memory.
+    """
+    how, fixed = tensor.image, (tensor.axis("H"), tensor.axis("W"))
+    assert how is not None  # the caller looked
+    rows, columns = _at_spacing(frame, image, how)
+    if rows * columns * how.channels > MAX_VOXELS:
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE,
+            "At the spacing that the model needs, the image has more voxels than a run may have.",
+        )
+    return (
+        fixed[0] if isinstance(fixed[0], int) else rows,
+        fixed[1] if isinstance(fixed[1], int) else columns,
+    )
+
+
+def _frame(
+    frame: NDArray[Any], image: dicom_pb2.RenderedImage, tensor: Input, how: Prepare
+) -> NDArray[np.float32]:
+    """Channels, rows and columns of one frame. Memory is that of a few of its planes."""
+    size = _at_spacing(frame.shape[:2], image, how)[-2:]
+    planes = []
+    for plane in _channels(frame, how):
+        mapped = _mapped(plane, frame.dtype, image, how)
+        at_spacing = _resized(mapped, size, how)
+        planes.append(_to_size(at_spacing, tensor, how))
+    return np.stack(planes)
+
+
+def _channels(frame: NDArray[Any], how: Prepare) -> list[NDArray[np.float32]]:
+    in_colour = frame.ndim == 3  # noqa: PLR2004 - rows, columns, samples
+    if how.colour == "grey":
+        return [frame.astype(np.float32) @ LUMA if in_colour else frame.astype(np.float32)]
+    order = (2, 1, 0) if how.colour == "bgr" else (0, 1, 2)
+    if in_colour:
+        return [frame[..., sample].astype(np.float32) for sample in order]
+    return [frame.astype(np.float32)] * len(order)
+
+
+def _mapped(
+    plane: NDArray[np.float32], dtype: np.dtype[Any], image: dicom_pb2.RenderedImage, how: Prepare
+) -> NDArray[np.float32]:
+    values = how.values
+    if values is None:
+        return plane
+    if values.source == "full":
+        if dtype.kind != "u":
+            raise NotForThisImageError("it needs pixels that are unsigned integers")
+        bits = image.certificate.bits_stored or dtype.itemsize * 8
+        low, high = 0.0, float(2**bits - 1)
+    else:
+        low, high = values.source
+    to_low, to_high = values.target
+    scaled = (np.clip(plane, low, high) - low) * ((to_high - to_low) / (high - low)) + to_low
+    mapped: NDArray[np.float32] = scaled.astype(np.float32)
+    return mapped
+
+
+def _at_spacing(
+    size: Sequence[int], image: dicom_pb2.RenderedImage, how: Prepare
+) -> tuple[int, ...]:
+    """Rows and columns of a frame once it has the spacing that the model needs."""
+    if how.spacing_mm is None:
+        return tuple(size)
+    known = list(image.pixel_spacing_mm)
+    if len(known) != len(size) or not all(np.isfinite(known)) or min(known) <= 0:
+        raise NotForThisImageError("it needs a known Pixel Spacing")
+    return tuple(
+        _scaled(length, there / wanted)
+        for length, there, wanted in zip(size, known, how.spacing_mm[-2:], strict=True)
+    )
+
+
+def _depth(planes: int, image: dicom_pb2.RenderedImage, tensor: Input, how: Prepare) -> int:
+    """How many planes the tensor has."""
+    if how.spacing_mm is not None:
+        thickness = image.slice_thickness_mm
+        if not np.isfinite(thickness) or thickness <= 0:
+            raise NotForThisImageError("it needs a known Slice Thickness")
+        planes = _scaled(planes, thickness / how.spacing_mm[0])
+    fixed = tensor.axis("D")
+    return fixed if isinstance(fixed, int) else planes
+
+
+def _scaled(length: int, factor: float) -> int:
+    # Bounded before it is an integer: the factor comes from the file.
+    return max(1, round(min(length * factor, MAX_VOXELS)))
+
+
+def _to_size(plane: NDArray[np.float32], tensor: Input, how: Prepare) -> NDArray[np.float32]:
+    """The plane in the tensor's fixed rows and columns, if it has such."""
+    rows, columns = tensor.axis("H"), tensor.axis("W")
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return plane
+    if how.resize == "stretch":
+        return _resized(plane, (rows, columns), how)
+    factors = rows / plane.shape[0], columns / plane.shape[1]
+    factor = min(factors) if how.resize == "fit" else max(factors)
+    size = (_scaled(plane.shape[0], factor), _scaled(plane.shape[1], factor))
+    scaled = _resized(plane, size, how)
+    out = np.full((rows, columns), how.pad, np.float32)
+    ours, theirs = zip(
+        *(_centred(length, there) for length, there in zip((rows, columns), size, strict=True)),
+        strict=True,
+    )
+    out[ours] = scaled[theirs]
+    return out
+
+
+def _centred(length: int, there: int) -> tuple[slice, slice]:
+    """Where the middle of one length lies in the other: in the target, and in the source."""
+    shared = min(length, there)
+    ours, theirs = (length - shared) // 2, (there - shared) // 2
+    return slice(ours, ours + shared), slice(theirs, theirs + shared)
+
+
+def _resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> NDArray[np.float32]:
+    """Resampled by Pillow, which averages over what falls into a pixel when it shrinks."""
+    if plane.shape == tuple(size):
+        return plane
+    rows, columns = size
+    picture = Image.fromarray(plane).resize((columns, rows), _FILTERS[how.interpolation])
+    return np.asarray(picture, np.float32)
+
+
+def _along_planes(volume: NDArray[np.float32], planes: int) -> NDArray[np.float32]:
+    """(planes, channels, rows, columns) with another number of planes, linear between two."""
+    there = len(volume)
+    if there == planes:
+        return volume
+    # Centres of planes on centres: the first and the last half plane repeat.
+    at = np.clip((np.arange(planes) + 0.5) * there / planes - 0.5, 0, there - 1)
+    below = np.floor(at).astype(int)
+    above = np.minimum(below + 1, there - 1)
+    share = (at - below).astype(np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+    blended: NDArray[np.float32] = volume[below] * (1 - share) + volume[above] * share
+    return blended
+
+
+def _normalised(volume: NDArray[np.float32], how: Prepare, axis: int) -> NDArray[np.float32]:
+    shape = [1] * volume.ndim
+    shape[axis] = how.channels
+    if how.mean is not None:
+        volume = volume - np.array(how.mean, np.float32).reshape(shape)
+    if how.std is not None:
+        volume = volume / np.array(how.std, np.float32).reshape(shape)
+    return volume
