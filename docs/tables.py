@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from dicom_worker.convert.encoding import TARGETS
 from dicom_worker.deidentify.settings import DeidentifySettings
 from dicom_worker.pixels.decoders import CODECS, Codec
 from dicom_worker.pixels.presets import PRESETS
@@ -100,6 +101,10 @@ looks wrong: where its code stream holds more than its picture, or its last bloc
 that libjpeg fills up with. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
 GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The decoder and its version are in
 the certificate of the pixels."""
+
+CONFORMANCE_WRITTEN: Final = """\
+ConvertDicom writes these; [conversion.md](conversion.md) says of which images, and how it is proved
+that no value changed:"""
 
 CONFORMANCE_RULES: Final = """\
 ## Where file and code stream differ
@@ -323,6 +328,12 @@ def conformance() -> Iterator[str]:
         ("Transfer Syntax", "UID"),
         sorted([UID(uid).name, f"`{uid}`"] for uid in AllTransferSyntaxes if uid not in CODECS),
     )
+    yield CONFORMANCE_WRITTEN
+    written = (
+        [UID(each.syntax).name, f"`{each.syntax}`", "lossy" if each.method else "exact"]
+        for each in TARGETS.values()
+    )
+    yield table(("Transfer Syntax", "UID", "values"), sorted(written))
     yield CONFORMANCE_RULES
 
 

@@ -86,7 +86,14 @@ async def test_the_service_tells_what_there_is_with_types_defaults_and_steps(
     assert [one.name for one in listed] == [
         f"pipelines/{name}/versions/1"
         for name in (
-            *("archive-report", "ct-tissue", "deidentify", "dicom-intake", "imaging-report"),
+            *(
+                "archive-report",
+                "ct-tissue",
+                "ct-volume",
+                "deidentify",
+                "dicom-intake",
+                "imaging-report",
+            ),
             *("photo-archive", "photo-intake"),
             "twice",
         )

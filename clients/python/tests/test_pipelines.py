@@ -129,7 +129,7 @@ async def test_the_command_lists_pipelines_and_shows_one(fluoro):
     code, out, _ = await fluoro("pipelines", "ct-tissue@1", "--output", "json")
     assert json.loads(out)["name"] == "pipelines/ct-tissue/versions/1"
     code, out, _ = await fluoro("pipelines", "--all", "--output", "json")
-    assert len(json.loads(out)["pipelines"]) == 5
+    assert len(json.loads(out)["pipelines"]) == 8
     assert (await fluoro("pipelines", "no"))[0] == 3
 
 

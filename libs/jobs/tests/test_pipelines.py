@@ -141,6 +141,9 @@ SHIPPED = {
     "pipelines/ct-tissue/versions/1": (
         "c1ccf6eb4bf9d7c28457121488c8147a309a254ed1aa5084dd74568255422e82"
     ),
+    "pipelines/ct-volume/versions/1": (
+        "e7a3ccfe26e49ec0321e677195f8f1d76e7d8bef63538e336c547baf809f9743"
+    ),
     "pipelines/deidentify/versions/1": (
         "89276ff05bb066e8c7f068c5669a5bd45d753c75f8191992122a3f892f6512cd"
     ),

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dicom_worker.operations.convert import convert_dicom
 from dicom_worker.operations.inspect import inspect_dicom
 from dicom_worker.operations.render import render_dicom
-from dicom_worker.testing import Dcmtk, Inspect, Render
+from dicom_worker.testing import Convert, Dcmtk, Inspect, Render
 from fluoro.v1 import dicom_pb2
+from fluoro.v1.convert_pb2 import ConvertDicom, ConvertDicomResult
 from fluoro.v1.dicom_pb2 import VoiWindow
 from fluoro_jobs.testing import Attempt, step_context
 
@@ -38,6 +40,17 @@ def render(tmp_path: Path) -> Render:
             for name in function:
                 request.window.function = VoiWindow.Function.Value(f"FUNCTION_{name}")
         return render_dicom(request, attempt.context), attempt
+
+    return run
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> Convert:
+    def run(
+        *inputs: bytes | Path, group: bool = True, **target: Any
+    ) -> tuple[ConvertDicomResult, Attempt]:
+        attempt = step_context(tmp_path, inputs, group=group)
+        return convert_dicom(ConvertDicom(**target or {"nifti": {}}), attempt.context), attempt
 
     return run
 

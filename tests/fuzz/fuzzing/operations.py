@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicom_worker.limits import MIB
+from dicom_worker.operations.convert import convert_dicom
 from dicom_worker.operations.deidentify import deidentify_dicom
 from dicom_worker.operations.inspect import inspect_dicom
 from dicom_worker.operations.render import render_dicom
 from fluoro.v1 import job_pb2
+from fluoro.v1.convert_pb2 import (
+    ConvertDicom,
+    DicomTarget,
+    NiftiTarget,
+    TargetTransferSyntax,
+)
 from fluoro.v1.deidentify_pb2 import DeidentifyDicom
 from fluoro.v1.dicom_pb2 import InspectDicom, RenderDicom
 from fluoro_jobs.testing import Attempt, operate
@@ -29,10 +36,13 @@ from pydicom import dcmread
 from fuzzing.files import NAME, NUMBER, mutant
 
 PROJECT: Final = "fuzzing"
+J2K: Final = TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_JPEG_2000_LOSSLESS
 OPERATIONS: Final[dict[str, tuple[Any, Any]]] = {
     "inspect": (inspect_dicom, InspectDicom()),
     "render": (render_dicom, RenderDicom()),
     "deidentify": (deidentify_dicom, DeidentifyDicom(project=PROJECT)),
+    "convert": (convert_dicom, ConvertDicom(nifti=NiftiTarget())),
+    "transcode": (convert_dicom, ConvertDicom(dicom=DicomTarget(transfer_syntax=J2K))),
 }
 """Name → operation and request."""
 BATCH: Final = 50

@@ -35,6 +35,7 @@ RESULTS: Final = {
     "overlay": "overlay",
     "result": "result",
     "instance": "clean",
+    "volume": "volume",
     "deidentification-report": "deidentification-report",
 }
 """Roles of the artifacts that are fetched, and how their files are called."""

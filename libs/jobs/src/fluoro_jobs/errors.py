@@ -99,6 +99,9 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "NOT_AN_IMAGE"
     IMAGE_UNSUPPORTED = "IMAGE_UNSUPPORTED"
     CHOICE_UNAVAILABLE = "CHOICE_UNAVAILABLE"
+    SOP_INSTANCE_CONFLICT = "SOP_INSTANCE_CONFLICT"
+    GEOMETRY_INVALID = "GEOMETRY_INVALID"
+    VOLUME_IRREGULAR = "VOLUME_IRREGULAR"
     PIXELS_NOT_CERTIFIED = "PIXELS_NOT_CERTIFIED"
     MODEL_UNKNOWN = "MODEL_UNKNOWN"
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
@@ -403,6 +406,9 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.CHOICE_UNAVAILABLE: ReasonSpec(
         "", False, "The file does not have what the request chooses; the message says what."
     ),
+    Reason.SOP_INSTANCE_CONFLICT: ReasonSpec("", False, "Two files are versions of one instance."),
+    Reason.GEOMETRY_INVALID: ReasonSpec("", False, "The image has no usable place in space."),
+    Reason.VOLUME_IRREGULAR: ReasonSpec("", False, "The slices make no regular volume."),
     Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
         "", False, "The pixel array does not match its certificate and was not shown to the model."
     ),

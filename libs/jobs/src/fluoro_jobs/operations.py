@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from fluoro.v1 import (
     archive_pb2,
+    convert_pb2,
     deidentify_pb2,
     dicom_pb2,
     export_pb2,
@@ -128,6 +129,16 @@ OPERATIONS: Final = (
         photograph_pb2.ImportImagesResult,
         reads=(JOB_INPUT, "member"),
         leaves=("preview", "pixels"),
+    ),
+    Operation(
+        "convert_dicom",
+        "dicom.convert",
+        "dicom",
+        convert_pb2.ConvertDicom,
+        convert_pb2.ConvertDicomResult,
+        reads=DICOM_FILES,
+        leaves=("volume", "geometry", "instance"),
+        groups=True,
     ),
     Operation(
         "analyze_images",

@@ -42,6 +42,15 @@ FRAME_LIMIT: Final = 100_000
 However small, each takes time and a certificate of its own.
 """
 
+SLICE_LIMIT: Final = 32_767
+"""Slices in one item of ConvertDicom.
+
+NIfTI-1 has 15 bits for each dimension; each takes some 2 KiB of memory while they are sorted.
+"""
+
+SERIES_LIMIT_BYTES: Final = 8192 * MIB
+"""The arrays of all volumes of one series, at 4 bytes per value (on disk)."""
+
 INFLATED_LIMIT_BYTES: Final = 1024 * MIB
 """The data set of one deflated instance once inflated (on disk).
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 import pydicom.data
-from fluoro.v1 import dicom_pb2, job_pb2
+from fluoro.v1 import convert_pb2, dicom_pb2, job_pb2
 from fluoro_jobs.testing import Attempt
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,6 +21,9 @@ Inspect = Callable[..., tuple[dicom_pb2.InspectDicomResult, Attempt]]
 Render = Callable[..., tuple[dicom_pb2.RenderDicomResult, Attempt]]
 """Runs RenderDicom on inputs, bytes or paths; `window=(center, width)`, with a function's
 name after them or not, and other fields of the request by keyword."""
+Convert = Callable[..., tuple[convert_pb2.ConvertDicomResult, Attempt]]
+"""Runs ConvertDicom on inputs, bytes or paths, as one item unless `group=False`; the target by
+keyword, NIfTI without one."""
 Dcmtk = Callable[..., Path]
 """Runs a DCMTK tool with these arguments and a path to write to, which it returns."""
 

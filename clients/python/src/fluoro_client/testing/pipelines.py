@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fluoro.v1 import (
     archive_pb2,
+    convert_pb2,
     deidentify_pb2,
     job_pb2,
     job_service_pb2,
@@ -158,6 +159,7 @@ for _name in _KEPT:
 for _name, _kind, _default in (
     ("project", PipelineParameter.TYPE_STRING, "default"),
     ("dates", PipelineParameter.TYPE_ENUM, "LONGITUDINAL_DATES_UNSPECIFIED"),
+    ("shear", PipelineParameter.TYPE_ENUM, "SHEAR_KEEP"),
 ):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=_kind)
     _PARAMETERS[_name].default_value.string_value = _default
@@ -165,6 +167,7 @@ for _name, _kind, _default in (
 _TAKEN: Final[dict[str, Sequence[str]]] = {
     "archive-report": ("title",),
     "ct-tissue": ("title", "window_center", "window_width"),
+    "ct-volume": ("project", "shear"),
     "deidentify": ("project", "dates", *_KEPT),
     "dicom-intake": ("window_center", "window_width"),
     "imaging-report": ("title", "window_center", "window_width"),
@@ -206,6 +209,15 @@ def _deidentified(given: Parameters) -> list[job_pb2.Step]:
     return [step(request, "deidentify"), rendered]
 
 
+def _converted(given: Parameters) -> list[job_pb2.Step]:
+    request = json_format.ParseDict(
+        {"nifti": {"shear": given["shear"]}}, convert_pb2.ConvertDicom()
+    )
+    converted = step(request, "convert")
+    converted.inputs.add(step="deidentify", role="instance", group=True)
+    return [step(deidentify_pb2.DeidentifyDicom(project=given["project"]), "deidentify"), converted]
+
+
 def _taken_in(_given: Parameters) -> list[job_pb2.Step]:
     return [step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=50)]
 
@@ -219,6 +231,7 @@ def _taken_out(given: Parameters) -> list[job_pb2.Step]:
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
     "ct-tissue": _analyzed,
+    "ct-volume": _converted,
     "deidentify": _deidentified,
     "dicom-intake": _rendered,
     "imaging-report": _reported,

@@ -78,6 +78,8 @@ def step_context(
         Input(number, str(number), number, [Part(name, JOB_INPUT, "", "", "")])
         for number, name in enumerate(names)
     ]
+    if group and not reads:
+        own = [Input(0, ALL, None, [part for each in own for part in each.parts])]
     progress: list[event_pb2.Progress] = []
     context = StepContext(
         job=f"jobs/{new_id()}",

@@ -26,7 +26,7 @@ class NpyWriter:
 
     dtype: that of the first frame. Only the last frame shows whether all values are whole and fit:
     a `<f4` frame after `<i2` frames converts what is there. minimum, maximum: of the values that
-    are numbers.
+    are numbers. frames: up to the last one written; those that were left out are zeros.
     """
 
     path: Path
@@ -38,18 +38,22 @@ class NpyWriter:
 
     def append(self, frame: NDArray[Any]) -> None:
         """Appends a frame. ValueError if its shape differs from the first one's."""
+        self.put(self.frames, frame)
+
+    def put(self, at: int, frame: NDArray[Any]) -> None:
+        """Writes the frame of that number, 0-based. ValueError as for `append`."""
         if self.dtype is None:
             self.dtype, self.shape = frame.dtype, frame.shape
             self.path.write_bytes(bytes(HEADER_BYTES))
         if frame.shape != self.shape:
-            raise ValueError(
-                f"frame {self.frames} has shape {frame.shape}, the first has {self.shape}"
-            )
+            raise ValueError(f"frame {at} has shape {frame.shape}, the first has {self.shape}")
         if np.can_cast(self.dtype, frame.dtype) and frame.dtype != self.dtype:
             self._widen(frame.dtype)
-        with self.path.open("ab") as file:
-            file.write(np.ascontiguousarray(frame, self.dtype).data)
-        self.frames += 1
+        cells = np.ascontiguousarray(frame, self.dtype)
+        with self.path.open("r+b") as file:
+            file.seek(HEADER_BYTES + at * cells.nbytes)
+            file.write(cells.data)
+        self.frames = max(self.frames, at + 1)
         self.minimum = min(self.minimum, float(np.fmin.reduce(frame, axis=None)))
         self.maximum = max(self.maximum, float(np.fmax.reduce(frame, axis=None)))
 
@@ -77,14 +81,17 @@ class NpyWriter:
         self.path.rename(narrow)
         with self.path.open("wb") as file:
             file.write(bytes(HEADER_BYTES))
-            for frame in self._stored(narrow):
+            for frame in stored_frames(narrow, self.frames, self.shape, self.dtype or dtype):
                 file.write(frame.astype(dtype).data)
         narrow.unlink()
         self.dtype = dtype
 
-    def _stored(self, path: Path) -> Iterator[NDArray[Any]]:
-        count = int(np.prod(self.shape))
-        with path.open("rb") as file:
-            file.seek(HEADER_BYTES)
-            for _ in range(self.frames):
-                yield np.fromfile(file, self.dtype or np.uint8, count)
+
+def stored_frames(
+    path: Path, frames: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[NDArray[Any]]:
+    """The frames of an array that an `NpyWriter` wrote, one in memory at a time."""
+    with path.open("rb") as file:
+        file.seek(HEADER_BYTES)
+        for _ in range(frames):
+            yield np.fromfile(file, dtype, int(np.prod(shape))).reshape(shape)

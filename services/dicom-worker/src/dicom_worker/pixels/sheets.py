@@ -4,38 +4,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import numpy as np
 from fluoro.v1.dicom_pb2 import ContactSheet, ContactSheetLayout, ContactSheetTile
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.keys import file_name
 from fluoro_jobs.worker.context import StepContext
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_worker import limits
 from dicom_worker.attributes import decimals, text
-from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.pictures import Pixels, encoded, sheet
 from dicom_worker.pixels.rendering import PNG
-
-AXES: Final = 3
+from dicom_worker.studies.slices import Place, place
+from dicom_worker.studies.volumes import order_in_space
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One frame of a series, its picture on disk.
 
-    frame: 0-based. place: of the frame's first pixel, in millimetres; None if unknown. normal: of
-    its plane. number: Instance Number; 0 if there is none.
+    frame: 0-based. place: as `studies.slices.place` has it; None if unknown. number: Instance
+    Number; 0 if there is none.
     """
 
     item: str
     frame: int
     path: Path
-    place: NDArray[np.float64] | None
-    normal: NDArray[np.float64] | None
+    place: Place | None
     number: float
 
 
@@ -65,8 +62,8 @@ class Sheets:
         for frame, picture in tiles:
             path = self.folder / f"tile-{sum(map(len, self.series.values()))}.npy"
             np.save(path, picture)
-            place, normal = plane_of(header, frame)
-            series.append(Tile(item, frame, path, place, normal, number[0] if number else 0))
+            where = place(header, frame)
+            series.append(Tile(item, frame, path, where, number[0] if number else 0))
 
     def put(self, context: StepContext) -> Iterator[ContactSheet]:
         """Stores the sheets, in the order in which their series came."""
@@ -92,17 +89,16 @@ class Sheets:
 
 
 def in_order(tiles: Sequence[Tile]) -> list[Tile]:
-    """Along the normal of the first one's plane, if all have a place; else by Instance Number."""
-    normal = tiles[0].normal
-    if normal is not None and all(tile.place is not None for tile in tiles):
-        along = [float(normal @ tile.place) for tile in tiles if tile.place is not None]
-        # Several images of one place, as over time, stay in the order of their numbers.
-        ranks = sorted(
-            range(len(tiles)),
-            key=lambda at: (round(along[at], 3), tiles[at].number, tiles[at].frame),
-        )
-        return [tiles[at] for at in ranks]
-    return sorted(tiles, key=lambda tile: (tile.number, tile.frame))
+    """In space if all have a place, else by Instance Number.
+
+    Several images of one place, as over time, stay in the order of their numbers.
+    """
+    numbered = sorted(tiles, key=lambda tile: (tile.number, tile.frame))
+    places = [tile.place for tile in numbered]
+    known = [each for each in places if each is not None]
+    if len(known) < len(places):
+        return numbered
+    return [numbered[at] for at in order_in_space(known)]
 
 
 def thinned(tiles: Sequence[Tile], most: int) -> list[Tile]:
@@ -110,17 +106,3 @@ def thinned(tiles: Sequence[Tile], most: int) -> list[Tile]:
     if len(tiles) <= most:
         return list(tiles)
     return [tiles[int(at)] for at in np.linspace(0, len(tiles) - 1, most)]
-
-
-def plane_of(
-    header: Dataset, frame: int
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """Image Position (Patient) and the normal of Image Orientation (Patient) of a frame."""
-    position = decimals(macro(header, frame, "PlanePositionSequence"), "ImagePositionPatient")
-    orientation = decimals(
-        macro(header, frame, "PlaneOrientationSequence"), "ImageOrientationPatient"
-    )
-    if len(position) != AXES or len(orientation) != 2 * AXES:
-        return None, None
-    rows, columns = np.array(orientation[:AXES]), np.array(orientation[AXES:])
-    return np.array(position), np.cross(rows, columns)

@@ -1,0 +1,148 @@
+"""Reads the files of an item: what is in them, each instance once."""
+
+import filecmp
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.worker.context import StepItem
+from pydicom.dataset import Dataset
+
+from dicom_worker import limits
+from dicom_worker.attributes import decimals, text
+from dicom_worker.pixels.decoders import check_budget
+from dicom_worker.pixels.image import Image
+from dicom_worker.pixels.modality import Modality, modality_of
+from dicom_worker.reading import DicomFile, open_dicom
+from dicom_worker.studies.slices import Slice, slices_of
+from dicom_worker.studies.volumes import Left
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of which slices are to be decoded.
+
+    file: without its header, because there are thousands. thickness: Slice Thickness in
+    millimetres, 0 if absent. modality: of each frame; None where tables make it too large to keep.
+    """
+
+    file: DicomFile
+    path: Path
+    kind: str
+    thickness: float
+    modality: tuple[Modality, ...] | None
+
+    def modalities(self) -> Callable[[int], Modality]:
+        """What gives, of a frame, how its stored values become modality values."""
+        if self.modality is not None:
+            return self.modality.__getitem__
+        file = open_dicom(self.path, self.path.parent)
+        return partial(modality_of, file.header, little_endian=file.little_endian)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What is in the files of an item.
+
+    sources: by number of the file. left: what is of no use for a volume. repeated: files that came
+    twice, with the same bytes.
+    """
+
+    sources: dict[int, Source] = field(default_factory=dict)
+    slices: list[Slice] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    repeated: int = 0
+
+
+def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
+    """Reads the headers of all files.
+
+    Those that are not DICOM, or have no image, are left out and counted. A series is left out as a
+    whole if one of its images has no place, or if an instance is there in two versions: a volume
+    without it would look complete.
+
+    FluoroError as `open_dicom` for a broken file, because nobody knows what it belongs to;
+    IMAGE_TOO_LARGE over `limits.SLICE_LIMIT`.
+    """
+    found = Gathered()
+    versions: dict[str, tuple[Path, str]] = {}
+    bad: dict[str, FluoroError] = {}
+    others: Counter[tuple[Reason, str]] = Counter()
+    files: Counter[str] = Counter()
+    for number, part in enumerate(item.parts):
+        check()
+        path = item.fetch(part)
+        try:
+            file = open_dicom(path, item.folder)
+        except FluoroError as error:
+            if error.reason is not Reason.NOT_DICOM or len(item.parts) == 1:
+                raise
+            others[error.reason, error.message] += 1
+            continue
+        if file.image is None:
+            others[Reason.NO_PIXEL_DATA, "The instance has no image."] += 1
+            continue
+        series = text(file.header, "SeriesInstanceUID")
+        instance = text(file.header, "SOPInstanceUID")
+        if known := versions.get(instance):
+            if filecmp.cmp(known[0], path, shallow=False):
+                found.repeated += 1
+                continue
+            conflict = FluoroError(
+                Reason.SOP_INSTANCE_CONFLICT, "Two files are versions of one instance."
+            )
+            bad[series] = bad[known[1]] = conflict
+        versions[instance] = path, series
+        files[series] += 1
+        try:
+            add(found, number, path, file, file.image)
+        except FluoroError as error:
+            if error.reason is Reason.IMAGE_TOO_LARGE:
+                raise
+            bad.setdefault(series, error)
+    found.left += [Left("", count, *why) for why, count in others.items()]
+    for series, fault in bad.items():
+        found.left.append(Left(series, files[series], fault.reason, fault.message))
+    found.slices = [each for each in found.slices if each.series not in bad]
+    return found
+
+
+def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image) -> None:
+    """Adds the frames of a file.
+
+    FluoroError: GEOMETRY_INVALID, CHOICE_UNAVAILABLE for colour, DICOM_INVALID, IMAGE_TOO_LARGE.
+    """
+    check_budget(image)
+    if len(found.slices) + image.frames > limits.SLICE_LIMIT:
+        raise FluoroError(
+            Reason.IMAGE_TOO_LARGE, f"There are more than {limits.SLICE_LIMIT} slices in one item."
+        )
+    if not image.photometric.startswith("MONOCHROME"):
+        raise FluoroError(
+            Reason.CHOICE_UNAVAILABLE, "Volumes are of grey values, and the image is in colour."
+        )
+    slices = list(slices_of(file.header, image, number))
+    thickness = decimals(file.header, "SliceThickness")
+    found.sources[number] = Source(
+        replace(file, header=Dataset(), elements=()),
+        path,
+        text(file.header, "Modality"),
+        thickness[0] if thickness else 0,
+        modalities(file, image.frames),
+    )
+    found.slices += slices
+
+
+def modalities(file: DicomFile, frames: int) -> tuple[Modality, ...] | None:
+    """Of each frame; None if they have tables."""
+    known: dict[Modality, Modality] = {}
+    made = []
+    for frame in range(frames):
+        modality = modality_of(file.header, frame, little_endian=file.little_endian)
+        if modality.lut:
+            return None
+        made.append(known.setdefault(modality, modality))
+    return tuple(made)

@@ -1,0 +1,21 @@
+"""ConvertDicom: volumes as NIfTI or NPY, files in another Transfer Syntax."""
+
+from fluoro.v1.convert_pb2 import ConvertDicom, ConvertDicomResult
+from fluoro_jobs.worker.context import StepContext
+from fluoro_jobs.worker.handler import handles
+
+from dicom_worker.convert.transcoding import instances
+from dicom_worker.convert.volumes import volumes
+
+TARGETS = {"nifti": volumes, "npy": volumes, "dicom": instances}
+
+
+@handles(ConvertDicom)
+def convert_dicom(request: ConvertDicom, context: StepContext) -> ConvertDicomResult:
+    """Leaves volumes with their geometry, or instances, of each item."""
+    result = ConvertDicomResult()
+    convert = TARGETS[request.WhichOneof("target") or "nifti"]
+    for item in context.each("convert"):
+        with item:
+            result.MergeFrom(convert(item, request, context.check))
+    return result

@@ -1,0 +1,1 @@
+"""Studies: which slices lie where, and which of them make a volume."""

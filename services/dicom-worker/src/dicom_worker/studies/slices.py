@@ -1,0 +1,243 @@
+"""Where each frame of a file lies in space, and what tells it from others at the same place."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import hypot
+from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+from pydicom.dataset import Dataset
+
+from dicom_worker.attributes import decimals, item, text
+from dicom_worker.pixels.groups import macro
+from dicom_worker.pixels.image import Image
+
+AXES: Final = 3
+UNIT_TOLERANCE: Final = 2e-3
+"""How far direction cosines may be from unit length and a right angle: files round them."""
+FAR_MM: Final = 1e5
+"""No pixel lies so far from the origin, and none is so large."""
+NEAR_MM: Final = 1e-5
+"""No pixel is so small."""
+
+Vector = tuple[float, float, float]
+Place = tuple[Vector, Vector]
+"""Position of a frame, and the normal of its plane."""
+Mark = tuple[float, ...] | str
+"""A value of an attribute: numbers, or text; "" if it is absent."""
+
+MARKS: Final = {
+    "echo_time_ms": ("MREchoSequence", "EffectiveEchoTime", "EchoTime"),
+    "echo_number": ("MREchoSequence", "EchoNumbers", "EchoNumbers"),
+    "b_value": ("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
+    "gradient": ("MRDiffusionSequence", "", "DiffusionGradientOrientation"),
+    "temporal_position": (
+        "FrameContentSequence",
+        "TemporalPositionIndex",
+        "TemporalPositionIdentifier",
+    ),
+    "trigger_time_ms": (
+        "CardiacSynchronizationSequence",
+        "NominalCardiacTriggerDelayTime",
+        "TriggerTime",
+    ),
+    "image_type": ("MRImageFrameTypeSequence", "FrameType", "ImageType"),
+    "segment": (
+        "SegmentIdentificationSequence",
+        "ReferencedSegmentNumber",
+        "ReferencedSegmentNumber",
+    ),
+    "stack": ("FrameContentSequence", "StackID", "StackID"),
+    "acquisition": ("FrameContentSequence", "FrameAcquisitionNumber", "AcquisitionNumber"),
+    "acquisition_time": (
+        "FrameContentSequence",
+        "FrameAcquisitionDateTime",
+        "AcquisitionTime",
+    ),
+}
+"""What may tell slices of one place from each other, the most telling first.
+
+Name → macro of functional groups, attribute in there (PS3.3 C.7.6.16, C.8.13.5, C.8.20.3),
+attribute of objects without functional groups.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """What the slices of a volume have in common.
+
+    frame_of_reference: its UID. row, column: unit vectors of increasing column and row number, at
+    right angles. spacing: millimetres between rows and between columns.
+    """
+
+    frame_of_reference: str
+    rows: int
+    columns: int
+    samples: int
+    row: Vector
+    column: Vector
+    spacing: tuple[float, float]
+
+    @property
+    def normal(self) -> Vector:
+        """The unit vector at a right angle to both: right-handed."""
+        return cross(self.row, self.column)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One frame. file: number of the file; frame: 0-based.
+
+    position: of the first pixel's centre, in millimetres. number: Instance Number, 0 if absent.
+    pitch: Spacing Between Slices, or Slice Thickness, millimetres; 0 if absent. marks: as in
+    `MARKS`.
+    """
+
+    file: int
+    frame: int
+    series: str
+    plane: Plane
+    position: Vector
+    number: float
+    pitch: float
+    marks: tuple[Mark, ...]
+
+
+def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
+    """The frames of a file. GEOMETRY_INVALID if one has no place, or an impossible one."""
+    series, number = text(header, "SeriesInstanceUID"), decimals(header, "InstanceNumber")
+    reference = text(header, "FrameOfReferenceUID")
+    known: dict[tuple[float, ...], Plane] = {}
+    for frame in range(image.frames):
+        orientation = orientation_of(header, frame)
+        spacing = spacing_of(header, frame)
+        plane = known.get((*orientation, *spacing))
+        if plane is None:
+            row, column = axes(orientation)
+            plane = Plane(reference, image.rows, image.columns, image.samples, row, column, spacing)
+            known[*orientation, *spacing] = plane
+        yield Slice(
+            file,
+            frame,
+            series,
+            plane,
+            position_of(header, frame),
+            number[0] if number else 0,
+            pitch_of(header, frame),
+            marks_of(header, frame),
+        )
+
+
+def position_of(header: Dataset, frame: int) -> Vector:
+    """Image Position (Patient) (0020,0032) of a frame."""
+    found = decimals(macro(header, frame, "PlanePositionSequence"), "ImagePositionPatient")
+    if len(found) != AXES or max(map(abs, found)) > FAR_MM:
+        raise unusable("Image Position (Patient) is missing or impossible.")
+    return found[0], found[1], found[2]
+
+
+def orientation_of(header: Dataset, frame: int) -> tuple[float, ...]:
+    """Image Orientation (Patient) (0020,0037) of a frame: six numbers."""
+    source = macro(header, frame, "PlaneOrientationSequence")
+    found = decimals(source, "ImageOrientationPatient")
+    if len(found) != 2 * AXES:
+        raise unusable("Image Orientation (Patient) is missing or not six numbers.")
+    return tuple(found)
+
+
+def axes(orientation: tuple[float, ...]) -> tuple[Vector, Vector]:
+    """The two unit vectors of an orientation, at exactly a right angle."""
+    row, column = orientation[:AXES], orientation[AXES:]
+    if (
+        abs(hypot(*row) - 1) > UNIT_TOLERANCE
+        or abs(hypot(*column) - 1) > UNIT_TOLERANCE
+        or abs(dot(row, column)) > UNIT_TOLERANCE
+    ):
+        raise unusable("Image Orientation (Patient) is not two unit vectors at a right angle.")
+    first = scaled(row, 1 / hypot(*row))
+    along = dot(first, column)
+    second = tuple(each - along * axis for each, axis in zip(column, first, strict=True))
+    return first, scaled(second, 1 / hypot(*second))
+
+
+def spacing_of(header: Dataset, frame: int) -> tuple[float, float]:
+    """Pixel Spacing (0028,0030) of a frame: millimetres between rows and between columns."""
+    found = decimals(macro(header, frame, "PixelMeasuresSequence"), "PixelSpacing")
+    if len(found) != 2 or not all(NEAR_MM < each < FAR_MM for each in found):  # noqa: PLR2004 - rows, columns
+        raise unusable("Pixel Spacing is missing or impossible.")
+    return found[0], found[1]
+
+
+def pitch_of(header: Dataset, frame: int) -> float:
+    """How far the next slice should be; 0 if the file does not say, or nonsense."""
+    source = macro(header, frame, "PixelMeasuresSequence")
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        found = decimals(source, keyword)
+        if found and NEAR_MM < abs(found[0]) < FAR_MM:
+            return abs(found[0])
+    return 0
+
+
+def marks_of(header: Dataset, frame: int) -> tuple[Mark, ...]:
+    """The marks of a frame, in the order of `MARKS`."""
+    return tuple(
+        mark_of(header, frame, group, inside, outside) for group, inside, outside in MARKS.values()
+    )
+
+
+def mark_of(header: Dataset, frame: int, group: str, inside: str, outside: str) -> Mark:
+    """A mark of a frame."""
+    source = macro(header, frame, group)
+    if source is header:
+        return plain(header, outside)
+    if inside:
+        return plain(source, inside)
+    direction = item(source, "DiffusionGradientDirectionSequence")
+    return plain(direction, outside) if direction is not None else ""
+
+
+def plain(source: Dataset, keyword: str) -> Mark:
+    """The value of an attribute as numbers, or as text."""
+    return tuple(decimals(source, keyword)) or text(source, keyword)
+
+
+def place(header: Dataset, frame: int) -> Place | None:
+    """Where a frame lies; None if it has no place, or an impossible one."""
+    try:
+        row, column = axes(orientation_of(header, frame))
+        return position_of(header, frame), cross(row, column)
+    except FluoroError:
+        return None
+
+
+def told(marks: Mapping[str, Mark]) -> dict[str, str]:
+    """Marks as text for people, without times of day: these may identify a patient."""
+    return {
+        name: mark if isinstance(mark, str) else " ".join(f"{each:g}" for each in mark)
+        for name, mark in marks.items()
+        if name != "acquisition_time"
+    }
+
+
+def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """The scalar product."""
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def cross(one: Vector, other: Vector) -> Vector:
+    """The vector product."""
+    return (
+        one[1] * other[2] - one[2] * other[1],
+        one[2] * other[0] - one[0] * other[2],
+        one[0] * other[1] - one[1] * other[0],
+    )
+
+
+def scaled(vector: tuple[float, ...], factor: float) -> Vector:
+    """The vector, so many times as long."""
+    return vector[0] * factor, vector[1] * factor, vector[2] * factor
+
+
+def unusable(message: str) -> FluoroError:
+    """The frame cannot be put into a volume."""
+    return FluoroError(Reason.GEOMETRY_INVALID, message)
