@@ -272,6 +272,27 @@ def test_ten_thousand_slices_of_forty_phases_are_sorted_in_seconds() -> None:
     assert [len(volume.slices) for volume in study.volumes] == [250] * 40
 
 
+def turned(first: int, count: int, angle: float, spread: float = 2.0) -> list[Slice]:
+    """Axial slices, turned in their plane by so many radians."""
+    direction = plane((cos(angle), sin(angle), 0, -sin(angle), cos(angle), 0))
+    return [
+        Slice(first + at, 0, "1.2", direction, (0, 0, (first + at) * spread), at, 2, marks())
+        for at in range(count)
+    ]
+
+
+def test_a_stack_that_turns_on_its_way_is_refused_rather_than_cut_in_two() -> None:
+    [left] = study_of([*turned(0, 5, 0), *turned(5, 5, 0.004)]).left
+    assert (left.count, left.reason) == (10, Reason.VOLUME_IRREGULAR)
+    assert left.message == "The direction of the slices drifts from one to the next."
+
+
+def test_views_of_one_place_may_be_turned_a_little_or_far() -> None:
+    same_place = study_of([*turned(0, 5, 0), *turned(0, 5, 0.004)])
+    far = study_of([*turned(0, 5, 0), *turned(5, 5, 0.5)])
+    assert [len(each.slices) for each in (*same_place.volumes, *far.volumes)] == [5] * 4
+
+
 def test_an_order_in_space_keeps_parallel_images_together() -> None:
     axial = cross((1, 0, 0), (0, 1, 0))
     sagittal = cross((0, 1, 0), (0, 0, -1))

@@ -16,7 +16,7 @@ from dicom_worker.convert.gather import Source
 from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.decoders import decode_frames
 from dicom_worker.pixels.npy import NpyWriter
-from dicom_worker.studies.volumes import Volume
+from dicom_worker.studies.volumes import Volume, irregular
 
 VALUE_BYTES: Final = 4
 """The most that a value takes."""
@@ -43,8 +43,8 @@ def arrays_of(
 ) -> list[Array]:
     """The arrays of the volumes of one series, written into the folder.
 
-    check: called between frames; stops by raising. FluoroError as `decode_frames`, and
-    IMAGE_TOO_LARGE before anything is written.
+    check: called between frames; stops by raising. FluoroError as `decode_frames`, IMAGE_TOO_LARGE
+    before anything is written, VOLUME_IRREGULAR if units differ within a volume.
     """
     check_size(volumes)
     places = {
@@ -67,13 +67,10 @@ def arrays_of(
             writers[number].put(at, modality.apply(decoded.values))
             certificates[number][at] = decoded.certificate
             units[number].add(modality.unit)
+    if any(len(each) > 1 for each in units):
+        raise irregular("The values of some slices have another unit than those of others.")
     return [
-        Array(
-            writer,
-            writer.close(),
-            one.pop() if len(one) == 1 else "1",
-            [known[at] for at in range(len(known))],
-        )
+        Array(writer, writer.close(), one.pop(), [known[at] for at in range(len(known))])
         for writer, one, known in zip(writers, units, certificates, strict=True)
     ]
 

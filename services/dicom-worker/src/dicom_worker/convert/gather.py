@@ -12,10 +12,11 @@ from fluoro_jobs.worker.context import StepItem
 from pydicom.dataset import Dataset
 
 from dicom_worker import limits
-from dicom_worker.attributes import decimals, text
+from dicom_worker.attributes import decimals, text, value
 from dicom_worker.pixels.decoders import check_budget
+from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.image import Image
-from dicom_worker.pixels.modality import Modality, modality_of
+from dicom_worker.pixels.modality import MACRO, Modality, modality_of
 from dicom_worker.reading import DicomFile, open_dicom
 from dicom_worker.studies.slices import Slice, slices_of
 from dicom_worker.studies.volumes import Left
@@ -25,13 +26,16 @@ from dicom_worker.studies.volumes import Left
 class Source:
     """A file of which slices are to be decoded.
 
-    file: without its header, because there are thousands. thickness: Slice Thickness in
-    millimetres, 0 if absent. modality: of each frame; None where tables make it too large to keep.
+    file: without its header, because there are thousands. rescaled: whether it has a rescale.
+    thickness: Slice Thickness in millimetres, 0 if absent. modality: of each frame; None where
+    tables make it too large to keep.
     """
 
     file: DicomFile
     path: Path
     kind: str
+    photometric: str
+    rescaled: bool
     thickness: float
     modality: tuple[Modality, ...] | None
 
@@ -130,6 +134,8 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
         replace(file, header=Dataset(), elements=()),
         path,
         text(file.header, "Modality"),
+        image.photometric,
+        value(macro(file.header, 0, MACRO), "RescaleSlope") is not None,
         thickness[0] if thickness else 0,
         modalities(file, image.frames),
     )

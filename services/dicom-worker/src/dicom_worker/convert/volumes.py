@@ -1,6 +1,6 @@
 """The volumes of an item, as artifacts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from shutil import rmtree
@@ -11,7 +11,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepItem
 
 from dicom_worker.convert.arrays import Array, arrays_of, check_size
-from dicom_worker.convert.gather import Gathered, gather
+from dicom_worker.convert.gather import Gathered, Source, gather
 from dicom_worker.convert.geometry import as_json, geometry
 from dicom_worker.convert.nifti import check_sides, ras, write_nifti
 from dicom_worker.pixels.decoders import decoder_name
@@ -30,7 +30,7 @@ def volumes(item: StepItem, request: ConvertDicom, check: Callable[[], None]) ->
     found = gather(item, check)
     study = study_of(found.slices)
     left = found.left + study.left
-    usable = [volume for volume in study.volumes if fits(volume, request, left)]
+    usable = [each for each in study.volumes if fits(each, found.sources, request, left)]
     keys = iter(keys_of(item.key, len(usable)))
     result = ConvertDicomResult()
     for series, members in groupby(usable, lambda volume: volume.series):
@@ -64,12 +64,15 @@ def volumes(item: StepItem, request: ConvertDicom, check: Callable[[], None]) ->
     return result
 
 
-def fits(volume: Volume, request: ConvertDicom, left: list[Left]) -> bool:
+def fits(
+    volume: Volume, sources: Mapping[int, Source], request: ConvertDicom, left: list[Left]
+) -> bool:
     """Whether the volume can be made; if not, `left` has why."""
     nifti = request.WhichOneof("target") == "nifti"
     shear = request.nifti.shear if nifti else request.npy.shear
     try:
         volume.check()
+        check_alike([sources[number] for number in {each.file for each in volume.slices}])
         if volume.shear_degrees and shear == Shear.SHEAR_REFUSE:
             raise irregular(
                 f"The volume is sheared by {volume.shear_degrees:.1f} degrees, as by a tilted "
@@ -84,6 +87,15 @@ def fits(volume: Volume, request: ConvertDicom, left: list[Left]) -> bool:
         left.append(Left(volume.series, len(volume.slices), error.reason, error.message))
         return False
     return True
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """VOLUME_IRREGULAR if one volume would hold values of different meaning."""
+    if len({(each.kind, each.photometric, each.rescaled) for each in sources}) > 1:
+        raise irregular(
+            "Modality, Photometric Interpretation or the presence of a rescale differ between "
+            "slices."
+        )
 
 
 def nothing(item: StepItem, left: Sequence[Left]) -> None:

@@ -3,6 +3,8 @@
 Other objects keep them at the top.
 """
 
+from collections.abc import Callable
+
 from fluoro_jobs.errors import Reason
 from pydicom.dataset import Dataset
 
@@ -15,8 +17,19 @@ def macro(header: Dataset, frame: int, keyword: str) -> Dataset:
 
     Its item for this frame (0-based), the shared one, or the header itself.
     """
+    return macros(header, frame)(keyword)
+
+
+def macros(header: Dataset, frame: int) -> Callable[[str], Dataset]:
+    """What gives each macro of a frame, for those who ask for many."""
     with blame_file(Reason.DICOM_INVALID, "The functional groups cannot be read."):
         per_frame = (value(header, "PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
         shared = (value(header, "SharedFunctionalGroupsSequence") or [])[:1]
-        found = (item(groups, keyword) for groups in (*per_frame, *shared))
-        return next((each for each in found if each is not None), header)
+        groups = (*per_frame, *shared)
+
+    def find(keyword: str) -> Dataset:
+        with blame_file(Reason.DICOM_INVALID, "The functional groups cannot be read."):
+            found = (item(each, keyword) for each in groups if keyword in each)
+            return next((each for each in found if each is not None), header)
+
+    return find

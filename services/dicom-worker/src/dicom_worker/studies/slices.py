@@ -1,6 +1,6 @@
 """Where each frame of a file lies in space, and what tells it from others at the same place."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import hypot
 from typing import Final
@@ -9,7 +9,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from pydicom.dataset import Dataset
 
 from dicom_worker.attributes import decimals, item, text
-from dicom_worker.pixels.groups import macro
+from dicom_worker.pixels.groups import macros
 from dicom_worker.pixels.image import Image
 
 AXES: Final = 3
@@ -21,6 +21,8 @@ NEAR_MM: Final = 1e-5
 """No pixel is so small."""
 
 Vector = tuple[float, float, float]
+Find = Callable[[str], Dataset]
+"""Gives the macros of a frame, see `pixels.groups`."""
 Place = tuple[Vector, Vector]
 """Position of a frame, and the normal of its plane."""
 Mark = tuple[float, ...] | str
@@ -109,8 +111,8 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
     reference = text(header, "FrameOfReferenceUID")
     known: dict[tuple[float, ...], Plane] = {}
     for frame in range(image.frames):
-        orientation = orientation_of(header, frame)
-        spacing = spacing_of(header, frame)
+        find = macros(header, frame)
+        orientation, spacing = orientation_of(find), spacing_of(find)
         plane = known.get((*orientation, *spacing))
         if plane is None:
             row, column = axes(orientation)
@@ -121,24 +123,24 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
             frame,
             series,
             plane,
-            position_of(header, frame),
+            position_of(find),
             number[0] if number else 0,
-            pitch_of(header, frame),
-            marks_of(header, frame),
+            pitch_of(find),
+            marks_of(header, find),
         )
 
 
-def position_of(header: Dataset, frame: int) -> Vector:
+def position_of(find: Find) -> Vector:
     """Image Position (Patient) (0020,0032) of a frame."""
-    found = decimals(macro(header, frame, "PlanePositionSequence"), "ImagePositionPatient")
+    found = decimals(find("PlanePositionSequence"), "ImagePositionPatient")
     if len(found) != AXES or max(map(abs, found)) > FAR_MM:
         raise unusable("Image Position (Patient) is missing or impossible.")
     return found[0], found[1], found[2]
 
 
-def orientation_of(header: Dataset, frame: int) -> tuple[float, ...]:
+def orientation_of(find: Find) -> tuple[float, ...]:
     """Image Orientation (Patient) (0020,0037) of a frame: six numbers."""
-    source = macro(header, frame, "PlaneOrientationSequence")
+    source = find("PlaneOrientationSequence")
     found = decimals(source, "ImageOrientationPatient")
     if len(found) != 2 * AXES:
         raise unusable("Image Orientation (Patient) is missing or not six numbers.")
@@ -160,17 +162,17 @@ def axes(orientation: tuple[float, ...]) -> tuple[Vector, Vector]:
     return first, scaled(second, 1 / hypot(*second))
 
 
-def spacing_of(header: Dataset, frame: int) -> tuple[float, float]:
+def spacing_of(find: Find) -> tuple[float, float]:
     """Pixel Spacing (0028,0030) of a frame: millimetres between rows and between columns."""
-    found = decimals(macro(header, frame, "PixelMeasuresSequence"), "PixelSpacing")
+    found = decimals(find("PixelMeasuresSequence"), "PixelSpacing")
     if len(found) != 2 or not all(NEAR_MM < each < FAR_MM for each in found):  # noqa: PLR2004 - rows, columns
         raise unusable("Pixel Spacing is missing or impossible.")
     return found[0], found[1]
 
 
-def pitch_of(header: Dataset, frame: int) -> float:
+def pitch_of(find: Find) -> float:
     """How far the next slice should be; 0 if the file does not say, or nonsense."""
-    source = macro(header, frame, "PixelMeasuresSequence")
+    source = find("PixelMeasuresSequence")
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
         found = decimals(source, keyword)
         if found and NEAR_MM < abs(found[0]) < FAR_MM:
@@ -178,16 +180,15 @@ def pitch_of(header: Dataset, frame: int) -> float:
     return 0
 
 
-def marks_of(header: Dataset, frame: int) -> tuple[Mark, ...]:
+def marks_of(header: Dataset, find: Find) -> tuple[Mark, ...]:
     """The marks of a frame, in the order of `MARKS`."""
     return tuple(
-        mark_of(header, frame, group, inside, outside) for group, inside, outside in MARKS.values()
+        mark_of(header, find(group), inside, outside) for group, inside, outside in MARKS.values()
     )
 
 
-def mark_of(header: Dataset, frame: int, group: str, inside: str, outside: str) -> Mark:
-    """A mark of a frame."""
-    source = macro(header, frame, group)
+def mark_of(header: Dataset, source: Dataset, inside: str, outside: str) -> Mark:
+    """A mark of a frame. source: its macro, or the header where there is none."""
     if source is header:
         return plain(header, outside)
     if inside:
@@ -198,14 +199,17 @@ def mark_of(header: Dataset, frame: int, group: str, inside: str, outside: str) 
 
 def plain(source: Dataset, keyword: str) -> Mark:
     """The value of an attribute as numbers, or as text."""
+    if keyword not in source:  # most have none of these, and to ask pydicom for it takes long
+        return ""
     return tuple(decimals(source, keyword)) or text(source, keyword)
 
 
 def place(header: Dataset, frame: int) -> Place | None:
     """Where a frame lies; None if it has no place, or an impossible one."""
     try:
-        row, column = axes(orientation_of(header, frame))
-        return position_of(header, frame), cross(row, column)
+        find = macros(header, frame)
+        row, column = axes(orientation_of(find))
+        return position_of(find), cross(row, column)
     except FluoroError:
         return None
 

@@ -24,6 +24,8 @@ UNEVEN: Final = 0.05
 """How far a slice may lie from where even spacing puts it, of that spacing."""
 ASIDE: Final = 0.1
 """How far it may lie aside, and a volume be sheared unnoticed, in pixels."""
+DRIFT: Final = 0.05
+"""Stacks whose direction cosines differ by no more were one, before something turned it."""
 ORIENTATION_LIMIT: Final = 1000
 """Directions, or sizes, of the slices of one series."""
 
@@ -105,6 +107,7 @@ def study_of(slices: Iterable[Slice]) -> Study:
     for uid, members in series.items():
         try:
             stacks = parallel(members)
+            check_drift(stacks)
         except FluoroError as error:
             study.left.append(Left(uid, len(members), Reason(error.reason), error.message))
             continue
@@ -133,6 +136,25 @@ def parallel(slices: Sequence[Slice]) -> list[list[Slice]]:
     return [group for _, group in groups]
 
 
+def check_drift(stacks: Sequence[Sequence[Slice]]) -> None:
+    """VOLUME_IRREGULAR if a stack goes on where another ends, and is turned a little.
+
+    Then one volume was cut in two. Phases that are turned lie at the same places.
+    """
+    ends = [
+        (stack[0].plane, min(along), max(along))
+        for stack in stacks
+        for along in [[dot(stacks[0][0].plane.normal, each.position) for each in stack]]
+    ]
+    for at, (plane, low, high) in enumerate(ends):
+        for other, least, most in ends[:at]:
+            apart = low > most or high < least
+            turned = is_near(plane.row, other.row, DRIFT)
+            turned = turned and is_near(plane.column, other.column, DRIFT)
+            if apart and turned and same_size(plane, other):
+                raise irregular("The direction of the slices drifts from one to the next.")
+
+
 def order_in_space(places: Sequence[Place]) -> list[int]:
     """Numbers of these places: parallel ones together, along the normal of the first of them.
 
@@ -150,22 +172,25 @@ def order_in_space(places: Sequence[Place]) -> list[int]:
     return [number for *_, number in sorted(ranks)]
 
 
-def is_near(one: Vector, other: Vector) -> bool:
+def is_near(one: Vector, other: Vector, tolerance: float = COSINE_TOLERANCE) -> bool:
     """Whether two unit vectors are the same, but for rounding."""
-    return all(abs(a - b) <= COSINE_TOLERANCE for a, b in zip(one, other, strict=True))
+    return all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
 
 
 def alike(one: Plane, other: Plane) -> bool:
     """Whether slices of the two planes may be of one volume."""
     return (
-        (one.frame_of_reference, one.rows, one.columns, one.samples)
-        == (other.frame_of_reference, other.rows, other.columns, other.samples)
-        and is_near(one.row, other.row)
-        and is_near(one.column, other.column)
-        and all(
-            abs(a - b) <= SPACING_TOLERANCE * b
-            for a, b in zip(one.spacing, other.spacing, strict=True)
-        )
+        same_size(one, other) and is_near(one.row, other.row) and is_near(one.column, other.column)
+    )
+
+
+def same_size(one: Plane, other: Plane) -> bool:
+    """Whether slices of the two planes have as many pixels of one size, in one space."""
+    sizes = [
+        (each.frame_of_reference, each.rows, each.columns, each.samples) for each in (one, other)
+    ]
+    return sizes[0] == sizes[1] and all(
+        abs(a - b) <= SPACING_TOLERANCE * b for a, b in zip(one.spacing, other.spacing, strict=True)
     )
 
 
