@@ -107,7 +107,7 @@ def run(rig: Rig) -> Run:
                 queued = [*connection.execute(QUEUED).fetchall(), *dispatch.take(connection)]
             assert queued, "a job that has not ended has something to run"
             for task, *_ in queued:
-                executor.run(task)
+                list(executor.run([(task, None)]))
         return now
 
     yield job_through

@@ -12,12 +12,14 @@ from uuid import UUID
 import psycopg
 import pytest
 from fluoro_jobs.ledger import attempts, store, turn
-from fluoro_jobs.ledger.attempts import Attempt
+from fluoro_jobs.ledger.attempts import Attempt, Following
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.records import Change, Step, Task
 from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.states import IllegalTransitionError, JobState, Outcome, TaskState, is_terminal
+from fluoro_jobs.testing.model.job import Try
 from fluoro_jobs.testing.model.machine import LedgerMachine
+from fluoro_jobs.testing.model.moves import ENDINGS
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from psycopg import Connection
@@ -44,11 +46,35 @@ def db(database_url: str) -> Iterator[Db]:
         yield connection
 
 
-def run(db: Db, how: settings, first: int | None = None) -> None:
+class InHandfuls(LedgerMachine):
+    """Commits take along the claim for the next message, as those of a slot with a handful do."""
+
+    def end(self, attempt: Try, how: str) -> None:
+        """As everywhere, with a claim beside it."""
+        message = next(iter(self.messages), None)
+        if message is None or not how.startswith("commit"):
+            return super().end(attempt, how)
+        told, act = ENDINGS[how]
+        following = Following(self.workers[0], self.task_ids[message.task], message.number)
+        done = act(self.db, self.claims[attempt], self.job_ids[attempt.task.job], following)
+        assert done == self.model.runs(attempt)
+        if done:
+            self.model.end(attempt.task, told)
+        assert not following.beside.in_doubt
+        claim = following.claim
+        if claim is not None:
+            assert self.model.claimable(message)
+            self.delivered(message, 0, claim)
+        return None
+
+
+def run(
+    db: Db, how: settings, first: int | None = None, kind: type[LedgerMachine] = LedgerMachine
+) -> None:
     """first: seed of the sequences; None leaves it to `how`."""
 
     def machine() -> LedgerMachine:
-        return LedgerMachine(db)
+        return kind(db)
 
     run_state_machine_as_test(machine if first is None else seed(first)(machine), settings=how)  # type: ignore[arg-type]  # it takes functions as well
 
@@ -56,6 +82,11 @@ def run(db: Db, how: settings, first: int | None = None) -> None:
 @pytest.mark.timeout(120 + 2 * RUNS)
 def test_the_ledger_does_what_its_model_does_whatever_happens_in_whatever_order(db: Db) -> None:
     run(db, SETTINGS)
+
+
+@pytest.mark.timeout(120 + 2 * RUNS)
+def test_the_ledger_does_what_its_model_does_when_commits_take_claims_along(db: Db) -> None:
+    run(db, settings(SETTINGS, max_examples=RUNS or 20), kind=InHandfuls)
 
 
 def without(patch: pytest.MonkeyPatch, module: Any, name: str, text: str) -> None:
@@ -74,7 +105,7 @@ def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
         db: Db,
         attempt: Attempt,
         act: Callable[[JobGraph, Task], None],
-        _picture: JobGraph | None = None,
+        *_: Any,
     ) -> JobState | None:
         def careless(graph: JobGraph) -> JobState | None:
             if graph.tasks[attempt.task].state is not TaskState.RUNNING:
@@ -187,8 +218,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
         act: Callable[[JobGraph], Any],
         which: UUID | Tasks = Tasks.ALL,
         _picture: JobGraph | None = None,
-        *,
-        crowded: bool = False,  # noqa: ARG001 - as the door that it stands in for
+        **_: Any,
     ) -> Any:
         graph = store.load(db, job, which)
         assert graph is not None

@@ -11,9 +11,20 @@ what we use of Celery, and why each work-around exists.
 from fluoro_jobs.celery.consumer import Consumer, received, running
 from fluoro_jobs.celery.deaf import DeafWatch
 from fluoro_jobs.celery.messages import Message, NotSentError, Sender, held_by_redis
-from fluoro_jobs.celery.tasks import Body, LedgerRequest, Listener, Options
+from fluoro_jobs.celery.tasks import (
+    LEFT,
+    STALE,
+    UNREPORTED,
+    Body,
+    LedgerRequest,
+    Listener,
+    Options,
+)
 
 __all__ = [
+    "LEFT",
+    "STALE",
+    "UNREPORTED",
     "Body",
     "Consumer",
     "DeafWatch",

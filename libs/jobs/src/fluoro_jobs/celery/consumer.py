@@ -11,6 +11,7 @@ from celery.platforms import SecurityWarning  # type: ignore[attr-defined]  # th
 from celery.worker import state
 
 from fluoro_jobs.celery.fetching import fetch_only_if, wake
+from fluoro_jobs.celery.handful import Hand
 from fluoro_jobs.celery.tasks import Body, LedgerRequest, Listener, Options, make_worker_app
 
 POOLS: Final = {"prefork": "fluoro_jobs.celery.pool:PreforkPool", "threads": "threads"}
@@ -40,7 +41,9 @@ class Consumer:
         self._options = options
         self._app = make_worker_app(options, body)
         self._app.listener = listener
+        self._app.hand = Hand(options.redis_url, options.queue, options.slots)
         self._app.wake = self.wake
+        self._app.later = self._later
         self._app.steps["consumer"].add(fetch_only_if(may_fetch))
         self._on_ready = on_ready
         self._on_shutdown = on_shutdown
@@ -73,6 +76,9 @@ class Consumer:
     def wake(self) -> None:
         """A slot is free or `may_fetch` has changed: asks at once. Any thread may call it."""
         wake(self._hub)
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._hub.call_later(seconds, call)
 
     def kill(self, request: LedgerRequest) -> None:
         """Kills the pool child that runs the request. For prefork pools."""

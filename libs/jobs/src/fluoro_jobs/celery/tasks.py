@@ -3,26 +3,36 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
-from uuid import UUID
 
-import structlog
 from celery import Celery, Task, signals
 from celery.exceptions import WorkerLostError
 from celery.worker.request import Request
 from kombu import Queue
 
 from fluoro_jobs.celery.configuration import configure
-from fluoro_jobs.celery.messages import attempt_of
+from fluoro_jobs.celery.handful import MORE, Hand, attempts_of
 from fluoro_jobs.celery.transport import Amqp
-from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.operations import task_names_of
 
-log = structlog.get_logger(__name__)
+STALE: Final = "stale"
+"""What a body tells of an attempt that is not there to be claimed."""
+UNREPORTED: Final = "unreported"
+"""What it tells if the ledger did not hear of the attempt, or of its end."""
+LEFT: Final = "left"
+"""What it tells of an attempt that it did not begin."""
+OVERDUE_SECONDS: Final = 0.4
+"""After which a task that is not over has others of its handful dispatched anew."""
+_SEPARATOR: Final = "|"
+_ENDS: Final = threading.Lock()
+"""Held while a pool child is killed, and when a request ends.
+
+A child gets its next request after the end of the one before.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +63,11 @@ class Body(Protocol):
     def configure_logging(self) -> None:
         """Called first in each process."""
 
-    def run(self, task_id: UUID, attempt: int | None) -> str | None:
-        """Runs that attempt of the task, or the next one if None.
+    def run(self, attempts: Sequence[TaskAttempt]) -> list[str]:
+        """Runs these attempts one after the other; None for the next one of a task.
 
-        A line of words for `Listener.returned`, without quotes; None if the message was stale.
-        FluoroError if the ledger did not hear of the attempt or of its end.
+        What to tell of each: a line of words for `Listener.returned`, without quotes and bars; or
+        STALE, UNREPORTED or LEFT.
         """
 
     def close(self) -> None:
@@ -70,6 +80,9 @@ class Listener(Protocol):
     Called by Celery's main loop or a thread of the pool: must be quick.
     """
 
+    def more(self) -> int:
+        """How many further tasks a slot may take together with one."""
+
     def finished(self) -> None:
         """A slot is free."""
 
@@ -79,8 +92,14 @@ class Listener(Protocol):
     def unreported(self, attempt: TaskAttempt) -> None:
         """The ledger may not have heard of this attempt's claim or of its end."""
 
-    def lost(self, attempt: TaskAttempt) -> None:
-        """The pool child that ran this attempt died."""
+    def lost(self, attempts: Sequence[TaskAttempt], *, killed: bool) -> None:
+        """The pool child that was to run these attempts died; killed: `LedgerRequest.kill` did it.
+
+        It had ended some of them, and not begun others.
+        """
+
+    def left(self, attempt: TaskAttempt) -> None:
+        """Nobody runs this attempt yet, and others should."""
 
     def unknown(self, attempt: TaskAttempt) -> None:
         """A message asked for this attempt of an operation that this process does not know."""
@@ -92,38 +111,56 @@ class WorkerApp(Celery):
     options: Options
     body: Body
     listener: Listener
+    hand: Hand
     wake: Callable[[], None]
+    later: Callable[[float, Callable[[], None]], None]
 
     def __reduce__(self) -> tuple[Callable[[Options, Body], "WorkerApp"], tuple[Options, Body]]:
         """Pickled as what it was made from."""
         return make_worker_app, (self.options, self.body)
 
 
-UNREPORTED: Final = "unreported"
-"""What a task returns if the ledger did not hear of its attempt, or of its end."""
-_ENDS: Final = threading.Lock()
-"""Held while a pool child is killed, and when a request ends.
-
-A child gets its next request after the end of the one before.
-"""
-
-
 class LedgerRequest(Request):
-    """Celery's view of one message, in the worker's main process: tells the listener of its end."""
+    """Celery's view of one message, in the worker's main process: tells the listener of its end.
+
+    attempts: of which task its message asks for, and with it the messages of its handful.
+    """
 
     _app: WorkerApp
     _over = False
+    _killed = False
 
-    @property
-    def task_attempt(self) -> TaskAttempt:
-        """Which attempt of which task its message asks for."""
-        return UUID(self.id), attempt_of(self.request_dict)
+    def __init__(self, message: Any, **options: Any) -> None:
+        """As Celery makes it: when it sends the message to the pool."""
+        super().__init__(message, **options)
+        more = [attempt for name, attempt in self._more() if self._known(name, attempt)]
+        # In any case: whoever sent the message has no say in this.
+        self.request_dict[MORE] = [(str(task), number) for task, number in more]
+        self.attempts = attempts_of(self.id, self.request_dict)
+        if more:
+            self._app.later(OVERDUE_SECONDS, self._hand_back)
+
+    def _more(self) -> list[tuple[str, TaskAttempt]]:
+        return self._app.hand.take(self._app.listener.more())
+
+    def _known(self, name: str, attempt: TaskAttempt) -> bool:
+        known = name in self._app.tasks
+        if not known:
+            self._app.listener.unknown(attempt)
+        return known
+
+    def _hand_back(self) -> None:
+        """A task takes long: those behind it are not to wait. Whichever has begun does not mind."""
+        if not self._over:
+            for attempt in self.attempts[1:]:
+                self._app.listener.left(attempt)
 
     def kill(self, pool: Any) -> None:
         """Kills the pool child that runs this request, unless the request is over."""
         with _ENDS:
             # After its end the child may run another request, which must not be hit.
             if not self._over:
+                self._killed = True
                 self.terminate(pool, signal.SIGKILL)
 
     def _end(self) -> None:
@@ -145,13 +182,17 @@ class LedgerRequest(Request):
             self._end()
             failed, returned, _ = failed__retval__runtime
             # A result crosses from the child as its repr().
-            line = "None" if failed else returned.strip("'")
-            if line not in {UNREPORTED, "None"}:
-                self._app.listener.returned(line)
+            lines = [] if failed else returned.strip("'").split(_SEPARATOR)
+            for line in lines:
+                if line not in {STALE, UNREPORTED, LEFT}:
+                    self._app.listener.returned(line)
             answer = inner(self, failed__retval__runtime, **options)
-            if line == UNREPORTED:
-                # Only now: the listener spares attempts whose request Celery still holds.
-                self._app.listener.unreported(self.task_attempt)
+            # Only now: the listener spares attempts whose request Celery still holds.
+            for attempt, line in zip(self.attempts, lines, strict=False):
+                if line == UNREPORTED:
+                    self._app.listener.unreported(attempt)
+                elif line == LEFT:
+                    self._app.listener.left(attempt)
             return answer
 
         cls.on_success = on_success  # type: ignore[method-assign, assignment]  # that is the point
@@ -175,26 +216,20 @@ class LedgerRequest(Request):
         self._end()
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, (WorkerLostError, SystemExit)):
-            self._app.listener.lost(self.task_attempt)
+            self._app.listener.lost(self.attempts, killed=self._killed)
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
 
 class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Every Celery task: its argument names a task of the ledger, its header the attempt."""
+    """Every Celery task: its argument names a task of the ledger, its headers the attempts."""
 
     Request = LedgerRequest  # type: ignore[assignment]  # a class will do
     app: WorkerApp
     ignore_result = True
 
-    def run(self, task_id: str) -> str | None:
-        """Runs the body in this pool child or thread; the line it returned."""
-        try:
-            return self.app.body.run(UUID(task_id), attempt_of(vars(self.request)))
-        except FluoroError as error:
-            # The ledger is away. If the claim did not happen, the task is still QUEUED there and
-            # its message is sent again.
-            log.warning("task_not_run", task=task_id, reason=error.reason)
-            return UNREPORTED
+    def run(self, task_id: str) -> str:
+        """Runs the body in this pool child or thread; the lines it returned."""
+        return _SEPARATOR.join(self.app.body.run(attempts_of(task_id, vars(self.request))))
 
 
 def make_worker_app(options: Options, body: Body) -> WorkerApp:

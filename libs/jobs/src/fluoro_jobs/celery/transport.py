@@ -65,13 +65,13 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str | None) -> None:
-        if _is_ours(message):
+        if is_ours(message):
             super()._deliver(message, queue)
         else:
             log.warning("foreign_message_dropped", queue=queue)
 
 
-def _is_ours(message: Any) -> bool:
+def is_ours(message: Any) -> bool:
     """Whether it is of the form that `Sender` gives it."""
     try:
         task, properties = message["headers"]["id"], message["properties"]

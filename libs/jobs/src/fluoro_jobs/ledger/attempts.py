@@ -14,6 +14,7 @@ from psycopg.errors import CheckViolation
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
+from fluoro_jobs.ledger.beside import Beside
 from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.planning import Part, StepInput
@@ -116,8 +117,9 @@ _INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
       AND i.number >= t.first_input
       AND i.number < t.first_input + t.input_count) END"""
 
-_CLAIM: Final = f"""
-WITH task AS (
+
+def _claim_statement(free: str = "", if_free: str = "") -> str:
+    return f"""WITH task AS (
   SELECT t.id, t.job_id, t.step, t.shard, t.allowed, t.first_input, t.input_count, t.item_counts,
     t.returned, o.attempt + 1 AS attempt, o.due_time, s.request, s.sources,
     j.owner, j.state AS job_state, j.input_count AS job_inputs, j.last_sequence AS version,
@@ -128,10 +130,10 @@ WITH task AS (
   FROM open_tasks o JOIN tasks t ON t.id = o.task_id JOIN jobs j ON j.id = t.job_id
     JOIN steps s ON s.job_id = t.job_id AND s.ordinal = t.step
   WHERE o.task_id = %(task)s
-), job AS (
+){free}, job AS (
   UPDATE jobs j SET state = 'RUNNING', start_time = coalesce(j.start_time, now()),
     last_sequence = t.version + t.first_of_job + t.first_of_step + 1
-  FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version
+  FROM task t WHERE t.queued AND j.id = t.job_id AND j.last_sequence = t.version {if_free}
     RETURNING j.id, j.owner
 ), steps_ AS (
   UPDATE steps s SET state = 'RUNNING' FROM job, task t
@@ -158,10 +160,21 @@ SELECT t.job_id, t.owner, t.job_state, t.version, t.job_inputs, {store.STEPS % "
   EXISTS (SELECT FROM job)
 FROM task t WHERE t.queued
 """
+
+
+_CLAIM: Final = _claim_statement()
 """Does in SQL what `JobGraph.start` does: a claim is half of what a short task costs.
 
 Returns the picture from before the claim.
 """
+_CLAIM_BESIDE: Final = _claim_statement(
+    """, free AS MATERIALIZED (
+  SELECT j.id FROM task t JOIN jobs j ON j.id = t.job_id JOIN open_tasks o ON o.task_id = t.id
+  WHERE t.queued AND o.state = 'QUEUED' FOR NO KEY UPDATE OF j, o SKIP LOCKED
+)""",
+    "AND EXISTS (SELECT FROM free)",
+)
+"""The same for `Beside`: it takes nothing that somebody else is about to change."""
 
 
 def claim(
@@ -190,13 +203,20 @@ def _try_claim(
     connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None
 ) -> tuple[UUID | None, Claim | None]:
     """The job if the task is queued, and the claim unless the job moved during the statement."""
-    parameters = {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
+    parameters = _claim_parameters(task_id, worker, number)
     row = fetch_one(connection, _CLAIM, parameters)
-    if row is None:
-        return None, None
+    return (None, None) if row is None else (row[0], _claimed(task_id, row))
+
+
+def _claim_parameters(task_id: UUID, worker: Worker, number: int | None) -> dict[str, Any]:
+    return {"task": task_id, "number": number, "worker_id": worker.id, "worker": worker.name}
+
+
+def _claimed(task_id: UUID, row: Sequence[Any]) -> Claim | None:
+    """The claim that the statement made; None if it found the task queued and did not take it."""
     job, owner, state, version, job_inputs, steps, *columns, inputs, request, waited, done = row
     if not done:
-        return job, None
+        return None
     step, shard, *counts = columns
     task = Task(task_id, step, shard, TaskState.QUEUED, *counts)
     graph = store.parse((job, owner, state, version, job_inputs, steps, ()))
@@ -204,7 +224,7 @@ def _try_claim(
     # The statement returned the job from before the claim. Now the picture is that from after it.
     graph.start(task)
     graph.clear_notes()
-    return graph.id, Claim(
+    return Claim(
         graph,
         task_id,
         task.attempt,
@@ -213,6 +233,21 @@ def _try_claim(
         [_input(*one) for one in inputs or ()],
         waited,
     )
+
+
+class Following:
+    """A claim that goes along with a commit: the slot's next task begins when one ends."""
+
+    def __init__(self, worker: Worker, task_id: UUID, number: int | None) -> None:
+        """As for `claim`."""
+        self._task_id = task_id
+        self.beside = Beside(_CLAIM_BESIDE, _claim_parameters(task_id, worker, number))
+
+    @property
+    def claim(self) -> Claim | None:
+        """What it claimed. None says nothing: `claim` tries with more patience."""
+        row = self.beside.row
+        return None if row is None else _claimed(self._task_id, row)
 
 
 def _input(number: int, key: object, origin: int | None, parts: list[list[Any]]) -> StepInput:
@@ -233,8 +268,15 @@ def results(connection: LedgerConnection, claimed: Claim) -> list[read.StoredRes
     return read.results_of(connection, claimed.graph.id, parts) if parts else []
 
 
-def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> JobState | None:
+def commit(
+    connection: LedgerConnection,
+    claimed: Claim,
+    result: TaskResult,
+    following: Following | None = None,
+) -> JobState | None:
     """Makes a result visible, and the tasks that waited for it READY.
+
+    following: may be claimed along with it, whether or not the attempt was fenced off.
 
     Returns the job's state after it; None, with nothing written, if the attempt was fenced off.
     """
@@ -242,7 +284,8 @@ def commit(connection: LedgerConnection, claimed: Claim, result: TaskResult) -> 
     def act(graph: JobGraph, task: Task) -> None:
         graph.succeed(task, result)
 
-    return end(connection, claimed.of, act, claimed.graph)
+    beside = following.beside if following else None
+    return end(connection, claimed.of, act, claimed.graph, beside)
 
 
 def fail(connection: LedgerConnection, claimed: Claim, error: FluoroError) -> JobState | None:
@@ -291,11 +334,13 @@ def end(
     attempt: Attempt,
     act: Callable[[JobGraph, Task], None],
     picture: JobGraph | None = None,
+    beside: Beside | None = None,
 ) -> JobState | None:
     """Does `act` to job and task if this attempt still runs the task (I2).
 
-    picture: the job as the claim left it, for the first try. Returns the job's state after it; None
-    if the attempt was over, or there is no such task.
+    picture: the job as the claim left it, for the first try, which `beside` may go along with.
+
+    Returns the job's state after it; None if the attempt was over, or there is no such task.
     """
 
     def act_if_it_runs(graph: JobGraph) -> JobGraph | None:
@@ -312,6 +357,12 @@ def end(
         picture.steps[picture.tasks[attempt.task].step].counters.tasks > 1
     )
     ended = store.transition(
-        connection, attempt.job, act_if_it_runs, attempt.task, picture, crowded=crowded
+        connection,
+        attempt.job,
+        act_if_it_runs,
+        attempt.task,
+        picture,
+        crowded=crowded,
+        beside=beside,
     )
     return None if ended is None else ended.state

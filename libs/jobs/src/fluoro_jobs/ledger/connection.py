@@ -144,9 +144,9 @@ class _Bounded(LedgerConnection):
     """When it was last given back, by the monotonic clock; 0 for a new one."""
 
     @cached_property
-    def kept_cursor(self) -> Cursor[TupleRow]:
-        """For `fetch_one`."""
-        return self.cursor()
+    def kept_cursors(self) -> tuple[Cursor[TupleRow], Cursor[TupleRow]]:
+        """For `cursors_of`."""
+        return self.cursor(), self.cursor()
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Drives one exchange with the server.
@@ -165,16 +165,18 @@ class _Bounded(LedgerConnection):
             raise
 
 
+def cursors_of(connection: LedgerConnection) -> tuple[Cursor[TupleRow], Cursor[TupleRow]]:
+    """For statements that run with every task: a new cursor costs a third of such a statement."""
+    if not isinstance(connection, _Bounded):
+        return connection.cursor(), connection.cursor()
+    return connection.kept_cursors
+
+
 def fetch_one(
     connection: LedgerConnection, statement: str, parameters: Mapping[str, Any]
 ) -> TupleRow | None:
-    """The first row that a statement returns; None if it returns none.
-
-    For statements that run with every task: a new cursor costs a third of such a statement here.
-    """
-    if not isinstance(connection, _Bounded):
-        return connection.execute(statement, parameters).fetchone()
-    return connection.kept_cursor.execute(statement, parameters).fetchone()
+    """The first row that a statement returns, on a kept cursor; None if it returns none."""
+    return cursors_of(connection)[0].execute(statement, parameters).fetchone()
 
 
 def reason_of(error: Exception) -> Reason | None:

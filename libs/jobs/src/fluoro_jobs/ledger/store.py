@@ -17,6 +17,7 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
 
+from fluoro_jobs.ledger.beside import Beside
 from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.notes import parts_of
@@ -112,11 +113,12 @@ def transition(
     picture: JobGraph | None = None,
     *,
     crowded: bool = False,
+    beside: Beside | None = None,
 ) -> Answer | None:
     """Reads the job, lets `act` do something to it, makes that durable.
 
     which: the tasks that `act` needs to see. picture: the job as the caller has read it before, and
-    left it. None if there is no such job.
+    left it. beside: what may go along with the write. None if there is no such job.
 
     If another writer was faster, `act` runs again on a fresh read, this time with the job's row
     locked. crowded: another writer is likely to be faster, so lock the row at once.
@@ -126,7 +128,7 @@ def transition(
         if graph is None:
             return None
         answer = act(graph)
-        if save(connection, graph):
+        if save(connection, graph, beside):
             return answer
     with connection.transaction():
         with connection.pipeline():
@@ -146,15 +148,15 @@ def count_end(state: JobState | None) -> None:
         metrics.JOBS_FINISHED.labels(state=state.lower()).inc()
 
 
-def save(connection: LedgerConnection, graph: JobGraph) -> bool:
-    """Makes the graph's notes durable and clears them.
+def save(connection: LedgerConnection, graph: JobGraph, beside: Beside | None = None) -> bool:
+    """Makes the graph's notes durable and clears them. beside: goes along if this is one statement.
 
     False, and nothing written, if the job has moved on since it was read.
     """
     if not graph.changes:
         return True
     if not graph.unplanned:
-        return _write(connection, graph)
+        return _write(connection, graph, beside)
     # The write that unblocks a step may leave what the step works on, so that is read afterwards.
     # The write also locks the job's row, so every further one finds the job as this one left it.
     with connection.transaction():
@@ -167,7 +169,7 @@ def save(connection: LedgerConnection, graph: JobGraph) -> bool:
     return True
 
 
-def _write(connection: LedgerConnection, graph: JobGraph) -> bool:
+def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None = None) -> bool:
     parts = parts_of(graph)
     closed = [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)]
     # Most transitions change one task of one step, which plain parameters tell at half the cost.
@@ -196,7 +198,8 @@ def _write(connection: LedgerConnection, graph: JobGraph) -> bool:
             parameters |= {f"{name}_{column}": value for column, value in rows[0].items()}
         elif rows:
             parameters[name] = json.dumps(rows)
-    done = fetch_one(connection, _statement(tuple(parts), ones), parameters) is not None
+    fetch = fetch_one if beside is None else beside.fetch
+    done = fetch(connection, _statement(tuple(parts), ones), parameters) is not None
     if done:
         graph.clear_notes()
     return done

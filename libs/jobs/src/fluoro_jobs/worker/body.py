@@ -2,17 +2,18 @@
 
 import gc
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
-from uuid import UUID
 
 from fluoro_blobs import BlobStore
 from fluoro_telemetry.logs import configure_logging
 
+from fluoro_jobs.celery import LEFT
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.execute import Executor
 from fluoro_jobs.worker.handler import Handler
@@ -102,10 +103,10 @@ class OperationBody:
         settings = self.plan.settings
         configure_logging(self.plan.service, level=settings.log_level, format=settings.log_format)
 
-    def run(self, task_id: UUID, attempt: int | None) -> str | None:
-        """What `Executor.run` tells of the attempt, as a line. FluoroError as there."""
-        figures = self.executor.run(task_id, attempt)
-        return None if figures is None else figures.line()
+    def run(self, attempts: Sequence[TaskAttempt]) -> list[str]:
+        """What to tell of each attempt, as `celery.Body.run` has it."""
+        told = list(self.executor.run(attempts))
+        return told + [LEFT] * (len(attempts) - len(told))
 
     def close(self) -> None:
         """Sends the wake-ups of the last task, which may still wait."""

@@ -6,7 +6,7 @@ In a pool child or a pool thread.
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -17,10 +17,12 @@ from fluoro.v1 import event_pb2
 from fluoro_blobs import NO_SPACE, BlobStore
 from google.protobuf.message import Message
 
+from fluoro_jobs.celery import STALE, UNREPORTED
 from fluoro_jobs.errors import LEDGER_OUTAGES, CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ledger import attempts
-from fluoro_jobs.ledger.attempts import Claim, Worker
+from fluoro_jobs.ledger.attempts import Claim, Following, Worker
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
+from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.skew import read_request
 from fluoro_jobs.states import JobState, Outcome, is_terminal
@@ -41,6 +43,8 @@ FENCED: Final = "fenced"
 
 It was over already, and counts as lost or cancelled there.
 """
+MOST_SECONDS: Final = 0.2
+"""After which no further attempt of a handful is begun."""
 COMMIT_PATIENCE_SECONDS: Final = 60
 """How long a finished attempt waits for the ledger to come back.
 
@@ -96,21 +100,49 @@ class Executor:
         self._scratch_folder = scratch_folder
         self._running: dict[tuple[UUID, int], StepContext] = {}
 
-    def run(self, task_id: UUID, number: int | None = None) -> Figures | None:
-        """Claims that attempt of the task, or the next one, and runs it to a commit.
+    def run(self, wanted: Sequence[TaskAttempt]) -> Iterator[str]:
+        """Runs these attempts one after the other, each to a commit; None is a task's next one.
 
-        None, at once, if the message is stale.
+        What `celery.Body.run` tells of them, up to the last that it began: it begins no further one
+        after one that was handed back, or when they take long.
         """
+        until, claimed = time.monotonic() + MOST_SECONDS, None
+        for place, (task_id, number) in enumerate(wanted):
+            following = [Following(self._worker, *one) for one in wanted[place + 1 : place + 2]]
+            try:
+                claimed = claimed or self._claim(task_id, number)
+                if claimed is None:
+                    log.debug("stale_message", task=str(task_id))
+                    yield STALE
+                    continue
+                figures = self._run(claimed, following, until)
+            except FluoroError as error:
+                # The ledger is away. If a claim did not happen, the task is still QUEUED there and
+                # its message is sent again.
+                log.warning("task_not_run", task=str(task_id), reason=error.reason)
+                yield from [UNREPORTED, *(UNREPORTED for one in following if one.beside.sent)]
+                return
+            yield figures.line()
+            if any(one.beside.in_doubt for one in following):
+                yield UNREPORTED
+                return
+            claimed = next((one.claim for one in following), None)
+            # A store that had it handed back would fail the next one too.
+            released = figures.outcome == Outcome.RELEASED.lower()
+            if claimed is None and (released or time.monotonic() > until):
+                return
+
+    def _claim(self, task_id: UUID, number: int | None) -> Claim | None:
         with self._ledger.connection() as connection:
-            claimed = attempts.claim(connection, task_id, self._worker, number)
-        if claimed is None:
-            log.debug("stale_message", task=str(task_id))
-            return None
+            return attempts.claim(connection, task_id, self._worker, number)
+
+    def _run(self, claimed: Claim, following: list[Following], until: float) -> Figures:
+        """Runs an attempt, and claims the following one with its end if that comes in time."""
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
         with structlog.contextvars.bound_contextvars(
             job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt
         ):
-            figures = self._attempt(claimed)
+            figures = self._attempt(claimed, following, until)
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
         return figures
 
@@ -125,14 +157,15 @@ class Executor:
             if task == task_id and number in {attempt, None}:
                 context.cancelled.set()
 
-    def _attempt(self, claimed: Claim) -> Figures:
+    def _attempt(self, claimed: Claim, following: list[Following], until: float) -> Figures:
         started = time.monotonic()
         operation = claimed.operation.task_name if claimed.operation else "unknown"
         try:
             result = self._operate(claimed)
             outcome = Outcome.SUCCEEDED
+            beside = following[0] if following and time.monotonic() < until else None
             job_state = self._end(
-                claimed, lambda connection: attempts.commit(connection, claimed, result)
+                claimed, lambda connection: attempts.commit(connection, claimed, result, beside)
             )
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger

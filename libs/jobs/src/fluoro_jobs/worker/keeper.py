@@ -9,7 +9,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -64,6 +64,10 @@ The next message may reach a worker that has the operation.
 """
 AVERAGE_OVER_TASKS: Final = 10
 """About how many of the last tasks the average run time covers."""
+HANDFUL_SECONDS: Final = 0.1
+"""How long a handful of tasks that a slot takes together should run."""
+MAX_HANDFUL: Final = 16
+"""Most tasks of a handful, however short they are."""
 
 
 Ending = Callable[[LedgerConnection, Worker, TaskAttempt], list[UUID]]
@@ -95,8 +99,10 @@ class Keeper(threading.Thread):
         on_beat: Callable[[], None],
         deaf_watch: DeafWatch,
         gate: Gate,
+        *,
+        handfuls: bool,
     ) -> None:
-        """stop_task: stops a Celery request's compute.
+        """stop_task: stops a Celery request's compute. handfuls: whether slots may take those.
 
         on_slots: called when slots are free and the ledger knows them; with names of queues, when
         these may have tasks. on_beat: called each time the loop turns.
@@ -110,6 +116,7 @@ class Keeper(threading.Thread):
         self._on_beat = on_beat
         self._deaf_watch = deaf_watch
         self._gate = gate
+        self._handfuls = handfuls
         self._clock = Clock()
         self._woken = threading.Event()
         self._left: dict[TaskAttempt, Left] = {}
@@ -121,6 +128,13 @@ class Keeper(threading.Thread):
         self._listener = threading.Thread(
             target=self._listen, args=(redis_url,), name="cancel-listener", daemon=True
         )
+
+    def more(self) -> int:
+        """How many further tasks a slot may take together with one, going by the last ones."""
+        seconds = max(self._task_seconds, self._stuck_seconds)
+        if not (self._handfuls and seconds and self._gate.is_open) or self._draining:
+            return 0
+        return min(MAX_HANDFUL, int(HANDFUL_SECONDS / seconds)) - 1
 
     def finished(self) -> None:
         """A slot is free. Called by Celery's main loop, or a thread of the pool; cheap."""
@@ -151,9 +165,18 @@ class Keeper(threading.Thread):
             # Tasks are shorter than dispatch knows: its window is too small for them.
             self._woken.set()
 
-    def lost(self, attempt: TaskAttempt) -> None:
-        """The pool child that ran this attempt is gone."""
-        self._left[attempt] = Left(heartbeats.lose_of_worker)
+    def lost(self, attempts: Sequence[TaskAttempt], *, killed: bool) -> None:
+        """The pool child that was to run these attempts is gone; killed: this process did it.
+
+        Then whatever else it ran is not to blame.
+        """
+        for attempt in attempts:
+            self._left[attempt] = Left(_give_back if killed else _lose)
+        self._woken.set()
+
+    def left(self, attempt: TaskAttempt) -> None:
+        """It has not begun, and should not wait for this slot."""
+        self._left.setdefault(attempt, Left(_put_back))
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
@@ -230,7 +253,7 @@ class Keeper(threading.Thread):
     def _beat(self) -> None:
         requests = running()
         self._told_task_seconds = max(self._task_seconds, self._stuck_seconds)
-        asked = {request.task_attempt for request in requests}
+        asked = {attempt for request in requests for attempt in request.attempts}
         with self._ledger.connection() as connection:
             held = {
                 one.asked: one
@@ -244,9 +267,12 @@ class Keeper(threading.Thread):
         for request in requests:
             # Without an answer its message is stale and about to be dropped, or about to be
             # claimed.
-            one = held.get(request.task_attempt)
-            if one is not None and one.standing in self._ACTIONS:
-                self._ACTIONS[one.standing](self, one, request)
+            ones = [held[attempt] for attempt in request.attempts if attempt in held]
+            # Of a handful, one attempt runs at a time. Those before it are over for the child too.
+            live = [one for one in ones if one.outcome is None]
+            for one in live or ones:
+                if one.standing in self._ACTIONS:
+                    self._ACTIONS[one.standing](self, one, request)
         # The ledger may not have known them before; what waited for a worker starts now.
         self._on_slots()
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
@@ -359,6 +385,24 @@ class Keeper(threading.Thread):
                 threading.Event().wait(1)
 
 
+def _lose(connection: LedgerConnection, worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    return heartbeats.lose_of_worker(connection, worker, attempt) or _put_back(
+        connection, worker, attempt
+    )
+
+
+def _give_back(connection: LedgerConnection, worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    return heartbeats.release_of_worker(connection, worker, attempt) or _put_back(
+        connection, worker, attempt
+    )
+
+
+def _put_back(connection: LedgerConnection, _worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    """If it has not begun, it is dispatched anew, at its place in the order."""
+    turn.decline(connection, *attempt, 0)
+    return []
+
+
 def _decline(connection: LedgerConnection, _worker: Worker, attempt: TaskAttempt) -> list[UUID]:
     # Not all at once: the same worker may get them again.
     turn.decline(connection, *attempt, DECLINED_SECONDS * random.uniform(0.5, 1))  # noqa: S311 - spreads load, guards nothing
@@ -377,5 +421,7 @@ def _may_be(attempt: TaskAttempt, request: LedgerRequest) -> bool:
 
     Messages of the previous release do not say for which.
     """
-    task, number = request.task_attempt
-    return task == attempt[0] and (number == attempt[1] or None in {number, attempt[1]})
+    return any(
+        task == attempt[0] and (number == attempt[1] or None in {number, attempt[1]})
+        for task, number in request.attempts
+    )

@@ -96,6 +96,8 @@ class WorkerProcess:
                 settings.redis_url, worker.queue, settings.deaf_after_seconds, self._on_deaf
             ),
             gate=self._gate,
+            # A thread is told to stop an attempt; a child is killed with its whole handful.
+            handfuls=plan.pool == "prefork",
         )
         self._consumer = Consumer(
             Options(
@@ -198,6 +200,7 @@ class WorkerProcess:
 
     def _stop_task(self, request: LedgerRequest) -> None:
         if self._plan.pool == "threads":
-            self._body.executor.cancel(*request.task_attempt)
+            for attempt in request.attempts:  # one: threads take no handfuls
+                self._body.executor.cancel(*attempt)
         else:
             self._consumer.kill(request)

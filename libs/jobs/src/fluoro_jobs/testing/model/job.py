@@ -219,6 +219,11 @@ class Model:
             self.state(attempt.task) == "RUNNING" and self[attempt.task].attempt == attempt.number
         )
 
+    def claimable(self, attempt: Try) -> bool:
+        """Whether the task is queued for this attempt."""
+        waits = self.state(attempt.task) == "QUEUED"
+        return waits and self[attempt.task].attempt + 1 == attempt.number
+
     def claim(self, key: Key, worker: int) -> None:
         """A worker starts the next attempt."""
         task = self[key]

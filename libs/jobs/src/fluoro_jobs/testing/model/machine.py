@@ -308,18 +308,18 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = attempts.claim(
             self.db, self.task_ids[message.task], self.workers[worker], message.number
         )
+        assert (claim is not None) == self.model.claimable(message)
+        self.delivered(message, worker, claim)
+
+    def delivered(self, message: Try, worker: int, claim: Claim | None) -> None:
+        """What came of it."""
         if message in self.messages:  # not if it was overtaken by itself
             self.messages.remove(message)
-        task = self.model[message.task]
-        assert (claim is not None) == (
-            self.model.state(message.task) == "QUEUED" and task.attempt + 1 == message.number
-        )
         if claim is not None:
             self.model.claim(message.task, worker)
-            assert claim.attempt == task.attempt
-            assert claim.graph == store.load(self.plain, claim.graph.id, claim.task_id), (
-                "a claim knows what the ledger holds"
-            )
+            assert claim.attempt == self.model[message.task].attempt
+            held = store.load(self.plain, claim.graph.id, claim.task_id)
+            assert claim.graph == held, "a claim knows what the ledger holds"
             self.claims[message], self.claimed_by[message] = claim, worker
 
     def run(self, message: Try, worker: int, how: str) -> None:

@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import attempts
-from fluoro_jobs.ledger.attempts import Claim
+from fluoro_jobs.ledger.attempts import Claim, Following
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 
@@ -26,7 +26,9 @@ RESULTS: Final = ("SS", "SF", "FF", "KK", "SK", "")
 
 
 def _commit(letters: str) -> tuple[str, "Ending"]:
-    def act(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
+    def act(
+        db: LedgerConnection, claim: Claim, _job: UUID, following: Following | None = None
+    ) -> bool:
         shard, numbers = (
             claim.task.shard,
             range(claim.task.first_input, claim.task.first_input + claim.task.input_count),
@@ -46,7 +48,7 @@ def _commit(letters: str) -> tuple[str, "Ending"]:
             sha256=bytes(32),
         )
         left = [artifact] if items else []
-        return bool(attempts.commit(db, claim, TaskResult(b"", items, left)))
+        return bool(attempts.commit(db, claim, TaskResult(b"", items, left), following))
 
     return letters, act
 
@@ -68,7 +70,7 @@ def _outage(db: LedgerConnection, claim: Claim, _job: UUID) -> bool:
     return done
 
 
-Ending = Callable[[LedgerConnection, Claim, UUID], bool]
+Ending = Callable[..., bool]
 ENDINGS: Final[dict[str, tuple[str, Ending]]] = {
     **{f"commit {letters}": _commit(letters) for letters in RESULTS},
     "fail": ("again", lambda db, c, _: bool(attempts.fail(db, c, _error(retryable=True)))),
