@@ -1,11 +1,14 @@
 """Writing a file in a folder: hashes, writes and flushes a part while the next one comes in."""
 
+import fcntl
 import hashlib
+import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import EINVAL
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +18,15 @@ from fluoro_blobs.writer import FOLDER_PART_BYTES
 
 FLUSHED_BYTES: Final = 8 * 1024 * 1024
 """Bytes after which the system is asked to start writing to the disk: the end has little to do."""
+DIRECT_AFTER_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of a file after which the rest goes past the system's cache (O_DIRECT).
+
+Small files are read soon, and are cheaper to read from there. To cache a large one costs more than
+to write it, and takes the memory of others.
+"""
+BLOCK_BYTES: Final = 4096
+"""What goes past the cache begins and ends at a multiple of this, in the file and in memory."""
+_BUFFERS: Final = threading.local()
 
 
 class FolderWriter(PartsWriter):
@@ -35,6 +47,7 @@ class GrowingFile:
         self._digest = hashlib.sha256()
         self._descriptor: int | None = None
         self._size = self._flushed = 0
+        self._direct, self._takes_direct = False, True
         self._over = False
         self._lock = threading.Lock()
 
@@ -43,13 +56,16 @@ class GrowingFile:
         with self._lock:
             if self._over:
                 return
-            descriptor = self._opened()
+            descriptor, size = self._opened(), sum(map(len, parts))
             for part in parts:
                 self._digest.update(part)
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                self._size += len(part)
+            whole_blocks = not (self._size | size) % BLOCK_BYTES
+            if self._size >= DIRECT_AFTER_BYTES and whole_blocks and self._takes_direct:
+                self._write_direct(descriptor, parts)
+                self._size += size
+                return
+            self._write(descriptor, parts)
+            self._size += size
             if self._size - self._flushed >= FLUSHED_BYTES:
                 # Nothing of this is on the disk yet, so nothing is dropped from memory: whoever
                 # reads the blob next finds it there.
@@ -57,6 +73,34 @@ class GrowingFile:
                     descriptor, self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED
                 )
                 self._flushed = self._size
+
+    def _write(self, descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Through the system's cache."""
+        self._set_direct(descriptor, direct=False)
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(descriptor, view) :]
+
+    def _write_direct(self, descriptor: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Past the cache, where the file system can do that."""
+        for blocks in _aligned(parts):
+            try:
+                self._set_direct(descriptor, direct=True)
+                written = os.write(descriptor, blocks)
+            except OSError as error:
+                if error.errno != EINVAL:
+                    raise
+                self._takes_direct, written = False, 0
+            if written < len(blocks):
+                # A disk that is about to be full takes less. The error comes with the rest.
+                self._write(descriptor, [blocks[written:]])
+
+    def _set_direct(self, descriptor: int, *, direct: bool) -> None:
+        if direct != self._direct:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | (os.O_DIRECT if direct else 0))
+            self._direct = direct
 
     def finish(self) -> None:
         """Closes it."""
@@ -85,6 +129,24 @@ class GrowingFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _aligned(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same bytes in one piece after the other, each at the beginning of a page of memory."""
+    if not hasattr(_BUFFERS, "pages"):
+        _BUFFERS.pages = memoryview(mmap.mmap(-1, FOLDER_PART_BYTES))
+    pages, filled = _BUFFERS.pages, 0
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            taken = min(len(rest), len(pages) - filled)
+            pages[filled : filled + taken] = rest[:taken]
+            filled, rest = filled + taken, rest[taken:]
+            if filled == len(pages):
+                yield pages
+                filled = 0
+    if filled:
+        yield pages[:filled]
 
 
 class _BlobFile(GrowingFile):
