@@ -93,7 +93,10 @@ def web(run: Servers) -> Any:
     return run.peer("uvicorn", "peers.web:app", "--port", "{port}", *quiet, ready="Uvicorn running")
 
 
-async def upload(channel: grpc.aio.Channel) -> str:
+Metadata = Sequence[tuple[str, str]]
+
+
+async def upload(channel: grpc.aio.Channel, metadata: Metadata = ()) -> str:
     """A small input; its name."""
     parts = [
         blob_service_pb2.UploadBlobRequest(
@@ -101,7 +104,8 @@ async def upload(channel: grpc.aio.Channel) -> str:
         ),
         blob_service_pb2.UploadBlobRequest(chunk=b"not looked at"),
     ]
-    response: Any = await BlobServiceStub(channel).UploadBlob(iter(parts))
+    sending: Any = BlobServiceStub(channel).UploadBlob(iter(parts), metadata=metadata)
+    response = await sending
     return str(response.blob.name)
 
 
