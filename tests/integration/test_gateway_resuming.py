@@ -139,15 +139,18 @@ async def test_a_stream_may_end_early_and_says_how_far_the_upload_is(
 
 
 async def test_of_two_streams_of_an_upload_the_newer_one_goes_on_and_bytes_are_never_mixed(
-    gateway: Gateway, database_url: str, redis_url: str, blob_url: str
+    database_url: str, redis_url: str, blob_url: str
 ) -> None:
     upload_id, hold = str(uuid4()), asyncio.Event()
-    await gateway.blobs.BeginUpload(begun(upload_id))
-    # Not by `send`, which looks up from what it sends only when there is more.
-    older = gateway.blobs.UploadBlob(parts(upload_id, bytes(2 * MIB), hold=hold))
-    ended = asyncio.create_task(refused(older))
-    await committed(gateway, upload_id, MIB)
-    async with serving(database_url, redis_url, blob_url) as elsewhere:
+    async with (
+        serving(database_url, redis_url, blob_url) as gateway,
+        serving(database_url, redis_url, blob_url) as elsewhere,
+    ):
+        await gateway.blobs.BeginUpload(begun(upload_id))
+        # Not by `send`, which looks up from what it sends only when there is more.
+        older = gateway.blobs.UploadBlob(parts(upload_id, bytes(2 * MIB), hold=hold))
+        ended = asyncio.create_task(refused(older))
+        await committed(gateway, upload_id, MIB)
         # Of the one at the other gateway, which looks only now and then, nothing counts either.
         there = elsewhere.blobs.UploadBlob(parts(upload_id, bytes(MIB), hold=hold))
         late = asyncio.create_task(refused(there))
@@ -157,7 +160,7 @@ async def test_of_two_streams_of_an_upload_the_newer_one_goes_on_and_bytes_are_n
         there.cancel()
         with pytest.raises(asyncio.CancelledError):
             await late
-    assert await read(gateway, newer.name) == DATA
+        assert await read(gateway, newer.name) == DATA
 
 
 @pytest.mark.parametrize("offset", [0, len(DATA)])
