@@ -161,7 +161,7 @@ async def test_jobs_are_cancelled_by_filter_in_pieces_and_others_stay(
     open_jobs = ListJobsRequest(filter="state = PENDING", page_size=1000)
     assert len((await stage.client.jobs.ListJobs(open_jobs, metadata=ADA)).jobs) == 125
     assert len((await stage.client.jobs.ListJobs(open_jobs, metadata=BOB)).jobs) == 1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await watch.read()).event.job_changed.state != Job.STATE_CANCELLED:
             pass
     watch.cancel()

@@ -176,14 +176,14 @@ async def test_new_keys_are_found_and_those_that_are_known_outlast_an_issuer_tha
         async with gateway(database_url, redis_url, blob_url, issuer) as client:
             issuer.add_key("second", "ES256")
             token = issuer.token(key_id="second")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (how := await told(client, token)) is not None:
                     # It may be the moment in which what is not here is known not to exist.
                     assert how.reason in {"IDENTITY_UNAVAILABLE", "TOKEN_INVALID"}
             issuer.away = True
             issuer.add_key("third")
             before = len(issuer.requests)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while True:
                     how = await told(client, issuer.token(key_id="third"))
                     assert how is not None
@@ -203,7 +203,7 @@ async def test_a_gateway_starts_without_its_issuer_and_says_what_it_waits_for(
             how = await refused(list_jobs(client, issuer.token()))
             assert (how.code.name, how.reason) == ("UNAVAILABLE", "IDENTITY_UNAVAILABLE")
             issuer.away = False
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (how := await told(client, issuer.token())) is not None:
                     assert how.reason == "IDENTITY_UNAVAILABLE"
 

@@ -81,7 +81,7 @@ def sizes(blob_url: str) -> list[int]:
 
 async def committed(gateway: Gateway, upload_id: str, least: int, data: bytes = DATA) -> int:
     """How far the upload is, once it is so far."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             answer = await gateway.blobs.BeginUpload(begun(upload_id, data))
             if answer.committed_bytes >= least:
@@ -92,7 +92,7 @@ async def committed(gateway: Gateway, upload_id: str, least: int, data: bytes = 
 async def streams(database_url: str, number: int) -> None:
     """Returns once the only upload has had so many streams."""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while True:
                 rows = await connection.execute("SELECT cardinality(starts) FROM uploads")
                 if await rows.fetchall() == [(number,)]:
@@ -287,7 +287,7 @@ async def test_a_silent_stream_ends_and_what_it_sent_stays_until_its_time_is_ove
         assert segments(blob_url)
         await connection.execute("UPDATE uploads SET update_time = now() - interval '25 hours'")
         await asyncio.to_thread(until, lambda: segments(blob_url) == [])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await (await connection.execute("SELECT FROM uploads")).fetchone():  # noqa: ASYNC110 - another thread deletes it
                 await asyncio.sleep(0.01)
 
