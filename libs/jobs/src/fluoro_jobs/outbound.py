@@ -74,7 +74,7 @@ class Answer:
         """The next bytes; none at the end. FluoroError SOURCE_UNAVAILABLE if it breaks off."""
         data = bytearray()
         try:
-            with _ended(self._raw, self._seconds):
+            with ended(self._raw, self._seconds):
                 # Not `read`, which takes a chunk of -1 bytes for all that ever comes.
                 while len(data) < most_bytes:
                     if not (piece := self._response.read1(most_bytes - len(data))):
@@ -150,7 +150,7 @@ class Outbound:
         connection.auto_open = 0  # or it would connect anew, by name
         raw = connection.sock = self.connect(target, seconds)
         try:
-            with _ended(raw, seconds):
+            with ended(raw, seconds):
                 # As it is: what is unpacked on the way may be a bomb.
                 connection.request("GET", target.path, headers={"Accept-Encoding": "identity"})
                 response = connection.getresponse()
@@ -191,7 +191,7 @@ class Outbound:
             secured = wrapped = context.wrap_socket(
                 connection, server_hostname=target.host, do_handshake_on_connect=False
             )
-            with _ended(wrapped, seconds):
+            with ended(wrapped, seconds):
                 wrapped.do_handshake()
         except OSError as error:  # ssl.SSLError is one
             secured.close()
@@ -200,7 +200,7 @@ class Outbound:
 
 
 @contextmanager
-def _ended(connection: socket.socket, seconds: float) -> Iterator[None]:
+def ended(connection: socket.socket, seconds: float) -> Iterator[None]:
     """Shuts the connection down if the body takes longer.
 
     The time limit of a socket counts from byte to byte.
