@@ -252,6 +252,28 @@ def test_frames_of_an_enhanced_object_are_sorted_like_slices(convert: Convert) -
     assert second.tolist() == [values(at)[0, 0] for at in (4, 3, 5)]
 
 
+def test_what_may_be_a_name_is_in_no_result(convert: Convert) -> None:
+    files = [
+        saved(
+            ct_slice(
+                at,
+                SOPInstanceUID=f"{STUDY}.5.{at}{kind}",
+                ImageType=["ORIGINAL", "PRIMARY", kind],
+                StackID=f"Mustermann {kind}",
+                SeriesInstanceUID="Mustermann",
+                Modality="Mustermann",
+            )
+        )
+        for kind in "12"
+        for at in range(3)
+    ]
+    result, attempt = convert(*files)
+    assert result.volumes[0].phase["image_type"] == r"ORIGINAL\PRIMARY\1"
+    assert len(result.volumes) == 2
+    assert "Mustermann" not in str(result)
+    assert b"Mustermann" not in attempt.read(result.volumes[0].geometry)
+
+
 def test_the_same_instance_twice_counts_once(convert: Convert) -> None:
     files = ct_series(4)
     result, _ = convert(*files, files[2], files[0])
@@ -344,6 +366,9 @@ def test_a_volume_over_the_limit_is_refused_before_it_is_decoded(
     monkeypatch.setattr(limits, "SLICE_LIMIT", 5)
     _, attempt = convert(*ct_series(6))
     assert attempt.context.items[0].message == "There are more than 5 slices in one item."
+    monkeypatch.setattr(limits, "ITEM_LIMIT_BYTES", 1000)
+    _, attempt = convert(*ct_series(6))
+    assert attempt.context.items[0].message.startswith("The files of one item have more than")
 
 
 def test_memory_does_not_grow_with_the_number_of_slices(convert: Convert) -> None:

@@ -206,6 +206,13 @@ def test_what_cannot_be_written_so_is_refused(
     assert attempt.context.artifacts == {}
 
 
+def test_frames_that_nobody_here_decodes_are_refused_as_everywhere(convert: Convert) -> None:
+    data = wheel_file("SC_rgb_small_odd_jpeg").read_bytes()
+    unknown = data.replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.52")
+    _, attempt = convert(unknown, group=False, dicom=target("JPEG_2000_LOSSLESS"))
+    assert outcome(attempt) == "FAILED TRANSFER_SYNTAX_UNSUPPORTED"
+
+
 def test_an_overlay_in_unused_bits_is_not_lost(convert: Convert, tmp_path: Path) -> None:
     dataset = ct_slice(0, BitsStored=12, HighBit=11, PixelRepresentation=0)
     dataset.add_new(0x60000100, "US", 16)

@@ -48,6 +48,9 @@ SLICE_LIMIT: Final = 32_767
 NIfTI-1 has 15 bits for each dimension; each takes some 2 KiB of memory while they are sorted.
 """
 
+ITEM_LIMIT_BYTES: Final = 8192 * MIB
+"""The files of one item of ConvertDicom (on disk, all at once)."""
+
 SERIES_LIMIT_BYTES: Final = 8192 * MIB
 """The arrays of all volumes of one series, at 4 bytes per value (on disk)."""
 

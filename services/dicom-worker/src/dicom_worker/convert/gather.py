@@ -2,7 +2,7 @@
 
 import filecmp
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.modality import MACRO, Modality, modality_of
 from dicom_worker.reading import DicomFile, open_dicom
-from dicom_worker.studies.slices import Slice, slices_of
+from dicom_worker.studies.slices import Slice, coded, slices_of
 from dicom_worker.studies.volumes import Left
 
 
@@ -69,16 +69,14 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
     without it would look complete.
 
     FluoroError as `open_dicom` for a broken file, because nobody knows what it belongs to;
-    IMAGE_TOO_LARGE over `limits.SLICE_LIMIT`.
+    IMAGE_TOO_LARGE over `limits.SLICE_LIMIT` or `limits.ITEM_LIMIT_BYTES`.
     """
     found = Gathered()
     versions: dict[str, tuple[Path, str]] = {}
     bad: dict[str, FluoroError] = {}
     others: Counter[tuple[Reason, str]] = Counter()
     files: Counter[str] = Counter()
-    for number, part in enumerate(item.parts):
-        check()
-        path = item.fetch(part)
+    for number, path in enumerate(fetched(item, check)):
         try:
             file = open_dicom(path, item.folder)
         except FluoroError as error:
@@ -114,6 +112,21 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
     return found
 
 
+def fetched(item: StepItem, check: Callable[[], None]) -> Iterator[Path]:
+    """The files of an item. IMAGE_TOO_LARGE once they are over `limits.ITEM_LIMIT_BYTES`."""
+    size = 0
+    for part in item.parts:
+        check()
+        path = item.fetch(part)
+        size += path.stat().st_size
+        if size > limits.ITEM_LIMIT_BYTES:
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"The files of one item have more than {limits.ITEM_LIMIT_BYTES} bytes.",
+            )
+        yield path
+
+
 def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image) -> None:
     """Adds the frames of a file.
 
@@ -133,7 +146,7 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
     found.sources[number] = Source(
         replace(file, header=Dataset(), elements=()),
         path,
-        text(file.header, "Modality"),
+        coded(text(file.header, "Modality")),
         image.photometric,
         value(macro(file.header, 0, MACRO), "RescaleSlope") is not None,
         thickness[0] if thickness else 0,

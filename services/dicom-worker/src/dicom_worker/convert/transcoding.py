@@ -183,7 +183,7 @@ def colours_of(file: DicomFile, image: Image, target: Target) -> str:
     """
     if image.samples == 1:
         return image.photometric
-    keeps = image.photometric == "YBR_FULL" and CODECS[file.transfer_syntax] is not JPEG
+    keeps = image.photometric == "YBR_FULL" and CODECS.get(file.transfer_syntax) is not JPEG
     return "YBR_FULL" if keeps and not target.method else "RGB"
 
 

@@ -15,6 +15,7 @@ from dicom_worker.convert.gather import Gathered, Source, gather
 from dicom_worker.convert.geometry import as_json, geometry
 from dicom_worker.convert.nifti import check_sides, ras, write_nifti
 from dicom_worker.pixels.decoders import decoder_name
+from dicom_worker.reading import UID_SYNTAX
 from dicom_worker.studies.slices import told
 from dicom_worker.studies.volumes import Left, Volume, irregular, study_of
 
@@ -54,7 +55,7 @@ def volumes(item: StepItem, request: ConvertDicom, check: Callable[[], None]) ->
     result.left_out.extend(
         LeftOut(
             item=item.key,
-            series_instance_uid=each.series,
+            series_instance_uid=uid_or_nothing(each.series),
             count=each.count,
             reason=each.reason,
             message=each.message,
@@ -106,6 +107,11 @@ def nothing(item: StepItem, left: Sequence[Left]) -> None:
     item.skip(Reason.NO_PIXEL_DATA, "No file of it has an image.")
 
 
+def uid_or_nothing(found: str) -> str:
+    """A UID; "" for what is none and may be anything."""
+    return found if UID_SYNTAX.fullmatch(found) else ""
+
+
 def keys_of(key: str, count: int) -> list[str]:
     """A key for each of so many things that are made of one item."""
     return [key] if count == 1 else [f"{key}/{number:04}" for number in range(count)]
@@ -140,7 +146,7 @@ def keep(
         key=key,
         volume=name,
         geometry=item.put("geometry", ".json", "geometry", "application/json", as_json(facts), key),
-        series_instance_uid=volume.series,
+        series_instance_uid=uid_or_nothing(volume.series),
         modality=first.kind,
         spacing_mm=facts["spacing_mm"][::-1],
         affine=ras(volume.affine).ravel(),

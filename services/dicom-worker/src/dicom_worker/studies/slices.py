@@ -1,5 +1,6 @@
 """Where each frame of a file lies in space, and what tells it from others at the same place."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import hypot
@@ -7,8 +8,9 @@ from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
-from dicom_worker.attributes import decimals, item, text
+from dicom_worker.attributes import decimals, item, text, value
 from dicom_worker.pixels.groups import macros
 from dicom_worker.pixels.image import Image
 
@@ -19,6 +21,9 @@ FAR_MM: Final = 1e5
 """No pixel lies so far from the origin, and none is so large."""
 NEAR_MM: Final = 1e-5
 """No pixel is so small."""
+
+CODE: Final = re.compile(r"[A-Z0-9_ .+\\e-]{0,256}")
+"""Code strings, several of them, and numbers."""
 
 Vector = tuple[float, float, float]
 Find = Callable[[str], Dataset]
@@ -201,6 +206,9 @@ def plain(source: Dataset, keyword: str) -> Mark:
     """The value of an attribute as numbers, or as text."""
     if keyword not in source:  # most have none of these, and to ask pydicom for it takes long
         return ""
+    found = value(source, keyword)
+    if isinstance(found, MultiValue) and any(isinstance(each, str) for each in found):
+        return "\\".join(map(str, found))
     return tuple(decimals(source, keyword)) or text(source, keyword)
 
 
@@ -215,12 +223,22 @@ def place(header: Dataset, frame: int) -> Place | None:
 
 
 def told(marks: Mapping[str, Mark]) -> dict[str, str]:
-    """Marks as text for people, without times of day: these may identify a patient."""
-    return {
+    """Marks as text for people.
+
+    Without times of day, which may identify a patient, and text that is no code: nobody knows what
+    stands in it.
+    """
+    shown = {
         name: mark if isinstance(mark, str) else " ".join(f"{each:g}" for each in mark)
         for name, mark in marks.items()
         if name != "acquisition_time"
     }
+    return {name: coded(text) for name, text in shown.items()}
+
+
+def coded(text: str) -> str:
+    """The text if it is a code or numbers (CS, PS3.5 6.2), else ""."""
+    return text if CODE.fullmatch(text) else ""
 
 
 def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
