@@ -196,7 +196,11 @@ PICTURES: Final = (
     ("preview-KEY.png", "preview", "the first frame of `frames`, one pixel per stored pixel"),
     ("thumbnail-KEY.png", "thumbnail", "the same, its longest side at most `thumbnail_px`"),
     ("frame-N-KEY.png", "frame", "each frame of `frames`, N being its number from 1"),
-    ("animation-KEY.webp", "animation", "up to 500 frames of `frames`, evenly spaced"),
+    (
+        "animation-KEY.webp",
+        "animation",
+        "up to 500 frames, 131 million pixels, evenly spaced",
+    ),
     ("contact-sheet-KEY.png", "contact-sheet", "a series, in the order of its planes in space"),
     ("pixels-KEY.npy", "pixels", "all frames, for models"),
 )

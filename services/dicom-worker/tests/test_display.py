@@ -324,6 +324,18 @@ def test_double_float_pixels_keep_their_values_up_to_the_array(render: Render) -
     assert (shown[0], shown[-1]) == (0, 255)
 
 
+def test_integers_beyond_24_bits_are_told_apart_in_the_picture(render: Render) -> None:
+    dataset = dcmread(wheel_file("MR_small"))
+    values = (2**30 + np.arange(64 * 64) % 256).astype("<i4")
+    for keyword in ("WindowCenter", "WindowWidth"):
+        delattr(dataset, keyword)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 32, 32, 31
+    dataset.PixelData = values.tobytes()
+    _, attempt = render(saved(dataset))
+    assert np.array_equal(preview_of(attempt).ravel(), np.arange(64 * 64) % 256)
+    assert array_of(attempt).dtype == "<f4"
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 def test_a_voi_table_of_hounsfield_values_begins_below_zero_whatever_its_vr_says(
     syntax: str, render: Render, dcmtk: Dcmtk, tmp_path: Path

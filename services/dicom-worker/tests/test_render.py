@@ -242,14 +242,24 @@ def test_the_window_of_the_request_overrides_window_and_table_of_the_file(render
     assert np.array_equal(preview_of(attempt).ravel(), np.arange(256))
 
 
-def test_without_a_window_the_preview_spans_the_values_that_are_not_padding(render: Render) -> None:
-    values = np.arange(256, dtype="<i2")
-    values[0] = -2000
-    dataset = ramp(PixelData=values.tobytes())
-    dataset.add_new("PixelPaddingValue", "SS", -2000)
+@pytest.mark.parametrize(
+    ("signed", "padding", "vr"), [(1, -2000, "SS"), (1, 63536, "US"), (0, 63536, "US")]
+)
+@pytest.mark.parametrize("negative", [False, True])
+def test_without_a_window_the_preview_spans_the_values_that_are_not_padding(
+    render: Render, signed: int, padding: int, vr: str, negative: bool
+) -> None:
+    values = np.arange(256, dtype="<i2" if signed else "<u2")
+    values[0] = -2000 if signed else 63536
+    dataset = ramp(
+        PixelData=values.tobytes(), PixelRepresentation=signed, BitsStored=16, HighBit=15
+    )
+    # Some writers give the value the other VR, with the same 16 bits.
+    value, vr = (-2000, "SS") if negative else (padding, vr)
+    dataset.add_new("PixelPaddingValue", vr, value)
     _, attempt = render(saved(dataset))
     shown = preview_of(attempt).ravel()
-    assert (shown[0], shown[1], shown[255]) == (0, 0, 255)
+    assert (shown[0], shown[1], shown[255]) == (0 if signed else 255, 0, 255)
     assert np.array_equal(shown[1:], np.rint((values[1:] - 1) / 254 * 255))
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from dicom_worker.pixels.voi import FUNCTIONS, Window, full_range
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+unhurried = settings(deadline=None)
+"""On a machine that does much else, any of these takes long at times."""
 windows = st.builds(
     Window,
     center=st.floats(-1e5, 1e5),
@@ -17,12 +19,14 @@ values = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).map(
 )
 
 
+@unhurried
 @given(windows, values)
 def test_a_brighter_value_is_never_shown_darker(window: Window, ascending: np.ndarray) -> None:
     shown = window.apply(ascending)
     assert np.all(np.diff(shown.astype(int)) >= 0)
 
 
+@unhurried
 @given(windows.filter(lambda window: window.function != "SIGMOID"), values)
 def test_outside_the_window_all_is_black_or_white(window: Window, ascending: np.ndarray) -> None:
     shown = window.apply(ascending)
@@ -30,6 +34,7 @@ def test_outside_the_window_all_is_black_or_white(window: Window, ascending: np.
     assert np.all(shown[ascending > window.center + window.width / 2 + 1] == 255)
 
 
+@unhurried
 @given(values)
 def test_the_full_range_shows_the_smallest_black_and_the_largest_white(
     ascending: np.ndarray,

@@ -466,7 +466,9 @@ Global___FrameRange: _TypeAlias = FrameRange  # noqa: Y015
 
 @_typing.final
 class Animation(_message.Message):
-    """An animation of a multi-frame image, at most 500 frames long: of more, as many evenly spaced ones."""
+    """An animation of a multi-frame image, at most 500 frames and 131 million pixels long: of more, as
+    many evenly spaced frames as fit.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -19,6 +19,8 @@ from dicom_worker.pixels.pictures import Pixels
 
 FRAME_LIMIT: Final = 500
 """Most frames of an animation."""
+PIXEL_LIMIT: Final = 500 * 512 * 512
+"""Most pixels of all its frames: WebP takes half a second per million."""
 SIDE_PX: Final = 512
 """Longest side unless the request says otherwise."""
 WEBP_FLAGS: Final = bytes((2, 0, 0, 0))
@@ -135,6 +137,13 @@ class AnimationFile(AbstractContextManager["AnimationFile"]):
         with self._stream:
             if error is None:
                 self._writer.finish()
+
+
+def frames_within(longest_side: int, size: tuple[int, int]) -> int:
+    """Most frames, 2 at least, of pictures of this size (rows, columns) made as small as that."""
+    shrink = min(1.0, longest_side / max(size))
+    pixels = max(1, round(size[0] * shrink)) * max(1, round(size[1] * shrink))
+    return max(2, min(FRAME_LIMIT, PIXEL_LIMIT // pixels))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

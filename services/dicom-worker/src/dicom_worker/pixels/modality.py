@@ -34,13 +34,17 @@ class Modality:
 
         DICOM_INVALID if one does not fit that, or a slope of 0 makes all values one.
         """
+        return narrow(self.exact(stored))
+
+    def exact(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """The same to the last unit, for the screen: integers or `<f8`. DICOM_INVALID."""
         if self.lut:
-            return narrow(self.lut.apply(stored))
+            return self.lut.apply(stored)
         # Slices without any signal may have a slope of 0, and lose nothing by it.
         if self.slope == 0 and stored.min() != stored.max():
             raise FluoroError(Reason.DICOM_INVALID, "A slope of 0 leaves nothing of the values.")
         if self.slope == 1 and self.intercept == 0:
-            return narrow(stored)
+            return stored
         if (
             self.slope.is_integer()
             and self.intercept.is_integer()
@@ -50,15 +54,16 @@ class Modality:
                 self.intercept
             )
             if reach < np.iinfo(np.int32).max:
-                return narrow(
-                    stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept)
-                )
+                return stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept)
         with np.errstate(over="ignore", invalid="ignore"):
-            return narrow(stored * np.float64(self.slope) + np.float64(self.intercept))
+            return np.asarray(stored * np.float64(self.slope) + np.float64(self.intercept))
 
 
 def narrow(values: NDArray[Any]) -> NDArray[Any]:
-    """The values as `<i2` if they are integers that fit, else as `<f4`."""
+    """The values as `<i2` if they are integers that fit, else as `<f4`.
+
+    DICOM_INVALID if they do not fit that either.
+    """
     if np.issubdtype(values.dtype, np.integer):
         if values.min() >= INT16.min and values.max() <= INT16.max:
             return values.astype("<i2", copy=False)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_worker.attributes import decimals
-from dicom_worker.pixels.animation import FRAME_LIMIT, WEBP, AnimationFile, AnimationFormat
+from dicom_worker.pixels.animation import WEBP, AnimationFile, AnimationFormat, frames_within
 from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.colour import apply_palette, palette_of
 from dicom_worker.pixels.decoders import decode_frames
 from dicom_worker.pixels.image import Image
-from dicom_worker.pixels.modality import modality_of
+from dicom_worker.pixels.modality import modality_of, narrow
 from dicom_worker.pixels.npy import NpyWriter
 from dicom_worker.pixels.overlays import overlays_of
 from dicom_worker.pixels.pictures import PictureFormat, Pixels, encoded, fitted
@@ -132,15 +132,17 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
     value = values_of(file, suv=wanted.suv)
     screen = Screen(file, wanted.choice, overlays_of(file) if wanted.overlays else [])
     writer, units, certificates = NpyWriter(array), set(), []
-    with Album(file.header, wanted, wanted.frames.of(file.image), array.parent) as album:
+    chosen, size = wanted.frames.of(file.image), (file.image.rows, file.image.columns)
+    with Album(file.header, wanted, chosen, size, array.parent) as album:
         for index, frame in enumerate(frames):
             tick()
             certificates.append(frame.certificate)
             values, unit = value(index, frame.values)
             units.add(unit)
+            # The screen has them before they are narrowed: 32-bit floats end at 2**24.
+            writer.append(narrow(values) if is_grey(file.image) else values)
             if album.needs(index):
                 album.add(index, screen.show(index, frame.values, values, unit))
-            writer.append(values)
     sha256 = writer.close()
     return Rendering(
         pictures=album.pictures,
@@ -159,11 +161,11 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
 def values_of(
     file: DicomFile, *, suv: bool
 ) -> Callable[[int, NDArray[Any]], tuple[NDArray[Any], str]]:
-    """What gives, of the stored values of a frame (0-based), those of the array and their unit."""
+    """What gives, of the stored values of a frame (0-based), modality values or RGB, and a unit."""
     image, header = file.image, file.header
     assert image is not None
     little_endian = file.little_endian
-    if image.photometric.startswith("MONOCHROME"):
+    if is_grey(image):
 
         def grey(frame: int, stored: NDArray[Any]) -> tuple[NDArray[Any], str]:
             modality = (
@@ -171,7 +173,7 @@ def values_of(
                 if suv
                 else modality_of(header, frame, little_endian=little_endian)
             )
-            return modality.apply(stored), modality.unit
+            return modality.exact(stored), modality.unit
 
         return grey
     if suv:
@@ -182,11 +184,18 @@ def values_of(
     return lambda _frame, stored: (apply_palette(stored, palette), "1")
 
 
+def is_grey(image: Image) -> bool:
+    """Whether its values are measurements, and not colours."""
+    return image.photometric.startswith("MONOCHROME")
+
+
 class Album(ExitStack):
     """Makes the pictures of one file out of its frames, while the block runs."""
 
-    def __init__(self, header: Dataset, wanted: Wanted, chosen: range, folder: Path) -> None:
-        """chosen: frames that pictures show, 0-based; at least one."""
+    def __init__(
+        self, header: Dataset, wanted: Wanted, chosen: range, size: tuple[int, int], folder: Path
+    ) -> None:
+        """chosen: frames that pictures show, 0-based; at least one. size: rows and columns."""
         super().__init__()
         self.pictures = Pictures(first=chosen[0])
         self._wanted, self._chosen, self._folder = wanted, chosen, folder
@@ -195,7 +204,7 @@ class Album(ExitStack):
         self._animation: AnimationFile | None = None
         if wanted.moving and len(chosen) > 1:
             moving, path = wanted.moving, folder / f"animation{wanted.moving.format.suffix}"
-            self._moving = spread(chosen, FRAME_LIMIT)
+            self._moving = spread(chosen, frames_within(moving.longest_side, size))
             duration = moving.frame_ms or frame_ms(header)
             self._animation = self.enter_context(
                 AnimationFile(path, moving.format, duration, wanted.quality)

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from dicom_worker.attributes import decimals, item, text, value
 from dicom_worker.blame import blame_file
 from dicom_worker.pixels.groups import macro
-from dicom_worker.pixels.lut import Lut, lut_of
-from dicom_worker.pixels.modality import may_be_negative
+from dicom_worker.pixels.lut import INT16_MAX, Lut, lut_of
+from dicom_worker.pixels.modality import is_signed, may_be_negative
 
 WHITE: Final = 255.0
 BLOCK: Final = 1 << 18
@@ -187,5 +187,17 @@ def padding_mask(stored: NDArray[Any], header: Dataset) -> NDArray[np.bool_]:
     limit = value(header, "PixelPaddingRangeLimit")
     if not isinstance(padding, int):
         return np.zeros(stored.shape, np.bool_)
-    low, high = sorted((padding, limit if isinstance(limit, int) else padding))
+    signed = is_signed(header)
+    ends = (padding, limit if isinstance(limit, int) else padding)
+    low, high = sorted(as_stored(end, signed=signed) for end in ends)
     return (stored >= low) & (stored <= high)
+
+
+def as_stored(padding: int, *, signed: bool) -> int:
+    """A padding value as pixels have it: some writers give it the other VR of US and SS.
+
+    Both have 16 bits, and Pixel Representation says which is meant (PS3.3 C.7.5.1.1.2).
+    """
+    if signed and padding > INT16_MAX:
+        return padding - (1 << 16)
+    return padding + (1 << 16) if padding < 0 and not signed else padding
