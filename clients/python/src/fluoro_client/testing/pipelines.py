@@ -153,7 +153,7 @@ _KEPT: Final = (
     *("clean_descriptors", "retain_device", "retain_institution"),
     *("retain_patient_characteristics", "retain_safe_private"),
 )
-for _name in _KEPT:
+for _name in (*_KEPT, "mask_faces"):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=PipelineParameter.TYPE_BOOLEAN)
     _PARAMETERS[_name].default_value.bool_value = False
 for _name, _kind, _default in (
@@ -171,8 +171,8 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "deidentify": ("project", "dates", *_KEPT),
     "dicom-intake": ("window_center", "window_width"),
     "imaging-report": ("title", "window_center", "window_width"),
-    "photo-archive": (),
-    "photo-intake": (),
+    "photo-archive": ("mask_faces",),
+    "photo-intake": ("mask_faces",),
 }
 """The parameters that each pipeline takes."""
 
@@ -218,8 +218,9 @@ def _converted(given: Parameters) -> list[job_pb2.Step]:
     return [step(deidentify_pb2.DeidentifyDicom(project=given["project"]), "deidentify"), converted]
 
 
-def _taken_in(_given: Parameters) -> list[job_pb2.Step]:
-    return [step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=50)]
+def _taken_in(given: Parameters) -> list[job_pb2.Step]:
+    request = photograph_pb2.ImportImages(mask_faces=given["mask_faces"])
+    return [step(request, "import", max_inputs_per_task=50)]
 
 
 def _taken_out(given: Parameters) -> list[job_pb2.Step]:

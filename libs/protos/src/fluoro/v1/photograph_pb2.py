@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fluoro.v1 import dicom_pb2 as fluoro_dot_v1_dot_dicom__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luoro/v1/photograph.proto\x12\tfluoro.v1\x1a\x15\x66luoro/v1/dicom.proto\"\x0e\n\x0cImportImages\">\n\x12ImportImagesResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.ImportedImage\"\xd5\x02\n\rImportedImage\x12*\n\x08rendered\x18\x01 \x01(\x0b\x32\x18.fluoro.v1.RenderedImage\x12/\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1f.fluoro.v1.ImportedImage.Format\x12+\n\x07removed\x18\x03 \x03(\x0b\x32\x1a.fluoro.v1.RemovedMetadata\x12\x13\n\x0borientation\x18\x04 \x01(\x05\x12\x18\n\x10\x63olors_converted\x18\x05 \x01(\x08\x12\x15\n\rlaid_on_white\x18\x06 \x01(\x08\"t\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x01\x12\x0e\n\nFORMAT_PNG\x10\x02\x12\x0f\n\x0b\x46ORMAT_WEBP\x10\x03\x12\x0f\n\x0b\x46ORMAT_TIFF\x10\x04\x12\x0f\n\x0b\x46ORMAT_HEIC\x10\x05\"\xcb\x02\n\x0fRemovedMetadata\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.fluoro.v1.RemovedMetadata.Kind\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"\xf9\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_EXIF\x10\x01\x12\x0c\n\x08KIND_GPS\x10\x02\x12\x13\n\x0fKIND_MAKER_NOTE\x10\x03\x12\x0c\n\x08KIND_XMP\x10\x04\x12\r\n\tKIND_IPTC\x10\x05\x12\x10\n\x0cKIND_COMMENT\x10\x06\x12\r\n\tKIND_TEXT\x10\x07\x12\x12\n\x0eKIND_THUMBNAIL\x10\x08\x12\x17\n\x13KIND_EMBEDDED_IMAGE\x10\t\x12\x16\n\x12KIND_COLOR_PROFILE\x10\n\x12\x16\n\x12KIND_TRAILING_DATA\x10\x0b\x12\x0e\n\nKIND_OTHER\x10\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luoro/v1/photograph.proto\x12\tfluoro.v1\x1a\x15\x66luoro/v1/dicom.proto\"\"\n\x0cImportImages\x12\x12\n\nmask_faces\x18\x01 \x01(\x08\">\n\x12ImportImagesResult\x12(\n\x06images\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.ImportedImage\"\x93\x03\n\rImportedImage\x12*\n\x08rendered\x18\x01 \x01(\x0b\x32\x18.fluoro.v1.RenderedImage\x12/\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1f.fluoro.v1.ImportedImage.Format\x12+\n\x07removed\x18\x03 \x03(\x0b\x32\x1a.fluoro.v1.RemovedMetadata\x12\x13\n\x0borientation\x18\x04 \x01(\x05\x12\x18\n\x10\x63olors_converted\x18\x05 \x01(\x08\x12\x15\n\rlaid_on_white\x18\x06 \x01(\x08\x12\x16\n\x0e\x66\x61\x63\x65s_searched\x18\x07 \x01(\x08\x12$\n\x05\x66\x61\x63\x65s\x18\x08 \x03(\x0b\x32\x15.fluoro.v1.MaskedFace\"t\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x01\x12\x0e\n\nFORMAT_PNG\x10\x02\x12\x0f\n\x0b\x46ORMAT_WEBP\x10\x03\x12\x0f\n\x0b\x46ORMAT_TIFF\x10\x04\x12\x0f\n\x0b\x46ORMAT_HEIC\x10\x05\"d\n\nMaskedFace\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\x0c\n\x04left\x18\x02 \x01(\x05\x12\x0b\n\x03top\x18\x03 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x05\x12\x0c\n\x04rows\x18\x05 \x01(\x05\x12\r\n\x05score\x18\x06 \x01(\x02\"\xcb\x02\n\x0fRemovedMetadata\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.fluoro.v1.RemovedMetadata.Kind\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\"\xf9\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_EXIF\x10\x01\x12\x0c\n\x08KIND_GPS\x10\x02\x12\x13\n\x0fKIND_MAKER_NOTE\x10\x03\x12\x0c\n\x08KIND_XMP\x10\x04\x12\r\n\tKIND_IPTC\x10\x05\x12\x10\n\x0cKIND_COMMENT\x10\x06\x12\r\n\tKIND_TEXT\x10\x07\x12\x12\n\x0eKIND_THUMBNAIL\x10\x08\x12\x17\n\x13KIND_EMBEDDED_IMAGE\x10\t\x12\x16\n\x12KIND_COLOR_PROFILE\x10\n\x12\x16\n\x12KIND_TRAILING_DATA\x10\x0b\x12\x0e\n\nKIND_OTHER\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,15 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.photograph_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMPORTIMAGES']._serialized_start=64
-  _globals['_IMPORTIMAGES']._serialized_end=78
-  _globals['_IMPORTIMAGESRESULT']._serialized_start=80
-  _globals['_IMPORTIMAGESRESULT']._serialized_end=142
-  _globals['_IMPORTEDIMAGE']._serialized_start=145
-  _globals['_IMPORTEDIMAGE']._serialized_end=486
-  _globals['_IMPORTEDIMAGE_FORMAT']._serialized_start=370
-  _globals['_IMPORTEDIMAGE_FORMAT']._serialized_end=486
-  _globals['_REMOVEDMETADATA']._serialized_start=489
-  _globals['_REMOVEDMETADATA']._serialized_end=820
-  _globals['_REMOVEDMETADATA_KIND']._serialized_start=571
-  _globals['_REMOVEDMETADATA_KIND']._serialized_end=820
+  _globals['_IMPORTIMAGES']._serialized_end=98
+  _globals['_IMPORTIMAGESRESULT']._serialized_start=100
+  _globals['_IMPORTIMAGESRESULT']._serialized_end=162
+  _globals['_IMPORTEDIMAGE']._serialized_start=165
+  _globals['_IMPORTEDIMAGE']._serialized_end=568
+  _globals['_IMPORTEDIMAGE_FORMAT']._serialized_start=452
+  _globals['_IMPORTEDIMAGE_FORMAT']._serialized_end=568
+  _globals['_MASKEDFACE']._serialized_start=570
+  _globals['_MASKEDFACE']._serialized_end=670
+  _globals['_REMOVEDMETADATA']._serialized_start=673
+  _globals['_REMOVEDMETADATA']._serialized_end=1004
+  _globals['_REMOVEDMETADATA_KIND']._serialized_start=755
+  _globals['_REMOVEDMETADATA_KIND']._serialized_end=1004
 # @@protoc_insertion_point(module_scope)

@@ -36,17 +36,25 @@ class ImportImages(_message.Message):
     Leaves for each good item an artifact of role `preview` (image/png, the first picture, whole) and
     one of role `pixels` (application/x-npy, all pictures, certified), which AnalyzeImages takes.
 
-    Whoever is in a picture can still be seen: it does not de-identify.
+    It does not de-identify: whoever is in a picture can still be known, by a face that was not found
+    or by much else.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MASK_FACES_FIELD_NUMBER: _builtins.int
+    mask_faces: _builtins.bool
+    """Masks faces with black, in the array and in the preview. A network looks for them, in pictures
+    that stand, lie or are upside down. It finds most, not all.
+    """
     def __init__(
         self,
+        *,
+        mask_faces: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask_faces", b"mask_faces"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,6 +131,8 @@ class ImportedImage(_message.Message):
     ORIENTATION_FIELD_NUMBER: _builtins.int
     COLORS_CONVERTED_FIELD_NUMBER: _builtins.int
     LAID_ON_WHITE_FIELD_NUMBER: _builtins.int
+    FACES_SEARCHED_FIELD_NUMBER: _builtins.int
+    FACES_FIELD_NUMBER: _builtins.int
     format: Global___ImportedImage.Format.ValueType
     """Format of the file."""
     orientation: _builtins.int
@@ -133,6 +143,8 @@ class ImportedImage(_message.Message):
     """Whether colours were converted: the file had a profile that is not sRGB's."""
     laid_on_white: _builtins.bool
     """Whether the picture was laid on white: it had an alpha channel, opaque or not."""
+    faces_searched: _builtins.bool
+    """Whether faces were looked for: with `mask_faces`."""
     @_builtins.property
     def rendered(self) -> _dicom_pb2.RenderedImage:
         """The picture, as RenderDicom tells of one. Modality is XC (external-camera photography); there
@@ -143,6 +155,10 @@ class ImportedImage(_message.Message):
     def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedMetadata]:
         """What was beside the pixels and is gone, by kind; kinds that were not there are left out."""
 
+    @_builtins.property
+    def faces(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaskedFace]:
+        """What was masked, by picture."""
+
     def __init__(
         self,
         *,
@@ -152,14 +168,58 @@ class ImportedImage(_message.Message):
         orientation: _builtins.int = ...,
         colors_converted: _builtins.bool = ...,
         laid_on_white: _builtins.bool = ...,
+        faces_searched: _builtins.bool = ...,
+        faces: _abc.Iterable[Global___MaskedFace] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rendered", b"rendered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["colors_converted", b"colors_converted", "format", b"format", "laid_on_white", b"laid_on_white", "orientation", b"orientation", "removed", b"removed", "rendered", b"rendered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["colors_converted", b"colors_converted", "faces", b"faces", "faces_searched", b"faces_searched", "format", b"format", "laid_on_white", b"laid_on_white", "orientation", b"orientation", "removed", b"removed", "rendered", b"rendered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportedImage: _TypeAlias = ImportedImage  # noqa: Y015
+
+@_typing.final
+class MaskedFace(_message.Message):
+    """A mask over a face, in pixels of the upright picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    frame: _builtins.int
+    """Number of the picture, from 1."""
+    left: _builtins.int
+    """Its first column, from 0."""
+    top: _builtins.int
+    """Its first row, from 0."""
+    columns: _builtins.int
+    """Columns."""
+    rows: _builtins.int
+    """Rows."""
+    score: _builtins.float
+    """How sure the network is, above 0.2 to 1."""
+    def __init__(
+        self,
+        *,
+        frame: _builtins.int = ...,
+        left: _builtins.int = ...,
+        top: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "frame", b"frame", "left", b"left", "rows", b"rows", "score", b"score", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskedFace: _TypeAlias = MaskedFace  # noqa: Y015
 
 @_typing.final
 class RemovedMetadata(_message.Message):

@@ -8,6 +8,7 @@ from fluoro.v1.photograph_pb2 import (
     ImportedImage,
     ImportImages,
     ImportImagesResult,
+    MaskedFace,
     RemovedMetadata,
 )
 from fluoro_jobs.worker.context import StepContext, StepItem
@@ -20,17 +21,20 @@ MODALITY: Final = "XC"
 
 
 @handles(ImportImages)
-def import_images(_request: ImportImages, context: StepContext) -> ImportImagesResult:
+def import_images(request: ImportImages, context: StepContext) -> ImportImagesResult:
     """Leaves `preview-0000.png` and `pixels-0000.npy` for each input that is a photograph."""
     result = ImportImagesResult()
     for item in context.each("import"):
         with item:
-            photograph = take_in(item.fetch(), item.folder / "pixels.npy", context.check)
-            result.images.append(keep(item, photograph))
+            array = item.folder / "pixels.npy"
+            photograph = take_in(
+                item.fetch(), array, context.check, without_faces=request.mask_faces
+            )
+            result.images.append(keep(item, photograph, searched=request.mask_faces))
     return result
 
 
-def keep(item: StepItem, photograph: Photograph) -> ImportedImage:
+def keep(item: StepItem, photograph: Photograph, *, searched: bool) -> ImportedImage:
     """Stores the artifacts and says what is in them."""
     found = photograph.found
     return ImportedImage(
@@ -51,6 +55,8 @@ def keep(item: StepItem, photograph: Photograph) -> ImportedImage:
         orientation=found.orientation,
         colors_converted=photograph.converted,
         laid_on_white=photograph.on_white,
+        faces_searched=searched,
+        faces=[MaskedFace(frame=picture + 1, **asdict(face)) for picture, face in photograph.faces],
     )
 
 

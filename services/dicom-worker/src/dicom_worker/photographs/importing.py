@@ -7,15 +7,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
 from PIL import Image as PilImage
 
 from dicom_worker import limits
 from dicom_worker.photographs.child import fits, understood
+from dicom_worker.photographs.faces import Face, mask_faces
 from dicom_worker.photographs.found import Format, Found
 from dicom_worker.photographs.refusals import Refusal, RefusedError
-from dicom_worker.pixels.certificate import DecodedFrame, FrameCertificate, StoredFrame, certified
+from dicom_worker.pixels.certificate import FrameCertificate, StoredFrame, certified
 from dicom_worker.pixels.colour import eight_bits
 from dicom_worker.pixels.npy import NpyWriter
 from dicom_worker.pixels.pictures import Pixels
@@ -31,7 +32,8 @@ class Photograph:
 
     found: what was in it. array: an NPY file, (pictures, rows, columns) grey or (…, 3) sRGB, uint8
     or uint16; the fields after it describe it. preview: the first picture, a PNG. converted,
-    on_white: whether a profile changed colours, whether there was alpha.
+    on_white: whether a profile changed colours, whether there was alpha. faces: that were masked,
+    with the number of their picture, 0-based.
     """
 
     found: Found
@@ -45,6 +47,7 @@ class Photograph:
     certificates: list[FrameCertificate]
     converted: bool
     on_white: bool
+    faces: list[tuple[int, Face]]
 
     @property
     def decoder(self) -> str:
@@ -64,10 +67,12 @@ DECODERS: Final = {
 """Format → what decodes it in its library."""
 
 
-def take_in(path: Path, array: Path, tick: Callable[[], None]) -> Photograph:
+def take_in(
+    path: Path, array: Path, tick: Callable[[], None], *, without_faces: bool = False
+) -> Photograph:
     """Takes in the photograph at `path`, with memory bounded by a few of its pictures.
 
-    array: path to write to. tick: called per picture.
+    array: path to write to. tick: called per picture. without_faces: masks them.
 
     FluoroError: NOT_AN_IMAGE, IMAGE_UNSUPPORTED, IMAGE_TOO_LARGE (before anything is allocated),
     PIXELS_UNDECODABLE.
@@ -75,8 +80,13 @@ def take_in(path: Path, array: Path, tick: Callable[[], None]) -> Photograph:
     found = examined(path)
     writer, certificates, preview = NpyWriter(array), list[FrameCertificate](), b""
     converted = on_white = False
-    for frame, facts in pictures(path, found):
+    faces: list[tuple[int, Face]] = []
+    for index, (values, facts) in enumerate(pictures(path, found)):
         tick()
+        if without_faces:
+            values, masked = mask_faces(values, found.bits)  # noqa: PLW2901 - nobody needs the other
+            faces += ((index, face) for face in masked)
+        frame = certified(StoredFrame(values, found.bits))
         converted |= bool(facts["converted"])
         on_white |= bool(facts["composited"])
         certificates.append(frame.certificate)
@@ -95,6 +105,7 @@ def take_in(path: Path, array: Path, tick: Callable[[], None]) -> Photograph:
         certificates=certificates,
         converted=converted,
         on_white=on_white,
+        faces=faces,
     )
 
 
@@ -112,8 +123,8 @@ def examined(path: Path) -> Found:
     return found
 
 
-def pictures(path: Path, found: Found) -> Iterator[tuple[DecodedFrame, dict[str, Any]]]:
-    """Each picture with its certificate, and what the child says of it."""
+def pictures(path: Path, found: Found) -> Iterator[tuple[NDArray[Any], dict[str, Any]]]:
+    """Each picture, little endian, and what the child says of it."""
     room = found.rows * found.columns * 3 * (found.bits // 8)
     shape = None
     for index in range(found.frames):
@@ -121,13 +132,10 @@ def pictures(path: Path, found: Found) -> Iterator[tuple[DecodedFrame, dict[str,
         if array is None or not fits(array, found) or shape not in (None, array.shape):
             raise Refusal.PAGES.error() if index else Refusal.BROKEN.error()
         shape = array.shape
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        yield certified(StoredFrame(little, found.bits)), facts
+        yield array.astype(array.dtype.newbyteorder("<"), copy=False), facts
 
 
-def asked(
-    path: Path, picture: int | None, room: int
-) -> tuple[dict[str, Any], np.ndarray[Any, Any] | None]:
+def asked(path: Path, picture: int | None, room: int) -> tuple[dict[str, Any], NDArray[Any] | None]:
     """What the child answers. FluoroError if it refuses."""
     reply, array = sandbox().call({"path": str(path), "picture": picture}, b"", room)
     if reply["decoded"]:

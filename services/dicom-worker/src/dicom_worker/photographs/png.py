@@ -8,7 +8,7 @@ from dicom_worker.photographs.ifd import count_exif
 from dicom_worker.photographs.refusals import Refusal, RefusedError
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-CHUNK_LIMIT: Final = 1_000_000
+CHUNK_LIMIT: Final = 100_000
 CHANNELS: Final = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 """Colour type → samples per pixel; a palette is of colours."""
 PICTURE: Final = frozenset(
