@@ -1,5 +1,4 @@
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ def service(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def settings(service: str) -> list[type[BaseSettings]]:
     """The classes that read the service's environment, with those of the worker's runtime."""
-    modules = [f"{service.replace('-', '_')}.settings"] + [
-        "fluoro_jobs.worker.settings"
-    ] * service.endswith("-worker")
+    source = ROOT / "services" / service / "src"
+    modules = [
+        ".".join(path.relative_to(source).with_suffix("").parts)
+        for path in source.rglob("settings.py")
+    ] + ["fluoro_jobs.worker.settings"] * service.endswith("-worker")
     classes = {
         member
         for module in modules
-        if importlib.util.find_spec(module)
         for member in vars(importlib.import_module(module)).values()
         if isinstance(member, type)
         and issubclass(member, BaseSettings)

@@ -32,10 +32,15 @@ def test_a_service_understands_every_variable_it_is_given(
 
 
 def test_a_service_starts_with_the_variables_it_is_given(
-    definition: dict[str, Any], settings: list[type[BaseSettings]], monkeypatch: pytest.MonkeyPatch
+    definition: dict[str, Any],
+    settings: list[type[BaseSettings]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    mounted = {mount.split(":")[1] for mount in definition["volumes"]}
     for name, value in definition["environment"].items():
-        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
+        there = str(tmp_path) if value in mounted else value
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", there))
     for settings_class in settings:
         settings_class()
 
@@ -53,7 +58,8 @@ def test_a_service_cannot_write_but_to_tmp_and_the_blobs(
     assert definition["read_only"] is True
     assert definition["cap_drop"] == ["ALL"]
     assert definition["tmpfs"] == ["/tmp"]
-    assert definition["volumes"] == ([] if service == "scheduler" else ["blobs:/var/lib/fluoro"])
+    writable = [mount for mount in definition["volumes"] if not mount.endswith(":ro")]
+    assert writable == ([] if service == "scheduler" else ["blobs:/var/lib/fluoro"])
     assert definition["environment"]["FLUORO_BLOB_URL"].startswith("file:///var/lib/fluoro/")
 
 
@@ -69,6 +75,20 @@ def test_a_service_waits_for_the_schema(
     assert compose["services"]["migrate"]["depends_on"] == {
         "postgres": {"condition": "service_healthy"}
     }
+
+
+def test_only_dicom_worker_gets_the_keys_of_deidentification_and_git_never_does(
+    root: Path, compose: dict[str, Any]
+) -> None:
+    folder = compose["services"]["dicom-worker"]["environment"]["FLUORO_DEIDENTIFY_KEYS_FOLDER"]
+    holders = {
+        name: mount
+        for name, service in compose["services"].items()
+        for mount in service.get("volumes", [])
+        if folder in mount
+    }
+    assert holders == {"dicom-worker": f"./deidentification-keys:{folder}:ro"}
+    assert "/deploy/compose/deidentification-keys/\n" in (root / ".gitignore").read_text()
 
 
 def test_every_volume_and_dependency_is_declared(compose: dict[str, Any]) -> None:

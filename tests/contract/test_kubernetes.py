@@ -198,12 +198,42 @@ def test_every_shared_variable_is_read_by_some_service(
 
 
 def test_a_service_starts_with_the_variables_it_is_given(
-    dev: Overlay, service: str, settings: list[type[BaseSettings]], monkeypatch: pytest.MonkeyPatch
+    dev: Overlay,
+    service: str,
+    settings: list[type[BaseSettings]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    mounted = {mount["mountPath"] for mount in dev.container(service)["volumeMounts"]}
     for name, value in dev.environment(service).items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, str(tmp_path) if value in mounted else value)
     for settings_class in settings:
         settings_class()
+
+
+def test_dicom_worker_alone_mounts_the_keys_of_deidentification_and_no_value_is_in_a_manifest(
+    dev: Overlay,
+) -> None:
+    holders = {
+        service: volume["secret"]
+        for service in dev.of("Deployment")
+        for volume in dev.pod(service)["volumes"]
+        if "secret" in volume
+    }
+    # Read by the group that pods run with; a cluster without the Secret starts all the same.
+    assert holders == {
+        "dicom-worker": {
+            "secretName": "deidentification-keys",
+            "optional": True,
+            "defaultMode": 0o440,
+        }
+    }
+    assert dev.pod("dicom-worker")["securityContext"]["fsGroup"] == 10001
+    mounts = dev.container("dicom-worker")["volumeMounts"]
+    [mount] = [mount for mount in mounts if mount["name"] == "deidentification-keys"]
+    assert mount["readOnly"] is True
+    assert mount["mountPath"] == dev.environment("dicom-worker")["FLUORO_DEIDENTIFY_KEYS_FOLDER"]
+    assert dev.of("Secret") == {}
 
 
 def test_a_service_listens_where_its_manifest_says(
