@@ -27,7 +27,12 @@ LARGEST_SHARE: Final = 0.5
 ROUNDS: Final = 5
 """Times that a frame is searched: masks can make the detector see what it did not see before."""
 MARGIN: Final = 0.15
-"""Of a region's height, masked around it: ascenders, descenders and soft edges."""
+"""Of a region's height, masked above and below it: ascenders, descenders and soft edges."""
+ENDS: Final = 2.0
+"""Of a region's height, masked before and after it: the detector loses the letters that are hardly
+brighter than what is behind them, which are those at the ends."""
+LINE: Final = 1.5
+"""Length of a line of text as a multiple of its height. A shorter region has no ends."""
 TAILS: Final = (1.0, 99.0)
 """Percentiles that a picture without a window is stretched between."""
 WHITE: Final = 255
@@ -43,13 +48,14 @@ class FramePlan:
 
     outlines: of the texts, (4, 2) of x and y. by_rule: whether the device's rule changes the frame.
     unconfirmed: regions that the detector proposed and the recogniser cannot read; they stay.
-    digest: SHA-256 of the stored values once masked, in which no text was found.
+    digest: SHA-256 of the stored values once masked, in which no text was found. pixels: masked.
     """
 
     digest: bytes
     outlines: tuple[NDArray[np.float32], ...] = ()
     by_rule: bool = False
     unconfirmed: int = 0
+    pixels: int = 0
 
     @property
     def touched(self) -> bool:
@@ -87,6 +93,11 @@ class Plan:
         """Texts found, in all frames."""
         return sum(len(frame.outlines) for frame in self.frames)
 
+    @property
+    def pixels(self) -> int:
+        """Masked ones, in all frames."""
+        return sum(frame.pixels for frame in self.frames)
+
     def mask(self, index: int, shape: tuple[int, ...]) -> Mask:
         """What is masked in a frame."""
         return mask_of(self.frames[index].outlines, self.fixed, shape)
@@ -116,20 +127,23 @@ def plan_frame(
 ) -> FramePlan:
     """Searches one frame until no text is found any more."""
     outlines: list[NDArray[np.float32]] = []
-    masked = values
+    masked, hidden = values, None
     by_rule = False
     if fixed is not None:
         masked = cover(file, values, fixed)
         by_rule = not np.array_equal(masked, values)
+        hidden = fixed if by_rule else None
     for _ in range(ROUNDS):
         check()
         found = search(file, index, masked)
         confirmed = [region.corners for region in found if region.confirmed]
         if not confirmed:
-            return FramePlan(digest(masked), tuple(outlines), by_rule, len(found))
+            pixels = 0 if hidden is None else int(hidden.sum())
+            return FramePlan(digest(masked), tuple(outlines), by_rule, len(found), pixels)
         outlines += confirmed
         refuse_large(confirmed, outlines, values.shape)
-        masked = cover(file, values, mask_of(outlines, fixed, values.shape))
+        hidden = mask_of(outlines, fixed, values.shape)
+        masked = cover(file, values, hidden)
     raise FluoroError(
         Reason.DEIDENTIFICATION_REFUSED,
         "Text is still found in the pixels after all that was found has been masked. "
@@ -161,13 +175,20 @@ def mask_of(
     """The texts with a margin, and what the device's rule masks."""
     drawn = np.zeros(shape[:2], np.uint8)
     for outline in outlines:
-        sides = np.linalg.norm(outline - np.roll(outline, 1, axis=0), axis=1)
-        margin = max(2, round(MARGIN * float(sides.min())))
-        corners = [np.rint(outline).astype(np.int32)]
-        cv2.fillPoly(drawn, corners, 1)
-        cv2.polylines(drawn, corners, isClosed=True, color=1, thickness=2 * margin)
+        cv2.fillPoly(drawn, [np.rint(grown(outline)).astype(np.int32)], 1)
     mask = drawn.astype(bool)
     return mask if fixed is None else mask | fixed
+
+
+def grown(outline: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The outline of a text with a margin, and more at the ends of its line."""
+    centre, (width, height), angle = cv2.minAreaRect(outline)
+    short = min(width, height)
+    margin = ends = 2 * max(2.0, MARGIN * short)
+    if max(width, height) > LINE * short:
+        ends = 2 * ENDS * short
+    sides = (width + ends, height + margin) if width > height else (width + margin, height + ends)
+    return np.asarray(cv2.boxPoints((centre, sides, angle)), np.float32)
 
 
 def cover(file: DicomFile, values: NDArray[Any], mask: Mask) -> NDArray[Any]:

@@ -15,6 +15,10 @@ CONTRASTS: Final = (1.0, 0.6, 0.35, 0.2)
 """Shares of the frame's range between the text and what is behind it."""
 ANGLES: Final = (0, 0, 0, 5, -10, 30, 45, 90, 180, 270)
 """Degrees. Most text is level."""
+FACES: Final = ("sans", "sans", "plotter", "bold plotter")
+"""Outlines as on a computer, and strokes as on older devices."""
+LEAST_SEEN: Final = 0.04
+"""Share of the frame's range by which a stroke has to differ from what is behind it to be seen."""
 WORDS: Final = (
     *("QUACKENBUSH", "O'BRIEN", "Mueller-Luedenscheid", "DOE^JANE", "Garcia Lopez", "NGUYEN"),
     *("ID: 4711-0815", "1957-03-12", "DOB 12.03.1957", "MRN 99812345", "Acc 20261127"),
@@ -23,13 +27,17 @@ WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """A frame with a text. inked: (rows, columns), where its strokes are."""
+    """A frame with a text.
+
+    inked: (rows, columns), where its strokes can be seen. face: what they are drawn with.
+    """
 
     values: NDArray[Any]
     inked: NDArray[np.bool_]
     size: int
     contrast: float
     angle: int
+    face: str
 
 
 def paint(frame: NDArray[Any], generator: random.Random) -> Painted:
@@ -39,12 +47,13 @@ def paint(frame: NDArray[Any], generator: random.Random) -> Painted:
     """
     size, contrast = generator.choice(SIZES), generator.choice(CONTRASTS)
     angle, word = generator.choice(ANGLES), generator.choice(WORDS)
+    face = generator.choice(FACES)
     rows, columns = frame.shape[:2]
-    ink = stamp(word, size, angle)
+    ink = stamp(word, size, angle, face)
     # What does not fit is written smaller.
     while ink.shape[0] > rows or ink.shape[1] > columns:
         size = size * 3 // 4
-        ink = stamp(word, size, angle)
+        ink = stamp(word, size, angle, face)
     top = generator.randint(0, rows - ink.shape[0])
     left = generator.randint(0, columns - ink.shape[1])
     cover = np.zeros((rows, columns), np.float32)
@@ -54,18 +63,36 @@ def paint(frame: NDArray[Any], generator: random.Random) -> Painted:
     step = contrast * (high - low)
     colour = behind + step if behind + step <= high else behind - step
     mix = cover if frame.ndim == 2 else cover[..., None]  # noqa: PLR2004 - rows, columns
-    values = frame * (1 - mix) + np.clip(colour, low, high) * mix
-    return Painted(np.rint(values).astype(frame.dtype), cover > 0.5, size, contrast, angle)  # noqa: PLR2004 - half
+    values = np.rint(frame * (1 - mix) + np.clip(colour, low, high) * mix).astype(frame.dtype)
+    change = np.abs(values.astype(np.float32) - frame)
+    seen = (change if frame.ndim == 2 else change.max(axis=-1)) >= LEAST_SEEN * (high - low)  # noqa: PLR2004 - rows, columns
+    return Painted(values, (cover > 0.5) & seen, size, contrast, angle, face)  # noqa: PLR2004 - half
 
 
-def stamp(word: str, size: int, angle: int) -> NDArray[np.float32]:
-    """A word, 0 to 1, cut out close."""
+def stamp(word: str, size: int, angle: int, face: str = "sans") -> NDArray[np.float32]:
+    """A word, 0 to 1, cut out close. face: one of `FACES`."""
+    picture = set_word(word, size) if face == "sans" else plot_word(word, size, face)
+    turned = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    return np.asarray(np.asarray(turned, np.float32) / 255, np.float32)
+
+
+def set_word(word: str, size: int) -> Image.Image:
+    """A word in Pillow's own font."""
     font = ImageFont.load_default(size)
     left, top, right, bottom = (int(edge) for edge in font.getbbox(word))
     picture = Image.new("L", (right - left + 4, bottom - top + 4))
     ImageDraw.Draw(picture).text((2 - left, 2 - top), word, fill=255, font=font)
-    turned = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-    return np.asarray(np.asarray(turned, np.float32) / 255, np.float32)
+    return picture
+
+
+def plot_word(word: str, size: int, face: str) -> Image.Image:
+    """A word in Hershey's strokes, with capitals as high as those of the other font."""
+    font, thick = cv2.FONT_HERSHEY_SIMPLEX, max(1, size // (8 if face.startswith("bold") else 16))
+    scale = cv2.getFontScaleFromHeight(font, round(0.7 * size), thick)
+    (width, height), below = cv2.getTextSize(word, font, scale, thick)
+    picture = np.zeros((height + below + 4, width + 4), np.uint8)
+    cv2.putText(picture, word, (2, height + 2), font, scale, 255, thick, cv2.LINE_AA)
+    return Image.fromarray(picture)
 
 
 def background(generator: random.Random, rows: int, columns: int) -> NDArray[np.uint8]:

@@ -23,8 +23,8 @@ TILE: Final = 960
 OVERLAP: Final = 128
 SMALL: Final = 736
 """Smaller pictures are enlarged to this side at least, as the detector was tuned for."""
-LARGEST_SCALE: Final = 4.0
-"""Letters of 5 rows are as high as the detector likes them then."""
+LARGEST_SCALE: Final = 8.0
+"""Of pictures that are smaller than any with a text of some length."""
 STEP: Final = 32
 """The detector wants sides that are multiples."""
 PROBABILITY: Final = 0.3
@@ -42,6 +42,11 @@ MAX_WIDTH: Final = 960
 TALL: Final = 1.5
 CONFIDENCE: Final = 0.5
 """Mean probability of the characters from which on a region is text."""
+LARGE: Final = 0.1
+"""Height of a text as a share of the picture's shorter side, above which anatomy looks like one: a
+kidney is a 0, a vertebra an 8. Devices write smaller."""
+LARGE_CONFIDENCE, LARGE_LETTERS = 0.85, 2
+"""What the recogniser has to read in a large region at least."""
 
 Picture = NDArray[np.uint8]
 """(rows, columns, 3), 0 to 255."""
@@ -105,7 +110,7 @@ def scaled(picture: Picture, scale: float) -> Picture:
     """The picture in another size."""
     if scale == 1:
         return picture
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method))
 
 
@@ -143,9 +148,12 @@ def is_text(picture: Picture, corners: NDArray[np.float32]) -> bool:
     crop = upright(picture, corners)
     # Whoever turns a text writes it upwards, downwards or upside down.
     turns = (0, 2) if crop.shape[0] < TALL * crop.shape[1] else (1, 3)
-    return any(
-        confidence(np.ascontiguousarray(np.rot90(crop, turn))) > CONFIDENCE for turn in turns
-    )
+    height = min(cv2.minAreaRect(corners)[1])
+    least, letters = CONFIDENCE, 1
+    if height > LARGE * min(picture.shape[:2]):
+        least, letters = LARGE_CONFIDENCE, LARGE_LETTERS
+    reads = (read(np.ascontiguousarray(np.rot90(crop, turn))) for turn in turns)
+    return any(size >= letters and mean > least for size, mean in reads)
 
 
 def upright(picture: Picture, corners: NDArray[np.float32]) -> Picture:
@@ -165,8 +173,8 @@ def upright(picture: Picture, corners: NDArray[np.float32]) -> Picture:
     )
 
 
-def confidence(crop: Picture) -> float:
-    """The mean probability of the characters that the recogniser reads; 0 if none is one."""
+def read(crop: Picture) -> tuple[int, float]:
+    """How many letters and digits the recogniser reads, and their mean probability."""
     rows, columns = crop.shape[:2]
     width = min(MAX_WIDTH, max(HEIGHT, round(HEIGHT * columns / rows)))
     line = np.asarray(cv2.resize(crop, (width, HEIGHT)), np.uint8)
@@ -175,7 +183,7 @@ def confidence(crop: Picture) -> float:
     # Connectionist temporal classification: 0 is the blank, repetitions are one character.
     new = (best != 0) & (best != np.concatenate(([0], best[:-1])))
     letters = steps.max(axis=1)[new & np.isin(best, alphanumeric())]
-    return float(letters.mean()) if letters.size else 0.0
+    return letters.size, float(letters.mean()) if letters.size else 0.0
 
 
 @cache

@@ -68,6 +68,7 @@ def pixels(plan: Plan | None) -> dict[str, Any]:
         "cleaned": True,
         "device_rule": plan.rule,
         "masked_regions": plan.regions,
+        "masked_pixels": plan.pixels,
         "residual_regions": 0,
         "frames": [
             {
@@ -75,6 +76,7 @@ def pixels(plan: Plan | None) -> dict[str, Any]:
                 "masked_by_device_rule": frame.by_rule,
                 "regions": len(frame.outlines),
                 "boxes": frame.boxes,
+                "masked_pixels": frame.pixels,
                 "unreadable_regions_left": frame.unconfirmed,
             }
             for number, frame in enumerate(plan.frames, 1)

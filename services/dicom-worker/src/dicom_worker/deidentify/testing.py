@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.charset import convert_encodings, encode_string
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import EncapsulatedPDFStorage, JPEGBaseline8Bit, generate_uid
+from pydicom.uid import (
+    EncapsulatedPDFStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    generate_uid,
+)
 
 from dicom_worker.deidentify.documents import DOCUMENT
+from dicom_worker.deidentify.painting import background, stamp
 from dicom_worker.deidentify.profile import table
 from dicom_worker.testing import saved, wheel_file
 
@@ -40,6 +50,9 @@ NAMES: Final = (
 )
 """Specific Character Set and a name in it. None is a word of the standard."""
 ADDRESS: Final = "17 Mulberrygate Crescent, Oldthorpe"
+NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+BURNT_SIZE: Final = (192, 256)
+"""Rows and columns of images with a text."""
 DATE_FORMS: Final = ("{y}{m}{d}", "{y}-{m}-{d}", "{d}.{m}.{y}", "{m}/{d}/{y}")
 
 
@@ -48,12 +61,14 @@ class Planted:
     """A file, and what must not be in its clean copy.
 
     texts: as they were written. tags: attributes of the table that it has at the top, with values.
+    burnt: (rows, columns), the strokes of a text in the pixels; None if there is none.
     """
 
     data: bytes
     character_set: str
     texts: set[str] = field(default_factory=set)
     tags: set[int] = field(default_factory=set)
+    burnt: NDArray[np.bool_] | None = None
 
 
 @dataclass(slots=True)
@@ -98,8 +113,11 @@ def person(dice: random.Random) -> Person:
     )
 
 
-def planted(seed: int, rows_per_file: int = 16) -> Planted:
-    """A file with somebody's identifiers. Consecutive seeds go through all of the table."""
+def planted(seed: int, rows_per_file: int = 16, *, in_pixels: bool = False) -> Planted:
+    """A file with somebody's identifiers. Consecutive seeds go through all of the table.
+
+    in_pixels: also as a text in the pixels, where `burn` can write one.
+    """
     dice = random.Random(seed)  # noqa: S311 - for tests
     who = person(dice)
     dataset = base(seed)
@@ -110,6 +128,8 @@ def planted(seed: int, rows_per_file: int = 16) -> Planted:
     plant_sequences(dataset, who, dice)
     plant_private(dataset, who)
     plant_pixels(dataset, who)
+    if in_pixels:
+        planted_.burnt = burn(dataset, who, dice)
     dataset.preamble = who.plain.encode()[:100].ljust(128, b"\0")
     dataset.file_meta.SourceApplicationEntityTitle = "QUACKENBUSH"
     planted_.texts |= who.parts | {who.number, who.accession, who.phone, who.uid, ADDRESS}
@@ -231,6 +251,28 @@ def plant_pixels(dataset: FileDataset, who: Person) -> None:
     count = int(dataset.get("NumberOfFrames", 1))
     frames = generate_frames(dataset.PixelData, number_of_frames=count)
     dataset.PixelData = encapsulate([with_metadata(frame, who) for frame in frames])
+
+
+def burn(dataset: FileDataset, who: Person, dice: random.Random) -> NDArray[np.bool_] | None:
+    """The number and birth date in native grey pixels of 8 or 16 bits, as a device writes them.
+
+    The image becomes a phantom on which there is room. Returns the strokes; None for others.
+    """
+    if dataset.file_meta.TransferSyntaxUID not in NATIVE or dataset.get("SamplesPerPixel") != 1:
+        return None
+    if int(dataset.get("NumberOfFrames", 1)) != 1 or dataset.BitsAllocated not in (8, 16):
+        return None
+    values = background(dice, *BURNT_SIZE)
+    strokes = np.zeros(BURNT_SIZE, bool)
+    for row, word in enumerate((who.number, who.date("{d}.{m}.{y}"))):
+        ink = stamp(word, 16, 0)
+        top, left_ = 8 + 24 * row, 8
+        strokes[top : top + ink.shape[0], left_ : left_ + ink.shape[1]] = ink > 0.5  # noqa: PLR2004 - half
+    values[strokes] = 255
+    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+    dataset.Rows, dataset.Columns = BURNT_SIZE
+    dataset.PixelData = values.astype(f"{order}u{dataset.BitsAllocated // 8}").tobytes()
+    return strokes
 
 
 def with_metadata(frame: bytes, who: Person) -> bytes:
