@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
 import pytest
 from export_worker.operations.report import export_report
-from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
+from fluoro.v1 import deidentify_pb2, dicom_pb2, export_pb2, ml_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Input, StepItem, Upstream
@@ -125,6 +126,36 @@ class Clinic:
 
     def picture(self) -> bytes:
         return preview()
+
+    def deidentify(self, **fields: Any) -> Upstream:
+        attempt = self.step("deidentify")
+        instances = [
+            deidentify_pb2.DeidentifiedInstance(
+                input=item.input,
+                item=item.key,
+                sop_instance_uid="2.25.1",
+                study_instance_uid="2.25.2",
+                **{
+                    "changed_values": 60,
+                    "searched_identifiers": 20 + item.input,
+                    "method_codes": ["113100", "113101", "113109"],
+                    "pixels_cleaned": True,
+                    "masked_regions": item.input,
+                    "masked_pixels": 2000 * item.input,
+                    "key_id": "0123456789ab",
+                    "actions": [
+                        deidentify_pb2.DeidentificationAction(code="K", values=2),
+                        deidentify_pb2.DeidentificationAction(code="U", values=15),
+                        deidentify_pb2.DeidentificationAction(code="X", values=500),
+                    ],
+                    **fields,
+                },
+            )
+            for item in self.good(attempt)
+        ]
+        return attempt.as_upstream(
+            deidentify_pb2.DeidentifyDicomResult(instances=instances, profile_edition="2024e")
+        )
 
     def inspect(self, **attributes: str) -> Upstream:
         attempt = self.step("inspect")

@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Final
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2
+from fluoro.v1 import deidentify_pb2, dicom_pb2, job_pb2, ml_pb2, photograph_pb2
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
 from export_worker import wording
+from export_worker.deidentification import deidentification
 from export_worker.images import Image, images_of, in_order, key_of, key_of_item, pictured, results
 from export_worker.pictures import image_block, measurement, model_name
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 
 REPORTABLE: Final = (
+    deidentify_pb2.DeidentifyDicomResult,
     dicom_pb2.InspectDicomResult,
     dicom_pb2.RenderDicomResult,
     photograph_pb2.ImportImagesResult,
@@ -79,6 +81,7 @@ def contents(
         "counts": _counts(inputs, upstream),
         "naming": _naming(upstream),
         "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
+        "deidentification": deidentification(upstream),
         "problems": _listed(list(_problems(upstream))),
         "images": [image_block(image, files) for image in shown],
         "images_total": len(images),

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luoro/v1/deidentify.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\xc0\x03\n\x0f\x44\x65identifyDicom\x12.\n\x07project\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x18?2\x14^[a-z0-9][a-z0-9-]*$\x12\x35\n\x05\x64\x61tes\x18\x02 \x01(\x0e\x32\x1c.fluoro.v1.LongitudinalDatesB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x19\n\x11\x63lean_descriptors\x18\x03 \x01(\x08\x12\x15\n\rretain_device\x18\x04 \x01(\x08\x12\x1a\n\x12retain_institution\x18\x05 \x01(\x08\x12&\n\x1eretain_patient_characteristics\x18\x06 \x01(\x08\x12\x1b\n\x13retain_safe_private\x18\x07 \x01(\x08\x12\x13\n\x0bretain_uids\x18\x08 \x01(\x08\x12\x16\n\x0e\x63lean_graphics\x18\t \x01(\x08\x12 \n\x18\x63lean_structured_content\x18\n \x01(\x08\x12J\n\x16\x65ncapsulated_documents\x18\x0b \x01(\x0e\x32 .fluoro.v1.EncapsulatedDocumentsB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x10\x63lean_pixel_data\x18\x0c \x01(\x08\"K\n\x15\x44\x65identifyDicomResult\x12\x32\n\tinstances\x18\x01 \x03(\x0b\x32\x1f.fluoro.v1.DeidentifiedInstance\"\xe9\x02\n\x14\x44\x65identifiedInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06report\x18\x04 \x01(\t\x12\x15\n\rsop_class_uid\x18\x05 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x06 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x07 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x08 \x01(\t\x12\x16\n\x0e\x63hanged_values\x18\t \x01(\x05\x12\x1c\n\x14searched_identifiers\x18\n \x01(\x05\x12\x1c\n\x14residual_identifiers\x18\x0b \x01(\x05\x12\x14\n\x0cmethod_codes\x18\x0c \x03(\t\x12\x16\n\x0epixels_cleaned\x18\r \x01(\x08\x12\x0e\n\x06key_id\x18\x0e \x01(\t\x12\x16\n\x0emasked_regions\x18\x0f \x01(\x05*t\n\x11LongitudinalDates\x12\"\n\x1eLONGITUDINAL_DATES_UNSPECIFIED\x10\x00\x12\x1b\n\x17LONGITUDINAL_DATES_FULL\x10\x01\x12\x1e\n\x1aLONGITUDINAL_DATES_SHIFTED\x10\x02*c\n\x15\x45ncapsulatedDocuments\x12&\n\"ENCAPSULATED_DOCUMENTS_UNSPECIFIED\x10\x00\x12\"\n\x1e\x45NCAPSULATED_DOCUMENTS_REPLACE\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66luoro/v1/deidentify.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\"\xc0\x03\n\x0f\x44\x65identifyDicom\x12.\n\x07project\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x18?2\x14^[a-z0-9][a-z0-9-]*$\x12\x35\n\x05\x64\x61tes\x18\x02 \x01(\x0e\x32\x1c.fluoro.v1.LongitudinalDatesB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x19\n\x11\x63lean_descriptors\x18\x03 \x01(\x08\x12\x15\n\rretain_device\x18\x04 \x01(\x08\x12\x1a\n\x12retain_institution\x18\x05 \x01(\x08\x12&\n\x1eretain_patient_characteristics\x18\x06 \x01(\x08\x12\x1b\n\x13retain_safe_private\x18\x07 \x01(\x08\x12\x13\n\x0bretain_uids\x18\x08 \x01(\x08\x12\x16\n\x0e\x63lean_graphics\x18\t \x01(\x08\x12 \n\x18\x63lean_structured_content\x18\n \x01(\x08\x12J\n\x16\x65ncapsulated_documents\x18\x0b \x01(\x0e\x32 .fluoro.v1.EncapsulatedDocumentsB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x18\n\x10\x63lean_pixel_data\x18\x0c \x01(\x08\"d\n\x15\x44\x65identifyDicomResult\x12\x32\n\tinstances\x18\x01 \x03(\x0b\x32\x1f.fluoro.v1.DeidentifiedInstance\x12\x17\n\x0fprofile_edition\x18\x02 \x01(\t\"6\n\x16\x44\x65identificationAction\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x01(\x05\"\xb4\x03\n\x14\x44\x65identifiedInstance\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06report\x18\x04 \x01(\t\x12\x15\n\rsop_class_uid\x18\x05 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x06 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x07 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x08 \x01(\t\x12\x16\n\x0e\x63hanged_values\x18\t \x01(\x05\x12\x1c\n\x14searched_identifiers\x18\n \x01(\x05\x12\x1c\n\x14residual_identifiers\x18\x0b \x01(\x05\x12\x14\n\x0cmethod_codes\x18\x0c \x03(\t\x12\x16\n\x0epixels_cleaned\x18\r \x01(\x08\x12\x0e\n\x06key_id\x18\x0e \x01(\t\x12\x16\n\x0emasked_regions\x18\x0f \x01(\x05\x12\x15\n\rmasked_pixels\x18\x10 \x01(\x03\x12\x32\n\x07\x61\x63tions\x18\x11 \x03(\x0b\x32!.fluoro.v1.DeidentificationAction*t\n\x11LongitudinalDates\x12\"\n\x1eLONGITUDINAL_DATES_UNSPECIFIED\x10\x00\x12\x1b\n\x17LONGITUDINAL_DATES_FULL\x10\x01\x12\x1e\n\x1aLONGITUDINAL_DATES_SHIFTED\x10\x02*c\n\x15\x45ncapsulatedDocuments\x12&\n\"ENCAPSULATED_DOCUMENTS_UNSPECIFIED\x10\x00\x12\"\n\x1e\x45NCAPSULATED_DOCUMENTS_REPLACE\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,14 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEIDENTIFYDICOM'].fields_by_name['dates']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_DEIDENTIFYDICOM'].fields_by_name['encapsulated_documents']._loaded_options = None
   _globals['_DEIDENTIFYDICOM'].fields_by_name['encapsulated_documents']._serialized_options = b'\272H\005\202\001\002\020\001'
-  _globals['_LONGITUDINALDATES']._serialized_start=962
-  _globals['_LONGITUDINALDATES']._serialized_end=1078
-  _globals['_ENCAPSULATEDDOCUMENTS']._serialized_start=1080
-  _globals['_ENCAPSULATEDDOCUMENTS']._serialized_end=1179
+  _globals['_LONGITUDINALDATES']._serialized_start=1118
+  _globals['_LONGITUDINALDATES']._serialized_end=1234
+  _globals['_ENCAPSULATEDDOCUMENTS']._serialized_start=1236
+  _globals['_ENCAPSULATEDDOCUMENTS']._serialized_end=1335
   _globals['_DEIDENTIFYDICOM']._serialized_start=71
   _globals['_DEIDENTIFYDICOM']._serialized_end=519
   _globals['_DEIDENTIFYDICOMRESULT']._serialized_start=521
-  _globals['_DEIDENTIFYDICOMRESULT']._serialized_end=596
-  _globals['_DEIDENTIFIEDINSTANCE']._serialized_start=599
-  _globals['_DEIDENTIFIEDINSTANCE']._serialized_end=960
+  _globals['_DEIDENTIFYDICOMRESULT']._serialized_end=621
+  _globals['_DEIDENTIFICATIONACTION']._serialized_start=623
+  _globals['_DEIDENTIFICATIONACTION']._serialized_end=677
+  _globals['_DEIDENTIFIEDINSTANCE']._serialized_start=680
+  _globals['_DEIDENTIFIEDINSTANCE']._serialized_end=1116
 # @@protoc_insertion_point(module_scope)

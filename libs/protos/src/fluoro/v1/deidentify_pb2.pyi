@@ -161,6 +161,9 @@ class DeidentifyDicomResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCES_FIELD_NUMBER: _builtins.int
+    PROFILE_EDITION_FIELD_NUMBER: _builtins.int
+    profile_edition: _builtins.str
+    """Edition of PS3.15 whose table E.1-1 was applied, such as `2024e`."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeidentifiedInstance]:
         """One entry per item that succeeded, in input order."""
@@ -169,14 +172,43 @@ class DeidentifyDicomResult(_message.Message):
         self,
         *,
         instances: _abc.Iterable[Global___DeidentifiedInstance] | None = ...,
+        profile_edition: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "profile_edition", b"profile_edition"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeidentifyDicomResult: _TypeAlias = DeidentifyDicomResult  # noqa: Y015
+
+@_typing.final
+class DeidentificationAction(_message.Message):
+    """One action of the profile, and how often it was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Code of PS3.15 table E.1-1: `X`, `Z`, `D`, `U`, `K` or `C`; `R` where a value that would have
+    stayed held an identifier.
+    """
+    values: _builtins.int
+    """Values that it was taken on, at any depth."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        values: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeidentificationAction: _TypeAlias = DeidentificationAction  # noqa: Y015
 
 @_typing.final
 class DeidentifiedInstance(_message.Message):
@@ -199,6 +231,8 @@ class DeidentifiedInstance(_message.Message):
     PIXELS_CLEANED_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     MASKED_REGIONS_FIELD_NUMBER: _builtins.int
+    MASKED_PIXELS_FIELD_NUMBER: _builtins.int
+    ACTIONS_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     item: _builtins.str
@@ -229,9 +263,15 @@ class DeidentifiedInstance(_message.Message):
     """Names the key without telling it: files with the same one have pseudonyms that agree."""
     masked_regions: _builtins.int
     """Regions of text that were masked in the pixels, in all frames."""
+    masked_pixels: _builtins.int
+    """Pixels that were masked, in all frames: those regions, and what a device writes around images."""
     @_builtins.property
     def method_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Codes of PS3.16 CID 7050 for what was done, such as `113100`."""
+
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeidentificationAction]:
+        """What was done to how many values, in the order of the codes."""
 
     def __init__(
         self,
@@ -251,10 +291,12 @@ class DeidentifiedInstance(_message.Message):
         pixels_cleaned: _builtins.bool = ...,
         key_id: _builtins.str = ...,
         masked_regions: _builtins.int = ...,
+        masked_pixels: _builtins.int = ...,
+        actions: _abc.Iterable[Global___DeidentificationAction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_values", b"changed_values", "input", b"input", "instance", b"instance", "item", b"item", "key_id", b"key_id", "masked_regions", b"masked_regions", "method_codes", b"method_codes", "pixels_cleaned", b"pixels_cleaned", "report", b"report", "residual_identifiers", b"residual_identifiers", "searched_identifiers", b"searched_identifiers", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "changed_values", b"changed_values", "input", b"input", "instance", b"instance", "item", b"item", "key_id", b"key_id", "masked_pixels", b"masked_pixels", "masked_regions", b"masked_regions", "method_codes", b"method_codes", "pixels_cleaned", b"pixels_cleaned", "report", b"report", "residual_identifiers", b"residual_identifiers", "searched_identifiers", b"searched_identifiers", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -76,9 +77,17 @@ class Cleaned:
     pixels: Plan | None
 
     @property
+    def actions(self) -> Counter[str]:
+        """Values per action."""
+        counted: Counter[str] = Counter()
+        for (*_, action), count in self.done.items():
+            counted[action] += count
+        return counted
+
+    @property
     def changed(self) -> int:
         """Values that are not what they were."""
-        return sum(count for (*_, action), count in self.done.items() if action != "K")
+        return self.actions.total() - self.actions["K"]
 
 
 def deidentify(

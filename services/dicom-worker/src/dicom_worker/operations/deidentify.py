@@ -1,6 +1,7 @@
 """DeidentifyDicom: removes what identifies a patient, and proves it."""
 
 from fluoro.v1.deidentify_pb2 import (
+    DeidentificationAction,
     DeidentifiedInstance,
     DeidentifyDicom,
     DeidentifyDicomResult,
@@ -9,7 +10,7 @@ from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
 from dicom_worker.deidentify.instance import deidentify
-from dicom_worker.deidentify.profile import options_of
+from dicom_worker.deidentify.profile import edition, options_of
 from dicom_worker.deidentify.pseudonyms import read_key
 from dicom_worker.deidentify.report import report
 from dicom_worker.deidentify.settings import DeidentifySettings
@@ -20,7 +21,7 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
     """Leaves `instance-0000.dcm` and `deidentification-report-0000.json` for each clean input."""
     key = read_key(DeidentifySettings().keys_folder, request.project)
     options = options_of(request)
-    result = DeidentifyDicomResult()
+    result = DeidentifyDicomResult(profile_edition=edition())
     for item in context.each("deidentify"):
         with item:
             clean = item.folder / "clean.dcm"
@@ -38,6 +39,11 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
                 method_codes=[value for value, _ in cleaned.options.codes],
                 pixels_cleaned=cleaned.pixels is not None,
                 masked_regions=cleaned.pixels.regions if cleaned.pixels else 0,
+                masked_pixels=cleaned.pixels.pixels if cleaned.pixels else 0,
+                actions=[
+                    DeidentificationAction(code=code, values=values)
+                    for code, values in sorted(cleaned.actions.items())
+                ],
                 key_id=key.id,
             )
             story = report(cleaned, key, request.project)

@@ -33,8 +33,8 @@ def export_report(request: ExportReport, context: StepContext) -> ExportReportRe
     if not has_results(context.upstream):
         raise FluoroError(
             Reason.NO_APPLICABLE_INPUT,
-            "The report comes after no step that inspects, renders or analyses images. "
-            "Name one in `after`.",
+            "The report comes after no step that de-identifies, inspects, renders or analyses "
+            "images. Name one in `after`.",
         )
     pages = 0
     if ExportReport.FORMAT_PDF in formats:
