@@ -1,20 +1,26 @@
 """Only the submitted file and the data set made of it say who a patient is."""
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pypdf
 import pytest
+from dicom_worker.deidentify.painting import stamp
+from dicom_worker.deidentify.reading_text import find_text
 from fluoro.v1 import job_pb2
 from fluoro.v1.deidentify_pb2 import DeidentifyDicom
 from fluoro_client.jobs import imaging_report, step
 from fluoro_local.services import SERVICES
 from fluoro_local.testing import RunningFluoro, tool
 from google.protobuf import json_format
+from numpy.typing import NDArray
+from PIL import Image
 
 MARK = "Xq7Zk"
 """In every value that says who the patient is, and by chance nowhere else."""
@@ -45,6 +51,10 @@ class Traced:
 def marked_files(ct: Path, folder: Path) -> Iterator[Path]:
     """A good file, and files that fail in ways that tempt a library to quote them."""
     study = pydicom.dcmread(ct)
+    pixels = study.pixel_array.copy()
+    ink = stamp(f"{MARK}NAME", 16, 0)
+    pixels[4 : 4 + ink.shape[0], 8 : 8 + ink.shape[1]][ink > 0.5] = pixels.max()
+    study.PixelData = pixels.tobytes()
     for keyword, value in IDENTITY.items():
         setattr(study, keyword, value)
     good = folder / f"{MARK}name.dcm"
@@ -77,8 +87,9 @@ def trace(fluoro: RunningFluoro, ct: Path, folder: Path, *, deidentified: bool) 
     with fluoro.client() as client:
         asked = imaging_report([client.upload(path) for path in files])
         if deidentified:
-            first = step(DeidentifyDicom(project="default"), "deidentify")
+            first = step(DeidentifyDicom(project="default", clean_pixel_data=True), "deidentify")
             asked.steps[0].after.append("deidentify")
+            asked.steps[-1].after.append("deidentify")
             asked.steps.insert(0, first)
         name = client.submit(asked).name
         updates = "\n".join(json_format.MessageToJson(update) for update in client.watch(name))
@@ -118,8 +129,58 @@ def test_after_a_step_that_deidentifies_nothing_at_all_says_who_the_patient_is(
     assert [name for name, data in clean.artifacts.items() if MARK.encode() in data] == []
     told = [clean.updates, json_format.MessageToJson(clean.job)]
     assert MARK not in "".join((*told, *clean.artifacts))
+    assert not [path for path in clean.fluoro.data.rglob("*") if MARK in path.name]
     report = json.loads(clean.artifacts["deidentify/deidentification-report-0000.json"])
     assert report["proof"]["residual_identifiers"] == 0
+    assert report["pixels"]["masked_regions"] > 0
+
+
+def test_no_picture_shows_the_name_that_was_burnt_into_the_pixels(
+    traced: Traced, clean: Traced, tmp_path: Path
+) -> None:
+    assert texts_in(pictures_of(traced, tmp_path)) > 0, "or nobody could read it in the first place"
+    shown = pictures_of(clean, tmp_path)
+    assert {name.split("/")[0] for name in shown} == {"render", "analyze", "report"}
+    assert texts_in(shown) == 0
+    text = read_with("pdftotext", clean.artifacts["report/report.pdf"], tmp_path, "-layout")
+    assert "IDENTIFIERS LEFT" in text
+    assert MARK not in text
+
+
+def pictures_of(job: Traced, folder: Path) -> dict[str, NDArray[np.uint8]]:
+    """Previews, overlays, and the pictures in the report, as (rows, columns, 3)."""
+    report = folder / "report.pdf"
+    report.write_bytes(job.artifacts["report/report.pdf"])
+    subprocess.run(
+        [tool("pdfimages"), "-png", report, folder / job.job.name[-8:]], check=True, timeout=60
+    )
+    inside = {
+        f"report/{path.name}": path.read_bytes() for path in folder.glob(f"{job.job.name[-8:]}*")
+    }
+    made = {name: data for name, data in job.artifacts.items() if name.endswith(".png")}
+    return {
+        name: np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        for name, data in (made | inside).items()
+    }
+
+
+def texts_in(pictures: dict[str, NDArray[np.uint8]]) -> int:
+    """Regions that read as text, by the networks of dicom-worker."""
+    return sum(region.confirmed for each in pictures.values() for region in find_text(each))
+
+
+def read_with(command: str, pdf: bytes, folder: Path, *options: str) -> str:
+    """What poppler prints of a report."""
+    path = folder / "read.pdf"
+    path.write_bytes(pdf)
+    target = ["-"] if command == "pdftotext" else []
+    return subprocess.run(
+        [tool(command), *options, path, *target],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
 
 
 def test_no_artifact_but_the_metadata_says_who_the_patient_is(traced: Traced) -> None:
@@ -152,17 +213,7 @@ def test_the_text_of_the_report_does_not_say_who_the_patient_is(
     assert MARK not in text
     assert MARK not in str(reader.metadata)
     for command in ("pdftotext", "pdfinfo"):
-        target = ["-"] if command == "pdftotext" else []
-        assert (
-            MARK
-            not in subprocess.run(
-                [tool(command), report, *target],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            ).stdout
-        )
+        assert MARK not in read_with(command, report.read_bytes(), tmp_path)
 
 
 def test_the_command_does_not_say_who_the_patient_is_when_asked_about_the_job(
