@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from fluoro.v1 import job_pb2
@@ -82,9 +83,7 @@ def run_here(settings: Settings, action: Local) -> None:
         code = Exit.INTERRUPTED
         sys.stderr.write("Interrupted.\n")
     except BrokenPipeError:
-        # Whoever read us has gone; what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.LOCAL
+        code = Exit.LOCAL  # whoever read us has gone, and wants no complaint
     except OSError as error:
         code = Exit.LOCAL
         _complain(settings, f"{error.filename or 'the system'}: {error.strerror or error}")
@@ -93,6 +92,7 @@ def run_here(settings: Settings, action: Local) -> None:
         _complain(
             settings, f"This is a bug in the fluoro command: {type(error).__qualname__}: {error}"
         )
+    _leave_nothing_unwritten()
     raise SystemExit(code)
 
 
@@ -143,7 +143,21 @@ def _exit_code(error: FluoroApiError) -> Exit:
     return Exit.LOCAL if isinstance(error, DataLossError) else Exit.REFUSED
 
 
+def _leave_nothing_unwritten() -> None:
+    """Or Python tries again at its end, says that it cannot, and ends with a code of its own."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if closed beforehand
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _complain(settings: Settings, message: str, **details: object) -> None:
+    with suppress(OSError):  # nobody reads that either
+        _write_complaint(settings, message, details)
+
+
+def _write_complaint(settings: Settings, message: str, details: Mapping[str, object]) -> None:
     if settings.output is Output.JSON:
         sys.stderr.write(
             json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
