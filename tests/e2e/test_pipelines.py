@@ -73,6 +73,10 @@ def test_waiting_streaming_and_explicit_steps_give_the_same_results(
         ("ct-volume", {"instance", "deidentification-report", "volume", "geometry"}),
         ("imaging-report", {"metadata", "preview", "pixels", "report", "result"}),
         (
+            "ct-tissue-dicom",
+            {"preview", "pixels", "label-map", "overlay", "report", "result", "instance"},
+        ),
+        (
             "archive-report",
             {"member", "members", "metadata", "preview", "pixels", "report", "result"},
         ),

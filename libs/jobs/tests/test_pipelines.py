@@ -144,6 +144,9 @@ SHIPPED = {
     "pipelines/ct-volume/versions/1": (
         "e7a3ccfe26e49ec0321e677195f8f1d76e7d8bef63538e336c547baf809f9743"
     ),
+    "pipelines/ct-tissue-dicom/versions/1": (
+        "93e566f88cd41a10c72777e015274c8ffd3a303e195e9dd17e3dc09665857c96"
+    ),
     "pipelines/deidentify/versions/1": (
         "89276ff05bb066e8c7f068c5669a5bd45d753c75f8191992122a3f892f6512cd"
     ),

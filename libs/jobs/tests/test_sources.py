@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 INSPECT, RENDER = BY_FIELD["inspect_dicom"], BY_FIELD["render_dicom"]
 ANALYZE, REPORT = BY_FIELD["analyze_images"], BY_FIELD["export_report"]
+EXPORT = BY_FIELD["export_dicom"]
 UNPACK = replace(INSPECT, field="unpack", reads=("input",), leaves=("member", "members"))
 DEIDENTIFY = replace(INSPECT, field="deidentify", leaves=("instance",), deidentifies=True)
 FETCH = replace(INSPECT, field="fetch", reads=(), leaves=("instance",))
@@ -49,6 +50,34 @@ def refused(*steps: tuple[str, Operation, list[str]], **more: list[Input] | bool
 def test_a_step_after_nothing_that_it_can_read_works_on_the_jobs_inputs() -> None:
     job = wired(("inspect", INSPECT, []), ("render", RENDER, ["inspect"]))
     assert job["inspect"].sources == job["render"].sources == (Source(None, "input"),)
+
+
+def test_a_step_takes_its_files_and_what_steps_made_beside_them() -> None:
+    job = wired(
+        ("clean", DEIDENTIFY, []),
+        ("render", RENDER, ["clean"]),
+        ("analyze", ANALYZE, ["render"]),
+        ("export", EXPORT, ["analyze"]),
+    )
+    assert job["export"].sources == (
+        Source(0, "instance"),
+        Source(2, "label-map"),
+        Source(2, "overlay"),
+        Source(1, "preview"),
+    )
+
+
+def test_files_of_the_job_stand_beside_what_steps_made_of_them() -> None:
+    job = wired(
+        ("render", RENDER, []), ("analyze", ANALYZE, ["render"]), ("export", EXPORT, ["analyze"])
+    )
+    assert job["export"].sources[:2] == (Source(None, "input"), Source(1, "label-map"))
+    assert wired(("export", EXPORT, []))["export"].sources == (Source(None, "input"),)
+
+
+def test_originals_are_not_exported_beside_a_deidentifying_step() -> None:
+    error = refused(("clean", DEIDENTIFY, []), ("export", EXPORT, []))
+    assert error.reason == Reason.STEP_SEES_IDENTIFIABLE
 
 
 def test_a_step_works_on_the_nearest_that_it_can_read() -> None:

@@ -96,6 +96,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.MODEL_OUTPUT_INVALID: "Look at the image; report it to the model's makers.",
     Reason.MODEL_NOT_APPLICABLE: "Choose another model.",
     Reason.REPORT_FAILED: "Report it: it is a bug in a template.",
+    Reason.LABEL_MAP_MISMATCH: "Let one chain of steps render and analyze the files, and RetryJob.",
     Reason.ARCHIVE_INVALID: "Pack it again.",
     Reason.ARCHIVE_ENCRYPTED: "Send it without a password.",
     Reason.ARCHIVE_TOO_LARGE: "Split it.",

@@ -108,6 +108,7 @@ class Reason(StrEnum):
     MODEL_OUTPUT_INVALID = "MODEL_OUTPUT_INVALID"
     MODEL_NOT_APPLICABLE = "MODEL_NOT_APPLICABLE"
     REPORT_FAILED = "REPORT_FAILED"
+    LABEL_MAP_MISMATCH = "LABEL_MAP_MISMATCH"
     ARCHIVE_INVALID = "ARCHIVE_INVALID"
     ARCHIVE_ENCRYPTED = "ARCHIVE_ENCRYPTED"
     ARCHIVE_TOO_LARGE = "ARCHIVE_TOO_LARGE"
@@ -419,6 +420,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "", False, "The model is not made for this kind of image."
     ),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
+    Reason.LABEL_MAP_MISMATCH: ReasonSpec("", False, "The label map is not one of this image."),
     Reason.ARCHIVE_INVALID: ReasonSpec(
         "",
         False,

@@ -51,6 +51,8 @@ class Operation:
     them will do. Empty: it has no items.
     reads_results: whether it reads the results of the steps it comes after, and needs one.
     leaves: roles of the artifacts that it leaves.
+    beside: those of `reads` that do not stand for its files but belong to them: a step that names
+    no inputs takes its files, and the nearest of each of these.
     fans_out: whether its inputs may be split over tasks; one that writes a single document of them
     all may not.
     groups: whether it looks at every part of an input, so that a step may `group` its inputs.
@@ -67,6 +69,7 @@ class Operation:
     result: type[Message]
     reads: tuple[str, ...]
     leaves: tuple[str, ...]
+    beside: tuple[str, ...] = ()
     reads_results: bool = False
     fans_out: bool = True
     groups: bool = False
@@ -159,6 +162,17 @@ OPERATIONS: Final = (
         reads=(),
         leaves=("report", "result"),
         reads_results=True,
+        fans_out=False,
+    ),
+    Operation(
+        "export_dicom",
+        "export.dicom",
+        "export",
+        export_pb2.ExportDicom,
+        export_pb2.ExportDicomResult,
+        reads=(*DICOM_FILES, "label-map", "overlay", "preview"),
+        leaves=("instance",),
+        beside=("label-map", "overlay", "preview"),
         fans_out=False,
     ),
 )

@@ -186,19 +186,13 @@ def _default(graph: _Graph, i: int) -> Sequence[Source]:
 
     FluoroError STEP_INPUT_MISSING if it can read neither.
     """
-    reads = graph.operations[i].reads
+    operation = graph.operations[i]
+    reads = [role for role in operation.reads if role not in operation.beside]
     if not reads:
         return ()
-    nearest = _nearest(graph, i, reads) if graph.after[i] else ()
-    if nearest:
-        return tuple(
-            Source(step, role)
-            for step in nearest
-            for role in reads
-            if role in graph.operations[step].leaves
-        )
-    if JOB_INPUT in reads:
-        return ORIGINALS
+    found = _taken(graph, i, reads) or (ORIGINALS if JOB_INPUT in reads else ())
+    if found:
+        return (*found, *(one for role in operation.beside for one in _taken(graph, i, [role])))
     raise FluoroError(
         Reason.STEP_INPUT_MISSING,
         f"Step {graph.steps[i].name} has nothing to work on.",
@@ -208,6 +202,17 @@ def _default(graph: _Graph, i: int) -> Sequence[Source]:
                 f"Name a step that leaves {_roles(reads)}, here or in inputs.",
             )
         ],
+    )
+
+
+def _taken(graph: _Graph, i: int, roles: Sequence[str]) -> Sequence[Source]:
+    """What the nearest steps before step i leave in these roles."""
+    nearest = _nearest(graph, i, roles) if graph.after[i] else ()
+    return tuple(
+        Source(step, role)
+        for step in nearest
+        for role in roles
+        if role in graph.operations[step].leaves
     )
 
 

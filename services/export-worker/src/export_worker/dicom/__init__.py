@@ -1,0 +1,1 @@
+"""DICOM objects of what earlier steps found, written through highdicom."""

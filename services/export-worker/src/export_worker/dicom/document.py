@@ -1,0 +1,89 @@
+"""Encapsulated PDF (PS3.3 A.45.1) of a report."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fluoro.v1 import ml_pb2
+from fluoro_jobs.errors import FluoroError, Reason
+from highdicom import SOPClass
+from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
+
+from export_worker.dicom.origin import (
+    Origin,
+    equipment,
+    equipment_fields,
+    reference,
+    series_description,
+    statement,
+    subject_fields,
+    use_of,
+)
+from export_worker.dicom.sources import Source
+
+SERIES_NUMBER: Final = 9005
+"""Series Number (0020,0011) of ours, far from those of a scanner."""
+DOCUMENT_LIMIT_BYTES: Final = 128 * 2**20
+"""Largest report: it is in memory twice."""
+
+
+def encapsulated(
+    pdf: Path,
+    number: int,
+    sources: Sequence[Source],
+    models: Sequence[ml_pb2.ModelReference],
+    origin: Origin,
+) -> SOPClass:
+    """The report as an instance of the study. number: Instance Number.
+
+    sources: the images that it is about. models: those that it shows results of.
+
+    FluoroError CHOICE_UNAVAILABLE if the sources are of several studies: a report that tells about
+    two patients must not be filed under one. IMAGE_TOO_LARGE for a large PDF.
+    """
+    if len({source.study for source in sources}) > 1:
+        raise FluoroError(
+            Reason.CHOICE_UNAVAILABLE,
+            "The report is about several studies, so it is no document of any. "
+            "Export one study per job, or leave out KIND_DOCUMENT.",
+        )
+    if pdf.stat().st_size > DOCUMENT_LIMIT_BYTES:
+        raise FluoroError(Reason.IMAGE_TOO_LARGE, "The report is larger than 128 MiB.")
+    data = pdf.read_bytes()
+    header = sources[0].header
+    told = least_cleared(models)
+    digests = sorted(hashlib.sha256(source.encoded).digest() for source in sources)
+    written = SOPClass(
+        series_instance_uid=origin.uid("documents", sources[0].study),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=origin.uid("document", data, *digests),
+        sop_class_uid=EncapsulatedPDFStorage,
+        instance_number=number,
+        modality="DOC",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=series_description("Report", told),
+        **subject_fields(header),
+        **equipment_fields(),
+    )
+    written.copy_patient_and_study_information(header)
+    written.ContributingEquipmentSequence = [
+        *equipment(None),
+        *(equipment(model)[-1] for model in models),
+    ]
+    written.AcquisitionDateTime = None
+    written.ConversionType = "WSD"
+    written.BurnedInAnnotation = "NO"
+    written.DocumentTitle = f"Imaging report. {statement(told)}".strip()
+    written.ConceptNameCodeSequence = []
+    written.MIMETypeOfEncapsulatedDocument = "application/pdf"
+    written.EncapsulatedDocumentLength = len(data)
+    written.EncapsulatedDocument = data + b"\0" * (len(data) % 2)
+    written.SourceInstanceSequence = [reference(source.header) for source in sources]
+    origin.stamp(written, header.get("TimezoneOffsetFromUTC", ""))
+    return written
+
+
+def least_cleared(models: Sequence[ml_pb2.ModelReference]) -> ml_pb2.ModelReference | None:
+    """The model that is least fit for care: what is said of it holds for the whole report."""
+    return min(models, key=use_of, default=None)

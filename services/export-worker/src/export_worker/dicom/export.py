@@ -1,0 +1,260 @@
+"""The whole of ExportDicom: reads the items, then writes one object after the other."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fluoro.v1 import job_pb2, ml_pb2
+from fluoro.v1.export_pb2 import ExportDicom, ExportDicomResult, ExportedObject
+from fluoro.v1.model_pb2 import Model
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.operations import DICOM_FILES
+from fluoro_jobs.worker.context import StepContext, StepItem
+from highdicom import SOPClass
+
+from export_worker.dicom.capture import capture
+from export_worker.dicom.document import encapsulated, least_cleared
+from export_worker.dicom.images import Image, Stack, findings_of, stacks_of, take_maps, units_of
+from export_worker.dicom.measurements import measurement_report
+from export_worker.dicom.origin import Origin, use_of
+from export_worker.dicom.segmentation import segmentation
+from export_worker.dicom.selection import key_images, key_object_selection
+from export_worker.dicom.sources import blamed, read_source
+
+DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
+PICTURES: Final = ("preview", "overlay")
+STEMS: Final = {
+    ExportDicom.KIND_SEGMENTATION: "segmentation",
+    ExportDicom.KIND_MEASUREMENTS: "measurements",
+    ExportDicom.KIND_DOCUMENT: "document",
+    ExportDicom.KIND_KEY_IMAGES: "key-images",
+}
+"""Of names and keys of objects that are made of several items."""
+
+UNWRITABLE: Final = (
+    "The headers of these images do not go together, so no object was made of them. "
+    "Inspect the files."
+)
+
+
+class Export:
+    """One attempt."""
+
+    def __init__(self, request: ExportDicom, context: StepContext) -> None:
+        """Reads nothing of the items yet."""
+        self._kinds = frozenset(request.kinds or DEFAULT_KINDS)
+        self._type = request.segmentation_type
+        self._context = context
+        self._origin = Origin(context.job, context.step)
+        self._findings = findings_of(context)
+        self._models = {
+            step: result.model
+            for step, result in context.results.items()
+            if isinstance(result, ml_pb2.AnalyzeImagesResult)
+        }
+        self._units = units_of(context)
+        self._result = ExportDicomResult()
+        self._numbers: Counter[int] = Counter()
+
+    def run(self) -> ExportDicomResult:
+        """Writes everything."""
+        images = self._read()
+        stacks = list(stacks_of(images))
+        lost: set[str] = set()
+        for done, stack in enumerate(stacks):
+            self._context.progress("write", done, len(stacks))
+            try:
+                self._write_stack(stack)
+            except FluoroError as error:
+                self._fail(stack, error)
+                lost |= {image.key for image in stack.images}
+        images = [image for image in images if image.key not in lost]
+        if ExportDicom.KIND_KEY_IMAGES in self._kinds:
+            self._write_key_images(images)
+        if ExportDicom.KIND_DOCUMENT in self._kinds and images:
+            self._write_documents(images)
+        self._context.progress("write", 1, 1)
+        return self._result
+
+    def _read(self) -> list[Image]:
+        """What can be exported of the items, each instance once."""
+        images: dict[str, Image] = {}
+        for input_, item in zip(self._context.inputs, self._context.each("read"), strict=True):
+            with item:
+                image = self._read_item(item, input_.number)
+                if image.source.instance in images:
+                    item.skip(Reason.NO_APPLICABLE_INPUT, "Another input is the same instance.")
+                elif self._write_pictures(item, image) or self._exports(image):
+                    images[image.source.instance] = image
+                else:
+                    item.skip(
+                        Reason.NO_APPLICABLE_INPUT,
+                        "Earlier steps left nothing of this file that the step writes.",
+                    )
+        return list(images.values())
+
+    def _read_item(self, item: StepItem, number: int) -> Image:
+        file = next((part for part in item.parts if part.role in DICOM_FILES), None)
+        if file is None:
+            raise FluoroError(
+                Reason.NO_APPLICABLE_INPUT,
+                "There is no DICOM file beside what steps made of it. Name the files in `inputs`.",
+            )
+        image = Image(number, item.key, read_source(item.fetch(file)))
+        image.input = item.input
+        image.unit = self._units.get(item.key, "")
+        take_maps(item, image, self._findings, self._context)
+        return image
+
+    def _exports(self, image: Image) -> bool:
+        """Whether an object beside its pictures will be made of it."""
+        if ExportDicom.KIND_DOCUMENT in self._kinds:
+            return True
+        wanted = set(self._kinds) - {ExportDicom.KIND_PICTURES}
+        if not image.source.may_be_segmented:
+            wanted.discard(ExportDicom.KIND_SEGMENTATION)
+        return bool(wanted and image.found)
+
+    def _write_pictures(self, item: StepItem, image: Image) -> bool:
+        """Whether there are any."""
+        if ExportDicom.KIND_PICTURES not in self._kinds:
+            return False
+        pictures = [part for part in item.parts if part.role in PICTURES]
+        for n, part in enumerate(pictures):
+            self._context.check()
+            model = self._models.get(part.step)
+            with blamed(UNWRITABLE):
+                written = capture(
+                    item.fetch(part),
+                    part.role,
+                    part.step,
+                    image.number + 1,
+                    image.source,
+                    model,
+                    self._origin,
+                )
+                path = saved(written, item.folder)
+            stem, key = f"{part.role}-{part.step}", f"{item.key}/{n}"
+            name = item.put(stem, ".dcm", "instance", "application/dicom", path, key)
+            image.artifacts.append(name)
+            self._tell(name, ExportDicom.KIND_PICTURES, written, 1, part.step, model)
+        return bool(pictures)
+
+    def _write_stack(self, stack: Stack) -> None:
+        segments = None
+        with blamed(UNWRITABLE):
+            if (
+                ExportDicom.KIND_SEGMENTATION in self._kinds
+                and stack.images[0].source.may_be_segmented
+            ):
+                segments = segmentation(stack, self._origin, self._type)
+            report = (
+                measurement_report(stack, segments, self._origin)
+                if ExportDicom.KIND_MEASUREMENTS in self._kinds
+                else None
+            )
+        for kind, written in (
+            (ExportDicom.KIND_SEGMENTATION, segments),
+            (ExportDicom.KIND_MEASUREMENTS, report),
+        ):
+            if written is not None:
+                self._put(kind, written, len(stack.images), stack.step, stack.model)
+
+    def _write_key_images(self, images: Sequence[Image]) -> None:
+        together: dict[tuple[str, str], list[Image]] = {}
+        for image in images:
+            for step in image.found:
+                together.setdefault((step, image.source.study), []).append(image)
+        for (step, _), ones in together.items():
+            if chosen := key_images(ones, step):
+                model = ones[0].found[step].model
+                with blamed(UNWRITABLE):
+                    written = key_object_selection(chosen, step, model, self._origin)
+                count = len({source.instance for _, source in chosen})
+                self._put(ExportDicom.KIND_KEY_IMAGES, written, count, step, model)
+
+    def _write_documents(self, images: Sequence[Image]) -> None:
+        sources = [image.source for image in images]
+        models = list(self._models.values())
+        reports = [
+            (step.step, artifact)
+            for step in self._context.upstream
+            for artifact in step.artifacts
+            if artifact.role == "report" and artifact.media_type == "application/pdf"
+        ]
+        for number, (step, artifact) in enumerate(reports, 1):
+            with blamed(UNWRITABLE):
+                written = encapsulated(
+                    self._context.fetch(artifact.blob), number, sources, models, self._origin
+                )
+            told = least_cleared(models)
+            self._put(ExportDicom.KIND_DOCUMENT, written, len(sources), step, told)
+
+    def _put(
+        self,
+        kind: "ExportDicom.Kind.ValueType",
+        written: SOPClass,
+        sources: int,
+        step: str,
+        model: ml_pb2.ModelReference | None,
+    ) -> None:
+        """Stores an object of several items."""
+        stem, number = STEMS[kind], self._numbers[kind]
+        self._numbers[kind] += 1
+        name = f"{stem}-{number:04}.dcm"
+        path = saved(written, self._context.scratch)
+        self._context.put(name, "instance", "application/dicom", path, key=f"{stem}/{number:04}")
+        path.unlink()
+        self._tell(name, kind, written, sources, step, model)
+
+    def _tell(
+        self,
+        name: str,
+        kind: "ExportDicom.Kind.ValueType",
+        written: SOPClass,
+        sources: int,
+        step: str,
+        model: ml_pb2.ModelReference | None,
+    ) -> None:
+        self._result.objects.append(
+            ExportedObject(
+                artifact=name,
+                kind=kind,
+                sop_class_uid=written.SOPClassUID,
+                sop_instance_uid=written.SOPInstanceUID,
+                series_instance_uid=written.SeriesInstanceUID,
+                study_instance_uid=written.StudyInstanceUID,
+                sources=sources,
+                step=step,
+                intended_use=use_of(model) if model else Model.INTENDED_USE_UNSPECIFIED,
+            )
+        )
+
+    def _fail(self, stack: Stack, error: FluoroError) -> None:
+        """The images of a stack fail together, and leave nothing. Others go on."""
+        gone = {name for image in stack.images for name in image.artifacts}
+        for name in gone:
+            del self._context.artifacts[name]
+        kept = [one for one in self._result.objects if one.artifact not in gone]
+        del self._result.objects[:]
+        self._result.objects.extend(kept)
+        for image in stack.images:
+            image.artifacts.clear()
+            self._context.end(
+                image.number,
+                job_pb2.Item(
+                    input=image.input,
+                    key=image.key,
+                    state=job_pb2.Item.STATE_FAILED,
+                    reason=error.reason,
+                    message=error.message,
+                ),
+            )
+
+
+def saved(written: SOPClass, folder: Path) -> Path:
+    """The object as a file."""
+    path = folder / f"{written.SOPInstanceUID}.dcm"
+    written.save_as(path, enforce_file_format=True)
+    return path

@@ -1,0 +1,176 @@
+"""What there is of each image, and which images make one object."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.worker.context import NO_INPUT, StepContext, StepItem
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from export_worker.dicom.sources import Source
+
+VOXELS_LIMIT: Final = 2**29
+"""Most of one segmentation: 2,048 slices of 512 x 512.
+
+As bits it takes 1.3 times as many bytes of memory, as a label map three times.
+"""
+
+LABELS: Final = np.uint8
+"""Type of a label map's values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one step found in one image. label_map: the file, of the shape of the image."""
+
+    model: ml_pb2.ModelReference
+    finding: ml_pb2.ImageFinding
+    label_map: Path
+
+
+@dataclass(slots=True)
+class Image:
+    """One item.
+
+    number, key: of the input. found: by step. unit: of the values that were measured, UCUM.
+    input: number of the job's input, or -1. artifacts: names of those that it has left by itself.
+    """
+
+    number: int
+    key: str
+    source: Source
+    found: dict[str, Found] = field(default_factory=dict)
+    unit: str = ""
+    input: int = NO_INPUT
+    artifacts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Images of one series in one grid, in order of their places, that one step has labelled."""
+
+    step: str
+    images: Sequence[Image]
+
+    @property
+    def sources(self) -> list[Source]:
+        """Of its images."""
+        return [image.source for image in self.images]
+
+    @property
+    def found(self) -> list[Found]:
+        """What the step found, by image."""
+        return [image.found[self.step] for image in self.images]
+
+    @property
+    def model(self) -> ml_pb2.ModelReference:
+        """What labelled them."""
+        return self.found[0].model
+
+    @property
+    def digest(self) -> list[bytes]:
+        """What tells it from any other of its step."""
+        return [
+            part
+            for image in self.images
+            for part in (
+                image.source.encoded,
+                image.found[self.step].finding.SerializeToString(deterministic=True),
+            )
+        ]
+
+    def label_map(self) -> NDArray[np.uint8]:
+        """Of all images (frames, rows, columns). FluoroError IMAGE_TOO_LARGE over the limit."""
+        voxels = sum(math.prod(source.shape) for source in self.sources)
+        if voxels > VOXELS_LIMIT:
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"A series has more than {VOXELS_LIMIT:,} voxels. Export parts of it.",
+            )
+        maps = [open_map(found.label_map) for found in self.found]
+        return maps[0] if len(maps) == 1 else np.concatenate(maps)
+
+
+def findings_of(context: StepContext) -> Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]]:
+    """Model and finding by step and name of the label map."""
+    return {
+        (step, finding.label_map): (result.model, finding)
+        for step, result in context.results.items()
+        if isinstance(result, ml_pb2.AnalyzeImagesResult)
+        for finding in result.findings
+    }
+
+
+def units_of(context: StepContext) -> Mapping[str, str]:
+    """Unit of the values by key of the image."""
+    results = [*context.results.values(), *(step.result for step in context.upstream)]
+    return {
+        image.item: image.certificate.unit
+        for result in results
+        if isinstance(result, dicom_pb2.RenderDicomResult)
+        for image in result.images
+    }
+
+
+def take_maps(
+    item: StepItem,
+    image: Image,
+    findings: Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]],
+    context: StepContext,
+) -> None:
+    """Fetches its label maps. FluoroError LABEL_MAP_MISMATCH if one does not fit the image."""
+    for part in item.parts:
+        if part.role != "label-map" or part.step in image.found:
+            continue
+        if (known := findings.get((part.step, part.name))) is None:
+            raise mismatch("has no findings beside it")
+        path = context.fetch(part.blob)
+        labels = open_map(path)
+        if labels.shape != image.source.shape:
+            raise mismatch("has other frames, rows or columns than the image")
+        model, finding = known
+        values = {measurement.label for measurement in finding.measurements}
+        if not set(np.unique(labels).tolist()) <= values | {0}:
+            raise mismatch("has values that are no class of the model")
+        image.found[part.step] = Found(model, finding, path)
+
+
+def open_map(path: Path) -> NDArray[np.uint8]:
+    """Maps a label map into memory. FluoroError LABEL_MAP_MISMATCH if it is none."""
+    try:
+        labels: NDArray[Any] = open_memmap(path, mode="r")
+    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError):
+        raise mismatch("is not a whole NPY file") from None
+    if labels.dtype != LABELS:
+        raise mismatch("is not of type uint8")
+    return labels
+
+
+def mismatch(what: str) -> FluoroError:
+    """The refusal. what: goes on after `The label map`."""
+    return FluoroError(
+        Reason.LABEL_MAP_MISMATCH,
+        f"The label map {what}, so no object was made of it. Take both from one chain of steps.",
+    )
+
+
+def stacks_of(images: Sequence[Image]) -> Iterator[Stack]:
+    """What one object each is made of, in the order of the items."""
+    together: dict[tuple[object, ...], list[Image]] = {}
+    for image in images:
+        for step in image.found:
+            together.setdefault((step, *image.source.grid), []).append(image)
+    for (name, *_), ones in together.items():
+        yield Stack(str(name), sorted(ones, key=in_space))
+
+
+def in_space(image: Image) -> tuple[float, int, str]:
+    """Sorts images along their normal, then by Instance Number (0020,0013)."""
+    source = image.source
+    return source.position or 0.0, source.number, source.instance

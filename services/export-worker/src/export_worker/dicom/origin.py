@@ -1,0 +1,177 @@
+"""Who wrote an object, when, and under which UIDs: the same in every attempt of a step."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from importlib.metadata import version
+from typing import Any, Final
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from fluoro.v1 import ml_pb2
+from fluoro.v1.model_pb2 import Model
+from highdicom import ContributingEquipment
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.valuerep import DA, DT, TM
+
+from export_worker.wording import job_time
+
+MANUFACTURER: Final = "Fluoro"
+MODEL_NAME: Final = "Fluoro export-worker"
+SERIAL_NUMBER: Final = "none"
+"""DeviceSerialNumber is Type 1 in what highdicom writes, and software has none."""
+DEVICE_UID: Final = f"2.25.{uuid5(NAMESPACE_OID, 'fluoro/export-worker').int}"
+"""Device Observer UID: of the software, not of one installation."""
+
+STATEMENTS: Final = {
+    Model.INTENDED_USE_DEMONSTRATION: "Made by a demonstration model. Not for diagnosis.",
+    Model.INTENDED_USE_RESEARCH: "Made by a research model. Not for diagnosis.",
+    Model.INTENDED_USE_CLINICAL: "",
+}
+"""Stands in every object that shows what a model found, by the model's intended use."""
+
+MARKS: Final = {
+    Model.INTENDED_USE_DEMONSTRATION: "DEMONSTRATION",
+    Model.INTENDED_USE_RESEARCH: "RESEARCH",
+    Model.INTENDED_USE_CLINICAL: "",
+}
+"""The same in a word, where there is room for no more."""
+
+LO_CHARACTERS: Final = 64
+"""Longest value of VR LO (PS3.5 6.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The step that writes."""
+
+    job: str
+    step: str
+
+    def uid(self, kind: str, *of: str | bytes) -> str:
+        """A UID derived from a UUID (PS3.5 B.2) that only the same things of the same step have.
+
+        of: what the object is made of. A step that is retried on other inputs writes another
+        object, and no archive sees one UID with two contents.
+        """
+        digest = hashlib.sha256()
+        for part in (self.step, kind, *of):
+            data = part.encode() if isinstance(part, str) else part
+            digest.update(len(data).to_bytes(8, "big") + data)
+        return f"2.25.{uuid5(UUID(self.job.removeprefix('jobs/')), digest.hexdigest()).int}"
+
+    def stamp(self, dataset: Dataset, offset: str) -> None:
+        """Puts the time of the job in place of the clock's, in the time zone of the source.
+
+        offset: Timezone Offset From UTC (0008,0201) of the source; empty for UTC.
+        """
+        moment = in_zone(job_time(self.job), offset)
+        for keyword in ("InstanceCreation", "Content"):
+            if f"{keyword}Date" in dataset:
+                setattr(dataset, f"{keyword}Date", DA(moment.date()))
+                setattr(dataset, f"{keyword}Time", TM(moment.time().replace(microsecond=0)))
+        for item in dataset.get("ContributingEquipmentSequence", ()):
+            if "ContributionDateTime" in item:
+                item.ContributionDateTime = DT(moment.strftime("%Y%m%d%H%M%S%z"))
+        if offset:
+            dataset.TimezoneOffsetFromUTC = offset
+
+
+def in_zone(moment: datetime, offset: str) -> datetime:
+    """The moment in a zone such as `+0100`; in UTC if there is none."""
+    if not offset:
+        return moment.astimezone(UTC)
+    minutes = int(offset[1:3]) * 60 + int(offset[3:5])
+    return moment.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
+
+
+def equipment(model: ml_pb2.ModelReference | None) -> list[ContributingEquipment]:
+    """Contributing Equipment: this worker, and the model if there is one."""
+    purpose = codes.DCM.ProcessingEquipment
+    devices = [
+        ContributingEquipment(
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=MODEL_NAME,
+            software_versions=version("export-worker"),
+            purpose_of_reference=purpose,
+            contribution_description="Wrote this object.",
+        )
+    ]
+    if model is not None:
+        devices.append(
+            ContributingEquipment(
+                manufacturer=MANUFACTURER,
+                manufacturer_model_name=lo(model.name),
+                software_versions=lo(model.version),
+                purpose_of_reference=purpose,
+                contribution_description=f"Model with SHA-256 {model.sha256.hex()}.",
+            )
+        )
+    return devices
+
+
+def equipment_fields() -> dict[str, Any]:
+    """Enhanced General Equipment (PS3.3 C.7.5.2), as highdicom's arguments."""
+    return {
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MODEL_NAME,
+        "software_versions": version("export-worker"),
+        "device_serial_number": SERIAL_NUMBER,
+    }
+
+
+def subject_fields(header: Dataset) -> dict[str, Any]:
+    """Patient and study of a source, as highdicom's arguments."""
+    return {
+        "study_instance_uid": header.StudyInstanceUID,
+        "patient_id": header.PatientID,
+        "patient_name": header.PatientName,
+        "patient_birth_date": header.PatientBirthDate,
+        "patient_sex": header.PatientSex,
+        "study_id": header.StudyID,
+        "study_date": header.StudyDate,
+        "study_time": header.StudyTime,
+        "accession_number": header.AccessionNumber,
+        "referring_physician_name": header.ReferringPhysicianName,
+        "specific_character_set": "ISO_IR 192",
+    }
+
+
+def reference(header: Dataset) -> Dataset:
+    """SOP Instance Reference Macro (PS3.3 10.8) to a source."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
+    return item
+
+
+def use_of(model: ml_pb2.ModelReference) -> "Model.IntendedUse.ValueType":
+    """What a model is for. One of which nobody says so is taken for a demonstration."""
+    return model.intended_use or Model.INTENDED_USE_DEMONSTRATION
+
+
+def statement(model: ml_pb2.ModelReference | None) -> str:
+    """What an object that shows findings of the model says of it; empty if nothing."""
+    return STATEMENTS[use_of(model)] if model is not None else ""
+
+
+def algorithm_name(model: ml_pb2.ModelReference) -> str:
+    """Name of the model, and what it is for unless that is care."""
+    mark = MARKS[use_of(model)].lower()
+    return lo(f"{model.name}, {mark}" if mark else model.name)
+
+
+def series_description(what: str, model: ml_pb2.ModelReference | None) -> str:
+    """Series Description (0008,103E): what it is, the model, and what that is for."""
+    if model is None:
+        return lo(what)
+    name = f"{what}, {model.name} {model.version}"
+    mark = MARKS[use_of(model)]
+    end = f", {mark}" if mark else ""
+    return lo(name)[: LO_CHARACTERS - len(end)] + end
+
+
+def lo(text: str) -> str:
+    r"""Text as LO may hold it: 64 characters, no backslash."""
+    line = " ".join("".join(c if c.isprintable() and c != "\\" else " " for c in text).split())
+    return line if len(line) <= LO_CHARACTERS else line[: LO_CHARACTERS - 1] + "…"

@@ -1,0 +1,360 @@
+"""Reads of a DICOM file what an object made from it repeats or refers to, and nothing else.
+
+The file may be hostile: it is read up to its pixels, at most `HEADER_LIMIT_BYTES` of it. What it
+says may be wrong: a value that its VR does not allow is left out, so that no object repeats it.
+"""
+
+import logging
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import numpy as np
+from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
+from pydicom import config, dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filewriter import write_dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM, validate_value
+
+for name in ("pydicom", "highdicom"):
+    logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # their records quote values of the file
+
+HEADER_LIMIT_BYTES: Final = 64 * 2**20
+"""Most that is read of a file before its pixels, and inflated of a deflated one."""
+
+PATIENT: Final = (
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("PatientAge", "PatientSize", "PatientWeight"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+)
+STUDY: Final = (
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
+    *("ReferringPhysicianName", "StudyDescription"),
+)
+SERIES: Final = ("SeriesInstanceUID", "Modality", "Laterality")
+EQUIPMENT: Final = (
+    *("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber"),
+    "InstitutionName",
+)
+COMMON: Final = (
+    *("SOPClassUID", "SOPInstanceUID", "InstanceNumber", "TimezoneOffsetFromUTC"),
+    "LongitudinalTemporalInformationModified",
+)
+IMAGE: Final = (
+    *("Rows", "Columns", "NumberOfFrames", "ImageType", "FrameOfReferenceUID"),
+    *("PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleType"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+KEPT: Final = (*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *COMMON, *IMAGE)
+"""Keywords of what is read. highdicom copies from it what the modules of an object have."""
+
+TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, "SpecificCharacterSet")]
+PIXELS: Final = 0x7FE00001
+"""The first element of pixel data."""
+META_START: Final = 144
+"""Where the File Meta Information begins that its group length counts (PS3.10 7.1)."""
+BINARY: Final = frozenset(("US", "FD"))
+NUMERIC: Final = BINARY | {"DS", "IS"}
+"""VRs that hold numbers: in binary, and all."""
+GRID_DIGITS: Final = 4
+"""Decimals of millimetres and direction cosines in which grids are compared."""
+
+GEOMETRY: Final = {
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+}
+"""What is kept of functional groups."""
+
+PARSED: Final = {"DA": DA, "TM": TM}
+"""VRs whose form may be right where there is no such day."""
+
+OFFSET: Final = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
+"""Timezone Offset From UTC (0008,0201)."""
+
+IDENTIFIERS: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+"""What a reference needs."""
+
+POSITIVE: Final = frozenset(("PixelSpacing", "SliceThickness"))
+"""Zero is an error (PS3.3 10.7.1.1)."""
+
+EMPTY: Final = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
+    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+"""Type 2: present in every object, empty where nothing is known."""
+
+CHOICES: Final = {
+    "PatientSex": ("M", "F", "O"),
+    "Laterality": ("R", "L"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    "LongitudinalTemporalInformationModified": ("UNMODIFIED", "MODIFIED", "REMOVED"),
+    "LossyImageCompression": ("00", "01"),
+}
+"""Enumerated Values; any other is an error wherever it is copied to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One instance that objects may refer to.
+
+    study, series, instance, sop_class, frame_of_reference: UIDs; the last may be empty.
+    position: along the normal of its plane, millimetres; None if it has none.
+    grid: what images of one segmentation have in common. encoded: its header, see `header`.
+    """
+
+    study: str
+    series: str
+    instance: str
+    sop_class: str
+    modality: str
+    frame_of_reference: str
+    rows: int
+    columns: int
+    frames: int
+    number: int
+    position: float | None
+    grid: tuple[object, ...]
+    encoded: bytes
+
+    @property
+    def header(self) -> Dataset:
+        """What was kept of its header, in Unicode."""
+        header = read_dataset(BytesIO(self.encoded), is_implicit_VR=False, is_little_endian=True)
+        header.set_original_encoding(False, True, "utf-8")
+        return header
+
+    @property
+    def may_be_segmented(self) -> bool:
+        """Whether a segmentation can say where its frames are: without places there is but one."""
+        return self.frames == 1 or bool(self.frame_of_reference)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, rows, columns."""
+        return self.frames, self.rows, self.columns
+
+
+def read_source(path: Path) -> Source:
+    """Reads a DICOM file.
+
+    FluoroError NOT_DICOM or DICOM_INVALID if nothing can refer to it, IMAGE_TOO_LARGE if its header
+    is over the limit, NO_PIXEL_DATA if it is no image.
+    """
+    with path.open("rb") as file, blamed("The header cannot be read. Inspect the file."):
+        header = cleaned(read_header(file))
+        if missing := [keyword for keyword in IDENTIFIERS if not header.get(keyword)]:
+            raise FluoroError(
+                Reason.DICOM_INVALID,
+                f"The file has no valid {missing[0]}, so nothing can refer to it.",
+            )
+        if not (header.get("Rows") and header.get("Columns")):
+            raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
+        return source_of(header)
+
+
+class Bounded:
+    """A binary file of which only so much may be read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """file: open, at its start."""
+        self._file, self._left = file, HEADER_LIMIT_BYTES
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As of a file. FluoroError IMAGE_TOO_LARGE past the limit."""
+        data = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise too_large()
+        return data
+
+
+def too_large() -> FluoroError:
+    """The refusal."""
+    return FluoroError(Reason.IMAGE_TOO_LARGE, "The header is larger than 64 MiB.")
+
+
+def read_header(file: BinaryIO) -> Dataset:
+    """The kept attributes as they are.
+
+    Files without a preamble are read, too. Of a deflated data set as much is inflated as may be
+    read: pixels come last.
+    """
+    if file.read(132)[128:] == b"DICM":
+        meta = read_file_meta_info(file.name)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            file.seek(META_START + meta.FileMetaInformationGroupLength)
+            inflated = BytesIO(inflate(file))
+            return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=TAGS)
+    file.seek(0)
+    reader = cast("BinaryIO", Bounded(file))
+    return dcmread(reader, stop_before_pixels=True, specific_tags=TAGS, force=True)
+
+
+def inflate(file: BinaryIO) -> bytes:
+    """As much of a deflated data set as may be read."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    parts, left = [], HEADER_LIMIT_BYTES
+    while left > 0 and not inflater.eof and (data := inflater.unconsumed_tail or file.read(2**16)):
+        parts.append(inflater.decompress(data, left))
+        left -= len(parts[-1])
+    return b"".join(parts)
+
+
+def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    """Whether the header ends here: at any pixel data."""
+    return int(tag) >= PIXELS
+
+
+def cleaned(header: Dataset) -> Dataset:
+    """What is valid of the kept attributes, in Unicode."""
+    clean = Dataset()
+    for keyword in KEPT:
+        if keyword in header:
+            copy_valid(header, clean, keyword)
+    for keyword in EMPTY:
+        if keyword not in clean:
+            setattr(clean, keyword, "")
+    clean.SpecificCharacterSet = "ISO_IR 192"
+    return clean
+
+
+def copy_valid(source: Dataset, target: Dataset, keyword: str) -> None:
+    """Copies an attribute if its value is one that its VR, or the list of its choices, allows."""
+    vr = dictionary_VR(keyword)
+    value = source.get(keyword)
+    if vr == "SQ":
+        groups = [kept_group(item) for item in value or ()]
+        if any(len(group) for group in groups):
+            setattr(target, keyword, groups)
+        return
+    if value is None or value == "":
+        return
+    values = list(value) if isinstance(value, MultiValue) else [value]
+    if is_valid(keyword, vr, values):
+        setattr(target, keyword, values if vr in BINARY else [str(one) for one in values])
+
+
+def is_valid(keyword: str, vr: str, values: Sequence[Any]) -> bool:
+    """Whether an attribute may have these values."""
+    texts = [str(one) for one in values]
+    try:
+        for one, text in zip(values, texts, strict=True):
+            validate_value(vr, one if vr in BINARY else text, config.RAISE)
+            if vr in PARSED:
+                PARSED[vr](text)
+        numbers = [float(text) for text in texts] if vr in NUMERIC else []
+    except (ValueError, TypeError, OverflowError):
+        return False
+    if keyword in POSITIVE and min(numbers) <= 0:
+        return False
+    if keyword == "TimezoneOffsetFromUTC" and not OFFSET.fullmatch(texts[0]):
+        return False
+    return all(map(math.isfinite, numbers)) and set(texts) <= set(CHOICES.get(keyword, texts))
+
+
+def kept_group(item: Dataset) -> Dataset:
+    """Of an item of functional groups, what says where frames are; of a code, the code."""
+    kept = Dataset()
+    for keyword, parts in GEOMETRY.items():
+        if item.get(keyword):
+            inner = Dataset()
+            for part in parts:
+                if part in item.get(keyword)[0]:
+                    copy_valid(item.get(keyword)[0], inner, part)
+            setattr(kept, keyword, [inner])
+    for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"):
+        if keyword in item:
+            copy_valid(item, kept, keyword)
+    return kept
+
+
+def source_of(header: Dataset) -> Source:
+    """What objects need to know of a cleaned header."""
+    orientation = [float(one) for one in header.get("ImageOrientationPatient", ())]
+    position = [float(one) for one in header.get("ImagePositionPatient", ())]
+    frames = int(header.get("NumberOfFrames") or 1)
+    multiframe = frames > 1 or "PerFrameFunctionalGroupsSequence" in header
+    single = not multiframe and len(orientation) == 6 and len(position) == 3  # noqa: PLR2004 - axes
+    # highdicom looks for places wherever there is a frame of reference.
+    if "FrameOfReferenceUID" in header and not (single or places_frames(header)):
+        del header.FrameOfReferenceUID
+    frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
+    series, rows, columns = str(header.SeriesInstanceUID), int(header.Rows), int(header.Columns)
+    spacing = [float(one) for one in header.get("PixelSpacing", ())]
+    numbers = tuple(round(one, GRID_DIGITS) for one in (*orientation, *spacing))
+    return Source(
+        study=str(header.StudyInstanceUID),
+        series=series,
+        instance=str(header.SOPInstanceUID),
+        sop_class=str(header.SOPClassUID),
+        modality=str(header.get("Modality", "OT")),
+        frame_of_reference=frame_of_reference,
+        rows=rows,
+        columns=columns,
+        frames=frames,
+        number=int(header.get("InstanceNumber") or 0),
+        position=(
+            float(np.dot(np.cross(orientation[:3], orientation[3:]), position)) if single else None
+        ),
+        # What does not lie in one space, or has several frames, is an object of its own.
+        grid=(
+            (series, rows, columns, frame_of_reference, *numbers)
+            if single and frame_of_reference
+            else (series, str(header.SOPInstanceUID))
+        ),
+        encoded=encode(header),
+    )
+
+
+def places_frames(header: Dataset) -> bool:
+    """Whether its functional groups say where every frame is."""
+    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()]
+    return all(
+        any(keyword in groups for groups in (shared[0], frame))
+        for frame in frames
+        for keyword in ("PlanePositionSequence", "PlaneOrientationSequence")
+    )
+
+
+def encode(header: Dataset) -> bytes:
+    """As Explicit VR Little Endian: a parsed header takes twenty times as much memory."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, header)
+    return buffer.getvalue()
+
+
+@contextmanager
+def blamed(message: str) -> Iterator[None]:
+    """Blames the file for what pydicom and highdicom raise about it: DICOM_INVALID.
+
+    Its words quote the file, which may be patient data: none of them leave.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (FluoroError, CancelledAttempt, MemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise FluoroError(Reason.DICOM_INVALID, message) from None

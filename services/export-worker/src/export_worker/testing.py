@@ -1,0 +1,205 @@
+"""For tests, benchmarks and samples: a CT series, and what steps would have left of it."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1.model_pb2 import Model
+from fluoro_jobs.operations import JOB_INPUT
+from fluoro_jobs.testing import Attempt, step_context
+from fluoro_jobs.worker.context import Input, Part, Upstream
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+JOB: Final = "jobs/0198c1f2-7a3b-7c4d-9e5f-0123456789ab"
+CLASSES: Final = (
+    ("unclassified", ""),
+    ("air", ""),
+    ("lung", "#4fa3e3"),
+    ("fat", "#f2c94c"),
+    ("soft tissue", "#d9534f"),
+    ("bone", "#7fd1ae"),
+)
+"""Of the model ct-tissue: names and colours, by value."""
+SPACING_MM: Final = 0.75
+THICKNESS_MM: Final = 2.5
+MODEL: Final = ml_pb2.ModelReference(
+    name="ct-tissue",
+    version="1.0.0",
+    sha256=hashlib.sha256(b"model").digest(),
+    execution_provider="CPUExecutionProvider",
+    runtime_version="1.31.1",
+    intended_use=Model.INTENDED_USE_DEMONSTRATION,
+)
+
+
+def ct_slices(count: int, size: int = 64, **attributes: Any) -> list[Dataset]:
+    """A CT series of `count` instances of size x size pixels, with these attributes of all."""
+    path = get_testdata_file("CT_small.dcm")
+    assert isinstance(path, str)
+    slices: list[Dataset] = []
+    for number in range(count):
+        data = dcmread(path)
+        data.SOPInstanceUID = UID(f"1.2.3.4.{number + 1}")
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+        data.InstanceNumber = number + 1
+        data.ImagePositionPatient = [-100, -100, number * THICKNESS_MM]
+        data.PixelSpacing = [SPACING_MM, SPACING_MM]
+        data.SliceThickness = THICKNESS_MM
+        data.Rows = data.Columns = size
+        data.PixelData = np.full((size, size), 1024 + number % 1000, "<i2").tobytes()
+        for keyword, value in attributes.items():
+            setattr(data, keyword, value)
+        slices.append(data)
+    return slices
+
+
+def written(data: Dataset) -> bytes:
+    """The bytes of its file."""
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def label_map(number: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Balls of all classes around each other that change from slice to slice."""
+    frames, rows, columns = shape
+    z, y, x = np.ogrid[:frames, :rows, :columns]
+    distance = np.hypot(y - rows / 2, x - columns / 2) + (number + z) % 7
+    return np.asarray(5 - np.clip(distance * 10 / rows, 0, 5), np.uint8)
+
+
+def measurements(labels: NDArray[np.uint8]) -> list[ml_pb2.Measurement]:
+    """Of each class, as AnalyzeImages gives them."""
+    counts = np.bincount(labels.ravel(), minlength=len(CLASSES))
+    found = []
+    for label, (name, color) in enumerate(CLASSES):
+        one = ml_pb2.Measurement(
+            label=label,
+            display_name=name,
+            voxels=int(counts[label]),
+            fraction=counts[label] / labels.size,
+            volume_ml=counts[label] * SPACING_MM**2 * THICKNESS_MM / 1000,
+            color=color,
+        )
+        if counts[label]:
+            one.mean_value = 40 * label - 100
+        found.append(one)
+    return found
+
+
+def copied_model() -> ml_pb2.ModelReference:
+    """`MODEL`, to be changed."""
+    copy = ml_pb2.ModelReference()
+    copy.CopyFrom(MODEL)
+    return copy
+
+
+@dataclass
+class Study:
+    """Files of a job, and the steps that rendered and analysed them.
+
+    maps: label maps by number of the file; None where the model does not apply.
+    """
+
+    folder: Path
+    files: Sequence[bytes]
+    maps: Sequence[NDArray[Any] | None]
+    model: ml_pb2.ModelReference = field(default_factory=copied_model)
+    unit: str = "HU"
+
+    @classmethod
+    def of_slices(cls, folder: Path, slices: Sequence[Dataset]) -> "Study":
+        """Each with a label map."""
+        maps = [
+            label_map(number, (int(data.get("NumberOfFrames", 1)), data.Rows, data.Columns))
+            for number, data in enumerate(slices)
+        ]
+        return cls(folder, [written(data) for data in slices], maps)
+
+    def render(self) -> Upstream:
+        """A preview of each file."""
+        attempt = self._step("render")
+        images = []
+        for item, labels in zip(attempt.context.each("render"), self.maps, strict=True):
+            with item:
+                grey = (np.zeros((64, 64)) if labels is None else labels[0] * 50).astype(np.uint8)
+                images.append(
+                    dicom_pb2.RenderedImage(
+                        input=item.input,
+                        item=item.key,
+                        preview=item.put("preview", ".png", "preview", "image/png", png(grey)),
+                        certificate=dicom_pb2.PixelCertificate(unit=self.unit),
+                        modality="CT",
+                    )
+                )
+        return attempt.as_upstream(dicom_pb2.RenderDicomResult(images=images))
+
+    def analyze(self, step: str = "analyze") -> Upstream:
+        """A label map and an overlay of each file that has one."""
+        attempt = self._step(step)
+        findings = []
+        for item, labels in zip(attempt.context.each("analyze"), self.maps, strict=True):
+            with item:
+                if labels is None:
+                    continue
+                file = BytesIO()
+                np.save(file, labels)
+                rgb = np.stack([(labels[0] * 50).astype(np.uint8)] * 3, axis=-1)
+                findings.append(
+                    ml_pb2.ImageFinding(
+                        input=item.input,
+                        item=item.key,
+                        label_map=item.put(
+                            "label-map", ".npy", "label-map", "application/x-npy", file.getvalue()
+                        ),
+                        overlay=item.put("overlay", ".png", "overlay", "image/png", png(rgb)),
+                        measurements=measurements(labels),
+                    )
+                )
+        return attempt.as_upstream(ml_pb2.AnalyzeImagesResult(model=self.model, findings=findings))
+
+    def attempt(self, *upstream: Upstream, step: str = "export") -> Attempt:
+        """Of a step that works on the files and on what these steps left, by key."""
+        attempt = step_context(self.folder, self.files, upstream, step=step)
+        context = attempt.context
+        context.job = JOB
+        context.inputs = [
+            Input(one.number, one.key, one.input, [*one.parts, *left(one.key, upstream)])
+            for one in context.inputs
+        ]
+        return attempt
+
+    def _step(self, name: str) -> Attempt:
+        attempt = step_context(self.folder, step=name)
+        attempt.context.inputs = [
+            Input(number, str(number), number, [Part("", JOB_INPUT, "", "", "")])
+            for number in range(len(self.files))
+        ]
+        return attempt
+
+
+def left(key: str, upstream: Sequence[Upstream]) -> list[Part]:
+    """What the steps left under a key."""
+    return [
+        Part(artifact.blob, artifact.role, artifact.name, artifact.media_type, step.step)
+        for step in upstream
+        for artifact in step.artifacts
+        if artifact.key == key
+    ]
+
+
+def png(array: NDArray[np.uint8]) -> bytes:
+    """The picture as a file."""
+    file = BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
