@@ -87,7 +87,7 @@ def test_attempts_that_take_too_long_are_ended_and_their_slots_are_free(
     for job in jobs:
         job.steps[0].attempt_timeout.CopyFrom(Duration(seconds=1))
     job_ids = [rig.submit(job) for job in jobs]
-    ends = [rig.finished(job_id, 15) for job_id in job_ids]
+    ends = [rig.finished(job_id, 30) for job_id in job_ids]
     assert [job.steps[0].tasks[0].attempts[-1].reason for job in ends] == ["ATTEMPT_TIMEOUT"] * 2
     for job_id in [rig.submit(rig.job_of()) for _ in range(2)]:
-        assert rig.finished(job_id, 10).state == SUCCEEDED, rig.logs()
+        assert rig.finished(job_id, 30).state == SUCCEEDED, rig.logs()

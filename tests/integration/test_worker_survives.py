@@ -195,7 +195,7 @@ def test_cancel_stops_the_compute_and_the_worker_goes_on(
     job_id = rig.submit(rig.job_of(*commands))
     rig.running(job_id)
     job = cancel(rig, job_id)
-    assert rig.finished(rig.submit(rig.job_of()), seconds=10).state == SUCCEEDED, (
+    assert rig.finished(rig.submit(rig.job_of()), seconds=30).state == SUCCEEDED, (
         rig.logs()
     )  # its only slot is free again
     assert rig.job(job_id) == job
