@@ -31,8 +31,8 @@ SIDE_LIMIT: Final = 32_767
 MILLIMETRES: Final = 2
 SCANNER: Final = 1
 """NIFTI_XFORM_SCANNER_ANAT: the coordinates are those of the scanner."""
-LEVEL: Final = 4
-"""Of gzip. Level 6 takes twice as long, for 2 % less."""
+LEVEL: Final = 1
+"""Of gzip. Level 4 takes 1.7 times as long, for 3 % less of a noisy CT; level 6, 7 times."""
 LPS_TO_RAS: Final = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 
