@@ -89,6 +89,7 @@ async def test_the_service_tells_what_there_is_with_types_defaults_and_steps(
             *(
                 "archive-report",
                 "ct-tissue",
+                "ct-tissue-dicom",
                 "ct-volume",
                 "deidentify",
                 "dicom-intake",

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import UUID, uuid4
 
 import obstore
@@ -42,6 +43,7 @@ from fluoro_blobs.writer import (
 )
 
 Result = TypeVar("Result")
+Chunks = Iterator[bytes | memoryview]
 
 CHUNK_BYTES: Final = 1024 * 1024
 """Bytes of one chunk of a local file, and by default of `stream()`."""
@@ -132,22 +134,22 @@ class BlobStore:
         """
         return cls(*open_store(url, request_seconds, options), request_seconds)
 
-    def put(self, name: str, data: bytes | Path) -> StoredBlob:
-        """Stores bytes, or the content of a file.
+    def put(self, name: str, data: bytes | Path | Chunks) -> StoredBlob:
+        """Stores bytes, the content of a file, or chunks as they come.
 
-        A file that cannot be opened raises its own OSError.
+        A file that cannot be opened raises its own OSError. What the iterator raises comes as it
+        is, and nothing is stored. It must not use a store itself, unless in another thread.
         """
         key = self._key(name)
         tally = Tally()
         if isinstance(data, bytes):
             tally.add(data)
             self._put(name, key, data)
-        else:
+        elif isinstance(data, Path):
             with data.open("rb") as file:
-                chunks = _tallied(file, tally)
-                first = b"".join(islice(chunks, PART_BYTES // CHUNK_BYTES))
-                # A multipart upload takes three requests. One is enough here.
-                self._put(name, key, first if len(first) < PART_BYTES else chain([first], chunks))
+                self._put_chunks(name, key, iter(partial(file.read, CHUNK_BYTES), b""), tally)
+        else:
+            self._put_chunks(name, key, data, tally)
         return tally.stored
 
     def read(self, name: str) -> bytes:
@@ -155,6 +157,10 @@ class BlobStore:
         key = self._key(name)
         with translated(name):
             return obstore.get(self._store, key).bytes().to_bytes()
+
+    def parts(self, name: str) -> Iterator[Bytes]:
+        """The whole content, `RANGE_BYTES` at a time: memory is bounded by that."""
+        return self._parts(name)
 
     def fetch(self, name: str, path: Path) -> None:
         """Copies the content into a new file. After an error there is no file.
@@ -337,12 +343,21 @@ class BlobStore:
                 part = obstore.get_range(self._store, key, start=start, length=part_bytes)
             yield part
 
-    def _put(self, name: str, key: str, data: bytes | Iterator[bytes]) -> None:
+    def _put(self, name: str, key: str, data: bytes | Chunks) -> None:
         with translated(name, missing=BlobStoreError):
             obstore.put(
                 self._store, key, data, chunk_size=PART_BYTES, max_concurrency=PARTS_IN_FLIGHT
             )
             self._settle(key)
+
+    def _put_chunks(self, name: str, key: str, chunks: Chunks, tally: Tally) -> None:
+        chunks = _tallied(chunks, tally)
+        first = bytearray()
+        while len(first) < PART_BYTES and (chunk := next(chunks, None)) is not None:
+            first += chunk
+        whole = bytes(first)
+        # A multipart upload takes three requests. One is enough here.
+        self._put(name, key, whole if len(first) < PART_BYTES else chain([whole], chunks))
 
     def _settle(self, key: str) -> None:
         if self._folder is not None:
@@ -369,8 +384,8 @@ def _refuse_fork() -> None:
         )
 
 
-def _tallied(file: BinaryIO, tally: Tally) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
+def _tallied(chunks: Chunks, tally: Tally) -> Chunks:
+    for chunk in chunks:
         tally.add(chunk)
         yield chunk
 

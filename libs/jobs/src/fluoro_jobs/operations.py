@@ -175,6 +175,18 @@ OPERATIONS: Final = (
         beside=("label-map", "overlay", "preview"),
         fans_out=False,
     ),
+    Operation(
+        "export_archive",
+        "export.archive",
+        "export",
+        export_pb2.ExportArchive,
+        export_pb2.ExportArchiveResult,
+        reads=(),
+        leaves=("archive", "table"),
+        reads_results=True,
+        fans_out=False,
+        resource_class="io",
+    ),
 )
 
 BY_FIELD: Final = {operation.field: operation for operation in OPERATIONS}

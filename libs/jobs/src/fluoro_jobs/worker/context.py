@@ -27,6 +27,9 @@ from fluoro_jobs.keys import checked_key, file_name
 
 log = structlog.get_logger(__name__)
 
+Data = bytes | Path | Iterator[bytes | memoryview]
+"""Content of an artifact: bytes, a file, or chunks as they come."""
+
 State: Final = job_pb2.Item.State
 NO_INPUT: Final = -1
 """What messages say instead of the number of the job's input where there is none, or several."""
@@ -220,9 +223,14 @@ class StepContext:
                 self.blobs.fetch(blob, path)
         return path
 
-    def put(
-        self, name: str, role: str, media_type: str, data: bytes | Path, *, key: str = ""
-    ) -> None:
+    def parts(self, blob: str) -> Iterator[memoryview]:
+        """The content of a blob, some MiB at a time. FluoroError if it cannot be had."""
+        with blob_errors():
+            for part in self.blobs.parts(blob):
+                self.check()
+                yield memoryview(part)
+
+    def put(self, name: str, role: str, media_type: str, data: Data, *, key: str = "") -> None:
         """Stores an artifact of the step as a whole; those of one item go through `StepItem.put`.
 
         It becomes visible when the attempt is committed, and never if it is fenced off.
@@ -243,9 +251,12 @@ class StepContext:
             )
 
     def stored(
-        self, name: str, role: str, media_type: str, data: bytes | Path, *, key: str = ""
+        self, name: str, role: str, media_type: str, data: Data, *, key: str = ""
     ) -> job_pb2.Artifact:
-        """Stores the bytes of an artifact that nobody knows of yet."""
+        """Stores the bytes of an artifact that nobody knows of yet.
+
+        What an iterator raises comes as it is; nothing is stored then.
+        """
         self.check()
         if name in self.artifacts:
             raise ValueError(f"artifact {name!r} exists already")

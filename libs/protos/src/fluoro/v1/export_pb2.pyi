@@ -283,3 +283,83 @@ class ExportedObject(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportedObject: _TypeAlias = ExportedObject  # noqa: Y015
+
+@_typing.final
+class ExportArchive(_message.Message):
+    """Packs what earlier steps left into one ZIP file. Runs on queue `export`, Celery task
+    `export.archive`.
+
+    Takes the artifacts of the steps that this step comes after, `{step}/{name}` in the archive: names
+    are made of keys and say nothing of a patient. Beside them stand `manifest.json` (what each file
+    is), `SHA256SUMS` (for `sha256sum --check`) and tables of all items, `items.csv` and
+    `items.parquet`. Each file is compared with its SHA-256 on the way. The same artifacts give the
+    same bytes. Leaves the archive with role `archive` (application/zip) and the tables with
+    role `table` (text/csv, application/vnd.apache.parquet).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLES_FIELD_NUMBER: _builtins.int
+    DICOMDIR_FIELD_NUMBER: _builtins.int
+    dicomdir: _builtins.bool
+    """Makes the archive a DICOM file-set (PS3.10): DICOM files that steps left (role `instance`) get
+    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 10,000.
+    A file that cannot be listed, one without a Patient ID say, keeps its name.
+    """
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Roles of the artifacts to pack, at most 32; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+        dicomdir: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dicomdir", b"dicomdir", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportArchive: _TypeAlias = ExportArchive  # noqa: Y015
+
+@_typing.final
+class ExportArchiveResult(_message.Message):
+    """What ExportArchive packed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DICOMDIR_INSTANCES_FIELD_NUMBER: _builtins.int
+    DICOMDIR_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    """Files in the archive, those that it adds itself included."""
+    size_bytes: _builtins.int
+    """Their bytes, before compression."""
+    dicomdir_instances: _builtins.int
+    """DICOM files that the DICOMDIR lists."""
+    dicomdir_left_out: _builtins.int
+    """DICOM files that it cannot list."""
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the artifacts: the archive, then the tables."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[_builtins.str] | None = ...,
+        files: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        dicomdir_instances: _builtins.int = ...,
+        dicomdir_left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "dicomdir_instances", b"dicomdir_instances", "dicomdir_left_out", b"dicomdir_left_out", "files", b"files", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportArchiveResult: _TypeAlias = ExportArchiveResult  # noqa: Y015

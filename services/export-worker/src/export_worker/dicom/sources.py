@@ -190,8 +190,8 @@ def too_large() -> FluoroError:
     return FluoroError(Reason.IMAGE_TOO_LARGE, "The header is larger than 64 MiB.")
 
 
-def read_header(file: BinaryIO) -> Dataset:
-    """The kept attributes as they are.
+def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
+    """These attributes as they are.
 
     Files without a preamble are read, too. Of a deflated data set as much is inflated as may be
     read: pixels come last.
@@ -201,10 +201,10 @@ def read_header(file: BinaryIO) -> Dataset:
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             file.seek(META_START + meta.FileMetaInformationGroupLength)
             inflated = BytesIO(inflate(file))
-            return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=TAGS)
+            return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=tags)
     file.seek(0)
     reader = cast("BinaryIO", Bounded(file))
-    return dcmread(reader, stop_before_pixels=True, specific_tags=TAGS, force=True)
+    return dcmread(reader, stop_before_pixels=True, specific_tags=tags, force=True)
 
 
 def inflate(file: BinaryIO) -> bytes:
