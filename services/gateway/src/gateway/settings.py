@@ -314,7 +314,7 @@ class Settings(BaseSettings):
         ),
     )
     max_pending_requests: Count = Field(
-        default=512,
+        default=256,
         description=(
             "Calls of one method that may wait for the event loop before gRPC refuses more: "
             "CANCELLED, without details. Some hundred keep the wait below half a second "
