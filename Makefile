@@ -83,7 +83,7 @@ api-fuzz: venv ## Send generated calls to every method of a real gateway (N=5000
 	@$(BIN)/python tests/fuzz/api.py --calls $(or $(N),50000) --seed $(or $(SEED),7)
 
 deidentify-check: venv ## De-identify seeded files with identifiers planted everywhere, and look for them (N=500 FRAMES=220 SEED=7).
-	@FLUORO_CHECK_FILES=$(or $(N),500) FLUORO_CHECK_FRAMES=$(or $(FRAMES),220) FLUORO_CHECK_SEED=$(or $(SEED),7) $(BIN)/pytest -q -s --timeout 3600 services/dicom-worker/tests/test_deidentify_check.py services/dicom-worker/tests/test_deidentify_pixels_check.py
+	@FLUORO_CHECK_FILES=$(or $(N),500) FLUORO_CHECK_FRAMES=$(or $(FRAMES),220) FLUORO_CHECK_FILM=100 FLUORO_CHECK_SEED=$(or $(SEED),7) $(BIN)/pytest -q -s --timeout 3600 services/dicom-worker/tests/test_deidentify_check.py services/dicom-worker/tests/test_deidentify_pixels_check.py services/dicom-worker/tests/test_deidentify_film_check.py
 
 dicom-report: venv ## Say of each file of pydicom's whether it comes out right, and by whose opinion.
 	@$(BIN)/python -m dicom_worker.public_files

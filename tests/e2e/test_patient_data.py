@@ -166,7 +166,8 @@ def pictures_of(job: Traced, folder: Path) -> dict[str, NDArray[np.uint8]]:
 
 def texts_in(pictures: dict[str, NDArray[np.uint8]]) -> int:
     """Regions that read as text, by the networks of dicom-worker."""
-    return sum(region.confirmed for each in pictures.values() for region in find_text(each))
+    found = (find_text(each, lambda _: False, lambda: None) for each in pictures.values())
+    return sum(region.confirmed for regions in found for region in regions)
 
 
 def read_with(command: str, pdf: bytes, folder: Path, *options: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_worker.deidentify.burned_in import FramePlan, Plan, digest, prove_pixels
+from dicom_worker.deidentify.burned_in import FramePlan, Plan, Search, digest, prove_pixels
 from dicom_worker.deidentify.painting import background, stamp
 from dicom_worker.operations.deidentify import deidentify_dicom
 from dicom_worker.testing import edited, outcome, saved, wheel_file
@@ -177,6 +177,42 @@ def test_sixteen_bits_in_big_endian_are_masked_where_they_lie(run: Run) -> None:
     assert (after.pixel_array[14:24, 20:110] == 50).all()
 
 
+def in_wide_range() -> pydicom.FileDataset:
+    """Grey levels and a text within a hundredth of the range, in a window that shows none."""
+    values = picture().astype(np.uint16) // 4 + 1000
+    values[0, 0], values[1, 1] = 65535, 0
+    return instance(values, WindowCenter=30000, WindowWidth=80)
+
+
+def half_padded() -> pydicom.FileDataset:
+    """A text on the border of padding that is far below all values."""
+    values = picture().astype(np.int16)
+    values[:, :60][values[:, :60] < 255] = -32000
+    return instance(values, PixelRepresentation=1, PixelPaddingValue=-32000)
+
+
+def of_twelve_bits() -> pydicom.FileDataset:
+    """Colours that use a sixteenth of the range that the file states."""
+    return instance(np.repeat(picture()[..., None], 3, axis=-1).astype(np.uint16) * 16)
+
+
+@pytest.mark.parametrize("made", [in_wide_range, half_padded, of_twelve_bits])
+def test_text_is_found_whatever_the_range_and_the_window_hide(
+    run: Run, made: Callable[[], pydicom.FileDataset]
+) -> None:
+    dataset = made()
+    strokes = (picture() == 255)[TEXT]
+    _, attempt = run(saved(dataset))
+    before, after = dataset.pixel_array[TEXT], clean(attempt).pixel_array[TEXT]
+    assert (after[strokes] < before[strokes]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1500), (1500, 2)])
+def test_frames_too_small_for_any_text_pass(run: Run, shape: tuple[int, int]) -> None:
+    _, attempt = run(saved(instance(np.arange(np.prod(shape), dtype=np.uint16).reshape(shape))))
+    assert pixels_of(attempt)["masked_regions"] == 0
+
+
 def test_what_ultrasound_keeps_outside_its_regions_is_masked(run: Run) -> None:
     region = pydicom.Dataset()
     region.RegionLocationMinX0, region.RegionLocationMinY0 = 30, 40
@@ -205,5 +241,5 @@ def test_text_that_is_still_in_the_written_file_fails_its_item(tmp_path: Path) -
     path.write_bytes(saved(instance(picture())))
     other = Plan("", None, [FramePlan(digest(picture(text=False)))])
     with pytest.raises(FluoroError) as caught:
-        prove_pixels(path, other, lambda: None)
+        prove_pixels(path, other, Search(lambda: None))
     assert caught.value.reason is Reason.IDENTIFIERS_LEFT

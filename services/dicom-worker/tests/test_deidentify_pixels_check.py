@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from dicom_worker.deidentify.burned_in import plan
+from dicom_worker.deidentify.burned_in import Search, plan
 from dicom_worker.deidentify.painting import Painted, background, paint
 from dicom_worker.reading import open_dicom
 from dicom_worker.testing import saved, wheel_file
@@ -108,7 +108,7 @@ def masked(values: NDArray[np.integer], folder: Path) -> NDArray[np.bool_] | Non
     path = folder / "frame.dcm"
     path.write_bytes(saved(dataset))
     try:
-        planned = plan(open_dicom(path, folder), lambda: None)
+        planned = plan(open_dicom(path, folder), Search(lambda: None))
     except FluoroError as error:
         if error.reason is not Reason.DEIDENTIFICATION_REFUSED:
             raise

@@ -11,6 +11,7 @@ import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 
+from dicom_worker.deidentify.films import Film
 from dicom_worker.deidentify.layouts import Box, rule
 from dicom_worker.deidentify.reading_text import Picture, Region, find_text
 from dicom_worker.pixels.colour import apply_palette, eight_bits, palette_of
@@ -35,11 +36,47 @@ LINE: Final = 1.5
 """Length of a line of text as a multiple of its height. A shorter region has no ends."""
 TAILS: Final = (1.0, 99.0)
 """Percentiles that a picture without a window is stretched between."""
+SHOWN: Final = 0.25
+"""Share of the pixels that a window of the file has to show as grey, to be taken for one of it."""
 WHITE: Final = 255
+
+MAX_REGIONS: Final = 1000
+"""Regions in all pictures of a frame. Reading them takes a minute or two; a page of small print, or
+somebody who wants to keep a worker busy, has more."""
 
 Check = Callable[[], None]
 Mask = NDArray[np.bool_]
 """(rows, columns)."""
+
+
+def nobody(_text: str) -> bool:
+    """For whom no identifiers are known."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How frames are searched.
+
+    check: called between parts of a frame; stops by raising. resembles: whether a text that the
+    recogniser is not sure of may be an identifier of the patient.
+    """
+
+    check: Check
+    resembles: Callable[[str], bool] = nobody
+
+    def frame(self, file: DicomFile, index: int, values: NDArray[Any]) -> list[Region]:
+        """The regions of all the ways in which a frame is looked at.
+
+        DEIDENTIFICATION_REFUSED if there are more than can be read.
+        """
+        found: list[Region] = []
+        for picture in pictures(file, index, values):
+            for region in find_text(picture, self.resembles, self.check):
+                found.append(region)
+                if len(found) > MAX_REGIONS:
+                    raise page()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,39 +140,73 @@ class Plan:
         return mask_of(self.frames[index].outlines, self.fixed, shape)
 
 
-def plan(file: DicomFile, check: Check) -> Plan:
-    """What has to be masked. check: called before every frame; stops by raising.
+def plan(file: DicomFile, search: Search) -> Plan:
+    """What has to be masked.
 
     FluoroError as `uncertified_frames`, and DEIDENTIFICATION_REFUSED.
     """
     assert file.image is not None
     name, fixed = rule(file.header, file.image)
     whole = Plan(name, fixed)
+    film = Film()
     # A still picture in a film, and the many black frames before and after.
     seen: dict[bytes, FramePlan] = {}
+    known: dict[bytes, int] = {}
     for index, frame in enumerate(uncertified_frames(file)):
-        check()
         original = digest(frame.values)
         if original not in seen:
-            seen[original] = plan_frame(file, index, frame.values, fixed, check)
+            before = tuple(film.again(frame.values))
+            seen[original] = plan_frame(file, index, frame.values, fixed, search, before)
+            film.add(frame.values, seen[original].outlines[len(before) :])
+            known[original] = len(film.known)
         whole.frames.append(seen[original])
+    if len(film.known) > min(known.values()):
+        look_back(file, whole, film, known, search)
     return whole
 
 
+def look_back(
+    file: DicomFile, whole: Plan, film: Film, known: dict[bytes, int], search: Search
+) -> None:
+    """Masks in earlier frames what was found in later ones only.
+
+    known: SHA-256 of a frame → how much of the film was known when it was searched.
+    """
+    again: dict[bytes, FramePlan] = {}
+    for index, frame in enumerate(uncertified_frames(file)):
+        search.check()
+        original = digest(frame.values)
+        if original not in again:
+            planned = whole.frames[index]
+            missed = tuple(film.again(frame.values, since=known[original]))
+            if missed:
+                before = planned.outlines + missed
+                planned = plan_frame(file, index, frame.values, whole.fixed, search, before)
+            again[original] = planned
+        whole.frames[index] = again[original]
+
+
 def plan_frame(
-    file: DicomFile, index: int, values: NDArray[Any], fixed: Mask | None, check: Check
+    file: DicomFile,
+    index: int,
+    values: NDArray[Any],
+    fixed: Mask | None,
+    search: Search,
+    known: tuple[NDArray[np.float32], ...],
 ) -> FramePlan:
-    """Searches one frame until no text is found any more."""
-    outlines: list[NDArray[np.float32]] = []
+    """Searches one frame until no text is found any more. known: outlines of texts that it has."""
+    outlines = list(known)
     masked, hidden = values, None
     by_rule = False
     if fixed is not None:
         masked = cover(file, values, fixed)
         by_rule = not np.array_equal(masked, values)
         hidden = fixed if by_rule else None
+    if outlines:
+        hidden = mask_of(outlines, fixed, values.shape)
+        masked = cover(file, values, hidden)
     for _ in range(ROUNDS):
-        check()
-        found = search(file, index, masked)
+        found = search.frame(file, index, masked)
         confirmed = [region.corners for region in found if region.confirmed]
         if not confirmed:
             pixels = 0 if hidden is None else int(hidden.sum())
@@ -160,11 +231,16 @@ def refuse_large(
     size = shape[0] * shape[1]
     share = mask_of(outlines, None, shape).sum() / size
     if share > LARGEST_SHARE or max(map(cv2.contourArea, new)) > LARGEST_REGION * size:
-        raise FluoroError(
-            Reason.DEIDENTIFICATION_REFUSED,
-            "What reads as text covers too much of a frame to be masked unseen. Look at it, and "
-            "leave the instance out if it is a page of text.",
-        )
+        raise page()
+
+
+def page() -> FluoroError:
+    """There is more text than picture."""
+    return FluoroError(
+        Reason.DEIDENTIFICATION_REFUSED,
+        "What reads as text covers too much of a frame to be masked unseen. Look at it, and "
+        "leave the instance out if it is a page of text.",
+    )
 
 
 def mask_of(
@@ -209,21 +285,23 @@ def darkest(file: DicomFile, values: NDArray[Any]) -> int:
     return int(np.nanargmin(values))
 
 
-def search(file: DicomFile, index: int, values: NDArray[Any]) -> list[Region]:
-    """The regions of all the ways in which a frame is looked at."""
-    return [region for picture in pictures(file, index, values) for region in find_text(picture)]
-
-
 def pictures(file: DicomFile, index: int, values: NDArray[Any]) -> Iterator[Picture]:
     """A frame as pictures: colours as they are; grey in its full range, and as a screen shows it.
 
     Letters are usually the brightest there is, which only the full range shows; faint ones in a
-    wide range are only to be seen in the window. Without a window, the extremes are cut off.
+    wide range are only to be seen in the window. Without a window that shows the image, the
+    extremes are cut off.
     """
     image = file.image
     assert image is not None
     if image.samples > 1:
-        yield np.ascontiguousarray(eight_bits(values, image.bits_stored))
+        plain = np.ascontiguousarray(eight_bits(values, image.bits_stored))
+        yield plain
+        low, high = (float(each) for each in np.percentile(plain, TAILS))
+        # Dark letters on black, and 12 bits where the file says 16.
+        if high - low < WHITE / 2:
+            low, high = float(values.min()), float(values.max())
+            yield np.ascontiguousarray(stretched(values.astype(np.float32), low, high))
         return
     if image.photometric == "PALETTE COLOR":
         palette = palette_of(file.header, little_endian=file.little_endian)
@@ -238,14 +316,29 @@ def pictures(file: DicomFile, index: int, values: NDArray[Any]) -> Iterator[Pict
     )
     if window is None and image.bits_stored <= 8:  # noqa: PLR2004 - all of them can be seen
         return
-    if window is None:
-        other = stretched(grey, *(float(each) for each in np.percentile(grey, TAILS)))
-    elif isinstance(window, Window):
+    other = None
+    if isinstance(window, Window):
         other = window.apply(modality.apply(values))
-    else:
+    elif window is not None:
         other = by_table(window, modality.apply(values))
-    if not np.array_equal(other, full):
+    if other is not None and not np.array_equal(other, full):
         yield triple(other)
+    if other is None or shown(other) < SHOWN:
+        other = stretched(grey, *tails(grey))
+        if not np.array_equal(other, full):
+            yield triple(other)
+
+
+def shown(grey: NDArray[np.uint8]) -> float:
+    """The share of pixels that are neither black nor white."""
+    return float(((grey > 0) & (grey < WHITE)).mean())
+
+
+def tails(grey: NDArray[np.float32]) -> tuple[float, float]:
+    """Percentiles of the values but the lowest and highest, with which images are padded."""
+    inner = grey[(grey > grey.min()) & (grey < grey.max())]
+    low, high = np.percentile(inner if inner.size else grey, TAILS)
+    return float(low), float(high)
 
 
 def stretched(grey: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
@@ -265,7 +358,7 @@ def digest(values: NDArray[Any]) -> bytes:
     return hashlib.sha256(little.data).digest()
 
 
-def prove_pixels(target: Path, planned: Plan | None, check: Check) -> None:
+def prove_pixels(target: Path, planned: Plan | None, search: Search) -> None:
     """IDENTIFIERS_LEFT if there is text in the pixels of the written file.
 
     A frame with the very values in which none was found is not searched again. planned: None if
@@ -275,10 +368,10 @@ def prove_pixels(target: Path, planned: Plan | None, check: Check) -> None:
         return
     file = open_dicom(target, target.parent)
     for index, frame in enumerate(uncertified_frames(file)):
-        check()
+        search.check()
         if digest(frame.values) == planned.frames[index].digest:
             continue
-        if any(region.confirmed for region in search(file, index, frame.values)):
+        if any(region.confirmed for region in search.frame(file, index, frame.values)):
             raise FluoroError(
                 Reason.IDENTIFIERS_LEFT, "Text is still to be read in the pixels that were written."
             )

@@ -12,6 +12,7 @@ from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
+from dicom_worker.deidentify.misread import Misread, misread
 from dicom_worker.deidentify.pseudonyms import day_of
 from dicom_worker.deidentify.text import WORD, vocabulary
 
@@ -204,6 +205,11 @@ class Search:
             or not self.dates.isdisjoint(dates_in(low))
             or any(each in run for run in phones_in(low) for each in self.phones)
         )
+
+    def misread(self) -> Misread:
+        """The same for what a recogniser of characters read. Words of the standard are left out."""
+        names = self.words | self.exact | {*self.inside, *self.numbers, *self.phones}
+        return misread(names - self.common, self.dates)
 
     def in_header(self, encodings: Sequence[str]) -> Iterator[bytes]:
         """What the bytes of a header must not hold between characters other than letters."""

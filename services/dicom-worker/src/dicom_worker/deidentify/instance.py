@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom.datadict import keyword_for_tag
 
 from dicom_worker import limits
 from dicom_worker.deidentify.actions import Cleaner, Done
-from dicom_worker.deidentify.burned_in import Plan, plan, prove_pixels
+from dicom_worker.deidentify.burned_in import Plan, Search, plan, prove_pixels
 from dicom_worker.deidentify.codestreams import Removed
 from dicom_worker.deidentify.documents import refuse_document, replace_document
 from dicom_worker.deidentify.elements import Element, Reader, Span
@@ -100,43 +100,29 @@ def deidentify(
     FluoroError as `dicom_worker.reading.open_dicom`, and DEIDENTIFICATION_REFUSED,
     IDENTIFIERS_LEFT; then the target is worth nothing.
     """
-    options, pixels, masked = clean_pixels(source, target.parent, options, check)
+    options, pixels, masked, search = clean_pixels(source, target, key, options, check)
     with ExitStack() as stack:
-        stream = stack.enter_context((masked.path if masked else source).open("rb"))
-        size = os.fstat(stream.fileno()).st_size
-        syntax, start = find_data_set(stream, size) if not masked else (masked.syntax, masked.start)
-        encoding = Encoding(syntax, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
-        if syntax == DEFLATED and not masked:
-            inflated = target.with_suffix(".inflated")
-            inflate(source, start, inflated)
-            stream, start = stack.enter_context(inflated.open("rb")), 0
-            size = os.fstat(stream.fileno()).st_size
-        if size == start:
-            raise truncated()
-        data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-
-        def fetch(span: Span) -> bytes:
-            if span.length > limits.HEADER_LIMIT_BYTES:
-                raise too_large()
-            return data[span.offset : span.offset + span.length]
-
-        elements = Reader(data, encoding.explicit, encoding.little_endian).read(start, size)
-        header = Header(elements, little_endian=encoding.little_endian)
-        refuse(header, options)
-        values = Values(key, patient(key, who(header)), fetch)
-        cleaner = Cleaner(policy(header.text(SOP_CLASS), options), values)
-        kept = cleaner.data_set(elements)
-        replace_document(kept, header.text(SOP_CLASS), little_endian=encoding.little_endian)
+        original = opened(stack, source, target, masked)
+        cleaner, kept = clean_header(original, key, options)
         stated = statement(options)
-        values.identifiers.written |= words_of(stated)
+        identifiers = cleaner.values.identifiers
+        identifiers.written |= words_of(stated)
         stated += masked.changed if masked else ()
         kept = [each for each in kept if each.tag not in {new.tag for new in stated}] + stated
-        search = values.identifiers.search()
-        cleaner.sweep(search)
-        removed = write(stream, target, kept, encoding, fetch, check, header.draws_overlays())
-    prove(read_back(target, encoding, search, check))
-    prove_pixels(target, pixels, check)
-    now = Header(kept, little_endian=encoding.little_endian)
+        sought = identifiers.search()
+        cleaner.sweep(sought)
+        removed = write(
+            original.stream,
+            target,
+            kept,
+            original.encoding,
+            original.fetch,
+            check,
+            original.header.draws_overlays(),
+        )
+    prove(read_back(target, original.encoding, sought, check))
+    prove_pixels(target, pixels, search)
+    now = Header(kept, little_endian=original.encoding.little_endian)
     return Cleaned(
         now.text(SOP_CLASS),
         now.text(SOP_INSTANCE),
@@ -145,29 +131,88 @@ def deidentify(
         now.text(BURNED_IN),
         cleaner.done,
         removed,
-        len(values.identifiers),
-        len(values.identifiers.short),
+        len(identifiers),
+        len(identifiers.short),
         options,
         pixels,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file to clean: its bytes, how they are encoded, and the elements of its data set."""
+
+    stream: BinaryIO
+    data: mmap.mmap
+    encoding: Encoding
+    elements: list[Element]
+
+    @property
+    def header(self) -> Header:
+        """Its values."""
+        return Header(self.elements, little_endian=self.encoding.little_endian)
+
+    def fetch(self, span: Span) -> bytes:
+        """A value that was left where it is. IMAGE_TOO_LARGE if it is as long as pixel data."""
+        if span.length > limits.HEADER_LIMIT_BYTES:
+            raise too_large()
+        return self.data[span.offset : span.offset + span.length]
+
+
+def opened(stack: ExitStack, source: Path, target: Path, masked: Masked | None) -> Original:
+    """The file, or its copy with masks; inflated beside `target`. The stack closes it."""
+    stream = stack.enter_context((masked.path if masked else source).open("rb"))
+    size = os.fstat(stream.fileno()).st_size
+    syntax, start = find_data_set(stream, size) if not masked else (masked.syntax, masked.start)
+    encoding = Encoding(syntax, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
+    if syntax == DEFLATED and not masked:
+        inflated = target.with_suffix(".inflated")
+        inflate(source, start, inflated)
+        stream, start = stack.enter_context(inflated.open("rb")), 0
+        size = os.fstat(stream.fileno()).st_size
+    if size == start:
+        raise truncated()
+    data = stack.enter_context(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    elements = Reader(data, encoding.explicit, encoding.little_endian).read(start, size)
+    return Original(stream, data, encoding, elements)
+
+
+def clean_header(original: Original, key: Key, options: Options) -> tuple[Cleaner, list[Element]]:
+    """What cleaned the elements and knows their identifiers, and those that stay.
+
+    FluoroError as `refuse`.
+    """
+    header = original.header
+    refuse(header, options)
+    values = Values(key, patient(key, who(header)), original.fetch)
+    cleaner = Cleaner(policy(header.text(SOP_CLASS), options), values)
+    kept = cleaner.data_set(original.elements)
+    little_endian = original.encoding.little_endian
+    replace_document(kept, header.text(SOP_CLASS), little_endian=little_endian)
+    return cleaner, kept
+
+
 def clean_pixels(
-    source: Path, scratch: Path, options: Options, check: Callable[[], None]
-) -> tuple[Options, Plan | None, Masked | None]:
-    """What can be done, what is to be masked, and a copy of the file with that masked.
+    source: Path, target: Path, key: Key, options: Options, check: Callable[[], None]
+) -> tuple[Options, Plan | None, Masked | None, Search]:
+    """What can be done, what is to be masked, a copy with that masked, and how it was sought.
 
     None where there is nothing: then the options do not have clean pixels.
 
     FluoroError as `plan` and `mask`.
     """
+    search = Search(check)
     if not options.clean_pixels:
-        return options, None, None
-    file = open_dicom(source, scratch)
+        return options, None, None, search
+    file = open_dicom(source, target.parent)
     if file.image is None:
-        return options.without_pixels, None, None
-    planned = plan(file, check)
-    return options, planned, mask(file, planned, scratch, check) if planned.touched else None
+        return options.without_pixels, None, None, search
+    with ExitStack() as stack:
+        cleaner, _ = clean_header(opened(stack, source, target, None), key, options)
+    search = Search(check, cleaner.values.identifiers.search().misread())
+    planned = plan(file, search)
+    masked = mask(file, planned, target.parent, check) if planned.touched else None
+    return options, planned, masked, search
 
 
 def refuse(header: Header, options: Options) -> None:

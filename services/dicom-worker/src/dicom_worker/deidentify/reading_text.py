@@ -1,11 +1,11 @@
 """Finds text in a picture: PP-OCRv4's detector proposes regions, its recogniser confirms them.
 
-What the text says is never kept: the recogniser's answer is counted and dropped. Both networks run
-on the CPU, in sessions that a process makes once.
+What the text says is never kept: the recogniser's answer is counted, compared and dropped. Both
+networks run on the CPU, in sessions that a process makes once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,13 +75,20 @@ def session(name: str) -> onnxruntime.InferenceSession:
     )
 
 
-def find_text(picture: Picture) -> list[Region]:
-    """Every region of the picture that the detector proposes, confirmed or not."""
-    return [
-        Region(corners, confirmed=is_text(picture, corners))
-        for view, scale, left, top in views(picture)
-        for corners in (placed(found, scale, left, top) for found in candidates(view))
-    ]
+def find_text(
+    picture: Picture, resembles: Callable[[str], bool], check: Callable[[], None]
+) -> Iterator[Region]:
+    """Every region of the picture that the detector proposes, confirmed or not.
+
+    resembles: whether a text, read with doubts, is one that is looked for. It is told what nobody
+    else is. check: called for each region and each part of the picture; stops by raising.
+    """
+    for view, scale, left, top in views(picture):
+        check()
+        for found in candidates(view):
+            check()
+            corners = placed(found, scale, left, top)
+            yield Region(corners, confirmed=is_text(picture, corners, resembles))
 
 
 def placed(corners: NDArray[np.float32], scale: float, left: int, top: int) -> NDArray[np.float32]:
@@ -111,7 +118,8 @@ def scaled(picture: Picture, scale: float) -> Picture:
     if scale == 1:
         return picture
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method))
+    rows, columns = (max(1, round(scale * side)) for side in picture.shape[:2])
+    return np.asarray(cv2.resize(picture, (columns, rows), interpolation=method))
 
 
 def candidates(view: Picture) -> Iterator[NDArray[np.float32]]:
@@ -143,7 +151,9 @@ def mean_inside(probability: NDArray[np.float32], contour: Any) -> float:
     return float(cv2.mean(part, mask)[0])
 
 
-def is_text(picture: Picture, corners: NDArray[np.float32]) -> bool:
+def is_text(
+    picture: Picture, corners: NDArray[np.float32], resembles: Callable[[str], bool]
+) -> bool:
     """Whether the recogniser reads something in the region, in one of its directions."""
     crop = upright(picture, corners)
     # Whoever turns a text writes it upwards, downwards or upside down.
@@ -152,8 +162,11 @@ def is_text(picture: Picture, corners: NDArray[np.float32]) -> bool:
     least, letters = CONFIDENCE, 1
     if height > LARGE * min(picture.shape[:2]):
         least, letters = LARGE_CONFIDENCE, LARGE_LETTERS
-    reads = (read(np.ascontiguousarray(np.rot90(crop, turn))) for turn in turns)
-    return any(size >= letters and mean > least for size, mean in reads)
+    for turn in turns:
+        text, mean = read(np.ascontiguousarray(np.rot90(crop, turn)))
+        if (len(text) >= letters and mean > least) or resembles(text):
+            return True
+    return False
 
 
 def upright(picture: Picture, corners: NDArray[np.float32]) -> Picture:
@@ -173,8 +186,8 @@ def upright(picture: Picture, corners: NDArray[np.float32]) -> Picture:
     )
 
 
-def read(crop: Picture) -> tuple[int, float]:
-    """How many letters and digits the recogniser reads, and their mean probability."""
+def read(crop: Picture) -> tuple[str, float]:
+    """The letters and digits that the recogniser reads, and their mean probability."""
     rows, columns = crop.shape[:2]
     width = min(MAX_WIDTH, max(HEIGHT, round(HEIGHT * columns / rows)))
     line = np.asarray(cv2.resize(crop, (width, HEIGHT)), np.uint8)
@@ -182,15 +195,22 @@ def read(crop: Picture) -> tuple[int, float]:
     best = steps.argmax(axis=1)
     # Connectionist temporal classification: 0 is the blank, repetitions are one character.
     new = (best != 0) & (best != np.concatenate(([0], best[:-1])))
-    letters = steps.max(axis=1)[new & np.isin(best, alphanumeric())]
-    return letters.size, float(letters.mean()) if letters.size else 0.0
+    letters = new & np.isin(best, np.flatnonzero(alphanumeric()))
+    text = "".join(characters()[each] for each in best[letters])
+    return text, float(steps.max(axis=1)[letters].mean()) if text else 0.0
 
 
 @cache
-def alphanumeric() -> NDArray[np.int64]:
-    """The classes of the recogniser that are letters or digits: a line or a dot is no text."""
-    characters = session("recogniser").get_modelmeta().custom_metadata_map["character"].splitlines()
-    return np.array([1 + n for n, each in enumerate(characters) if each.isalnum()], np.int64)
+def characters() -> list[str]:
+    """Of each class of the recogniser; the first is the blank, the last a space."""
+    named = session("recogniser").get_modelmeta().custom_metadata_map["character"].splitlines()
+    return ["", *named, " "]
+
+
+@cache
+def alphanumeric() -> NDArray[np.bool_]:
+    """Whether a class of the recogniser is a letter or digit: a line or a dot is no text."""
+    return np.array([each.isalnum() for each in characters()])
 
 
 def normalised(picture: Picture) -> NDArray[np.float32]:
