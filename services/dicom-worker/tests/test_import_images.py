@@ -1,6 +1,8 @@
 """ImportImages: the right pixels or a refusal, and nothing of what a file tells beside them."""
 
 import io
+import random
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -240,6 +242,42 @@ def test_16_bits_stay_in_the_array_and_the_picture_has_8(take_in: Import) -> Non
         assert np.array_equal(array_of(attempt, number)[0], wide[..., 0])
 
 
+def test_planes_and_tiles_of_a_tiff_are_put_together(take_in: Import) -> None:
+    wide = np.random.default_rng(7).integers(0, 65536, (16, 16, 3)).astype("<u2")
+    tags = {256: (4, 1, 16), 257: (4, 1, 16), 258: (3, 1, 16), 259: (3, 1, 1), 262: (3, 1, 2)}
+    tags |= {277: (3, 1, 3), 284: (3, 1, 2), 273: (4, 3, 0), 278: (4, 1, 16), 279: (4, 3, 0)}
+    start = len(tiff(tags))
+    offsets = [start + 24 + 512 * plane for plane in range(3)]
+    tags |= {273: (4, 3, start), 279: (4, 3, start + 12)}
+    numbers = struct.pack("<6I", *offsets, *[512] * 3)
+    planes = tiff(tags) + numbers + np.moveaxis(wide, -1, 0).tobytes()
+    tiled = {key: tags[key] for key in tags if key not in (273, 278, 279, 284)}
+    tiled |= {322: (4, 1, 16), 323: (4, 1, 16), 325: (4, 1, wide.nbytes), 324: (4, 1, 0)}
+    tiled[324] = (4, 1, len(tiff(tiled)))
+    _, attempt = take_in(planes, tiff(tiled) + wide.tobytes())
+    for number in (0, 1):
+        assert np.array_equal(array_of(attempt, number)[0], wide)
+
+
+def test_damaged_files_come_to_an_end_with_a_reason(take_in: Import) -> None:
+    chance, small = random.Random(7), gradient(24, 32)
+    options: dict[str, dict[str, Any]] = {**LOSSLESS, "JPEG": {}}
+    whole = [HEIC, *(saved(small, each, exif=exif(6), **options[each]) for each in options)]
+    files = []
+    for number in range(250):
+        data = bytearray(whole[number % len(whole)])
+        for _ in range(chance.choice((1, 2, 8))):
+            at = chance.randrange(len(data))
+            data[at : at + 4] = chance.choice((b"\xff" * 4, bytes(4), chance.randbytes(1)))
+        files.append(bytes(data))
+    _, attempt = take_in(*files)
+    reasons = {item.reason for item in attempt.context.items.values()}
+    assert reasons <= {
+        *("", "NOT_AN_IMAGE", "IMAGE_UNSUPPORTED", "IMAGE_TOO_LARGE", "PIXELS_UNDECODABLE"),
+    }
+    assert len(reasons) > 3
+
+
 def test_other_kinds_of_pictures_become_grey_or_rgb(take_in: Import) -> None:
     picture = Image.fromarray(RGB)
     files = [
@@ -296,6 +334,14 @@ def refused() -> dict[str, tuple[bytes, str]]:
         "pages of two sizes": (mixed, "IMAGE_UNSUPPORTED"),
         "no profile": (saved(picture, "JPEG", icc_profile=b"x" * 300), "IMAGE_UNSUPPORTED"),
         "HDR": (png(4, 4, chunk(b"cICP", b"\x09\x10\0\1")), "IMAGE_UNSUPPORTED"),
+        "a clear colour of 16 bits": (
+            png(1, 1, chunk(b"tRNS", bytes(6)), depth=16),
+            "IMAGE_UNSUPPORTED",
+        ),
+        "multiplied alpha of 16 bits": (
+            tiff(shorts | {258: (3, 1, 16), 277: (3, 1, 4), 338: (3, 1, 1)}),
+            "IMAGE_UNSUPPORTED",
+        ),
         "raw": (tiff(shorts | {50706: (1, 4, 1)}), "IMAGE_UNSUPPORTED"),
         "too many scans": (many, "IMAGE_TOO_LARGE"),
         "checksum": (bytes(flipped), "PIXELS_UNDECODABLE"),

@@ -13,7 +13,7 @@ import pytest
 from dicom_worker.limits import MIB
 from dicom_worker.operations import unpack
 from dicom_worker.operations.unpack import unpack_archive
-from dicom_worker.testing import wheel_file
+from dicom_worker.testing import added_to_peak, wheel_file
 from fluoro.v1.archive_pb2 import UnpackArchive, UnpackArchiveResult, UnpackedArchive
 from fluoro.v1.job_pb2 import Item
 from fluoro_jobs.testing import Attempt, operate
@@ -183,3 +183,20 @@ def test_no_damage_to_an_archive_is_an_untyped_error(
     _, attempt = run(tmp_path_factory.mktemp("run"), bytes(damaged))
     item = attempt.context.items[0]
     assert item.state == Item.STATE_SUCCEEDED or item.reason.startswith("ARCHIVE_")
+
+
+def test_what_macos_and_windows_pack_by_themselves_is_left_out(tmp_path: Path) -> None:
+    ours = {"a/1.jpg": b"1", "DS_Store": b"2", "x/__MACOSX": b"3"}
+    theirs = ["__MACOSX/a/._1.jpg", "a/.DS_Store", "Thumbs.db", "a/b/desktop.ini"]
+    result, attempt = run(tmp_path, zipped({**dict.fromkeys(theirs, b"0"), **ours}))
+    assert result.archives[0].members == 3
+    assert [attempt.read(f"member-0~{number:04}") for number in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    good, bomb = tmp_path / "good.zip", tmp_path / "bomb.zip"
+    for path, size in ((good, 1), (bomb, 128 * MIB)):
+        path.write_bytes(zipped({"a": bytes(size)}))
+    reason, extra = added_to_peak(unpack_archive, UnpackArchive, good, bomb, tmp_path / "scratch")
+    assert reason == "ARCHIVE_TOO_LARGE"
+    assert extra < 64 * MIB

@@ -1,6 +1,8 @@
 """For tests of this worker: the DICOM files in pydicom's wheel, edits, and what an attempt left."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +11,7 @@ import numpy as np
 import pydicom.data
 from fluoro.v1 import convert_pb2, dicom_pb2, job_pb2
 from fluoro_jobs.testing import Attempt
+from fluoro_jobs.worker.handler import Handler
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -69,3 +72,35 @@ def array_of(attempt: Attempt, number: int = 0) -> NDArray[Any]:
 def preview_of(attempt: Attempt, number: int = 0) -> NDArray[np.uint8]:
     """The pixels of an input's preview."""
     return np.asarray(Image.open(io.BytesIO(attempt.read(f"preview-{number:04}.png"))))
+
+
+MEASURE: Final = """
+import importlib, resource, sys
+from pathlib import Path
+from fluoro_jobs.testing import operate
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+module, name, messages, message, *paths = sys.argv[1:]
+operation = getattr(importlib.import_module(module), name)
+request = getattr(importlib.import_module(messages), message)()
+good, bomb, folder = map(Path, paths)
+operate(operation, request, folder, [good])
+before = peak()
+_, attempt = operate(operation, request, folder, [bomb])
+print(attempt.context.items[0].reason, peak() - before)
+"""
+"""Runs an operation on a good file, then on a bomb."""
+
+
+def added_to_peak(
+    operation: Handler[Any, Any], request: type[Any], good: Path, bomb: Path, folder: Path
+) -> tuple[str, int]:
+    """The reason of a bomb's item, and what it adds to a process's peak of memory, in bytes."""
+    names = [operation.function.__module__, operation.function.__name__]
+    names += [request.__module__, request.__name__]
+    command = [sys.executable, "-c", MEASURE, *names, str(good), str(bomb), str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    reason, _, extra = done.stdout.strip().rpartition(" ")
+    return reason, int(extra)

@@ -24,8 +24,9 @@ class UnpackArchive(_message.Message):
 
     Each of the job's inputs is an item. An archive that is broken, encrypted or over a limit fails
     alone, as a whole: a study of which a part is missing would look complete. Archives inside are
-    members like others and are not unpacked. Folders and links are left out. Leaves for each file in
-    an archive an artifact of role `member`, and for each archive one of role `members`
+    members like others and are not unpacked. Folders, links, and what macOS and Windows pack by
+    themselves (`__MACOSX/`, `.DS_Store`, `Thumbs.db`, `desktop.ini`) are left out. Leaves for each
+    file in an archive an artifact of role `member`, and for each archive one of role `members`
     (application/json): the members' names in the archive, by key. A member's key is that of the
     archive and its place: `3/0007` is the eighth file of input 3. Names may be a patient's, so
     nothing else holds them.

@@ -105,7 +105,9 @@ def members(archive: ZipFile) -> list[ZipInfo]:
         entry
         for entry in archive.infolist()
         # Not is_dir(), which looks at the last character of a name that may be empty.
-        if not entry.filename.endswith("/") and not stat.S_ISLNK(entry.external_attr >> 16)
+        if not entry.filename.endswith("/")
+        and not stat.S_ISLNK(entry.external_attr >> 16)
+        and not of_the_system(entry.filename)
     ]
     if len(files) > MEMBER_LIMIT:
         raise too_large(f"It has more than {MEMBER_LIMIT} files.")
@@ -122,6 +124,15 @@ def members(archive: ZipFile) -> list[ZipInfo]:
             Reason.ARCHIVE_INVALID, "The archive is compressed in another way than deflate."
         )
     return files
+
+
+def of_the_system(name: str) -> bool:
+    """Whether macOS or Windows packed it by itself: no file of the sender's.
+
+    `__MACOSX` has a second file beside each one, of its attributes.
+    """
+    folder, _, file = name.rpartition("/")
+    return folder.split("/")[0] == "__MACOSX" or file in {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 def chunks(archive: ZipFile, member: ZipInfo) -> Iterator[bytes]:

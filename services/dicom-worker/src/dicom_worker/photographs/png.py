@@ -35,7 +35,8 @@ def walk(data: bytes) -> Found:
             raise RefusedError(Refusal.CHECKSUM)
         if (number == 0) != (name == b"IHDR"):
             raise RefusedError(Refusal.BROKEN)
-        count(name, data[position + 8 : end - 4], found)
+        body = data[position + 8 : end - 4]
+        (look if name in PICTURE else count)(name, body, found)
         # The still picture of an animation is one more, unless it is the first of it.
         if name == b"IDAT" and b"IDAT" not in seen and b"acTL" in seen and b"fcTL" not in seen:
             found.frames += 1
@@ -49,9 +50,8 @@ def walk(data: bytes) -> Found:
     return found
 
 
-def count(name: bytes, body: bytes, found: Found) -> None:
-    """Reads or counts a chunk."""
-    removed = found.removed
+def look(name: bytes, body: bytes, found: Found) -> None:
+    """Reads a chunk that says what the picture is like."""
     if name == b"IHDR":
         if len(body) != 13 or body[9] not in CHANNELS:  # noqa: PLR2004 - bytes of IHDR
             raise RefusedError(Refusal.BROKEN)
@@ -59,11 +59,19 @@ def count(name: bytes, body: bytes, found: Found) -> None:
         found.bits, found.samples = max(8, body[8]), CHANNELS[body[9]]
     elif name == b"acTL":
         found.frames = int.from_bytes(body[:4])
+    elif name == b"tRNS" and found.bits > 8:  # noqa: PLR2004 - bits of a byte
+        # The decoder of 16 bits would show the transparent colour.
+        raise RefusedError(Refusal.KIND)
     elif name == b"cICP":
         primaries, transfer = SAME_AS_SRGB
         if len(body) != 4 or body[0] not in primaries or body[1] not in transfer:  # noqa: PLR2004 - bytes of cICP
             raise RefusedError(Refusal.HDR)
-    elif name == b"iCCP":
+
+
+def count(name: bytes, body: bytes, found: Found) -> None:
+    """Counts a chunk that tells something beside the picture."""
+    removed = found.removed
+    if name == b"iCCP":
         found.has_profile = True
         removed[Kind.COLOR_PROFILE] += 1
     elif name == b"eXIf":
@@ -71,7 +79,7 @@ def count(name: bytes, body: bytes, found: Found) -> None:
     elif name in TEXTS:
         keyword = body.partition(b"\0")[0].lower()
         removed[kind_of_text(keyword)] += 1
-    elif name not in PICTURE:
+    else:
         removed[Kind.OTHER] += 1
 
 

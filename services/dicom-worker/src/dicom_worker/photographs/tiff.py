@@ -17,8 +17,10 @@ from dicom_worker.photographs.ifd import (
 from dicom_worker.photographs.refusals import Refusal, RefusedError
 
 SUBFILE, COLUMNS, ROWS, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-SAMPLES, TILE_COLUMNS, TILE_ROWS, SAMPLE_FORMAT = 277, 322, 323, 339
+SAMPLES, TILE_COLUMNS, TILE_ROWS, EXTRA_SAMPLES, SAMPLE_FORMAT = 277, 322, 323, 338, 339
 PROFILE, DNG_VERSION = 34675, 50706
+STRAIGHT: Final = 2
+"""ExtraSamples of an alpha channel that has not been multiplied into the colours."""
 REDUCED, MASK = 1, 4
 """Bits of NewSubfileType: a smaller version of another picture, a mask."""
 CHANNELS: Final = {0: (1, 2), 1: (1, 2), 2: (3, 4), 3: (1,), 5: (4,), 6: (3,)}
@@ -82,6 +84,9 @@ def shape(tags: Tags, page: dict[int, Tag], found: Found) -> tuple[int, ...]:
         raise RefusedError(Refusal.KIND)
     (depth,) = bits
     if depth == WIDE and photometric not in (0, 1, 2):
+        raise RefusedError(Refusal.KIND)
+    extra = tags.number(page.get(EXTRA_SAMPLES), STRAIGHT)
+    if depth == WIDE and found.samples in (2, 4) and extra != STRAIGHT:
         raise RefusedError(Refusal.KIND)
     if tags.number(page.get(COMPRESSION), 1) == OLD_JPEG:
         raise RefusedError(Refusal.KIND)
