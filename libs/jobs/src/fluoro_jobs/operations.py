@@ -187,6 +187,17 @@ OPERATIONS: Final = (
         fans_out=False,
         resource_class="io",
     ),
+    Operation(
+        "export_fhir",
+        "export.fhir",
+        "export",
+        export_pb2.ExportFhir,
+        export_pb2.ExportFhirResult,
+        reads=(),
+        leaves=("fhir",),
+        reads_results=True,
+        fans_out=False,
+    ),
 )
 
 BY_FIELD: Final = {operation.field: operation for operation in OPERATIONS}

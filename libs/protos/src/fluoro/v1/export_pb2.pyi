@@ -363,3 +363,61 @@ class ExportArchiveResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportArchiveResult: _TypeAlias = ExportArchiveResult  # noqa: Y015
+
+@_typing.final
+class ExportFhir(_message.Message):
+    """Writes what models found as FHIR R4, for an electronic record. Runs on queue `export`, Celery
+    task `export.fhir`.
+
+    One Bundle (collection) of the steps that this step comes after: an ImagingStudy per study that
+    InspectDicom read, an Observation per image and class that a model measured, one per image and
+    frame that it classified, a Device per model, and a DiagnosticReport of them all. Status is
+    `preliminary`: nobody has verified them. Names no patient. The same inputs give the same bytes.
+    Leaves `fhir.json` with role `fhir` (application/fhir+json).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """Whom it is about, a reference of the record's own: `Patient/17`. Empty means unknown."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportFhir: _TypeAlias = ExportFhir  # noqa: Y015
+
+@_typing.final
+class ExportFhirResult(_message.Message):
+    """What ExportFhir wrote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    resources: _builtins.int
+    """Resources in the Bundle."""
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the artifacts written."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[_builtins.str] | None = ...,
+        resources: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportFhirResult: _TypeAlias = ExportFhirResult  # noqa: Y015

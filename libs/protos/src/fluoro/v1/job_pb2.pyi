@@ -306,6 +306,7 @@ class Step(_message.Message):
     IMPORT_IMAGES_FIELD_NUMBER: _builtins.int
     EXPORT_DICOM_FIELD_NUMBER: _builtins.int
     EXPORT_ARCHIVE_FIELD_NUMBER: _builtins.int
+    EXPORT_FHIR_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     MAX_INPUTS_PER_TASK_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
@@ -328,6 +329,7 @@ class Step(_message.Message):
     IMPORT_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
     EXPORT_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     EXPORT_ARCHIVE_RESULT_FIELD_NUMBER: _builtins.int
+    EXPORT_FHIR_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the job: lower case letters, digits and hyphens, at most 63, starting with a letter."""
     allow_identifiable: _builtins.bool
@@ -416,6 +418,10 @@ class Step(_message.Message):
         """Packs what earlier steps left into one ZIP file."""
 
     @_builtins.property
+    def export_fhir(self) -> _export_pb2.ExportFhir:
+        """Writes what models found as FHIR R4."""
+
+    @_builtins.property
     def retry_policy(self) -> Global___RetryPolicy:
         """How often and how patiently to try. Defaults apply where unset."""
 
@@ -485,6 +491,10 @@ class Step(_message.Message):
     def export_archive_result(self) -> _export_pb2.ExportArchiveResult:
         """Result of export_archive."""
 
+    @_builtins.property
+    def export_fhir_result(self) -> _export_pb2.ExportFhirResult:
+        """Result of export_fhir."""
+
     def __init__(
         self,
         *,
@@ -502,6 +512,7 @@ class Step(_message.Message):
         import_images: _photograph_pb2.ImportImages | None = ...,
         export_dicom: _export_pb2.ExportDicom | None = ...,
         export_archive: _export_pb2.ExportArchive | None = ...,
+        export_fhir: _export_pb2.ExportFhir | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
         max_inputs_per_task: _builtins.int = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
@@ -524,14 +535,15 @@ class Step(_message.Message):
         import_images_result: _photograph_pb2.ImportImagesResult | None = ...,
         export_dicom_result: _export_pb2.ExportDicomResult | None = ...,
         export_archive_result: _export_pb2.ExportArchiveResult | None = ...,
+        export_fhir_result: _export_pb2.ExportFhirResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...

@@ -1,0 +1,257 @@
+"""A Bundle of FHIR R4 (hl7.org/fhir/R4): studies, findings, models, and a report of them."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro_jobs.worker.context import Upstream
+
+from export_worker.dicom.codes import SCHEME, coded
+from export_worker.dicom.origin import algorithm_name, statement
+from export_worker.images import key_of, results
+from export_worker.wording import job_time
+
+Resource = dict[str, Any]
+
+DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
+SNOMED: Final = "http://snomed.info/sct"
+UCUM: Final = "http://unitsofmeasure.org"
+UNKNOWN: Final = {
+    "extension": [
+        {
+            "url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason",
+            "valueCode": "unknown",
+        }
+    ]
+}
+"""A reference that must be there, to nobody."""
+IMAGING: Final = {
+    "coding": [
+        {
+            "system": "http://loinc.org",
+            "code": "18748-4",
+            "display": "Diagnostic imaging study",
+        }
+    ]
+}
+
+
+def write_bundle(
+    path: Path,
+    job: str,
+    upstream: Sequence[Upstream],
+    subject: str,
+    check: Callable[[], None],
+) -> int:
+    """Writes the Bundle; returns how many resources are in it.
+
+    A resource takes a line, and memory no more than that. check: called before each; stops by
+    raising.
+    """
+    about = {"reference": subject} if subject else UNKNOWN
+    moment = job_time(job).isoformat(timespec="seconds")
+    head = {"resourceType": "Bundle", "type": "collection", "timestamp": moment}
+    studies, found = [], []
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head)[:-1] + ', "entry": [')
+        for resource in resources(job, upstream, about):
+            check()
+            if resource["resourceType"] == "ImagingStudy":
+                studies.append(reference(resource))
+            elif resource["resourceType"] == "Observation":
+                found.append(reference(resource))
+            file.write(",\n" if count else "\n")
+            file.write(entry(resource))
+            count += 1
+        report = report_of(job, upstream, about, moment, studies, found)
+        file.write((",\n" if count else "\n") + entry(report) + "\n]}\n")
+    return count + 1
+
+
+def entry(resource: Resource) -> str:
+    """An entry of the Bundle, on one line."""
+    whole = {"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource}
+    return json.dumps(whole, ensure_ascii=False, allow_nan=False)
+
+
+def reference(resource: Resource) -> dict[str, str]:
+    """To a resource of the same Bundle."""
+    return {"reference": f"urn:uuid:{resource['id']}"}
+
+
+def id_of(job: str, *what: object) -> str:
+    """The same in every attempt."""
+    return str(uuid5(UUID(job.removeprefix("jobs/")), json.dumps(what)))
+
+
+def resources(
+    job: str, upstream: Sequence[Upstream], about: Mapping[str, Any]
+) -> Iterator[Resource]:
+    """All but the report."""
+    yield from studies_of(job, upstream, about)
+    study_of = {
+        key_of(one): id_of(job, "study", one.study_instance_uid)
+        for result in results(upstream, dicom_pb2.InspectDicomResult)
+        for one in result.instances
+    }
+    for step in upstream:
+        if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
+            continue
+        device = device_of(job, step.step, step.result.model)
+        yield device
+        for finding in step.result.findings:
+            study = study_of.get(key_of(finding))
+            common = {
+                "status": "preliminary",
+                "subject": about,
+                "issued": job_time(job).isoformat(timespec="seconds"),
+                "device": reference(device),
+                **({"derivedFrom": [{"reference": f"urn:uuid:{study}"}]} if study else {}),
+                **noted(step.result.model),
+            }
+            yield from observations(job, step.step, finding, common)
+
+
+def studies_of(
+    job: str, upstream: Sequence[Upstream], about: Mapping[str, Any]
+) -> Iterator[Resource]:
+    """An ImagingStudy for each study, with its series and instances, each once."""
+    studies: dict[str, dict[str, dict[str, dicom_pb2.DicomInstance]]] = {}
+    for result in results(upstream, dicom_pb2.InspectDicomResult):
+        for one in result.instances:
+            if one.study_instance_uid and one.series_instance_uid:
+                series = studies.setdefault(one.study_instance_uid, {})
+                series.setdefault(one.series_instance_uid, {})[one.sop_instance_uid] = one
+    for uid in sorted(studies):
+        yield {
+            "resourceType": "ImagingStudy",
+            "id": id_of(job, "study", uid),
+            "identifier": [{"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}],
+            "status": "available",
+            "subject": about,
+            "numberOfSeries": len(studies[uid]),
+            "numberOfInstances": sum(map(len, studies[uid].values())),
+            "series": [series_of(one, studies[uid][one]) for one in sorted(studies[uid])],
+        }
+
+
+def series_of(uid: str, instances: Mapping[str, dicom_pb2.DicomInstance]) -> Resource:
+    """A series of an ImagingStudy."""
+    first = next(iter(instances.values()))
+    return {
+        "uid": uid,
+        "modality": {"system": DCM, "code": first.modality or "OT"},
+        "numberOfInstances": len(instances),
+        "instance": [
+            {
+                "uid": one.sop_instance_uid,
+                "sopClass": {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{one.sop_class_uid}"},
+            }
+            for one in instances.values()
+        ],
+    }
+
+
+def device_of(job: str, step: str, model: ml_pb2.ModelReference) -> Resource:
+    """The model that ran."""
+    return {
+        "resourceType": "Device",
+        "id": id_of(job, "device", step),
+        "deviceName": [{"name": algorithm_name(model), "type": "model-name"}],
+        "version": [{"value": model.version}],
+        "property": [{"type": {"text": "SHA-256"}, "valueCode": [{"text": model.sha256.hex()}]}],
+        **noted(model),
+    }
+
+
+def noted(model: ml_pb2.ModelReference) -> Resource:
+    """What is said of results of the model."""
+    told = statement(model)
+    return {"note": [{"text": told}]} if told else {}
+
+
+def observations(
+    job: str, step: str, finding: ml_pb2.ImageFinding, common: Mapping[str, Any]
+) -> Iterator[Resource]:
+    """Of one image: one per class that was measured, one per frame that was classified."""
+    item = key_of(finding)
+    for one in finding.measurements:
+        yield {
+            "resourceType": "Observation",
+            "id": id_of(job, "measurement", step, item, one.label),
+            "code": code_of(one),
+            **common,
+            "component": list(components(one)),
+        }
+    frames: dict[int, list[ml_pb2.ClassScore]] = {}
+    for score in finding.classes:
+        frames.setdefault(score.frame, []).append(score)
+    for frame, scores in frames.items():
+        yield {
+            "resourceType": "Observation",
+            "id": id_of(job, "classes", step, item, frame),
+            "code": {"text": "Classes of the image and their probabilities"},
+            **common,
+            "component": [
+                {"code": {"text": score.display_name}, **quantity(score.probability, "1", "1")}
+                for score in scores
+                if math.isfinite(score.probability)
+            ],
+        }
+
+
+def code_of(measured: ml_pb2.Measurement) -> Resource:
+    """What was measured: SNOMED CT where the name is known."""
+    concept = coded(measured.display_name, measured.label).type
+    coding = {"system": SNOMED, "code": concept.value, "display": concept.meaning}
+    known = concept.scheme_designator != SCHEME
+    return {**({"coding": [coding]} if known else {}), "text": measured.display_name}
+
+
+def components(measured: ml_pb2.Measurement) -> Iterable[Resource]:
+    """What is known of a class."""
+    if measured.HasField("volume_ml"):
+        yield {"code": {"text": "Volume"}, **quantity(measured.volume_ml, "mL", "mL")}
+    if measured.HasField("mean_value"):
+        yield {"code": {"text": "Mean value"}, **quantity(measured.mean_value, "", "")}
+    yield {"code": {"text": "Share of voxels"}, **quantity(100 * measured.fraction, "%", "%")}
+    yield {"code": {"text": "Number of voxels"}, **quantity(measured.voxels, "1", "1")}
+
+
+def quantity(value: float, unit: str, code: str) -> Resource:
+    """ValueQuantity. unit, code: empty if the unit is not known."""
+    coding = {"unit": unit, "system": UCUM, "code": code} if code else {}
+    return {"valueQuantity": {"value": value, **coding}}
+
+
+def report_of(
+    job: str,
+    upstream: Sequence[Upstream],
+    about: Mapping[str, Any],
+    moment: str,
+    studies: Sequence[Mapping[str, str]],
+    found: Sequence[Mapping[str, str]],
+) -> Resource:
+    """The DiagnosticReport."""
+    told = dict.fromkeys(
+        line
+        for result in results(upstream, ml_pb2.AnalyzeImagesResult)
+        if (line := statement(result.model))
+    )
+    return {
+        "resourceType": "DiagnosticReport",
+        "id": id_of(job, "report"),
+        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{job[5:]}"}],
+        "status": "preliminary",
+        "code": IMAGING,
+        "subject": about,
+        "issued": moment,
+        **({"imagingStudy": list(studies)} if studies else {}),
+        **({"result": list(found)} if found else {}),
+        "conclusion": " ".join(["Found by software; nobody has verified it.", *told]),
+    }

@@ -1,0 +1,92 @@
+"""ExportFhir: valid R4, with what was found and what is said of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from export_worker.operations.fhir import export_fhir
+from export_worker.testing import JOB, Study, ct_slices
+from fhir.resources.R4B.bundle import Bundle
+from fluoro.v1 import ml_pb2
+from fluoro.v1.export_pb2 import ExportFhir
+from fluoro_jobs.errors import CancelledAttempt, FluoroError
+from fluoro_jobs.testing import Attempt, step_context
+from fluoro_jobs.worker.context import Upstream
+
+
+def exported(folder: Path, *upstream: Upstream, **request: Any) -> Attempt:
+    attempt = step_context(folder, (), upstream, step="fhir")
+    attempt.context.job = JOB
+    export_fhir(ExportFhir(**request), attempt.context)
+    return attempt
+
+
+def resources(attempt: Attempt) -> dict[str, list[dict[str, Any]]]:
+    """By type, once the whole is valid."""
+    data = attempt.read("fhir.json")
+    Bundle.model_validate_json(data)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in json.loads(data)["entry"]:
+        assert entry["fullUrl"] == f"urn:uuid:{entry['resource']['id']}"
+        found.setdefault(entry["resource"]["resourceType"], []).append(entry["resource"])
+    return found
+
+
+def test_a_bundle_is_valid_and_has_study_findings_and_report(clinic: Any, tmp_path: Path) -> None:
+    found = resources(exported(tmp_path, clinic.inspect(), clinic.analyze(), subject="Patient/17"))
+    [study], [report], [device] = (
+        found[kind] for kind in ("ImagingStudy", "DiagnosticReport", "Device")
+    )
+    assert study["identifier"][0]["value"] == "urn:oid:1.2.3.4.6"
+    assert study["series"][0]["instance"][0]["uid"] == "1.2.3.4.5"
+    assert study["subject"] == {"reference": "Patient/17"}
+    bone = found["Observation"][5]
+    assert bone["code"]["coding"][0]["code"] == "3138006"
+    assert bone["derivedFrom"] == [{"reference": f"urn:uuid:{study['id']}"}]
+    assert bone["device"] == {"reference": f"urn:uuid:{device['id']}"}
+    assert bone["component"][0]["valueQuantity"]["unit"] == "mL"
+    assert len(report["result"]) == len(found["Observation"]) == 6
+    assert bone["status"] == report["status"] == "preliminary"
+
+
+def test_every_resource_of_a_demonstration_model_says_so(tmp_path: Path) -> None:
+    study = Study.of_slices(tmp_path, ct_slices(1))
+    found = resources(exported(tmp_path, study.analyze()))
+    told = "Made by a demonstration model. Not for diagnosis."
+    for resource in (*found["Observation"], *found["Device"]):
+        assert resource["note"] == [{"text": told}]
+    assert told in found["DiagnosticReport"][0]["conclusion"]
+
+
+def test_classes_of_frames_are_observations_with_probabilities(tmp_path: Path) -> None:
+    analyze = Study.of_slices(tmp_path, ct_slices(1)).analyze()
+    assert isinstance(analyze.result, ml_pb2.AnalyzeImagesResult)
+    finding = analyze.result.findings[0]
+    del finding.measurements[:]
+    for frame, label in ((1, 0), (1, 1), (2, 0)):
+        finding.classes.add(
+            frame=frame, label=label, display_name="<b>\u202e\u5c71</b>", probability=0.5
+        )
+    found = resources(exported(tmp_path, analyze))
+    assert [len(one["component"]) for one in found["Observation"]] == [2, 1]
+
+
+def test_another_attempt_gives_the_same_bytes(clinic: Any, tmp_path: Path) -> None:
+    steps = clinic.inspect(), clinic.analyze()
+    first, again = (exported(tmp_path, *steps).read("fhir.json") for _ in range(2))
+    assert first == again
+
+
+def test_without_findings_or_studies_it_says_what_to_name(clinic: Any, tmp_path: Path) -> None:
+    with pytest.raises(FluoroError, match="Name one in `after`"):
+        exported(tmp_path, clinic.render())
+
+
+def test_a_cancelled_attempt_leaves_nothing(clinic: Any, tmp_path: Path) -> None:
+    attempt = step_context(tmp_path, (), [clinic.analyze()], step="fhir")
+    attempt.context.job = JOB
+    attempt.context.cancelled.set()
+    with pytest.raises(CancelledAttempt):
+        export_fhir(ExportFhir(), attempt.context)
+    assert not attempt.context.artifacts
