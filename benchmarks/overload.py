@@ -2,10 +2,12 @@
 
 First a closed loop of callers finds what the gateway takes. Then an open loop sends submits at one,
 two and four times that rate, whether or not they are answered. An answer counts if it is there
-within a second. No workers run. Last line: `ratio` = the worst goodput / the best.
+within a second. Beside it another owner makes a few calls, over its own connection. No workers run.
+Last line: `ratio` = the worst goodput / the best.
 """
 
 import asyncio
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any, Final
@@ -23,6 +25,10 @@ IN_FLIGHT: Final = 256
 """Callers of the closed loop; more do not make it faster."""
 LOADS: Final = (1, 2, 4)
 IN_TIME_SECONDS: Final = 1
+BURST, BURST_SECONDS = 2000, 0.2
+"""Calls that come at once, when nothing else does."""
+OTHERS_PER_SECOND: Final = 40
+"""Calls of the other owner: few beside what the gateway can take."""
 RATE: Final = 1e6
 """Limits of the owner that are looked at and never met."""
 
@@ -33,20 +39,38 @@ async def main(rounds: int, seconds: float) -> None:
         servers() as run,
         run.service("gateway", owner_calls_per_second=RATE, owner_jobs_per_second=RATE) as gateway,
     ):
-        connections = await connect(gateway.port)
+        connections = await connect(gateway.port, "bench", CONNECTIONS)
+        other = await connect(gateway.port, "other", 1)
         await closed_loop(connections, IN_FLIGHT, seconds / 2)
         taken = await closed_loop(connections, IN_FLIGHT, seconds)
         capacity = len(taken.seconds) / seconds
         say("capacity", per_second=capacity, in_flight=IN_FLIGHT, **latencies(taken.seconds))
         goodput: dict[int, list[float]] = {load: [] for load in LOADS}
+        others: dict[str, Seen] = {}
+
+        async def beside(name: str, per_second: float, flood_seconds: float) -> Seen:
+            seen, other_seen = await asyncio.gather(
+                flood(connections, per_second, flood_seconds, 2 * IN_TIME_SECONDS),
+                flood(other, OTHERS_PER_SECOND, seconds, 2 * IN_TIME_SECONDS),
+            )
+            others.setdefault(name, Seen()).add(other_seen)
+            return seen
+
         for _ in range(rounds):
             for load in LOADS:
                 cpu = cpu_seconds(gateway.child.pid)[0]
-                seen = await flood(connections, load * capacity, seconds, 2 * IN_TIME_SECONDS)
+                seen = await beside(f"{load}x", load * capacity, seconds)
                 goodput[load].append(told(load, seen, seconds, gateway, cpu))
-        for each in connections:
+            await beside("burst", BURST / BURST_SECONDS, BURST_SECONDS)
+        for each in (*connections, *other):
             each.close()
     good = {load: statistics.median(each) for load, each in goodput.items()}
+    for name, seen in others.items():
+        say(
+            f"the other owner beside {name}",
+            refused_share=seen.refused / seen.sent,
+            **latencies(seen.seconds or [math.inf]),
+        )
     say(
         "overload",
         ratio=min(good.values()) / max(good.values()),
@@ -72,24 +96,27 @@ def told(load: int, seen: Seen, seconds: float, gateway: Process, cpu: float) ->
     return good
 
 
-async def connect(port: int) -> Sequence[Connection]:
-    """Connections whose calls are submits; every call is a new job."""
+async def connect(port: int, owner: str, count: int) -> Sequence[Connection]:
+    """Connections whose calls are submits of the owner; every call is a new job."""
+    metadata = (("fluoro-owner", owner),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        job = job_pb2.Job(inputs=[await upload(channel)], labels={"study": "benchmark"})
+        blob = await upload(channel, metadata)
+    job = job_pb2.Job(inputs=[blob], labels={"study": "benchmark"})
     job.steps.add(name="inspect").inspect_dicom.SetInParent()
 
     def message() -> bytes:
         request = job_service_pb2.SubmitJobRequest(job=job, request_id=str(uuid4()))
         return request.SerializeToString()
 
-    block = headers("/fluoro.v1.JobService/SubmitJob", timeout=f"{2 * IN_TIME_SECONDS}S")
+    path, timeout = "/fluoro.v1.JobService/SubmitJob", f"{2 * IN_TIME_SECONDS}S"
+    block = headers(path, timeout=timeout, metadata=metadata)
     loop = asyncio.get_running_loop()
 
     async def one() -> Any:
         made = await loop.create_connection(lambda: Connection(block, message), "127.0.0.1", port)
         return made[1]
 
-    return [await one() for _ in range(CONNECTIONS)]
+    return [await one() for _ in range(count)]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and throws them away. DownloadBlob sends `offset` bytes out of memory.
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -76,15 +77,19 @@ def handlers() -> list[grpc.GenericRpcHandler]:
     ]
 
 
-async def main(port: int) -> None:
-    """Serves until killed."""
+async def main(port: int, certificate: bytes = b"", key: bytes = b"") -> None:
+    """Serves until killed. certificate, key: for TLS, in PEM."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(handlers())
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    if certificate:
+        server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+    else:
+        server.add_insecure_port(address)
     await server.start()
     print("ready", flush=True)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(int(sys.argv[1]), *(Path(name).read_bytes() for name in sys.argv[2:])))

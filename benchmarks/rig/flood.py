@@ -66,6 +66,14 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     refused_seconds: list[float] = field(default_factory=list)
 
+    def add(self, other: "Seen") -> None:
+        """Those of another round, too."""
+        self.sent += other.sent
+        self.refused += other.refused
+        self.cut += other.cut
+        self.seconds += other.seconds
+        self.refused_seconds += other.refused_seconds
+
 
 class Connection(asyncio.Protocol):
     """One connection, which makes calls and takes their answers."""

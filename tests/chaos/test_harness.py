@@ -30,7 +30,7 @@ def proxy(redis_url: str) -> Iterator[Proxy]:
 
 @contextmanager
 def connected(proxy: Proxy) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=30) as connection:
         yield connection
 
 

@@ -35,7 +35,7 @@ def build(kustomization: Path) -> str:
 def answer(url: str) -> int:
     """HTTP status."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:

@@ -175,7 +175,7 @@ class Prometheus:
         query = urllib.parse.urlencode({"query": expression})
         try:
             with urllib.request.urlopen(
-                f"http://{self._address}/api/v1/query?{query}", timeout=10
+                f"http://{self._address}/api/v1/query?{query}", timeout=30
             ) as response:
                 answer: dict[str, Any] = json.load(response)
         except OSError:

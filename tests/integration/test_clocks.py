@@ -29,7 +29,7 @@ SHIFTED = textwrap.dedent("""\
 def offset(port: int) -> float:
     """`fluoro_clock_offset_seconds` of the service; 0 as long as it has not looked."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
             families = text_string_to_metric_families(response.read().decode())
     except OSError:
         return 0
@@ -45,7 +45,7 @@ def shifted(rig: Rig, port: int, seconds: int, *service: str) -> None:
     (rig.folder / "shifted.py").write_text(SHIFTED)
     rig.start("shifted", str(seconds), *service, http_port=port, grpc_port=0)
     until(lambda: abs(offset(port) - seconds) < 5, 60, f"an offset of {seconds} s")
-    until(lambda: '"clock_wrong"' in rig.logs(), 5, "a warning")
+    until(lambda: '"clock_wrong"' in rig.logs(), 30, "a warning")
 
 
 @pytest.fixture(autouse=True)

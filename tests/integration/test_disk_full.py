@@ -36,7 +36,7 @@ def leave_room(process: "subprocess.Popen[bytes]", size_bytes: int) -> None:
 
 def status(http_port: int) -> tuple[int, str]:
     """Status of /readyz, and what the check of the blob store says."""
-    with closing(HTTPConnection("127.0.0.1", http_port, timeout=5)) as connection:
+    with closing(HTTPConnection("127.0.0.1", http_port, timeout=30)) as connection:
         connection.request("GET", "/readyz")
         reply = connection.getresponse()
         return reply.status, json.loads(reply.read())["checks"]["blobs"]["message"]
@@ -64,20 +64,22 @@ def test_a_gateway_is_not_ready_while_the_disk_of_the_blobs_is_full_or_read_only
     rig.served("gateway", http_port, grpc_host="127.0.0.1", grpc_port=0, blob_url=f"file://{disk}")
     filler = disk / "filler"
     filler.write_bytes(bytes(20 * MIB))
-    until(lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a full disk")
+    until(lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 30, "503 on a full disk")
     assert status(http_port)[1] == "BlobStoreFullError: the blob store has no space left"
     filler.unlink()
-    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 with room again")
+    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 30, "200 with room again")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     until(
-        lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE, 5, "503 on a read-only disk"
+        lambda: status(http_port)[0] == HTTPStatus.SERVICE_UNAVAILABLE,
+        30,
+        "503 on a read-only disk",
     )
     assert (
         status(http_port)[1]
         == "BlobStoreReadOnlyError: the blob store is read-only or denies access"
     )
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 5, "200 once it can be written to")
+    until(lambda: status(http_port) == (HTTPStatus.OK, ""), 30, "200 once it can be written to")
     assert list(disk.iterdir()) == []
 
 

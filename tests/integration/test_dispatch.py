@@ -89,9 +89,9 @@ def test_a_new_owner_gets_the_next_free_slot_while_another_ones_long_tasks_wait(
     assert (count(db, "QUEUED"), client.llen(QUEUE)) == (0, 0), "nothing waits behind long tasks"
     other = rig.submit(waiting_job(rig, tmp_path / "b", "new"), owner="new")
     ran = [job for job in first if rig.job(job).state == job_pb2.Job.STATE_RUNNING]
-    until(lambda: shortest_attempt(db) > turn.AHEAD_SECONDS, 5, "an end of the short tasks")
+    until(lambda: shortest_attempt(db) > turn.AHEAD_SECONDS, 30, "an end of the short tasks")
     files[first.index(ran[0])].touch()
-    until(lambda: rig.job(other, "new").state == job_pb2.Job.STATE_RUNNING, 5, "the new owner's")
+    until(lambda: rig.job(other, "new").state == job_pb2.Job.STATE_RUNNING, 30, "the new owner's")
     assert count(db, "READY") == 4, "all that the busy owner had waiting"
 
 
@@ -160,7 +160,7 @@ def test_a_turn_serves_all_who_had_a_reason_before_it(client: "redis.Redis") -> 
     assert not waits.mine
     assert waits.wait_seconds is not None, "that turn may have begun before the reason came"
     one.over(turn.Turn(True, False, 5, None, 512, []), seconds=0)
-    until(lambda: third.look() == MINE, 1, "the end of the rest")
+    until(lambda: third.look() == MINE, 30, "the end of the rest")
     assert other.look(waits.seen) == DONE, "a turn has begun since"
 
 
@@ -181,10 +181,10 @@ def test_a_queue_that_holds_plenty_is_left_alone_until_half_of_it_is_gone(
     assert one.look() == MINE
     client.lpush(QUEUE, *range(40))
     one.over(turn.Turn(True, False, 40, None, 512, messages), seconds=0)
-    until(lambda: not client.exists("fluoro:turn:dicom"), 1, "the end of the rest")
+    until(lambda: not client.exists("fluoro:turn:dicom"), 30, "the end of the rest")
     assert not one.look().mine
     client.ltrim(QUEUE, 0, 19)
-    until(lambda: one.look() == MINE, 1, "the turn")
+    until(lambda: one.look() == MINE, 30, "the turn")
 
 
 def test_a_queue_without_a_worker_is_looked_at_no_more_often_than_it_can_get_one(
@@ -199,9 +199,9 @@ def test_a_queue_without_a_worker_is_looked_at_no_more_often_than_it_can_get_one
     one.over(found, seconds=0)
     assert (one.look().wait_seconds or 0) > pace.SHORTEST_WAIT_SECONDS
     listed(db, slots=1)
-    until(lambda: other.look() == MINE, 1, "the turn, for a worker that has just come")
+    until(lambda: other.look() == MINE, 30, "the turn, for a worker that has just come")
     assert not turn.take(db, QUEUE).unserved
-    until(lambda: not one.look().wait_seconds, 1, "the end of the rest")
+    until(lambda: not one.look().wait_seconds, 30, "the end of the rest")
 
 
 def test_a_dispatcher_looks_after_the_queue_that_it_was_woken_for(rig: Rig, db: Db) -> None:
@@ -214,9 +214,9 @@ def test_a_dispatcher_looks_after_the_queue_that_it_was_woken_for(rig: Rig, db: 
     dispatcher.start()
     try:
         dispatcher.wake()
-        until(lambda: queued(db) == [QUEUE], 5, "the dispatch of its own queue")
+        until(lambda: queued(db) == [QUEUE], 30, "the dispatch of its own queue")
         dispatcher.wake("export")
-        until(lambda: queued(db) == [QUEUE, "export"], 5, "the dispatch of the other queue")
+        until(lambda: queued(db) == [QUEUE, "export"], 30, "the dispatch of the other queue")
     finally:
         dispatcher.close()
 
@@ -242,7 +242,7 @@ def test_a_task_taken_back_at_the_moment_of_its_claim_is_not_claimed(rig: Rig, d
     with psycopg.connect(rig.database_url) as other, ThreadPoolExecutor(1) as claiming:
         assert turn.recall(other, QUEUE, 1) == 1
         claim = claiming.submit(attempts.claim, db, task, by)
-        until(lambda: blocked(other), 5, "a claim that waits for the row")
+        until(lambda: blocked(other), 30, "a claim that waits for the row")
         other.commit()
         assert claim.result() is None
     assert (count(db, "READY"), count(db, "RUNNING")) == (1, 0)

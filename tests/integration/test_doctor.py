@@ -60,7 +60,7 @@ def _changed(server: PostgresServer, settings: dict[str, str]) -> dict[str, str]
         with psycopg.connect(server.url, autocommit=True) as connection:
             return all(_setting(connection, name) == value for name, value in settings.items())
 
-    until(are_new, 20, "the new settings")
+    until(are_new, 30, "the new settings")
     return earlier
 
 

@@ -161,7 +161,7 @@ async def test_jobs_are_cancelled_by_filter_in_pieces_and_others_stay(
     open_jobs = ListJobsRequest(filter="state = PENDING", page_size=1000)
     assert len((await stage.client.jobs.ListJobs(open_jobs, metadata=ADA)).jobs) == 125
     assert len((await stage.client.jobs.ListJobs(open_jobs, metadata=BOB)).jobs) == 1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await watch.read()).event.job_changed.state != Job.STATE_CANCELLED:
             pass
     watch.cancel()
@@ -196,3 +196,31 @@ async def test_whoever_means_all_jobs_has_to_say_so(stage: Stage, blob: str) -> 
     request = BatchCancelJobsRequest(filter=" * ", page_token="x")
     how = await refused(stage.client.jobs.BatchCancelJobs(request, metadata=ADA))
     assert list(how.violations) == ["page_token"]
+
+
+async def test_a_batch_that_comes_again_under_a_full_quota_gets_its_jobs(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with staged(database_url, redis_url, blob_url, owner_max_open_jobs=3) as stage:
+        name = await stage.submit("ada")
+        found = await stage.client.jobs.GetJob(GetJobRequest(name=name), metadata=ADA)
+        [blob] = found.job.inputs
+
+        async def submit(*request_ids: str) -> list[str]:
+            request = BatchSubmitJobsRequest(requests=[entry(blob, one) for one in request_ids])
+            answer = await stage.client.jobs.BatchSubmitJobs(request, metadata=ADA)
+            return [outcome.refusal.reason or outcome.job.name for outcome in answer.outcomes]
+
+        assert (await refused(submit("one", "two", "three"))).reason == "JOB_QUOTA_EXCEEDED"
+        first = await submit("one", "two")
+        assert await submit("one", "two") == first
+        full = "JOB_QUOTA_EXCEEDED"
+        assert await submit("three", "two", "", "one") == [full, first[1], full, first[0]]
+        assert (await refused(submit("three"))).reason == full
+        await stage.client.jobs.CancelJob(CancelJobRequest(name=name), metadata=ADA)
+        async with asyncio.timeout(30):
+            again = await submit("one", "three", "two")
+            while again[1] == full:  # the quota is looked at once a second
+                again = await submit("one", "three", "two")
+        assert (again[0], again[2]) == (first[0], first[1])
+        assert again[1].startswith("jobs/")

@@ -190,8 +190,8 @@ SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_t
 """
 
 
-def working_on(blob: UUID) -> Submission:
-    job = Job(inputs=[f"blobs/{blob}"], steps=[Step(name="a", inspect_dicom={})])
+def working_on(*blobs: UUID) -> Submission:
+    job = Job(inputs=[f"blobs/{blob}" for blob in blobs], steps=[Step(name="a", inspect_dicom={})])
     return validate(SubmitJobRequest(job=job), "ada")
 
 
@@ -236,3 +236,26 @@ async def test_a_submit_that_comes_after_the_removal_of_its_input_is_refused(
     )
     assert isinstance(answer, FluoroError)
     assert answer.reason is Reason.BLOB_NOT_FOUND
+
+
+async def test_a_submit_locks_its_inputs_in_the_order_of_a_removal(
+    stage: Stage, database_url: str
+) -> None:
+    blobs = sorted(new_id() for _ in range(3))
+    await finished(stage, blobs)
+    lock = "SELECT FROM blobs WHERE id = %s FOR UPDATE"
+    submission = working_on(*reversed(blobs))
+    with (
+        psycopg.connect(database_url, autocommit=True) as one,
+        psycopg.connect(database_url, autocommit=True) as other,
+        psycopg.connect(database_url, autocommit=True) as watching,
+    ):
+        one.execute("SET deadlock_timeout = '10ms'")
+        with one.transaction():
+            one.execute(lock, (blobs[0],))
+            second = asyncio.create_task(asyncio.to_thread(accept, other, [submission]))
+            await asyncio.to_thread(until, lambda: watching.execute(WAITING).rowcount)
+            for blob in blobs[1:]:
+                one.execute(lock, (blob,))
+        [answer] = await second
+    assert isinstance(answer, Job)

@@ -25,6 +25,7 @@ from fluoro.v1.blob_service_pb2 import (
 from fluoro_blobs.testing import new_bucket, serving_s3
 from fluoro_client import AsyncClient
 from fluoro_client.errors import InvalidArgumentError
+from fluoro_jobs.ledger import usage
 from fluoro_jobs.testing.rig import until
 from fluoro_local.folders import free_port
 from gateway.testing import Client, refused, serving
@@ -188,12 +189,16 @@ async def test_what_a_signed_url_brings_after_its_upload_was_given_up_is_deleted
     assert again.reason == "UPLOAD_NOT_FOUND"
     await asyncio.to_thread(put, signed, DATA)
     assert len(objects()) == 1
+    with psycopg.connect(database_url) as ledger:
+        assert usage.used_bytes(ledger, "default") == len(DATA), "it counts until it is deleted"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         # As long as the URL is good there is a row by which the bytes are found.
         rows = await connection.execute("SELECT update_time > now() - interval '1 h' FROM uploads")
         assert await rows.fetchall() == [(True,)]
         await connection.execute("UPDATE uploads SET update_time = now() - interval '25 hours'")
         await asyncio.to_thread(until, lambda: objects() == [])
+    with psycopg.connect(database_url, autocommit=True) as ledger:
+        await asyncio.to_thread(until, lambda: usage.used_bytes(ledger, "default") == 0)
 
 
 async def test_no_url_is_signed_for_an_upload_that_has_its_blob(client: Client) -> None:

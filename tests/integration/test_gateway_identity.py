@@ -20,6 +20,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsRequest
+from gateway.identity.workloads import KUBERNETES
 from gateway.testing import Client, Refused, parse, refused, serving
 from gateway.testing_identity import AUDIENCE, Issuer, issuing
 from grpc.aio import AioRpcError
@@ -153,10 +154,16 @@ async def test_a_service_account_of_kubernetes_is_an_owner(
             jwt_keys=f"{issuer.url}/keys",
             jwt_fetch_token_file=str(tmp_path / "token"),
         ) as client:
-            account = "system:serviceaccount:imaging:reporter"
-            await list_jobs(client, issuer.token(account, aud=[AUDIENCE, "else"]))
-            how = await refused(list_jobs(client, issuer.token("system:serviceaccount:a:b")))
-            assert how.reason == "ROLE_MISSING"
+
+            def token(namespace: str, name: str) -> str:
+                said = {"namespace": namespace, "serviceaccount": {"name": name}}
+                account = f"system:serviceaccount:{namespace}:{name}"
+                return issuer.token(account, aud=[AUDIENCE, "else"], **{KUBERNETES: said})
+
+            await list_jobs(client, token("imaging", "reporter"))
+            assert (await refused(list_jobs(client, token("a", "b")))).reason == "ROLE_MISSING"
+            called_so = issuer.token("system:serviceaccount:imaging:reporter")
+            assert (await refused(list_jobs(client, called_so))).reason == "TOKEN_INVALID"
         assert issuer.requests == [("/keys", "Bearer of-the-pod")]
 
 
@@ -169,14 +176,14 @@ async def test_new_keys_are_found_and_those_that_are_known_outlast_an_issuer_tha
         async with gateway(database_url, redis_url, blob_url, issuer) as client:
             issuer.add_key("second", "ES256")
             token = issuer.token(key_id="second")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (how := await told(client, token)) is not None:
                     # It may be the moment in which what is not here is known not to exist.
                     assert how.reason in {"IDENTITY_UNAVAILABLE", "TOKEN_INVALID"}
             issuer.away = True
             issuer.add_key("third")
             before = len(issuer.requests)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while True:
                     how = await told(client, issuer.token(key_id="third"))
                     assert how is not None
@@ -196,7 +203,7 @@ async def test_a_gateway_starts_without_its_issuer_and_says_what_it_waits_for(
             how = await refused(list_jobs(client, issuer.token()))
             assert (how.code.name, how.reason) == ("UNAVAILABLE", "IDENTITY_UNAVAILABLE")
             issuer.away = False
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while (how := await told(client, issuer.token())) is not None:
                     assert how.reason == "IDENTITY_UNAVAILABLE"
 

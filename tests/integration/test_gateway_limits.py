@@ -121,19 +121,49 @@ async def test_a_rate_holds_over_all_gateways_also_when_redis_stood_still(
     assert time.monotonic() - began < 15
 
 
+FLOOD = 200
+"""Calls of an owner that are under way all the time: more than the places of both tests."""
+
+
 async def test_calls_beyond_what_may_wait_are_refused_at_once_and_the_client_waits_them_out(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
     port = free_port()
     settings: Any = {"max_pending_requests": 20, "grpc_port": port}
     async with serving(database_url, redis_url, blob_url, **settings) as client:
-        answers = await looks(client, "ada", 400)
+        await look(client, "ada")
+        answers = await looks(client, "ada", 2 * FLOOD)
         late = [answer for answer in answers if answer.reason != "JOB_NOT_FOUND"]
-        assert 20 <= let_through(answers) < 400
-        assert {(how.code, how.reason) for how in late} == {(grpc.StatusCode.CANCELLED, "")}
+        assert 20 <= let_through(answers) < 2 * FLOOD
+        assert {(how.code, how.reason, how.quota, how.retry_seconds) for how in late} == {
+            (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", "max_pending_requests", 1)
+        }
         async with AsyncClient(f"127.0.0.1:{port}", owner="ada") as patient:
-            counts = await asyncio.gather(*(patient.count() for _ in range(200)))
+            counts = await asyncio.gather(*(patient.count() for _ in range(FLOOD)))
         assert all(not found for found, _ in counts)
+
+
+async def test_a_burst_of_one_owner_refuses_no_call_of_another(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    settings: Any = {"max_pending_requests": 20}
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            serving(database_url, redis_url, blob_url, **settings)
+        )
+        await asyncio.gather(look(client, "hasty"), look(client, "calm"))
+        seen: list[Refused] = []
+
+        async def hurry() -> None:
+            while len(seen) < 1500:
+                seen.append(await look(client, "hasty"))
+
+        burst = [asyncio.create_task(hurry()) for _ in range(FLOOD)]
+        calm: list[Refused] = []
+        while not all(each.done() for each in burst):
+            calm.append(await look(client, "calm"))
+    assert {how.reason for how in calm} == {"JOB_NOT_FOUND"}
+    assert {how.reason for how in seen} == {"JOB_NOT_FOUND", "TOO_MANY_CALLS"}
 
 
 async def test_jobs_have_a_rate_of_their_own(gateways: Sequence[Client]) -> None:

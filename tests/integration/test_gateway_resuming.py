@@ -81,7 +81,7 @@ def sizes(blob_url: str) -> list[int]:
 
 async def committed(gateway: Gateway, upload_id: str, least: int, data: bytes = DATA) -> int:
     """How far the upload is, once it is so far."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             answer = await gateway.blobs.BeginUpload(begun(upload_id, data))
             if answer.committed_bytes >= least:
@@ -92,7 +92,7 @@ async def committed(gateway: Gateway, upload_id: str, least: int, data: bytes = 
 async def streams(database_url: str, number: int) -> None:
     """Returns once the only upload has had so many streams."""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while True:
                 rows = await connection.execute("SELECT cardinality(starts) FROM uploads")
                 if await rows.fetchall() == [(number,)]:
@@ -139,15 +139,18 @@ async def test_a_stream_may_end_early_and_says_how_far_the_upload_is(
 
 
 async def test_of_two_streams_of_an_upload_the_newer_one_goes_on_and_bytes_are_never_mixed(
-    gateway: Gateway, database_url: str, redis_url: str, blob_url: str
+    database_url: str, redis_url: str, blob_url: str
 ) -> None:
     upload_id, hold = str(uuid4()), asyncio.Event()
-    await gateway.blobs.BeginUpload(begun(upload_id))
-    # Not by `send`, which looks up from what it sends only when there is more.
-    older = gateway.blobs.UploadBlob(parts(upload_id, bytes(2 * MIB), hold=hold))
-    ended = asyncio.create_task(refused(older))
-    await committed(gateway, upload_id, MIB)
-    async with serving(database_url, redis_url, blob_url) as elsewhere:
+    async with (
+        serving(database_url, redis_url, blob_url) as gateway,
+        serving(database_url, redis_url, blob_url) as elsewhere,
+    ):
+        await gateway.blobs.BeginUpload(begun(upload_id))
+        # Not by `send`, which looks up from what it sends only when there is more.
+        older = gateway.blobs.UploadBlob(parts(upload_id, bytes(2 * MIB), hold=hold))
+        ended = asyncio.create_task(refused(older))
+        await committed(gateway, upload_id, MIB)
         # Of the one at the other gateway, which looks only now and then, nothing counts either.
         there = elsewhere.blobs.UploadBlob(parts(upload_id, bytes(MIB), hold=hold))
         late = asyncio.create_task(refused(there))
@@ -157,7 +160,7 @@ async def test_of_two_streams_of_an_upload_the_newer_one_goes_on_and_bytes_are_n
         there.cancel()
         with pytest.raises(asyncio.CancelledError):
             await late
-    assert await read(gateway, newer.name) == DATA
+        assert await read(gateway, newer.name) == DATA
 
 
 @pytest.mark.parametrize("offset", [0, len(DATA)])
@@ -284,7 +287,7 @@ async def test_a_silent_stream_ends_and_what_it_sent_stays_until_its_time_is_ove
         assert segments(blob_url)
         await connection.execute("UPDATE uploads SET update_time = now() - interval '25 hours'")
         await asyncio.to_thread(until, lambda: segments(blob_url) == [])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await (await connection.execute("SELECT FROM uploads")).fetchone():  # noqa: ASYNC110 - another thread deletes it
                 await asyncio.sleep(0.01)
 

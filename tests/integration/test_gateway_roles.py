@@ -77,7 +77,7 @@ class Scene:
     async def outcome(self, method: MethodDescriptor, things: Things | None, metadata: Any) -> str:
         """`yes`; `no` for what the caller may not do, `404` for what is not there for it."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await self.call(method, things, metadata)
         except grpc.aio.AioRpcError as error:
             code = parse(error).code.name

@@ -145,7 +145,7 @@ async def test_a_client_whose_certificate_is_replaced_connects_again_and_keeps_i
         blob = await client.upload(b"of bob")
         assert await client.get_blob(blob.name) == blob
         # The stream began as ada's, on the connection before, and goes on.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             for _ in range(3):
                 await anext(watch)
         authority.issue("client", "ada")

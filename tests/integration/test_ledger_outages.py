@@ -26,7 +26,7 @@ from psycopg_pool import ConnectionPool
 
 STATEMENT_SECONDS = 2
 AT_ONCE_SECONDS = 0.5
-BACK_SECONDS = 10
+BACK_SECONDS = 30
 
 
 @pytest.fixture

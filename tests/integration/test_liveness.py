@@ -24,7 +24,7 @@ LIVENESS_SECONDS = 2
 
 def status(port: int, path: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         with error:
@@ -56,7 +56,7 @@ def test_a_ledger_that_stands_still_longer_than_a_loop_may_restarts_nothing(
             assert [status(port, "/healthz") for port in ports] == [200] * 3, rig.logs()
     until(
         lambda: {status(port, "/readyz") for port in ports} == {200},
-        15,
+        30,
         "three services that are ready again",
     )
 

@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 STATEMENT_SECONDS = 2
 AT_ONCE_SECONDS = 0.5
-BACK_SECONDS = 10
+BACK_SECONDS = 30
 SLOTS = 2
 
 

@@ -222,7 +222,7 @@ def test_a_service_that_found_a_standby_says_so_and_needs_no_restart_once_it_is_
         return refusal.value.reason
 
     # What is on its disk it shows a moment later, the tables too.
-    until(lambda: reason() is Reason.LEDGER_READ_ONLY, 10, "a standby with the tables")
+    until(lambda: reason() is Reason.LEDGER_READ_ONLY, 30, "a standby with the tables")
     postgres_pair.fail_over()
     until(lambda: answers(ledger), RECOVERY_SECONDS, "an answer of the new primary")
     ledger.close()
@@ -257,7 +257,7 @@ def test_a_lost_host_that_swallows_what_is_sent_there_delays_the_first_connectio
 
         def call() -> None:
             with ledger.connection():
-                all_have_one.wait(10)
+                all_have_one.wait(30)
 
         with ThreadPoolExecutor(CLIENTS) as callers:
             for called in [callers.submit(call) for _ in range(CLIENTS)]:

@@ -92,7 +92,7 @@ def test_a_worker_outlives_a_server_that_becomes_a_replica_and_one_started_meanw
                 >= 10
             )
 
-        until(refused_often, 20, "workers that ask the replica for messages")
+        until(refused_often, 30, "workers that ask the replica for messages")
         client.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
         rig.start("scheduler", **SWEEP)
         rig.finished(job, 30)

@@ -108,7 +108,7 @@ def test_a_job_whose_statement_is_too_much_for_postgresql_keeps_no_other_from_it
 
 def failures(port: int, action: str) -> float:
     """`fluoro_sweep_failures_total`, as the scheduler exposes it."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as response:
         families = list(text_string_to_metric_families(response.read().decode()))
     samples = [
         sample

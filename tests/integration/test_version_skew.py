@@ -75,7 +75,7 @@ def test_a_request_of_a_later_release_is_handed_back_uncounted(rig: Rig) -> None
         connection.execute("UPDATE steps SET request = %s", (UNKNOWN_FIELD,))
         rig.worker(pool="threads")
         until(lambda: attempts_of(rig, job_id), what="an attempt")
-        until(lambda: attempts_of(rig, job_id)[0] == ("RELEASED", "OPERATION_UNKNOWN"), 5)
+        until(lambda: attempts_of(rig, job_id)[0] == ("RELEASED", "OPERATION_UNKNOWN"), 30)
         connection.execute("UPDATE steps SET request = ''")
     assert rig.finished(job_id).state == job_pb2.Job.STATE_SUCCEEDED
 

@@ -70,7 +70,9 @@ def test_a_claim_that_postgresql_does_after_its_worker_gave_up_costs_no_attempt(
         until(lambda: "task_not_run" in rig.logs(), what="a worker that gives up")
         rig.have_workers_look()
         until(
-            lambda: rig.logs().count("ledger_back") >= 1, 5, "a child that reaches the ledger again"
+            lambda: rig.logs().count("ledger_back") >= 1,
+            30,
+            "a child that reaches the ledger again",
         )
     finally:
         os.kill(backend, signal.SIGCONT)

@@ -27,4 +27,4 @@ def test_an_attempt_in_the_pool_is_counted_in_the_metrics_of_the_worker(
             'fluoro_jobs_finished_total{state="succeeded"} 1.0',
         }
 
-    until(counted, 10, "the report")
+    until(counted, 30, "the report")

@@ -138,7 +138,7 @@ def test_a_message_received_by_a_worker_that_dies_before_the_claim_is_sent_again
         os.kill(pid, signal.SIGSTOP)
     job_id = rig.submit(rig.job_of())
     with redis.Redis.from_url(rig.redis_url) as client:
-        until(lambda: is_queued(rig) and not client.llen("dicom"), 10, "the message to be received")
+        until(lambda: is_queued(rig) and not client.llen("dicom"), 30, "the message to be received")
     os.killpg(first.pid, signal.SIGKILL)
     rig.start("scheduler")
     rig.worker()
@@ -234,7 +234,7 @@ def test_sigterm_lets_running_work_finish_and_takes_no_more(rig: Rig, tmp_path: 
         worker.wait(1)
     (tmp_path / "go").touch()
     assert rig.finished(job_id).state == SUCCEEDED
-    assert worker.wait(15) == 0, rig.logs()
+    assert worker.wait(30) == 0, rig.logs()
     assert outcomes(rig.job(job_id)) == ["SUCCEEDED"]
 
 
@@ -250,7 +250,7 @@ def test_nothing_is_dispatched_for_the_slots_of_a_worker_that_drains(
         with rig.connection() as connection:
             return connection.execute("SELECT slots FROM workers").fetchone()
 
-    until(lambda: listed_slots() == (0,), 4, "a worker without slots")
+    until(lambda: listed_slots() == (0,), 30, "a worker without slots")
     next_id = rig.submit(rig.job_of())
     rig.dispatcher.dispatch()
     with rig.connection() as connection:
@@ -258,7 +258,7 @@ def test_nothing_is_dispatched_for_the_slots_of_a_worker_that_drains(
         assert connection.execute(queued, (next_id,)).fetchone() == (None,)
     (tmp_path / "go").touch()
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
-    assert worker.wait(15) == 0, rig.logs()
+    assert worker.wait(30) == 0, rig.logs()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -269,7 +269,7 @@ def test_sigterm_hands_back_what_does_not_finish_in_the_grace_period(
     job_id = rig.submit(rig.job_of({"do": "wait", "path": str(tmp_path / "go")}, max_attempts=1))
     rig.running(job_id)
     worker.terminate()
-    worker.wait(15)
+    worker.wait(30)
     assert outcomes(rig.job(job_id)) == ["RELEASED"], rig.logs()
     (tmp_path / "go").touch()
     rig.worker()

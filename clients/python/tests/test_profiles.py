@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fluoro_client.cli import app
 from fluoro_client.options import DEFAULT_ENDPOINT, MEANINGS
 from fluoro_client.profiles import (
     EndpointError,
+    NoHomeError,
     ProfileError,
     TokenCommand,
     UnknownProfileError,
@@ -77,6 +79,19 @@ def test_the_configuration_is_where_the_xdg_rules_say():
         assert config_file(variables) == Path("/users/a/.config/fluoro/config.toml")
 
 
+def test_a_user_without_a_home_has_no_profiles(monkeypatch):
+    def unknown(_uid):
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(NoHomeError, match="Set HOME"):
+        config_file({})
+    with pytest.raises(NoHomeError):
+        access({}, profile="lab")
+    assert access({"FLUORO_ENDPOINT": "here:1"}).endpoint == "here:1"
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -108,7 +123,12 @@ async def test_terminals_obey_nothing_that_a_configuration_says(fluoro, home):
     code, out, _ = await fluoro("profiles", "--profile", "a", **home, FLUORO_OWNER="")
     assert (code, out.count(r"\x1b[1m\x9b1m\u202e")) == (0, 4)
     assert "é" in out
+    code, out, _ = await fluoro("profiles", "--output", "json", **home, FLUORO_OWNER="")
+    assert out.count(r"\u001b[1m\u009b1m\u202e") == 3
+    assert out.replace("\n", "").isprintable()
     written(home, f'[profiles.a]\n"{bold}" = 1')
+    code, _, err = await fluoro("profiles", "--output", "json", **home)
+    assert (code, err.replace("\n", "").isprintable()) == (5, True), err
     code, _, err = await fluoro("profiles", **home)
     assert (code, r"says \x1b[1m\x9b1m\u202e, which" in err) == (5, True), err
     assert (out + err).replace("\n", "").isprintable()

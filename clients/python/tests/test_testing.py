@@ -109,7 +109,7 @@ def test_a_wait_ends_when_the_test_ends_the_job(fluoro_gateway, client):
     while not any(call.method == "WaitJob" for call in fluoro_gateway.calls):
         pass
     fluoro_gateway.finish(job)
-    waiting.join(10)
+    waiting.join(30)
     assert not waiting.is_alive()
 
 
@@ -173,7 +173,7 @@ async def test_it_stops_at_once_whatever_hangs_or_watches_and_leaves_no_thread(f
             asyncio.create_task(client.wait(job.name)),
             asyncio.create_task(client.get(job.name)),
         ]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(fluoro_gateway.calls) < 4:  # noqa: ASYNC110 - the fake's state is not ours to signal
                 await asyncio.sleep(0.001)
         started = time.monotonic()

@@ -40,7 +40,7 @@ def test_postgres_comes_back_when_a_stranger_killed_it(server_folder: Path) -> N
         os.kill(old, signal.SIGKILL)
         with pytest.raises(psycopg.OperationalError):
             open_session.execute("SELECT pg_sleep(60)")
-        until(lambda: not server.running, 10, "the end of the server")
+        until(lambda: not server.running, 30, "the end of the server")
         server.start()
         assert server.pid != old
         psycopg.connect(server.url).close()
@@ -106,7 +106,7 @@ def test_a_second_fluoro_on_the_same_folder_is_refused_at_once_and_names_the_fir
             capture_output=True,
             text=True,
             check=False,
-            timeout=10,
+            timeout=30,
         )
         assert second.returncode
         assert "Another Fluoro (process" in second.stderr

@@ -78,7 +78,7 @@ async def test_a_writer_that_is_cancelled_while_it_ends_leaves_nothing(
 
     def slow_disk(descriptor: int) -> None:
         ending.set()
-        go_on.wait(10)
+        go_on.wait(30)
         fsync(descriptor)
 
     async def upload() -> None:

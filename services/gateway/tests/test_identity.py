@@ -7,7 +7,7 @@ from gateway.identity.door import Door
 from gateway.identity.metadata import Believed, named_owner
 from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
-from gateway.identity.workloads import owner_of, owner_of_name, owner_of_spiffe
+from gateway.identity.workloads import KUBERNETES, owner_of, owner_of_name, owner_of_spiffe
 
 MISSING = FluoroError(Reason.OWNER_MISSING, "Who?")
 VIEWER = frozenset({Role.VIEWER})
@@ -85,14 +85,29 @@ def test_roles_are_those_of_the_owner_of_everybody_and_of_the_token() -> None:
     ("subject", "owner"),
     [
         ("ada@clinic.example", "ada@clinic.example"),
-        ("system:serviceaccount:imaging:reporter", "imaging.reporter"),
+        ("imaging.reporter", "imaging.reporter"),
         ("Ada", None),
         ("a:b", None),
-        ("system:serviceaccount:imaging:" + "x" * 60, None),
     ],
 )
 def test_a_subject_is_an_owner_or_nobody(subject: str, owner: str | None) -> None:
-    assert owner_of(subject) == owner
+    assert owner_of(subject, {}) == owner
+
+
+def test_only_kubernetes_says_that_somebody_is_a_service_account() -> None:
+    def owner(name: str, said: object) -> str | None:
+        return owner_of(f"system:serviceaccount:imaging:{name}", {KUBERNETES: said})
+
+    def account(name: str, namespace: str = "imaging") -> object:
+        return {"namespace": namespace, "serviceaccount": {"name": name, "uid": "1"}, "pod": {}}
+
+    assert owner("reporter", account("reporter")) == "imaging.reporter"
+    assert owner("x" * 60, account("x" * 60)) is None
+    for other in (None, 7, {}, {"namespace": "imaging", "serviceaccount": 7}):
+        assert owner("reporter", other) is None
+    assert owner("reporter", account("else")) is None
+    assert owner("reporter", account("reporter", "else")) is None
+    assert owner_of("system:serviceaccount:imaging:reporter", {}) is None, "whoever says so"
 
 
 @pytest.mark.parametrize(

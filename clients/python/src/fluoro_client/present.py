@@ -1,6 +1,7 @@
 """What the `fluoro` command prints: proto3 JSON, or tables for people."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC
 from typing import Any, Final, TypeVar
@@ -43,13 +44,26 @@ _COPIED: Final = frozenset({"JOB", "BLOB", "TOKEN ID"})
 MOST_ROWS_ALIKE: Final = 10
 """More items or artifacts of one kind than this are one row."""
 
+_NOT_ASCII: Final = re.compile("[^\\x00-\\x7e]")
+
 Thing = TypeVar("Thing")
 
 
 def to_json(document: Message | dict[str, Any], *, one_line: bool = False) -> str:
     """Proto3 JSON of a message, or JSON of a dict that already is."""
     fields = MessageToDict(document) if isinstance(document, Message) else document
-    return json.dumps(fields, ensure_ascii=False, indent=None if one_line else 2)
+    return json_text(fields, indent=None if one_line else 2)
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """JSON in which characters that a terminal would obey are escaped, and others stand."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    # Below U+007F, json has escaped them already, and what is left are its own line breaks.
+    return _NOT_ASCII.sub(lambda one: _escaped(one[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def visible(text: str) -> str:

@@ -50,6 +50,10 @@ class EndpointError(ProfileError):
     """The endpoint is none."""
 
 
+class NoHomeError(ProfileError):
+    """The configuration file cannot be anywhere."""
+
+
 class UnknownProfileError(ProfileError):
     """There is no profile of that name."""
 
@@ -171,9 +175,17 @@ class TokenCommand:
 
 
 def config_file(variables: Mapping[str, str]) -> Path:
-    """Where the configuration is. A relative XDG_CONFIG_HOME is ignored, as its rules say."""
+    """Where the configuration is. A relative XDG_CONFIG_HOME is ignored, as its rules say.
+
+    NoHomeError for a user whom the system does not know, in a container for example.
+    """
     home = Path(variables.get("XDG_CONFIG_HOME") or "")
-    folder = home if home.is_absolute() else Path(variables.get("HOME") or "~").expanduser()
+    try:
+        folder = home if home.is_absolute() else Path(variables.get("HOME") or "~").expanduser()
+    except RuntimeError as error:
+        raise NoHomeError(
+            "This user has no home folder, where the profiles are. Set HOME or XDG_CONFIG_HOME."
+        ) from error
     return (folder if home.is_absolute() else folder / ".config") / "fluoro" / "config.toml"
 
 
@@ -223,9 +235,15 @@ def access(
     ProfileError, among them UnknownProfileError and EndpointError. A profile's token and key must
     be nobody else's to read.
     """
+    name = profile or variables.get("FLUORO_PROFILE", "")
     if config is None:
-        config = load(config_file(variables))
-    chosen = config.profile(profile or variables.get("FLUORO_PROFILE", ""))
+        try:
+            config = load(config_file(variables))
+        except NoHomeError:
+            if name:
+                raise
+            config = Config()
+    chosen = config.profile(name)
     found = _Found(variables, chosen, secrets)
     target = found.text("endpoint", endpoint, DEFAULT_ENDPOINT)
     if target.startswith(("http://", "https://")):

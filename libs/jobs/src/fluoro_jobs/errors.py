@@ -287,7 +287,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.TOO_MANY_CALLS: ReasonSpec(
         "RESOURCE_EXHAUSTED",
         True,
-        "As many calls, or watches and waits, of the owner are under way in this gateway as may.",
+        "As many calls, or watches and waits, of the owner are under way in this gateway as may, "
+        "or wait there.",
     ),
     Reason.JOB_QUOTA_EXCEEDED: ReasonSpec(
         "RESOURCE_EXHAUSTED",

@@ -100,10 +100,16 @@ class Batches:
         """Answers after the commit that holds all jobs."""
         if len(request.requests) > MAX_ENTRIES:
             raise names.invalid("requests", f"At most {MAX_ENTRIES}.")
+        full = None
         if not request.validate_only:
-            await call.limits.submits(call.owner, len(request.requests))
+            try:
+                await call.limits.submits(call.owner, len(request.requests))
+            except FluoroError as error:
+                if error.reason is not Reason.JOB_QUOTA_EXCEEDED:
+                    raise
+                full = error  # some of the jobs may be there already, and count in the quota
         with self._under_way(call.owner):
-            return await self._submit(request, call)
+            return await self._submit(request, call, full)
 
     async def cancel(self, request: BatchCancelJobsRequest, call: Call) -> BatchCancelJobsResponse:
         """Cancels in the ledger, and tells watchers and workers after each piece."""
@@ -156,7 +162,9 @@ class Batches:
             if key is None or time.monotonic() > until:
                 return counts, "" if key is None else write_token(request, key)
 
-    async def _submit(self, request: BatchSubmitJobsRequest, call: Call) -> BatchSubmitJobsResponse:
+    async def _submit(
+        self, request: BatchSubmitJobsRequest, call: Call, full: FluoroError | None
+    ) -> BatchSubmitJobsResponse:
         outcomes: list[job_pb2.Job | FluoroError | None] = []
         submissions: list[Submission] = []
         refused: dict[int, tuple[str, bytes]] = {}
@@ -179,6 +187,13 @@ class Batches:
             earlier = await self._calls.run_for(call.owner, repeated, call.owner, keys)
             for place, key in refused.items():
                 outcomes[place] = earlier.get(key, outcomes[place])
+        if full:
+            known = await self._earlier(submissions, full, call)
+            told = iter(known)
+            outcomes = [next(told) if outcome is None else outcome for outcome in outcomes]
+            submissions = [
+                one for one, outcome in zip(submissions, known, strict=True) if outcome is None
+            ]
         stored = iter(await self._stored(submissions, call))
         answers = [next(stored) if outcome is None else outcome for outcome in outcomes]
         new = {one.name for one in submissions}
@@ -188,6 +203,27 @@ class Batches:
         response = BatchSubmitJobsResponse()
         response.outcomes.extend(map(_outcome, answers))
         return response
+
+    async def _earlier(
+        self, submissions: Sequence[Submission], full: FluoroError, call: Call
+    ) -> Sequence[job_pb2.Job | FluoroError | None]:
+        """What each is answered under a full quota: the job of an earlier submit, or a refusal.
+
+        None for what is to be stored, because it fits in without the others. Raises `full` if no
+        job is there already.
+        """
+        keys = [(one.request_id, one.sha256) for one in submissions]
+        named = [key for key in keys if key[0]]
+        earlier = await self._calls.run_for(call.owner, repeated, call.owner, named)
+        if not earlier:
+            raise full
+        refused = None
+        if new := sum(key not in earlier for key in keys):
+            try:
+                await call.limits.submits(call.owner, new)
+            except FluoroError as error:
+                refused = error
+        return [earlier.get(key, refused) for key in keys]
 
     @contextmanager
     def _under_way(self, owner: str) -> Iterator[None]:

@@ -11,18 +11,24 @@ answer, both with a traceback.
 Core refuses calls of a method when too many wait there. Thousands of watches may well begin at one
 moment, and each costs little then. So for methods that mostly wait, more calls are asked for than
 one: those are taken out of core's queue at once, and begun one after the other all the same.
+
+Calls of owners' other methods are taken out, too, and wait where owners take turns (Arrivals).
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_telemetry import metrics
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-from gateway.errors import refusal
+from gateway.errors import Refusal, refusal
+from gateway.limits.arrivals import Arrivals, Credit, Metadata
 
 UNKNOWN: Final = refusal(
     FluoroError(
@@ -31,6 +37,22 @@ UNKNOWN: Final = refusal(
     )
 )
 """The answer to a call of a method that there is not."""
+
+PENDING: Final = "max_pending_requests"
+"""The limit that a flood meets."""
+
+FLOODED: Final = refusal(
+    FluoroError(
+        Reason.TOO_MANY_CALLS,
+        "More calls come than this gateway can take, and most that wait are of this owner.",
+        metadata={"limit": PENDING},
+        retry_seconds=1,
+    )
+)
+"""The answer to a call over its owner's share of the places."""
+
+TAKEN_AT_ONCE: Final = 16
+"""Calls of each method that are taken out of core at a time."""
 
 WAITING_AT_ONCE: Final = 1536
 """Calls of each method that mostly waits that are taken besides those that core has waiting."""
@@ -43,17 +65,28 @@ Method = bytes | None
 """Path of a method that core knows; None stands for all other paths."""
 
 
+OwnerOf = Callable[[Metadata, Callable[[], str]], str]
+"""The owner of a call at first sight, by its metadata and its peer."""
+
+
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
     """Takes the calls of each method in a task of its own."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, options: Options, waiting: Collection[str]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: Options,
+        waiting: Collection[str],
+        owner_of: OwnerOf,
+        most_pending: int,
     ) -> None:
         super().__init__(loop, None, (), (), options, None)
         self._tasks_on = loop
-        self._waiting = waiting
+        self._waiting, self._owner_of, self._most_pending = waiting, owner_of, most_pending
+        self._credit = Credit()
         self._handlers: dict[str, Any] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._flooded = metrics.CALLS_REFUSED.labels(limit=PENDING)
 
     def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
         super().add_registered_method_handlers(handlers)
@@ -64,56 +97,82 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         return self._tasks_on.create_task(self._take_calls(method))
 
     async def _take_calls(self, method: Method) -> None:
-        if method is not None and method.decode() in self._waiting:
+        if method is None:
+            takers = [self._take_unknown()]
+        elif method.decode() in self._waiting:
             turn = asyncio.Lock()
-            await asyncio.gather(*(self._take(method, turn) for _ in range(WAITING_AT_ONCE)))
+            takers = [self._take_waiting(method, turn) for _ in range(WAITING_AT_ONCE)]
         else:
-            await self._take(method)
+            arrivals = Arrivals(self._most_pending, self._credit, self._tasks_on.call_soon)
+            takers = [self._take(method, arrivals) for _ in range(TAKEN_AT_ONCE)]
+        await asyncio.gather(*takers)
         raise cygrpc._RequestCallError  # what grpcio's loop takes for the end
 
-    async def _take(self, method: Method, turn: asyncio.Lock | None = None) -> None:
-        """One call after the other. turn: of those who share a method; who has it begins a call."""
-        resolver = cygrpc._MethodResolver([], self._handlers)
+    async def _take_unknown(self) -> None:
+        """Calls of methods that there are not."""
         while self.is_running():
-            try:
-                state = await (
-                    self._request_call()
-                    if method is None
-                    else self._request_registered_call(method)
-                )
-            except cygrpc._RequestCallError:
-                continue  # that call broke off, or the server stops
-            if turn:
+            with suppress(cygrpc._RequestCallError):  # that call broke off, or the server stops
+                state = await self._request_call()
+                self._begin(_refused(state, self._tasks_on, UNKNOWN), state, "")
+
+    async def _take_waiting(self, method: bytes, turn: asyncio.Lock) -> None:
+        """Calls that mostly wait. turn: who has it begins a call."""
+        while self.is_running():
+            with suppress(cygrpc._RequestCallError):
+                state = await self._request_registered_call(method)
                 async with turn:
                     # Other methods have theirs, too, however many calls of this one there are.
                     await asyncio.sleep(0)
-            if method is None:
-                name, handled = "", _refused(state, self._tasks_on)
-            else:
-                name = method.decode()
-                handled = cygrpc._handle_rpc(name, resolver, (), state, self._tasks_on, False)
-            # It listens for the caller's cancel, too.
-            call = self._tasks_on.create_task(
-                cygrpc._schedule_rpc_coro(handled, state, self._tasks_on, name)
-            )
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+                self._serve(state, method.decode())
+
+    async def _take(self, method: bytes, arrivals: Arrivals) -> None:
+        """All other calls."""
+        name, loop = method.decode(), self._tasks_on
+        while self.is_running():
+            await arrivals.place()
+            with suppress(cygrpc._RequestCallError):
+                state = await self._request_registered_call(method)
+                context = cygrpc._ServicerContext(state, None, None, loop)
+                owner = self._owner_of(context.invocation_metadata(), context.peer)
+                if not arrivals.takes(owner, partial(self._serve, state, name)):
+                    self._flooded.inc()
+                    # Neither in a task of its own nor with an ear for the caller's cancel: it is
+                    # to cost little.
+                    with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError):
+                        await _refused(state, loop, FLOODED)
+
+    def _serve(self, state: Any, name: str) -> None:
+        resolver = cygrpc._MethodResolver([], self._handlers)
+        self._begin(
+            cygrpc._handle_rpc(name, resolver, (), state, self._tasks_on, False), state, name
+        )
+
+    def _begin(self, handled: Coroutine[Any, Any, None], state: Any, name: str) -> None:
+        # It listens for the caller's cancel, too.
+        call = self._tasks_on.create_task(
+            cygrpc._schedule_rpc_coro(handled, state, self._tasks_on, name)
+        )
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
 
 
-async def _refused(state: Any, loop: asyncio.AbstractEventLoop) -> None:
+async def _refused(state: Any, loop: asyncio.AbstractEventLoop, how: Refusal) -> None:
     context = cygrpc._ServicerContext(state, None, None, loop)
-    await context.abort(UNKNOWN.code, UNKNOWN.message, UNKNOWN.trailers)
+    await context.abort(how.code, how.message, how.trailers)
 
 
 class Server(_server.Server):
     """As grpc.aio.server makes it, for registered methods alone."""
 
     def __init__(  # not super's: it makes a server of grpcio's own
-        self, options: Options, waiting: Collection[str] = ()
+        self, options: Options, waiting: Collection[str], owner_of: OwnerOf, most_pending: int
     ) -> None:
-        """options: channel arguments. waiting: paths of methods whose calls mostly wait."""
+        """options: channel arguments. waiting: paths of methods whose calls mostly wait.
+
+        most_pending: calls that wait to begin, of each other method.
+        """
         self._loop = cygrpc.get_working_loop()
-        self._server = _Core(self._loop, options, waiting)
+        self._server = _Core(self._loop, options, waiting, owner_of, most_pending)
 
 
 def quiet_logs() -> None:

@@ -118,8 +118,7 @@ class Resuming:
                 Reason.DIRECT_UPLOAD_UNSUPPORTED,
                 f"One PUT carries {LARGEST_PUT_BYTES} bytes at most. Send them with UploadBlob.",
             )
-        # Its bytes are not to be swept while the URL is good.
-        if not await self._calls.run_for(owner, uploads.touch, owner, upload):
+        if not await self._calls.run_for(owner, uploads.sign, owner, upload):
             raise uploads.not_found()
         answer = SignUploadResponse(url=url, headers={"content-length": str(upload.size_bytes)})
         answer.expire_time.FromNanoseconds(time.time_ns() + round(seconds * 1e9))

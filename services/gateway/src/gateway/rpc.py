@@ -42,6 +42,7 @@ from gateway.heavy import Heavy
 from gateway.identity.door import Door
 from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
+from gateway.limits.arrivals import FirstSight
 from gateway.limits.gate import WAITING, Limits
 
 log = structlog.get_logger(__name__)
@@ -159,6 +160,7 @@ class Adapter:
         """
         self._door, self._audit, self._limits = door, audit, limits
         self._max_message_bytes = max_message_bytes
+        self.first_sight = FirstSight()
         self._heavy = Heavy()
         self._in_flight = 0
         self._turned_away: int | None = None
@@ -251,6 +253,8 @@ class Adapter:
                     return await body(request, call)
                 self._admit()
                 principal = await self._door.admit(method, roles, caller)
+                name = principal.name or principal.owner
+                self.first_sight.learn(caller.metadata, caller.peer, name)
                 call = Call(principal, context, self._heavy, record, self._limits)
                 with self._limits.admitted(principal, waiting=waiting):
                     answer = body(request, call)

@@ -178,7 +178,9 @@ async def _drain(
     try:
         async with asyncio.timeout_at(until):
             await adapter.idle()
-            await grpc_server.stop(LAST_WORDS_SECONDS)
+            # Shielded: grpcio's own future of the end would be cancelled, and every later stop with
+            # it.
+            await asyncio.shield(grpc_server.stop(LAST_WORDS_SECONDS))
     except TimeoutError:
         log.warning("calls_cut_off", meaning="they did not end within the grace")
         await grpc_server.stop(None)

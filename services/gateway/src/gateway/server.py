@@ -44,12 +44,17 @@ SERVICES: Final = (*OF_OWNERS, HEALTH_SERVICE, REFLECTION_SERVICE)
 """All services of the gateway."""
 
 
+AT_FIRST: Final = 512
+"""Calls of a method that may wait for a first look at least, before gRPC refuses more."""
+
+
 class PortTakenError(Exception):
     """Another process listens on the port."""
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Channel arguments of the server."""
+    most_pending = max(AT_FIRST, settings.max_pending_requests)
     chosen = [
         # Twice what the adapter allows: what is in between is refused with a reason, what is over
         # by gRPC itself with the bare code.
@@ -67,8 +72,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # Clients may ping as often as every 30 s; gRPC's own 5 min would cut those off that only
         # keep a NAT entry alive.
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-        ("grpc.server.max_pending_requests", settings.max_pending_requests),
-        ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_requests),
+        ("grpc.server.max_pending_requests", most_pending),
+        ("grpc.server.max_pending_requests_hard_limit", most_pending),
     ]
     if settings.max_connection_age_seconds:
         chosen += [
@@ -115,7 +120,9 @@ def build(
     servicers: of each service of owners. PortTakenError if the port is taken, TlsFilesError if
     files of the certificate cannot be used.
     """
-    server = Server(options(settings), _mostly_wait())
+    server = Server(
+        options(settings), _mostly_wait(), adapter.first_sight.owner, settings.max_pending_requests
+    )
     open_to_all = {HEALTH_SERVICE: health}
     if settings.reflection:
         names = [service.full_name for service in SERVICES]

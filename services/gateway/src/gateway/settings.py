@@ -316,9 +316,9 @@ class Settings(BaseSettings):
     max_pending_requests: Count = Field(
         default=256,
         description=(
-            "Calls of one method that may wait for the event loop before gRPC refuses more: "
-            "CANCELLED, without details. Some hundred keep the wait below half a second "
-            "whatever comes."
+            "Calls of one method that may wait to begin; more of an owner who has more than its "
+            "share of them are refused with TOO_MANY_CALLS. As many more, at least 512, wait in "
+            "gRPC before it refuses: CANCELLED, without details. See limits.md."
         ),
     )
     max_connection_age_seconds: Annotated[float, Field(ge=0)] = Field(

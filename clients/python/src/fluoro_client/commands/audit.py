@@ -1,6 +1,5 @@
 """The command on the audit, for operators."""
 
-import json
 from collections.abc import AsyncIterator, Callable
 
 from fluoro.v1.audit_service_pb2 import AuditEvent
@@ -47,7 +46,7 @@ def _line(settings: Settings, export: ExportName | None) -> Callable[[AuditEvent
     if export is ExportName.DICOM:
         return lambda event: dicom_xml(event, settings.endpoint)
     if settings.output is Output.JSON:
-        return lambda event: json.dumps(json.loads(to_json(event)), ensure_ascii=False)
+        return lambda event: to_json(event, one_line=True)
     return None
 
 

@@ -1,7 +1,6 @@
 """How every command runs and ends: connected, with an exit code, never with a traceback."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +21,7 @@ from fluoro_client.errors import (
 from fluoro_client.files import BadPathError
 from fluoro_client.jobs import InvalidJobError
 from fluoro_client.options import Exit, Output, Settings
-from fluoro_client.present import job_view, print_view, to_json, visible
+from fluoro_client.present import job_view, json_text, print_view, to_json, visible
 from fluoro_client.profiles import (
     Access,
     EndpointError,
@@ -159,9 +158,7 @@ def _complain(settings: Settings, message: str, **details: object) -> None:
 
 def _write_complaint(settings: Settings, message: str, details: Mapping[str, object]) -> None:
     if settings.output is Output.JSON:
-        sys.stderr.write(
-            json.dumps({"error": {"message": message, **details}}, ensure_ascii=False) + "\n"
-        )
+        sys.stderr.write(json_text({"error": {"message": message, **details}}) + "\n")
     else:
         lines = map(visible, message.split("\n"))
         sys.stderr.write("Error: " + "\n".join(lines) + "\n")

@@ -62,16 +62,20 @@ WITH given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(%(tasks)s::json) u(id uuid, job_id uuid, step int2, shard int2,
     queue text, task_name text,
     first_input int, input_count int, allowed int)
+), wanted AS MATERIALIZED (
+  -- In the order in which a removal locks them (deletion.py), lest the two wait for each other.
+  SELECT u.id, u.owner, i.blob, i.place
+  FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place) ORDER BY i.blob
 ), missing AS MATERIALIZED (
   -- A look-up for each, lest the planner joins them with all blobs there are. What a job made may
   -- be deleted with that job at this moment, so it is locked; an upload never is.
-  SELECT u.id, array_agg(i.place - 1 ORDER BY i.place) AS places
-  FROM given u, unnest(u.inputs) WITH ORDINALITY i(blob, place)
+  SELECT w.id, array_agg(w.place - 1 ORDER BY w.place) AS places
+  FROM wanted w
   WHERE coalesce(
-    (SELECT b.owner FROM blobs b WHERE b.id = i.blob AND b.uploaded),
-    (SELECT b.owner FROM blobs b WHERE b.id = i.blob AND NOT b.uploaded FOR KEY SHARE)
-  ) IS DISTINCT FROM u.owner
-  GROUP BY u.id
+    (SELECT b.owner FROM blobs b WHERE b.id = w.blob AND b.uploaded),
+    (SELECT b.owner FROM blobs b WHERE b.id = w.blob AND NOT b.uploaded FOR KEY SHARE)
+  ) IS DISTINCT FROM w.owner
+  GROUP BY w.id
 ), new_jobs AS (
   INSERT INTO jobs (id, owner, request_id, request_sha256, input_count, labels, priority,
     schedule_time, expire_time, pipeline, pipeline_version, state, last_sequence)

@@ -40,6 +40,7 @@ METADATA: Final = MetaData(
 )
 
 TIME: Final = TIMESTAMP(timezone=True)
+_COUNTED_UPLOAD: Final = sql("blob_id IS NULL AND (signed OR NOT expired)")
 
 
 class Xid8(UserDefinedType[str]):
@@ -354,9 +355,10 @@ UPLOADS: Final = Table(
         server_default=sql("false"),
         comment="its bytes are being deleted",
     ),
+    Column("signed", Boolean, nullable=False, server_default=sql("false"), comment="has a URL"),
     Column("update_time", TIME, nullable=False, server_default=sql("now()")),
     Index("uploads_update_time_idx", "update_time"),
-    Index("uploads_open_idx", "owner", postgresql_where=sql("blob_id IS NULL AND NOT expired")),
+    Index("uploads_open_idx", "owner", postgresql_where=_COUNTED_UPLOAD),
 )
 """Uploads that may go on after a broken connection."""
 

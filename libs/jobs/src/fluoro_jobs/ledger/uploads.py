@@ -44,6 +44,9 @@ UPDATE uploads SET starts = starts || %(start)s::bigint, update_time = now()
 WHERE {_MINE} RETURNING starts
 """
 _TOUCH: Final = f"UPDATE uploads SET update_time = now() WHERE {_MINE} RETURNING id"
+_SIGN: Final = f"""
+UPDATE uploads SET update_time = now(), signed = true WHERE {_MINE} RETURNING id
+"""
 _CLOSE: Final = f"""
 WITH mine AS (SELECT FROM uploads WHERE {_MINE} FOR UPDATE),
 added AS (
@@ -142,6 +145,14 @@ def open_stream(
 def touch(connection: LedgerConnection, owner: str, upload: Upload) -> bool:
     """Keeps the upload from being swept. Whether the stream is still the newest."""
     return connection.execute(_TOUCH, _mine(owner, upload)).fetchone() is not None
+
+
+def sign(connection: LedgerConnection, owner: str, upload: Upload) -> bool:
+    """Keeps it from being swept while its URL is good, and counts its bytes for as long.
+
+    Whether its row is as it was.
+    """
+    return connection.execute(_SIGN, _mine(owner, upload)).fetchone() is not None
 
 
 def close(

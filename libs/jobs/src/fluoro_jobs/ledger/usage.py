@@ -10,13 +10,16 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 _USED: Final = """
 SELECT ((SELECT coalesce(sum(bytes), 0) FROM stored_bytes WHERE owner = %(owner)s)
   + (SELECT coalesce(sum(size_bytes), 0) FROM uploads
-     WHERE owner = %(owner)s AND blob_id IS NULL AND NOT expired))::int8
+     WHERE owner = %(owner)s AND blob_id IS NULL AND (signed OR NOT expired)))::int8
 """
 _BEGUN: Final = "SELECT FROM uploads WHERE owner = %s AND id = %s"
 
 
 def used_bytes(connection: LedgerConnection, owner: str) -> int:
-    """Bytes of the owner's blobs, and of what its uploads that have begun announced."""
+    """Bytes of the owner's blobs, and of what its uploads that have begun announced.
+
+    Those that were given up, too, if they have a signed URL: it may still bring their bytes.
+    """
     row = connection.execute(_USED, {"owner": owner}).fetchone()
     assert row is not None
     return int(row[0])

@@ -120,7 +120,7 @@ class JwtBearer:
 
     def _principal(self, claims: dict[str, Any]) -> Principal:
         subject = _claim(claims, self._owner_claim)
-        owner = owner_of(subject) if isinstance(subject, str) else None
+        owner = owner_of(subject, claims) if isinstance(subject, str) else None
         if owner is None:
             raise invalid(
                 f"its claim {self._owner_claim} is not 1 to 63 of the characters a-z 0-9 - _ . @"

@@ -1,9 +1,13 @@
 """Owners of workloads: the same for a pod's service-account token and its mesh certificate."""
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from gateway.identity.principal import OWNER
+
+KUBERNETES: Final = "kubernetes.io"
+"""The claim of a service account's token that says whose it is."""
 
 _ACCOUNT: Final = re.compile(r"system:serviceaccount:([a-z0-9-]+):([a-z0-9.-]+)")
 _MESH_PATH: Final = re.compile(r"ns/([a-z0-9-]+)/sa/([a-z0-9.-]+)")
@@ -18,13 +22,21 @@ def owner_of_name(name: str) -> str | None:
     return name if _OWNER.fullmatch(name) else None
 
 
-def owner_of(subject: str) -> str | None:
+def owner_of(subject: str, claims: Mapping[str, Any]) -> str | None:
     """The owner that the subject of a token stands for; None if it cannot be one.
 
     A Kubernetes service account is NAMESPACE.NAME: a namespace has no dot, so no two of them meet.
+    claims: of the token. Kubernetes says there, too, which account it is. An issuer of people who
+    may call themselves `system:serviceaccount:a:b` does not, and they are not the owner `a.b`.
     """
     account = _ACCOUNT.fullmatch(subject)
-    return owner_of_name(f"{account[1]}.{account[2]}" if account else subject)
+    if account is None:
+        return owner_of_name(subject)
+    match claims.get(KUBERNETES):
+        case {"namespace": namespace, "serviceaccount": {"name": name}}:
+            said = (namespace, name)
+            return owner_of_name(f"{namespace}.{name}") if said == account.groups() else None
+    return None
 
 
 def owner_of_spiffe(spiffe_id: str, trust_domain: str) -> str | None:
