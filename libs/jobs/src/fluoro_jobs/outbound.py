@@ -11,10 +11,11 @@ An operator who means a server inside, a PACS say, names its network too.
 
 import http.client
 import ipaddress
+import select
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
@@ -66,9 +67,28 @@ class Answer:
         self._raw, self._seconds = raw, seconds
 
     @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self._response.status
+
+    @property
     def size_bytes(self) -> int | None:
         """Of all content, before any is read; None if the source does not say."""
         return self._response.length
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether all of it was read."""
+        return self._response.isclosed()
+
+    @property
+    def is_delimited(self) -> bool:
+        """Whether it says where its content ends, so that a broken connection shows."""
+        return self._response.length is not None or self._response.chunked
+
+    def header(self, name: str) -> str:
+        """The value of a header; "" if there is none."""
+        return self._response.headers.get(name, "")
 
     def read(self, most_bytes: int) -> bytes:
         """The next bytes; none at the end. FluoroError SOURCE_UNAVAILABLE if it breaks off."""
@@ -84,6 +104,8 @@ class Answer:
             raise _unavailable("the connection broke") from error
         if not data and self._response.length:
             raise _unavailable("the connection broke")
+        if self._response.length == 0:
+            self._response.close()  # which read1 does not, and the next request waits for it
         return bytes(data)
 
     def abort(self) -> None:
@@ -94,6 +116,69 @@ class Answer:
         """Ends the connection."""
         self._response.close()
         self._connection.close()
+
+
+class Line:
+    """A connection to one server, for requests one after the other. Its methods block."""
+
+    def __init__(self, target: Target, raw: socket.socket, seconds: float) -> None:
+        """raw: leads there. seconds: as for `Outbound.get`, and for each piece that is sent."""
+        self._raw, self._seconds = raw, seconds
+        self._answer: Answer | None = None
+        self._connection = http.client.HTTPConnection(target.host, target.port, timeout=seconds)
+        self._connection.default_port = PORTS[target.scheme]
+        self._connection.auto_open = 0  # or it would connect anew, by name
+        self._connection.sock = raw
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request may be sent: the answer before was read, and nobody has hung up."""
+        if self._connection.sock is None or (self._answer and not self._answer.is_ended):
+            return False
+        # A server has nothing to say before it is asked, but that it ends an idle connection.
+        waiting = select.poll()
+        waiting.register(self._raw, select.POLLIN)
+        return not waiting.poll(0)
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Iterable[bytes] = (),
+    ) -> Answer:
+        """The answer to a request, of whatever status. Read it to its end before the next one.
+
+        headers: with Content-Length if there is a body. FluoroError SOURCE_UNAVAILABLE.
+        """
+        try:
+            with ended(self._raw, self._seconds):
+                self._connection.putrequest(method, path, skip_accept_encoding=True)
+                # As it is: what is unpacked on the way may be a bomb.
+                for name, value in {"Accept-Encoding": "identity", **headers}.items():
+                    self._connection.putheader(name, value)
+                self._connection.endheaders()
+            self._send(body)
+            with ended(self._raw, self._seconds):
+                response = self._connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise _unavailable("the connection broke") from error
+        self._answer = Answer(self._connection, response, self._raw, self._seconds)
+        return self._answer
+
+    def _send(self, body: Iterable[bytes]) -> None:
+        for piece in body:
+            try:
+                with ended(self._raw, self._seconds):
+                    self._connection.send(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # it has heard enough, and may have said why
+
+    def close(self) -> None:
+        """Ends it."""
+        self._connection.close()
+        self._raw.close()
 
 
 class Outbound:
@@ -145,20 +230,9 @@ class Outbound:
         other than 200, or if it does not say where its content ends.
         """
         target = self.target(url)
-        connection = http.client.HTTPConnection(target.host, target.port, timeout=seconds)
-        connection.default_port = PORTS[target.scheme]
-        connection.auto_open = 0  # or it would connect anew, by name
-        raw = connection.sock = self.connect(target, seconds)
-        try:
-            with ended(raw, seconds):
-                # As it is: what is unpacked on the way may be a bomb.
-                connection.request("GET", target.path, headers={"Accept-Encoding": "identity"})
-                response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise _unavailable("the connection broke") from error
-        answer = Answer(connection, response, raw, seconds)
-        if refusal := _refusal(response):
+        line = Line(target, self.connect(target, seconds), seconds)
+        answer = line.ask("GET", target.path, {})
+        if refusal := _refusal(answer):
             answer.close()
             raise refusal
         return answer
@@ -280,13 +354,18 @@ def _unavailable(what: str) -> FluoroError:
     return FluoroError(Reason.SOURCE_UNAVAILABLE, f"The source cannot be reached: {what}.")
 
 
-def _refusal(response: http.client.HTTPResponse) -> FluoroError | None:
-    if response.status in PASSING or response.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _unavailable(f"it answered {response.status}")
-    if response.status != http.HTTPStatus.OK:
-        text = f"The source answered {response.status}. Redirects are not followed."
+def may_pass(status: int) -> bool:
+    """Whether another try may succeed after an answer of this HTTP status."""
+    return status in PASSING or status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _refusal(answer: Answer) -> FluoroError | None:
+    if may_pass(answer.status):
+        return _unavailable(f"it answered {answer.status}")
+    if answer.status != http.HTTPStatus.OK:
+        text = f"The source answered {answer.status}. Redirects are not followed."
         return FluoroError(Reason.SOURCE_REFUSED, text)
-    if response.length is None and not response.chunked:
+    if not answer.is_delimited:
         text = "The source does not say how much it sends (Content-Length)."
         return FluoroError(Reason.SOURCE_REFUSED, text)
     return None
