@@ -166,7 +166,6 @@ async def test_a_job_comes_from_standard_input_and_a_request_id_makes_it_safe_to
     "words",
     [
         ["submit"],
-        ["submit", "--pipeline", "ct-tissue"],
         ["submit", "--pipeline", "ct-tissue", "--file", "x", "--input", "blobs/1"],
         ["submit", "--file", "/no/such/file"],
         ["submit", "--file", "x", "--param", "title=A"],

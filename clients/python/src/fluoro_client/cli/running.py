@@ -93,9 +93,14 @@ def run(
         ),
     ],
     inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="FILES...", help="Files, folders (all files in them), or blobs/ID."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="FILES...",
+            help="Files, folders (all files in them), or blobs/ID; none for a pipeline that "
+            "fetches what it works on.",
+            show_default=False,
+        ),
+    ] = None,
     parameters: Parameters = None,
     role: Annotated[
         list[str] | None,
@@ -113,7 +118,7 @@ def run(
     return partial(
         commands.run_pipeline,
         pipeline=pipeline,
-        inputs=inputs,
+        inputs=inputs or [],
         parameters=pairs(parameters, "a parameter is NAME=VALUE"),
         roles=role or [],
         folder=folder,

@@ -42,8 +42,12 @@ async def download(
     roles: Sequence[str],
     artifacts: Sequence[str],
     folder: Path,
+    some: bool = True,
 ) -> Exit:
-    """Downloads a blob, or artifacts of a job, into a folder."""
+    """Downloads a blob, or artifacts of a job, into a folder.
+
+    some: whether it is a mistake if there is nothing to download.
+    """
     if name.startswith("blobs/"):
         targets = [target_of_blob(await client.get_blob(name), folder)]
     else:
@@ -54,7 +58,7 @@ async def download(
             if (not steps or found.step in steps)
             and (not artifacts or found.artifact.name in artifacts)
         ]
-        if not targets:
+        if not targets and some:
             raise UsageError(
                 f"{name} has no artifact that matches. `fluoro get {name}` lists what it has."
             )
@@ -67,6 +71,6 @@ async def download(
     paths = await each(fetch, targets)
     if settings.output is Output.JSON:
         say(to_json({"files": [str(path) for path in paths]}))
-    else:
+    elif paths:
         say("\n".join(map(str, paths)))
     return Exit.OK
