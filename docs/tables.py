@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dicom_worker.convert.encoding import TARGETS
 from dicom_worker.deidentify.settings import DeidentifySettings
+from dicom_worker.dicomweb.settings import DicomwebSettings
 from dicom_worker.pixels.decoders import CODECS, Codec
 from dicom_worker.pixels.presets import PRESETS
 from fluoro.v1.dicom_pb2 import WindowPreset
@@ -33,6 +34,7 @@ SETTINGS: Final[dict[str, type[BaseSettings]]] = {
     "gateway": GatewaySettings,
     "Every worker": WorkerSettings,
     "dicom-worker besides": DeidentifySettings,
+    "dicom-worker, for DICOMweb": DicomwebSettings,
     "ml-worker besides": ModelSettings,
     "scheduler": SchedulerSettings,
     "make up": LocalSettings,
@@ -84,8 +86,8 @@ STEPS_HEAD: Final = """\
 Each row is an operation: a field of `Step` in `protos/fluoro/v1/job.proto`. The comment of its
 message says what it promises. A step works on artifacts of a role that its operation reads, left by
 the nearest steps before it, or on the job's inputs (role `input`);
-[ADR 0015](adr/0015-inputs-of-steps.md) says how. An operation that reads no role reads the results
-of the steps it comes after."""
+[ADR 0015](adr/0015-inputs-of-steps.md) says how. An operation that reads no role either
+reads the results of the steps it comes after, or works on nothing of the job."""
 
 CONFORMANCE_HEAD: Final = """\
 # Conformance
@@ -314,7 +316,8 @@ def _steps_rows() -> Iterator[list[str]]:
             f"`{operation.request.DESCRIPTOR.name}`",
             f"`{operation.queue}`",
             f"`{operation.task_name}`",
-            ", ".join(f"`{role}`" for role in operation.reads) or "results",
+            ", ".join(f"`{role}`" for role in operation.reads)
+            or ("results" if operation.reads_results else "nothing"),
             ", ".join(f"`{role}`" for role in operation.leaves),
             "yes" if operation.fans_out else "no",
             "yes" if operation.groups else "no",

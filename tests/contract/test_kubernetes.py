@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dicom_worker.dicomweb.settings import DicomwebSettings
 from dicom_worker.operations.unpack import UNPACKED_LIMIT_BYTES
 from fluoro.v1 import job_service_pb2
 from fluoro_jobs.ledger.connection import CONNECT_QUERY, STATEMENT_SECONDS
@@ -94,16 +95,21 @@ def health_url(health: Health) -> Iterator[str]:
     server.close()
 
 
+def with_component(name: str, folder: Path) -> Path:
+    """A copy of the dev overlay that uses this component, too."""
+    shutil.copytree(ROOT / "deploy/k8s", folder / "k8s")
+    overlay = folder / "k8s/overlays/dev"
+    text = (overlay / "kustomization.yaml").read_text()
+    (overlay / "kustomization.yaml").write_text(
+        text.replace("components:\n", f"components:\n  - ../../components/{name}\n")
+    )
+    return overlay
+
+
 @pytest.fixture
 def with_gpu(tmp_path: Path) -> Path:
     """A copy of the dev overlay that uses the gpu component."""
-    shutil.copytree(ROOT / "deploy/k8s", tmp_path / "k8s")
-    overlay = tmp_path / "k8s/overlays/dev"
-    text = (overlay / "kustomization.yaml").read_text()
-    (overlay / "kustomization.yaml").write_text(
-        text.replace("components:\n", "components:\n  - ../../components/gpu\n")
-    )
-    return overlay
+    return with_component("gpu", tmp_path)
 
 
 def test_the_overlays_are_valid_for_the_newest_kubernetes() -> None:
@@ -162,6 +168,24 @@ def test_the_gpu_component_asks_for_a_gpu_and_the_image_that_uses_it(with_gpu: P
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert container["image"].startswith("fluoro/ml-worker-gpu")
     assert {"name": "FLUORO_ML_DEVICE", "value": "cuda"} in container["env"]
+
+
+def test_the_dicomweb_component_sets_what_the_worker_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = build(with_component("dicomweb", tmp_path))
+    assert validate(manifests).returncode == 0
+    overlay = Overlay(list(yaml.safe_load_all(manifests)))
+    given = overlay.environment("dicom-worker")
+    names = {name for name in given if name.startswith("FLUORO_DICOMWEB_")}
+    known = {f"FLUORO_DICOMWEB_{field.upper()}" for field in DicomwebSettings.model_fields}
+    assert "FLUORO_DICOMWEB_SOURCES" in names <= known
+    folder = given.pop("FLUORO_DICOMWEB_CREDENTIALS_FOLDER")
+    mounts = overlay.container("dicom-worker")["volumeMounts"]
+    assert folder in {mount["mountPath"] for mount in mounts}
+    for name in names & set(given):
+        monkeypatch.setenv(name, given[name])
+    DicomwebSettings().outbound()
 
 
 def test_every_service_is_deployed_and_nothing_else_is(dev: Overlay) -> None:

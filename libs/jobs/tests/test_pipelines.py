@@ -150,6 +150,12 @@ SHIPPED = {
     "pipelines/deidentify/versions/1": (
         "89276ff05bb066e8c7f068c5669a5bd45d753c75f8191992122a3f892f6512cd"
     ),
+    "pipelines/deidentify-and-export/versions/1": (
+        "f349fa8c6d73f8b49b57a7bfac4752c9258cfdfcee979533dc5367efbdde7941"
+    ),
+    "pipelines/study-deidentify-and-export/versions/1": (
+        "25ad9cdc9b3e8f1f7612baaf8a8a484e1fa09a6533985db11c15ea0b9e65b798"
+    ),
     "pipelines/dicom-intake/versions/1": (
         "56566cb8105c341658a7c0304a3d45ea999b8620ba59fc458a0256a47ac3c07c"
     ),

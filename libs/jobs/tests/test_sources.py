@@ -15,7 +15,7 @@ ANALYZE, REPORT = BY_FIELD["analyze_images"], BY_FIELD["export_report"]
 EXPORT = BY_FIELD["export_dicom"]
 UNPACK = replace(INSPECT, field="unpack", reads=("input",), leaves=("member", "members"))
 DEIDENTIFY = replace(INSPECT, field="deidentify", leaves=("instance",), deidentifies=True)
-FETCH = replace(INSPECT, field="fetch", reads=(), leaves=("instance",))
+FETCH = replace(INSPECT, field="fetch", reads=(), leaves=("instance",), brings_originals=True)
 COMPARE = replace(
     ANALYZE, field="compare", reads=("pixels", "label-map"), leaves=("picture",), groups=True
 )
@@ -223,6 +223,7 @@ def test_steps_that_lead_to_a_de_identifying_one_may_see_the_originals() -> None
     [
         ([("clean", DEIDENTIFY, []), ("r", RENDER, [])], "the job's inputs"),
         ([("i", INSPECT, []), ("clean", DEIDENTIFY, ["i"]), ("r", REPORT, ["i"])], "step i left"),
+        ([("f", FETCH, []), ("clean", DEIDENTIFY, ["f"]), ("r", RENDER, ["f"])], "step f left"),
         (
             [
                 ("pixels", RENDER, []),
@@ -232,7 +233,12 @@ def test_steps_that_lead_to_a_de_identifying_one_may_see_the_originals() -> None
             "step pixels left",
         ),
     ],
-    ids=["the originals", "their results", "their pixels, reached through the de-identifying step"],
+    ids=[
+        "the originals",
+        "their results",
+        "what was fetched",
+        "their pixels, reached through the de-identifying step",
+    ],
 )
 def test_a_step_that_would_see_what_was_not_de_identified_is_refused(
     steps: list[tuple[str, Operation, list[str]]], told: str
@@ -244,6 +250,13 @@ def test_a_step_that_would_see_what_was_not_de_identified_is_refused(
     name = steps[-1][0]
     assert error.violations[0].field == f"job.steps[{len(steps) - 1}].inputs"
     assert wired(*steps, **{name: True})
+
+
+def test_what_is_fetched_may_be_cleaned_and_what_comes_after_that_sees_it_clean() -> None:
+    job = wired(("f", FETCH, []), ("clean", DEIDENTIFY, ["f"]), ("r", RENDER, ["clean"]))
+    assert job["clean"].sources == (Source(0, "instance"),)
+    assert job["r"].sources == (Source(1, "instance"),)
+    assert wired(("f", FETCH, []), ("r", RENDER, ["f"]))["r"].sources == (Source(0, "instance"),)
 
 
 def test_a_step_that_names_the_originals_may_see_them_but_those_after_it_must_say_so_too() -> None:
@@ -278,7 +291,7 @@ def test_a_job_without_a_de_identifying_step_is_free() -> None:
 
 
 COPY = replace(INSPECT, field="copy", leaves=("instance",))
-KINDS = [COPY, COPY, DEIDENTIFY, RENDER, ANALYZE, REPORT]
+KINDS = [COPY, COPY, FETCH, DEIDENTIFY, RENDER, ANALYZE, REPORT]
 
 
 @st.composite
@@ -319,7 +332,8 @@ def test_no_step_of_any_graph_sees_identifiable_data_without_having_said_so(
             if set(place.after) & (cleaning | cleaned):
                 cleaned.add(i)
             flows = {source.step for source in place.sources} | set(place.after)
-            if i not in cleaning and (None in flows or flows & tainted):
+            brought = operations[i].brings_originals
+            if i not in cleaning and (brought or None in flows or flows & tainted):
                 tainted.add(i)
             if i in cleaning or i in leading:
                 leading |= set(place.after)

@@ -107,4 +107,10 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.IDENTIFIERS_LEFT: (
         "Look at the attributes that the message names, and report it: a rule is missing."
     ),
+    Reason.PACS_NOT_ALLOWED: "Take a server that the operator lists. See [DICOMweb](dicomweb.md).",
+    Reason.PACS_UNAVAILABLE: "Try again; look at the server if it lasts.",
+    Reason.PACS_REFUSED: "Correct the request, or the rights of the worker's account there.",
+    Reason.PACS_NOT_FOUND: "Correct the UIDs or the query.",
+    Reason.PACS_ANSWER_INVALID: "Look at the server, or at what stands before it.",
+    Reason.PACS_CONFLICT: "Delete the other one there, or give the new one a UID of its own.",
 }

@@ -115,6 +115,12 @@ class Reason(StrEnum):
     DEIDENTIFICATION_KEY_MISSING = "DEIDENTIFICATION_KEY_MISSING"
     DEIDENTIFICATION_REFUSED = "DEIDENTIFICATION_REFUSED"
     IDENTIFIERS_LEFT = "IDENTIFIERS_LEFT"
+    PACS_NOT_ALLOWED = "PACS_NOT_ALLOWED"
+    PACS_UNAVAILABLE = "PACS_UNAVAILABLE"
+    PACS_REFUSED = "PACS_REFUSED"
+    PACS_NOT_FOUND = "PACS_NOT_FOUND"
+    PACS_ANSWER_INVALID = "PACS_ANSWER_INVALID"
+    PACS_CONFLICT = "PACS_CONFLICT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +190,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.STEP_INPUT_MISMATCH: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        (
-            "`inputs` names what its step does not leave or the operation does not read, or groups "
-            "it for one that does not take groups."
-        ),
+        "`inputs` names what its step does not leave or the operation does not read, or groups "
+        "it for one that does not take groups.",
     ),
     Reason.STEP_SEES_IDENTIFIABLE: ReasonSpec(
         "INVALID_ARGUMENT",
@@ -207,19 +211,17 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "NOT_FOUND", False, "No such pipeline, or not in this version."
     ),
     Reason.JOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such job for this caller."),
-    Reason.JOB_NOT_ENDED: ReasonSpec("FAILED_PRECONDITION", False, ("The job has not ended.")),
+    Reason.JOB_NOT_ENDED: ReasonSpec("FAILED_PRECONDITION", False, "The job has not ended."),
     Reason.NOTHING_TO_RETRY: ReasonSpec("FAILED_PRECONDITION", False, "Nothing in the job failed."),
-    Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, ("No such blob for this caller.")),
+    Reason.BLOB_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No such blob for this caller."),
     Reason.UPLOAD_MISMATCH: ReasonSpec(
         "INVALID_ARGUMENT", False, "Size or SHA-256 differ from the header's. Nothing was stored."
     ),
     Reason.BLOB_TOO_LARGE: ReasonSpec(
         "INVALID_ARGUMENT",
         False,
-        (
-            "The blob is over the limit of this deployment (`FLUORO_MAX_BLOB_BYTES`). Nothing was "
-            "stored."
-        ),
+        "The blob, or the instance of a DICOMweb server, is over the limit of this deployment "
+        "(`FLUORO_MAX_BLOB_BYTES`, `FLUORO_DICOMWEB_MAX_INSTANCE_BYTES`). Nothing was stored.",
     ),
     Reason.UPLOAD_TOO_SLOW: ReasonSpec(
         "DEADLINE_EXCEEDED",
@@ -229,10 +231,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.UPLOADS_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        (
-            "As many uploads are under way as may, of this owner or in this gateway "
-            "(`FLUORO_MAX_UPLOADS`)."
-        ),
+        "As many uploads are under way as may, of this owner or in this gateway "
+        "(`FLUORO_MAX_UPLOADS`).",
     ),
     Reason.UPLOAD_NOT_FOUND: ReasonSpec(
         "NOT_FOUND", False, "No such upload for this caller, or its time is over."
@@ -310,10 +310,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.GATEWAY_BUSY: ReasonSpec(
         "UNAVAILABLE",
         True,
-        (
-            "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, "
-            "`FLUORO_SUBMIT_QUEUE_JOBS`)."
-        ),
+        "As many calls wait here as may (`FLUORO_LEDGER_WAITING_CALLS`, "
+        "`FLUORO_SUBMIT_QUEUE_JOBS`).",
     ),
     Reason.LEDGER_UNAVAILABLE: ReasonSpec("UNAVAILABLE", True, "PostgreSQL cannot be reached."),
     Reason.LEDGER_BUSY: ReasonSpec(
@@ -343,44 +341,36 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.ATTEMPT_TIMEOUT: ReasonSpec("", True, "The attempt took longer than it may."),
     Reason.SCRATCH_FULL: ReasonSpec(
-        "", True, ("The worker has no disk space left for temporary files.")
+        "", True, "The worker has no disk space left for temporary files."
     ),
     Reason.OPERATION_UNKNOWN: ReasonSpec(
         "",
         True,
-        (
-            "The worker is older than the job and does not know the operation, or cannot read what "
-            "it works on."
-        ),
+        "The worker is older than the job and does not know the operation, or cannot read what "
+        "it works on.",
     ),
     Reason.RESULT_TOO_LARGE: ReasonSpec(
         "",
         False,
-        (
-            "The result of a task is over its operation's limit, it leaves too many files, or the "
-            "earlier steps' results are more than one task may read (64 MiB). "
-            "Submit with a smaller `max_inputs_per_task`."
-        ),
+        "The result of a task is over its operation's limit, it leaves too many files, or the "
+        "earlier steps' results are more than one task may read (64 MiB). "
+        "Submit with a smaller `max_inputs_per_task`.",
     ),
     Reason.UPSTREAM_FAILED: ReasonSpec("", False, "A step this one comes after has no result."),
-    Reason.JOB_CANCELLED: ReasonSpec("", False, ("The job was cancelled.")),
-    Reason.JOB_EXPIRED: ReasonSpec("", False, ("The job had not ended by its expire_time.")),
-    Reason.STEP_FAILED: ReasonSpec("", False, ("A step of the job failed; the message names it.")),
-    Reason.ITEMS_FAILED: ReasonSpec(
-        "", False, ("Some items failed, the others' results are there.")
-    ),
-    Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, ("Every item failed; each has its own reason.")),
+    Reason.JOB_CANCELLED: ReasonSpec("", False, "The job was cancelled."),
+    Reason.JOB_EXPIRED: ReasonSpec("", False, "The job had not ended by its expire_time."),
+    Reason.STEP_FAILED: ReasonSpec("", False, "A step of the job failed; the message names it."),
+    Reason.ITEMS_FAILED: ReasonSpec("", False, "Some items failed, the others' results are there."),
+    Reason.ALL_ITEMS_FAILED: ReasonSpec("", False, "Every item failed; each has its own reason."),
     Reason.NO_APPLICABLE_INPUT: ReasonSpec(
-        "", False, ("The operation applies to none of its inputs.")
+        "", False, "The operation applies to none of its inputs."
     ),
     Reason.TOO_MANY_INPUTS: ReasonSpec(
         "",
         False,
-        (
-            "Earlier steps left more than 10,000 inputs or 50,000 files for the step, more than "
-            "200,000 files for all steps that may begin together, or so many that the job would "
-            "have more than 10,000 tasks."
-        ),
+        "Earlier steps left more than 10,000 inputs or 50,000 files for the step, more than "
+        "200,000 files for all steps that may begin together, or so many that the job would "
+        "have more than 10,000 tasks; or a step would fetch more than 10,000 instances.",
     ),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."
@@ -393,7 +383,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     ),
     Reason.NO_PIXEL_DATA: ReasonSpec("", False, "The instance has no image."),
     Reason.TRANSFER_SYNTAX_UNSUPPORTED: ReasonSpec(
-        "", False, ("There is no decoder for the Transfer Syntax.")
+        "", False, "There is no decoder for the Transfer Syntax."
     ),
     Reason.PIXELS_UNDECODABLE: ReasonSpec(
         "", False, "The decoder refused the pixel data, or what it gave does not match the header."
@@ -425,10 +415,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.ARCHIVE_INVALID: ReasonSpec(
         "",
         False,
-        (
-            "The file is not a ZIP archive, is damaged, or is compressed in another way than "
-            "deflate."
-        ),
+        "The file is not a ZIP archive, is damaged, or is compressed in another way than deflate.",
     ),
     Reason.ARCHIVE_ENCRYPTED: ReasonSpec("", False, "A file in the archive is encrypted."),
     Reason.ARCHIVE_TOO_LARGE: ReasonSpec(
@@ -446,6 +433,20 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "",
         False,
         "What identified the patient was found in the cleaned file, which was thrown away.",
+    ),
+    Reason.PACS_NOT_ALLOWED: ReasonSpec(
+        "", False, "The DICOMweb server is not set up on the worker, or leads where it may not."
+    ),
+    Reason.PACS_UNAVAILABLE: ReasonSpec("", True, "The server is away, too slow, or broke off."),
+    Reason.PACS_REFUSED: ReasonSpec(
+        "", False, "The server does not do it; the message has its HTTP status or failure reason."
+    ),
+    Reason.PACS_NOT_FOUND: ReasonSpec("", False, "The server has nothing of that kind."),
+    Reason.PACS_ANSWER_INVALID: ReasonSpec(
+        "", False, "The server's answer is none of DICOMweb, or is about something else."
+    ),
+    Reason.PACS_CONFLICT: ReasonSpec(
+        "", False, "The server has another instance of the same SOP Instance UID, and keeps it."
     ),
 }
 

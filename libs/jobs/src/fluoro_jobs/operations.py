@@ -13,6 +13,7 @@ from fluoro.v1 import (
     convert_pb2,
     deidentify_pb2,
     dicom_pb2,
+    dicomweb_pb2,
     export_pb2,
     job_pb2,
     ml_pb2,
@@ -48,7 +49,7 @@ class Operation:
     queue: Celery queue, and the service that drains it (`{queue}-worker`).
     request, result: message types.
     reads: roles of the artifacts that it works on; `JOB_INPUT` for the job's own inputs. Any one of
-    them will do. Empty: it has no items.
+    them will do. Empty: it has one task, and no items but those that it makes itself.
     reads_results: whether it reads the results of the steps it comes after, and needs one.
     leaves: roles of the artifacts that it leaves.
     beside: those of `reads` that do not stand for its files but belong to them: a step that names
@@ -57,6 +58,7 @@ class Operation:
     all may not.
     groups: whether it looks at every part of an input, so that a step may `group` its inputs.
     deidentifies: whether what it leaves identifies no patient, though what it read did.
+    brings_originals: whether it leaves data from elsewhere, which may identify a patient.
     resource_class: what it uses most; `io` waits for other systems.
     timeout_seconds: how long one attempt may take, unless the step says otherwise.
     max_result_bytes: most that the result of one task may weigh, serialized.
@@ -74,6 +76,7 @@ class Operation:
     fans_out: bool = True
     groups: bool = False
     deidentifies: bool = False
+    brings_originals: bool = False
     resource_class: ResourceClass = "cpu"
     timeout_seconds: int = 1800
     max_result_bytes: int = MAX_RESULT_BYTES
@@ -142,6 +145,28 @@ OPERATIONS: Final = (
         reads=DICOM_FILES,
         leaves=("volume", "geometry", "instance"),
         groups=True,
+    ),
+    Operation(
+        "fetch_dicomweb",
+        "dicomweb.fetch",
+        "dicom",
+        dicomweb_pb2.FetchDicomweb,
+        dicomweb_pb2.FetchDicomwebResult,
+        reads=(),
+        leaves=("instance",),
+        fans_out=False,
+        brings_originals=True,
+        resource_class="io",
+    ),
+    Operation(
+        "store_dicomweb",
+        "dicomweb.store",
+        "dicom",
+        dicomweb_pb2.StoreDicomweb,
+        dicomweb_pb2.StoreDicomwebResult,
+        reads=DICOM_FILES,
+        leaves=(),
+        resource_class="io",
     ),
     Operation(
         "analyze_images",

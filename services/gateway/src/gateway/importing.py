@@ -21,6 +21,7 @@ READ_BYTES: Final = 256 * 1024
 """Bytes asked of a source at once, for which it has FLUORO_UPLOAD_IDLE_SECONDS."""
 
 S3: Final = "s3://"
+DICOMWEB: Final = "dicomweb://"
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -74,6 +75,9 @@ class Importing:
                 self._threads.submit(source.close)  # after the read that is under way
 
     def _open(self, uri: str) -> Source:
+        if uri.startswith(DICOMWEB):
+            text = "A study is many files, and no blob. Have a step fetch it: FetchDicomweb."
+            raise FluoroError(Reason.SOURCE_REFUSED, text)
         if not uri.startswith(S3):
             return self._out.get(uri, self._seconds)
         bucket, _, key = uri.removeprefix(S3).partition("/")

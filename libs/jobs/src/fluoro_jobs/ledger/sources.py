@@ -257,7 +257,7 @@ def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
         sources = [source.step for source in place.sources]
         before = dict.fromkeys([*sources, *place.after])
         seen = [earlier for earlier in before if earlier is None or identifiable[earlier]]
-        identifiable[step] = bool(seen)
+        identifiable[step] = bool(seen) or graph.operations[step].brings_originals
         unnamed = [earlier for earlier in seen if not (place.named and earlier in sources)]
         if unnamed and not (preparing >> step & 1 or graph.steps[step].allow_identifiable):
             raise _sees_identifiable(graph, step, unnamed[0])

@@ -182,9 +182,22 @@ class StepContext:
 
         Tells watchers how many are done. stage: as in `progress`.
         """
-        total = len(self.inputs)
+        return self._each(stage, self.inputs)
+
+    def make(self, stage: str, keys: Sequence[str]) -> Iterator["StepItem"]:
+        """Items of what the operation finds by itself, in the manner of `each`.
+
+        For one that reads no role. keys: in the same order in every attempt; unique in the step.
+        """
+        # After those of an earlier call: an item's number is its row in the ledger.
+        first = len(self.items)
+        inputs = [Input(first + i, checked_key(key), None, ()) for i, key in enumerate(keys)]
+        return self._each(stage, inputs)
+
+    def _each(self, stage: str, inputs: Sequence[Input]) -> Iterator["StepItem"]:
+        total = len(inputs)
         self.progress(stage, 0, total)
-        for done, input_ in enumerate(self.inputs, 1):
+        for done, input_ in enumerate(inputs, 1):
             yield StepItem(self, input_)
             if input_.number not in self.items:
                 raise RuntimeError("the body of a loop over each() is `with item:`")
@@ -391,6 +404,7 @@ class StepItem:
         """Records the outcome; True if the error, if any, is this item's alone."""
         if self._scratch is not None:
             self._scratch.remove()
+            self._scratch = None  # an item may be taken up again, with another outcome
         if error is None:
             if self._input.number not in self._context.items:
                 self._end(State.STATE_SUCCEEDED, "", "")

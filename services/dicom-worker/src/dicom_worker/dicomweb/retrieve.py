@@ -1,0 +1,74 @@
+"""WADO-RS (PS3.18 10.4): one instance, as the server keeps it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.outbound import Answer
+
+from dicom_worker.dicomweb.multipart import PIECE_BYTES, invalid, media_type, only_part
+from dicom_worker.dicomweb.search import Place, not_found
+from dicom_worker.dicomweb.server import NOT_THERE, Server
+from dicom_worker.reading import PREFIX, PREFIX_OFFSET, read_meta, uid
+
+ACCEPT: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+"""In the Transfer Syntax that it is kept in (PS3.18 8.7.3.5.2). Without it, servers transcode."""
+
+
+def retrieve(server: Server, place: Place, target: Path, most_bytes: int) -> int:
+    """Writes the instance to `target`, and returns how many bytes it has.
+
+    FluoroError PACS_NOT_FOUND, PACS_ANSWER_INVALID, BLOB_TOO_LARGE; PACS_UNAVAILABLE also if the
+    answer breaks off.
+    """
+    answer = server.get(place.path, ACCEPT)
+    size = 0
+    with target.open("wb") as file:
+        for piece in content(server, answer):
+            size += len(piece)
+            if size > most_bytes:
+                server.close()
+                raise too_large(most_bytes)
+            file.write(piece)
+    return size
+
+
+def identity(file: Path) -> tuple[str, str]:
+    """Transfer Syntax UID and SOP Instance UID of a file, as its File Meta Information has them.
+
+    FluoroError NOT_DICOM, DICOM_TRUNCATED or DICOM_INVALID if it has none.
+    """
+    start = PREFIX_OFFSET + len(PREFIX)
+    with file.open("rb") as stream:
+        head = stream.read(start)
+        if head[PREFIX_OFFSET:] != PREFIX:
+            raise FluoroError(Reason.NOT_DICOM, "What the server sent is not DICOM Part 10.")
+        meta, _ = read_meta(stream, file.stat().st_size, start)
+    return uid(meta, "TransferSyntaxUID"), uid(meta, "MediaStorageSOPInstanceUID")
+
+
+def content(server: Server, answer: Answer) -> Iterator[bytes]:
+    """The bytes of the file in an answer: its one part, or all of it if it has no parts."""
+    if answer.status in NOT_THERE:
+        raise not_found()
+
+    def read(most_bytes: int) -> bytes:
+        return server.read(answer, most_bytes)
+
+    kind, boundary = media_type(answer.header("Content-Type"))
+    if kind == "multipart/related":
+        yield from only_part(read, boundary)
+    elif kind == "application/dicom" and answer.is_delimited:
+        while piece := read(PIECE_BYTES):
+            yield piece
+    else:
+        raise invalid("it is no DICOM file")
+
+
+def too_large(most_bytes: int) -> FluoroError:
+    """The instance is over the limit."""
+    return FluoroError(
+        Reason.BLOB_TOO_LARGE,
+        f"The instance has more than {most_bytes} bytes (FLUORO_DICOMWEB_MAX_INSTANCE_BYTES).",
+    )
