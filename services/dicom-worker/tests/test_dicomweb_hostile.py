@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ MIB = 2**20
 MANY = json.dumps([match(f"1.{number}") for number in range(10**5)]).encode()
 
 
+@cache
 def instance(uid: str, comment: str = "") -> bytes:
     data = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
     data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid
@@ -46,14 +48,25 @@ def instance(uid: str, comment: str = "") -> bytes:
 
 @pytest.fixture
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
-    """A server with nothing yet, which the worker waits for half a second."""
+    """A server with nothing yet."""
     with testing.pacs() as server:
         for name, value in server.variables.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("FLUORO_DICOMWEB_ANSWER_SECONDS", "0.5")
         monkeypatch.setenv("FLUORO_DICOMWEB_MAX_INSTANCE_BYTES", str(4 * MIB))
         monkeypatch.setattr("dicom_worker.operations.fetch.PAUSE_SECONDS", 0.01)
         yield server
+
+
+@pytest.fixture
+def says(pacs: Pacs, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Reply], None]:
+    """Has it answer so. It is not waited for long if it will not."""
+
+    def say(path: str, reply: Reply) -> None:
+        if reply in {silent, trickling}:
+            monkeypatch.setenv("FLUORO_DICOMWEB_ANSWER_SECONDS", "1")
+        pacs.says(path, reply)
+
+    return say
 
 
 def serve(pacs: Pacs, *uids: str) -> None:
@@ -108,10 +121,10 @@ def failure(folder: Path, operation: Any, request: Any, *inputs: bytes) -> Fluor
     ],
 )
 def test_an_instance_that_a_server_gives_wrongly_fails_alone(
-    tmp_path: Path, pacs: Pacs, reply: Reply, reason: str
+    tmp_path: Path, pacs: Pacs, says: Callable[[str, Reply], None], reply: Reply, reason: str
 ) -> None:
     pacs.lists(*UIDS)
-    pacs.says(f"/.*/instances/{UIDS[1]}$", reply)
+    says(f"/.*/instances/{UIDS[1]}$", reply)
     serve(pacs, UIDS[0], UIDS[2])
     _, attempt = operate(fetch_dicomweb, STUDY, tmp_path)
     assert outcomes(attempt) == ["SUCCEEDED", reason, "SUCCEEDED"]
@@ -127,14 +140,25 @@ def test_an_instance_comes_without_multipart_too(tmp_path: Path, pacs: Pacs) -> 
     assert attempt.read("instance-series-1~0000.dcm") == data
 
 
-@pytest.mark.parametrize("reply", [cut_off, silent, lambda handler: handler.send(b"", status=503)])
-@pytest.mark.parametrize("uids", [UIDS[:1], UIDS])
+@pytest.mark.parametrize(
+    ("reply", "uids"),
+    [
+        (cut_off, UIDS),
+        (cut_off, UIDS[:1]),
+        (silent, UIDS[:1]),
+        (lambda handler: handler.send(b"", status=503), UIDS),
+    ],
+)
 def test_a_server_that_gives_nothing_any_more_ends_the_attempt_which_may_be_repeated(
-    tmp_path: Path, pacs: Pacs, reply: Reply, uids: tuple[str, ...]
+    tmp_path: Path,
+    pacs: Pacs,
+    says: Callable[[str, Reply], None],
+    reply: Reply,
+    uids: tuple[str, ...],
 ) -> None:
     pacs.lists(*uids)
     serve(pacs, *uids[:-2])
-    pacs.says("/.*/instances/", reply)
+    says("/.*/instances/", reply)
     error = failure(tmp_path, fetch_dicomweb, STUDY)
     assert (error.reason, error.may_retry) == ("PACS_UNAVAILABLE", True)
 
@@ -146,15 +170,15 @@ def test_a_server_that_gives_nothing_any_more_ends_the_attempt_which_may_be_repe
         (lambda handler: handler.send(b"", status=429), "PACS_UNAVAILABLE"),
         (lambda handler: handler.send(MANY, content_type="application/json"), "TOO_MANY_INPUTS"),
         (
-            lambda handler: handler.send(b"[" + b" " * 17 * MIB, content_type="application/json"),
+            lambda handler: handler.send(b"[" + b" " * 9 * MIB, content_type="application/json"),
             "TOO_MANY_INPUTS",
         ),
     ],
 )
 def test_a_list_that_does_not_come_or_is_too_long_ends_the_attempt(
-    tmp_path: Path, pacs: Pacs, reply: Reply, reason: str
+    tmp_path: Path, says: Callable[[str, Reply], None], reply: Reply, reason: str
 ) -> None:
-    pacs.says("/studies/1.2/instances", reply)
+    says("/studies/1.2/instances", reply)
     assert failure(tmp_path, fetch_dicomweb, STUDY).reason == reason
 
 
@@ -301,11 +325,69 @@ def test_an_instance_of_which_nothing_good_is_told_has_failed(
     assert [item.reason for item in attempt.context.items.values()] == [reason]
 
 
-@pytest.mark.parametrize("reply", [silent, cut_off, lambda handler: handler.send(b"", status=503)])
-def test_a_server_that_cannot_store_now_ends_the_attempt_which_may_be_repeated(
-    tmp_path: Path, pacs: Pacs, reply: Reply
-) -> None:
+def test_an_instance_that_a_server_fails_on_hides_no_other(tmp_path: Path, pacs: Pacs) -> None:
+    uids = [f"1.2.3.{number}" for number in range(10, 17)]
+
+    def reply(handler: Handler) -> None:
+        body = handler.server.bodies[-1]
+        if uids[4].encode() in body:
+            handler.send(b"", status=500)
+        else:
+            told = [stored(uid) for uid in uids if uid.encode() in body]
+            handler.json(answer(told, []))
+
     pacs.says("/studies$", reply)
+    _, attempt = operate(store_dicomweb, STORE, tmp_path, [instance(uid) for uid in uids])
+    reasons = [item.reason for item in attempt.context.items.values()]
+    assert reasons == ["", "", "", "", "PACS_UNAVAILABLE", "", ""]
+
+
+def test_a_server_that_cannot_give_files_as_they_are_kept_gives_them_as_it_can(
+    tmp_path: Path, pacs: Pacs
+) -> None:
+    def reply(handler: Handler) -> None:
+        if "transfer-syntax" in handler.headers["Accept"]:
+            handler.send(b"", status=406)
+        else:
+            handler.file(instance(UIDS[0]))
+
+    pacs.lists(UIDS[0])
+    pacs.says("/.*/instances/", reply)
+    _, attempt = operate(fetch_dicomweb, STUDY, tmp_path)
+    assert outcomes(attempt) == ["SUCCEEDED"]
+
+
+def test_studies_of_a_query_fail_each_on_its_own(tmp_path: Path, pacs: Pacs) -> None:
+    found = [{"0020000D": {"vr": "UI", "Value": [study]}} for study in ("1.2", "1.3")]
+
+    def reply(handler: Handler) -> None:
+        handler.json(found if "offset=0" in handler.path else [])
+
+    pacs.says(r"/studies\?PatientID=P%201%26", reply)
+    pacs.says("/studies/1.3/instances", lambda handler: handler.send(b"<html>"))
+    pacs.lists(UIDS[0])
+    serve(pacs, UIDS[0])
+    query = FetchDicomweb(query={"server": "pacs", "patient_id": "P 1&"})
+    _, attempt = operate(fetch_dicomweb, query, tmp_path)
+    assert {item.key: item.reason for item in attempt.context.items.values()} == {
+        "query/0001": "PACS_ANSWER_INVALID",
+        "series-1/0000": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        silent,
+        cut_off,
+        lambda handler: handler.send(b"", status=503),
+        lambda handler: handler.send(b"", status=500),
+    ],
+)
+def test_a_server_that_cannot_store_now_ends_the_attempt_which_may_be_repeated(
+    tmp_path: Path, says: Callable[[str, Reply], None], reply: Reply
+) -> None:
+    says("/studies$", reply)
     error = failure(tmp_path, store_dicomweb, STORE, instance("1.2.3.1"))
     assert (error.reason, error.may_retry) == ("PACS_UNAVAILABLE", True)
 

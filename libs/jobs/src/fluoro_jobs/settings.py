@@ -16,8 +16,10 @@ def from_environment(kind: type[Settings]) -> Settings:
     except ValidationError as error:
         # Not pydantic's own text: it quotes the values, and some hold a password.
         parts = error.errors(include_input=False)
+        prefix = kind.model_config.get("env_prefix", "")
         sys.exit(
             "\n".join(
-                f"FLUORO_{'_'.join(map(str, part['loc'])).upper()}: {part['msg']}" for part in parts
+                f"{prefix}{'_'.join(map(str, part['loc'])).upper()}: {part['msg']}"
+                for part in parts
             )
         )

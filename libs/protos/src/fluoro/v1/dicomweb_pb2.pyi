@@ -27,8 +27,8 @@ class FetchDicomweb(_message.Message):
     operator lists (FLUORO_DICOMWEB_SOURCES), with credentials that no job sees. Each instance is an
     item, with the key `series-1/0000` for the first one of the first series; series are counted over
     all that is fetched, in the order of their UIDs. An instance that cannot be had fails alone. What
-    finds nothing is a failed item too, with the key `reference-0` or `query`. The step ends without
-    a result if a server is away (PACS_UNAVAILABLE, tried again) or if there is too much
+    finds nothing is a failed item too, with the key `reference-0`, `query` or `query/0000`. The step
+    ends without a result if a server is away (PACS_UNAVAILABLE, tried again) or if there is too much
     (TOO_MANY_INPUTS). Leaves for each instance an artifact of role `instance` (application/dicom),
     as the server keeps it, which every operation on DICOM files reads. docs/dicomweb.md is the page
     for callers and operators.

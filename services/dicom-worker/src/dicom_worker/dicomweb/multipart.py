@@ -15,6 +15,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 """What may stand before a part, and the headers of a part."""
 MAX_TAIL_BYTES: Final = 64 * 1024
 """What may stand after the last part."""
+MAX_CONTENT_TYPE: Final = 1024
+"""Characters."""
 BOUNDARY: Final = re.compile(r"[!-~ ]{0,69}[!-~]")
 """RFC 2046 5.1.1, and some characters that servers use in spite of it."""
 
@@ -23,7 +25,12 @@ Read = Callable[[int], bytes]
 
 
 def media_type(header: str) -> tuple[str, str]:
-    """Type and boundary that a Content-Type says, the type in lower case."""
+    """Type and boundary that a Content-Type says, the type in lower case.
+
+    Empty for one that is longer than any of use.
+    """
+    if len(header) > MAX_CONTENT_TYPE:
+        return "", ""
     message = Message()
     message["Content-Type"] = header
     boundary = message.get_param("boundary", "")

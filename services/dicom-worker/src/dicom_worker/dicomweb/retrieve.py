@@ -12,7 +12,8 @@ from dicom_worker.dicomweb.search import Place, not_found
 from dicom_worker.dicomweb.server import NOT_THERE, Server
 from dicom_worker.reading import PREFIX, PREFIX_OFFSET, read_meta, uid
 
-ACCEPT: Final = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+FILE: Final = 'multipart/related; type="application/dicom"'
+AS_KEPT: Final = f"{FILE}; transfer-syntax=*"
 """In the Transfer Syntax that it is kept in (PS3.18 8.7.3.5.2). Without it, servers transcode."""
 
 
@@ -22,7 +23,7 @@ def retrieve(server: Server, place: Place, target: Path, most_bytes: int) -> int
     FluoroError PACS_NOT_FOUND, PACS_ANSWER_INVALID, BLOB_TOO_LARGE; PACS_UNAVAILABLE also if the
     answer breaks off.
     """
-    answer = server.get(place.path, ACCEPT)
+    answer = server.get(place.path, AS_KEPT, FILE)
     size = 0
     with target.open("wb") as file:
         for piece in content(server, answer):

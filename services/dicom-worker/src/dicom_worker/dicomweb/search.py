@@ -14,7 +14,7 @@ from dicom_worker.dicomweb.server import Server
 
 MAX_INSTANCES: Final = 10_000
 """As many as a step may have inputs."""
-PAGE: Final = 1000
+PAGE: Final = 500
 """Matches asked for at a time."""
 JSON: Final = "application/dicom+json"
 PLAIN: Final = "/:@!$'(),;"
@@ -91,18 +91,21 @@ def places_of(server: Server, query: DicomwebQuery) -> Iterator[Place]:
         "ModalitiesInStudy": query.modality,
     }
     parameters = {name: value for name, value in wanted.items() if value}
-    empty = True
+    found = False
     for match in matches(server, "/studies", parameters, STUDY, MAX_INSTANCES):
-        empty = False
         study = Place(query.server, uid(match, STUDY))
-        if not query.modality:
-            yield study
-            continue
-        path, only = f"{study.path}/series", {"Modality": query.modality}
-        for one in matches(server, path, only, SERIES, MAX_INSTANCES):
-            yield Place(query.server, study.study, uid(one, SERIES))
-    if empty:
+        for place in series_of(server, study, query.modality) if query.modality else [study]:
+            found = True
+            yield place
+    if not found:
         raise not_found()
+
+
+def series_of(server: Server, study: Place, modality: str) -> Iterator[Place]:
+    """The series of a study that are of this modality."""
+    only = {"Modality": modality}
+    for match in matches(server, f"{study.path}/series", only, SERIES, MAX_INSTANCES):
+        yield Place(study.server, study.study, uid(match, SERIES))
 
 
 def matches(
@@ -123,14 +126,16 @@ def matches(
             return
         if not isinstance(page, list) or not all(isinstance(match, dict) for match in page):
             raise invalid("it is no list of matches")
-        new = {uid(match, key): match for match in page}
-        new = {found: match for found, match in new.items() if found not in seen}
-        seen.update(new)
-        if len(seen) > most:
-            raise too_many()
-        yield from new.values()
+        before = len(seen)
+        for match in page:
+            if (found := uid(match, key)) in seen:
+                continue
+            seen.add(found)
+            if len(seen) > most:
+                raise too_many()
+            yield match
         offset += len(page)
-        if not new:
+        if len(seen) == before:
             return
 
 

@@ -1,7 +1,7 @@
 """One DICOMweb server: requests over a connection that is kept, and what their answers mean."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,7 +13,7 @@ from dicom_worker.dicomweb.multipart import PIECE_BYTES, invalid, media_type
 from dicom_worker.dicomweb.settings import DicomwebSettings
 from dicom_worker.limits import MIB
 
-JSON_LIMIT_BYTES: Final = 16 * MIB
+JSON_LIMIT_BYTES: Final = 8 * MIB
 """One answer in JSON. Parsed, it takes some twenty times as much memory."""
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
 NOT_THERE: Final = frozenset((HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE))
@@ -44,23 +44,33 @@ class Server:
         self._authorization = settings.authorization(name)
         self._line: Line | None = None
 
-    def get(self, path: str, accept: str) -> Answer:
+    def get(self, path: str, *accept: str) -> Answer:
         """The answer to a GET, of status 200 or one that says that there is nothing.
 
+        accept: what will do, the best first; the next one for a server that cannot give that.
         FluoroError PACS_UNAVAILABLE, PACS_REFUSED, PACS_NOT_ALLOWED.
         """
-        answer = self.ask("GET", path, {"Accept": accept})
+        for kind in accept:
+            answer = self.ask("GET", path, {"Accept": kind})
+            if answer.status != HTTPStatus.NOT_ACCEPTABLE:
+                break
         if answer.status != HTTPStatus.OK and answer.status not in NOT_THERE:
             self.close()
             raise refusal(answer.status)
         return answer
 
     def ask(
-        self, method: str, path: str, headers: Mapping[str, str], body: Iterable[bytes] = ()
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Iterable[bytes] = (),
+        tells: Collection[int] = (),
     ) -> Answer:
         """The answer to a request, of whatever status but those after which another try may help.
 
-        FluoroError PACS_UNAVAILABLE, PACS_NOT_ALLOWED, PACS_ANSWER_INVALID.
+        tells: statuses of the latter that are answers here. FluoroError PACS_UNAVAILABLE,
+        PACS_NOT_ALLOWED, PACS_ANSWER_INVALID.
         """
         self.check()
         if self._authorization:
@@ -71,7 +81,7 @@ class Server:
         except FluoroError as error:
             self.close()
             raise self._ours(error) from error
-        if may_pass(answer.status):
+        if may_pass(answer.status) and answer.status not in tells:
             self.close()
             raise unavailable(f"it answered {answer.status}")
         if answer.header("Content-Encoding").lower() not in {"", "identity"}:

@@ -47,7 +47,8 @@ class DicomwebSettings(BaseSettings):
         default=60,
         gt=0,
         le=3600,
-        description="How long a server may take to answer a request; then PACS_UNAVAILABLE.",
+        description="How long a server may take to begin an answer, and for each 256 KiB after "
+        "that or of a request; then PACS_UNAVAILABLE.",
     )
     max_instance_bytes: int = Field(
         default=4 * 1024 * MIB,

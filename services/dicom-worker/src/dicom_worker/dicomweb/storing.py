@@ -9,7 +9,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker.dicomweb.multipart import body_of, invalid, new_boundary
 from dicom_worker.dicomweb.search import JSON, first
-from dicom_worker.dicomweb.server import Server, refusal
+from dicom_worker.dicomweb.server import Server, refusal, unavailable
 
 REFERENCED_SEQUENCE, FAILED_SEQUENCE = "00081199", "00081198"
 INSTANCE_UID: Final = "00081155"
@@ -24,7 +24,8 @@ ANSWERED: Final = frozenset(
     )
 )
 """Statuses with an answer about each instance (PS3.18 table 10.5.3-1)."""
-TOO_MUCH: Final = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+TO_HALVE: Final = frozenset((HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.INTERNAL_SERVER_ERROR))
+"""Statuses that may be about one instance among others: one that is too large, or is too much."""
 DUPLICATES: Final = frozenset((0x0111, 0xB00E))
 """Failure Reasons of an instance that is there already: PS3.7 C.5.5, and one that some give."""
 MEANINGS: Final = (
@@ -57,10 +58,12 @@ class Outcome(NamedTuple):
     warning: int = 0
 
 
-def store(server: Server, batch: Sequence[Instance]) -> Iterator[tuple[Instance, Outcome | None]]:
-    """What the server says of each instance; None if it says nothing of it.
+def store(
+    server: Server, batch: Sequence[Instance]
+) -> Iterator[tuple[Instance, Outcome | FluoroError]]:
+    """What the server says of each instance, or that it says nothing of it.
 
-    A request that is too large for it is sent again in halves. FluoroError PACS_UNAVAILABLE,
+    A request that it cannot take is sent again in halves. FluoroError PACS_UNAVAILABLE,
     PACS_REFUSED, PACS_ANSWER_INVALID about all that was not told.
     """
     boundary = new_boundary()
@@ -70,19 +73,24 @@ def store(server: Server, batch: Sequence[Instance]) -> Iterator[tuple[Instance,
         "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
         "Content-Length": str(size),
     }
-    answer = server.ask("POST", "/studies", headers, body)
-    if answer.status == TOO_MUCH and len(batch) > 1:
+    answer = server.ask("POST", "/studies", headers, body, tells=TO_HALVE)
+    if answer.status in TO_HALVE and len(batch) > 1:
         server.close()
         half = len(batch) // 2
         yield from store(server, batch[:half])
         yield from store(server, batch[half:])
         return
+    if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        server.close()
+        yield batch[0], unavailable(f"it answered {answer.status}")
+        return
     if answer.status not in ANSWERED:
         server.close()
         raise refusal(answer.status)
     told = outcomes(server.json(answer, over=invalid("it is too large")))
+    untold = invalid("it does not say what became of the instance")
     for instance in batch:
-        yield instance, told.get(instance.uid)
+        yield instance, told.get(instance.uid, untold)
 
 
 def outcomes(answer: object) -> Mapping[str, Outcome]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
-from types import TracebackType
 from typing import Final
 
 from fluoro.v1.dicomweb_pb2 import FetchDicomweb, FetchDicomwebResult, FetchedInstance
@@ -22,13 +21,12 @@ from dicom_worker.dicomweb.search import (
 )
 from dicom_worker.dicomweb.server import Server
 from dicom_worker.dicomweb.settings import DicomwebSettings, url_of
+from dicom_worker.dicomweb.silence import Silence
 
 TRIES: Final = 3
 """For one instance, in one attempt."""
 PAUSE_SECONDS: Final = 0.5
 """Before the second try, doubled before each further one."""
-SILENT: Final = 2
-"""Instances in a row that a server does not give: then it is the server and not the instance."""
 
 
 @handles(FetchDicomweb)
@@ -50,38 +48,6 @@ def fetch_dicomweb(request: FetchDicomweb, context: StepContext) -> FetchDicomwe
                 )
         silence.check()
     return result
-
-
-class Silence:
-    """Tells a server that is away from an instance that it cannot give.
-
-    The body of it fetches one instance. Of what a server does not give in several tries, one
-    instance alone fails alone; with the next one, the attempt ends.
-    """
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-        self._last: FluoroError | None = None
-        self._given = False
-
-    def __enter__(self) -> None:
-        """Begins an instance."""
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """FluoroError PACS_UNAVAILABLE that no other attempt may mend, in place of one that may."""
-        if error is None:
-            self._in_a_row, self._given = 0, True
-        elif isinstance(error, FluoroError) and error.reason is Reason.PACS_UNAVAILABLE:
-            self._in_a_row, self._last = self._in_a_row + 1, error
-            if self._in_a_row < SILENT:
-                raise FluoroError(error.reason, error.message, retryable=False) from error
-
-    def check(self) -> None:
-        """Raises the last error if the server gave nothing at all."""
-        if self._last and not self._given:
-            raise self._last
 
 
 @contextmanager
@@ -117,18 +83,18 @@ def search(
     found: dict[Place, Listed] = {}
     failed: dict[str, FluoroError] = {}
 
-    def add(places: Iterable[Place]) -> None:
-        for place in places:
+    def add(key: str, place: Place) -> None:
+        with noted(failed, key):
             # What another reference named may count twice here. Few are so near to the limit.
             listed = instances_of(there[place.server], place, MAX_INSTANCES - len(found))
             found.update((one.place, one) for one in listed)
 
     for number, reference in enumerate(request.references):
-        with noted(failed, f"reference-{number}"):
-            add([place_of(reference)])
+        add(f"reference-{number}", place_of(reference))
     if request.HasField("query"):
         with noted(failed, "query"):
-            add(places_of(there[request.query.server], request.query))
+            for number, place in enumerate(places_of(there[request.query.server], request.query)):
+                add(f"query/{number:04}", place)
     return list(found.values()), failed
 
 

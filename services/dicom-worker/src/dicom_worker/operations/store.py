@@ -11,11 +11,11 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
-from dicom_worker.dicomweb.multipart import invalid
 from dicom_worker.dicomweb.retrieve import retrieve
 from dicom_worker.dicomweb.search import Place
 from dicom_worker.dicomweb.server import Server
 from dicom_worker.dicomweb.settings import DicomwebSettings, url_of
+from dicom_worker.dicomweb.silence import Silence
 from dicom_worker.dicomweb.storing import (
     DUPLICATES,
     Instance,
@@ -46,7 +46,7 @@ def store_dicomweb(request: StoreDicomweb, context: StepContext) -> StoreDicomwe
                 batch.add(item)
             if batch.is_full:
                 batch.send()
-        batch.send()
+        batch.end()
     finally:
         server.close()
     return batch.result
@@ -62,6 +62,7 @@ class Batch:
         self.result = StoreDicomwebResult()
         self._server, self._settings, self._context = server, settings, context
         self._verify = verify
+        self._silence = Silence()
         self._waiting: dict[str, tuple[StepItem, Instance]] = {}
         self._bytes = 0
 
@@ -91,26 +92,30 @@ class Batch:
         if not self._waiting:
             return
         waiting, self._waiting, self._bytes = self._waiting, {}, 0
-        told: dict[str, Outcome | None] = {}
-        failure = None
+        outcomes = store(self._server, [instance for _, instance in waiting.values()])
         try:
-            for instance, outcome in store(self._server, [each for _, each in waiting.values()]):
-                told[instance.uid] = outcome
+            for instance, outcome in outcomes:
+                item, _ = waiting.pop(instance.uid)
+                with item, self._silence:
+                    self._judge(item, instance, outcome)
+                rmtree(instance.file.parent)
         except FluoroError as error:
             if error.may_retry:
                 raise
-            failure = error
-        for item, instance in waiting.values():
-            with item:
-                if instance.uid not in told and failure:
-                    raise failure
-                self._judge(item, instance, told[instance.uid])
-            rmtree(instance.file.parent)
+            for item, instance in waiting.values():
+                with item:
+                    raise
+                rmtree(instance.file.parent)
 
-    def _judge(self, item: StepItem, instance: Instance, outcome: Outcome | None) -> None:
+    def end(self) -> None:
+        """Sends the last ones."""
+        self.send()
+        self._silence.check()
+
+    def _judge(self, item: StepItem, instance: Instance, outcome: Outcome | FluoroError) -> None:
         """Enters what became of an item, or raises why it failed."""
-        if outcome is None:
-            raise invalid("it does not say what became of the instance")
+        if isinstance(outcome, FluoroError):
+            raise outcome
         was_there = outcome.failure in DUPLICATES
         if not outcome.stored and not was_there:
             self.result.refused.add(input=item.input, item=item.key, failure_reason=outcome.failure)
