@@ -238,7 +238,7 @@ def test_a_server_that_hangs_up_before_it_proves_who_it_is_can_be_tried_again(
 
 def test_content_that_trickles_ends_though_it_never_falls_silent(port: int) -> None:
     out = Outbound([f"http://127.0.0.1:{port}"], LOOPBACK)
-    answer = out.get(f"http://127.0.0.1:{port}/trickle", 0.3)
+    answer = out.get(f"http://127.0.0.1:{port}/trickle", 1)
     data = answer.read(100_000)
     assert len(data) < 100
     assert reason(lambda: answer.read(100_000)) == "SOURCE_UNAVAILABLE"

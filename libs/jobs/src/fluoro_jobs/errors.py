@@ -434,20 +434,14 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         False,
         "What identified the patient was found in the cleaned file, which was thrown away.",
     ),
-    Reason.PACS_NOT_ALLOWED: ReasonSpec(
-        "", False, "The DICOMweb server is not set up on the worker, or leads where it may not."
-    ),
+    Reason.PACS_NOT_ALLOWED: ReasonSpec("", False, "The worker may not use that DICOMweb server."),
     Reason.PACS_UNAVAILABLE: ReasonSpec("", True, "The server is away, too slow, or broke off."),
     Reason.PACS_REFUSED: ReasonSpec(
-        "", False, "The server does not do it; the message has its HTTP status or failure reason."
+        "", False, "The server refuses; the message says with which code."
     ),
     Reason.PACS_NOT_FOUND: ReasonSpec("", False, "The server has nothing of that kind."),
-    Reason.PACS_ANSWER_INVALID: ReasonSpec(
-        "", False, "The server's answer is none of DICOMweb, or is about something else."
-    ),
-    Reason.PACS_CONFLICT: ReasonSpec(
-        "", False, "The server has another instance of the same SOP Instance UID, and keeps it."
-    ),
+    Reason.PACS_ANSWER_INVALID: ReasonSpec("", False, "What the server answers is no DICOMweb."),
+    Reason.PACS_CONFLICT: ReasonSpec("", False, "The server keeps another instance of that UID."),
 }
 
 LEDGER_OUTAGES: Final = frozenset(
