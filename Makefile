@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type imports protos gen models k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ deidentify-check: venv ## De-identify seeded files with identifiers planted ever
 
 dicom-report: venv ## Say of each file of pydicom's whether it comes out right, and by whose opinion.
 	@$(BIN)/python -m dicom_worker.public_files
+
+samples: venv ## Write one of every export into out/samples, with an index.html.
+	@$(BIN)/python services/export-worker/samples.py
 
 fuzz-dicom: venv ## Send damaged DICOM files through every operation, and a real worker (N=10000 SEED=7).
 	@$(BIN)/python -W ignore tests/fuzz/dicom.py --files $(or $(N),10000) --seed $(or $(SEED),7)

@@ -407,9 +407,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No worker has this model, or not this version."),
     Reason.MODEL_UNAVAILABLE: ReasonSpec("", False, "A worker has the model and cannot serve it."),
     Reason.MODEL_OUTPUT_INVALID: ReasonSpec("", False, "The model gave what are not numbers."),
-    Reason.MODEL_NOT_APPLICABLE: ReasonSpec(
-        "", False, "The model is not made for this kind of image."
-    ),
+    Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for such images."),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
     Reason.LABEL_MAP_MISMATCH: ReasonSpec("", False, "The label map is not one of this image."),
     Reason.ARCHIVE_INVALID: ReasonSpec(

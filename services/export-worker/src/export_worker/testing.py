@@ -168,14 +168,26 @@ class Study:
                 )
         return attempt.as_upstream(ml_pb2.AnalyzeImagesResult(model=self.model, findings=findings))
 
-    def attempt(self, *upstream: Upstream, step: str = "export") -> Attempt:
+    def stored(self) -> list[Input]:
+        """The files as inputs of a job, in the blob store."""
+        return list(step_context(self.folder, self.files).context.inputs)
+
+    def attempt(self, *upstream: Upstream) -> Attempt:
         """Of a step that works on the files and on what these steps left, by key."""
-        attempt = step_context(self.folder, self.files, upstream, step=step)
-        context = attempt.context
-        context.job = JOB
-        context.inputs = [
-            Input(one.number, one.key, one.input, [*one.parts, *left(one.key, upstream)])
-            for one in context.inputs
+        return self.attempt_on(self.stored(), upstream)
+
+    def attempt_on(self, files: Sequence[Input], upstream: Sequence[Upstream]) -> Attempt:
+        """The same, of files that are in the blob store already."""
+        attempt = step_context(self.folder, (), upstream, step="export")
+        parts: dict[str, list[Part]] = {}
+        for step in upstream:
+            for one in step.artifacts:
+                part = Part(one.blob, one.role, one.name, one.media_type, step.step)
+                parts.setdefault(one.key, []).append(part)
+        attempt.context.job = JOB
+        attempt.context.inputs = [
+            Input(one.number, one.key, one.input, [*one.parts, *parts.get(one.key, ())])
+            for one in files
         ]
         return attempt
 
@@ -186,16 +198,6 @@ class Study:
             for number in range(len(self.files))
         ]
         return attempt
-
-
-def left(key: str, upstream: Sequence[Upstream]) -> list[Part]:
-    """What the steps left under a key."""
-    return [
-        Part(artifact.blob, artifact.role, artifact.name, artifact.media_type, step.step)
-        for step in upstream
-        for artifact in step.artifacts
-        if artifact.key == key
-    ]
 
 
 def png(array: NDArray[np.uint8]) -> bytes:

@@ -136,7 +136,8 @@ def take_maps(
             raise mismatch("has other frames, rows or columns than the image")
         model, finding = known
         values = {measurement.label for measurement in finding.measurements}
-        if not set(np.unique(labels).tolist()) <= values | {0}:
+        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
+        if not set(present.tolist()) <= values | {0}:
             raise mismatch("has values that are no class of the model")
         image.found[part.step] = Found(model, finding, path)
 
