@@ -115,9 +115,10 @@ def shell(source: Path, target: Path, per_task: int) -> float:
     erased = " ".join(f"-ea {keyword}" for keyword in ERASED)
     dcm2niix = Path(sys.executable).parent / "dcm2niix"
     # Words of $5 are arguments of their own.
-    command = ["bash", "-c", SHELL, "study", source, target, str(CPUS), str(per_task), erased]
+    places = [str(source), str(target)]
+    command = ["bash", "-c", SHELL, "study", *places, str(CPUS), str(per_task), erased]
     began = time.perf_counter()
-    subprocess.run([*command, dcm2niix], check=True, capture_output=True)
+    subprocess.run([*command, str(dcm2niix)], check=True, capture_output=True)
     seconds = time.perf_counter() - began
     counts = {kind: len(list((target / kind).iterdir())) for kind in ("png", "rle", "nii")}
     if counts["png"] != counts["rle"] or counts["nii"] != 2:
