@@ -69,7 +69,10 @@ def test_waiting_streaming_and_explicit_steps_give_the_same_results(
     ("pipeline", "roles"),
     [
         ("dicom-intake", {"metadata", "preview", "pixels"}),
-        ("deidentify", {"instance", "deidentification-report", "preview", "pixels"}),
+        (
+            "deidentify",
+            {"instance", "deidentification-report", "preview", "pixels", "report", "result"},
+        ),
         ("ct-volume", {"instance", "deidentification-report", "volume", "geometry"}),
         ("imaging-report", {"metadata", "preview", "pixels", "report", "result"}),
         (

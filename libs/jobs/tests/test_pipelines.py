@@ -148,7 +148,7 @@ SHIPPED = {
         "93e566f88cd41a10c72777e015274c8ffd3a303e195e9dd17e3dc09665857c96"
     ),
     "pipelines/deidentify/versions/1": (
-        "89276ff05bb066e8c7f068c5669a5bd45d753c75f8191992122a3f892f6512cd"
+        "555912ec3a9d1ac87d27879f224f1471ca903336f351f7f5c1f6e3fe5d147dd9"
     ),
     "pipelines/deidentify-and-export/versions/1": (
         "f349fa8c6d73f8b49b57a7bfac4752c9258cfdfcee979533dc5367efbdde7941"

@@ -156,6 +156,10 @@ _KEPT: Final = (
 for _name in (*_KEPT, "mask_faces"):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=PipelineParameter.TYPE_BOOLEAN)
     _PARAMETERS[_name].default_value.bool_value = False
+_PARAMETERS["clean_pixel_data"] = PipelineParameter(
+    name="clean_pixel_data", type=PipelineParameter.TYPE_BOOLEAN
+)
+_PARAMETERS["clean_pixel_data"].default_value.bool_value = True
 for _name, _kind, _default in (
     ("project", PipelineParameter.TYPE_STRING, "default"),
     ("dates", PipelineParameter.TYPE_ENUM, "LONGITUDINAL_DATES_UNSPECIFIED"),
@@ -168,7 +172,7 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "archive-report": ("title",),
     "ct-tissue": ("title", "window_center", "window_width"),
     "ct-volume": ("project", "shear"),
-    "deidentify": ("project", "dates", *_KEPT),
+    "deidentify": ("project", "dates", "clean_pixel_data", *_KEPT),
     "dicom-intake": ("window_center", "window_width"),
     "imaging-report": ("title", "window_center", "window_width"),
     "photo-archive": ("mask_faces",),
@@ -206,7 +210,8 @@ def _deidentified(given: Parameters) -> list[job_pb2.Step]:
     rendered = render(after=["deidentify"])
     rendered.ClearField("after")
     rendered.inputs.add(step="deidentify", role="instance")
-    return [step(request, "deidentify"), rendered]
+    told = report(after=["deidentify", "render"], title="De-identification")
+    return [step(request, "deidentify"), rendered, told]
 
 
 def _converted(given: Parameters) -> list[job_pb2.Step]:
