@@ -47,6 +47,8 @@ LARGE: Final = 0.1
 kidney is a 0, a vertebra an 8. Devices write smaller."""
 LARGE_CONFIDENCE, LARGE_LETTERS = 0.85, 2
 """What the recogniser has to read in a large region at least."""
+LONG: Final = 5
+"""Letters that are never anatomy, however large: names in a script that it half knows, too."""
 
 Picture = NDArray[np.uint8]
 """(rows, columns, 3), 0 to 255."""
@@ -164,7 +166,8 @@ def is_text(
         least, letters = LARGE_CONFIDENCE, LARGE_LETTERS
     for turn in turns:
         text, mean = read(np.ascontiguousarray(np.rot90(crop, turn)))
-        if (len(text) >= letters and mean > least) or resembles(text):
+        needed = CONFIDENCE if len(text) >= LONG else least
+        if (len(text) >= letters and mean > needed) or resembles(text):
             return True
     return False
 
