@@ -6,7 +6,13 @@ from typing import Any, Final
 import grpc
 import psycopg
 import pytest
-from fluoro.v1 import blob_service_pb2, job_service_pb2, pipeline_service_pb2, token_service_pb2
+from fluoro.v1 import (
+    blob_service_pb2,
+    job_service_pb2,
+    model_service_pb2,
+    pipeline_service_pb2,
+    token_service_pb2,
+)
 from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import GetJobRequest, ListJobsRequest, SubmitJobRequest
@@ -42,6 +48,7 @@ SERVICES: Final = (
     job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
     blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"],
     pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"],
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
 )
 METHODS: Final = [method for service in SERVICES for method in service.methods]
@@ -111,6 +118,7 @@ async def code_of(client: Client, method: MethodDescriptor, request: Message) ->
     stubs = {
         "BlobService": client.blobs,
         "PipelineService": client.pipelines,
+        "ModelService": client.models,
         "TokenService": client.tokens,
         "DeploymentService": client.deployment,
     }

@@ -32,6 +32,7 @@ from fluoro_client.errors import (
 )
 from fluoro_client.jobs import JobSource, parse_job
 from fluoro_client.many import ManyJobs
+from fluoro_client.models import ModelCalls
 from fluoro_client.operators import OperatorCalls
 from fluoro_client.pipelines import Parameters, PipelineCalls, pipeline_name
 from fluoro_client.retrying import Contact, Patience
@@ -53,7 +54,7 @@ WAIT_SECONDS: Final = 60
 """How long one WaitJob call waits; `wait` repeats it."""
 
 
-class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, AuditCalls, ElsewhereCalls):
+class AsyncClient(ManyJobs, OperatorCalls, PipelineCalls, ModelCalls, AuditCalls, ElsewhereCalls):
     """A connection to Fluoro for one owner.
 
     Open it inside a running event loop, best with `async with`.

@@ -62,6 +62,8 @@ class Client:
     run = _call(AsyncClient.run)
     pipeline = _call(AsyncClient.pipeline)
     pipelines = _iterate(AsyncClient.pipelines)
+    models = _iterate(AsyncClient.models)
+    model = _call(AsyncClient.model)
     get = _call(AsyncClient.get)
     list = _iterate(AsyncClient.list)
     list_inputs = _iterate(AsyncClient.list_inputs)

@@ -16,6 +16,7 @@ from fluoro.v1 import (
     blob_service_pb2_grpc,
     deployment_service_pb2_grpc,
     job_service_pb2_grpc,
+    model_service_pb2_grpc,
     pipeline_service_pb2_grpc,
     token_service_pb2_grpc,
 )
@@ -84,6 +85,7 @@ class Connection:
         )
         self.audit = cast("audit_service_pb2_grpc.AuditServiceAsyncStub", _Newest(self, "_audit"))
         self.blobs = cast("blob_service_pb2_grpc.BlobServiceAsyncStub", _Newest(self, "_blobs"))
+        self.models = cast("model_service_pb2_grpc.ModelServiceAsyncStub", _Newest(self, "_models"))
         self.pipelines = cast(
             "pipeline_service_pb2_grpc.PipelineServiceAsyncStub", _Newest(self, "_pipelines")
         )
@@ -120,6 +122,7 @@ class Connection:
         self._deployment = deployment_service_pb2_grpc.DeploymentServiceStub(self._channel)
         self._audit = audit_service_pb2_grpc.AuditServiceStub(self._channel)
         self._tokens = token_service_pb2_grpc.TokenServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._pipelines = pipeline_service_pb2_grpc.PipelineServiceStub(self._channel)
 
     def _leave(self, channel: grpc.aio.Channel) -> None:

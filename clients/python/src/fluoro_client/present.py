@@ -38,7 +38,7 @@ _LEVELS: Final = {
 
 WIDEST: Final = 400
 """Columns of what goes to a file or a pipe: programs want whole lines."""
-_COPIED: Final = frozenset({"JOB", "BLOB", "TOKEN ID"})
+_COPIED: Final = frozenset({"JOB", "BLOB", "TOKEN ID", "MODEL"})
 """Columns that people copy from."""
 
 MOST_ROWS_ALIKE: Final = 10
@@ -105,14 +105,14 @@ def explanation_view(found: explanation_pb2.JobExplanation) -> RenderableType:
     parts += [Text(f"{name} {text}") for name, text in _expected(found)]
     parts += [Text(cause.message) for cause in found.causes]
     if any(step.causes for step in found.steps):
-        causes = _table("STEP", "CAUSE", "")
+        causes = plain_table("STEP", "CAUSE", "")
         for step in found.steps:
             for cause in step.causes:
                 kind = explanation_pb2.Cause.Kind.Name(cause.kind).removeprefix("KIND_")
                 causes.add_row(step.step, kind, Text(cause.message))
         parts.append(causes)
     if found.attempts:
-        attempts = _table("STEP", "TASK", "ATTEMPT", "WORKER", "OUTCOME", "")
+        attempts = plain_table("STEP", "TASK", "ATTEMPT", "WORKER", "OUTCOME", "")
         for record in found.attempts:
             attempt = record.attempt
             outcome = job_pb2.Attempt.Outcome.Name(attempt.outcome).removeprefix("OUTCOME_")
@@ -141,7 +141,7 @@ def _expected(found: explanation_pb2.JobExplanation) -> Iterable[tuple[str, str]
 
 def counts_table(rows: Iterable[tuple[str, str, int]], *, more: bool) -> RenderableType:
     """Numbers of jobs by state and pipeline. more: there may be more."""
-    table = _table("STATE", "PIPELINE", "JOBS")
+    table = plain_table("STATE", "PIPELINE", "JOBS")
     for state, pipeline, number in rows:
         table.add_row(state_text(state), Text(pipeline), f"{'at least ' if more else ''}{number}")
     return table
@@ -185,7 +185,8 @@ def _line(
     )
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """An empty table with these columns, as all lists have it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         # What people copy stays whole; the other columns make room.
@@ -198,7 +199,7 @@ def _filled(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Tab
     """A table of these rows, without the columns in which none has anything."""
     found = list(rows)
     used = [n for n in range(len(columns)) if not found or any(str(row[n]) for row in found)]
-    table = _table(*(columns[n] for n in used))
+    table = plain_table(*(columns[n] for n in used))
     for row in found:
         table.add_row(*(row[n] for n in used))
     return table
@@ -217,7 +218,7 @@ def _steps(steps: Iterable[job_pb2.Step]) -> Table:
 
 
 def _items(steps: Iterable[job_pb2.Step]) -> Table:
-    table = _table("STEP", "INPUT", "ITEM", "REASON", "MESSAGE")
+    table = plain_table("STEP", "INPUT", "ITEM", "REASON", "MESSAGE")
     for step in steps:
         for alike in _grouped(
             (item for item in step.items if item.reason),
@@ -237,7 +238,7 @@ def _items(steps: Iterable[job_pb2.Step]) -> Table:
 
 
 def _artifacts(steps: Iterable[job_pb2.Step]) -> Table:
-    table = _table("STEP", "ARTIFACT", "ROLE", "BYTES", "BLOB")
+    table = plain_table("STEP", "ARTIFACT", "ROLE", "BYTES", "BLOB")
     for step in steps:
         for alike in _grouped(step.artifacts, lambda artifact: artifact.role):
             role = alike[0].role
@@ -287,7 +288,7 @@ def jobs_table(jobs: Iterable[job_pb2.Job]) -> Table:
 
 def pipelines_table(pipelines: Iterable[Pipeline]) -> Table:
     """One line per pipeline."""
-    table = _table("PIPELINE", "TITLE", "TAKES", "PARAMETERS")
+    table = plain_table("PIPELINE", "TITLE", "TAKES", "PARAMETERS")
     for one in pipelines:
         names = " ".join(parameter.name for parameter in one.parameters)
         table.add_row(_pipeline(one), Text(one.title), " ".join(one.accepts), Text(names))
@@ -330,7 +331,7 @@ def _word(value: Value) -> str:
 
 def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table:
     """One line per uploaded file."""
-    table = _table("FILE", "BLOB", "BYTES", "TYPE", "SHA-256")
+    table = plain_table("FILE", "BLOB", "BYTES", "TYPE", "SHA-256")
     for file, blob in uploads:
         table.add_row(
             Text(file), blob.name, str(blob.size_bytes), blob.media_type, blob.sha256.hex()
@@ -340,7 +341,7 @@ def uploads_table(uploads: Iterable[tuple[str, blob_service_pb2.Blob]]) -> Table
 
 def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
     """Service tokens, a row each."""
-    table = _table("TOKEN ID", "OWNER", "ROLES", "FOR", "MADE BY", "UNTIL", "")
+    table = plain_table("TOKEN ID", "OWNER", "ROLES", "FOR", "MADE BY", "UNTIL", "")
     for token in tokens:
         roles = [token_service_pb2.Role.Name(role).removeprefix("ROLE_") for role in token.roles]
         table.add_row(
@@ -357,7 +358,7 @@ def tokens_table(tokens: Iterable[token_service_pb2.Token]) -> Table:
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     """Findings of the doctor: what to do stands under what is not as it should be."""
-    table = _table("", "CHECK", "FOUND, AND WHAT TO DO")
+    table = plain_table("", "CHECK", "FOUND, AND WHAT TO DO")
     for finding in findings:
         word, colour = _LEVELS[finding.level]
         found = Text(finding.found)
@@ -369,7 +370,7 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 def audit_table(events: Iterable[audit_service_pb2.AuditEvent]) -> Table:
     """Events of the audit, a row each."""
-    table = _table("TIME", "WHO", "HOW", "OWNER", "CALL", "THING", "FROM", "OUTCOME")
+    table = plain_table("TIME", "WHO", "HOW", "OWNER", "CALL", "THING", "FROM", "OUTCOME")
     for event in events:
         calls = f" {event.calls} times" if event.calls > 1 else ""
         outcome = f"{event.outcome} {event.reason}".rstrip()
@@ -393,14 +394,14 @@ def profiles_view(
     rows = list(profiles)
     parts: list[RenderableType] = [Text(visible(file if rows else f"No profiles in {file}."))]
     if rows:
-        table = _table("", "PROFILE", "ENDPOINT", "OWNER", "TLS", "TOKEN")
+        table = plain_table("", "PROFILE", "ENDPOINT", "OWNER", "TLS", "TOKEN")
         for row in rows:
             words = [Text(visible(row[key])) for key in ("name", "endpoint", "owner")]
             on = "on" if row["tls"] else ""
             token = Text(visible(row["token"]))
             table.add_row("*" if row["used"] else "", *words, on, token)
         parts.append(table)
-    used = _table("IN EFFECT", "", "FROM")
+    used = plain_table("IN EFFECT", "", "FROM")
     for name, part in effect.items():
         used.add_row(name, Text(visible(part["value"] or "none")), Text(visible(part["from"])))
     return Group(*parts, Text(), used)

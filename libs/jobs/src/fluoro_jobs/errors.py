@@ -404,7 +404,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.PIXELS_NOT_CERTIFIED: ReasonSpec(
         "", False, "The pixel array does not match its certificate and was not shown to the model."
     ),
-    Reason.MODEL_UNKNOWN: ReasonSpec("", False, "No worker has this model, or not this version."),
+    Reason.MODEL_UNKNOWN: ReasonSpec("NOT_FOUND", False, "No worker has this model or version."),
     Reason.MODEL_UNAVAILABLE: ReasonSpec("", False, "A worker has the model and cannot serve it."),
     Reason.MODEL_OUTPUT_INVALID: ReasonSpec("", False, "The model gave what are not numbers."),
     Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for such images."),

@@ -52,6 +52,8 @@ KINDS: Final[dict[str, Kind]] = {
     "fluoro.v1.JobService.WaitJob": Kind("R", "name", may_wait=True),
     "fluoro.v1.JobService.WatchJob": Kind("R", "name", may_wait=True),
     "fluoro.v1.JobService.WatchJobs": Kind("E", may_wait=True),
+    "fluoro.v1.ModelService.GetModel": Kind("R", always=False),
+    "fluoro.v1.ModelService.ListModels": Kind("E", always=False),
     "fluoro.v1.PipelineService.GetPipeline": Kind("R", always=False),
     "fluoro.v1.PipelineService.ListPipelines": Kind("E", always=False),
     "fluoro.v1.TokenService.CreateToken": Kind("C"),

@@ -31,6 +31,7 @@ from gateway.limits.gate import Limits
 from gateway.limits.owners import Owners
 from gateway.limits.quotas import OpenJobs
 from gateway.limits.stored import StoredBytes
+from gateway.models import Models
 from gateway.pipelines import PipelineCatalogue
 from gateway.rpc import Adapter
 from gateway.settings import Settings
@@ -79,8 +80,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     ledger = _ledger(settings)
     calls = LedgerCalls(ledger, settings.ledger_threads, settings.ledger_waiting_calls)
     hub_calls, limits = LedgerCalls(ledger, WATCH_THREADS), _limits(settings, calls)
-    publisher = Publisher(settings.redis_url)
-    dispatcher = Dispatcher(ledger, settings.redis_url)
+    publisher, dispatcher = Publisher(settings.redis_url), Dispatcher(ledger, settings.redis_url)
     hub = Hub(hub_calls, calls, settings)
     commits = _commits(ledger, settings)
     identity = Sources(settings, ledger)
@@ -95,6 +95,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         server.JOB_SERVICE: Jobs(calls, commits, dispatcher, publisher, hub, pipelines, settings),
         server.BLOB_SERVICE: Blobs(calls, store, settings),
         server.PIPELINE_SERVICE: PipelineCatalogue(pipelines),
+        server.MODEL_SERVICE: Models(calls),
         server.TOKEN_SERVICE: Tokens(calls),
         server.DEPLOYMENT_SERVICE: Deployment(store, settings),
         server.AUDIT_SERVICE: AuditEvents(calls),

@@ -8,6 +8,7 @@ from fluoro.v1 import (
     blob_service_pb2,
     deployment_service_pb2,
     job_service_pb2,
+    model_service_pb2,
     pipeline_service_pb2,
     token_service_pb2,
 )
@@ -24,6 +25,7 @@ from gateway.settings import Settings
 
 JOB_SERVICE: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
 BLOB_SERVICE: Final = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
+MODEL_SERVICE: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 PIPELINE_SERVICE: Final = pipeline_service_pb2.DESCRIPTOR.services_by_name["PipelineService"]
 AUDIT_SERVICE: Final = audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"]
 TOKEN_SERVICE: Final = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"]
@@ -35,6 +37,7 @@ OF_OWNERS: Final = (
     JOB_SERVICE,
     BLOB_SERVICE,
     PIPELINE_SERVICE,
+    MODEL_SERVICE,
     TOKEN_SERVICE,
     AUDIT_SERVICE,
     DEPLOYMENT_SERVICE,

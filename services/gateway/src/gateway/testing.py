@@ -11,6 +11,7 @@ from fluoro.v1.audit_service_pb2_grpc import AuditServiceStub
 from fluoro.v1.blob_service_pb2_grpc import BlobServiceStub
 from fluoro.v1.deployment_service_pb2_grpc import DeploymentServiceStub
 from fluoro.v1.job_service_pb2_grpc import JobServiceStub
+from fluoro.v1.model_service_pb2_grpc import ModelServiceStub
 from fluoro.v1.pipeline_service_pb2_grpc import PipelineServiceStub
 from fluoro.v1.token_service_pb2_grpc import TokenServiceStub
 from google.rpc import error_details_pb2, status_pb2
@@ -31,6 +32,7 @@ class Client:
     jobs: Any
     blobs: Any
     pipelines: Any
+    models: Any
     tokens: Any
     deployment: Any
     audit: Any
@@ -47,6 +49,7 @@ async def connected(port: int) -> AsyncIterator[Client]:
             JobServiceStub(channel),
             BlobServiceStub(channel),
             PipelineServiceStub(channel),
+            ModelServiceStub(channel),
             TokenServiceStub(channel),
             DeploymentServiceStub(channel),
             AuditServiceStub(channel),

@@ -12,4 +12,5 @@ if __name__ == "__main__":
         handlers="ml_worker.operations:HANDLERS",
         version=version("ml-worker"),
         warm_up="ml_worker.registry:warm_up",
+        inventory="ml_worker.registry:models",
     )

@@ -18,7 +18,8 @@ from ml_worker.manifest import Manifest, ModelRefusedError
 
 MANIFEST: Final = "model.toml"
 CARD: Final = "CARD.md"
-MAX_MANIFEST_BYTES: Final = 4 * 2**20
+MAX_MANIFEST_BYTES: Final = 2 * 2**20
+"""What it says of a model goes into one answer of the API, which has 4 MiB."""
 MAX_CARD_BYTES: Final = 64 * 2**10
 MAX_MODEL_BYTES: Final = 4 * 2**30
 """Most bytes of all files of a model together."""

@@ -8,7 +8,17 @@ from typing import Final
 
 import typer
 
-from fluoro_client.cli import audit, completion, doctor, files, jobs, profiles, running, tokens
+from fluoro_client.cli import (
+    audit,
+    completion,
+    doctor,
+    files,
+    jobs,
+    models,
+    profiles,
+    running,
+    tokens,
+)
 from fluoro_client.options import MEANINGS
 
 ENVIRONMENT: Final = (
@@ -30,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (running, jobs, files, audit, doctor, profiles, completion):
+for part in (running, models, jobs, files, audit, doctor, profiles, completion):
     app.add_typer(part.app)
 app.add_typer(tokens.app, name="tokens", no_args_is_help=True)
 

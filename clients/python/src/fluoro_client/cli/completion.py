@@ -42,6 +42,11 @@ def complete_pipeline(ctx: typer.Context, incomplete: str) -> list[tuple[str, st
     return [found for found in suggestions.pipelines(_said(ctx)) if found[0].startswith(incomplete)]
 
 
+def complete_model(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Names of models with their summaries."""
+    return [found for found in suggestions.models(_said(ctx)) if found[0].startswith(incomplete)]
+
+
 def complete_job(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Names of your newest jobs with their states."""
     return [found for found in suggestions.jobs(_said(ctx)) if found[0].startswith(incomplete)]

@@ -39,6 +39,16 @@ def pipelines(settings: Settings) -> Suggestions:
     return _soon(settings, ask)
 
 
+def models(settings: Settings) -> Suggestions:
+    """Names of models, without versions, as above."""
+
+    async def ask(client: AsyncClient) -> Suggestions:
+        found = {one.name.split("/")[1]: one.summary async for one in client.models()}
+        return list(found.items())
+
+    return _soon(settings, ask)
+
+
 def jobs(settings: Settings) -> Suggestions:
     """Names of the newest jobs."""
 

@@ -16,6 +16,9 @@ from fluoro.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
     pipeline_service_pb2,
     pipeline_service_pb2_grpc,
     token_service_pb2,
@@ -28,6 +31,7 @@ from fluoro_client.testing.pipelines import Steps
 from fluoro_client.testing.services.blobs import Blobs
 from fluoro_client.testing.services.deployment import Deployment
 from fluoro_client.testing.services.jobs import Jobs
+from fluoro_client.testing.services.models import Models
 from fluoro_client.testing.services.pipelines import PipelineService
 from fluoro_client.testing.services.tokens import Tokens
 from fluoro_client.testing.state import Call, State
@@ -42,6 +46,7 @@ METHODS: Final = frozenset(
         (job_service_pb2, "JobService"),
         (blob_service_pb2, "BlobService"),
         (pipeline_service_pb2, "PipelineService"),
+        (model_service_pb2, "ModelService"),
         (deployment_service_pb2, "DeploymentService"),
         (token_service_pb2, "TokenService"),
     )
@@ -93,6 +98,7 @@ class FakeGateway:
         pipeline_service_pb2_grpc.add_PipelineServiceServicer_to_server(
             PipelineService(self._state), server
         )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(self._state), server)
         deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server(
             Deployment(self._state), server
         )
@@ -148,6 +154,11 @@ class FakeGateway:
     def findings(self) -> list[deployment_service_pb2.Finding]:
         """What a diagnosis of the deployment says. Add to it what code of yours should see."""
         return self._state.findings
+
+    @property
+    def models(self) -> list[model_pb2.Model]:
+        """What workers have, in the order that a list tells it. Add to it what your code needs."""
+        return self._state.models
 
     @property
     def data(self) -> dict[str, bytes]:

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import grpc
-from fluoro.v1 import blob_service_pb2, event_pb2, job_pb2, job_service_pb2, token_service_pb2
+from fluoro.v1 import (
+    blob_service_pb2,
+    event_pb2,
+    job_pb2,
+    job_service_pb2,
+    model_pb2,
+    token_service_pb2,
+)
 from fluoro.v1.deployment_service_pb2 import Finding
 from google.protobuf.message import Message
 
@@ -68,6 +75,7 @@ class State:
         self.pipelines = Pipelines()
         self.tokens: dict[str, token_service_pb2.Token] = {}
         self.findings: list[Finding] = []
+        self.models: list[model_pb2.Model] = []
         self.blobs: dict[str, blob_service_pb2.Blob] = {}
         self.data: dict[str, bytes] = {}
         self._blob_owners: dict[str, str] = {}

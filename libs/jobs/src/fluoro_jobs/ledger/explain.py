@@ -28,7 +28,12 @@ from fluoro_jobs.ledger.standing import (
 
 _LATEST: Final = timedelta(days=36_500)
 """Nothing is expected later than this from now."""
-_BLOCKING: Final = (Cause.KIND_NO_WORKER, Cause.KIND_OWNER_LIMIT, Cause.KIND_CAPACITY)
+_BLOCKING: Final = (
+    Cause.KIND_NO_MODEL,
+    Cause.KIND_NO_WORKER,
+    Cause.KIND_OWNER_LIMIT,
+    Cause.KIND_CAPACITY,
+)
 """What holds up every task that waits in a queue, the worst first."""
 
 
@@ -77,6 +82,8 @@ def _summary(steps: Sequence[StepExplanation]) -> str:
 
 
 def _causes(found: Standing, step: StandingStep) -> Iterator[Cause]:
+    if missing := [str(model) for model in step.models if model in found.unserved]:
+        yield _without_model(found, step, missing)
     before = [found.steps[n].name for n in step.after if not found.steps[n].has_ended]
     if before:
         text = f"Waits for {_listed(before)} to end."
@@ -100,6 +107,18 @@ def _causes(found: Standing, step: StandingStep) -> Iterator[Cause]:
     if queued or _unseen(step):
         yield _queued(found, step, queued)
         yield from _held_up(found, step)
+
+
+def _without_model(found: Standing, step: StandingStep, missing: Sequence[str]) -> Cause:
+    alive = found.queues.get(step.queue, QueueStanding()).workers
+    text = (
+        f"None of the {alive} live workers of the queue {step.queue} serves {', '.join(missing)}. "
+        "The step fails once it is run, unless the model is added before. ListModels has those "
+        "there are."
+    )
+    return Cause(
+        kind=Cause.KIND_NO_MODEL, message=text, queue=step.queue, workers=alive, models=missing
+    )
 
 
 def _running(found: Standing, task: OpenTask) -> Cause:

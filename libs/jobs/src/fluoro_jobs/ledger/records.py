@@ -21,7 +21,7 @@ MAX_PARTS_TOGETHER: Final = 200_000
 MAX_TASKS: Final = 10_000
 """Of a job, where a step that has but one is not counted against it once the job runs."""
 MAX_RETURNS: Final[dict[str, int]] = {
-    **dict.fromkeys(STORE_OUTAGES | {Reason.OPERATION_UNKNOWN}, 100),
+    **dict.fromkeys(STORE_OUTAGES | {Reason.OPERATION_UNKNOWN, Reason.MODEL_UNAVAILABLE}, 100),
     Reason.SCRATCH_FULL: 10,
 }
 """How often a task comes back without a charge, by the reason: a fault of its surroundings.

@@ -1,14 +1,14 @@
-"""All of the ledger's schema: the tables of `tables.py`, and that of worker processes."""
+"""All of the ledger's schema: the tables of `tables.py`, and those of worker processes."""
 
 from typing import Final
 
-from sqlalchemy import Column, Float, Index, SmallInteger, Table, Text
+from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, SmallInteger, Table, Text
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, UUID
 
 from fluoro_jobs.ledger.tables import METADATA, TIME
 
-__all__ = ["METADATA", "WORKERS"]
+__all__ = ["METADATA", "MODELS", "WORKERS"]
 
 WORKERS: Final = Table(
     "workers",
@@ -36,3 +36,17 @@ WORKERS: Final = Table(
     Column("expire_time", TIME, nullable=False, comment="renewed by the heartbeat"),
     Index(None, "queue"),
 )
+
+MODELS: Final = Table(
+    "models",
+    METADATA,
+    Column("worker_id", UUID, ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("ready", Boolean, nullable=False, comment="whether the worker serves it"),
+    Column("digest", BYTEA, nullable=False, comment="SHA-256 of about and card"),
+    Column("about", BYTEA, nullable=False, comment="a fluoro.v1.Model as the worker has it"),
+    Column("card", Text, nullable=False, comment="its card, in Markdown"),
+    Index(None, "name"),
+)
+"""What worker processes tell of their models."""

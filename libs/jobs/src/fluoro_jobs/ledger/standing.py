@@ -4,6 +4,7 @@ Each statement looks at so many rows at most, whatever the ledger and the queues
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -12,8 +13,10 @@ from uuid import UUID
 from fluoro.v1 import job_pb2
 
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.models import READY, serves
 from fluoro_jobs.ledger.read import job_not_found
 from fluoro_jobs.ledger.rows import ATTEMPT_COLUMNS, JOB_COLUMNS, attempt_of, job_of
+from fluoro_jobs.named_models import FIELDS, Named, models_of_step
 from fluoro_jobs.operations import QUEUES, task_names_of
 from fluoro_jobs.states import JobState, is_terminal
 
@@ -34,7 +37,8 @@ _MEASURED: Final = 100
 
 _HEAD: Final = f"SELECT now(), {JOB_COLUMNS} FROM jobs WHERE id = %(job)s AND owner = %(owner)s"
 _STEPS: Final = """
-SELECT ordinal, name, queue, task_name, after, state, task_count, ended_tasks, inputs_per_task
+SELECT ordinal, name, queue, task_name, after, state, task_count, ended_tasks, inputs_per_task,
+  operation, CASE WHEN operation = ANY(%(naming)s) THEN request ELSE '' END
 FROM steps WHERE job_id = %(job)s ORDER BY ordinal
 """
 # Limits are hidden from the planner in a SELECT: it would not follow the index for many rows.
@@ -162,7 +166,10 @@ class OpenTask(NamedTuple):
 
 @dataclass(slots=True)
 class StandingStep:
-    """A step, and those of its open tasks that were looked at."""
+    """A step, and those of its open tasks that were looked at.
+
+    request: of steps that name models; empty for others.
+    """
 
     ordinal: int
     name: str
@@ -173,7 +180,14 @@ class StandingStep:
     task_count: int
     ended_tasks: int
     inputs_per_task: int
+    operation: str = ""
+    request: bytes = b""
     open: list[OpenTask] = field(default_factory=list)
+
+    @property
+    def models(self) -> Sequence[Named]:
+        """The models that it needs."""
+        return models_of_step(self.operation, self.request)
 
     @property
     def has_ended(self) -> bool:
@@ -202,7 +216,7 @@ class Standing:
 
     attempts: step's ordinal, shard and attempt, newest first. limit: most tasks of the owner in
     flight, and how many there are; None without a limit. ahead: by queue and task name. measured:
-    seconds of attempts, by task name.
+    seconds of attempts, by task name. unserved: models that steps name and no live worker serves.
     """
 
     now: datetime
@@ -215,11 +229,12 @@ class Standing:
     limit: tuple[int, int] | None = None
     ahead: dict[int, tuple[int, bool]] = field(default_factory=dict)
     measured: dict[str, list[float]] = field(default_factory=dict)
+    unserved: set[Named] = field(default_factory=set)
 
 
 def standing(connection: LedgerConnection, owner: str, job_id: UUID) -> Standing:
     """Where the job stands. FluoroError JOB_NOT_FOUND if it is not the owner's."""
-    given = {"job": job_id, "owner": owner, "queues": list(QUEUES)}
+    given = {"job": job_id, "owner": owner, "queues": list(QUEUES), "naming": list(FIELDS)}
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         head = connection.execute(_HEAD, given).fetchone()
@@ -272,6 +287,8 @@ def _surroundings(connection: LedgerConnection, found: Standing, given: dict[str
             for step in found.steps
             if any(task.state == "READY" for task in step.open)
         }
+        needed = {model for step in found.steps if not step.has_ended for model in step.models}
+        ready = {model: connection.execute(READY, serves(*model)) for model in needed}
     found.current = {task: attempt_of(row) for task, *row in current.fetchall()}
     running: dict[str, int] = dict(in_flight.fetchall())
     for queue, count, slots, seconds, known in workers.fetchall():
@@ -280,6 +297,7 @@ def _surroundings(connection: LedgerConnection, found: Standing, given: dict[str
             count, slots, float(seconds), operations, running.get(queue, 0)
         )
     found.limit = limit.fetchone()
+    found.unserved = {model for model, cursor in ready.items() if cursor.fetchone() == (False,)}
     times: dict[str, list[float]] = defaultdict(list)
     for name, seconds in measured.fetchall():
         times[name].append(seconds)

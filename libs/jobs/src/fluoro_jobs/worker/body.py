@@ -26,7 +26,8 @@ class Plan:
 
     handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the
     main process of a prefork pool does not. warm_up: a function to call before the first task,
-    `package.module:function`; "" for none.
+    `package.module:function`; "" for none. inventory: a function that returns the models of this
+    process, an `inventory.Inventory`; "" for none, and in prefork pools.
     pool: prefork (crash of a child costs one task) or threads (one process shares a device).
     """
 
@@ -36,6 +37,7 @@ class Plan:
     handlers: str
     pool: str
     warm_up: str = ""
+    inventory: str = ""
 
 
 COLLECT_AFTER_OBJECTS: Final = 10_000

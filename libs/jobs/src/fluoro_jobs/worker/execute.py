@@ -19,16 +19,18 @@ from google.protobuf.message import Message
 
 from fluoro_jobs.celery import STALE, UNREPORTED
 from fluoro_jobs.errors import LEDGER_OUTAGES, CancelledAttempt, FluoroError, Reason
-from fluoro_jobs.ledger import attempts
+from fluoro_jobs.ledger import attempts, models
 from fluoro_jobs.ledger.attempts import Claim, Following, Worker
 from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
+from fluoro_jobs.named_models import models_of_step
 from fluoro_jobs.skew import read_request
 from fluoro_jobs.states import JobState, Outcome, is_terminal
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.context import Scratch, StepContext
 from fluoro_jobs.worker.earlier import EarlierSteps, inputs_of
+from fluoro_jobs.worker.elsewhere import handed_on
 from fluoro_jobs.worker.handler import Handler
 from fluoro_jobs.worker.results import kept
 
@@ -170,6 +172,7 @@ class Executor:
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
+            error = self._handed_on(claimed, error)
             outcome, job_state = claimed.outcome_of(error), self._fail(claimed, error)
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
             explained = _explained(error)
@@ -220,6 +223,15 @@ class Executor:
             report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
             shard=claimed.task.shard,
         )
+
+    def _handed_on(self, claimed: Claim, error: FluoroError) -> FluoroError:
+        def served(name: str, version: str) -> bool:
+            return self._patiently(
+                lambda ledger: models.is_served_elsewhere(ledger, self._worker.id, name, version)
+            )
+
+        field = claimed.operation.field if claimed.operation else ""
+        return handed_on(error, models_of_step(field, claimed.request), served)
 
     def _fail(self, claimed: Claim, error: FluoroError) -> JobState | None:
         log.warning(

@@ -32,6 +32,7 @@ from fluoro_jobs.states import Outcome
 from fluoro_jobs.wakeups import Publisher, cancels_channel
 from fluoro_jobs.worker.execute import Figures
 from fluoro_jobs.worker.gate import Gate
+from fluoro_jobs.worker.inventory import InventoryReports
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +102,7 @@ class Keeper(threading.Thread):
         gate: Gate,
         *,
         handfuls: bool,
+        inventory: InventoryReports | None = None,
     ) -> None:
         """stop_task: stops a Celery request's compute. handfuls: whether slots may take those.
 
@@ -117,6 +119,7 @@ class Keeper(threading.Thread):
         self._deaf_watch = deaf_watch
         self._gate = gate
         self._handfuls = handfuls
+        self._inventory = inventory
         self._clock = Clock()
         self._woken = threading.Event()
         self._left: dict[TaskAttempt, Left] = {}
@@ -262,6 +265,8 @@ class Keeper(threading.Thread):
                 )
             }
             self._clock.compare(connection)
+            if self._inventory is not None:
+                self._inventory.tell(connection)
         self._stuck_seconds = self._stuck(list(held.values()))
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
         for request in requests:

@@ -24,6 +24,7 @@ from fluoro_jobs.settings import from_environment
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.body import OperationBody, Plan, calm_collector
 from fluoro_jobs.worker.gate import Gate
+from fluoro_jobs.worker.inventory import InventoryReports
 from fluoro_jobs.worker.keeper import Keeper
 from fluoro_jobs.worker.settings import WorkerSettings
 
@@ -43,6 +44,7 @@ def run_worker(
     handlers: str,
     version: str,
     warm_up: str = "",
+    inventory: str = "",
     settings: WorkerSettings | None = None,
 ) -> None:
     """Drains `queue` with the handlers at `handlers` until SIGTERM.
@@ -59,7 +61,7 @@ def run_worker(
         version,
         task_names_of(queue),
     )
-    plan = Plan(service, worker, settings, handlers, pool, warm_up)
+    plan = Plan(service, worker, settings, handlers, pool, warm_up, inventory)
     WorkerProcess(OperationBody(plan)).run()
 
 
@@ -98,6 +100,7 @@ class WorkerProcess:
             gate=self._gate,
             # A thread is told to stop an attempt; a child is killed with its whole handful.
             handfuls=plan.pool == "prefork",
+            inventory=InventoryReports(worker.id, plan.inventory),
         )
         self._consumer = Consumer(
             Options(

@@ -163,6 +163,8 @@ class Cause(_message.Message):
         """Runs on `worker` since `start_time`."""
         KIND_EXPIRES: Cause._Kind.ValueType  # 9
         """The job is ended at `until_time`, its expire_time, whatever has become of it."""
+        KIND_NO_MODEL: Cause._Kind.ValueType  # 10
+        """No live worker serves one of `models`, which the step needs. It fails once it is run."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What kind of thing."""
@@ -187,6 +189,8 @@ class Cause(_message.Message):
     """Runs on `worker` since `start_time`."""
     KIND_EXPIRES: Cause.Kind.ValueType  # 9
     """The job is ended at `until_time`, its expire_time, whatever has become of it."""
+    KIND_NO_MODEL: Cause.Kind.ValueType  # 10
+    """No live worker serves one of `models`, which the step needs. It fails once it is run."""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -206,6 +210,7 @@ class Cause(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     kind: Global___Cause.Kind.ValueType
     """What kind."""
     message: _builtins.str
@@ -248,6 +253,10 @@ class Cause(_message.Message):
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resource names of models."""
+
     def __init__(
         self,
         *,
@@ -269,10 +278,11 @@ class Cause(_message.Message):
         worker: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         shard: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_use", b"in_use", "kind", b"kind", "limit", b"limit", "message", b"message", "operation", b"operation", "queue", b"queue", "reason", b"reason", "shard", b"shard", "slots", b"slots", "start_time", b"start_time", "steps", b"steps", "task_count", b"task_count", "task_count_truncated", b"task_count_truncated", "tasks_ahead", b"tasks_ahead", "tasks_ahead_truncated", b"tasks_ahead_truncated", "until_time", b"until_time", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_use", b"in_use", "kind", b"kind", "limit", b"limit", "message", b"message", "models", b"models", "operation", b"operation", "queue", b"queue", "reason", b"reason", "shard", b"shard", "slots", b"slots", "start_time", b"start_time", "steps", b"steps", "task_count", b"task_count", "task_count_truncated", b"task_count_truncated", "tasks_ahead", b"tasks_ahead", "tasks_ahead_truncated", b"tasks_ahead_truncated", "until_time", b"until_time", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,8 @@ NEEDED: Final[dict[str, frozenset[Role]]] = {
     "fluoro.v1.JobService.WaitJob": SEE,
     "fluoro.v1.JobService.WatchJob": SEE,
     "fluoro.v1.JobService.WatchJobs": SEE,
+    "fluoro.v1.ModelService.GetModel": SEE,
+    "fluoro.v1.ModelService.ListModels": SEE,
     "fluoro.v1.PipelineService.GetPipeline": SEE,
     "fluoro.v1.PipelineService.ListPipelines": SEE,
     "fluoro.v1.TokenService.CreateToken": OPERATE,
