@@ -156,6 +156,18 @@ def test_two_readers_get_back_every_voxel(study: Study, kind: str) -> None:
     assert np.array_equal(by_hand(pydicom.dcmread(path), 3), truth)
 
 
+def test_slices_are_as_far_apart_as_their_places_say(tmp_path: Path) -> None:
+    kinds = [ExportDicom.KIND_SEGMENTATION]
+    slices = ct_slices(3, SpacingBetweenSlices=5)  # they are 2.5 mm apart
+    told = opened(exported(Study.of_slices(tmp_path, slices), kinds)[1], "segmentation-0000.dcm")
+    measures = told.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == 2.5
+    slices[2].ImagePositionPatient = [-100, -100, 40]
+    told = opened(exported(Study.of_slices(tmp_path, slices), kinds)[1], "segmentation-0000.dcm")
+    measures = told.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert "SpacingBetweenSlices" not in measures
+
+
 def test_dsrdump_reads_the_measurements(study: Study) -> None:
     _, attempt = exported(study, [])
     path = attempt.context.fetch(attempt.context.artifacts["measurements-0000.dcm"].blob)

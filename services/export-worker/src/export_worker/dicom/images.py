@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from export_worker.dicom.sources import Source
 
+EVEN: Final = 0.01
+"""How much gaps between slices may differ, relative to the largest."""
+
 VOXELS_LIMIT: Final = 2**29
 """Most of one segmentation: 2,048 slices of 512 x 512.
 
@@ -67,6 +70,15 @@ class Stack:
     def found(self) -> list[Found]:
         """What the step found, by image."""
         return [image.found[self.step] for image in self.images]
+
+    @property
+    def spacing_mm(self) -> float | None:
+        """Between neighbours; None of one image, or where it differs by more than a percent."""
+        places = [source.position for source in self.sources if source.position is not None]
+        gaps = np.diff(places)
+        if not len(gaps) or gaps.min() <= 0 or np.ptp(gaps) > EVEN * gaps.max():
+            return None
+        return float(gaps.mean())
 
     @property
     def model(self) -> ml_pb2.ModelReference:

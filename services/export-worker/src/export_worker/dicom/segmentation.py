@@ -12,7 +12,9 @@ from highdicom.seg import (
     SegmentDescription,
 )
 from PIL import ImageColor
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DS
 
 from export_worker.dicom.codes import coded
 from export_worker.dicom.images import Stack
@@ -47,6 +49,8 @@ def segmentation(
     """
     sources = stack.sources
     headers = [source.header for source in sources]
+    for header in headers:
+        set_spacing(header, stack.spacing_mm)
     written = Segmentation(
         source_images=headers,
         pixel_array=stack.label_map(),
@@ -69,6 +73,18 @@ def segmentation(
         item.DimensionOrganizationUID = organization
     origin.stamp(written, headers[0].get("TimezoneOffsetFromUTC", ""))
     return written
+
+
+def set_spacing(header: Dataset, spacing_mm: float | None) -> None:
+    """Spacing Between Slices (0018,0088) as the places of the images have it.
+
+    Scanners state another, and readers such as dcmqi place frames by it. Frames of a multi-frame
+    image have it in their functional groups.
+    """
+    if spacing_mm is not None:
+        header.SpacingBetweenSlices = DS(spacing_mm, auto_format=True)
+    elif "SpacingBetweenSlices" in header:
+        del header.SpacingBetweenSlices
 
 
 def segments_of(stack: Stack, origin: Origin) -> list[SegmentDescription]:
