@@ -234,6 +234,7 @@ async def test_a_long_queue_is_counted_no_further_than_a_thousand_and_in_bounded
             "owner": OWNER,
             "queue": "dicom",
             "queues": ["dicom"],
+            "naming": [],
             "names": ["dicom.inspect"],
             "task": task[0],
         }

@@ -34,6 +34,7 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "ANSWER_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "REQUEST_ID_REUSED": grpc.StatusCode.ALREADY_EXISTS,
     "PIPELINE_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "MODEL_UNKNOWN": grpc.StatusCode.NOT_FOUND,
     "JOB_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "JOB_NOT_ENDED": grpc.StatusCode.FAILED_PRECONDITION,
     "NOTHING_TO_RETRY": grpc.StatusCode.FAILED_PRECONDITION,
