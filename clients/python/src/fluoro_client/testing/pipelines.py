@@ -9,6 +9,8 @@ from fluoro.v1 import (
     archive_pb2,
     convert_pb2,
     deidentify_pb2,
+    dicomweb_pb2,
+    export_pb2,
     job_pb2,
     job_service_pb2,
     photograph_pb2,
@@ -164,19 +166,28 @@ for _name, _kind, _default in (
     ("project", PipelineParameter.TYPE_STRING, "default"),
     ("dates", PipelineParameter.TYPE_ENUM, "LONGITUDINAL_DATES_UNSPECIFIED"),
     ("shear", PipelineParameter.TYPE_ENUM, "SHEAR_KEEP"),
+    ("segmentation_type", PipelineParameter.TYPE_ENUM, "SEGMENTATION_TYPE_UNSPECIFIED"),
 ):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=_kind)
     _PARAMETERS[_name].default_value.string_value = _default
+for _name in ("destination", "study"):
+    _PARAMETERS[_name] = PipelineParameter(
+        name=_name, type=PipelineParameter.TYPE_STRING, required=True
+    )
+_STORED: Final = ("destination", "project", "dates", "clean_pixel_data")
 
 _TAKEN: Final[dict[str, Sequence[str]]] = {
     "archive-report": ("title",),
     "ct-tissue": ("title", "window_center", "window_width"),
+    "ct-tissue-dicom": ("title", "segmentation_type"),
     "ct-volume": ("project", "shear"),
     "deidentify": ("project", "dates", "clean_pixel_data", *_KEPT),
+    "deidentify-and-export": _STORED,
     "dicom-intake": ("window_center", "window_width"),
     "imaging-report": ("title", "window_center", "window_width"),
     "photo-archive": ("mask_faces",),
     "photo-intake": ("mask_faces",),
+    "study-deidentify-and-export": ("study", *_STORED),
 }
 """The parameters that each pipeline takes."""
 
@@ -199,6 +210,20 @@ def _analyzed(given: Parameters) -> list[job_pb2.Step]:
     ]
 
 
+def _segmented(given: Parameters) -> list[job_pb2.Step]:
+    objects = {
+        "kinds": ["KIND_SEGMENTATION", "KIND_MEASUREMENTS", "KIND_KEY_IMAGES"],
+        "segmentation_type": given["segmentation_type"],
+    }
+    after = ["render", "analyze"]
+    return [
+        render(),
+        analyze("ct-tissue", after=["render"]),
+        report(after=after, title=given["title"]),
+        step(json_format.ParseDict(objects, export_pb2.ExportDicom()), "dicom", after=after),
+    ]
+
+
 def _unpacked(given: Parameters) -> list[job_pb2.Step]:
     steps = _reported(given)
     steps[0].after.append("unpack")
@@ -212,6 +237,22 @@ def _deidentified(given: Parameters) -> list[job_pb2.Step]:
     rendered.inputs.add(step="deidentify", role="instance")
     told = report(after=["deidentify", "render"], title="De-identification")
     return [step(request, "deidentify"), rendered, told]
+
+
+def _stored(given: Parameters) -> list[job_pb2.Step]:
+    kept = {name: given[name] for name in ("project", "dates", "clean_pixel_data")}
+    request = json_format.ParseDict(kept, deidentify_pb2.DeidentifyDicom())
+    # A pipeline is shown without the parameters that have no default.
+    stored = step(dicomweb_pb2.StoreDicomweb(server=given.get("destination", "")), "store")
+    stored.inputs.add(step="deidentify", role="instance")
+    return [step(request, "deidentify"), stored]
+
+
+def _fetched(given: Parameters) -> list[job_pb2.Step]:
+    steps = _stored(given)
+    steps[0].inputs.add(step="fetch", role="instance")
+    request = dicomweb_pb2.FetchDicomweb(references=[given.get("study", "")])
+    return [step(request, "fetch"), *steps]
 
 
 def _converted(given: Parameters) -> list[job_pb2.Step]:
@@ -237,12 +278,15 @@ def _taken_out(given: Parameters) -> list[job_pb2.Step]:
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
     "ct-tissue": _analyzed,
+    "ct-tissue-dicom": _segmented,
     "ct-volume": _converted,
     "deidentify": _deidentified,
+    "deidentify-and-export": _stored,
     "dicom-intake": _rendered,
     "imaging-report": _reported,
     "photo-archive": _taken_out,
     "photo-intake": _taken_in,
+    "study-deidentify-and-export": _fetched,
 }
 
 
