@@ -1,4 +1,4 @@
-"""A slot that runs short tasks takes a handful of messages at once (ADR 0035).
+"""A slot that runs short tasks takes a handful of messages at once (ADR 0033).
 
 To fetch a message and to pass it to a pool child costs Celery more than a short task takes. The
 first message is Celery's own. What it brings along comes from here, and travels as a header of the
