@@ -252,6 +252,7 @@ def test_frames_of_an_enhanced_object_are_sorted_like_slices(convert: Convert) -
     assert second.tolist() == [values(at)[0, 0] for at in (4, 3, 5)]
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # of what the test writes
 def test_what_may_be_a_name_is_in_no_result(convert: Convert) -> None:
     files = [
         saved(
