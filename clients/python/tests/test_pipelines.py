@@ -10,6 +10,7 @@ from fluoro_client import AsyncClient, Client, FluoroApiError
 from fluoro_client.files import BadPathError
 from fluoro_client.jobs import render
 from fluoro_client.testing import FakeGateway, Fault, File, Outcome
+from fluoro_client.testing.pipelines import SHIPPED
 
 SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 
@@ -129,7 +130,7 @@ async def test_the_command_lists_pipelines_and_shows_one(fluoro):
     code, out, _ = await fluoro("pipelines", "ct-tissue@1", "--output", "json")
     assert json.loads(out)["name"] == "pipelines/ct-tissue/versions/1"
     code, out, _ = await fluoro("pipelines", "--all", "--output", "json")
-    assert len(json.loads(out)["pipelines"]) == 8
+    assert len(json.loads(out)["pipelines"]) == len(SHIPPED)
     assert (await fluoro("pipelines", "no"))[0] == 3
 
 
