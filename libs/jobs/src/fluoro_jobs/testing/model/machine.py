@@ -240,9 +240,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancel_job(self, number: int) -> None:
         """Another owner cannot; its owner can, again and again."""
         job, job_id = self.model.jobs[number], self.job_ids[number]
-        assert _refusal(lambda: control.cancel_job(self.plain, "eve", job_id)) is (
-            Reason.JOB_NOT_FOUND
-        )
+        assert _refusal(lambda: control.cancel(self.plain, "eve", job_id)) is Reason.JOB_NOT_FOUND
         # What reads the job afterwards is left out: what overtook it there would come after it.
         control.cancel(self.db, job.owner, job_id)
         job.stop("CANCELLED")
