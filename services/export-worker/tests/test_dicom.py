@@ -337,8 +337,8 @@ def broken(study: Study, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "state", "reason"),
     [
-        ("no DICOM", STATES.STATE_FAILED, "DICOM_INVALID"),
-        ("nothing", STATES.STATE_FAILED, "DICOM_INVALID"),
+        ("no DICOM", STATES.STATE_FAILED, "NOT_DICOM"),
+        ("nothing", STATES.STATE_FAILED, "NOT_DICOM"),
         ("no image", STATES.STATE_FAILED, "NO_PIXEL_DATA"),
         ("no series", STATES.STATE_FAILED, "DICOM_INVALID"),
         ("other shape", STATES.STATE_FAILED, "LABEL_MAP_MISMATCH"),

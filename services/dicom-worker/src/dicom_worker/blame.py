@@ -1,35 +1,7 @@
-"""Blames the file when a library fails on it.
+"""Blames the file when pydicom or a codec fails on it, and says nothing of what it holds."""
 
-pydicom and the codecs raise whatever a hostile value provokes. They quote the value, which may be
-patient data, in exceptions, warnings and log records. None of that leaves `blame_file`.
-"""
+from fluoro_jobs.blame import blame_file, silence
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+__all__ = ["blame_file"]
 
-from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
-
-for name in ("pydicom", "pylibjpeg", "openjpeg", "rle"):
-    logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # their records quote values of the file
-
-
-@contextmanager
-def blame_file(reason: Reason, message: str) -> Iterator[None]:
-    """Turns what a library raises about a file into FluoroError(reason, message).
-
-    Its warnings are dropped. What is not about the file passes: FluoroError, CancelledAttempt,
-    MemoryError, and OSError of the operating system (one with an errno). Keep the body to the
-    library's calls: a bug of our own in it would be blamed on the file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (FluoroError, CancelledAttempt, MemoryError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise FluoroError(reason, message) from None
+silence("pydicom", "pylibjpeg", "openjpeg", "rle")

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from shutil import rmtree
 from typing import Final, NamedTuple
 
+from fluoro_jobs.blame import blame_file
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
 from pydicom.fileset import FileSet
@@ -14,7 +15,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from export_worker.dicom.origin import Origin
-from export_worker.dicom.sources import KEPT, blamed, read_header
+from export_worker.dicom.sources import KEPT, read_header
 from export_worker.packing import Packed
 
 RECORDS: Final = (
@@ -77,7 +78,8 @@ def listed(
         context.progress("list", done, len(instances))
         path = context.fetch(files[number].artifact.blob)
         try:
-            with path.open("rb") as file, blamed("It cannot be listed."):
+            blamed = blame_file(Reason.DICOM_INVALID, "It cannot be listed.")
+            with path.open("rb") as file, blamed:
                 header = read_header(file, TAGS)
                 if header.SOPInstanceUID not in numbers:  # a second copy stands outside
                     directory.add(header)

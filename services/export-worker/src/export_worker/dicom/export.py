@@ -8,6 +8,7 @@ from typing import Final
 from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportDicom, ExportDicomResult, ExportedObject
 from fluoro.v1.model_pb2 import Model
+from fluoro_jobs.blame import blame_file
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.operations import DICOM_FILES
 from fluoro_jobs.worker.context import StepContext, StepItem
@@ -20,7 +21,7 @@ from export_worker.dicom.measurements import measurement_report
 from export_worker.dicom.origin import Origin, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
-from export_worker.dicom.sources import blamed, read_source
+from export_worker.dicom.sources import read_source
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
 PICTURES: Final = ("preview", "overlay")
@@ -124,7 +125,7 @@ class Export:
         for n, part in enumerate(pictures):
             self._context.check()
             model = self._models.get(part.step)
-            with blamed(UNWRITABLE):
+            with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = capture(
                     item.fetch(part),
                     part.role,
@@ -143,7 +144,7 @@ class Export:
 
     def _write_stack(self, stack: Stack) -> None:
         segments = None
-        with blamed(UNWRITABLE):
+        with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
             if (
                 ExportDicom.KIND_SEGMENTATION in self._kinds
                 and stack.images[0].source.may_be_segmented
@@ -169,7 +170,7 @@ class Export:
         for (step, _), ones in together.items():
             if chosen := key_images(ones, step):
                 model = ones[0].found[step].model
-                with blamed(UNWRITABLE):
+                with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                     written = key_object_selection(chosen, step, model, self._origin)
                 count = len({source.instance for _, source in chosen})
                 self._put(ExportDicom.KIND_KEY_IMAGES, written, count, step, model)
@@ -184,7 +185,7 @@ class Export:
             if artifact.role == "report" and artifact.media_type == "application/pdf"
         ]
         for number, (step, artifact) in enumerate(reports, 1):
-            with blamed(UNWRITABLE):
+            with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = encapsulated(
                     self._context.fetch(artifact.blob), number, sources, models, self._origin
                 )

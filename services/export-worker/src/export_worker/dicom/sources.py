@@ -4,20 +4,18 @@ The file may be hostile: it is read up to its pixels, at most `HEADER_LIMIT_BYTE
 says may be wrong: a value that its VR does not allow is left out, so that no object repeats it.
 """
 
-import logging
 import math
 import re
-import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 import numpy as np
-from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
+from fluoro_jobs.blame import blame_file, silence
+from fluoro_jobs.errors import FluoroError, Reason
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
@@ -29,8 +27,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM, validate_value
 
-for name in ("pydicom", "highdicom"):
-    logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # their records quote values of the file
+silence("pydicom", "highdicom")
 
 HEADER_LIMIT_BYTES: Final = 64 * 2**20
 """Most that is read of a file before its pixels, and inflated of a deflated one."""
@@ -66,6 +63,8 @@ KEPT: Final = (*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *COMMON, *IMAGE)
 TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, "SpecificCharacterSet")]
 PIXELS: Final = 0x7FE00001
 """The first element of pixel data."""
+FIRST_GROUPS: Final = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+"""What a file without a preamble begins with: its File Meta Information, or group 0008."""
 META_START: Final = 144
 """Where the File Meta Information begins that its group length counts (PS3.10 7.1)."""
 BINARY: Final = frozenset(("US", "FD"))
@@ -156,7 +155,8 @@ def read_source(path: Path) -> Source:
     FluoroError NOT_DICOM or DICOM_INVALID if nothing can refer to it, IMAGE_TOO_LARGE if its header
     is over the limit, NO_PIXEL_DATA if it is no image.
     """
-    with path.open("rb") as file, blamed("The header cannot be read. Inspect the file."):
+    blamed = blame_file(Reason.DICOM_INVALID, "The header cannot be read. Inspect the file.")
+    with path.open("rb") as file, blamed:
         header = cleaned(read_header(file))
         if missing := [keyword for keyword in IDENTIFIERS if not header.get(keyword)]:
             raise FluoroError(
@@ -193,10 +193,14 @@ def too_large() -> FluoroError:
 def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
     """These attributes as they are.
 
-    Files without a preamble are read, too. Of a deflated data set as much is inflated as may be
-    read: pixels come last.
+    Files without a preamble are read, too, if their first bytes leave no doubt: FluoroError
+    NOT_DICOM. Of a deflated data set as much is inflated as may be read: pixels come last.
     """
-    if file.read(132)[128:] == b"DICM":
+    head = file.read(132)
+    is_part_10 = head[128:] == b"DICM"
+    if not is_part_10 and head[:2] not in FIRST_GROUPS:
+        raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
+    if is_part_10:
         meta = read_file_meta_info(file.name)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             file.seek(META_START + meta.FileMetaInformationGroupLength)
@@ -204,7 +208,7 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
             return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=tags)
     file.seek(0)
     reader = cast("BinaryIO", Bounded(file))
-    return dcmread(reader, stop_before_pixels=True, specific_tags=tags, force=True)
+    return dcmread(reader, stop_before_pixels=True, specific_tags=tags, force=not is_part_10)
 
 
 def inflate(file: BinaryIO) -> bytes:
@@ -340,21 +344,3 @@ def encode(header: Dataset) -> bytes:
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
     write_dataset(buffer, header)
     return buffer.getvalue()
-
-
-@contextmanager
-def blamed(message: str) -> Iterator[None]:
-    """Blames the file for what pydicom and highdicom raise about it: DICOM_INVALID.
-
-    Its words quote the file, which may be patient data: none of them leave.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (FluoroError, CancelledAttempt, MemoryError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise FluoroError(Reason.DICOM_INVALID, message) from None
