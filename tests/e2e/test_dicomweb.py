@@ -58,8 +58,13 @@ def test_a_fetch_waits_for_a_server_that_is_away_and_a_clean_study_goes_back(
 ) -> None:
     fetch = step(FetchDicomweb(references=[REFERENCE]), "fetch")
     fetch.retry_policy.max_attempts = 10
-    fetch.retry_policy.initial_backoff.FromMilliseconds(200)
-    fetch.retry_policy.max_backoff.FromMilliseconds(500)
+    # The attempts last for as long as a busy machine takes to start the server.
+    fetch.retry_policy.initial_backoff.FromMilliseconds(500)
+    fetch.retry_policy.max_backoff.FromSeconds(8)
+    files = slices(ct)
+    with orthanc(tmp_path, HttpPort=place.port):
+        for file in files:
+            place.add(file)
     with fluoro.client() as client:
         job = client.submit(
             job_pb2.Job(steps=[fetch, step(RenderDicom(), "render", after=["fetch"])])
@@ -67,10 +72,8 @@ def test_a_fetch_waits_for_a_server_that_is_away_and_a_clean_study_goes_back(
         for update in client.watch(job.name):
             if "PACS_UNAVAILABLE" in str(update):
                 break
-        files = slices(ct)
+        # It has all of the study from its start on, or an attempt might find a part of it.
         with orthanc(tmp_path, HttpPort=place.port):
-            for file in files:
-                place.add(file)
             done = client.wait(job.name, timeout_seconds=SECONDS)
             assert done.state == job_pb2.Job.STATE_SUCCEEDED, fluoro.logs()
             assert [item.key for item in done.steps[0].items] == [
