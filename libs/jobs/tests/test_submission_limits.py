@@ -107,7 +107,7 @@ def test_every_text_has_a_limit(path: str, field: FieldDescriptor, part: Part) -
         setattr(target, field.name, text)
     with pytest.raises(FluoroError) as caught:
         validate(big, "owner")
-    assert caught.value.violations[0].field.startswith(path)
+    assert any(one.field.startswith(path) for one in caught.value.violations)
     assert len(str(caught.value)) < 1000
 
 

@@ -29,7 +29,7 @@ def whole(clinic: Any) -> list[Upstream]:
 
 
 def test_the_worker_offers_the_operation() -> None:
-    assert [handler.operation.task_name for handler in HANDLERS] == ["export.report"]
+    assert "export.report" in {handler.operation.task_name for handler in HANDLERS}
 
 
 def test_pdf_tells_title_findings_instances_and_provenance(clinic: Any, reader: Any) -> None:
