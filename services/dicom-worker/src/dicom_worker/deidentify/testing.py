@@ -305,8 +305,8 @@ def left(planted_: Planted, data: bytes) -> Iterator[str]:
     for text in planted_.texts:
         forms = {text.casefold().encode(code) for code in ("utf-8", "utf-16-le", "utf-16-be")}
         forms |= {text.encode("utf-8"), encode_string(text, own)}
-        # Fewer bytes turn up in pixels by chance.
-        sought = {form for form in forms if len(form) > 4}  # noqa: PLR2004
+        # Fewer bytes turn up in pixels by chance. Small numbers of 16 bits look like UTF-16.
+        sought = {form for form in forms if len(form.replace(b"\0", b"")) > 4}  # noqa: PLR2004
         if text.casefold() in words or any(form in low or form in data for form in sought):
             yield text
 
