@@ -100,6 +100,63 @@ def test_rle_segments_hold_nothing_but_their_pixels(
     assert done.removed == {"unused bits": 1, "after the image": 1}
 
 
+def test_no_run_of_rle_goes_on_past_its_plane(clean: Clean) -> None:
+    letter = b"a letter of hers"
+    long = bytes([126]) + bytes(127) + bytes([len(letter)]) + b"\7" + letter
+    for last in (long, bytes([127]) + bytes(127) + b"\7" + bytes([0x82, 9])):
+        segment = bytes([127, *bytes(128)]) * 127 + last + bytes(len(last) % 2)
+        head = struct.pack("<16L", 2, 64, 64 + len(segment), *bytes(13))
+        source = ct(BitsStored=16, HighBit=15, PixelData=encapsulate([head + segment * 2]))
+        source.file_meta.TransferSyntaxUID = RLELossless
+        del source.Rows, source.Columns
+        source.Rows = source.Columns = 128
+        data, _ = clean(source)
+        assert b"letter" not in data
+        pixels = pydicom.dcmread(io.BytesIO(data)).pixel_array.view("<u2").flat
+        assert (pixels[0], pixels[-1]) == (0, 0x0707)
+
+
+def test_rle_segments_that_no_image_has_are_refused(clean: Clean) -> None:
+    source = ct()
+    source.compress(RLELossless, generate_instance_uid=False)
+    frame = next(generate_frames(source.PixelData, number_of_frames=1))
+    offsets = struct.unpack_from("<2L", frame, 4)
+    head = struct.pack("<16L", 3, *offsets, len(frame), *bytes(12))
+    source.PixelData = encapsulate([head + frame[64:] + b"\x0fa letter of hers\0"])
+    with pytest.raises(FluoroError, match="DEIDENTIFICATION_REFUSED"):
+        clean(source)
+
+
+@pytest.mark.parametrize("marker", [0x02, 0xBF, 0xDC, 0xDE, 0xDF, 0xC4, 0xDB, 0xDD, 0xCC, 0xF9])
+def test_segments_of_jpeg_that_decoders_skip_hide_no_text(clean: Clean, marker: int) -> None:
+    source = pydicom.dcmread(wheel_file("SC_rgb_jpeg_gdcm"))
+    frame = next(generate_frames(source.PixelData, number_of_frames=1))
+    letter = b"a letter of hers"
+    segment = bytes((0xFF, marker)) + struct.pack(">H", 2 + len(letter)) + letter
+    source.PixelData = encapsulate([frame[:2] + segment + frame[2:]])
+    try:
+        data, done = clean(source)
+    except FluoroError as error:
+        # Tables that are no tables cannot be taken out: they may have been meant.
+        assert error.reason == "DEIDENTIFICATION_REFUSED"  # noqa: PT017 - either is right
+        assert marker in (0xDC, 0xC4, 0xDB, 0xDD, 0xCC)
+    else:
+        assert b"letter" not in data
+        assert done.removed["other segments"] == 1
+
+
+@pytest.mark.parametrize("marker", [0xFF57, 0xFF58, 0xFF63, 0xFF70])
+def test_segments_of_jpeg_2000_that_decoders_skip_go(marker: int) -> None:
+    plain, frame = commented()
+    letter = struct.pack(">HH", marker, 2 + 8) + b"a letter"
+    start = frame.index(b"\xff\x90")
+    cleaned, removed = strip_j2k(frame[:start] + letter + frame[start:])
+    assert removed["other segments"] == 1
+    assert b"letter" not in cleaned
+    pixels = imagecodecs.jpeg2k_decode(plain)
+    np.testing.assert_array_equal(imagecodecs.jpeg2k_decode(cleaned), pixels)
+
+
 def test_what_follows_a_small_image_is_left_out(clean: Clean) -> None:
     source = ct(Rows=4, Columns=4, PixelData=bytes(32) + b"a letter")
     assert pydicom.dcmread(io.BytesIO(clean(source)[0])).PixelData == bytes(32)
@@ -221,11 +278,27 @@ def test_names_are_remembered_from_private_sequences(clean: Clean) -> None:
         ("ヤマダニ^X", "ﾔﾏﾀﾞﾆ"),
         ("Müller^X", "Mueller"),
         ("Müller^X", "muller"),
+        ("Smithson^X", "Smi\u200bth\u00adson"),
+        ("Wu^Li", "Li, Wu"),
     ],
 )
 def test_a_name_is_found_however_it_is_spelt(clean: Clean, name: str, text: str) -> None:
     data, _ = clean(ct(PatientName=name, Manufacturer=f"for {text}"))
     assert pydicom.dcmread(io.BytesIO(data)).Manufacturer == "REMOVED"
+
+
+@pytest.mark.parametrize(
+    "text", ["77123456", "MRN 77123456", "mrn77123456_CT", "M.R.N. 77 1234 56", "77-123-456"]
+)
+def test_an_id_is_found_however_it_is_punctuated(clean: Clean, text: str) -> None:
+    data, _ = clean(ct(PatientID="MRN-77123456", Manufacturer=f"for {text}"))
+    assert pydicom.dcmread(io.BytesIO(data)).Manufacturer == "REMOVED"
+
+
+def test_a_date_is_found_with_two_digits_of_the_year_between_dots(clean: Clean) -> None:
+    source = ct(PatientBirthDate="19700203", SoftwareVersions=["03.02.70", "3.02.70.1", "70.2"])
+    after = pydicom.dcmread(io.BytesIO(clean(source)[0]))
+    assert list(after.SoftwareVersions) == ["REMOVED", "3.02.70.1", "70.2"]
 
 
 def test_a_name_in_another_character_set_than_declared_is_found_elsewhere(clean: Clean) -> None:

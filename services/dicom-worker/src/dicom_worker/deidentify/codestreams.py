@@ -7,13 +7,14 @@ DICOM looks. Image data is copied as it is, so pixels stay equal to the last bit
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker.deidentify.unused import Unused
-from dicom_worker.pixels.codestream import STANDALONE, j2k_start
+from dicom_worker.pixels.codestream import SOF, STANDALONE, j2k_start
 
 SCAN_END: Final = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
 """The next marker after coded data: neither a stuffed byte nor RSTn.
@@ -22,14 +23,22 @@ JPEG stuffs 00; JPEG-LS a byte below 80 (ISO/IEC 14495-1 A.1).
 """
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
 APP0, APP8, APP14, APP15 = 0xE0, 0xE8, 0xEE, 0xEF
-JPG0, JPG13 = 0xF0, 0xFD
-SOF55: Final = 0xF7
-LSE: Final = 0xF8
-"""JPEG-LS takes these two of the reserved markers F0 to FD."""
+DHT, DAC, DQT, DNL, DRI, LSE = 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xF8
+CODES: Final = 17
+"""Bytes of a Huffman table before its values: its place, and how many codes have each length."""
 ADOBE_BYTES: Final = 12
 JFIF_BYTES: Final = 14
 J2K_SOC, J2K_SOT, J2K_SOD, J2K_COM, J2K_EOC = 0xFF4F, 0xFF90, 0xFF93, 0xFF64, 0xFFD9
 J2K_TLM: Final = b"\xff\x55"
+J2K_NEEDED: Final = frozenset(
+    0xFF00 | low for low in (0x50, 0x51, 0x52, 0x53, 0x55, 0x59, 0x5C, 0x5D, 0x5E, 0x5F, 0x60, 0x61)
+)
+"""CAP, SIZ, COD, COC, TLM, CPF, QCD, QCC, RGN, POC, PPM and PPT (ISO/IEC 15444-1 and -15, A.2).
+
+Decoders skip what they do not know, and need neither the lengths of packets nor CRG.
+"""
+J2K_MANY: Final = J2K_NEEDED | frozenset(range(0xFF70, 0xFF7A))
+"""With those of transforms between many components (ISO/IEC 15444-2 A.3)."""
 TLM_START: Final = 6
 """Where the table of a TLM segment begins."""
 
@@ -105,11 +114,38 @@ def needed_segment(marker: int, body: bytes) -> bytes | None:
         return body[:ADOBE_BYTES]
     if marker == APP8 and body[:4] == b"mrfx" and len(body) <= 5:  # noqa: PLR2004 - and a digit
         return body
-    if APP0 <= marker <= APP15 or marker == COM:
+    is_whole = WHOLE.get(marker)
+    # Decoders skip some of the others (DNL), and stop at the rest: none is of use to any.
+    if is_whole is None:
         return None
-    if JPG0 <= marker <= JPG13 and marker not in {SOF55, LSE}:
-        return None
+    if not is_whole(body):
+        raise refused()
     return body
+
+
+def whole_tables(body: bytes, size: Callable[[bytes], int]) -> bool:
+    """Whether a segment is tables from end to end. size: of the one that bytes begin with."""
+    while body:
+        if len(body) < (length := size(body)):
+            return False
+        body = body[length:]
+    return True
+
+
+WHOLE: Final[dict[int, Callable[[bytes], bool]]] = {
+    **dict.fromkeys(SOF, lambda body: len(body) == 6 + 3 * body[5] if len(body) > 5 else False),  # noqa: PLR2004 - B.2.2
+    SOS: lambda body: len(body) == 4 + 2 * body[0] if body else False,
+    DHT: lambda body: whole_tables(body, lambda table: CODES + sum(table[1:CODES])),
+    DQT: lambda body: whole_tables(body, lambda table: 129 if table[0] >> 4 else 65),
+    DAC: lambda body: len(body) % 2 == 0 and not any(each & 0xEC for each in body[::2]),
+    DNL: lambda body: len(body) == 2,  # noqa: PLR2004 - a number of rows
+    DRI: lambda body: len(body) in (2, 3, 4),
+    LSE: lambda body: body[:1] in (b"\1", b"\2", b"\3", b"\4"),
+}
+"""Segments that decoders go by, and whether one has its length (ISO/IEC 10918-1 B.2, 14495-1 C.2).
+
+A longer one would hold something else.
+"""
 
 
 def segment_name(marker: int, body: bytes) -> str:
@@ -120,11 +156,14 @@ def segment_name(marker: int, body: bytes) -> str:
         return "EXIF"
     if body.startswith((b"http://ns.adobe.com/xap", b"http://ns.adobe.com/xmp")):
         return "XMP"
-    return f"APP{marker - APP0}" if APP0 <= marker <= APP15 else "JPGn"
+    return f"APP{marker - APP0}" if APP0 <= marker <= APP15 else "other segments"
 
 
-def strip_j2k(frame: bytes) -> tuple[bytes, Removed]:
-    """JPEG 2000 and HTJ2K without comments, without the boxes of a JP2 file around it."""
+def strip_j2k(frame: bytes, needed: frozenset[int] = J2K_NEEDED) -> tuple[bytes, Removed]:
+    """JPEG 2000 and HTJ2K without the boxes of a JP2 file around it.
+
+    needed: markers of the segments that stay.
+    """
     removed: Removed = Counter()
     try:
         position = j2k_start(frame)
@@ -141,16 +180,16 @@ def strip_j2k(frame: bytes) -> tuple[bytes, Removed]:
         size = word(frame, position + 2)
         if marker == J2K_SOT:
             tile = word(frame, position + 4)
-            position = keep_tile_part(frame, position, kept, removed)
+            position = keep_tile_part(frame, position, kept, removed, needed)
             lengths.append((tile, len(kept[-1])))
             continue
         segment = frame[position : position + 2 + size]
         if not J2K_SOC < marker < J2K_EOC or len(segment) < 4:  # noqa: PLR2004 - marker and length
             raise refused()
-        if marker == J2K_COM:
-            removed["COM"] += 1
-        else:
+        if marker in needed:
             kept.append(segment)
+        else:
+            removed[j2k_name(marker)] += 1
         position += 2 + size
     removed["TLM"] += state_lengths(kept, lengths)
     kept.append(b"\xff\xd9")
@@ -197,8 +236,10 @@ def table_of(segment: bytes, left: Iterator[TilePart]) -> bytes:
     return segment[:TLM_START] + table
 
 
-def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed) -> int:
-    """Keeps a tile-part (ISO/IEC 15444-1 A.4.2) without its comments; the position after it."""
+def keep_tile_part(
+    frame: bytes, start: int, kept: list[bytes], removed: Removed, needed: frozenset[int]
+) -> int:
+    """Keeps what is needed of a tile-part (ISO/IEC 15444-1 A.4.2); the position after it."""
     length = int.from_bytes(frame[start + 6 : start + 10], "big")
     end = start + length
     # 0 means up to the end of the code stream.
@@ -212,10 +253,10 @@ def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed
         size = 2 + word(frame, position + 2)
         if size < 4 or position + size > end:  # noqa: PLR2004 - marker and length
             raise refused()
-        if word(frame, position) == J2K_COM:
-            removed["COM"] += 1
-        else:
+        if word(frame, position) in needed:
             header.append(frame[position : position + size])
+        else:
+            removed[j2k_name(word(frame, position))] += 1
         position += size
     part = b"".join(header) + frame[position:end]
     if length:
@@ -224,13 +265,21 @@ def keep_tile_part(frame: bytes, start: int, kept: list[bytes], removed: Removed
     return end
 
 
-def strip_rle(frame: bytes, plane: int = 0, cells: Unused | None = None) -> tuple[bytes, Removed]:
+def j2k_name(marker: int) -> str:
+    """A word for the report, as `segment_name`."""
+    return "COM" if marker == J2K_COM else "other segments"
+
+
+def strip_rle(
+    frame: bytes, plane: int, segments: int, cells: Unused | None = None
+) -> tuple[bytes, Removed]:
     """RLE (PS3.5 annex G) with segments that end where their plane does, one after the other.
 
-    plane: bytes that a segment becomes; 0 if unknown: then segments stay as they are.
+    plane: bytes that a segment becomes. segments: how many the image has.
     """
     count = int.from_bytes(frame[:4], "little")
-    if not 0 < count < 16 or len(frame) < RLE_HEADER_BYTES:  # noqa: PLR2004 - offsets in a header
+    # No decoder looks into segments that the image does not have.
+    if plane < 1 or count != segments or count > 15 or len(frame) < RLE_HEADER_BYTES:  # noqa: PLR2004 - offsets in a header
         raise refused()
     offsets = [int.from_bytes(frame[4 * i : 4 * i + 4], "little") for i in range(1, count + 1)]
     ends = [*offsets[1:], len(frame)]
@@ -241,32 +290,41 @@ def strip_rle(frame: bytes, plane: int = 0, cells: Unused | None = None) -> tupl
     kept = bytearray(frame[:4] + bytes(RLE_HEADER_BYTES - 4))
     for number, (start, end) in enumerate(zip(offsets, ends, strict=True)):
         segment = frame[start:end]
-        clean = unpacked_to(segment, plane, tables[number % len(tables)]) if plane else segment
-        removed["unused bits"] |= clean != segment[: len(clean)]
-        removed["after the image"] |= any(segment[len(clean) :])
+        clean, over = unpacked_to(segment, plane, tables[number % len(tables)])
+        removed["unused bits"] |= not over and clean != segment[: len(clean)]
+        removed["after the image"] |= over or any(segment[len(clean) :])
         kept[4 * number + 4 : 4 * number + 8] = len(kept).to_bytes(4, "little")
         kept += even(clean)
     removed["RLE header"] |= any(frame[4 * count + 4 : RLE_HEADER_BYTES])
     return bytes(kept), +removed
 
 
-def unpacked_to(segment: bytes, plane: int, table: bytes | None) -> bytes:
-    """The part of a segment that becomes `plane` bytes, its values changed by a table of 256."""
+def unpacked_to(segment: bytes, plane: int, table: bytes | None) -> tuple[bytes, bool]:
+    """The part of a segment that becomes `plane` bytes, its values changed by a table of 256.
+
+    And whether its last run went on, and was cut.
+    """
     clean = bytearray(segment)
     position = done = 0
+    over = False
     while done < plane and position < len(segment):
         head = segment[position]
         position += 1
         if head == 128:  # noqa: PLR2004 - means nothing
             continue
         length, stored = (head + 1, head + 1) if head < 128 else (257 - head, 1)  # noqa: PLR2004
+        if over := length > plane - done:
+            length = plane - done
+            literal = stored > 1 or length == 1
+            stored = length if literal else 1
+            clean[position - 1] = length - 1 if literal else 257 - length
         if table:
             clean[position : position + stored] = segment[position : position + stored].translate(
                 table
             )
         position += stored
         done += length
-    return bytes(clean[:position])
+    return bytes(clean[:position]), over
 
 
 def word(frame: bytes, position: int) -> int:
@@ -295,8 +353,11 @@ STRIPS: Final[dict[str, Strip]] = {
         (f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70, 80, 81)), strip_jpeg
     ),
     **dict.fromkeys(
-        (f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 92, 93, 201, 202, 203)), strip_j2k
+        (f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)), strip_j2k
     ),
-    RLE: strip_rle,
+    **dict.fromkeys(
+        (f"1.2.840.10008.1.2.4.{number}" for number in (92, 93)),
+        partial(strip_j2k, needed=J2K_MANY),
+    ),
 }
 """How the frames of an encapsulated Transfer Syntax are stripped. Others are refused."""

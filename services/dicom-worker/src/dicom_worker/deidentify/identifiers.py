@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, permutations
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -38,6 +39,9 @@ MIN_NUMBER_BYTES: Final = 7
 """Shorter numbers are searched for in texts alone: values of measurement look like them."""
 MIN_UID_BYTES: Final = 8
 """Shorter ones are no UIDs: `0`, `1.2.3`."""
+LONG_NUMBER: Final = re.compile(rf"\d{{{MIN_NUMBER_BYTES},}}")
+UNSEEN: Final = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+"""Soft hyphens, joiners, and marks of direction."""
 UID_LIKE: Final = re.compile(r"[0-9][0-9.]{7,127}")
 UID_BYTES: Final = re.compile(rb"[0-9][0-9.]{7,127}")
 UID_WIDE: Final = re.compile(rb"[0-9]\0(?:[0-9.]\0){6,126}[0-9.]")
@@ -56,7 +60,8 @@ DATES: Final = tuple(
         r"(?<!\d)(?P<y>\d{4})[-./年 ]+(?P<m>\d{1,2})[-./月 ]+(?P<d>\d{1,2})(?!\d)",
         r"(?<!\d)(?P<d>\d{1,2})[-./ ](?P<m>\d{1,2})[-./ ](?P<y>\d{4})(?!\d)",
         r"(?<!\d)(?P<m>\d{1,2})[-./ ](?P<d>\d{1,2})[-./ ](?P<y>\d{4})(?!\d)",
-        # A year of two digits between dots would be found in version numbers.
+        # Version numbers seldom have three times two digits between dots.
+        r"(?<![\d.])(?P<d>\d\d)\.(?P<m>\d\d)\.(?P<y>\d\d)(?![\d.])",
         r"(?<![\d/-])(?P<d>\d{1,2})([/-])(?P<m>\d{1,2})\2(?P<y>\d\d)(?![\d/-])",
         r"(?<![\d/-])(?P<m>\d{1,2})([/-])(?P<d>\d{1,2})\2(?P<y>\d\d)(?![\d/-])",
         r"(?<![\d/-])(?P<y>\d\d)([/-])(?P<m>\d{1,2})\2(?P<d>\d{1,2})(?![\d/-])",
@@ -80,13 +85,15 @@ PHONE_LIKE: Final = re.compile(r"\d[\d\s().+/-]{5,}\d")
 class Identifiers:
     """Collected from the original while it is changed.
 
-    words: parts of names. phrases: addresses, institutions and the like, as a whole. ids: IDs and
-    numbers. All in lower case. dates: as YYYYMMDD. uids: that were replaced. short: those that are
-    not searched for. written: what took the place of originals; whatever is in it is none. allowed:
-    whole values that an option keeps; they are none either, unless they are part of a name.
+    words: parts of names. pairs: of names that have short parts only, in each order. phrases:
+    addresses, institutions and the like, as a whole. ids: IDs and numbers. All in lower case.
+    dates: as YYYYMMDD. uids: that were replaced. short: those that are not searched for. written:
+    what took the place of originals; whatever is in it is none. allowed: whole values that an
+    option keeps; they are none either, unless they are part of a name.
     """
 
     words: set[str] = field(default_factory=set)
+    pairs: set[tuple[str, str]] = field(default_factory=set)
     phrases: set[str] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
     dates: set[str] = field(default_factory=set)
@@ -101,6 +108,10 @@ class Identifiers:
         for word in {*WORD.findall(low), *WORD.findall(name.casefold())}:
             self._add(self.words, word, MIN_DIGITS if word.isdigit() else MIN_WORD_BYTES)
             self.words.update(each for each in plainer(word) if len(each) >= MIN_WORD_BYTES)
+        for group in re.split(r"[=\\]", low):
+            parts = WORD.findall(group)
+            if len(parts) > 1 and all(len(each.encode()) < MIN_WORD_BYTES for each in parts):
+                self.pairs.update(permutations(parts, 2))
         for word in joined(low):
             if len(word.encode()) >= MIN_ANYWHERE_BYTES and not is_common(word):
                 self.words.update((word, *plainer(word)))
@@ -117,6 +128,10 @@ class Identifiers:
             if plain := normal(" ".join(value.split())):
                 digits = plain.isdigit()
                 self._add(kind, plain, MIN_DIGITS if digits else MIN_HEADER_BYTES)
+                if kind is self.ids and not digits:
+                    self.ids.update(LONG_NUMBER.findall(plain))
+                    if is_code(compact := squeezed(plain)):
+                        self.ids.add(compact)
 
     def add_date(self, value: str) -> None:
         """A DA or DT value."""
@@ -154,10 +169,12 @@ class Identifiers:
         strong = (words | texts) - weak
         inside = {each for each in strong if len(each.encode()) >= MIN_ANYWHERE_BYTES}
         return Search(
+            pairs=frozenset(self.pairs),
             words=frozenset(words | {each for each in self.ids if each.isalnum()}),
             exact=frozenset(strong - inside),
             weak=frozenset(texts & weak),
             inside=tuple(sorted(inside - numbers)),
+            codes=tuple(sorted(filter(is_code, inside & self.ids))),
             uids=frozenset(self.uids - self.written - self.allowed),
             numbers=tuple(sorted(inside & numbers)),
             dates=frozenset(dates),
@@ -171,9 +188,11 @@ class Search:
     """Identifiers by the way they are searched for; see `Identifiers.search`."""
 
     words: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
     exact: frozenset[str]
     weak: frozenset[str]
     inside: tuple[str, ...]
+    codes: tuple[str, ...]
     uids: frozenset[str]
     numbers: tuple[str, ...]
     dates: frozenset[str]
@@ -192,15 +211,20 @@ class Search:
         low = " ".join(normal(text).split())
         if any(each in low for each in self.inside):
             return True
-        found = self.words.intersection(WORD.findall(low))
+        told = WORD.findall(low)
+        if not self.pairs.isdisjoint(pairwise(told)):
+            return True
+        found = self.words.intersection(told)
         if found and (free or not found <= self.common):
             return True
         if any(between(low, each) for each in (*self.exact, *(self.weak if free else ()))):
             return True
         if not any(character.isdigit() for character in low):
             return False
+        compact = squeezed(low)
         return (
-            any(between(low, each) for each in self.numbers)
+            any(each in compact for each in self.codes)
+            or any(between(low, each) for each in self.numbers)
             or not self.uids.isdisjoint(uids_in(low))
             or not self.dates.isdisjoint(dates_in(low))
             or any(each in run for run in phones_in(low) for each in self.phones)
@@ -288,8 +312,24 @@ def uids_in(text: str) -> Iterator[str]:
 
 
 def normal(text: str) -> str:
-    """In lower case, with one way to write each character: accents, widths, ligatures."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    """In lower case, with one way to write each character: accents, widths, ligatures.
+
+    Without those that nobody sees.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return plain if plain.isascii() else UNSEEN.sub("", plain)
+
+
+def squeezed(text: str) -> str:
+    """Its letters and digits alone."""
+    return "".join(WORD.findall(text))
+
+
+def is_code(text: str) -> bool:
+    """Whether people may write the same with other characters between: `MRN-77 1234`."""
+    return (
+        len(text) >= MIN_NUMBER_BYTES and text.isalnum() and not (text.isdigit() or text.isalpha())
+    )
 
 
 def plainer(word: str) -> Iterator[str]:

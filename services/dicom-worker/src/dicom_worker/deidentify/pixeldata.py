@@ -19,7 +19,7 @@ from dicom_worker.deidentify.codestreams import (
     strip_rle,
 )
 from dicom_worker.deidentify.elements import Element, Span, Writer
-from dicom_worker.deidentify.header import COLUMNS, PHOTOMETRIC, ROWS, SAMPLES, STORED, Header
+from dicom_worker.deidentify.header import BITS, COLUMNS, PHOTOMETRIC, ROWS, SAMPLES, STORED, Header
 from dicom_worker.deidentify.unused import Unused
 from dicom_worker.pixels.codestream import parse_j2k, parse_jpeg
 from dicom_worker.pixels.frames import group_frames, read_frame
@@ -98,7 +98,8 @@ def strip_for(syntax: str, header: Header, cells: Unused | None, *, drawn: bool)
     """
     if syntax == RLE:
         plane = header.number(ROWS) * header.number(COLUMNS)
-        return partial(strip_rle, plane=plane, cells=cells)
+        segments = header.number(SAMPLES, 1) * (header.number(BITS) // 8)
+        return partial(strip_rle, plane=plane, segments=segments, cells=cells)
     strip = STRIPS.get(syntax)
     if strip is None:
         raise FluoroError(
