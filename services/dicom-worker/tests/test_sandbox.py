@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from dicom_worker.limits import MIB
 from dicom_worker.pixels.codecs import FrameSpec
+from dicom_worker.pixels.decoders import uncertified_frames
 from dicom_worker.pixels.sandbox import Sandbox
+from dicom_worker.reading import open_dicom
 from dicom_worker.testing import Render, edited, outcome, wheel_file
 from fluoro_jobs.errors import FluoroError, Reason
 from imagecodecs import jpegls_encode
 from pydicom import dcmread
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 
 DATASET = dcmread(wheel_file("MR_small_RLE"))
 SPEC = FrameSpec(
@@ -98,8 +100,62 @@ def test_pixels_survive_the_next_frame_and_large_ones_leave_no_memory_behind(
     spec = SPEC._replace(rows=4096, columns=2560)
     assert np.array_equal(sandbox.decode("charls", spec, jpegls_encode(large)), large)
     assert np.array_equal(first, before)
-    assert Path(f"/proc/self/fd/{sandbox._memory}").stat().st_blocks * 512 < large.nbytes
+    descriptors = [memory.descriptor for memory in sandbox._memories]
+    blocks = sum(Path(f"/proc/self/fd/{each}").stat().st_blocks for each in descriptors)
+    assert blocks * 512 < large.nbytes
     sandbox.close()
+
+
+def test_frames_are_decoded_ahead_and_each_gets_its_own_pixels(sandbox: Sandbox) -> None:
+    pictures = [np.full((64, 64), number, np.uint16) for number in range(5)]
+    large = np.full((4096, 2560), 9, np.uint16)
+    spec = SPEC._replace(rows=4096, columns=2560)
+    tickets = [sandbox.begin("charls", SPEC, jpegls_encode(each)) for each in pictures[:4]]
+    last = sandbox.begin("charls", spec, jpegls_encode(large))
+    tickets.append(sandbox.begin("charls", SPEC, jpegls_encode(pictures[4])))
+    assert np.array_equal(sandbox.samples(last, spec), large)
+    for ticket, picture in reversed(list(zip(tickets, pictures, strict=True))):
+        assert np.array_equal(sandbox.samples(ticket, SPEC), picture)
+    sandbox.close()
+
+
+def test_a_crash_fails_the_frame_that_was_decoded_and_not_the_ones_around(
+    sandbox: Sandbox,
+) -> None:
+    before = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    assert sandbox.samples(before, SPEC).shape == (64, 64)
+    os.kill(child(sandbox), signal.SIGSEGV)
+    crashed = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    after = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    with pytest.raises(FluoroError, match="crashed"):
+        sandbox.samples(crashed, SPEC)
+    assert sandbox.samples(after, SPEC).shape == (64, 64)
+    sandbox.close()
+
+
+def test_a_frame_that_nobody_waits_for_any_more_holds_nothing_up(sandbox: Sandbox) -> None:
+    sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    assert decode(sandbox) == (64, 64)
+    os.kill(child(sandbox), signal.SIGSTOP)
+    stopped = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    pid = child(sandbox)
+    sandbox.close()
+    assert not Path(f"/proc/{pid}").exists()
+    del stopped
+    assert decode(sandbox) == (64, 64)
+    sandbox.close()
+
+
+def test_a_bad_frame_hides_none_that_come_before_it(tmp_path: Path) -> None:
+    dataset = dcmread(wheel_file("SC_rgb_rle_2frame"))
+    frames = list(generate_frames(dataset.PixelData, number_of_frames=2))
+    data = edited("SC_rgb_rle_2frame", PixelData=encapsulate([frames[0], frames[1][:64]]))
+    path = tmp_path / "two.dcm"
+    path.write_bytes(data)
+    found = uncertified_frames(open_dicom(path, tmp_path))
+    assert np.array_equal(next(found).values, dataset.pixel_array[0])
+    with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
+        next(found)
 
 
 def test_a_frame_that_there_is_no_memory_for_costs_no_later_one(sandbox: Sandbox) -> None:

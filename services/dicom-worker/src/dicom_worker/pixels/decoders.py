@@ -6,10 +6,11 @@ the certificate, and a second one that is asked only where a frame looks wrong. 
 process of their own, see `sandbox`. docs/conformance.md is written from the table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NoReturn
 
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
@@ -30,9 +31,10 @@ from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.codestream import CodeStream, Parser, parse_j2k, parse_jpeg, parse_rle
 from dicom_worker.pixels.frames import group_frames, read_frame, undecodable
 from dicom_worker.pixels.image import Image
-from dicom_worker.pixels.sandbox import sandbox
+from dicom_worker.pixels.sandbox import Ticket, sandbox
 from dicom_worker.pixels.stored import cell_values, sample_values
 from dicom_worker.reading import DicomFile
+from dicom_worker.structure import Fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,21 +285,49 @@ def native_cells(file: DicomFile, image: Image, stream: BinaryIO) -> Iterator[ND
 def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator[StoredFrame]:
     """The frames of compressed pixel data.
 
-    Each is checked against the header before it is decoded, and what it gave after.
+    Each is checked against the header before it is decoded, and what it gave after. Meanwhile the
+    child decodes the next one.
     """
     assert file.pixels is not None
     with file.path.open("rb") as stream:
+        begun: Callable[[], StoredFrame] | None = None
         for fragments in group_frames(stream, file.pixels.fragments, image.frames):
-            # Joined, the second fragment would be read as part of the first one's segments.
-            if codec is RLE and len(fragments) > 1:
-                raise undecodable("An RLE frame has more than one fragment (PS3.5 A.4.2).")
-            yield compressed_frame(
-                read_frame(stream, fragments), file.transfer_syntax, image, codec
-            )
+            following = begin_fragments(stream, fragments, file.transfer_syntax, image, codec)
+            if begun is not None:
+                yield begun()
+            begun = following
+        if begun is not None:
+            yield begun()
+
+
+def begin_fragments(
+    stream: BinaryIO, fragments: Sequence[Fragment], syntax: str, image: Image, codec: Codec
+) -> Callable[[], StoredFrame]:
+    """As `begin_frame`, of fragments. Whatever goes wrong is raised when the frame is asked for.
+
+    The one before it may be good.
+    """
+    try:
+        # Joined, the second fragment would be read as part of the first one's segments.
+        if codec is RLE and len(fragments) > 1:
+            raise undecodable("An RLE frame has more than one fragment (PS3.5 A.4.2).")
+        return begin_frame(read_frame(stream, fragments), syntax, image, codec)
+    except (FluoroError, OSError, MemoryError) as error:
+        return partial(fail, error)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Raises it."""
+    raise error
 
 
 def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> StoredFrame:
     """One frame: by the pinned decoder, and where that looks wrong by the second one too."""
+    return begin_frame(data, syntax, image, codec)()
+
+
+def begin_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> Callable[[], StoredFrame]:
+    """Has a frame decoded; what gives it, once."""
     found = examine(data, image, codec)
     spec = FrameSpec(
         syntax=syntax,
@@ -310,7 +340,15 @@ def compressed_frame(data: bytes, syntax: str, image: Image, codec: Codec) -> St
         dct=found.dct,
         colour=(found.colour if image.samples > 1 else "") or image.photometric,
     )
-    samples = sandbox().decode(codec.decoder.name, spec, data)
+    ticket = sandbox().begin(codec.decoder.name, spec, data)
+    return partial(ended, ticket, data, spec, found, image, codec)
+
+
+def ended(
+    ticket: Ticket, data: bytes, spec: FrameSpec, found: CodeStream, image: Image, codec: Codec
+) -> StoredFrame:
+    """The frame that was begun. FluoroError as `compressed_frame`."""
+    samples = sandbox().samples(ticket, spec)
     values = meaning(samples, spec, found, image, codec)
     second = ""
     if is_suspicious(samples, len(data), found, codec):

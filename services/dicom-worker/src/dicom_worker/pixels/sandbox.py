@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from threading import Lock
 from typing import Any, Final
+from weakref import ref
 
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
@@ -35,23 +37,78 @@ ENVIRONMENT: Final = {
 With RLE that is half of its time.
 """
 KEPT_BYTES: Final = 16 * 1024 * 1024
-"""Shared memory that stays for the next frame; what a larger one took goes back."""
+"""Shared memory that stays for the next frame, twice; what a larger one took goes back."""
+
+
+class Memory:
+    """Memory that this process and the child share, sealed: the child cannot take it away.
+
+    holds: whose pixels lie in it, until they are taken out.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        os.ftruncate(self.descriptor, mmap.PAGESIZE)
+        self.shared = mmap.mmap(self.descriptor, mmap.PAGESIZE)
+        self.holds: ref[Ticket] | None = None
+
+    def make_room(self, size: int) -> None:
+        """At least so many bytes."""
+        if size > len(self.shared):
+            os.ftruncate(self.descriptor, size)
+            # In this order: where there is no room for more, what there was stays in use.
+            larger = mmap.mmap(self.descriptor, size)
+            self.shared.close()
+            self.shared = larger
+
+    def empty(self) -> None:
+        """Takes the pixels out, for whoever still has their ticket."""
+        held, self.holds = self.holds, None
+        if held is None:
+            return
+        if (ticket := held()) and isinstance(ticket.reply, dict) and "shape" in ticket.reply:
+            ticket.array = self._pixels(ticket)
+        if len(self.shared) > KEPT_BYTES:
+            self.shared.madvise(mmap.MADV_REMOVE)
+
+    def _pixels(self, ticket: "Ticket") -> NDArray[Any] | None:
+        assert isinstance(ticket.reply, dict)
+        dtype, shape = np.dtype(ticket.reply["dtype"]), tuple(ticket.reply["shape"])
+        if dtype.itemsize * prod(shape) > ticket.room:
+            ticket.reply = FluoroError(
+                Reason.PIXELS_UNDECODABLE, "The decoder gave more pixels than it may."
+            )
+            return None
+        return np.frombuffer(self.shared, dtype, prod(shape), ticket.start).reshape(shape).copy()
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Ticket:
+    """For a request, and then its reply.
+
+    start, room: where in `memory` its pixels may be, in bytes.
+    """
+
+    memory: Memory
+    start: int
+    room: int
+    reply: dict[str, Any] | FluoroError = field(default_factory=dict)
+    array: NDArray[Any] | None = None
 
 
 class Sandbox:
     """One child process, started when first needed and again after it died.
 
-    Frames of several threads take turns. Pixels come back through memory that both share. It is
-    sealed: the child cannot take away what this process is reading.
+    It works on one request at a time; those of several threads take turns. Pixels come back through
+    shared memory, of which there are two: one is read while the child fills the other.
     """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = Lock()
-        self._memory = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        os.ftruncate(self._memory, mmap.PAGESIZE)
-        self._shared = mmap.mmap(self._memory, mmap.PAGESIZE)
+        self._memories = (Memory(), Memory())
+        self._under_way: ref[Ticket] | None = None
 
     def decode(self, decoder: str, frame: FrameSpec, data: bytes) -> NDArray[Any]:
         """The samples of a code stream, as this decoder of `codecs` has them.
@@ -59,9 +116,20 @@ class Sandbox:
         FluoroError: PIXELS_UNDECODABLE if the decoder refused or crashed, or gave another shape
         than the frame's; WORKER_LOST if the child was killed from outside.
         """
+        return self.samples(self.begin(decoder, frame, data), frame)
+
+    def begin(self, decoder: str, frame: FrameSpec, data: bytes) -> Ticket:
+        """Has the child decode while this process does something else; `samples` has the result.
+
+        What was begun before is waited for.
+        """
         # Samples have 4 bytes at most, because no decoder gives more than 32 bits.
         room = frame.rows * frame.columns * frame.samples * max(4, frame.bits // 8)
-        reply, array = self.call({"decoder": decoder, "frame": frame}, data, room)
+        return self._begin({"decoder": decoder, "frame": frame}, data, room)
+
+    def samples(self, ticket: Ticket, frame: FrameSpec) -> NDArray[Any]:
+        """As `decode`, of what was begun."""
+        reply, array = self._answer(ticket)
         if not reply["decoded"]:
             raise FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data.")
         expected = (frame.rows, frame.columns, *([frame.samples] if frame.samples > 1 else []))
@@ -80,42 +148,65 @@ class Sandbox:
         data: that the child may read. room: bytes that the pixels may take. FluoroError:
         PIXELS_UNDECODABLE if a codec crashed; WORKER_LOST if the child was killed from outside.
         """
+        return self._answer(self._begin(request, data, room))
+
+    def _begin(self, request: dict[str, Any], data: bytes, room: int) -> Ticket:
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
-        place = {"data_bytes": len(data), "pixels_start": start, "pixels_end": start + room}
         with self._turn:
-            self._make_room(max(1, start + room))
-            self._shared[: len(data)] = data
-            try:
-                reply = self._ask(request | place)
-                if "shape" not in reply:
-                    return reply, None
-                dtype, shape = np.dtype(reply["dtype"]), tuple(reply["shape"])
-                if dtype.itemsize * prod(shape) > room:
-                    raise FluoroError(
-                        Reason.PIXELS_UNDECODABLE, "The decoder gave more pixels than it may."
-                    )
-                shared = np.frombuffer(self._shared, dtype, prod(shape), start)
-                return reply, shared.reshape(shape).copy()
-            finally:
-                if len(self._shared) > KEPT_BYTES:
-                    self._shared.madvise(mmap.MADV_REMOVE)
+            self._settle()
+            memory = self._free(start + room)
+            memory.make_room(max(1, start + room))
+            memory.shared[: len(data)] = data
+            ticket = Ticket(memory, start, room)
+            self._under_way = memory.holds = ref(ticket)
+            self._send(
+                request
+                | {"memory": self._memories.index(memory), "data_bytes": len(data)}
+                | {"pixels_start": start, "pixels_end": start + room}
+            )
+        return ticket
 
-    def _make_room(self, size: int) -> None:
-        if size > len(self._shared):
-            os.ftruncate(self._memory, size)
-            # In this order: where there is no room for more, what there was stays in use.
-            larger = mmap.mmap(self._memory, size)
-            self._shared.close()
-            self._shared = larger
+    def _free(self, size: int) -> Memory:
+        """Memory to use. What is larger than is kept goes to the first: the child has both."""
+        first, second = self._memories
+        if size <= KEPT_BYTES and first.holds is not None:
+            first, second = second, first
+        first.empty()
+        return first
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        child = self._start()
-        assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes
+    def _answer(self, ticket: Ticket) -> tuple[dict[str, Any], NDArray[Any] | None]:
+        with self._turn:
+            if self._under_way is not None and self._under_way() is ticket:
+                self._settle()
+            if ticket.memory.holds is not None and ticket.memory.holds() is ticket:
+                ticket.memory.empty()
+        if isinstance(ticket.reply, FluoroError):
+            raise ticket.reply
+        return ticket.reply, ticket.array
+
+    def _settle(self) -> None:
+        """Waits for what is under way, and enters the reply into its ticket."""
+        if self._under_way is None:
+            return
+        under_way, self._under_way = self._under_way, None
         try:
+            reply: dict[str, Any] | FluoroError = self._receive()
+        except FluoroError as error:
+            reply = error
+        if ticket := under_way():
+            ticket.reply = reply
+
+    def _send(self, request: dict[str, Any]) -> None:
+        child = self._start()
+        assert child.stdin
+        # One that has died says so when its reply is read.
+        with suppress(BrokenPipeError):
             write_message(child.stdin, request)
-            reply = read_message(child.stdout)
-        except BrokenPipeError:
-            reply = None
+
+    def _receive(self) -> dict[str, Any]:
+        child = self._start()
+        assert child.stdout
+        reply = read_message(child.stdout)
         if reply is None:
             raise self._obituary(child)
         return reply
@@ -123,7 +214,8 @@ class Sandbox:
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._child is None:
             module = "dicom_worker.pixels.sandbox_child"
-            command = [sys.executable, "-I", "-m", module, str(self._memory)]
+            memories = [memory.descriptor for memory in self._memories]
+            command = [sys.executable, "-I", "-m", module, *map(str, memories)]
             # A session of its own, because signals to the worker's process group are not for it.
             # Nothing of our environment, because it needs no secrets.
             self._child = subprocess.Popen(
@@ -131,7 +223,7 @@ class Sandbox:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=ENVIRONMENT,
-                pass_fds=(self._memory,),
+                pass_fds=memories,
                 start_new_session=True,
             )
         return self._child
@@ -148,6 +240,9 @@ class Sandbox:
     def close(self) -> None:
         """Ends the child."""
         child, self._child = self._child, None
+        if child is not None and self._under_way is not None:
+            child.kill()  # nobody waits for it any more
+        self._under_way = None
         if child is None:
             return
         assert child.stdin and child.stdout  # noqa: PT018 - one fact: both are pipes

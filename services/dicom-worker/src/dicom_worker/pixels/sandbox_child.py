@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,12 +40,14 @@ def write_message(stream: IO[bytes], message: dict[str, Any]) -> None:
     stream.flush()
 
 
-def serve(requests: IO[bytes], replies: IO[bytes], memory: int) -> None:
-    """Decodes until `requests` ends. memory: descriptor of what both processes share."""
-    shared = mmap.mmap(memory, 0)
+def serve(requests: IO[bytes], replies: IO[bytes], memories: Sequence[int]) -> None:
+    """Decodes until `requests` ends. memories: descriptors of what both processes share."""
+    mapped = [mmap.mmap(memory, 0) for memory in memories]
     while request := read_message(requests):
-        if request["pixels_end"] > len(shared):
-            shared = mmap.mmap(memory, 0)
+        number = request["memory"]
+        if request["pixels_end"] > len(mapped[number]):
+            mapped[number] = mmap.mmap(memories[number], 0)
+        shared = mapped[number]
         signal.alarm(limits.DECODER_TIME_LIMIT_SECONDS)
         try:
             with blame_file(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."):
@@ -93,7 +96,7 @@ def main() -> None:
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    serve(requests, replies, int(sys.argv[1]))
+    serve(requests, replies, [int(each) for each in sys.argv[1:]])
 
 
 if __name__ == "__main__":
