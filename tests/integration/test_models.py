@@ -84,6 +84,11 @@ def test_a_report_replaces_the_one_before_and_one_of_a_worker_that_is_not_listed
     assert listed(rig) == [("models/b/versions/1.0.0", 1, UNAVAILABLE)]
 
 
+def test_a_card_in_utf_16_keeps_no_report_from_the_ledger(rig: Rig) -> None:
+    worker_with(rig, model(card="# C\0a\0rd\0"), model("b"))
+    assert len(listed(rig)) == 2
+
+
 def test_a_report_that_says_nothing_new_writes_nothing(rig: Rig) -> None:
     worker = worker_with(rig, model())
     with rig.connection() as connection:

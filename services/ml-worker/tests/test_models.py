@@ -1,6 +1,7 @@
 """What a model's folder must be for its model to be READY."""
 
 import hashlib
+import io
 import itertools
 import os
 import shutil
@@ -18,7 +19,7 @@ import onnxruntime
 import pytest
 from fluoro.v1.model_pb2 import Model as ModelProto
 from fluoro_jobs.errors import FluoroError, Reason
-from ml_worker import devices
+from ml_worker import devices, sessions
 from ml_worker.devices import DeviceMissingError, check_wheels, nodes_on_cpu
 from ml_worker.manifest import ModelRefusedError
 from ml_worker.registry import Registry
@@ -52,6 +53,12 @@ def rehash(place: Path, name: str, data: bytes) -> None:
     old = hashlib.sha256((place / name).read_bytes()).hexdigest()
     (place / name).write_bytes(data)
     replace(place / "model.toml", old, hashlib.sha256(data).hexdigest())
+
+
+def saved(**arrays: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def refused(place: Path) -> ModelRefusedError:
@@ -313,7 +320,34 @@ def test_a_sample_may_differ_by_the_tolerance_that_the_manifest_states(
     open_model(read_model(place), ModelSettings())
 
 
-@pytest.mark.parametrize("data", [b"", b"no zip", b"PK\x05\x06" + bytes(18)])
+def member(header: bytes, flags: int = 0) -> bytes:
+    """A ZIP file with this as x.npy."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x.npy", header)
+    data = bytearray(file.getvalue())
+    for place in (6, data.find(b"PK\x01\x02") + 8):
+        data[place] |= flags
+    return bytes(data)
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no zip",
+        b"PK\x05\x06" + bytes(18),
+        member(header("{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999, 2)}\n")),
+        member(header("(" * 9 + "\n")),
+        member(b"no array"),
+        member(b"", flags=1),
+    ],
+    ids=["empty", "no zip", "no members", "256 TiB", "no header", "no array", "encrypted"],
+)
 def test_a_sample_that_is_no_npz_is_refused(
     tmp_path: Path, make_double: Double, data: bytes
 ) -> None:
@@ -327,6 +361,57 @@ def test_a_model_that_gives_no_numbers_is_not_served(tmp_path: Path, make_double
     found = refused(infinite)
     assert found.problem == Problem.PROBLEM_RUN_FAILED
     assert "not numbers" in str(found)
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_model_that_goes_round_for_ever_is_refused_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "models" / "endless" / "0.1.0"
+    ones: NDArray[Any] = np.ones((1, 8, 8))
+    rehash(place, "warm_up.npz", saved(x=ones.astype("<f4"), label_map=ones.astype("|u1")))
+    monkeypatch.setattr(sessions, "WARM_UP_SECONDS", 0.2)
+    found = refused(place)
+    assert found.problem == Problem.PROBLEM_RUN_FAILED
+    assert "more than 0.2 s" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        ("max = 4, ladder = [1, 4]", "needs batch.max 1"),
+        ("max = 1", ""),
+    ],
+)
+def test_a_graph_for_one_sample_at_a_time_needs_a_batch_of_one(
+    tmp_path: Path, make_double: Double, batch: str, problem: str
+) -> None:
+    place, model = make_double(tmp_path), graph(tmp_path / "double" / "1.0.0")
+    for side in (model.graph.input[0], model.graph.output[0]):
+        side.type.tensor_type.shape.dim[0].dim_value = 1
+    rehash(place, "model.onnx", model.SerializeToString())
+    for _ in range(2):
+        replace(place / "model.toml", '["n", 2]', "[1, 2]")
+    replace(place / "model.toml", "max = 4, ladder = [1, 4]", batch)
+    if problem:
+        assert problem in str(refused(place))
+    else:
+        open_model(read_model(place), ModelSettings())
+
+
+def test_a_graph_that_gives_one_answer_for_several_samples_is_found_out(
+    tmp_path: Path, make_double: Double
+) -> None:
+    place, model = make_double(tmp_path), graph(tmp_path / "double" / "1.0.0")
+    model.graph.node[0].CopyFrom(helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=1))
+    model.opset_import[0].version = 13
+    rehash(place, "model.onnx", model.SerializeToString())
+    x: NDArray[Any] = np.ones((1, 2), np.float32)
+    rehash(place, "warm_up.npz", saved(x=x, y=x))
+    opened = open_model(read_model(place), ModelSettings())
+    with opened.runs(Event()) as run, pytest.raises(FluoroError, match="for 4 samples") as caught:
+        run({"x": np.ones((3, 2), np.float32)})
+    assert caught.value.reason == Reason.MODEL_OUTPUT_INVALID
 
 
 # --- devices ---

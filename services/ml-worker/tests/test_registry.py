@@ -206,6 +206,30 @@ def test_a_worker_takes_so_many_versions_and_no_more(
     assert registry.find("ct-tissue"), "what was there stays"
 
 
+def test_versions_that_fit_are_not_put_out_by_one_more_which_takes_the_place_of_one_that_goes(
+    registry: Registry, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_VERSIONS", 2)
+    loaded = double("2.0.0")
+    registry.look()
+    double("1.0.0")
+    for _ in range(2):
+        registry.look()
+        assert registry.find("double").manifest.version == "2.0.0"
+    shutil.rmtree(loaded)
+    registry.look()
+    assert registry.find("double").manifest.version == "1.0.0"
+
+
+def test_a_link_that_leads_to_itself_hides_no_model(registry: Registry, double: Double) -> None:
+    double("1.0.0")
+    (double("2.0.0") / "weights.bin").symlink_to("weights.bin")
+    (double("3.0.0").parent / "4.0.0").symlink_to("4.0.0")
+    registry.look()
+    assert {name[-5:] for name in states(registry)} == {"1.0.0", "2.0.0", "3.0.0"}
+    assert set(states(registry).values()) == {"READY"}
+
+
 def test_what_is_told_names_hashes_provider_and_card(registry: Registry) -> None:
     (about,) = registry.told()
     reference = registry.find("ct-tissue").reference

@@ -297,6 +297,11 @@ class Manifest(_Table):
         images = [one for one in self.inputs if one.image is not None]
         if bool(images) != (self.applies_to is not None):
             yield "applies_to belongs to a model with an image input, and to no other"
+        for tensor in self.inputs:
+            fixed = tensor.shape[0]
+            if isinstance(fixed, int) and (self.batch.max, self.batch.rung(1)) != (fixed, fixed):
+                ladder = f" and batch.ladder [{fixed}]" if fixed > 1 else ""
+                yield f"input {tensor.name} needs batch.max {fixed}{ladder}"
         for output in self.outputs:
             yield from output.problems(len(self.labels), images[0].voxel_shape if images else ())
         if "label_map" in self.kinds and self.overlay is None:

@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 Key = tuple[str, str]
 """Name and version."""
 NO_PROBLEM: Final = ModelProto.PROBLEM_UNSPECIFIED
+NOT_TAKEN: Final = ModelProto.PROBLEM_NOT_TAKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Registry:
                 old = self._entries.get(key)
                 if key not in taken:
                     self._put(key, _not_taken(place))
-                elif old is None or old.place != place:
+                elif old is None or old.place != place or old.problem == NOT_TAKEN:
                     self._put(key, self._loaded(place, old))
 
     def _found(self) -> dict[Key, Place]:
@@ -154,23 +155,29 @@ class Registry:
 
     def _taken(self, found: Mapping[Key, Place]) -> set[Key]:
         """Those that are loaded: what is there already, then as many as fit."""
-        known = [key for key in found if key in self._entries]
-        others = [key for key in found if key not in self._entries]
-        return set((known + others)[:MAX_VERSIONS])
+        known = {key for key, entry in self._entries.items() if entry.problem != NOT_TAKEN}
+        return set(sorted(found, key=lambda key: key not in known)[:MAX_VERSIONS])
 
     def _loaded(self, place: Place, old: Entry | None) -> Entry:
+        before = old if old is not None and old.model is not None else None
         try:
             files = read_model(place.folder)
-            if old is not None and old.model is not None:
-                return self._again(place, old, files.manifest_sha256)
+            if before is not None:
+                return self._again(place, before, files.manifest_sha256)
             model = open_model(files, self._settings)
         except ModelRefusedError as error:
-            if old is not None and old.model is not None:
-                return self._again(place, old, b"")
-            return _refused(place, error.problem, str(error))
-        about = described(files)
-        _set_state(about, NO_PROBLEM, "", model.execution_provider)
-        return Entry(place, model, about=about)
+            problem, message = error.problem, str(error)
+        except Exception as error:  # what a file provokes in a library stops no other model
+            log.exception("model_not_opened", folder=str(place.folder))
+            problem = ModelProto.PROBLEM_RUN_FAILED
+            message = f"Opening it failed in an unforeseen way ({type(error).__qualname__})."
+        else:
+            about = described(files)
+            _set_state(about, NO_PROBLEM, "", model.execution_provider)
+            return Entry(place, model, about=about)
+        if before is not None:
+            return self._again(place, before, b"")
+        return _refused(place, problem, message)
 
     @staticmethod
     def _again(place: Place, old: Entry, manifest_sha256: bytes) -> Entry:
@@ -243,7 +250,7 @@ def _refused(place: Place, problem: "ModelProto.Problem.ValueType", message: str
 def _not_taken(place: Place) -> Entry:
     return _refused(
         place,
-        ModelProto.PROBLEM_NOT_TAKEN,
+        NOT_TAKEN,
         f"A worker takes {MAX_VERSIONS} versions of models. Remove some.",
     )
 

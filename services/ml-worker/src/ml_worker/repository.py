@@ -3,13 +3,14 @@
 A folder is read whole, hashed, and only then looked at, so nothing is used that was not hashed.
 """
 
+import errno
 import hashlib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from fluoro.v1.model_pb2 import Model as ModelProto
 from pydantic import ValidationError
@@ -27,6 +28,13 @@ MAX_VERSIONS: Final = 64
 """Most versions of models that a worker takes; each is open, and its state told."""
 MAX_LOOKED_AT: Final = 10_000
 """Most entries of a folder that a look goes through."""
+
+OF_ONE_MODEL: Final = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP)
+)
+"""Errors of one file, as of a link that leads to itself. Others are of the disk, or the share."""
+
+Found = TypeVar("Found")
 
 Print = tuple[tuple[str, int, int, int], ...]
 """What tells that files have changed: name, inode, size and time of change (ns) of each."""
@@ -61,33 +69,45 @@ class Place:
 def places(folder: Path) -> list[Place]:
     """The model folders below this one, in the order of their paths.
 
-    OSError if the folder cannot be read, or holds too much to be looked through.
+    One that may not be read says so when it is loaded. OSError if the whole cannot be read, or
+    holds too much to be looked through.
     """
     found: list[Place] = []
     looked_at = 0
     for name in sorted(folder.iterdir()):
         if name.name.startswith(".") or not name.is_dir():
             continue
-        for version in sorted(name.iterdir()):
+        # Such as the `lost+found` of a volume.
+        for version in _readable(name, lambda one: sorted(one.iterdir()), []):
             looked_at += 1
             if looked_at > MAX_LOOKED_AT:
                 raise OSError(f"There are more than {MAX_LOOKED_AT} entries in the models folder.")
             # A name with a dot in front is being written.
-            if not version.name.startswith(".") and (version / MANIFEST).is_file():
-                found.append(Place(version, fingerprint(version)))
+            if not version.name.startswith(".") and _readable(version, _claims, True):
+                found.append(Place(version, _readable(version, fingerprint, ())))
     return found
+
+
+def _claims(version: Path) -> bool:
+    return (version / MANIFEST).is_file()
+
+
+def _readable(path: Path, look: Callable[[Path], Found], otherwise: Found) -> Found:
+    try:
+        return look(path)
+    except OSError as error:
+        if error.errno not in OF_ONE_MODEL:
+            raise
+        return otherwise
 
 
 def fingerprint(folder: Path) -> Print:
     """How the files of a folder look, without reading them."""
-    seen = []
-    for file in sorted(folder.iterdir()):
-        try:
-            stat = file.stat()
-        except FileNotFoundError:  # it is being replaced; the next look sees what came of it
-            continue
-        seen.append((file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return tuple(seen)
+    # One may be a link to nothing, or be replaced just now; the next look sees what came of it.
+    found = ((file.name, _readable(file, Path.stat, None)) for file in sorted(folder.iterdir()))
+    return tuple(
+        (name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found if stat
+    )
 
 
 def read_model(folder: Path) -> ModelFiles:

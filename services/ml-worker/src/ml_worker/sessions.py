@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import Any, Final, cast
 
 import numpy as np
@@ -20,10 +20,13 @@ from ml_worker.manifest import INTENDED_USE, Manifest, ModelRefusedError
 from ml_worker.outputs import Output, Sums
 from ml_worker.repository import ModelFiles
 from ml_worker.settings import ModelSettings
-from ml_worker.warm_up import difference, read_sample
+from ml_worker.warm_up import difference, fits, read_sample
 
 CANCEL_POLL_SECONDS: Final = 0.05
 """Interval at which a run looks whether it was cancelled."""
+
+WARM_UP_SECONDS: Final = 120
+"""Longest run of a sample: a graph may go round for ever, and the other models wait."""
 
 ERROR_SEVERITY: Final = 3
 """ONNX Runtime's number for `log errors only`."""
@@ -85,8 +88,9 @@ class Model:
 
         It may be called any number of times, one call after the other. Once `cancelled` is set, a
         run ends within one node of the graph and raises CancelledAttempt. Outputs that are not
-        numbers raise FluoroError MODEL_OUTPUT_INVALID. Any other failure raises FluoroError
-        INTERNAL. It is not the pixels' fault, so another attempt may succeed.
+        numbers, or not one for each sample, raise FluoroError MODEL_OUTPUT_INVALID. Any other
+        failure raises FluoroError INTERNAL. It is not the pixels' fault, so another attempt may
+        succeed.
         """
         options = ort.RunOptions()
         over = Event()
@@ -94,6 +98,8 @@ class Model:
         def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
             try:
                 found = self._run(inputs, options)
+            except FluoroError:
+                raise
             except Exception as error:
                 # ONNX Runtime reports a run that it was told to end like any other failure.
                 if cancelled.is_set():
@@ -142,6 +148,13 @@ class Model:
             given = {name: _filled(values, rung) for name, values in given.items()}
         # The manifest promises arrays, and the graph was held to it.
         found = cast("list[NDArray[Any]]", self.session.run(names, given, options))
+        for output, values in zip(self.manifest.outputs, found, strict=True):
+            if not fits(values.shape, (rung, *output.shape[1:])):
+                raise FluoroError(
+                    Reason.MODEL_OUTPUT_INVALID,
+                    f"{self._title} gave {output.name} in the shape {list(values.shape)} for "
+                    f"{rung} samples. Its manifest says {list(output.shape)}.",
+                )
         return {name: values[:samples] for name, values in zip(names, found, strict=True)}
 
 
@@ -179,14 +192,25 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
         ) from error
     check_placement(session, settings, provider.cpu_ops)
     model = Model(manifest, session, settings.run_memory_bytes, files.manifest_sha256)
+    over = Event()
+    alarm = Timer(WARM_UP_SECONDS, over.set)
+    alarm.daemon = True
+    alarm.start()
     try:
-        with model.runs(Event()) as run:
+        with model.runs(over) as run:
             found = run({tensor.name: sample[tensor.name] for tensor in manifest.inputs})
+    except CancelledAttempt:
+        raise ModelRefusedError(
+            ModelProto.PROBLEM_RUN_FAILED,
+            f"The warm-up run takes more than {WARM_UP_SECONDS} s. Put a smaller sample there.",
+        ) from None
     except FluoroError as error:
         why = error.__cause__ or error
         raise ModelRefusedError(
             ModelProto.PROBLEM_RUN_FAILED, f"The warm-up run failed: {why}"
         ) from error
+    finally:
+        alarm.cancel()
     for output in manifest.outputs:
         if (what := difference(manifest, output, found[output.name], sample)) is not None:
             raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what)

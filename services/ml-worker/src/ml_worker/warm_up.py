@@ -26,17 +26,22 @@ def read_sample(manifest: Manifest, data: bytes) -> Sample:
     """
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_SAMPLE_BYTES:
-                raise _wrong(f"has more than {MAX_SAMPLE_BYTES} bytes")
-        with np.load(BytesIO(data), allow_pickle=False) as arrays:
-            sample = {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+            size_bytes = sum(member.file_size for member in archive.infolist())
+        if size_bytes <= MAX_SAMPLE_BYTES:
+            with np.load(BytesIO(data), allow_pickle=False) as arrays:
+                sample = {name: arrays[name] for name in arrays.files}
+    # Of zipfile, zlib and NumPy, and of many kinds: MemoryError for an array that is not there.
+    except Exception as error:
         raise _wrong(f"is not an NPZ file: {error}") from error
+    if size_bytes > MAX_SAMPLE_BYTES:
+        raise _wrong(f"has more than {MAX_SAMPLE_BYTES} bytes")
     for tensor in (*manifest.inputs, *manifest.outputs):
         if tensor.name not in sample:
             raise _wrong(f"has no array {tensor.name}")
         array = sample[tensor.name]
-        if array.dtype.name != tensor.dtype or not _fits(array.shape, tensor.shape):
+        if not isinstance(array, np.ndarray):  # NumPy gives a member that is no array as bytes
+            raise _wrong(f"has {tensor.name}, which is no array")
+        if array.dtype.name != tensor.dtype or not fits(array.shape, tensor.shape):
             raise _wrong(
                 f"has {tensor.name} as {array.dtype.name} of shape {list(array.shape)}; model.toml "
                 f"says {tensor.dtype} of shape {list(tensor.shape)}"
@@ -69,7 +74,8 @@ def difference(
     )
 
 
-def _fits(found: tuple[int, ...], promised: tuple[int | str, ...]) -> bool:
+def fits(found: tuple[int, ...], promised: tuple[int | str, ...]) -> bool:
+    """Whether an array of this shape is what the manifest promises."""
     return len(found) == len(promised) and all(
         isinstance(size, str) or size == length
         for length, size in zip(found, promised, strict=True)

@@ -107,4 +107,6 @@ def _row(model: Model) -> tuple[str, str, bool, bytes, bytes, str]:
     _, name, _, version = model.name.split("/")
     data = about.SerializeToString(deterministic=True)
     digest = hashlib.sha256(data + b"\0" + model.card.encode()).digest()
-    return name, version, model.state == Model.STATE_READY, digest, data, model.card
+    # PostgreSQL keeps no text with U+0000, which a card in UTF-16 is full of.
+    card = model.card.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return name, version, model.state == Model.STATE_READY, digest, data, card
