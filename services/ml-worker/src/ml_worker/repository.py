@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -35,6 +35,7 @@ OF_ONE_MODEL: Final = frozenset(
 """Errors of one file, as of a link that leads to itself. Others are of the disk, or the share."""
 
 Found = TypeVar("Found")
+Otherwise = TypeVar("Otherwise")
 
 Print = tuple[tuple[str, int, int, int], ...]
 """What tells that files have changed: name, inode, size and time of change (ns) of each."""
@@ -78,21 +79,26 @@ def places(folder: Path) -> list[Place]:
         if name.name.startswith(".") or not name.is_dir():
             continue
         # Such as the `lost+found` of a volume.
-        for version in _readable(name, lambda one: sorted(one.iterdir()), []):
+        for version in _readable(name, _entries, ()):
             looked_at += 1
             if looked_at > MAX_LOOKED_AT:
                 raise OSError(f"There are more than {MAX_LOOKED_AT} entries in the models folder.")
             # A name with a dot in front is being written.
-            if not version.name.startswith(".") and _readable(version, _claims, True):
+            if not version.name.startswith(".") and _readable(version, _claims, otherwise=True):
                 found.append(Place(version, _readable(version, fingerprint, ())))
     return found
 
 
+def _entries(folder: Path) -> Sequence[Path]:
+    return sorted(folder.iterdir())
+
+
 def _claims(version: Path) -> bool:
+    """Whether it calls itself a model."""
     return (version / MANIFEST).is_file()
 
 
-def _readable(path: Path, look: Callable[[Path], Found], otherwise: Found) -> Found:
+def _readable(path: Path, look: Callable[[Path], Found], otherwise: Otherwise) -> Found | Otherwise:
     try:
         return look(path)
     except OSError as error:

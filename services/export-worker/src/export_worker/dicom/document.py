@@ -14,6 +14,7 @@ from export_worker.dicom.origin import (
     Origin,
     equipment,
     equipment_fields,
+    identity,
     reference,
     series_description,
     statement,
@@ -39,13 +40,13 @@ def encapsulated(
 
     sources: the images that it is about. models: those that it shows results of.
 
-    FluoroError CHOICE_UNAVAILABLE if the sources are of several studies: a report that tells about
-    two patients must not be filed under one. IMAGE_TOO_LARGE for a large PDF.
+    FluoroError CHOICE_UNAVAILABLE if the sources are of several studies or patients: a report that
+    tells about two must not be filed under one. IMAGE_TOO_LARGE for a large PDF.
     """
-    if len({source.study for source in sources}) > 1:
+    if len({source.subject for source in sources}) > 1:
         raise FluoroError(
             Reason.CHOICE_UNAVAILABLE,
-            "The report is about several studies, so it is no document of any. "
+            "The report is about several studies or patients, so it is no document of any. "
             "Export one study per job, or leave out KIND_DOCUMENT.",
         )
     if pdf.stat().st_size > DOCUMENT_LIMIT_BYTES:
@@ -55,9 +56,9 @@ def encapsulated(
     told = least_cleared(models)
     digests = sorted(hashlib.sha256(source.encoded).digest() for source in sources)
     written = SOPClass(
-        series_instance_uid=origin.uid("documents", sources[0].study),
+        series_instance_uid=origin.uid("documents", *sources[0].subject),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=origin.uid("document", data, *digests),
+        sop_instance_uid=origin.uid("document", data, *map(identity, models), *digests),
         sop_class_uid=EncapsulatedPDFStorage,
         instance_number=number,
         modality="DOC",

@@ -163,11 +163,11 @@ class Export:
                 self._put(kind, written, len(stack.images), stack.step, stack.model)
 
     def _write_key_images(self, images: Sequence[Image]) -> None:
-        together: dict[tuple[str, str], list[Image]] = {}
+        together: dict[tuple[str, ...], list[Image]] = {}
         for image in images:
             for step in image.found:
-                together.setdefault((step, image.source.study), []).append(image)
-        for (step, _), ones in together.items():
+                together.setdefault((step, *image.source.subject), []).append(image)
+        for (step, *_), ones in together.items():
             if chosen := key_images(ones, step):
                 model = ones[0].found[step].model
                 with blame_file(Reason.DICOM_INVALID, UNWRITABLE):

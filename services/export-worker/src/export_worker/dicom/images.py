@@ -1,8 +1,10 @@
 """What there is of each image, and which images make one object."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ from fluoro_jobs.worker.context import NO_INPUT, StepContext, StepItem
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from export_worker.dicom.origin import identity
 from export_worker.dicom.sources import Source
 
 EVEN: Final = 0.01
@@ -30,11 +33,15 @@ LABELS: Final = np.uint8
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one step found in one image. label_map: the file, of the shape of the image."""
+    """What one step found in one image.
+
+    label_map: the file, of the shape of the image. sha256: of its voxels.
+    """
 
     model: ml_pb2.ModelReference
     finding: ml_pb2.ImageFinding
     label_map: Path
+    sha256: bytes
 
 
 @dataclass(slots=True)
@@ -89,12 +96,16 @@ class Stack:
     def digest(self) -> list[bytes]:
         """What tells it from any other of its step."""
         return [
-            part
-            for image in self.images
-            for part in (
-                image.source.encoded,
-                image.found[self.step].finding.SerializeToString(deterministic=True),
-            )
+            identity(self.model),
+            *(
+                part
+                for image in self.images
+                for part in (
+                    image.source.encoded,
+                    image.found[self.step].finding.SerializeToString(deterministic=True),
+                    image.found[self.step].sha256,
+                )
+            ),
         ]
 
     def label_map(self) -> NDArray[np.uint8]:
@@ -105,8 +116,16 @@ class Stack:
                 Reason.IMAGE_TOO_LARGE,
                 f"A series has more than {VOXELS_LIMIT:,} voxels. Export parts of it.",
             )
-        maps = [open_map(found.label_map) for found in self.found]
-        return maps[0] if len(maps) == 1 else np.concatenate(maps)
+        # One after the other: an open map holds a descriptor of its file.
+        whole = np.empty((sum(self._frames), *self.sources[0].shape[1:]), LABELS)
+        for end, found in zip(accumulate(self._frames), self.found, strict=True):
+            labels = open_map(found.label_map)
+            whole[end - len(labels) : end] = labels
+        return whole
+
+    @property
+    def _frames(self) -> list[int]:
+        return [source.frames for source in self.sources]
 
 
 def findings_of(context: StepContext) -> Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]]:
@@ -151,7 +170,8 @@ def take_maps(
         present = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
         if not set(present.tolist()) <= values | {0}:
             raise mismatch("has values that are no class of the model")
-        image.found[part.step] = Found(model, finding, path)
+        digest = hashlib.sha256(np.ascontiguousarray(labels).data).digest()
+        image.found[part.step] = Found(model, finding, path, digest)
 
 
 def open_map(path: Path) -> NDArray[np.uint8]:

@@ -91,7 +91,9 @@ def measurement_report(
     written = Comprehensive3DSR(
         evidence=evidence,
         content=content[0],
-        series_instance_uid=origin.uid("reports", stack.step, stack.sources[0].series),
+        series_instance_uid=origin.uid(
+            "reports", stack.step, *stack.sources[0].subject, stack.sources[0].series
+        ),
         series_number=SERIES_NUMBER,
         sop_instance_uid=origin.uid(
             "report", segmentation.SOPInstanceUID if segmentation else "", *stack.digest

@@ -145,6 +145,14 @@ def reference(header: Dataset) -> Dataset:
     return item
 
 
+def identity(model: ml_pb2.ModelReference) -> bytes:
+    """What objects say of a model, as a part of their UIDs."""
+    copy = ml_pb2.ModelReference(
+        name=model.name, version=model.version, sha256=model.sha256, intended_use=use_of(model)
+    )
+    return copy.SerializeToString(deterministic=True)
+
+
 def use_of(model: ml_pb2.ModelReference) -> "Model.IntendedUse.ValueType":
     """What a model is for. One of which nobody says so is taken for a demonstration."""
     return model.intended_use or Model.INTENDED_USE_DEMONSTRATION

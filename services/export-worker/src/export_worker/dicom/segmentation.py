@@ -56,7 +56,9 @@ def segmentation(
         pixel_array=stack.label_map(),
         segmentation_type=TYPES[kind],
         segment_descriptions=segments_of(stack, origin),
-        series_instance_uid=origin.uid("segmentations", stack.step, sources[0].series),
+        series_instance_uid=origin.uid(
+            "segmentations", stack.step, *sources[0].subject, sources[0].series
+        ),
         series_number=SERIES_NUMBER,
         sop_instance_uid=origin.uid("segmentation", str(kind), *stack.digest),
         instance_number=1,

@@ -14,6 +14,7 @@ from export_worker.dicom.origin import (
     Origin,
     equipment,
     equipment_fields,
+    identity,
     series_description,
     statement,
 )
@@ -67,10 +68,14 @@ def key_object_selection(
             observer_device_context=observer(),
             description="\n".join(lines),
         ),
-        series_instance_uid=origin.uid("selections", step, sources[0].study),
+        series_instance_uid=origin.uid("selections", step, *sources[0].subject),
         series_number=SERIES_NUMBER,
         sop_instance_uid=origin.uid(
-            "selection", step, *lines, *(source.encoded for source in sources)
+            "selection",
+            step,
+            identity(model),
+            *lines,
+            *(source.encoded for source in sources),
         ),
         instance_number=1,
         contributing_equipment=equipment(model),

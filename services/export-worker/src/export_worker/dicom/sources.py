@@ -20,7 +20,7 @@ from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset, read_file_meta_info
+from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
@@ -31,6 +31,8 @@ silence("pydicom", "highdicom")
 
 HEADER_LIMIT_BYTES: Final = 64 * 2**20
 """Most that is read of a file before its pixels, and inflated of a deflated one."""
+ITEMS_LIMIT: Final = 100_000
+"""Most items of sequences in that. Each takes 8 bytes in the file, and 1.2 KB of memory."""
 
 PATIENT: Final = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
@@ -61,10 +63,13 @@ KEPT: Final = (*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *COMMON, *IMAGE)
 """Keywords of what is read. highdicom copies from it what the modules of an object have."""
 
 TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, "SpecificCharacterSet")]
+ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""(FFFE,E000) in both orders of bytes."""
 PIXELS: Final = 0x7FE00001
 """The first element of pixel data."""
 FIRST_GROUPS: Final = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 """What a file without a preamble begins with: its File Meta Information, or group 0008."""
+META_GROUP: Final = 2
 META_START: Final = 144
 """Where the File Meta Information begins that its group length counts (PS3.10 7.1)."""
 BINARY: Final = frozenset(("US", "FD"))
@@ -88,6 +93,9 @@ OFFSET: Final = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 
 IDENTIFIERS: Final = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 """What a reference needs."""
+
+IDENTITY: Final = ("PatientID", "IssuerOfPatientID", "PatientName")
+"""Who a patient is."""
 
 POSITIVE: Final = frozenset(("PixelSpacing", "SliceThickness"))
 """Zero is an error (PS3.3 10.7.1.1)."""
@@ -113,11 +121,13 @@ class Source:
     """One instance that objects may refer to.
 
     study, series, instance, sop_class, frame_of_reference: UIDs; the last may be empty.
+    subject: study and patient. No object has sources of two, whatever their UIDs say.
     position: along the normal of its plane, millimetres; None if it has none.
     grid: what images of one segmentation have in common. encoded: its header, see `header`.
     """
 
     study: str
+    subject: tuple[str, ...]
     series: str
     instance: str
     sop_class: str
@@ -173,21 +183,20 @@ class Bounded:
 
     def __init__(self, file: BinaryIO) -> None:
         """file: open, at its start."""
-        self._file, self._left = file, HEADER_LIMIT_BYTES
+        self._file, self._left, self._items = file, HEADER_LIMIT_BYTES, 0
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of a file. FluoroError IMAGE_TOO_LARGE past the limit."""
+        """As of a file. FluoroError IMAGE_TOO_LARGE past a limit."""
         data = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(data)
-        if self._left < 0:
-            raise too_large()
+        self._items += sum(map(data.count, ITEM_TAGS))
+        if self._left < 0 or self._items > ITEMS_LIMIT:
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"The header is larger than 64 MiB, or has more than {ITEMS_LIMIT:,} items.",
+            )
         return data
-
-
-def too_large() -> FluoroError:
-    """The refusal."""
-    return FluoroError(Reason.IMAGE_TOO_LARGE, "The header is larger than 64 MiB.")
 
 
 def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
@@ -201,10 +210,12 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
     if not is_part_10 and head[:2] not in FIRST_GROUPS:
         raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
     if is_part_10:
-        meta = read_file_meta_info(file.name)
+        # pydicom's `read_file_meta_info` reads a value of any length.
+        reader = cast("BinaryIO", Bounded(file))
+        meta = read_dataset(reader, False, True, stop_when=after_meta)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             file.seek(META_START + meta.FileMetaInformationGroupLength)
-            inflated = BytesIO(inflate(file))
+            inflated = cast("BinaryIO", Bounded(BytesIO(inflate(file))))
             return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=tags)
     file.seek(0)
     reader = cast("BinaryIO", Bounded(file))
@@ -219,6 +230,11 @@ def inflate(file: BinaryIO) -> bytes:
         parts.append(inflater.decompress(data, left))
         left -= len(parts[-1])
     return b"".join(parts)
+
+
+def after_meta(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    """Whether the File Meta Information ends here."""
+    return tag.group != META_GROUP
 
 
 def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
@@ -300,11 +316,14 @@ def source_of(header: Dataset) -> Source:
     if "FrameOfReferenceUID" in header and not (single or places_frames(header)):
         del header.FrameOfReferenceUID
     frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
+    patient = (str(header.get(keyword, "")) for keyword in IDENTITY)
+    subject = (str(header.StudyInstanceUID), *patient)
     series, rows, columns = str(header.SeriesInstanceUID), int(header.Rows), int(header.Columns)
     spacing = [float(one) for one in header.get("PixelSpacing", ())]
     numbers = tuple(round(one, GRID_DIGITS) for one in (*orientation, *spacing))
     return Source(
-        study=str(header.StudyInstanceUID),
+        study=subject[0],
+        subject=subject,
         series=series,
         instance=str(header.SOPInstanceUID),
         sop_class=str(header.SOPClassUID),
@@ -319,9 +338,9 @@ def source_of(header: Dataset) -> Source:
         ),
         # What does not lie in one space, or has several frames, is an object of its own.
         grid=(
-            (series, rows, columns, frame_of_reference, *numbers)
+            (*subject, series, rows, columns, frame_of_reference, *numbers)
             if single and frame_of_reference
-            else (series, str(header.SOPInstanceUID))
+            else (*subject, series, str(header.SOPInstanceUID))
         ),
         encoded=encode(header),
     )
