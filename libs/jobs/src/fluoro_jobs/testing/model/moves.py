@@ -6,7 +6,9 @@ from uuid import UUID
 
 from fluoro.v1 import job_pb2
 from hypothesis import strategies as st
+from psycopg import Cursor
 from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
@@ -108,7 +110,7 @@ class Move(NamedTuple):
 class Overtaken:
     """A connection on which something happens before its statement number `when`.
 
-    Unless that statement holds a lock.
+    Unless that statement is one of a transaction, which may hold a lock, or of a pipeline.
     """
 
     def __init__(self, db: LedgerConnection, when: int, meanwhile: Callable[[], None]) -> None:
@@ -120,10 +122,31 @@ class Overtaken:
 
     def execute(self, *arguments: Any) -> Any:
         """As the connection does."""
-        self._wait -= 1
-        if self._wait == 0 and self._db.info.transaction_status is TransactionStatus.IDLE:
-            self._meanwhile()
+        self.look()
         return self._db.execute(*arguments)
+
+    def cursor(self) -> "_Watched":
+        """One on which statements count as well."""
+        return _Watched(self, self._db.cursor())
+
+    def look(self) -> None:
+        """Lets it happen, if the next statement is the one."""
+        self._wait -= 1
+        alone = self._db.info.transaction_status is TransactionStatus.IDLE
+        if self._wait == 0 and alone and not self._db.pgconn.pipeline_status:
+            self._meanwhile()
+
+
+class _Watched:
+    """A cursor of a connection that is overtaken."""
+
+    def __init__(self, connection: Overtaken, cursor: Cursor[TupleRow]) -> None:
+        self._connection, self._cursor = connection, cursor
+
+    def execute(self, *arguments: Any) -> Cursor[TupleRow]:
+        """As the cursor does."""
+        self._connection.look()
+        return self._cursor.execute(*arguments)
 
 
 @st.composite
