@@ -98,8 +98,8 @@ def sleeps(code: str) -> bool:
 
     The programs that tests run as children stand in strings and may.
     """
-    return any(
-        ast.unparse(node) == "time.sleep"
+    return "sleep" in code and any(
+        (isinstance(node, ast.Attribute) and ast.unparse(node) == "time.sleep")
         or (
             isinstance(node, ast.ImportFrom)
             and node.module == "time"
