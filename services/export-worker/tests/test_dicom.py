@@ -22,6 +22,7 @@ from fluoro_jobs.testing import Attempt
 from pydicom.data import get_testdata_file
 
 EVERY_KIND = [kind for kind in ExportDicom.Kind.values() if kind]
+SEGMENTATION_TYPES = [name for name, kind in ExportDicom.SegmentationType.items() if kind]
 STATES = job_pb2.Item.State
 
 
@@ -76,7 +77,7 @@ def test_the_worker_offers_the_operation() -> None:
     assert "export.dicom" in [handler.operation.task_name for handler in HANDLERS]
 
 
-@pytest.mark.parametrize("kind", ["SEGMENTATION_TYPE_BINARY", "SEGMENTATION_TYPE_LABEL_MAP"])
+@pytest.mark.parametrize("kind", SEGMENTATION_TYPES)
 def test_dciodvfy_finds_no_error_in_any_object(study: Study, kind: str) -> None:
     result, attempt = exported(study, segmentation_type=kind)
     made = [ExportDicom.Kind.Name(one.kind) for one in result.objects]
@@ -125,21 +126,20 @@ def by_hand(data: pydicom.Dataset, count: int) -> np.ndarray:
     size = data.Rows * data.Columns
     labels = np.zeros((count, data.Rows, data.Columns), np.uint8)
     bits = np.frombuffer(data.PixelData, np.uint8)
-    binary = data.SegmentationType == "BINARY"
-    values = np.unpackbits(bits, bitorder="little") if binary else bits
+    values = np.unpackbits(bits, bitorder="little") if data.BitsAllocated == 1 else bits
     for number, groups in enumerate(data.PerFrameFunctionalGroupsSequence):
         frame = values[number * size : (number + 1) * size].reshape(data.Rows, data.Columns)
         source = groups.DerivationImageSequence[0].SourceImageSequence[0]
         place = int(source.ReferencedSOPInstanceUID.rpartition(".")[2]) - 1
-        if binary:
-            segment = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-            labels[place][frame == 1] = segment
-        else:
+        if data.SegmentationType == "LABELMAP":
             labels[place] = frame
+        else:
+            segment = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+            labels[place][frame > 0] = segment
     return labels
 
 
-@pytest.mark.parametrize("kind", ["SEGMENTATION_TYPE_BINARY", "SEGMENTATION_TYPE_LABEL_MAP"])
+@pytest.mark.parametrize("kind", SEGMENTATION_TYPES)
 def test_two_readers_get_back_every_voxel(study: Study, kind: str) -> None:
     study.files = study.files[::-1]  # submitted from head to foot
     truth = np.concatenate([one for one in study.maps if one is not None])[::-1]

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/model.proto\"\x96\x02\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\"A\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\"6\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\"\x98\x03\n\x0b\x45xportDicom\x12=\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.fluoro.v1.ExportDicom.KindB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12L\n\x11segmentation_type\x18\x02 \x01(\x0e\x32\'.fluoro.v1.ExportDicom.SegmentationTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x85\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_SEGMENTATION\x10\x01\x12\x15\n\x11KIND_MEASUREMENTS\x10\x02\x12\x11\n\rKIND_PICTURES\x10\x03\x12\x11\n\rKIND_DOCUMENT\x10\x04\x12\x13\n\x0fKIND_KEY_IMAGES\x10\x05\"t\n\x10SegmentationType\x12!\n\x1dSEGMENTATION_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEGMENTATION_TYPE_BINARY\x10\x01\x12\x1f\n\x1bSEGMENTATION_TYPE_LABEL_MAP\x10\x02\"?\n\x11\x45xportDicomResult\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.fluoro.v1.ExportedObject\"\x8a\x02\n\x0e\x45xportedObject\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fluoro.v1.ExportDicom.Kind\x12\x15\n\rsop_class_uid\x18\x03 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x01(\x05\x12\x0c\n\x04step\x18\x08 \x01(\t\x12\x32\n\x0cintended_use\x18\t \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xb2\x01\n\rExportArchive\x12\x8e\x01\n\x05roles\x18\x01 \x03(\tB\x7f\xbaH|\x92\x01y\x10 \"u\xba\x01r\n\x04role\x12\x42must be a role: lower case letters, digits and hyphens, at most 63\x1a&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')\x12\x10\n\x08\x64icomdir\x18\x02 \x01(\x08\"\x82\x01\n\x13\x45xportArchiveResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05\x66iles\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12\x64icomdir_instances\x18\x04 \x01(\x05\x12\x19\n\x11\x64icomdir_left_out\x18\x05 \x01(\x05\"\xa1\x01\n\nExportFhir\x12\x92\x01\n\x07subject\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n\treference\x12!must be like Patient/17, or empty\x1aJthis == \'\' || this.matches(\'^(Patient|Group|Device)/[A-Za-z0-9.-]{1,64}$\')\"8\n\x10\x45xportFhirResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x11\n\tresources\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/model.proto\"\x96\x02\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\"A\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\"6\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\"\xbb\x03\n\x0b\x45xportDicom\x12=\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.fluoro.v1.ExportDicom.KindB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12L\n\x11segmentation_type\x18\x02 \x01(\x0e\x32\'.fluoro.v1.ExportDicom.SegmentationTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x85\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_SEGMENTATION\x10\x01\x12\x15\n\x11KIND_MEASUREMENTS\x10\x02\x12\x11\n\rKIND_PICTURES\x10\x03\x12\x11\n\rKIND_DOCUMENT\x10\x04\x12\x13\n\x0fKIND_KEY_IMAGES\x10\x05\"\x96\x01\n\x10SegmentationType\x12!\n\x1dSEGMENTATION_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEGMENTATION_TYPE_BINARY\x10\x01\x12\x1f\n\x1bSEGMENTATION_TYPE_LABEL_MAP\x10\x02\x12 \n\x1cSEGMENTATION_TYPE_FRACTIONAL\x10\x03\"?\n\x11\x45xportDicomResult\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.fluoro.v1.ExportedObject\"\x8a\x02\n\x0e\x45xportedObject\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fluoro.v1.ExportDicom.Kind\x12\x15\n\rsop_class_uid\x18\x03 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x01(\x05\x12\x0c\n\x04step\x18\x08 \x01(\t\x12\x32\n\x0cintended_use\x18\t \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xb2\x01\n\rExportArchive\x12\x8e\x01\n\x05roles\x18\x01 \x03(\tB\x7f\xbaH|\x92\x01y\x10 \"u\xba\x01r\n\x04role\x12\x42must be a role: lower case letters, digits and hyphens, at most 63\x1a&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')\x12\x10\n\x08\x64icomdir\x18\x02 \x01(\x08\"\x82\x01\n\x13\x45xportArchiveResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05\x66iles\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12\x64icomdir_instances\x18\x04 \x01(\x05\x12\x19\n\x11\x64icomdir_left_out\x18\x05 \x01(\x05\"\xa1\x01\n\nExportFhir\x12\x92\x01\n\x07subject\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n\treference\x12!must be like Patient/17, or empty\x1aJthis == \'\' || this.matches(\'^(Patient|Group|Device)/[A-Za-z0-9.-]{1,64}$\')\"8\n\x10\x45xportFhirResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x11\n\tresources\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,21 +52,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTREPORTRESULT']._serialized_start=370
   _globals['_EXPORTREPORTRESULT']._serialized_end=424
   _globals['_EXPORTDICOM']._serialized_start=427
-  _globals['_EXPORTDICOM']._serialized_end=835
+  _globals['_EXPORTDICOM']._serialized_end=870
   _globals['_EXPORTDICOM_KIND']._serialized_start=584
   _globals['_EXPORTDICOM_KIND']._serialized_end=717
-  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_start=719
-  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_end=835
-  _globals['_EXPORTDICOMRESULT']._serialized_start=837
-  _globals['_EXPORTDICOMRESULT']._serialized_end=900
-  _globals['_EXPORTEDOBJECT']._serialized_start=903
-  _globals['_EXPORTEDOBJECT']._serialized_end=1169
-  _globals['_EXPORTARCHIVE']._serialized_start=1172
-  _globals['_EXPORTARCHIVE']._serialized_end=1350
-  _globals['_EXPORTARCHIVERESULT']._serialized_start=1353
-  _globals['_EXPORTARCHIVERESULT']._serialized_end=1483
-  _globals['_EXPORTFHIR']._serialized_start=1486
-  _globals['_EXPORTFHIR']._serialized_end=1647
-  _globals['_EXPORTFHIRRESULT']._serialized_start=1649
-  _globals['_EXPORTFHIRRESULT']._serialized_end=1705
+  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_start=720
+  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_end=870
+  _globals['_EXPORTDICOMRESULT']._serialized_start=872
+  _globals['_EXPORTDICOMRESULT']._serialized_end=935
+  _globals['_EXPORTEDOBJECT']._serialized_start=938
+  _globals['_EXPORTEDOBJECT']._serialized_end=1204
+  _globals['_EXPORTARCHIVE']._serialized_start=1207
+  _globals['_EXPORTARCHIVE']._serialized_end=1385
+  _globals['_EXPORTARCHIVERESULT']._serialized_start=1388
+  _globals['_EXPORTARCHIVERESULT']._serialized_end=1518
+  _globals['_EXPORTFHIR']._serialized_start=1521
+  _globals['_EXPORTFHIR']._serialized_end=1682
+  _globals['_EXPORTFHIRRESULT']._serialized_start=1684
+  _globals['_EXPORTFHIRRESULT']._serialized_end=1740
 # @@protoc_insertion_point(module_scope)

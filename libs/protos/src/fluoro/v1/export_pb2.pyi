@@ -139,7 +139,9 @@ class ExportDicom(_message.Message):
         KIND_PICTURES: ExportDicom._Kind.ValueType  # 3
         """Secondary Capture images of previews and overlays: one per picture."""
         KIND_DOCUMENT: ExportDicom._Kind.ValueType  # 4
-        """Encapsulated PDF of each report that a step in `after` left. The images must be of one study."""
+        """Encapsulated PDF of each report that a step in `after` left. The images must be of one
+        study and one patient.
+        """
         KIND_KEY_IMAGES: ExportDicom._Kind.ValueType  # 5
         """Key Object Selection: for each class of a model the image with most of it. One per study."""
 
@@ -157,7 +159,9 @@ class ExportDicom(_message.Message):
     KIND_PICTURES: ExportDicom.Kind.ValueType  # 3
     """Secondary Capture images of previews and overlays: one per picture."""
     KIND_DOCUMENT: ExportDicom.Kind.ValueType  # 4
-    """Encapsulated PDF of each report that a step in `after` left. The images must be of one study."""
+    """Encapsulated PDF of each report that a step in `after` left. The images must be of one
+    study and one patient.
+    """
     KIND_KEY_IMAGES: ExportDicom.Kind.ValueType  # 5
     """Key Object Selection: for each class of a model the image with most of it. One per study."""
 
@@ -173,6 +177,10 @@ class ExportDicom(_message.Message):
         """A bit per voxel and segment: what every viewer reads."""
         SEGMENTATION_TYPE_LABEL_MAP: ExportDicom._SegmentationType.ValueType  # 2
         """A number per voxel (Label Map Segmentation, PS3.3 A.51 since 2024): smaller, for new viewers."""
+        SEGMENTATION_TYPE_FRACTIONAL: ExportDicom._SegmentationType.ValueType  # 3
+        """A byte per voxel and segment, how much of the voxel it fills, of 255: for viewers that want
+        it. A label map fills voxels wholly or not at all. The stack may have an eighth of the voxels.
+        """
 
     class SegmentationType(_SegmentationType, metaclass=_SegmentationTypeEnumTypeWrapper):
         """How a segmentation holds its segments."""
@@ -183,6 +191,10 @@ class ExportDicom(_message.Message):
     """A bit per voxel and segment: what every viewer reads."""
     SEGMENTATION_TYPE_LABEL_MAP: ExportDicom.SegmentationType.ValueType  # 2
     """A number per voxel (Label Map Segmentation, PS3.3 A.51 since 2024): smaller, for new viewers."""
+    SEGMENTATION_TYPE_FRACTIONAL: ExportDicom.SegmentationType.ValueType  # 3
+    """A byte per voxel and segment, how much of the voxel it fills, of 255: for viewers that want
+    it. A label map fills voxels wholly or not at all. The stack may have an eighth of the voxels.
+    """
 
     KINDS_FIELD_NUMBER: _builtins.int
     SEGMENTATION_TYPE_FIELD_NUMBER: _builtins.int
@@ -303,7 +315,7 @@ class ExportArchive(_message.Message):
     DICOMDIR_FIELD_NUMBER: _builtins.int
     dicomdir: _builtins.bool
     """Makes the archive a DICOM file-set (PS3.10): DICOM files that steps left (role `instance`) get
-    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 10,000.
+    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 2,000.
     A file that cannot be listed, one without a Patient ID say, keeps its name.
     """
     @_builtins.property

@@ -25,8 +25,8 @@ RECORDS: Final = (
 )
 """What directory records repeat of an instance, beside what objects do."""
 TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, *RECORDS)]
-INSTANCES_LIMIT: Final = 10_000
-"""Most instances of a DICOMDIR: pydicom looks at all of a series for each."""
+INSTANCES_LIMIT: Final = 2_000
+"""Most instances of a DICOMDIR, which take 45 s: pydicom looks at all of a series for each."""
 
 
 class Listed(NamedTuple):

@@ -108,13 +108,13 @@ class Stack:
             ),
         ]
 
-    def label_map(self) -> NDArray[np.uint8]:
+    def label_map(self, most_voxels: int = VOXELS_LIMIT) -> NDArray[np.uint8]:
         """Of all images (frames, rows, columns). FluoroError IMAGE_TOO_LARGE over the limit."""
         voxels = sum(math.prod(source.shape) for source in self.sources)
-        if voxels > VOXELS_LIMIT:
+        if voxels > most_voxels:
             raise FluoroError(
                 Reason.IMAGE_TOO_LARGE,
-                f"A series has more than {VOXELS_LIMIT:,} voxels. Export parts of it.",
+                f"A series has more than {most_voxels:,} voxels. Export parts of it.",
             )
         # One after the other: an open map holds a descriptor of its file.
         whole = np.empty((sum(self._frames), *self.sources[0].shape[1:]), LABELS)

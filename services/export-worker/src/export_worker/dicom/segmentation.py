@@ -8,6 +8,7 @@ from highdicom.color import CIELabColor
 from highdicom.seg import (
     SegmentAlgorithmTypeValues,
     Segmentation,
+    SegmentationFractionalTypeValues,
     SegmentationTypeValues,
     SegmentDescription,
 )
@@ -17,7 +18,7 @@ from pydicom.sr.codedict import codes
 from pydicom.valuerep import DS
 
 from export_worker.dicom.codes import coded
-from export_worker.dicom.images import Stack
+from export_worker.dicom.images import VOXELS_LIMIT, Stack
 from export_worker.dicom.origin import (
     Origin,
     algorithm_name,
@@ -32,7 +33,10 @@ TYPES: Final = {
     export_pb2.ExportDicom.SEGMENTATION_TYPE_UNSPECIFIED: SegmentationTypeValues.BINARY,
     export_pb2.ExportDicom.SEGMENTATION_TYPE_BINARY: SegmentationTypeValues.BINARY,
     export_pb2.ExportDicom.SEGMENTATION_TYPE_LABEL_MAP: SegmentationTypeValues.LABELMAP,
+    export_pb2.ExportDicom.SEGMENTATION_TYPE_FRACTIONAL: SegmentationTypeValues.FRACTIONAL,
 }
+VOXELS_LIMITS: Final = {SegmentationTypeValues.FRACTIONAL: VOXELS_LIMIT // 8}
+"""Most voxels of types that need more memory than the others."""
 
 SERIES_NUMBER: Final = 9001
 """Series Number (0020,0011) of ours, far from those of a scanner."""
@@ -53,8 +57,9 @@ def segmentation(
         set_spacing(header, stack.spacing_mm)
     written = Segmentation(
         source_images=headers,
-        pixel_array=stack.label_map(),
+        pixel_array=stack.label_map(VOXELS_LIMITS.get(TYPES[kind], VOXELS_LIMIT)),
         segmentation_type=TYPES[kind],
+        fractional_type=SegmentationFractionalTypeValues.OCCUPANCY,
         segment_descriptions=segments_of(stack, origin),
         series_instance_uid=origin.uid(
             "segmentations", stack.step, *sources[0].subject, sources[0].series
