@@ -185,7 +185,10 @@ class Identifiers:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Identifiers by the way they are searched for; see `Identifiers.search`."""
+    """Identifiers by the way they are searched for; see `Identifiers.search`.
+
+    answers: of `in_text`.
+    """
 
     words: frozenset[str]
     pairs: frozenset[tuple[str, str]]
@@ -198,6 +201,7 @@ class Search:
     dates: frozenset[str]
     phones: frozenset[str]
     common: frozenset[str]
+    answers: dict[tuple[str, bool], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def is_word(self, word: str) -> bool:
         """Whether a word, in lower case, is part of an identifier."""
@@ -208,11 +212,18 @@ class Search:
 
         free: whether people write it. Words of the standard count in such values alone.
         """
+        # Files repeat their texts, and the proof asks again for all that stayed.
+        known = self.answers.get((text, free))
+        if known is None:
+            known = self.answers[text, free] = self._in_text(text, free=free)
+        return known
+
+    def _in_text(self, text: str, *, free: bool) -> bool:
         low = " ".join(normal(text).split())
         if any(each in low for each in self.inside):
             return True
         told = WORD.findall(low)
-        if not self.pairs.isdisjoint(pairwise(told)):
+        if self.pairs and not self.pairs.isdisjoint(pairwise(told)):
             return True
         found = self.words.intersection(told)
         if found and (free or not found <= self.common):
@@ -221,7 +232,7 @@ class Search:
             return True
         if not any(character.isdigit() for character in low):
             return False
-        compact = squeezed(low)
+        compact = squeezed(low) if self.codes else ""
         return (
             any(each in compact for each in self.codes)
             or any(between(low, each) for each in self.numbers)
