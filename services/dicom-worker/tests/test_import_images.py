@@ -19,6 +19,7 @@ from dicom_worker.photographs.refusals import RefusedError
 from dicom_worker.photographs.testing import (
     COLUMNS,
     HEIC,
+    HEIC_10,
     LOSSLESS,
     NAME,
     ROWS,
@@ -108,6 +109,17 @@ def test_a_heic_is_turned_and_mirrored_as_its_container_says_and_not_as_exif_doe
         assert np.abs(np.array(found) - expected).max() < 5
     assert {each.format for each in result.images} == {ImportedImage.FORMAT_HEIC}
     assert "libheif" in result.images[0].rendered.certificate.decoder
+
+
+def test_ten_bits_of_a_heic_fill_sixteen(take_in: Import) -> None:
+    _, attempt = take_in(HEIC_10)
+    [picture] = array_of(attempt)
+    corners = (picture[5, 5], picture[5, -5], picture[-5, 5], picture[-5, -5])
+    full, half = 65535, round(511 / 1023 * 65535)
+    expected = ((full, 0, 0), (0, full, 0), (0, 0, full), (half,) * 3)
+    # A step of ten bits is 64 here, and the colours of a HEIC are YCbCr.
+    assert np.abs(np.array(corners, int) - expected).max() <= 64
+    assert len(np.unique(picture >> 6)) > 3
 
 
 def planted() -> dict[str, tuple[bytes, dict[str, int]]]:

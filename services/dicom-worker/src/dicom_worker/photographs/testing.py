@@ -37,6 +37,24 @@ HEIC = b64decode(
     "v/kv3/yE/Vb/Tllfgt9rpDc1jAlkLnChxoA4AtaooYm/ESlbDbasYrTEarRUHdJhX9MzEQ=="
 )
 """64 rows of 96 pixels in four colours, made by libheif's heif-enc and x265."""
+HEIC_10 = b64decode(
+    "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAA"
+    "AAAAAAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABegABAAAAAAAAAkgAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3aXBjbwAAAHhodmNDAQQIAAAAnDgAAAAA//AA/P/6"
+    "+gAADwNgAAEAF0ABDAH//wQIAAADAJw4AAADAAD/ugJAYQABACtCAQEECAAAAwCcOAAAAwAA/5AGECCbLdSSU1zc"
+    "BDQYEAAAAwGQAAADABCAYgABAAhEAcFwMGCRIAAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABgAAAA"
+    "QAAAABBwaXhpAAAAAAMKCgoAAAAXaXBtYQAAAAAAAAABAAEEgQIDBAAAAlBtZGF0AAACRCgBrwW4FHuiWf//0n/p"
+    "H+ifzz8s/LPyz8s/Lfy38t/Lfy38t/Lfy0qH//yJ2v//9gba/XrltWxSuUrlK5SuUujLoy6MujLoy6MujLDT/9j3"
+    "QA/++v/fP/ev+7f7d/t3+3f7d/t7+3v7e/t7+3v7e/t7+3rwJmK2JYhZQ5fpxTWJLD/bHdwgGfz4357n54XzjvMm"
+    "8ybzJvMm8y1zLXMtcy1zLXMtcy1zJ1N/axX//9j57GZsDFawT4E+BPgT4FA1QNUDVA1QNUDVA1Pj3+a/f//9wyvu"
+    "Eb7fM9tsdp4dp4dp4dp4dqHtqHtqHtqHtqHtqHtqHtp8gF0s8hABieAABs5lizHrLoJPX7H7G8G7H81dNPc/NXTT"
+    "3R018YQABBMKSoSigpf9BQdQcqvAdRe03C8EXtNwvCTcxSdVFIwIW8Eyv//5PyybPInYziEMhDIQyEMhL0S9EvRL"
+    "0S9EvRL0RANQVgBu+jNf0Y0dFVmhzSgESgESgESgESgLOgLOgLOgLOgLOgLOgLOgEUbKx///pe09LqbSuapLBIyp"
+    "IypIypIypI0Ko0Ko0Ko0Ko0Ko0Ko0KozErZwCaLfslFCN2SDJ7//9ipsJS2bPTYNg2DYN4nieJ4nieJ4mHKzv//+"
+    "R/yH8Z+E9T1PU9T1fV9X1fV9X1fVAPBQAf+9f95/3X+2/rv67+u/rv69+vfr369+vfr369+vHEAANjr+V19eV2sL"
+    "SPpv+m/6b/pv+n2KfYp9in2KfYp9in2KdFm8cgOWRQzNXRtKo2g="
+)
+"""The same size in four other colours, of 10 bits, made by libheif and x265."""
 
 
 def gradient(rows: int = ROWS, columns: int = COLUMNS) -> NDArray[np.uint8]:
