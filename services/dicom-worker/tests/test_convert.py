@@ -27,6 +27,7 @@ from dicom_worker.studies.testing import (
 from dicom_worker.testing import Convert, outcome, saved, wheel_file
 from fluoro_jobs.errors import CancelledAttempt
 from fluoro_jobs.testing import Attempt
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -399,3 +400,36 @@ def test_a_cancelled_attempt_stops_between_slices(
     with pytest.raises(CancelledAttempt):
         convert(*ct_series(30))
     assert asked == 21
+
+
+@pytest.mark.parametrize("start", [0, -761.87], ids=["relative", "positions"])
+@pytest.mark.parametrize("upright", [1, -1], ids=["upwards", "downwards"])
+def test_a_dose_lies_by_its_offsets_and_is_in_gray(
+    start: float, upright: int, convert: Convert, nifti: Callable[..., Any]
+) -> None:
+    dose = dcmread(wheel_file("rtdose"))
+    up = [5 * frame if not start else 5 * upright * frame for frame in range(15)]
+    dose.GridFrameOffsetVector = [start + each for each in up]
+    dose.ImageOrientationPatient = [1, 0, 0, 0, upright, 0]
+    dose.DoseUnits, dose.DoseGridScaling = "GY", "0.0005"
+    result, attempt = convert(saved(dose))
+    [volume] = result.volumes
+    assert volume.certificate.unit == "Gy"
+    image = nifti(attempt, volume.volume)
+    stored = dose.pixel_array.transpose(2, 1, 0)
+    np.testing.assert_allclose(image.get_fdata(), stored * 0.0005, rtol=1e-6)
+    x, y, z = map(float, dose.ImagePositionPatient)
+    for column, row, frame in ((0, 0, 0), (9, 0, 0), (0, 9, 0), (3, 4, 14)):
+        lps = (x + 10 * column, y + upright * 10 * row, z + upright * 5 * frame)
+        place = image.affine @ (column, row, frame, 1)
+        np.testing.assert_allclose(place[:3], np.array(lps) * (-1, -1, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("offsets", [[0, 5], [7 + 5 * frame for frame in range(15)]])
+def test_a_dose_whose_offsets_do_not_fit_makes_no_volume(
+    offsets: list[float], convert: Convert
+) -> None:
+    dose = dcmread(wheel_file("rtdose"))
+    dose.GridFrameOffsetVector = offsets
+    _, attempt = convert(saved(dose))
+    assert outcome(attempt) == "FAILED GEOMETRY_INVALID"

@@ -249,7 +249,7 @@ class RenderDicom(_message.Message):
         VALUES_UNSPECIFIED: RenderDicom._Values.ValueType  # 0
         """Modality values."""
         VALUES_MODALITY: RenderDicom._Values.ValueType  # 1
-        """Values after the Modality LUT or rescale, such as Hounsfield units."""
+        """Values after the Modality LUT, rescale or dose scaling, such as Hounsfield units."""
         VALUES_SUV_BODY_WEIGHT: RenderDicom._Values.ValueType  # 2
         """Standardized uptake values by body weight, unit `{SUVbw}g/ml`: by the file's Real World Value
         Mapping, or from weight, dose and times. Only PET has them. Unless the request has a window,
@@ -262,7 +262,7 @@ class RenderDicom(_message.Message):
     VALUES_UNSPECIFIED: RenderDicom.Values.ValueType  # 0
     """Modality values."""
     VALUES_MODALITY: RenderDicom.Values.ValueType  # 1
-    """Values after the Modality LUT or rescale, such as Hounsfield units."""
+    """Values after the Modality LUT, rescale or dose scaling, such as Hounsfield units."""
     VALUES_SUV_BODY_WEIGHT: RenderDicom.Values.ValueType  # 2
     """Standardized uptake values by body weight, unit `{SUVbw}g/ml`: by the file's Real World Value
     Mapping, or from weight, dose and times. Only PET has them. Unless the request has a window,
@@ -776,8 +776,8 @@ class PixelCertificate(_message.Message):
     dtype: _builtins.str
     """NumPy dtype name with byte order, such as `<i2`."""
     unit: _builtins.str
-    """Unit of the values: `HU` for CT in Hounsfield units, `{SUVbw}g/ml` for SUV by body weight, `1`
-    otherwise (UCUM).
+    """Unit of the values: `HU` for CT in Hounsfield units, `{SUVbw}g/ml` for SUV by body weight, `Gy`
+    for a dose whose file says so, `1` otherwise (UCUM).
     """
     minimum: _builtins.float
     """Smallest value in the array."""

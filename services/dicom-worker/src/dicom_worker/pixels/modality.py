@@ -21,7 +21,7 @@ FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 class Modality:
     """modality value = stored value · slope + intercept, or the table's where there is one.
 
-    unit: `HU`, or `1` for any other.
+    unit: `HU`, `Gy`, or `1` for any other.
     """
 
     slope: float = 1.0
@@ -83,6 +83,8 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
     if table := item(header, "ModalityLUTSequence"):
         lut = lut_of(table, little_endian=little_endian, signed=is_signed(header))
         return Modality(lut=lut, unit=unit_of(header, text(table, "ModalityLUTType") or "US"))
+    if text(header, "Modality") == "RTDOSE":
+        return dose_of(header)
     source = macro(header, frame, MACRO)
     slope, intercept = decimals(source, "RescaleSlope"), decimals(source, "RescaleIntercept")
     if len(slope) == len(intercept) == 1:
@@ -94,6 +96,14 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
     raise FluoroError(
         Reason.DICOM_INVALID, "Rescale Slope or Rescale Intercept is not a finite number."
     )
+
+
+def dose_of(header: Dataset) -> Modality:
+    """Dose by Dose Grid Scaling (PS3.3 C.8.8.3.4.1), which RT Dose has in place of a rescale."""
+    found = decimals(header, "DoseGridScaling")
+    if len(found) != 1:
+        return Modality()
+    return Modality(found[0], unit="Gy" if text(header, "DoseUnits") == "GY" else "1")
 
 
 def is_signed(header: Dataset) -> bool:

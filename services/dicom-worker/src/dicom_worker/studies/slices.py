@@ -22,6 +22,8 @@ FAR_MM: Final = 1e5
 NEAR_MM: Final = 1e-5
 """No pixel is so small."""
 
+GRID_FRAME_OFFSETS: Final = 0x3004000C
+
 CODE: Final = re.compile(r"[A-Z0-9_ .+\\e-]{0,256}")
 """Code strings, several of them, and numbers."""
 
@@ -115,6 +117,7 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
     series, number = text(header, "SeriesInstanceUID"), decimals(header, "InstanceNumber")
     reference = text(header, "FrameOfReferenceUID")
     known: dict[tuple[float, ...], Plane] = {}
+    offsets = dose_offsets(header, image.frames)
     for frame in range(image.frames):
         find = macros(header, frame)
         orientation, spacing = orientation_of(find), spacing_of(find)
@@ -123,16 +126,45 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
             row, column = axes(orientation)
             plane = Plane(reference, image.rows, image.columns, image.samples, row, column, spacing)
             known[*orientation, *spacing] = plane
+        position = position_of(find)
         yield Slice(
             file,
             frame,
             series,
             plane,
-            position_of(find),
+            position if offsets is None else dose_position(position, plane.normal, offsets, frame),
             number[0] if number else 0,
             pitch_of(find),
             marks_of(header, find),
         )
+
+
+def dose_offsets(header: Dataset, frames: int) -> list[float] | None:
+    """Grid Frame Offset Vector (3004,000C), millimetres, of a dose (PS3.3 C.8.8.3.2).
+
+    None if frames do not lie by it. GEOMETRY_INVALID unless it has a number for each.
+    """
+    if value(header, "FrameIncrementPointer") != GRID_FRAME_OFFSETS:
+        return None
+    found = decimals(header, "GridFrameOffsetVector")
+    if len(found) != frames or max(map(abs, found), default=0) > FAR_MM:
+        raise unusable("Grid Frame Offset Vector has not one possible number for each frame.")
+    return found
+
+
+def dose_position(first: Vector, normal: Vector, offsets: list[float], frame: int) -> Vector:
+    """Where a frame of a dose lies. first: Image Position (Patient), that of the first frame.
+
+    GEOMETRY_INVALID if the offsets begin neither at 0 nor, across the patient, at the first frame.
+    """
+    start = offsets[0]
+    upright = abs(abs(normal[2]) - 1) <= UNIT_TOLERANCE
+    if start and not (upright and abs(start - first[2]) <= UNIT_TOLERANCE):
+        raise unusable("Grid Frame Offset Vector does not begin at the first frame.")
+    # Those that do not begin at 0 are positions, up or down the patient.
+    along = offsets[frame] - start
+    step = scaled(normal, along * normal[2] if start else along)
+    return first[0] + step[0], first[1] + step[1], first[2] + step[2]
 
 
 def position_of(find: Find) -> Vector:
