@@ -1,7 +1,6 @@
 """On a GPU: the same answers as on the CPU, from the GPU and nothing else."""
 
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import onnxruntime
@@ -9,6 +8,7 @@ import pytest
 from ml_worker.registry import Registry
 from ml_worker.repository import read_model
 from ml_worker.settings import SHIPPED_MODELS, ModelSettings
+from ml_worker.waiting import Alone
 from ml_worker.warm_up import read_sample
 
 HAS_GPU = (
@@ -31,8 +31,8 @@ def test_a_model_gives_on_the_gpu_what_it_gives_on_the_cpu(place: Path) -> None:
         assert model.execution_provider == ("CPU" if device == "cpu" else "CUDA") + (
             "ExecutionProvider"
         )
-        with model.runs(Event()) as run:
-            found[device] = run({one.name: sample[one.name] for one in manifest.inputs})
+        shown = {one.name: sample[one.name] for one in manifest.inputs}
+        found[device] = model.run(shown, Alone())
     for output in manifest.outputs:
         on_cpu, on_gpu = found["cpu"][output.name], found["cuda"][output.name]
         assert np.allclose(on_cpu, on_gpu, atol=1e-3, rtol=1e-3, equal_nan=True), output.name

@@ -10,7 +10,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ml_worker.registry import Registry
 from ml_worker.repository import read_model
 from ml_worker.sessions import open_model
 from ml_worker.settings import SHIPPED_MODELS, ModelSettings
+from ml_worker.waiting import Alone
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from pydantic import ValidationError
@@ -408,10 +408,9 @@ def test_a_graph_that_gives_one_answer_for_several_samples_is_found_out(
     rehash(place, "model.onnx", model.SerializeToString())
     x: NDArray[Any] = np.ones((1, 2), np.float32)
     rehash(place, "warm_up.npz", saved(x=x, y=x))
-    opened = open_model(read_model(place), ModelSettings())
-    with opened.runs(Event()) as run, pytest.raises(FluoroError, match="for 4 samples") as caught:
-        run({"x": np.ones((3, 2), np.float32)})
-    assert caught.value.reason == Reason.MODEL_OUTPUT_INVALID
+    found = refused(place)
+    assert found.problem == Problem.PROBLEM_RUN_FAILED
+    assert "for 4 samples" in str(found)
 
 
 # --- devices ---
@@ -488,8 +487,7 @@ def test_a_batch_is_filled_up_to_a_rung_and_the_filling_is_cut_off(
     model = open_model(read_model(make_double(tmp_path)), ModelSettings())
     x: NDArray[Any] = np.arange(6, dtype=np.float32).reshape(3, 2)
     assert [model.manifest.batch.rung(samples) for samples in (1, 2, 4)] == [1, 4, 4]
-    with model.runs(Event()) as run:
-        assert np.array_equal(run({"x": x})["y"], 2 * x)
-        with pytest.raises(FluoroError) as caught:
-            run({"x": np.full((3, 2), np.inf, np.float32)})
+    assert np.array_equal(model.run({"x": x}, Alone())["y"], 2 * x)
+    with pytest.raises(FluoroError) as caught:
+        model.run({"x": np.full((3, 2), np.inf, np.float32)}, Alone())
     assert caught.value.reason == Reason.MODEL_OUTPUT_INVALID

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from ml_worker import registry as module
 from ml_worker.registry import Registry
 from ml_worker.settings import ModelSettings
+from ml_worker.waiting import Alone
 
 Double = Callable[..., Path]
 PATIENCE_SECONDS = 30
@@ -113,8 +113,8 @@ def test_a_new_version_is_served_without_a_restart_and_one_that_is_removed_no_lo
     assert registry.changed.wait(PATIENCE_SECONDS)
     registry.close()
     assert states(registry) == SHIPPED
-    with model.runs(Event()) as run:
-        assert run({"x": np.ones((1, 2))})["y"].tolist() == [[2, 2]], "whoever has it goes on"
+    found = model.run({"x": np.ones((1, 2))}, Alone())
+    assert found["y"].tolist() == [[2, 2]], "whoever has it goes on"
 
 
 def test_a_model_that_is_mended_becomes_ready(registry: Registry, double: Double) -> None:

@@ -189,3 +189,34 @@ LEDGER_REFUSALS: Final = _counter(
     "Uses of the ledger that PostgreSQL did not carry out, by reason.",
     "reason",
 )
+
+# Models: runs of samples of several jobs together. model: the name that its manifest has.
+MODEL_RUN_SAMPLES: Final = _histogram(
+    "fluoro_model_run_samples",
+    "Samples that ran together, filling not counted.",
+    "model",
+    buckets=_BATCH,
+)
+MODEL_FILLING_SAMPLES: Final = _counter(
+    "fluoro_model_filling_samples_total",
+    "Samples that filled runs up to a size of the ladder, and whose outputs nobody wants.",
+    "model",
+)
+MODEL_WAIT_SECONDS: Final = _histogram(
+    "fluoro_model_wait_seconds",
+    "Time from when samples were prepared to the run that showed them to the model.",
+    "model",
+    buckets=_RPC_SECONDS,
+)
+MODEL_RUN_SECONDS: Final = _histogram(
+    "fluoro_model_run_seconds",
+    "Duration of a run that went well.",
+    "model",
+    buckets=(*_RPC_SECONDS, 30, 60, 300),
+)
+MODEL_RUNS_FAILED: Final = _counter(
+    "fluoro_model_runs_failed_total",
+    "Runs that did not go well: failed, out_of_memory, timeout, or left by all callers.",
+    "model",
+    "cause",
+)

@@ -169,11 +169,13 @@ class Batch(_Table):
 
     max: most of them. ladder: the sizes that runs have, smaller ones being filled up; none: any
     size. bytes_per_voxel: what a run needs for each voxel shown to it, measured and rounded up.
+    max_delay_seconds: how long samples wait for more of them when no full run waits.
     """
 
     max: int = Field(ge=1, le=4096)
     ladder: tuple[Annotated[int, Field(ge=1)], ...] = ()
     bytes_per_voxel: int = Field(ge=1)
+    max_delay_seconds: float = Field(0, ge=0, le=10)
 
     @model_validator(mode="after")
     def _ladder_rises_to_max(self) -> Self:

@@ -1,11 +1,10 @@
 """One ONNX Runtime session per model, shared by all threads of the worker."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event, Thread, Timer
-from typing import Any, Final, cast
+from threading import Timer
+from typing import Any, Final
 
 import numpy as np
 import onnxruntime as ort
@@ -14,27 +13,24 @@ from fluoro.v1.model_pb2 import Model as ModelProto
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from numpy.typing import NDArray
 
+from ml_worker.batching import Batcher, Rules
 from ml_worker.devices import PROVIDERS, nodes_on_cpu
 from ml_worker.graph import checked_graph
-from ml_worker.manifest import INTENDED_USE, Manifest, ModelRefusedError
+from ml_worker.manifest import INTENDED_USE, Batch, Manifest, ModelRefusedError
 from ml_worker.outputs import Output, Sums
 from ml_worker.repository import ModelFiles
+from ml_worker.running import Tensors, run_session, still_works
 from ml_worker.settings import ModelSettings
+from ml_worker.waiting import Alone, Caller, Work
 from ml_worker.warm_up import difference, fits, read_sample
 
-CANCEL_POLL_SECONDS: Final = 0.05
-"""Interval at which a run looks whether it was cancelled."""
+IN_COMPANY: Final = " It ran beside another sample, and the outputs must not depend on that."
 
 WARM_UP_SECONDS: Final = 120
 """Longest run of a sample: a graph may go round for ever, and the other models wait."""
 
 ERROR_SEVERITY: Final = 3
 """ONNX Runtime's number for `log errors only`."""
-
-Tensors = Mapping[str, NDArray[Any]]
-"""Arrays by the names of the graph's inputs or outputs; the first axis is that of samples."""
-Run = Callable[[Tensors], dict[str, NDArray[Any]]]
-"""Shows inputs to a model; gives every output of its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +43,7 @@ class Model:
     manifest: Manifest
     session: ort.InferenceSession
     run_memory_bytes: int
+    batcher: Batcher
     manifest_sha256: bytes = b""
 
     @property
@@ -82,93 +79,80 @@ class Model:
             )
         return min(samples, batch.max)
 
-    @contextmanager
-    def runs(self, cancelled: Event) -> Iterator[Run]:
-        """Yields a function that shows a batch of samples to the model.
+    def run(self, inputs: Tensors, caller: Caller) -> dict[str, NDArray[Any]]:
+        """Shows samples to the model, along with those of other jobs; every output of its manifest.
 
-        It may be called any number of times, one call after the other. Once `cancelled` is set, a
-        run ends within one node of the graph and raises CancelledAttempt. Outputs that are not
-        numbers, or not one for each sample, raise FluoroError MODEL_OUTPUT_INVALID. Any other
-        failure raises FluoroError INTERNAL. It is not the pixels' fault, so another attempt may
-        succeed.
+        inputs: by the names of the graph's inputs, first axis N. Any number of samples: they run as
+        many at a time as fit. caller: a StepContext. Errors as of `Batcher.result`, and
+        IMAGE_TOO_LARGE if a run may not have the memory for one sample.
         """
-        options = ort.RunOptions()
-        over = Event()
+        return self.batcher.result(self.submit(inputs, caller))
 
-        def run(inputs: Tensors) -> dict[str, NDArray[Any]]:
-            try:
-                found = self._run(inputs, options)
-            except FluoroError:
-                raise
-            except Exception as error:
-                # ONNX Runtime reports a run that it was told to end like any other failure.
-                if cancelled.is_set():
-                    raise CancelledAttempt from error
-                what = f"Running {self._title} failed ({type(error).__name__})."
-                raise FluoroError(Reason.INTERNAL, what) from error
-            for output in self.manifest.outputs:
-                self._check(output, found[output.name])
-            return found
+    def submit(self, inputs: Tensors, caller: Caller) -> Work:
+        """Begins `run`, so that the caller can prepare more meanwhile.
 
-        watcher = Thread(
-            target=stop_when,
-            args=(cancelled, over, options),
-            name="stop-when-cancelled",
-            daemon=True,
-        )
-        watcher.start()
-        try:
-            yield run
-        finally:
-            over.set()
-            watcher.join()
-
-    @property
-    def _title(self) -> str:
-        return f"{self.manifest.name} {self.manifest.version}"
-
-    def _check(self, output: Output, values: NDArray[Any]) -> None:
-        # A sum of values is what the values are: an image may hold infinities.
-        must_be_numbers = values.dtype.kind == "f" and not isinstance(output, Sums)
-        if must_be_numbers and not np.isfinite(values).all():
-            raise FluoroError(
-                Reason.MODEL_OUTPUT_INVALID,
-                f"{self._title} gave values for this image that are not numbers.",
-            )
-
-    def _run(self, inputs: Tensors, options: ort.RunOptions) -> dict[str, NDArray[Any]]:
-        names = [output.name for output in self.manifest.outputs]
+        Ask `batcher.result`, or call `batcher.leave`. FluoroError IMAGE_TOO_LARGE as of `run`.
+        """
         given = {
             tensor.name: np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
             for tensor in self.manifest.inputs
         }
-        samples = len(next(iter(given.values())))
-        rung = self.manifest.batch.rung(samples)
-        if rung > samples:
-            given = {name: _filled(values, rung) for name, values in given.items()}
-        # The manifest promises arrays, and the graph was held to it.
-        found = cast("list[NDArray[Any]]", self.session.run(names, given, options))
-        for output, values in zip(self.manifest.outputs, found, strict=True):
-            if not fits(values.shape, (rung, *output.shape[1:])):
-                raise FluoroError(
-                    Reason.MODEL_OUTPUT_INVALID,
-                    f"{self._title} gave {output.name} in the shape {list(values.shape)} for "
-                    f"{rung} samples. Its manifest says {list(output.shape)}.",
-                )
-        return {name: values[:samples] for name, values in zip(names, found, strict=True)}
+        sizes = [
+            [
+                size
+                for letter, size in zip(tensor.layout, given[tensor.name].shape, strict=True)
+                if letter not in "NC"
+            ]
+            for tensor in self.manifest.inputs
+        ]
+        return self.batcher.submit(given, self.samples_per_run(max(sizes, key=math.prod)), caller)
 
 
-def _filled(values: NDArray[Any], samples: int) -> NDArray[Any]:
-    """With the last sample repeated: zeros could be what a model cannot work with."""
-    return np.concatenate([values, np.repeat(values[-1:], samples - len(values), axis=0)])
+def batcher(
+    session: ort.InferenceSession, manifest: Manifest, sample: Tensors, settings: ModelSettings
+) -> Batcher:
+    """What runs the session. sample: what the model can run if it can run anything."""
+    names = [output.name for output in manifest.outputs]
+    title = f"{manifest.name} {manifest.version}"
+    one = {tensor.name: sample[tensor.name][:1].copy() for tensor in manifest.inputs}
+
+    def run(inputs: Tensors, rung: int, options: ort.RunOptions) -> dict[str, NDArray[Any]]:
+        found = run_session(session, names, inputs, rung, options)
+        for output in manifest.outputs:
+            check_shape(title, output, found[output.name], rung)
+        return found
+
+    def check(found: Tensors) -> None:
+        for output in manifest.outputs:
+            check_numbers(title, output, found[output.name])
+
+    def works() -> bool:
+        return still_works(session, names, one, settings.run_seconds)
+
+    batch = manifest.batch
+    rules = Rules(1, settings.run_seconds, batch.max_delay_seconds, batch.rung, batch.ladder)
+    return Batcher(manifest.name, title, rules, run, check, works)
 
 
-def stop_when(cancelled: Event, over: Event, options: ort.RunOptions) -> None:
-    """Ends the run that has these options once `cancelled` is set; returns once `over` is."""
-    while not over.wait(CANCEL_POLL_SECONDS):
-        if cancelled.is_set():
-            options.terminate = True
-            return
+def check_shape(title: str, output: Output, values: NDArray[Any], samples: int) -> None:
+    """FluoroError MODEL_OUTPUT_INVALID unless they are of so many samples."""
+    if not fits(values.shape, (samples, *output.shape[1:])):
+        raise FluoroError(
+            Reason.MODEL_OUTPUT_INVALID,
+            f"{title} gave {output.name} in the shape {list(values.shape)} for {samples} samples. "
+            f"Its manifest says {list(output.shape)}.",
+        )
+
+
+def check_numbers(title: str, output: Output, values: NDArray[Any]) -> None:
+    """FluoroError MODEL_OUTPUT_INVALID unless they are numbers."""
+    # A sum of values is what the values are: an image may hold infinities.
+    must_be_numbers = values.dtype.kind == "f" and not isinstance(output, Sums)
+    if must_be_numbers and not np.isfinite(values).all():
+        raise FluoroError(
+            Reason.MODEL_OUTPUT_INVALID,
+            f"{title} gave values for this image that are not numbers.",
+        )
 
 
 def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
@@ -191,14 +175,39 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
             f"ONNX Runtime {ort.__version__} cannot open model.onnx: {error}",
         ) from error
     check_placement(session, settings, provider.cpu_ops)
-    model = Model(manifest, session, settings.run_memory_bytes, files.manifest_sha256)
-    over = Event()
-    alarm = Timer(WARM_UP_SECONDS, over.set)
+    model = Model(
+        manifest,
+        session,
+        settings.run_memory_bytes,
+        batcher(session, manifest, sample, settings),
+        files.manifest_sha256,
+    )
+    warm_up(model, sample)
+    return model
+
+
+def warm_up(model: Model, sample: Tensors) -> None:
+    """ModelRefusedError unless it gives what the sample promises, alone and in company.
+
+    Samples of different jobs run together, so what one gets must not depend on the others.
+    """
+    manifest = model.manifest
+    alone = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
+    for shown, where in ((alone, ""), (_in_company(alone, manifest.batch), IN_COMPANY)):
+        found = _warm_up_run(model, shown)
+        for output in manifest.outputs:
+            got = found[output.name][: len(sample[output.name])]
+            if (what := difference(manifest, output, got, sample)) is not None:
+                raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what + where)
+
+
+def _warm_up_run(model: Model, shown: Tensors) -> Tensors:
+    caller = Alone()
+    alarm = Timer(WARM_UP_SECONDS, caller.cancelled.set)
     alarm.daemon = True
     alarm.start()
     try:
-        with model.runs(over) as run:
-            found = run({tensor.name: sample[tensor.name] for tensor in manifest.inputs})
+        return model.run(shown, caller)
     except CancelledAttempt:
         raise ModelRefusedError(
             ModelProto.PROBLEM_RUN_FAILED,
@@ -211,10 +220,16 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
         ) from error
     finally:
         alarm.cancel()
-    for output in manifest.outputs:
-        if (what := difference(manifest, output, found[output.name], sample)) is not None:
-            raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what)
-    return model
+
+
+def _in_company(inputs: Tensors, batch: Batch) -> Tensors:
+    """The sample, and others made of it that fill the run up."""
+    samples = len(next(iter(inputs.values())))
+    others = np.arange(min(batch.max, batch.rung(samples + 1)) - samples) % samples
+    return {
+        name: np.concatenate([values, np.roll(values, 1, axis=-1)[others]])
+        for name, values in inputs.items()
+    }
 
 
 def session_options(settings: ModelSettings) -> ort.SessionOptions:

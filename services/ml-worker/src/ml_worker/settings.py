@@ -6,6 +6,8 @@ from typing import Final, Literal
 from pydantic import DirectoryPath, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ml_worker.cpus import run_threads
+
 SHIPPED_MODELS: Final = Path(__file__).parent / "models"
 """The models in the package: the same place in a checkout and in an installed wheel."""
 
@@ -32,10 +34,18 @@ class ModelSettings(BaseSettings):
         "CUDA_VISIBLE_DEVICES.",
     )
     intra_op_threads: int = Field(
-        default=1,
+        default_factory=run_threads,
         ge=1,
         le=64,
-        description="Threads of one run on the CPU. Runs of several tasks go on at the same time.",
+        description="Threads of one run on the CPU; unset: a thread for each processor that the "
+        "process may use, 16 at most. Each model has one run at a time.",
+    )
+    run_seconds: float = Field(
+        default=300,
+        gt=0,
+        le=86_400,
+        description="Longest time of one run. The images in it then run in smaller parts, and one "
+        "that takes as long alone fails.",
     )
     run_memory_bytes: int = Field(
         default=256 * 1024 * 1024,

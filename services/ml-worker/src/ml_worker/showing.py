@@ -1,7 +1,8 @@
 """Shows the frames of an image to a model, as many at a time as memory and manifest allow."""
 
+from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fluoro.v1 import dicom_pb2
 from fluoro_jobs.worker.context import StepContext
@@ -12,6 +13,10 @@ from ml_worker.prepare import prepare, size_in_space
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
+    from ml_worker.waiting import Work
+
+AHEAD: Final = 2
+"""Batches of an image that are prepared at a time: one that runs, and the one after it."""
 
 
 def show(
@@ -23,14 +28,30 @@ def show(
 ) -> Iterator[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
     """Batches of frames, and what the model gives for them by the kind of output.
 
-    pixels: (frames, rows, columns), or with samples behind. Errors as of `prepare` and
-    `Model.runs`; IMAGE_TOO_LARGE if a run may not have the memory for one frame.
+    pixels: (frames, rows, columns), or with samples behind. While a batch runs, the next one is
+    prepared. Errors as of `prepare` and `Model.run`; IMAGE_TOO_LARGE if a run may not have the
+    memory for one frame.
     """
     step = model.samples_per_run(size_in_space(pixels.shape[1:3], image, tensor))
     kinds = {output.name: output.kind for output in model.manifest.outputs}
-    with model.runs(context.cancelled) as run:
+    ahead: deque[tuple[NDArray[Any], Work]] = deque()
+
+    def first() -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+        frames, work = ahead[0]
+        found = model.batcher.result(work)
+        ahead.popleft()
+        return frames, {kinds[name]: values for name, values in found.items()}
+
+    try:
         for start in range(0, len(pixels), step):
             context.check()
             frames = pixels[start : start + step]
-            found = run({tensor.name: prepare(frames, image, tensor)})
-            yield frames, {kinds[name]: values for name, values in found.items()}
+            shown = {tensor.name: prepare(frames, image, tensor)}
+            ahead.append((frames, model.submit(shown, context)))
+            if len(ahead) == AHEAD:
+                yield first()
+        while ahead:
+            yield first()
+    finally:
+        for _, work in ahead:
+            model.batcher.leave(work)

@@ -61,6 +61,7 @@ def step_context(
     *,
     reads: Sequence[str] = (),
     group: bool = False,
+    owner: str = "tester",
 ) -> Attempt:
     """An attempt of a step.
 
@@ -91,6 +92,7 @@ def step_context(
         folder=Scratch(folder),
         blobs=blobs,
         report=progress.append,
+        owner=owner,
     )
     return Attempt(context, progress)
 

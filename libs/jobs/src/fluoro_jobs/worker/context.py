@@ -125,7 +125,8 @@ class Scratch:
 class StepContext:
     """One attempt of one task.
 
-    job, step: resource name of the job, name of the step. job_inputs: how many inputs the job has.
+    job, step: resource name of the job, name of the step. owner: whose job it is.
+    job_inputs: how many inputs the job has.
     attempt: number of the attempt, from 1. shard: number of the task within the step.
     inputs: what this task works on, in order: all inputs of the step, unless the step fans out.
     folder: of this attempt, deleted after it.
@@ -143,6 +144,7 @@ class StepContext:
     blobs: BlobStore
     report: Callable[[event_pb2.Progress], None]
     shard: int = 0
+    owner: str = ""
     cancelled: Event = field(default_factory=Event)
     items: dict[int, job_pb2.Item] = field(default_factory=dict)
     artifacts: dict[str, job_pb2.Artifact] = field(default_factory=dict)

@@ -222,6 +222,7 @@ class Executor:
             blobs=self._blobs,
             report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
             shard=claimed.task.shard,
+            owner=claimed.graph.owner,
         )
 
     def _handed_on(self, claimed: Claim, error: FluoroError) -> FluoroError:
