@@ -4,9 +4,10 @@ Its weights are random, so it recognises nothing: 25.6 million numbers, 4.1 GFLO
 224 x 224. Batch normalisation is folded into the convolutions, as exporters do.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ class _Layers:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
 
-    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         out = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [out], **attributes))
         return out
@@ -36,7 +37,7 @@ class _Layers:
     def weight(self, *shape: int) -> str:
         name = f"w{len(self.weights)}"
         # He initialisation: activations neither vanish nor explode on their way down.
-        spread = np.sqrt(2 / max(1, np.prod(shape[1:])))
+        spread = np.sqrt(2 / math.prod(shape[1:]))
         values = (self.rng.standard_normal(shape) * spread).astype(np.float32)
         self.weights.append(numpy_helper.from_array(values, name))
         return name

@@ -95,7 +95,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.MODEL_UNAVAILABLE: "`fluoro models NAME` says what to mend.",
     Reason.MODEL_OUTPUT_INVALID: "Look at the image; report it to the model's makers.",
     Reason.MODEL_RUN_FAILED: "Look at the image; report it to the model's makers.",
-    Reason.MODEL_RUN_TIMEOUT: "Send a smaller image, or have the operator raise the limit.",
+    Reason.MODEL_RUN_TIMEOUT: "Send a smaller image, or raise `FLUORO_ML_RUN_SECONDS`.",
     Reason.MODEL_NOT_APPLICABLE: "Choose another model.",
     Reason.REPORT_FAILED: "Report it: it is a bug in a template.",
     Reason.LABEL_MAP_MISMATCH: "Let one chain of steps render and analyze the files, and RetryJob.",

@@ -409,12 +409,8 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.MODEL_UNKNOWN: ReasonSpec("NOT_FOUND", False, "No worker has this model or version."),
     Reason.MODEL_UNAVAILABLE: ReasonSpec("", False, "A worker has the model and cannot serve it."),
     Reason.MODEL_OUTPUT_INVALID: ReasonSpec("", False, "The model gave what are not numbers."),
-    Reason.MODEL_RUN_FAILED: ReasonSpec(
-        "", False, "The model cannot run on this image, and works on others."
-    ),
-    Reason.MODEL_RUN_TIMEOUT: ReasonSpec(
-        "", False, "The model took longer over this image than a run may (`FLUORO_ML_RUN_SECONDS`)."
-    ),
+    Reason.MODEL_RUN_FAILED: ReasonSpec("", False, "The model runs on others, not on this image."),
+    Reason.MODEL_RUN_TIMEOUT: ReasonSpec("", False, "The model took too long over this image."),
     Reason.MODEL_NOT_APPLICABLE: ReasonSpec("", False, "The model is not made for such images."),
     Reason.REPORT_FAILED: ReasonSpec("", False, "The report could not be set."),
     Reason.LABEL_MAP_MISMATCH: ReasonSpec("", False, "The label map is not one of this image."),

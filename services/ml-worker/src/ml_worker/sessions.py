@@ -235,7 +235,7 @@ def _in_company(inputs: Tensors, batch: Batch) -> Tensors:
 def session_options(settings: ModelSettings) -> ort.SessionOptions:
     """Few threads that do not spin, and memory that goes back to the system after each run."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -33,8 +33,8 @@ class ModelSettings(BaseSettings):
         description="What runs the models. `cuda` means CUDA or refuse to start; choose the GPU by "
         "CUDA_VISIBLE_DEVICES.",
     )
-    intra_op_threads: int = Field(
-        default_factory=run_threads,
+    intra_op_threads: int | None = Field(
+        default=None,
         ge=1,
         le=64,
         description="Threads of one run on the CPU; unset: a thread for each processor that the "
@@ -53,6 +53,11 @@ class ModelSettings(BaseSettings):
         description="Bytes one run may need. The model sees the frames of an image in chunks of "
         "that size.",
     )
+
+    @property
+    def threads(self) -> int:
+        """Threads of one run on the CPU."""
+        return self.intra_op_threads or run_threads()
 
     @property
     def folders(self) -> tuple[Path, ...]:
