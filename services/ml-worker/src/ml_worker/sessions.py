@@ -29,8 +29,11 @@ IN_COMPANY: Final = " It ran beside another sample, and the outputs must not dep
 WARM_UP_SECONDS: Final = 120
 """Longest run of a sample: a graph may go round for ever, and the other models wait."""
 
-ERROR_SEVERITY: Final = 3
-"""ONNX Runtime's number for `log errors only`."""
+FATAL_SEVERITY: Final = 4
+"""ONNX Runtime's number for `log what ends the process only`.
+
+A run that fails is told to its caller. ONNX Runtime's own words may quote the image.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,7 @@ def session_options(settings: ModelSettings) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.enable_cpu_mem_arena = False
-    options.log_severity_level = ERROR_SEVERITY
+    options.log_severity_level = FATAL_SEVERITY
     return options
 
 
