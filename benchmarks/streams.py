@@ -39,7 +39,7 @@ from rig.servers import Process, Servers, servers
 
 METHOD: Final = "/fluoro.v1.JobService/WatchJob"
 OWNER: Final = "bench"
-CONNECTIONS: Final = 8
+CONNECTIONS: Final = 16
 """gRPC shares one connection between channels that look alike; these do not."""
 OPENING: Final = 200
 """Streams being opened at one time."""

@@ -1,11 +1,19 @@
 """Calls that wait to begin: plain logic, without a server."""
 
-import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 
-from gateway.limits.arrivals import MAX_KNOWN, SAVED_REFUSALS, Arrivals, Credit, FirstSight
+from gateway.limits.arrivals import (
+    MAX_KNOWN,
+    MOST_HELD,
+    REFUSALS_PER_CALL,
+    SAVED_REFUSALS,
+    Arrival,
+    Arrivals,
+    FirstSight,
+    Refusals,
+)
 
 
 class Loop:
@@ -22,52 +30,89 @@ class Loop:
             self._soon.popleft()()
 
 
+class Seen:
+    """What became of calls, by name and in order."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.refused: list[str] = []
+
+    def call(self, name: str) -> Arrival:
+        return Arrival(lambda: self.begun.append(name), lambda: self.refused.append(name))
+
+
 def test_one_call_begins_in_a_turn_and_owners_take_turns() -> None:
-    loop, begun = Loop(), list[str]()
-    arrivals = Arrivals(100, Credit(), loop.call_soon)
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(100, Refusals(), loop.call_soon)
     for name in ("ada 1", "ada 2", "ada 3", "eve 1"):
-        assert arrivals.takes(name[:3], partial(begun.append, name))
-    assert begun == ["ada 1"], "it does not wait for a turn"
+        assert arrivals.takes(name[:3], seen.call(name))
+    assert seen.begun == ["ada 1"], "it does not wait for a turn"
     for _ in range(5):
         loop.turn()
-    assert begun == ["ada 1", "ada 2", "eve 1", "ada 3"]
+    assert seen.begun == ["ada 1", "ada 2", "eve 1", "ada 3"]
 
 
 def test_only_who_fills_the_places_is_refused() -> None:
-    loop, begun = Loop(), list[str]()
-    arrivals = Arrivals(10, Credit(), loop.call_soon)
-    taken = [arrivals.takes("ada", partial(begun.append, "ada")) for _ in range(50)]
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(10, Refusals(), loop.call_soon)
+    taken = [arrivals.takes("ada", seen.call("ada")) for _ in range(50)]
     assert taken == [True] * 11 + [False] * 39
-    assert arrivals.takes("eve", partial(begun.append, "eve"))
-    assert not arrivals.takes("ada", partial(begun.append, "ada"))
+    assert arrivals.takes("eve", seen.call("eve"))
+    assert not arrivals.takes("ada", seen.call("ada"))
+    assert seen.refused == ["ada"] * 40
     loop.turn()
     loop.turn()
-    assert begun == ["ada", "ada", "eve"], "whoever comes later has the next turn but one"
+    assert seen.begun == ["ada", "ada", "eve"], "whoever comes later has the next turn but one"
 
 
 def test_owners_without_number_do_not_make_the_places_endless() -> None:
-    arrivals = Arrivals(10, Credit(), Loop().call_soon)
-    taken = [arrivals.takes(f"owner-{number}", int) for number in range(100)]
+    arrivals, seen = Arrivals(10, Refusals(), Loop().call_soon), Seen()
+    taken = [arrivals.takes(f"owner-{number}", seen.call("")) for number in range(100)]
     assert sum(taken) == 1 + 2 * 10
 
 
-async def test_refusals_are_so_many_and_then_calls_are_left_where_they_are() -> None:
-    loop, credit = Loop(), Credit()
-    arrivals = Arrivals(10, credit, loop.call_soon)
-    refused = 0
-    while not credit.is_spent:
-        await arrivals.place()
-        refused += not arrivals.takes("ada", int)
-    # Each call that begins earns half a refusal.
-    assert refused in (SAVED_REFUSALS, SAVED_REFUSALS + 1)
-    places = [asyncio.create_task(arrivals.place()) for _ in range(3)]
-    await asyncio.sleep(0)
-    assert not any(place.done() for place in places)
-    loop.turn()
-    await asyncio.wait(places, return_when=asyncio.FIRST_COMPLETED)
-    assert sum(place.done() for place in places) == 1, "for the one that began"
-    for place in places:
-        place.cancel()
+def test_a_flood_that_lasts_is_held_back_until_calls_that_begin_earn_refusals() -> None:
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(10, Refusals(), loop.call_soon)
+    for number in range(11 + SAVED_REFUSALS + 100):
+        arrivals.takes("ada", seen.call(str(number)))
+    told = len(seen.refused)
+    assert told == SAVED_REFUSALS
+    turns = 8
+    for _ in range(turns):
+        loop.turn()
+        arrivals.takes("ada", seen.call("new"))
+    assert len(seen.refused) - told == turns * REFUSALS_PER_CALL
+    first_held = 11 + SAVED_REFUSALS
+    assert seen.refused[told:] == [str(first_held + number) for number in range(4)]
+    assert arrivals.takes("eve", seen.call("eve")), "who has a share is not held back"
+
+
+def test_who_was_held_back_begins_when_nothing_else_does() -> None:
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(10, Refusals(), loop.call_soon)
+    count = 11 + SAVED_REFUSALS + 100
+    for number in range(count):
+        arrivals.takes("ada", seen.call(str(number)))
+    for _ in range(count):
+        loop.turn()
+    assert len(seen.begun) + len(seen.refused) == count
+    assert len(seen.begun) > 11
+
+
+def test_there_is_an_end_to_what_is_held_back_and_what_is_more_is_let_go_of() -> None:
+    refusals, seen = Refusals(), Seen()
+    arrivals, others = (Arrivals(10, refusals, Loop().call_soon) for _ in range(2))
+    for each in (arrivals, others):
+        each.takes("ada", seen.call("begins"))
+        for _ in range(10):
+            each.takes("ada", seen.call("waits"))
+    alive = [seen.call("too many") for _ in range(SAVED_REFUSALS + MOST_HELD + 50)]
+    kept = [weakref.ref(call.begin) for call in alive]
+    for number, call in enumerate(alive):
+        (arrivals if number % 2 else others).takes("ada", call)
+    del alive, call
+    assert sum(ref() is not None for ref in kept) == MOST_HELD
 
 
 def test_a_caller_is_known_again_by_its_proof_and_a_stranger_by_its_address() -> None:

@@ -8,11 +8,8 @@ path.
 grpcio also logs metadata that is not UTF-8, word for word, and callers who are gone before their
 answer, both with a traceback.
 
-Core refuses calls of a method when too many wait there. Thousands of watches may well begin at one
-moment, and each costs little then. So for methods that mostly wait, more calls are asked for than
-one: those are taken out of core's queue at once, and begun one after the other all the same.
-
-Calls of owners' other methods are taken out, too, and wait where owners take turns (Arrivals).
+Core refuses calls of a method when too many wait there, whoever they are of. So calls are taken out
+of core's queue as they come, and wait where owners take turns (Arrivals).
 """
 
 import asyncio
@@ -28,7 +25,8 @@ from grpc._cython import cygrpc
 from grpc.aio import _server
 
 from gateway.errors import Refusal, refusal
-from gateway.limits.arrivals import Arrivals, Credit, Metadata
+from gateway.grpc_wakeups import taken_together
+from gateway.limits.arrivals import Arrival, Arrivals, Metadata, Refusals
 
 UNKNOWN: Final = refusal(
     FluoroError(
@@ -51,11 +49,16 @@ FLOODED: Final = refusal(
 )
 """The answer to a call over its owner's share of the places."""
 
-TAKEN_AT_ONCE: Final = 16
+TAKEN_AT_ONCE: Final = 64
 """Calls of each method that are taken out of core at a time."""
 
-WAITING_AT_ONCE: Final = 1536
-"""Calls of each method that mostly waits that are taken besides those that core has waiting."""
+END_SECONDS: Final = 2
+"""How long calls that broke off with the server may take to hear of it."""
+
+MANY_WAITING: Final = 2048
+"""Calls that may wait to begin, of each method that mostly waits. Each costs little, and thousands
+may well come at one moment, when clients reconnect.
+"""
 
 _UNDECODABLE: Final = "Invalid encoding on %s"
 """What grpcio logs of metadata; the argument is the metadata."""
@@ -83,9 +86,10 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         super().__init__(loop, None, (), (), options, None)
         self._tasks_on = loop
         self._waiting, self._owner_of, self._most_pending = waiting, owner_of, most_pending
-        self._credit = Credit()
+        self._refusals = Refusals()
         self._handlers: dict[str, Any] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._is_over = False
         self._flooded = metrics.CALLS_REFUSED.labels(limit=PENDING)
 
     def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
@@ -99,11 +103,11 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
     async def _take_calls(self, method: Method) -> None:
         if method is None:
             takers = [self._take_unknown()]
-        elif method.decode() in self._waiting:
-            turn = asyncio.Lock()
-            takers = [self._take_waiting(method, turn) for _ in range(WAITING_AT_ONCE)]
         else:
-            arrivals = Arrivals(self._most_pending, self._credit, self._tasks_on.call_soon)
+            most = self._most_pending
+            if method.decode() in self._waiting:
+                most = max(most, MANY_WAITING)
+            arrivals = Arrivals(most, self._refusals, self._tasks_on.call_soon)
             takers = [self._take(method, arrivals) for _ in range(TAKEN_AT_ONCE)]
         await asyncio.gather(*takers)
         raise cygrpc._RequestCallError  # what grpcio's loop takes for the end
@@ -115,31 +119,26 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
                 state = await self._request_call()
                 self._begin(_refused(state, self._tasks_on, UNKNOWN), state, "")
 
-    async def _take_waiting(self, method: bytes, turn: asyncio.Lock) -> None:
-        """Calls that mostly wait. turn: who has it begins a call."""
-        while self.is_running():
-            with suppress(cygrpc._RequestCallError):
-                state = await self._request_registered_call(method)
-                async with turn:
-                    # Other methods have theirs, too, however many calls of this one there are.
-                    await asyncio.sleep(0)
-                self._serve(state, method.decode())
-
     async def _take(self, method: bytes, arrivals: Arrivals) -> None:
         """All other calls."""
         name, loop = method.decode(), self._tasks_on
         while self.is_running():
-            await arrivals.place()
             with suppress(cygrpc._RequestCallError):
                 state = await self._request_registered_call(method)
                 context = cygrpc._ServicerContext(state, None, None, loop)
                 owner = self._owner_of(context.invocation_metadata(), context.peer)
-                if not arrivals.takes(owner, partial(self._serve, state, name)):
+                call = Arrival(partial(self._serve, state, name), partial(self._refuse, state))
+                if not arrivals.takes(owner, call):
                     self._flooded.inc()
-                    # Neither in a task of its own nor with an ear for the caller's cancel: it is
-                    # to cost little.
-                    with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError):
-                        await _refused(state, loop, FLOODED)
+                # Core cancels a call that nobody has any more.
+                del state, context, call
+
+    async def shutdown(self, grace: float | None) -> None:
+        """Ends the server, and the tasks of calls that broke off with it."""
+        await super().shutdown(grace)
+        self._is_over = True
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=END_SECONDS)
 
     def _serve(self, state: Any, name: str) -> None:
         resolver = cygrpc._MethodResolver([], self._handlers)
@@ -147,11 +146,22 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
             cygrpc._handle_rpc(name, resolver, (), state, self._tasks_on, False), state, name
         )
 
+    def _refuse(self, state: Any) -> None:
+        # Without an ear for the caller's cancel: it is to cost little.
+        if not self._is_over:
+            self._keep(self._tasks_on.create_task(_refused_quietly(state, self._tasks_on)))
+
     def _begin(self, handled: Coroutine[Any, Any, None], state: Any, name: str) -> None:
+        if self._is_over:  # core has no call any more
+            handled.close()
+            return
         # It listens for the caller's cancel, too.
         call = self._tasks_on.create_task(
             cygrpc._schedule_rpc_coro(handled, state, self._tasks_on, name)
         )
+        self._keep(call)
+
+    def _keep(self, call: asyncio.Task[None]) -> None:
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
@@ -159,6 +169,11 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
 async def _refused(state: Any, loop: asyncio.AbstractEventLoop, how: Refusal) -> None:
     context = cygrpc._ServicerContext(state, None, None, loop)
     await context.abort(how.code, how.message, how.trailers)
+
+
+async def _refused_quietly(state: Any, loop: asyncio.AbstractEventLoop) -> None:
+    with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError):
+        await _refused(state, loop, FLOODED)
 
 
 class Server(_server.Server):
@@ -173,6 +188,7 @@ class Server(_server.Server):
         """
         self._loop = cygrpc.get_working_loop()
         self._server = _Core(self._loop, options, waiting, owner_of, most_pending)
+        taken_together(self._loop)
 
 
 def quiet_logs() -> None:

@@ -47,8 +47,11 @@ SERVICES: Final = (*OF_OWNERS, HEALTH_SERVICE, REFLECTION_SERVICE)
 """All services of the gateway."""
 
 
-AT_FIRST: Final = 512
-"""Calls of a method that may wait for a first look at least, before gRPC refuses more."""
+AT_FIRST: Final = 4096
+"""Calls of a method that may wait for a first look, before gRPC refuses more, whose ever they are.
+
+A look takes a tenth of a millisecond, so they wait here only while the event loop is held up.
+"""
 
 
 class PortTakenError(Exception):
@@ -57,7 +60,6 @@ class PortTakenError(Exception):
 
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Channel arguments of the server."""
-    most_pending = max(AT_FIRST, settings.max_pending_requests)
     chosen = [
         # Twice what the adapter allows: what is in between is refused with a reason, what is over
         # by gRPC itself with the bare code.
@@ -69,14 +71,17 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # that is waited for comes whole all the same.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 64 * 2**10),
+        # Over one connection no caller has more under way. gRPC's clients keep what is more to
+        # themselves; of others it is refused for next to nothing.
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         # Clients may ping as often as every 30 s; gRPC's own 5 min would cut those off that only
         # keep a NAT entry alive.
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-        ("grpc.server.max_pending_requests", most_pending),
-        ("grpc.server.max_pending_requests_hard_limit", most_pending),
+        ("grpc.server.max_pending_requests", AT_FIRST),
+        ("grpc.server.max_pending_requests_hard_limit", AT_FIRST),
     ]
     if settings.max_connection_age_seconds:
         chosen += [

@@ -317,8 +317,14 @@ class Settings(BaseSettings):
         default=256,
         description=(
             "Calls of one method that may wait to begin; more of an owner who has more than its "
-            "share of them are refused with TOO_MANY_CALLS. As many more, at least 512, wait in "
-            "gRPC before it refuses: CANCELLED, without details. See limits.md."
+            "share of them are refused with TOO_MANY_CALLS. See limits.md."
+        ),
+    )
+    max_streams_per_connection: Count = Field(
+        default=1024,
+        description=(
+            "Calls under way over one connection, watches and waits with them. A client keeps "
+            "more to itself until one ends. See limits.md."
         ),
     )
     max_connection_age_seconds: Annotated[float, Field(ge=0)] = Field(

@@ -1,84 +1,99 @@
 """Calls that have come and have yet to begin: owners take turns, and who has too many is refused.
 
 gRPC's core lets calls wait in the order of their coming, and refuses whoever comes when too many
-do: it knows no owners. So calls are taken out of it as they come, and wait here. A refusal here
-costs a third of what it costs to serve a call, one by core a tenth. So there are only so many of
-them, and under a flood that lasts, calls wait in core again, and core refuses what is too much.
+do: it knows no owners. So calls are taken out of it as they come, however many they are, and wait
+here.
+
+A refusal costs a third of what it costs to serve a call, and whoever opens another call for each
+refusal gets as many of them as it can be told. So a gateway tells only so many, and holds the other
+calls back until it may. They keep their places among the streams of their connection meanwhile,
+and a connection has only so many: that is what slows such a caller down. Where even more come, over
+many connections, they are dropped: a sixth of what it costs to serve them.
 """
 
-import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 REFUSALS_PER_CALL: Final = 0.5
 """Refusals that are earned by each call that begins: they take a seventh of the gateway's time."""
 SAVED_REFUSALS: Final = 1024
 """As many may be saved up, for a burst: they take 0.2 s."""
+MOST_HELD: Final = 8192
+"""Calls that may be held back until they can be refused, 16 KiB each."""
 MAX_KNOWN: Final = 10_000
 """Proofs of callers of which the owner is known at first sight, some 150 bytes each."""
 
-Begin = Callable[[], object]
-"""Begins a call; does not wait."""
 Metadata = Sequence[tuple[str, str | bytes]]
 
 
-class Credit:
-    """How many calls may be refused; for all methods of a gateway together."""
+class Arrival(NamedTuple):
+    """A call that has come. Let go of, it is cancelled.
+
+    begin, refuse: neither waits.
+    """
+
+    begin: Callable[[], object]
+    refuse: Callable[[], object]
+
+
+class Refusals:
+    """How many calls may be refused, or held back until then; for all methods of a gateway."""
 
     def __init__(self) -> None:
-        self._left: float = SAVED_REFUSALS
+        self._saved: float = SAVED_REFUSALS
+        self._held = 0
 
     def earn(self) -> None:
         """A call begins."""
-        self._left = min(SAVED_REFUSALS, self._left + REFUSALS_PER_CALL)
+        self._saved = min(SAVED_REFUSALS, self._saved + REFUSALS_PER_CALL)
 
     def spend(self) -> bool:
         """Whether one may be refused; then it is counted."""
-        if self.is_spent:
+        if self._saved < 1:
             return False
-        self._left -= 1
+        self._saved -= 1
         return True
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether none may."""
-        return self._left < 1
+    def hold(self) -> bool:
+        """Whether one may be held back; then it is counted."""
+        if self._held >= MOST_HELD:
+            return False
+        self._held += 1
+        return True
+
+    def let_go(self) -> None:
+        """One is no longer held back."""
+        self._held -= 1
 
 
 class Arrivals:
     """The calls of one method that wait to begin, for one event loop. One begins in each turn."""
 
     def __init__(
-        self, most: int, credit: Credit, call_soon: Callable[[Callable[[], None]], object]
+        self, most: int, refusals: Refusals, call_soon: Callable[[Callable[[], None]], object]
     ) -> None:
         """most: calls that may wait. call_soon: of the event loop."""
-        self._most, self._credit, self._call_soon = most, credit, call_soon
-        self._owners: OrderedDict[str, deque[Begin]] = OrderedDict()
+        self._most, self._refusals, self._call_soon = most, refusals, call_soon
+        self._owners: OrderedDict[str, deque[Arrival]] = OrderedDict()
         self._size = 0
         self._has_begun = False
-        self._places: deque[asyncio.Future[None]] = deque()
+        self._held: deque[Arrival] = deque()
 
-    async def place(self) -> None:
-        """Returns once a call may be taken: there is a place for it, or it may be refused."""
-        while self._size >= self._most and self._credit.is_spent:
-            place = asyncio.get_running_loop().create_future()
-            self._places.append(place)
-            await place
+    def takes(self, owner: str, call: Arrival) -> bool:
+        """Takes a call, which begins at once if none waits. False if there are too many.
 
-    def takes(self, owner: str, begin: Begin) -> bool:
-        """Takes a call, which begins at once if none waits. False if it is to be refused.
-
-        Only what is over the owner's share of the places is refused, so no owner is because of
-        another.
+        Then it is refused, now or later, or let go of. Only what is over the owner's share of the
+        places is, so no owner is refused because of another.
         """
-        if self._size >= self._most and self._is_over_share(owner) and self._credit.spend():
+        if self._size >= self._most and self._is_over_share(owner):
+            self._turn_away(call)
             return False
         if self._has_begun:
-            self._owners.setdefault(owner, deque()).append(begin)
+            self._owners.setdefault(owner, deque()).append(call)
             self._size += 1
         else:
-            self._begin(begin)
+            self._begin(call)
         return True
 
     def _is_over_share(self, owner: str) -> bool:
@@ -88,28 +103,36 @@ class Arrivals:
             return self._size >= 2 * self._most
         return len(mine) >= self._most // len(self._owners)
 
-    def _begin(self, begin: Begin) -> None:
+    def _turn_away(self, call: Arrival) -> None:
+        if self._refusals.spend():
+            call.refuse()
+        elif self._refusals.hold():
+            self._held.append(call)
+
+    def _begin(self, call: Arrival) -> None:
         self._has_begun = True
-        self._credit.earn()
-        begin()
+        self._refusals.earn()
+        call.begin()
+        if self._held and self._refusals.spend():
+            self._longest_held().refuse()
         # Calls of other methods, and those under way, have their turn in between.
         self._call_soon(self._next)
 
     def _next(self) -> None:
         self._has_begun = False
-        if not self._size:
-            return
-        owner, calls = self._owners.popitem(last=False)
-        begin = calls.popleft()
-        if calls:
-            self._owners[owner] = calls  # behind the others
-        self._size -= 1
-        while self._places:
-            place = self._places.popleft()
-            if not place.done():
-                place.set_result(None)
-                break
-        self._begin(begin)
+        if self._size:
+            owner, calls = self._owners.popitem(last=False)
+            call = calls.popleft()
+            if calls:
+                self._owners[owner] = calls  # behind the others
+            self._size -= 1
+            self._begin(call)
+        elif self._held:  # the flood is over
+            self._begin(self._longest_held())
+
+    def _longest_held(self) -> Arrival:
+        self._refusals.let_go()
+        return self._held.popleft()
 
 
 class FirstSight:
