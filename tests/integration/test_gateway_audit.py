@@ -84,7 +84,7 @@ class Scene:
     async def fluoro(self, who: str, *words: str) -> str:
         """What the command prints."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from fluoro_client.cli import main; main()", *words),
+            *(sys.executable, "-c", "from fluoro_client.entry import main; main()", *words),
             env=os.environ
             | {"FLUORO_ENDPOINT": f"127.0.0.1:{self._port}", "FLUORO_TOKEN": self._secrets[who]},
             stdout=asyncio.subprocess.PIPE,

@@ -199,7 +199,7 @@ async def test_the_command_makes_lists_and_revokes_tokens(
     target = f"127.0.0.1:{port}"
     async with gateway(database_url, redis_url, blob_url, grpc_port=port):
         variables = {"FLUORO_ENDPOINT": target, "FLUORO_TOKEN": first}
-        fluoro = (sys.executable, "-c", "from fluoro_client.cli import main; main()", "tokens")
+        fluoro = (sys.executable, "-c", "from fluoro_client.entry import main; main()", "tokens")
         code, secret, note = await run(
             *fluoro, "create", "ada", "--role", "submitter", "--name", "scanner", **variables
         )

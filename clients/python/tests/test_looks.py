@@ -3,6 +3,8 @@
 import asyncio
 import io
 import signal
+import subprocess
+import sys
 
 import pytest
 from fluoro.v1 import job_pb2, token_service_pb2
@@ -95,3 +97,15 @@ async def test_a_wait_ends_with_the_job_and_its_outcome_is_the_exit_code(gateway
     gateway.end(job, job_pb2.Job.STATE_FAILED, "JOB_EXPIRED")
     code, out, _ = await waiting
     assert (code, "JOB_EXPIRED" in out) == (1, True)
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_leaves_no_traceback():
+    words = ["-X", "importtime", "-c", "from fluoro_client.entry import main; main()", "list"]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE) as command:
+        for line in command.stderr:
+            if b"typer" in line:
+                break
+        command.send_signal(signal.SIGINT)
+        said = command.stderr.read()
+    assert command.returncode == 130
+    assert b"Traceback" not in said
