@@ -13,6 +13,7 @@ from dicom_worker.deidentify.settings import DeidentifySettings
 from dicom_worker.dicomweb.settings import DicomwebSettings
 from dicom_worker.pixels.decoders import CODECS, Codec
 from dicom_worker.pixels.presets import PRESETS
+from export_worker.settings import ReportSettings
 from fluoro.v1.dicom_pb2 import WindowPreset
 from fluoro_jobs.advice import ADVICE
 from fluoro_jobs.errors import REASONS, Reason
@@ -36,6 +37,7 @@ SETTINGS: Final[dict[str, type[BaseSettings]]] = {
     "dicom-worker besides": DeidentifySettings,
     "dicom-worker, for DICOMweb": DicomwebSettings,
     "ml-worker besides": ModelSettings,
+    "export-worker besides": ReportSettings,
     "scheduler": SchedulerSettings,
     "make up": LocalSettings,
 }

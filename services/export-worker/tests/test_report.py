@@ -10,11 +10,12 @@ from typing import Any
 
 import pypdf
 import pytest
-from export_worker.contents import contents, picture_blobs
+from export_worker.contents import Pictures, contents
 from export_worker.operations import HANDLERS
 from export_worker.operations.report import export_report
-from export_worker.typesetting import typeset
+from export_worker.typesetting import Typesetter
 from export_worker.wording import MINUS, NONE, TIMES
+from export_worker.words import words_of
 from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
@@ -353,15 +354,20 @@ def test_typst_reads_nothing_outside_its_folder(clinic: Any) -> None:
     folder.mkdir()
     (clinic.folder / "outside.png").write_bytes(clinic.picture())
     upstream = [clinic.render()]
-    blobs = picture_blobs(upstream)
+    blob = upstream[0].artifacts[0].blob
+
+    def report_with(file: str) -> Any:
+        words = words_of("en")
+        look: Any = {"organization": "", "footer": "", "accent": "#0b6e7f", "logo": ""}
+        pictures = Pictures({blob: file})
+        return contents(clinic.job, 1, upstream, pictures, title="", words=words, look=look)
+
     for file in ("../outside.png", str(clinic.folder / "outside.png")):
         with pytest.raises(FluoroError) as failure:
-            typeset(contents("", clinic.job, 1, upstream, dict.fromkeys(blobs, file)), folder)
+            Typesetter(report_with(file), folder)
         assert failure.value.reason is Reason.REPORT_FAILED
     (folder / "inside.png").write_bytes(clinic.picture())
-    assert typeset(
-        contents("", clinic.job, 1, upstream, dict.fromkeys(blobs, "inside.png")), folder
-    ).pages
+    assert Typesetter(report_with("inside.png"), folder).pages
 
 
 def test_nothing_that_identifies_an_instance_is_printed(clinic: Any, reader: Any) -> None:

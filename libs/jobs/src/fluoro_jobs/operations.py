@@ -223,6 +223,28 @@ OPERATIONS: Final = (
         reads_results=True,
         fans_out=False,
     ),
+    Operation(
+        "export_infographic",
+        "export.infographic",
+        "export",
+        export_pb2.ExportInfographic,
+        export_pb2.ExportInfographicResult,
+        reads=(),
+        leaves=("chart",),
+        reads_results=True,
+        fans_out=False,
+    ),
+    Operation(
+        "export_comparison",
+        "export.comparison",
+        "export",
+        export_pb2.ExportComparison,
+        export_pb2.ExportComparisonResult,
+        reads=(),
+        leaves=("report", "result"),
+        reads_results=True,
+        fans_out=False,
+    ),
 )
 
 BY_FIELD: Final = {operation.field: operation for operation in OPERATIONS}

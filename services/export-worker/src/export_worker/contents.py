@@ -1,22 +1,33 @@
-"""What stands in a report: the results of earlier steps as plain data for `templates/report.typ`.
-
-Strings are final: the template only lays them out. Nothing in them identifies a patient or an
-instance.
-"""
+"""What stands in a report: the results of earlier steps as a `model.Report`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
 
 from fluoro.v1 import deidentify_pb2, dicom_pb2, job_pb2, ml_pb2, photograph_pb2
+from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
-from export_worker import wording
+from export_worker import comparison, wording
 from export_worker.deidentification import deidentification
 from export_worker.images import Image, images_of, in_order, key_of, key_of_item, pictured, results
-from export_worker.pictures import image_block, measurement, model_name
+from export_worker.model import (
+    Counts,
+    Look,
+    Other,
+    Others,
+    Problem,
+    Problems,
+    Report,
+    Rows,
+    Thumbnail,
+    Thumbnails,
+)
+from export_worker.pictures import classified, image_block, measurement, model_name
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
+from export_worker.words import Words
 
 REPORTABLE: Final = (
     deidentify_pb2.DeidentifyDicomResult,
@@ -33,12 +44,24 @@ LISTED: Final = 200
 `result.json` has them all.
 """
 
+THUMBNAILS: Final = 1000
+"""Most inputs that are shown in little."""
+
+PROBLEMS: Final = (job_pb2.Item.STATE_FAILED, job_pb2.Item.STATE_SKIPPED)
+
 STATES: Final[dict[int, str]] = {
+    job_pb2.Item.STATE_SUCCEEDED: "succeeded",
     job_pb2.Item.STATE_FAILED: "failed",
     job_pb2.Item.STATE_SKIPPED: "skipped",
 }
 
-Fields = dict[str, object]
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Paths from the attempt's folder by blob: of pictures, and of thumbnails."""
+
+    full: Mapping[str, str] = field(default_factory=dict)
+    little: Mapping[str, str] = field(default_factory=dict)
 
 
 def has_results(upstream: Sequence[Upstream]) -> bool:
@@ -46,90 +69,166 @@ def has_results(upstream: Sequence[Upstream]) -> bool:
     return any(isinstance(step.result, REPORTABLE) for step in upstream)
 
 
-def picture_blobs(upstream: Sequence[Upstream]) -> list[str]:
-    """Names of the blobs of all pictures the report shows, each once."""
-    return list(
-        dict.fromkeys(
-            picture.blob for image in pictured(images_of(upstream)) for picture in image.pictures
-        )
-    )
-
-
 def contents(
-    title: str, job: str, inputs: int, upstream: Sequence[Upstream], files: Mapping[str, str]
-) -> Fields:
+    job: str,
+    inputs: int,
+    upstream: Sequence[Upstream],
+    pictures: Pictures,
+    *,
+    title: str,
+    words: Words,
+    look: Look,
+    shown: Sequence[Image] | None = None,
+    compared: comparison.Compare | None = None,
+) -> Report:
     """The whole report.
 
-    inputs: how many the job has. files: path below typst's root for each blob of `picture_blobs`.
+    inputs: how many the job has. pictures: at least those of the images in `shown` and of
+    `compared`. shown: those with pictures; as `images.pictured` if None.
     """
     images = images_of(upstream)
-    shown = pictured(images)
+    shown = pictured(images) if shown is None else shown
     created = wording.job_time(job)
+    use, sentences = uses(upstream, words)
+    warnings = sentences + ([words("uncalibrated")] if _classifies(images) else [])
     return {
-        "title": wording.printable(title, wording.TITLE_CHARACTERS) or "Imaging report",
+        "language": words.language,
+        "words": words.all,
+        "look": look,
+        "title": wording.printable(title, wording.TITLE_CHARACTERS) or words("default_title"),
         "job": job,
         "short_job": wording.short_job(job),
-        "created": [
-            created.year,
-            created.month,
-            created.day,
-            created.hour,
-            created.minute,
-            created.second,
-        ],
-        "created_text": f"{created.day} {created:%B %Y, %H:%M} UTC",
+        "created": list(created.timetuple()[:6]),
+        "created_text": words.date(created),
+        "use": use,
+        "warnings": warnings,
         "counts": _counts(inputs, upstream),
-        "naming": _naming(upstream),
-        "steps": [_step(step) for step in upstream if isinstance(step.result, REPORTABLE)],
-        "deidentification": deidentification(upstream),
-        "problems": _listed(list(_problems(upstream))),
-        "images": [image_block(image, files) for image in shown],
-        "images_total": len(images),
-        "other_findings": _listed(list(_other_findings(images, shown))),
-        "instances": _listed(
-            [
-                _instance(one)
-                for result in results(upstream, dicom_pb2.InspectDicomResult)
-                for one in result.instances
-            ]
-        ),
-        "models": _models(upstream),
+        "naming": _naming(upstream, words),
+        "steps": [_step(step, words) for step in upstream if isinstance(step.result, REPORTABLE)],
+        "deidentification": deidentification(upstream, words),
+        "problems": _problem_table(upstream, words),
+        "images": [image_block(image, pictures.full, words) for image in shown],
+        "images_note": _images_note(len(shown), len(images), words),
+        "thumbnails": _thumbnail_table(upstream, images, pictures, words),
+        "other_findings": _other_table(images, shown, words),
+        "comparison": comparison.block(compared, pictures.full, words) if compared else None,
+        "instances": _instances(upstream, words),
+        "models": _models(upstream, words),
         "certificates": _listed(
-            [_certificate(image.rendered) for image in images if image.rendered]
+            [_certificate(image.rendered, words) for image in images if image.rendered], words
         ),
         "software": [["export-worker", version("export-worker")], ["typst", version("typst")]],
     }
 
 
-def _listed(rows: Sequence[object]) -> Fields:
-    """A table, and what to say below it of the rows that it leaves out."""
-    total = wording.count(len(rows))
-    note = (
-        f"The first {LISTED} of {total} are listed. "
-        "The job itself and the report as JSON have them all."
-        if len(rows) > LISTED
-        else ""
-    )
-    return {"rows": rows[:LISTED], "note": note}
+def _classifies(images: Sequence[Image]) -> bool:
+    return any(finding.classes for image in images for finding in image.findings)
 
 
-def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
+def use_of(model: ml_pb2.ModelReference) -> int:
+    """What the model is for; for demonstration, if nobody says."""
+    return model.intended_use or Model.INTENDED_USE_DEMONSTRATION
+
+
+def uses(upstream: Sequence[Upstream], words: Words) -> tuple[str, list[str]]:
+    """The key of the words for every page, and sentences for the first one."""
+    models: dict[int, dict[str, None]] = {}
+    for result in results(upstream, ml_pb2.AnalyzeImagesResult):
+        models.setdefault(use_of(result.model), {})[model_name(result.model)] = None
+    keys = {
+        Model.INTENDED_USE_DEMONSTRATION: "demonstration",
+        Model.INTENDED_USE_RESEARCH: "research",
+    }
+    found = {key: ", ".join(models[use]) for use, key in keys.items() if use in models}
+    sentences = [words(f"{key}_long", models=names) for key, names in found.items()]
+    return next(iter(found), ""), sentences
+
+
+def _note(total: int, words: Words, most: int = LISTED) -> str:
+    """What to say below a table of the rows that it leaves out."""
+    if total <= most:
+        return ""
+    return words("rows_left_out", shown=words.count(most), total=words.count(total))
+
+
+def _listed(rows: list[list[str]], words: Words) -> Rows:
+    """A table of the first rows."""
+    return {"rows": rows[:LISTED], "note": _note(len(rows), words)}
+
+
+def _images_note(shown: int, total: int, words: Words) -> str:
+    if shown == total:
+        return ""
+    return words("pictures_left_out", shown=words.count(shown), total=words.count(total))
+
+
+def _problem_table(upstream: Sequence[Upstream], words: Words) -> Problems:
+    rows = list(_problems(upstream))
+    return {"rows": rows[:LISTED], "note": _note(len(rows), words)}
+
+
+def _thumbnail_table(
+    upstream: Sequence[Upstream], images: Sequence[Image], pictures: Pictures, words: Words
+) -> Thumbnails:
+    rows = list(_thumbnails(upstream, images, pictures, words))
+    return {"rows": rows[:THUMBNAILS], "note": _note(len(rows), words, THUMBNAILS)}
+
+
+def _other_table(images: Sequence[Image], shown: Sequence[Image], words: Words) -> Others:
+    rows = list(_other_findings(images, shown, words))
+    return {"rows": rows[:LISTED], "note": _note(len(rows), words)}
+
+
+def _instances(upstream: Sequence[Upstream], words: Words) -> Rows:
+    found = results(upstream, dicom_pb2.InspectDicomResult)
+    return _listed([_instance(one) for result in found for one in result.instances], words)
+
+
+def worst_states(upstream: Sequence[Upstream]) -> dict[str, int]:
+    """The worst that became of each item, by key."""
+    worst: dict[str, int] = {}
+    for step in upstream:
+        for item in step.items:
+            key = key_of_item(item)
+            worst[key] = max(worst.get(key, 0), item.state)
+    return worst
+
+
+def _thumbnails(
+    upstream: Sequence[Upstream], images: Sequence[Image], pictures: Pictures, words: Words
+) -> Iterator[Thumbnail]:
+    """Every item in order of keys, with the most probable class if a model gave one."""
+    states = worst_states(upstream)
+    by_key = {image.key: image for image in images}
+    for key in sorted({*states, *by_key}, key=in_order):
+        image = by_key.get(key)
+        findings = image.findings if image else ()
+        likely = [one for each in findings for one in classified(each, words)]
+        first = likely[0]["rows"][0] if likely else None
+        name = wording.key(wording.printable(key, 128))
+        file = pictures.little.get(image.little.blob, "") if image and image.little else ""
+        yield {
+            "input": name,
+            "file": f"/{file}" if file else "",
+            "alt": words("thumbnail_alt", key=name),
+            "state": STATES.get(states.get(key, 0), "succeeded"),
+            "said": first["name"] if first else "",
+            "percent": first["percent"] if first else "",
+            "share": first["share"] if first else 0.0,
+        }
+
+
+def _counts(inputs: int, upstream: Sequence[Upstream]) -> Counts:
     """Inputs by the worst that became of each in any step.
 
     An input of the job that no item comes from is one that never reached these steps. That is not
     known if an item comes from several.
     """
-    worst: dict[str, int] = {}
-    reached: set[int] = set()
-    for step in upstream:
-        for item in step.items:
-            key = key_of_item(item)
-            worst[key] = max(worst.get(key, 0), item.state)
-            reached.add(item.input)
-    states = list(worst.values())
+    states = list(worst_states(upstream).values())
+    reached = {item.input for step in upstream for item in step.items}
     missed = 0 if NO_INPUT in reached else max(inputs - len(reached), 0)
     return {
-        "inputs": len(worst) + missed,
+        "inputs": len(states) + missed,
         "succeeded": states.count(job_pb2.Item.STATE_SUCCEEDED),
         "skipped": states.count(job_pb2.Item.STATE_SKIPPED),
         "failed": states.count(job_pb2.Item.STATE_FAILED),
@@ -137,25 +236,24 @@ def _counts(inputs: int, upstream: Sequence[Upstream]) -> Fields:
     }
 
 
-def _naming(upstream: Sequence[Upstream]) -> str:
+def _naming(upstream: Sequence[Upstream], words: Words) -> str:
     """What the names of inputs mean."""
-    numbers = "Inputs are numbered from 0, in the order in which they were submitted."
     if all(key_of_item(item).isdecimal() for step in upstream for item in step.items):
-        return numbers
-    return f"{numbers} Names like 3/0007 or series-2 come from a step that split or joined inputs."
+        return words("naming")
+    return f"{words('naming')} {words('naming_keys')}"
 
 
-def _step(step: Upstream) -> list[str]:
+def _step(step: Upstream, words: Words) -> list[str]:
     """Name, task, and items succeeded, skipped, failed."""
     states = [item.state for item in step.items]
     task = next(
         operation.task_name for operation in OPERATIONS if isinstance(step.result, operation.result)
     )
     outcomes = (job_pb2.Item.STATE_SUCCEEDED, job_pb2.Item.STATE_SKIPPED, job_pb2.Item.STATE_FAILED)
-    return [step.step, task, *(wording.count(states.count(outcome)) for outcome in outcomes)]
+    return [step.step, task, *(words.count(states.count(outcome)) for outcome in outcomes)]
 
 
-def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
+def _problems(upstream: Sequence[Upstream]) -> Iterator[Problem]:
     """One row per input and cause.
 
     What fails in one step because of the file fails in the other steps for the same reason.
@@ -163,7 +261,7 @@ def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
     steps: dict[tuple[str, int, str, str], list[str]] = {}
     for step in upstream:
         for item in step.items:
-            if item.state in STATES:
+            if item.state in PROBLEMS:
                 cause = key_of_item(item), int(item.state), item.reason, item.message
                 steps.setdefault(cause, []).append(step.step)
     for key, state, reason, message in sorted(steps, key=lambda cause: (in_order(cause[0]), cause)):
@@ -177,13 +275,15 @@ def _problems(upstream: Sequence[Upstream]) -> Iterator[Fields]:
         }
 
 
-def _other_findings(images: Sequence[Image], shown: Sequence[Image]) -> Iterator[Fields]:
+def _other_findings(
+    images: Sequence[Image], shown: Sequence[Image], words: Words
+) -> Iterator[Other]:
     """Measurements of the images without pictures."""
     seen = {image.key for image in shown}
     for image in images:
         if image.key not in seen:
-            for finding in image.findings:
-                rows = [measurement(entry) for entry in finding.measurements]
+            for finding in (each for each in image.findings if each.measurements):
+                rows = [measurement(entry, words) for entry in finding.measurements]
                 yield {
                     "input": wording.key(image.key),
                     "model": model_name(finding.model),
@@ -214,30 +314,35 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
     ]
 
 
-def _models(upstream: Sequence[Upstream]) -> list[list[list[str]]]:
+def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]:
     """Per model, once: names and values of what one needs to run it again."""
     models: list[list[list[str]]] = []
     for result in results(upstream, ml_pb2.AnalyzeImagesResult):
         model = [
-            ["Model", model_name(result.model)],
-            ["Model SHA-256", result.model.sha256.hex()],
-            ["Runtime", f"ONNX Runtime {wording.printable(result.model.runtime_version, 64)}"],
-            ["Provider", wording.printable(result.model.execution_provider, 64)],
+            [words("model"), model_name(result.model)],
+            [words("intended_use"), words(f"use_{min(result.model.intended_use, 3)}")],
+            [words("model_sha"), result.model.sha256.hex()],
+            [words("manifest_sha"), result.model.manifest_sha256.hex()],
+            [
+                words("runtime"),
+                f"ONNX Runtime {wording.printable(result.model.runtime_version, 64)}",
+            ],
+            [words("provider"), wording.printable(result.model.execution_provider, 64)],
         ]
+        model = [row for row in model if row[1]]
         if model not in models:
             models.append(model)
     return models
 
 
-def _certificate(image: dicom_pb2.RenderedImage) -> list[str]:
+def _certificate(image: dicom_pb2.RenderedImage, words: Words) -> list[str]:
     """Input, array, range, decoder, SHA-256 in hexadecimal."""
     certificate = image.certificate
-    unit = wording.unit(certificate.unit)
-    minimum, maximum = wording.short(certificate.minimum), wording.short(certificate.maximum)
+    low, high = words.short(certificate.minimum), words.short(certificate.maximum)
     return [
         wording.key(key_of(image)),
         f"{wording.size(certificate.shape)} {wording.printable(certificate.dtype, 16)}".strip(),
-        f"{minimum} to {maximum} {unit}".strip(),
+        words("range_of", low=low, high=high, unit=wording.unit(certificate.unit)).strip(),
         wording.printable(certificate.decoder, 64) or wording.NONE,
         certificate.sha256.hex(),
     ]

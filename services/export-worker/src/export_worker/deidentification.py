@@ -9,6 +9,8 @@ from fluoro_jobs.worker.context import Upstream
 
 from export_worker import wording
 from export_worker.images import results
+from export_worker.model import Deidentification
+from export_worker.words import Words
 
 METHODS: Final = {
     "113101": "Clean Pixel Data",
@@ -38,20 +40,18 @@ ACTIONS: Final = {
 KEYS: Final = 4
 """Most IDs of keys that are printed. There is one, as a rule."""
 
-Fields = dict[str, object]
 
-
-def deidentification(upstream: Sequence[Upstream]) -> Fields | None:
+def deidentification(upstream: Sequence[Upstream], words: Words) -> Deidentification | None:
     """What the steps that de-identify did, in all; None if there is none."""
     found = list(results(upstream, deidentify_pb2.DeidentifyDicomResult))
     if not found:
         return None
     instances = [instance for result in found for instance in result.instances]
     return {
-        "cleaned": wording.count(len(instances)),
-        "changed": wording.count(sum(each.changed_values for each in instances)),
-        "masked": wording.count(sum(each.masked_pixels for each in instances)),
-        "left": wording.count(sum(each.residual_identifiers for each in instances)),
+        "cleaned": words.count(len(instances)),
+        "changed": words.count(sum(each.changed_values for each in instances)),
+        "masked": words.count(sum(each.masked_pixels for each in instances)),
+        "left": words.count(sum(each.residual_identifiers for each in instances)),
         "facts": [
             ["Profile", _profile(found)],
             ["Options", _options(instances)],

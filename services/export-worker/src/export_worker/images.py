@@ -22,10 +22,15 @@ Entry = dicom_pb2.DicomInstance | dicom_pb2.RenderedImage | ml_pb2.ImageFinding
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one model found in one image. overlay: None if the step left no picture of it."""
+    """What one model found in one image. overlay: None if the step left no picture of it.
 
+    step: the one that ran the model.
+    """
+
+    step: str
     model: ml_pb2.ModelReference
     measurements: Sequence[ml_pb2.Measurement]
+    classes: Sequence[ml_pb2.ClassScore]
     overlay: job_pb2.Artifact | None
 
 
@@ -36,7 +41,13 @@ class Image:
     key: str
     rendered: dicom_pb2.RenderedImage | None = None
     preview: job_pb2.Artifact | None = None
+    thumbnail: job_pb2.Artifact | None = None
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def little(self) -> job_pb2.Artifact | None:
+        """What shows it in little: a thumbnail, a preview, or an overlay."""
+        return self.thumbnail or next(iter(self.pictures), None)
 
     @property
     def pictures(self) -> list[job_pb2.Artifact]:
@@ -89,10 +100,15 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
             if image.rendered is None:
                 image.rendered = rendered
                 image.preview = _artifact(step, rendered.preview)
+                image.thumbnail = _artifact(step, rendered.thumbnail)
         if isinstance(step.result, ml_pb2.AnalyzeImagesResult):
             for found in step.result.findings:
                 finding = Finding(
-                    step.result.model, found.measurements, _artifact(step, found.overlay)
+                    step.step,
+                    step.result.model,
+                    found.measurements,
+                    found.classes,
+                    _artifact(step, found.overlay),
                 )
                 image = images.setdefault(key_of(found), Image(key_of(found)))
                 image.findings.append(finding)

@@ -1,14 +1,17 @@
-"""One image of a report: its pictures with captions and scale bar, and its measurements."""
+"""One image of a report: its pictures with captions and scale bar, and its findings."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 
 from export_worker import wording
 from export_worker.images import Finding, Image
+from export_worker.model import Classified, ImageBlock, Likelihood, Measure, Picture, ScaleBar
+from export_worker.words import Words
 
 SCALE_BARS: Final = {
     200: "20 cm",
@@ -30,7 +33,10 @@ PLAUSIBLE_MM: Final = (1e-5, 1e3)
 
 COLOR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 
-Fields = dict[str, object]
+SHOWN_CLASSES: Final = 5
+"""Most classes of an image whose probabilities are drawn."""
+SHOWN_FRAMES: Final = 3
+"""Most frames of an image that are."""
 
 
 def model_name(model: ml_pb2.ModelReference) -> str:
@@ -38,87 +44,103 @@ def model_name(model: ml_pb2.ModelReference) -> str:
     return wording.printable(f"{model.name} {model.version}", 80)
 
 
-def measurement(entry: ml_pb2.Measurement) -> Fields:
-    """One class of a model in one image.
-
-    share: for drawing, 0 to 1. color: `#rrggbb`, or none if the overlay does not draw it.
-    """
+def measurement(entry: ml_pb2.Measurement, words: Words) -> Measure:
+    """One class of a model in one image."""
     return {
         "color": entry.color if COLOR.fullmatch(entry.color) else None,
         "share": wording.share(entry.fraction),
         "name": wording.printable(entry.display_name, 64) or str(entry.label),
-        "voxels": wording.count(entry.voxels),
-        "percent": wording.percent(entry.fraction),
-        "volume": wording.number(entry.volume_ml, 2)
-        if entry.HasField("volume_ml")
-        else wording.NONE,
-        "mean": wording.number(entry.mean_value, 1)
-        if entry.HasField("mean_value")
-        else wording.NONE,
+        "voxels": words.count(entry.voxels),
+        "percent": words.percent(entry.fraction),
+        "volume": words.number(entry.volume_ml, 2) if entry.HasField("volume_ml") else wording.NONE,
+        "mean": words.number(entry.mean_value, 1) if entry.HasField("mean_value") else wording.NONE,
     }
 
 
-def image_block(image: Image, files: Mapping[str, str]) -> Fields:
+def likelihood(score: ml_pb2.ClassScore, words: Words) -> Likelihood:
+    """One class that a model thinks possible."""
+    return {
+        "name": wording.printable(score.display_name, 64) or str(score.label),
+        "percent": words.percent(score.probability),
+        "share": wording.share(score.probability),
+    }
+
+
+def classified(finding: Finding, words: Words) -> list[Classified]:
+    """The most probable classes, by frame, of the first few frames."""
+    frames: dict[int, list[ml_pb2.ClassScore]] = {}
+    for score in finding.classes:
+        frames.setdefault(score.frame, []).append(score)
+    return [
+        {
+            "model": model_name(finding.model),
+            "use": finding.model.intended_use,
+            "frame": words("frame", frame=str(frame)) if len(frames) > 1 else "",
+            "rows": [likelihood(score, words) for score in scores[:SHOWN_CLASSES]],
+        }
+        for frame, scores in islice(sorted(frames.items()), SHOWN_FRAMES)
+    ]
+
+
+def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBlock:
     """One image. files: path below typst's root by blob."""
     rendered = image.rendered or dicom_pb2.RenderedImage()
     shape = Shape.of(rendered)
+    key = wording.printable(wording.key(image.key), 64)
     pictures = []
     if image.preview:
         pictures.append(
-            _picture(
+            picture(
                 files,
                 image.preview,
-                "Preview",
-                _window(rendered),
-                f"Preview of input {image.key}",
+                words("preview"),
+                _window(rendered, words),
+                words("preview_alt", key=key),
             )
         )
     for finding in image.findings:
         if finding.overlay:
             name = model_name(finding.model)
-            pictures.append(
-                _picture(
-                    files,
-                    finding.overlay,
-                    "Overlay",
-                    name,
-                    f"Classes of {name} drawn over input {image.key}",
-                )
-            )
+            alt = words("overlay_alt", model=name, key=key)
+            pictures.append(picture(files, finding.overlay, words("overlay"), name, alt))
+    unit = wording.unit(rendered.certificate.unit)
     return {
-        "input": wording.key(image.key),
+        "input": key,
         "facts": [
-            fact for fact in (wording.printable(rendered.modality, 16), *shape.facts()) if fact
+            fact for fact in (wording.printable(rendered.modality, 16), *shape.facts(words)) if fact
         ],
         "aspect": shape.aspect,
         "scale_bar": shape.scale_bar(),
         "pictures": pictures,
         "findings": [
-            _finding(finding, wording.unit(rendered.certificate.unit)) for finding in image.findings
+            {
+                "model": model_name(finding.model),
+                "unit": unit,
+                "rows": [measurement(entry, words) for entry in finding.measurements],
+            }
+            for finding in image.findings
+            if finding.measurements
         ],
+        "classes": [one for finding in image.findings for one in classified(finding, words)],
     }
 
 
-def _picture(
+def picture(
     files: Mapping[str, str], artifact: job_pb2.Artifact, kind: str, caption: str, alt: str
-) -> Fields:
+) -> Picture:
+    """A picture with what stands below it."""
     return {"file": f"/{files[artifact.blob]}", "kind": kind, "caption": caption, "alt": alt}
 
 
-def _window(rendered: dicom_pb2.RenderedImage) -> str:
+def _window(rendered: dicom_pb2.RenderedImage, words: Words) -> str:
     if not rendered.HasField("window"):
         return ""
-    unit = wording.unit(rendered.certificate.unit)
-    center, width = wording.short(rendered.window.center), wording.short(rendered.window.width)
-    return f"window center {center}, width {width} {unit}".strip()
-
-
-def _finding(finding: Finding, unit: str) -> Fields:
-    return {
-        "model": model_name(finding.model),
-        "unit": unit,
-        "rows": [measurement(entry) for entry in finding.measurements],
-    }
+    return words(
+        "window",
+        center=words.short(rendered.window.center),
+        width=words.short(rendered.window.width),
+        unit=wording.unit(rendered.certificate.unit),
+    ).strip()
 
 
 def _plausible(length_mm: float) -> bool:
@@ -155,22 +177,25 @@ class Shape:
             return None
         return self.columns * (self.column_mm or 1) / (self.rows * (self.row_mm or 1))
 
-    def facts(self) -> list[str]:
+    def facts(self, words: Words) -> list[str]:
         """What the heading says: size, frames, spacing, thickness."""
         facts = (
-            [f"{self.rows} rows{wording.TIMES}{self.columns} columns"]
+            [words("rows_columns", rows=str(self.rows), columns=str(self.columns))]
             if self.rows and self.columns
             else []
         )
         if self.frames > 1:
-            facts.append(f"first of {self.frames} frames")
+            facts.append(words("first_frame", frames=str(self.frames)))
         if self.row_mm:
-            facts.append(f"{self.row_mm:.3g}{wording.TIMES}{self.column_mm:.3g} mm pixels")
+            row, column = (
+                words.marked(f"{length:.3g}") for length in (self.row_mm, self.column_mm)
+            )
+            facts.append(words("pixel_spacing", row=row, column=column))
         if self.thickness_mm > 0:
-            facts.append(f"{wording.short(self.thickness_mm)} mm slice")
+            facts.append(words("slice_thickness", thickness=words.short(self.thickness_mm)))
         return facts
 
-    def scale_bar(self) -> Fields | None:
+    def scale_bar(self) -> ScaleBar | None:
         """A length and its share of the image's width, or None if the spacing is unknown."""
         width_mm = self.columns * self.column_mm
         length = next((length for length in SCALE_BARS if length <= 0.3 * width_mm), None)

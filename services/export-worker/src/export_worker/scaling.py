@@ -1,5 +1,7 @@
 """Scales pictures to what paper can show: reports of large radiographs stay small."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,21 +17,40 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP")
 """What RenderDicom and models make pictures in."""
 
 
+THUMBNAIL_PIXELS: Final = 240
+"""Longer side of a thumbnail: 200 dots per inch at the 30 mm that it gets."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            yield picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FluoroError(
+            Reason.REPORT_FAILED,
+            "A picture of an earlier step is no PNG, JPEG or WebP, or is too large to be shown.",
+        ) from error
+
+
 def scale(path: Path) -> None:
     """Scales the picture down in place if it is larger. One picture is in memory at a time.
 
     FluoroError with REPORT_FAILED if it is no PNG, JPEG or WebP, is truncated, or is so large (178
     million pixels) that Pillow takes it for an attack.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if max(picture.size) <= MOST_PIXELS or picture.mode not in SCALABLE:
-                return
-            kind = picture.format
-            picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+    with _opened(path) as picture:
+        if max(picture.size) <= MOST_PIXELS or picture.mode not in SCALABLE:
+            return
+        kind = picture.format
+        picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
         picture.save(path, kind)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FluoroError(
-            Reason.REPORT_FAILED,
-            "A picture of an earlier step is no PNG, JPEG or WebP, or is too large to be shown.",
-        ) from error
+
+
+def thumbnail(path: Path, target: Path) -> None:
+    """Writes the picture in little, as JPEG. Raises as `scale` does."""
+    with _opened(path) as picture:
+        picture.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
+        small = picture if picture.mode in {"L", "RGB"} else picture.convert("RGB")
+        small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        small.save(target, "JPEG", quality=85)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, ml_pb2, photograph_pb2
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.testing import Attempt, step_context
-from fluoro_jobs.worker.context import Input, Part, Upstream
+from fluoro_jobs.worker.context import Input, Part, StepItem, Upstream
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
@@ -205,3 +205,101 @@ def png(array: NDArray[np.uint8]) -> bytes:
     file = BytesIO()
     Image.fromarray(array).save(file, "PNG")
     return file.getvalue()
+
+
+SKIN_CLASSES: Final = (
+    "nevus",
+    "melanoma",
+    "basal cell carcinoma",
+    "benign keratosis",
+    "dermatofibroma",
+    "vascular lesion",
+)
+CLASSIFIER: Final = ml_pb2.ModelReference(
+    name="skin-demo",
+    version="1.0.0",
+    sha256=hashlib.sha256(b"classifier").digest(),
+    execution_provider="CPUExecutionProvider",
+    runtime_version="1.31.1",
+    intended_use=Model.INTENDED_USE_DEMONSTRATION,
+)
+
+
+def lesion(number: int, size: int = 240) -> NDArray[np.uint8]:
+    """(size, size, 3) pixels of a brown spot on skin; another number is another spot."""
+    chance = np.random.default_rng(number)
+    y, x = (np.mgrid[:size, :size] - size / 2) / size
+    angle, wide = np.arctan2(y, x), chance.uniform(0.12, 0.3)
+    edge = wide * (1 + 0.15 * np.sin(3 * angle + number) + 0.08 * np.sin(7 * angle))
+    inside = 1 / (1 + np.exp((np.hypot(x, y * chance.uniform(1, 1.5)) - edge) * 60))
+    skin = np.array([226, 182, 158]) + chance.normal(0, 4, (size, size, 1))
+    brown = np.array([98, 58, 40]) * chance.uniform(0.7, 1.3) + chance.normal(0, 9, (size, size, 1))
+    mixed = skin * (1 - inside[..., None]) + brown * inside[..., None]
+    return np.asarray(np.clip(mixed, 0, 255), np.uint8)
+
+
+def probabilities(number: int) -> list[ml_pb2.ClassScore]:
+    """Of one frame, the most probable class first."""
+    chances = np.random.default_rng(number).dirichlet(np.full(len(SKIN_CLASSES), 0.5))
+    order = np.argsort(-chances)
+    return [
+        ml_pb2.ClassScore(
+            frame=1,
+            label=int(label),
+            display_name=SKIN_CLASSES[label],
+            probability=float(chances[label]),
+        )
+        for label in order
+    ]
+
+
+def photographs(
+    folder: Path, count: int, *, keys: Sequence[str] = (), steps: Sequence[str] = ("classify",)
+) -> list[Upstream]:
+    """Photographs of spots on skin as ImportImages and AnalyzeImages leave them.
+
+    keys: of the items; numbers if empty. steps: names of those that classify.
+    """
+    keys = keys or [str(number) for number in range(count)]
+    importing = step_context(folder, step="import")
+    importing.context.inputs = [Input(n, key, n, ()) for n, key in enumerate(keys)]
+    images = []
+    for number, item in enumerate(importing.context.each("import")):
+        with item:
+            pixels = lesion(number)
+            picture = item.put("preview", ".png", "preview", "image/png", png(pixels))
+            rendered = dicom_pb2.RenderedImage(
+                input=item.input,
+                item=item.key,
+                preview=picture,
+                modality="XC",
+                certificate=dicom_pb2.PixelCertificate(
+                    sha256=hashlib.sha256(pixels.tobytes()).digest(),
+                    shape=[1, *pixels.shape],
+                    dtype="|u1",
+                    unit="1",
+                    maximum=255,
+                    decoder="Pillow",
+                ),
+            )
+            images.append(photograph_pb2.ImportedImage(rendered=rendered))
+    left = [importing.as_upstream(photograph_pb2.ImportImagesResult(images=images))]
+    for place, step in enumerate(steps):
+        attempt = step_context(folder, step=step)
+        attempt.context.inputs = importing.context.inputs
+        findings = [
+            ml_pb2.ImageFinding(
+                input=item.input, item=item.key, classes=probabilities(number + 1000 * place)
+            )
+            for number, item in enumerate(attempt.context.each("analyze"))
+            if _done(item)
+        ]
+        result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER, findings=findings)
+        left.append(attempt.as_upstream(result))
+    return left
+
+
+def _done(item: StepItem) -> bool:
+    with item:
+        pass
+    return True

@@ -1,12 +1,10 @@
-"""From plain data to PDF with typst.
+"""From a report's model to pages with typst.
 
 Everything variable reaches the template as JSON, which typst reads as data: no text of a file or a
 user is ever part of typst source.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +14,13 @@ import structlog
 import typst
 from fluoro_jobs.errors import FluoroError, Reason
 
+from export_worker.glyphs import missing_characters, named_throughout, script_of
+from export_worker.model import Report
+
 log = structlog.get_logger(__name__)
 
-TEMPLATES: Final = ("report.typ", "parts.typ")
-"""Files of the template, the main one first."""
+TEMPLATES: Final = ("study", "batch", "skin-check", "comparison", "deidentification")
+"""Those that ship; the first one is the default."""
 
 ARCHIVAL: Final = ("a-2a", "ua-1")
 """PDF/A-2a (ISO 19005-2) keeps for decades, PDF/UA-1 (ISO 14289-1) can be read aloud.
@@ -27,48 +28,115 @@ ARCHIVAL: Final = ("a-2a", "ua-1")
 Both refuse a character no font holds.
 """
 
-PLAIN: Final = ("1.7",)
-"""What is left when a title has such a character, which then shows as an empty box."""
+MOST_PAGES: Final = 500
+"""Of a PDF: more take too much memory, and nobody reads them."""
+MOST_PICTURED_PAGES: Final = 100
+"""Of a report as pictures."""
+PIXELS_PER_INCH: Final = 144
+ROUNDS: Final = 4
+"""How often characters without a font are looked for: typst need not tell all of them at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pdf:
-    """A finished document and its number of pages."""
-
-    data: bytes
-    pages: int
+def templates_in(folder: Path | None) -> list[str]:
+    """Names of all templates: ours, and those in an organization's folder."""
+    own = sorted(path.stem for path in folder.glob("*.typ")) if folder else []
+    return [*TEMPLATES, *(name for name in own if name not in (*TEMPLATES, "parts"))]
 
 
-def typeset(document: Mapping[str, object], folder: Path) -> Pdf:
-    """Sets what `contents` made. Pictures are read from `folder`, the only place typst may read.
+class Typesetter:
+    """One report in one template. Pictures are read from `folder`, the only place typst may read.
 
-    The fonts are those inside typst; the system's fill in for characters they lack. FluoroError
-    with REPORT_FAILED if typst refuses.
+    The fonts are those inside typst; the system's fill in for characters they lack. What no font
+    holds is named in brackets, and `report` says so in its warnings.
     """
-    for name in TEMPLATES:
-        (folder / name).write_bytes((files("export_worker") / "templates" / name).read_bytes())
-    (folder / "report.json").write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
-    compiler = typst.Compiler(folder / TEMPLATES[0], root=folder, font_paths=_fonts())
-    try:
-        data = _compile(compiler)
-        return Pdf(data, int(compiler.query("<page-count>", field="value", one=True)))
-    except typst.TypstError as error:
-        # typst's words may quote the document, so they stay out of logs and of what clients see.
-        log.error("typst_failed", exception=type(error).__qualname__)
-        raise FluoroError(
-            Reason.REPORT_FAILED, "The PDF could not be set from the results of the earlier steps."
-        ) from None
+
+    def __init__(
+        self, report: Report, folder: Path, template: str = TEMPLATES[0], own: Path | None = None
+    ) -> None:
+        """own: an organization's folder with templates, which go before ours.
+
+        FluoroError with REPORT_FAILED if typst refuses, or there are too many pages.
+        """
+        self.report = self._original = report
+        self._folder = folder
+        shipped = files("export_worker") / "templates"
+        for file in shipped.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        for path in own.glob("*.typ") if own else ():
+            (folder / path.name).write_bytes(path.read_bytes())
+        self._compiler = typst.Compiler(
+            folder / f"{template}.typ", root=folder, font_paths=system_fonts()
+        )
+        self.pdf = self._set()
+        self.pages = self._count()
+
+    def _set(self) -> bytes:
+        missing: frozenset[str] = frozenset()
+        for _ in range(ROUNDS):
+            self._write(missing)
+            self._refuse_books()
+            try:
+                data = self._compiler.compile(format="pdf", pdf_standards=[*ARCHIVAL])
+            except typst.TypstError as error:
+                more = missing_characters(error.diagnostic)
+                if more <= missing:
+                    raise _failed(error) from None
+                missing |= more
+            else:
+                assert isinstance(data, bytes), "a PDF is one file"
+                return data
+        raise _failed(None)
+
+    def _write(self, missing: frozenset[str]) -> None:
+        if missing:
+            scripts = ", ".join(sorted({script_of(character) for character in missing}))
+            warning = self._original["words"]["missing_script"].format(scripts=scripts)
+            self.report = named_throughout(self._original, missing)
+            self.report["warnings"].append(warning)
+        text = json.dumps(self.report, allow_nan=False)
+        (self._folder / "report.json").write_text(text, encoding="utf-8")
+
+    def _refuse_books(self) -> None:
+        pages = self._count()
+        if pages > MOST_PAGES:
+            raise FluoroError(
+                Reason.REPORT_FAILED,
+                f"The report would have {pages} pages; {MOST_PAGES} are the most. Report on fewer "
+                "inputs at a time, or ask for the template batch.",
+            )
+
+    def _count(self) -> int:
+        try:
+            return int(self._compiler.query("<page-count>", field="value", one=True))
+        except (RuntimeError, ValueError) as error:  # TypstError is the former
+            raise _failed(error) from None
+
+    def pictures(self) -> list[Path]:
+        """A PNG of each page, in the folder."""
+        if self.pages > MOST_PICTURED_PAGES:
+            raise FluoroError(
+                Reason.REPORT_FAILED,
+                f"The report has {self.pages} pages; {MOST_PICTURED_PAGES} are the most that can "
+                "be written as pictures. Ask for FORMAT_PDF.",
+            )
+        try:
+            self._compiler.compile(
+                output=self._folder / "page-{0p}.png", format="png", ppi=PIXELS_PER_INCH
+            )
+        except typst.TypstError as error:
+            raise _failed(error) from None
+        return sorted(self._folder.glob("page-*.png"))
 
 
-def _compile(compiler: typst.Compiler) -> bytes:
-    try:
-        data = compiler.compile(format="pdf", pdf_standards=[*ARCHIVAL])
-    except typst.TypstError:
-        data = compiler.compile(format="pdf", pdf_standards=[*PLAIN])
-    assert isinstance(data, bytes), "a PDF is one file"
-    return data
+def _failed(error: Exception | None) -> FluoroError:
+    # typst's words may quote the document, so they stay out of logs and of what clients see.
+    log.error("typst_failed", exception=type(error).__qualname__)
+    return FluoroError(
+        Reason.REPORT_FAILED, "The report could not be set from the results of the earlier steps."
+    )
 
 
 @cache
-def _fonts() -> typst.Fonts:
+def system_fonts() -> typst.Fonts:
+    """All that there are: those inside typst, and those of the system."""
     return typst.Fonts(include_system_fonts=True, include_embedded_fonts=True)

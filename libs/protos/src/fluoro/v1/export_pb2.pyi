@@ -25,8 +25,9 @@ class ExportReport(_message.Message):
     """Writes a report of the steps that this step comes after: previews, overlays, findings and
     provenance. Runs on queue `export`, Celery task `export.report`.
 
-    Leaves `report.pdf` (role `report`) and `result.json` (role `result`), as asked for. The same
-    inputs give the same bytes.
+    Leaves `report.pdf`, `report.html` and pictures of the pages, `report-001.png` or `report-001.jpg`
+    (role `report`), and `result.json` (role `result`), as asked for. The same inputs give the same
+    bytes. Says on every page if a model was made for demonstration or research.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -43,6 +44,12 @@ class ExportReport(_message.Message):
         """application/pdf."""
         FORMAT_JSON: ExportReport._Format.ValueType  # 2
         """application/json: the results of the steps as they are in this API, in proto3 JSON."""
+        FORMAT_PNG: ExportReport._Format.ValueType  # 3
+        """image/png: a picture of each page, 144 pixels per inch; at most 100 pages."""
+        FORMAT_JPEG: ExportReport._Format.ValueType  # 4
+        """image/jpeg: likewise."""
+        FORMAT_HTML: ExportReport._Format.ValueType  # 5
+        """text/html: one file that loads nothing and runs nothing."""
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
         """What a report can be written as."""
@@ -53,30 +60,90 @@ class ExportReport(_message.Message):
     """application/pdf."""
     FORMAT_JSON: ExportReport.Format.ValueType  # 2
     """application/json: the results of the steps as they are in this API, in proto3 JSON."""
+    FORMAT_PNG: ExportReport.Format.ValueType  # 3
+    """image/png: a picture of each page, 144 pixels per inch; at most 100 pages."""
+    FORMAT_JPEG: ExportReport.Format.ValueType  # 4
+    """image/jpeg: likewise."""
+    FORMAT_HTML: ExportReport.Format.ValueType  # 5
+    """text/html: one file that loads nothing and runs nothing."""
 
     FORMATS_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    STYLE_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Title on the first page, at most 256 characters; empty means `Imaging report`. Do not put
     patient data here.
     """
+    template: _builtins.str
+    """What the report is about: `study` (the default), `batch`, `skin-check`, `comparison`,
+    `deidentification`, or a template in the operator's folder. One that is not there is refused
+    with INVALID_ARGUMENT, one that the results cannot fill with NO_APPLICABLE_INPUT. Other formats
+    than JSON use it.
+    """
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportReport.Format.ValueType]:
         """Which formats to write, at most 8; empty means PDF and JSON."""
+
+    @_builtins.property
+    def style(self) -> Global___ReportStyle:
+        """How it looks; what is empty comes from the operator's settings."""
 
     def __init__(
         self,
         *,
         formats: _abc.Iterable[Global___ExportReport.Format.ValueType] | None = ...,
         title: _builtins.str = ...,
+        template: _builtins.str = ...,
+        style: Global___ReportStyle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["style", b"style"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "style", b"style", "template", b"template", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportReport: _TypeAlias = ExportReport  # noqa: Y015
+
+@_typing.final
+class ReportStyle(_message.Message):
+    """How a report looks, and in which language."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    FOOTER_FIELD_NUMBER: _builtins.int
+    ACCENT_COLOR_FIELD_NUMBER: _builtins.int
+    LOGO_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """`en`, `de`, `es` or `zh`; empty for the operator's choice, English without one. Names of classes
+    and reasons of failures stay as they are.
+    """
+    organization: _builtins.str
+    """Who gives the report, on the first page and in the footer; at most 120 characters."""
+    footer: _builtins.str
+    """A line in the footer; at most 200 characters."""
+    accent_color: _builtins.str
+    """Colour of headings, `#rrggbb`. One too light to be read on white is refused."""
+    logo: _builtins.bytes
+    """A PNG or JPEG picture, at most 256 KiB."""
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        footer: _builtins.str = ...,
+        accent_color: _builtins.str = ...,
+        logo: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accent_color", b"accent_color", "footer", b"footer", "language", b"language", "logo", b"logo", "organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportStyle: _TypeAlias = ReportStyle  # noqa: Y015
 
 @_typing.final
 class ExportReportResult(_message.Message):
@@ -86,21 +153,29 @@ class ExportReportResult(_message.Message):
 
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     pages: _builtins.int
-    """Pages of the PDF; 0 if none was asked for."""
+    """Pages of the PDF or of the pictures; 0 if neither was asked for."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the artifacts written."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the report says that it lacks, in its language: a script without a font, pictures that were
+        left out.
+        """
 
     def __init__(
         self,
         *,
         artifacts: _abc.Iterable[_builtins.str] | None = ...,
         pages: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "pages", b"pages", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -433,3 +508,435 @@ class ExportFhirResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportFhirResult: _TypeAlias = ExportFhirResult  # noqa: Y015
+
+@_typing.final
+class ExportInfographic(_message.Message):
+    """Draws charts: of figures in the request, or of what models found. Runs on queue `export`, Celery
+    task `export.infographic`.
+
+    Every chart says where its figures are from, and what the models are for. Colours can be told apart
+    by colour-blind readers, and in grey. The same inputs give the same bytes. Leaves for each chart and
+    format an artifact of role `chart`: `chart-01.svg`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExportInfographic._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: ExportInfographic._Format.ValueType  # 0
+        """Not a format; refused."""
+        FORMAT_PNG: ExportInfographic._Format.ValueType  # 1
+        """image/png."""
+        FORMAT_JPEG: ExportInfographic._Format.ValueType  # 2
+        """image/jpeg."""
+        FORMAT_SVG: ExportInfographic._Format.ValueType  # 3
+        """image/svg+xml: letters are drawn, so it needs no font."""
+        FORMAT_PDF: ExportInfographic._Format.ValueType  # 4
+        """application/pdf."""
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
+        """What a chart can be written as."""
+
+    FORMAT_UNSPECIFIED: ExportInfographic.Format.ValueType  # 0
+    """Not a format; refused."""
+    FORMAT_PNG: ExportInfographic.Format.ValueType  # 1
+    """image/png."""
+    FORMAT_JPEG: ExportInfographic.Format.ValueType  # 2
+    """image/jpeg."""
+    FORMAT_SVG: ExportInfographic.Format.ValueType  # 3
+    """image/svg+xml: letters are drawn, so it needs no font."""
+    FORMAT_PDF: ExportInfographic.Format.ValueType  # 4
+    """application/pdf."""
+
+    FORMATS_FIELD_NUMBER: _builtins.int
+    CHARTS_FIELD_NUMBER: _builtins.int
+    STYLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportInfographic.Format.ValueType]:
+        """Which formats to write; empty means PNG and SVG."""
+
+    @_builtins.property
+    def charts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chart]:
+        """What to draw, at most 12. Empty means what models found: the probabilities of each classified
+        image and the composition of each segmented one, of the first 12.
+        """
+
+    @_builtins.property
+    def style(self) -> Global___ReportStyle:
+        """Language and organization; its other fields do not apply to charts."""
+
+    def __init__(
+        self,
+        *,
+        formats: _abc.Iterable[Global___ExportInfographic.Format.ValueType] | None = ...,
+        charts: _abc.Iterable[Global___Chart] | None = ...,
+        style: Global___ReportStyle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["style", b"style"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charts", b"charts", "formats", b"formats", "style", b"style"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportInfographic: _TypeAlias = ExportInfographic  # noqa: Y015
+
+@_typing.final
+class Chart(_message.Message):
+    """Figures to draw."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Chart._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Chart._Kind.ValueType  # 0
+        """Not a kind; refused."""
+        KIND_BREAKDOWN: Chart._Kind.ValueType  # 1
+        """A breakdown of a sum, cost say: a bar per series, made of its points. None may be negative."""
+        KIND_COURSE: Chart._Kind.ValueType  # 2
+        """A course over time, recovery say: a line per series over `position`, with its interval."""
+        KIND_RISK: Chart._Kind.ValueType  # 3
+        """Probabilities, risk say: 0 to 1, a bar per point, with its interval."""
+        KIND_COMPARISON: Chart._Kind.ValueType  # 4
+        """A comparison: the points of all series with the same label side by side."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """How to draw them."""
+
+    KIND_UNSPECIFIED: Chart.Kind.ValueType  # 0
+    """Not a kind; refused."""
+    KIND_BREAKDOWN: Chart.Kind.ValueType  # 1
+    """A breakdown of a sum, cost say: a bar per series, made of its points. None may be negative."""
+    KIND_COURSE: Chart.Kind.ValueType  # 2
+    """A course over time, recovery say: a line per series over `position`, with its interval."""
+    KIND_RISK: Chart.Kind.ValueType  # 3
+    """Probabilities, risk say: 0 to 1, a bar per point, with its interval."""
+    KIND_COMPARISON: Chart.Kind.ValueType  # 4
+    """A comparison: the points of all series with the same label side by side."""
+
+    TITLE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    AXIS_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """What it shows, at most 120 characters. Do not put patient data here."""
+    kind: Global___Chart.Kind.ValueType
+    """How to draw it."""
+    unit: _builtins.str
+    """Unit of the values, or of nothing: `EUR`, `mm`; at most 16 characters."""
+    axis: _builtins.str
+    """Name of the horizontal axis of a course, such as `Weeks after surgery`; at most 60 characters."""
+    source: _builtins.str
+    """Where the figures are from, printed below the chart; at most 200 characters."""
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChartSeries]:
+        """What is drawn in one colour, at most 8."""
+
+    def __init__(
+        self,
+        *,
+        title: _builtins.str = ...,
+        kind: Global___Chart.Kind.ValueType = ...,
+        unit: _builtins.str = ...,
+        axis: _builtins.str = ...,
+        series: _abc.Iterable[Global___ChartSeries] | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axis", b"axis", "kind", b"kind", "series", b"series", "source", b"source", "title", b"title", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chart: _TypeAlias = Chart  # noqa: Y015
+
+@_typing.final
+class ChartSeries(_message.Message):
+    """Figures that belong together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """At most 60 characters."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChartPoint]:
+        """At most 200."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        points: _abc.Iterable[Global___ChartPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChartSeries: _TypeAlias = ChartSeries  # noqa: Y015
+
+@_typing.final
+class ChartPoint(_message.Message):
+    """One figure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """Of a bar; at most 60 characters."""
+    value: _builtins.float
+    """The figure."""
+    position: _builtins.float
+    """Where it stands on the horizontal axis of a course."""
+    low: _builtins.float
+    """Lower end of its interval; absent if unknown."""
+    high: _builtins.float
+    """Upper end of its interval; absent if unknown."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        value: _builtins.float = ...,
+        position: _builtins.float = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "low", b"low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high", b"_high", "_low", b"_low", "high", b"high", "label", b"label", "low", b"low", "position", b"position", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+
+Global___ChartPoint: _TypeAlias = ChartPoint  # noqa: Y015
+
+@_typing.final
+class ExportInfographicResult(_message.Message):
+    """What ExportInfographic drew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    CHARTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    charts: _builtins.int
+    """How many charts."""
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the artifacts written."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the charts lack: a script without a font, say."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[_builtins.str] | None = ...,
+        charts: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "charts", b"charts", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportInfographicResult: _TypeAlias = ExportInfographicResult  # noqa: Y015
+
+@_typing.final
+class ExportComparison(_message.Message):
+    """Compares what models found: variants (steps that analysed the same images) or time points (images
+    that one step analysed), side by side with differences. Runs on queue `export`, Celery task
+    `export.comparison`.
+
+    The first one is the reference that the others are compared with. Leaves `comparison.pdf` and the
+    other formats of ExportReport (role `report`), and `comparison.json` (role `result`) with the
+    ExportComparisonResult in proto3 JSON.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMATS_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    STYLE_FIELD_NUMBER: _builtins.int
+    title: _builtins.str
+    """Title on the first page, at most 256 characters. Do not put patient data here."""
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportReport.Format.ValueType]:
+        """Which formats to write; empty means PDF and JSON."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Steps to compare, 2 to 4 that ran a model, the reference first; empty means all in `after`."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the images to compare as time points, 2 to 4, the reference first. Then each step is
+        compared with itself only.
+        """
+
+    @_builtins.property
+    def style(self) -> Global___ReportStyle:
+        """How it looks; what is empty comes from the operator's settings."""
+
+    def __init__(
+        self,
+        *,
+        formats: _abc.Iterable[Global___ExportReport.Format.ValueType] | None = ...,
+        title: _builtins.str = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+        items: _abc.Iterable[_builtins.str] | None = ...,
+        style: Global___ReportStyle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["style", b"style"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "items", b"items", "steps", b"steps", "style", b"style", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportComparison: _TypeAlias = ExportComparison  # noqa: Y015
+
+@_typing.final
+class ExportComparisonResult(_message.Message):
+    """What ExportComparison found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    pages: _builtins.int
+    """Pages of the PDF or of the pictures; 0 if neither was asked for."""
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the artifacts written."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in ExportReportResult."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
+        """One entry per image or step, class and what is compared with the reference; at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: _abc.Iterable[_builtins.str] | None = ...,
+        pages: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        differences: _abc.Iterable[Global___Difference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "differences", b"differences", "pages", b"pages", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportComparisonResult: _TypeAlias = ExportComparisonResult  # noqa: Y015
+
+@_typing.final
+class Difference(_message.Message):
+    """How a class differs from the reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Quantity:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _QuantityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Difference._Quantity.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        QUANTITY_UNSPECIFIED: Difference._Quantity.ValueType  # 0
+        """Not said."""
+        QUANTITY_VOLUME_ML: Difference._Quantity.ValueType  # 1
+        """Volume in millilitres."""
+        QUANTITY_FRACTION: Difference._Quantity.ValueType  # 2
+        """Share of all voxels, 0 to 1."""
+        QUANTITY_PROBABILITY: Difference._Quantity.ValueType  # 3
+        """Probability, 0 to 1, of the first frame."""
+
+    class Quantity(_Quantity, metaclass=_QuantityEnumTypeWrapper):
+        """What a difference is of."""
+
+    QUANTITY_UNSPECIFIED: Difference.Quantity.ValueType  # 0
+    """Not said."""
+    QUANTITY_VOLUME_ML: Difference.Quantity.ValueType  # 1
+    """Volume in millilitres."""
+    QUANTITY_FRACTION: Difference.Quantity.ValueType  # 2
+    """Share of all voxels, 0 to 1."""
+    QUANTITY_PROBABILITY: Difference.Quantity.ValueType  # 3
+    """Probability, 0 to 1, of the first frame."""
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    REFERENCE_VALUE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """What it is about: the key of an image, or the name of a step if images are compared."""
+    display_name: _builtins.str
+    """Name of the class."""
+    variant: _builtins.str
+    """What is compared with the reference: a step, or the key of an image."""
+    reference: _builtins.str
+    """The step or image that is the reference."""
+    quantity: Global___Difference.Quantity.ValueType
+    """What the values are."""
+    reference_value: _builtins.float
+    """The reference's value; absent if it has none."""
+    value: _builtins.float
+    """The variant's value; absent if it has none."""
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        quantity: Global___Difference.Quantity.ValueType = ...,
+        reference_value: _builtins.float | None = ...,
+        value: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reference_value", b"_reference_value", "_value", b"_value", "reference_value", b"reference_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reference_value", b"_reference_value", "_value", b"_value", "display_name", b"display_name", "quantity", b"quantity", "reference", b"reference", "reference_value", b"reference_value", "subject", b"subject", "value", b"value", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reference_value: _TypeAlias = _typing.Literal["reference_value"]  # noqa: Y015
+    _WhichOneofArgType__reference_value: _TypeAlias = _typing.Literal["_reference_value", b"_reference_value"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_value) -> _WhichOneofReturnType__reference_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Difference: _TypeAlias = Difference  # noqa: Y015

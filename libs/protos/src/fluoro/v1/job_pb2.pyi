@@ -308,6 +308,8 @@ class Step(_message.Message):
     EXPORT_DICOM_FIELD_NUMBER: _builtins.int
     EXPORT_ARCHIVE_FIELD_NUMBER: _builtins.int
     EXPORT_FHIR_FIELD_NUMBER: _builtins.int
+    EXPORT_INFOGRAPHIC_FIELD_NUMBER: _builtins.int
+    EXPORT_COMPARISON_FIELD_NUMBER: _builtins.int
     FETCH_DICOMWEB_FIELD_NUMBER: _builtins.int
     STORE_DICOMWEB_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
@@ -333,6 +335,8 @@ class Step(_message.Message):
     EXPORT_DICOM_RESULT_FIELD_NUMBER: _builtins.int
     EXPORT_ARCHIVE_RESULT_FIELD_NUMBER: _builtins.int
     EXPORT_FHIR_RESULT_FIELD_NUMBER: _builtins.int
+    EXPORT_INFOGRAPHIC_RESULT_FIELD_NUMBER: _builtins.int
+    EXPORT_COMPARISON_RESULT_FIELD_NUMBER: _builtins.int
     FETCH_DICOMWEB_RESULT_FIELD_NUMBER: _builtins.int
     STORE_DICOMWEB_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -427,6 +431,14 @@ class Step(_message.Message):
         """Writes what models found as FHIR R4."""
 
     @_builtins.property
+    def export_infographic(self) -> _export_pb2.ExportInfographic:
+        """Draws charts."""
+
+    @_builtins.property
+    def export_comparison(self) -> _export_pb2.ExportComparison:
+        """Compares what models found."""
+
+    @_builtins.property
     def fetch_dicomweb(self) -> _dicomweb_pb2.FetchDicomweb:
         """Fetches instances from DICOMweb servers."""
 
@@ -509,6 +521,14 @@ class Step(_message.Message):
         """Result of export_fhir."""
 
     @_builtins.property
+    def export_infographic_result(self) -> _export_pb2.ExportInfographicResult:
+        """Result of export_infographic."""
+
+    @_builtins.property
+    def export_comparison_result(self) -> _export_pb2.ExportComparisonResult:
+        """Result of export_comparison."""
+
+    @_builtins.property
     def fetch_dicomweb_result(self) -> _dicomweb_pb2.FetchDicomwebResult:
         """Result of fetch_dicomweb."""
 
@@ -534,6 +554,8 @@ class Step(_message.Message):
         export_dicom: _export_pb2.ExportDicom | None = ...,
         export_archive: _export_pb2.ExportArchive | None = ...,
         export_fhir: _export_pb2.ExportFhir | None = ...,
+        export_infographic: _export_pb2.ExportInfographic | None = ...,
+        export_comparison: _export_pb2.ExportComparison | None = ...,
         fetch_dicomweb: _dicomweb_pb2.FetchDicomweb | None = ...,
         store_dicomweb: _dicomweb_pb2.StoreDicomweb | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
@@ -559,16 +581,18 @@ class Step(_message.Message):
         export_dicom_result: _export_pb2.ExportDicomResult | None = ...,
         export_archive_result: _export_pb2.ExportArchiveResult | None = ...,
         export_fhir_result: _export_pb2.ExportFhirResult | None = ...,
+        export_infographic_result: _export_pb2.ExportInfographicResult | None = ...,
+        export_comparison_result: _export_pb2.ExportComparisonResult | None = ...,
         fetch_dicomweb_result: _dicomweb_pb2.FetchDicomwebResult | None = ...,
         store_dicomweb_result: _dicomweb_pb2.StoreDicomwebResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "fetch_dicomweb", "store_dicomweb"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "export_infographic", "export_comparison", "fetch_dicomweb", "store_dicomweb"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "fetch_dicomweb_result", "store_dicomweb_result"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "export_infographic_result", "export_comparison_result", "fetch_dicomweb_result", "store_dicomweb_result"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...

@@ -1,4 +1,4 @@
-"""ExportReport: a PDF for people and a JSON file for programs about earlier steps."""
+"""ExportReport: documents for people and a JSON file for programs about earlier steps."""
 
 from typing import Final
 
@@ -7,28 +7,29 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
 from fluoro_jobs.worker.handler import handles
 
-from export_worker.contents import contents, has_results, picture_blobs
+from export_worker.contents import has_results
 from export_worker.record import record
-from export_worker.scaling import scale
-from export_worker.typesetting import typeset
+from export_worker.writing import WRITTEN, write
 
 DEFAULT_FORMATS: Final = (ExportReport.FORMAT_PDF, ExportReport.FORMAT_JSON)
 
 
 @handles(ExportReport)
 def export_report(request: ExportReport, context: StepContext) -> ExportReportResult:
-    """Writes `report.pdf` and `result.json`, or those of the two that were asked for.
+    """Writes `report.pdf` and `result.json`, or what was asked for.
 
     The same inputs give the same bytes.
 
-    Raises FluoroError with INVALID_ARGUMENT for a format this worker does not know,
-    NO_APPLICABLE_INPUT if no earlier step left a result that a report can tell about, and
+    Raises FluoroError with INVALID_ARGUMENT for a format, template or style this worker does not
+    know, NO_APPLICABLE_INPUT if no earlier step left a result that the report can tell about, and
     REPORT_FAILED if typst refused.
     """
     formats = set(request.formats or DEFAULT_FORMATS)
-    if not formats <= set(DEFAULT_FORMATS):
+    if not formats <= {*WRITTEN, ExportReport.FORMAT_JSON}:
         raise FluoroError(
-            Reason.INVALID_ARGUMENT, "A report can be written as FORMAT_PDF or FORMAT_JSON."
+            Reason.INVALID_ARGUMENT,
+            "A report can be written as FORMAT_PDF, FORMAT_PNG, FORMAT_JPEG, FORMAT_HTML or "
+            "FORMAT_JSON.",
         )
     if not has_results(context.upstream):
         raise FluoroError(
@@ -36,32 +37,21 @@ def export_report(request: ExportReport, context: StepContext) -> ExportReportRe
             "The report comes after no step that de-identifies, inspects, renders or analyses "
             "images. Name one in `after`.",
         )
-    pages = 0
-    if ExportReport.FORMAT_PDF in formats:
-        pages = _put_pdf(request.title, context)
+    result = ExportReportResult()
+    if formats & WRITTEN:
+        pages, warnings = write(
+            "report",
+            formats,
+            context,
+            template=request.template,
+            title=request.title,
+            style=request.style,
+        )
+        result.pages = pages
+        result.warnings.extend(warnings)
     if ExportReport.FORMAT_JSON in formats:
         path = context.scratch / "result.json"
         record(context.job, context.upstream, path)
         context.put("result.json", "result", "application/json", path)
-    return ExportReportResult(artifacts=list(context.artifacts), pages=pages)
-
-
-def _put_pdf(title: str, context: StepContext) -> int:
-    """Leaves report.pdf; returns its number of pages."""
-    wanted = picture_blobs(context.upstream)
-    for done, blob in enumerate(wanted):
-        context.progress("collect", done, len(wanted))
-        scale(context.fetch(blob))
-    context.progress("typeset", 0, 1)
-    document = contents(
-        title,
-        context.job,
-        context.job_inputs,
-        context.upstream,
-        {blob: context.fetch(blob).name for blob in wanted},
-    )
-    pdf = typeset(document, context.scratch)
-    context.progress("store", 0, 1)
-    context.put("report.pdf", "report", "application/pdf", pdf.data)
-    context.progress("store", 1, 1)
-    return pdf.pages
+    result.artifacts.extend(context.artifacts)
+    return result

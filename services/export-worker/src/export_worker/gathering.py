@@ -1,0 +1,84 @@
+"""Brings the pictures of a report into the attempt's folder, in the size that paper can show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fluoro.v1 import job_pb2
+from fluoro_jobs.worker.context import StepContext
+
+from export_worker import comparison
+from export_worker.contents import THUMBNAILS, Pictures
+from export_worker.images import PICTURED, Image
+from export_worker.scaling import scale, thumbnail
+
+CLASSIFIED: Final = 60
+"""Most images that a skin check shows with their probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a template shows. pictured: most images. classified: only those that a model classified.
+
+    thumbnails: whether all inputs are shown in little.
+    """
+
+    pictured: int = PICTURED
+    classified: bool = False
+    thumbnails: bool = False
+
+    def shown(self, images: Sequence[Image]) -> list[Image]:
+        """The images with pictures."""
+        chosen = [
+            image
+            for image in images
+            if image.pictures
+            and (not self.classified or any(finding.classes for finding in image.findings))
+        ]
+        return chosen[: self.pictured]
+
+
+PLANS: Final = {
+    "study": Plan(),
+    "batch": Plan(pictured=0, thumbnails=True),
+    "skin-check": Plan(pictured=CLASSIFIED, classified=True, thumbnails=True),
+    "comparison": Plan(pictured=0),
+    "deidentification": Plan(pictured=0),
+}
+OWN: Final = Plan(thumbnails=True)
+"""For an organization's own template: everything."""
+
+
+def gather(
+    plan: Plan,
+    images: Sequence[Image],
+    compared: comparison.Compare | None,
+    context: StepContext,
+) -> Pictures:
+    """Fetches and scales them, one at a time.
+
+    FluoroError with BLOB_NOT_FOUND if one is gone, REPORT_FAILED if one is no picture.
+    """
+    full = {one.blob: one for image in plan.shown(images) for one in image.pictures}
+    if compared:
+        full |= {one.blob: one for one in comparison.picture_artifacts(compared)}
+    little: list[job_pb2.Artifact] = []
+    if plan.thumbnails:
+        little = [image.little for image in images[:THUMBNAILS] if image.little]
+    total = len(full) + len(little)
+    names: dict[str, str] = {}
+    for blob in full:
+        context.progress("collect", len(names), total)
+        path = context.fetch(blob)
+        scale(path)
+        names[blob] = path.name
+    small: dict[str, str] = {}
+    for one in little:
+        context.progress("collect", len(names) + len(small), total)
+        path = context.fetch(one.blob)
+        target = context.scratch / f"little-{len(small):05}.jpg"
+        thumbnail(path, target)
+        if one.blob not in full:
+            path.unlink()
+        small[one.blob] = target.name
+    return Pictures(names, small)
