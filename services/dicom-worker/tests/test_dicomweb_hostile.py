@@ -46,6 +46,13 @@ def instance(uid: str, comment: str = "") -> bytes:
     return written.getvalue()
 
 
+def mixed_up(uid: str) -> bytes:
+    """The data set of another instance, under this one's meta information."""
+    data = instance("1.2.3.9")
+    before, _, after = data.partition(b"1.2.3.9")
+    return before + uid.encode() + after
+
+
 @pytest.fixture
 def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     """A server with nothing yet."""
@@ -111,6 +118,7 @@ def failure(folder: Path, operation: Any, request: Any, *inputs: bytes) -> Fluor
         ),
         (lambda handler: handler.file(instance(UIDS[1]), said="other"), "PACS_ANSWER_INVALID"),
         (lambda handler: handler.file(instance("9.9")), "PACS_ANSWER_INVALID"),
+        (lambda handler: handler.file(mixed_up(UIDS[1])), "PACS_ANSWER_INVALID"),
         (
             lambda handler: handler.send(b"x", content_encoding="gzip"),
             "PACS_ANSWER_INVALID",

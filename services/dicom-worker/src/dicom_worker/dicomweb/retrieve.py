@@ -8,9 +8,20 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.outbound import Answer
 
 from dicom_worker.dicomweb.multipart import PIECE_BYTES, invalid, media_type, only_part
-from dicom_worker.dicomweb.search import Place, not_found
+from dicom_worker.dicomweb.search import MAX_UID, Place, not_found
 from dicom_worker.dicomweb.server import NOT_THERE, Server
-from dicom_worker.reading import PREFIX, PREFIX_OFFSET, read_meta, uid
+from dicom_worker.reading import (
+    DEFLATED,
+    ENCODINGS,
+    EXPLICIT_LITTLE_ENDIAN,
+    PREFIX,
+    PREFIX_OFFSET,
+    read_meta,
+    uid,
+)
+from dicom_worker.structure import Walk
+
+FIRST_GROUP, SOP_INSTANCE = 0x0008, 0x00080018
 
 FILE: Final = 'multipart/related; type="application/dicom"'
 AS_KEPT: Final = f"{FILE}; transfer-syntax=*"
@@ -35,18 +46,28 @@ def retrieve(server: Server, place: Place, target: Path, most_bytes: int) -> int
     return size
 
 
-def identity(file: Path) -> tuple[str, str]:
-    """Transfer Syntax UID and SOP Instance UID of a file, as its File Meta Information has them.
+def identity(file: Path) -> tuple[str, set[str]]:
+    """Transfer Syntax UID and SOP Instance UIDs of a file: in its meta information and data set.
 
-    FluoroError NOT_DICOM, DICOM_TRUNCATED or DICOM_INVALID if it has none.
+    A server may write the one anew and give the data set of another instance. A deflated data set
+    is not looked into. FluoroError NOT_DICOM, DICOM_TRUNCATED or DICOM_INVALID if it has none.
     """
     start = PREFIX_OFFSET + len(PREFIX)
+    size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(start)
         if head[PREFIX_OFFSET:] != PREFIX:
             raise FluoroError(Reason.NOT_DICOM, "What the server sent is not DICOM Part 10.")
-        meta, _ = read_meta(stream, file.stat().st_size, start)
-    return uid(meta, "TransferSyntaxUID"), uid(meta, "MediaStorageSOPInstanceUID")
+        meta, start = read_meta(stream, size, start)
+        syntax, found = uid(meta, "TransferSyntaxUID"), {uid(meta, "MediaStorageSOPInstanceUID")}
+        if syntax != DEFLATED:
+            walk = Walk(stream, size, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
+            for element in walk.elements(start, FIRST_GROUP):
+                if element.tag == SOP_INSTANCE:
+                    stream.seek(element.offset)
+                    value = stream.read(min(element.length or 0, 2 * MAX_UID))
+                    found.add(value.decode("latin-1").strip(" \0"))
+    return syntax, found
 
 
 def content(server: Server, answer: Answer) -> Iterator[bytes]:

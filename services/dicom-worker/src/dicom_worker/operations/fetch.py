@@ -143,8 +143,8 @@ def fetched(
                 raise
         context.cancelled.wait(pause)
         pause *= 2
-    syntax, instance = identity(file)
-    if instance != place.instance:
+    syntax, instances = identity(file)
+    if instances != {place.instance}:
         raise FluoroError(Reason.PACS_ANSWER_INVALID, "The server sent another instance.")
     return FetchedInstance(
         item=item.key,
@@ -152,7 +152,7 @@ def fetched(
         server=server.name,
         study_instance_uid=place.study,
         series_instance_uid=place.series,
-        sop_instance_uid=instance,
+        sop_instance_uid=place.instance,
         transfer_syntax_uid=syntax,
         size_bytes=size,
     )
