@@ -51,13 +51,12 @@ Outputs = dict[str, NDArray[Any]]
 class Rules:
     """How a model's samples are run.
 
-    runs: at once. run_seconds: longest time of one. delay_seconds: how long samples wait for more.
+    runs: at once. run_seconds: longest time of one.
     rung: the size that a run of so many samples is filled up to. ladder: these sizes, if fixed.
     """
 
     runs: int
     run_seconds: float
-    delay_seconds: float
     rung: Callable[[int], int]
     ladder: Sequence[int]
 
@@ -102,13 +101,13 @@ class Batcher:
         self._idle = 0
         self._most_voxels, self._small_until = 0, 0.0
 
-    def submit(self, inputs: Tensors, most: int, caller: Caller) -> Work:
+    def submit(self, inputs: Tensors, most: int, caller: Caller, delay_seconds: float = 0) -> Work:
         """Has these samples run; ask `result` for the outputs, or `leave`.
 
         inputs: one sample at least, of the types and axes of the manifest. most: samples of that
-        shape in one run.
+        shape in one run. delay_seconds: how long to wait for more samples if no full run waits.
         """
-        work = Work(inputs, most, caller)
+        work = Work(inputs, most, caller, delay_seconds)
         if work.samples == 0:
             raise ValueError("no samples")
         with self._changed:
@@ -154,6 +153,11 @@ class Batcher:
                     # again without it then.
                     run.until = min(run.until, now + (now - run.began) + GRACE_SECONDS)
 
+    def waiting_samples(self) -> int:
+        """How many samples have no run yet."""
+        with self._changed:
+            return self._waiting.samples()
+
     def _end_what_takes_too_long(self) -> None:
         with self._changed:
             for run in self._running:
@@ -177,8 +181,7 @@ class Batcher:
             while True:
                 now, until = time.monotonic(), idle_until
                 if self._waiting:
-                    is_full, since = self._waiting.state(self._limit)
-                    until = since + self._rules.delay_seconds
+                    is_full, until = self._waiting.state(self._limit)
                     if is_full or now >= until:
                         return self._waiting.take(self._limit)
                 elif now >= idle_until:
@@ -199,7 +202,9 @@ class Batcher:
         parts = [slices]
         while parts:
             wanted = [one for one in parts.pop() if one.work.is_wanted]
-            if wanted and (failure := self._run(wanted)):
+            if wanted and count(wanted) > self._limit(wanted[0].work):
+                parts += reversed(halves(wanted))
+            elif wanted and (failure := self._run(wanted)):
                 metrics.MODEL_RUNS_FAILED.labels(model=self._name, cause=failure.cause).inc()
                 parts += reversed(self._parts_after(failure, wanted))
 

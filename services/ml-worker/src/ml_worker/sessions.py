@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ml_worker.batching import Batcher, Rules
 from ml_worker.devices import PROVIDERS, nodes_on_cpu
 from ml_worker.graph import checked_graph
-from ml_worker.manifest import INTENDED_USE, Batch, Manifest, ModelRefusedError
+from ml_worker.manifest import INTENDED_USE, Manifest, ModelRefusedError
 from ml_worker.outputs import Output, Sums
 from ml_worker.repository import ModelFiles
 from ml_worker.running import Tensors, run_session, still_works
@@ -91,10 +91,11 @@ class Model:
         """
         return self.batcher.result(self.submit(inputs, caller))
 
-    def submit(self, inputs: Tensors, caller: Caller) -> Work:
+    def submit(self, inputs: Tensors, caller: Caller, delay_seconds: float | None = None) -> Work:
         """Begins `run`, so that the caller can prepare more meanwhile.
 
-        Ask `batcher.result`, or call `batcher.leave`. FluoroError IMAGE_TOO_LARGE as of `run`.
+        Ask `batcher.result`, or call `batcher.leave`. delay_seconds: how long to wait for company;
+        None: as the manifest says. FluoroError IMAGE_TOO_LARGE as of `run`.
         """
         given = {
             tensor.name: np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
@@ -108,7 +109,10 @@ class Model:
             ]
             for tensor in self.manifest.inputs
         ]
-        return self.batcher.submit(given, self.samples_per_run(max(sizes, key=math.prod)), caller)
+        if delay_seconds is None:
+            delay_seconds = self.manifest.batch.max_delay_seconds
+        most = self.samples_per_run(max(sizes, key=math.prod))
+        return self.batcher.submit(given, most, caller, delay_seconds)
 
 
 def batcher(
@@ -133,7 +137,7 @@ def batcher(
         return still_works(session, names, one, settings.run_seconds)
 
     batch = manifest.batch
-    rules = Rules(1, settings.run_seconds, batch.max_delay_seconds, batch.rung, batch.ladder)
+    rules = Rules(1, settings.run_seconds, batch.rung, batch.ladder)
     return Batcher(manifest.name, title, rules, run, check, works)
 
 
@@ -196,7 +200,7 @@ def warm_up(model: Model, sample: Tensors) -> None:
     """
     manifest = model.manifest
     alone = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
-    for shown, where in ((alone, ""), (_in_company(alone, manifest.batch), IN_COMPANY)):
+    for shown, where in ((alone, ""), (_in_company(alone, manifest), IN_COMPANY)):
         found = _warm_up_run(model, shown)
         for output in manifest.outputs:
             got = found[output.name][: len(sample[output.name])]
@@ -210,7 +214,7 @@ def _warm_up_run(model: Model, shown: Tensors) -> Tensors:
     alarm.daemon = True
     alarm.start()
     try:
-        return model.run(shown, caller)
+        return model.batcher.result(model.submit(shown, caller, delay_seconds=0))
     except CancelledAttempt:
         raise ModelRefusedError(
             ModelProto.PROBLEM_RUN_FAILED,
@@ -225,14 +229,17 @@ def _warm_up_run(model: Model, shown: Tensors) -> Tensors:
         alarm.cancel()
 
 
-def _in_company(inputs: Tensors, batch: Batch) -> Tensors:
-    """The sample, and others made of it that fill the run up."""
-    samples = len(next(iter(inputs.values())))
-    others = np.arange(min(batch.max, batch.rung(samples + 1)) - samples) % samples
-    return {
-        name: np.concatenate([values, np.roll(values, 1, axis=-1)[others]])
-        for name, values in inputs.items()
-    }
+def _in_company(inputs: Tensors, manifest: Manifest) -> Tensors:
+    """The sample, and others that fill the run up: mirrored images, and the same numbers."""
+    shown, batch = {}, manifest.batch
+    for tensor in manifest.inputs:
+        sample = inputs[tensor.name]
+        filling = min(batch.max, batch.rung(len(sample) + 1)) - len(sample)
+        others = sample[np.arange(filling) % len(sample)]
+        if "W" in tensor.layout:
+            others = np.flip(others, tensor.layout.index("W"))
+        shown[tensor.name] = np.concatenate([sample, others])
+    return shown
 
 
 def session_options(settings: ModelSettings) -> ort.SessionOptions:

@@ -44,7 +44,8 @@ class Alone:
 class Work:
     """Samples that one caller wants run, all of one shape.
 
-    most: samples of that shape in one run. arrived: time.monotonic(). taken: samples that runs have
+    most: samples of that shape in one run. delay_seconds: how long it may wait for company.
+    arrived: time.monotonic(). taken: samples that runs have
     got. parts: outputs by the first sample they are of. left: nobody waits for it any more.
     over: all is there, or error is.
     """
@@ -52,6 +53,7 @@ class Work:
     inputs: Tensors
     most: int
     caller: Caller
+    delay_seconds: float = 0
     arrived: float = field(default_factory=time.monotonic)
     taken: int = 0
     parts: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict)
@@ -140,6 +142,10 @@ class Waiting:
         """Whether anything waits."""
         return bool(self._owners)
 
+    def samples(self) -> int:
+        """How many wait."""
+        return sum(one.samples - one.taken for works in self._owners.values() for one in works)
+
     def add(self, work: Work) -> None:
         """Behind the other work of its owner."""
         self._owners.setdefault(work.caller.owner, deque()).append(work)
@@ -153,10 +159,11 @@ class Waiting:
                 del self._owners[work.caller.owner]
 
     def state(self, limit: Limit) -> tuple[bool, float]:
-        """Whether a full run waits, and since when the oldest of the next run has."""
+        """Whether a full run waits, and by when (time.monotonic()) the next one is to begin."""
         together = [work for works in self._together() for work in works]
         there = sum(work.samples - work.taken for work in together)
-        return there >= limit(together[0]), min(work.arrived for work in together)
+        until = min(work.arrived + work.delay_seconds for work in together)
+        return there >= limit(together[0]), until
 
     def take(self, limit: Limit) -> list[Slice]:
         """The samples of the next run, for which owners take turns.
