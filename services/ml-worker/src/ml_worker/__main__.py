@@ -2,7 +2,10 @@
 
 from importlib.metadata import version
 
+from fluoro_jobs.settings import from_environment
 from fluoro_jobs.worker.run import run_worker
+
+from ml_worker.settings import ModelWorkerSettings
 
 if __name__ == "__main__":
     run_worker(
@@ -13,4 +16,5 @@ if __name__ == "__main__":
         version=version("ml-worker"),
         warm_up="ml_worker.registry:warm_up",
         inventory="ml_worker.registry:models",
+        settings=from_environment(ModelWorkerSettings),
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final, Literal
 
+from fluoro_jobs.worker.settings import WorkerSettings
 from pydantic import DirectoryPath, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -10,6 +11,12 @@ from ml_worker.cpus import run_threads
 
 SHIPPED_MODELS: Final = Path(__file__).parent / "models"
 """The models in the package: the same place in a checkout and in an installed wheel."""
+
+
+class ModelWorkerSettings(WorkerSettings):
+    """What every worker has, with more slots: their tasks share the runs of a model."""
+
+    slots: int = Field(16, ge=1, le=256, description="Tasks run at once by this process.")
 
 
 class ModelSettings(BaseSettings):

@@ -26,7 +26,9 @@ class WorkerSettings(BaseSettings):
         le=65535,
         description="Port of /metrics, /healthz and /readyz; 0 takes a free one.",
     )
-    slots: int = Field(2, ge=1, le=256, description="Tasks run at once by this process.")
+    slots: int = Field(
+        2, ge=1, le=256, description="Tasks run at once by this process; ml-worker's default is 16."
+    )
     scratch_folder: Path | None = Field(
         None, description="Where attempts keep their files; unset: the system's temporary folder."
     )
