@@ -72,6 +72,25 @@ def test_classes_of_frames_are_observations_with_probabilities(tmp_path: Path) -
     assert [len(one["component"]) for one in found["Observation"]] == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("sop_instance_uid", ""),
+        ("sop_class_uid", "1 2"),
+        ("series_instance_uid", "Doe^Jane"),
+        ("study_instance_uid", "1" * 65),
+        ("modality", "C  T"),
+    ],
+)
+def test_what_a_file_must_not_say_makes_no_bundle_invalid(
+    clinic: Any, tmp_path: Path, attribute: str, value: str
+) -> None:
+    inspected = clinic.inspect(**{attribute: value})
+    found = resources(exported(tmp_path, inspected, clinic.analyze()))
+    assert ("ImagingStudy" in found) == (attribute == "modality")
+    assert ("derivedFrom" in found["Observation"][0]) == (attribute == "modality")
+
+
 def test_another_attempt_gives_the_same_bytes(clinic: Any, tmp_path: Path) -> None:
     steps = clinic.inspect(), clinic.analyze()
     first, again = (exported(tmp_path, *steps).read("fhir.json") for _ in range(2))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,10 @@ Resource = dict[str, Any]
 DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
 SNOMED: Final = "http://snomed.info/sct"
 UCUM: Final = "http://unitsofmeasure.org"
+UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+UID_CHARACTERS: Final = 64
+CODE_STRING: Final = re.compile(r"[A-Z0-9_]+")
+"""A Modality (0008,0060) as PS3.3 has them: CS without spaces."""
 UNKNOWN: Final = {
     "extension": [
         {
@@ -95,9 +100,7 @@ def resources(
     """All but the report."""
     yield from studies_of(job, upstream, about)
     study_of = {
-        key_of(one): id_of(job, "study", one.study_instance_uid)
-        for result in results(upstream, dicom_pb2.InspectDicomResult)
-        for one in result.instances
+        key_of(one): id_of(job, "study", one.study_instance_uid) for one in instances(upstream)
     }
     for step in upstream:
         if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
@@ -117,16 +120,28 @@ def resources(
             yield from observations(job, step.step, finding, common)
 
 
+def instances(upstream: Sequence[Upstream]) -> Iterator[dicom_pb2.DicomInstance]:
+    """Those that were inspected, but for those whose UIDs are none: FHIR refuses the whole then."""
+    for result in results(upstream, dicom_pb2.InspectDicomResult):
+        for one in result.instances:
+            uids = (one.study_instance_uid, one.series_instance_uid, one.sop_instance_uid)
+            if all(map(is_uid, (*uids, one.sop_class_uid))):
+                yield one
+
+
+def is_uid(text: str) -> bool:
+    """Whether it is a UID (PS3.5 9.1), leading zeros aside."""
+    return len(text) <= UID_CHARACTERS and UID.fullmatch(text) is not None
+
+
 def studies_of(
     job: str, upstream: Sequence[Upstream], about: Mapping[str, Any]
 ) -> Iterator[Resource]:
     """An ImagingStudy for each study, with its series and instances, each once."""
     studies: dict[str, dict[str, dict[str, dicom_pb2.DicomInstance]]] = {}
-    for result in results(upstream, dicom_pb2.InspectDicomResult):
-        for one in result.instances:
-            if one.study_instance_uid and one.series_instance_uid:
-                series = studies.setdefault(one.study_instance_uid, {})
-                series.setdefault(one.series_instance_uid, {})[one.sop_instance_uid] = one
+    for one in instances(upstream):
+        series = studies.setdefault(one.study_instance_uid, {})
+        series.setdefault(one.series_instance_uid, {})[one.sop_instance_uid] = one
     for uid in sorted(studies):
         yield {
             "resourceType": "ImagingStudy",
@@ -142,10 +157,11 @@ def studies_of(
 
 def series_of(uid: str, instances: Mapping[str, dicom_pb2.DicomInstance]) -> Resource:
     """A series of an ImagingStudy."""
-    first = next(iter(instances.values()))
+    told = next(iter(instances.values())).modality
+    modality = told if CODE_STRING.fullmatch(told) else "OT"
     return {
         "uid": uid,
-        "modality": {"system": DCM, "code": first.modality or "OT"},
+        "modality": {"system": DCM, "code": modality},
         "numberOfInstances": len(instances),
         "instance": [
             {
@@ -217,7 +233,7 @@ def components(measured: ml_pb2.Measurement) -> Iterable[Resource]:
     """What is known of a class."""
     if measured.HasField("volume_ml"):
         yield {"code": {"text": "Volume"}, **quantity(measured.volume_ml, "mL", "mL")}
-    if measured.HasField("mean_value"):
+    if measured.HasField("mean_value") and math.isfinite(measured.mean_value):
         yield {"code": {"text": "Mean value"}, **quantity(measured.mean_value, "", "")}
     yield {"code": {"text": "Share of voxels"}, **quantity(100 * measured.fraction, "%", "%")}
     yield {"code": {"text": "Number of voxels"}, **quantity(measured.voxels, "1", "1")}
