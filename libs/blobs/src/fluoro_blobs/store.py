@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ from fluoro_blobs.writer import (
 )
 
 Result = TypeVar("Result")
-Chunks = Iterator[bytes | memoryview]
+Chunks = Iterator[bytes | bytearray | memoryview]
 
 CHUNK_BYTES: Final = 1024 * 1024
 """Bytes of one chunk of a local file, and by default of `stream()`."""
@@ -352,12 +353,19 @@ class BlobStore:
 
     def _put_chunks(self, name: str, key: str, chunks: Chunks, tally: Tally) -> None:
         chunks = _tallied(chunks, tally)
-        first = bytearray()
-        while len(first) < PART_BYTES and (chunk := next(chunks, None)) is not None:
-            first += chunk
-        whole = bytes(first)
+        first: deque[bytes | bytearray | memoryview] = deque()
+        size_bytes = 0
+        while size_bytes < PART_BYTES and (chunk := next(chunks, None)) is not None:
+            size_bytes += len(chunk)
+            if first and isinstance(first[-1], bytearray) and len(first[-1]) < CHUNK_BYTES:
+                first[-1] += chunk
+            else:  # small ones are joined: there may be millions
+                first.append(bytearray(chunk) if len(chunk) < CHUNK_BYTES else chunk)
         # A multipart upload takes three requests. One is enough here.
-        self._put(name, key, whole if len(first) < PART_BYTES else chain([whole], chunks))
+        if size_bytes < PART_BYTES:
+            self._put(name, key, b"".join(first))
+        else:  # no reference is left to the first chunks, which would hold them to the end
+            self._put(name, key, chain((first.popleft() for _ in range(len(first))), chunks))
 
     def _settle(self, key: str) -> None:
         if self._folder is not None:

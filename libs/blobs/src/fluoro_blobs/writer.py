@@ -61,7 +61,7 @@ class Tally:
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
-    def add(self, chunk: bytes | memoryview) -> None:
+    def add(self, chunk: bytes | bytearray | memoryview) -> None:
         """Takes the next bytes into account."""
         self._digest.update(chunk)
         self._size_bytes += len(chunk)
