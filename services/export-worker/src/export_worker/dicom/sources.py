@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -18,6 +19,7 @@ from fluoro_jobs.blame import blame_file, silence
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
@@ -62,6 +64,8 @@ IMAGE: Final = (
 KEPT: Final = (*PATIENT, *STUDY, *SERIES, *EQUIPMENT, *COMMON, *IMAGE)
 """Keywords of what is read. highdicom copies from it what the modules of an object have."""
 
+CODE: Final = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+"""Keywords of a code."""
 TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, "SpecificCharacterSet")]
 ITEM_TAGS: Final = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """(FFFE,E000) in both orders of bytes."""
@@ -114,6 +118,13 @@ CHOICES: Final = {
     "LossyImageCompression": ("00", "01"),
 }
 """Enumerated Values; any other is an error wherever it is copied to."""
+
+
+DEFINED: Final = {
+    keyword: (Tag(keyword), dictionary_VR(keyword))
+    for keyword in (*KEPT, *CODE, *chain(*GEOMETRY.values()))
+}
+"""Tag and VR by keyword."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +201,7 @@ class Bounded:
         """As of a file. FluoroError IMAGE_TOO_LARGE past a limit."""
         data = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(data)
-        self._items += sum(map(data.count, ITEM_TAGS))
+        self._items += data.count(ITEM_TAGS[0]) + data.count(ITEM_TAGS[1])
         if self._left < 0 or self._items > ITEMS_LIMIT:
             raise FluoroError(
                 Reason.IMAGE_TOO_LARGE,
@@ -257,7 +268,7 @@ def cleaned(header: Dataset) -> Dataset:
 
 def copy_valid(source: Dataset, target: Dataset, keyword: str) -> None:
     """Copies an attribute if its value is one that its VR, or the list of its choices, allows."""
-    vr = dictionary_VR(keyword)
+    tag, vr = DEFINED[keyword]
     value = source.get(keyword)
     if vr == "SQ":
         groups = [kept_group(item) for item in value or ()]
@@ -268,7 +279,10 @@ def copy_valid(source: Dataset, target: Dataset, keyword: str) -> None:
         return
     values = list(value) if isinstance(value, MultiValue) else [value]
     if is_valid(keyword, vr, values):
-        setattr(target, keyword, values if vr in BINARY else [str(one) for one in values])
+        kept = values if vr in BINARY else [str(one) for one in values]
+        # pydicom would look at them once more.
+        only = kept if len(kept) > 1 else kept[0]
+        target[tag] = DataElement(tag, vr, only, validation_mode=config.IGNORE)
 
 
 def is_valid(keyword: str, vr: str, values: Sequence[Any]) -> bool:
@@ -299,7 +313,7 @@ def kept_group(item: Dataset) -> Dataset:
                 if part in item.get(keyword)[0]:
                     copy_valid(item.get(keyword)[0], inner, part)
             setattr(kept, keyword, [inner])
-    for keyword in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"):
+    for keyword in CODE:
         if keyword in item:
             copy_valid(item, kept, keyword)
     return kept
