@@ -295,6 +295,16 @@ def test_an_id_is_found_however_it_is_punctuated(clean: Clean, text: str) -> Non
     assert pydicom.dcmread(io.BytesIO(data)).Manufacturer == "REMOVED"
 
 
+def test_no_uid_that_stays_has_a_patients_number_in_it(clean: Clean) -> None:
+    source = ct(PatientID="77123456", SeriesInstanceUID="1.2.826.0.77123456.1")
+    with pytest.raises(FluoroError, match=r"IDENTIFIERS_LEFT.*SeriesInstanceUID"):
+        clean(source, "retain_uids")
+    assert b"77123456" not in clean(source)[0]
+    # Dates and parts of longer numbers are in the UIDs of every vendor.
+    source.SeriesInstanceUID = f"1.2.826.0.177123456.{source.StudyDate}"
+    clean(source, "retain_uids")
+
+
 def test_a_date_is_found_with_two_digits_of_the_year_between_dots(clean: Clean) -> None:
     source = ct(PatientBirthDate="19700203", SoftwareVersions=["03.02.70", "3.02.70.1", "70.2"])
     after = pydicom.dcmread(io.BytesIO(clean(source)[0]))

@@ -176,7 +176,7 @@ class Identifiers:
             inside=tuple(sorted(inside - numbers)),
             codes=tuple(sorted(filter(is_code, inside & self.ids))),
             uids=frozenset(self.uids - self.written - self.allowed),
-            numbers=tuple(sorted(inside & numbers)),
+            numbers=frozenset(inside & numbers),
             dates=frozenset(dates),
             phones=frozenset(filter(None, map(phone, self.phrases | self.ids))),
             common=frozenset(common),
@@ -197,7 +197,7 @@ class Search:
     inside: tuple[str, ...]
     codes: tuple[str, ...]
     uids: frozenset[str]
-    numbers: tuple[str, ...]
+    numbers: frozenset[str]
     dates: frozenset[str]
     phones: frozenset[str]
     common: frozenset[str]

@@ -100,7 +100,11 @@ def holds(element: Element, text: str, search: Search) -> bool:
             for value in text.split("\\")
         )
     if element.vr == "UI":
-        return any(value.strip(" \0") in search.uids for value in text.split("\\"))
+        uids = [value.strip(" \0") for value in text.split("\\")]
+        # Some systems make UIDs of their own numbers for patients and studies.
+        return any(
+            uid in search.uids or not search.numbers.isdisjoint(uid.split(".")) for uid in uids
+        )
     return search.in_text(text, free=element.vr != "CS")
 
 
