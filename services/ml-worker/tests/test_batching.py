@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from fluoro.v1.model_pb2 import Model as About
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from ml_worker import batching
+from ml_worker.gpu_memory import check_room
+from ml_worker.manifest import ModelRefusedError
+from ml_worker.registry import Registry
 from ml_worker.repository import read_model
 from ml_worker.running import run_bound
 from ml_worker.sessions import Model, open_model
@@ -230,19 +234,78 @@ def test_who_shares_a_run_with_one_that_never_ends_is_run_again_once_that_one_ha
         stuck.result(PATIENCE_SECONDS)
 
 
-def test_a_run_without_memory_is_halved_and_the_next_ones_are_small_from_the_start(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def greedy(tmp_path: Path) -> Model:
+    """Says that four samples may run at once, and has the memory for two."""
     x: NDArray[Any] = np.array([[1, 2]], np.float32)
     text = MANIFEST.format(name="greedy", batch="max = 4")
     graph = greedy_graph().SerializeToString()
-    model = open_model(
-        read_model(write_model(tmp_path, text, graph, {"x": x, "y": x})), ModelSettings()
-    )
+    place = write_model(tmp_path, text, graph, {"x": x, "y": x})
+    return open_model(read_model(place), ModelSettings())
+
+
+def test_a_run_without_memory_is_halved_and_the_next_ones_are_small_from_the_start(
+    greedy: Model,
+) -> None:
     four: NDArray[Any] = np.arange(8, dtype=np.float32).reshape(4, 2)
     for _ in range(2):
-        assert np.array_equal(model.run({"x": four}, Alone())["y"], four)
+        assert np.array_equal(greedy.run({"x": four}, Alone())["y"], four)
         assert counted("runs_failed_total", "greedy", cause="out_of_memory") == 1
+
+
+def test_a_model_is_refused_whose_largest_run_has_no_room_beside_the_others(
+    greedy: Model, awkward: Open
+) -> None:
+    sample = {"x": np.array([[GOOD, 2]], np.float32)}
+    with pytest.raises(ModelRefusedError, match="A run of 4 samples runs out of it") as caught:
+        check_room(greedy, sample, 0)
+    assert caught.value.problem == About.PROBLEM_NO_GPU_MEMORY
+    fits = awkward("max = 4")
+    check_room(fits, sample, 1000, lambda: 1000)
+    check_room(fits, sample, 1000, lambda: None)
+    with pytest.raises(ModelRefusedError, match="999 bytes of it are free"):
+        check_room(fits, sample, 1000, lambda: 999)
+
+
+def test_who_waits_for_a_model_whose_files_are_swapped_gets_the_answer_of_the_old_ones(
+    tmp_path: Path, awkward: Open
+) -> None:
+    awkward(WAITS)
+    registry = Registry(ModelSettings(models_folder=tmp_path))
+    registry.open()
+    callers = Callers(registry.find("awkward"))
+    answers = [callers.show(GOOD, 5) for _ in range(3)]
+    callers.until_waiting(3)
+    (tmp_path / "awkward" / "1.0.0" / "model.onnx").write_bytes(greedy_graph().SerializeToString())
+    registry.look()
+    with pytest.raises(FluoroError) as caught:
+        registry.find("awkward")
+    assert caught.value.reason == Reason.MODEL_UNAVAILABLE
+    answers.append(callers.show(GOOD, 5))
+    assert [answer(one) for one in answers] == [[[0, 10]]] * 4
+
+
+def test_a_model_whose_outputs_depend_on_the_other_samples_of_a_run_is_refused(
+    tmp_path: Path,
+) -> None:
+    node = helper.make_node
+    # Twice the number, if one of the run is above five.
+    nodes = [
+        node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        node("Greater", ["largest", "five"], ["any"]),
+        node("Where", ["any", "x", "zero"], ["more"]),
+        node("Add", ["x", "more"], ["y"]),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "five": np.array(5, np.float32),
+        "zero": np.array(0, np.float32),
+    }
+    graph = model_of(nodes, constants).SerializeToString()
+    x: NDArray[Any] = np.array([[1, 2], [6, 1]], np.float32)
+    text = MANIFEST.format(name="mixes", batch="max = 4")
+    place = write_model(tmp_path, text, graph, {"x": x, "y": x + x * (x.max() > 5)})
+    with pytest.raises(ModelRefusedError, match="depend on what else is in the run"):
+        open_model(read_model(place), ModelSettings())
 
 
 # --- whose turn it is ---

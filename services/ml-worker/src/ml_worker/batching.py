@@ -1,6 +1,7 @@
 """Runs samples of different jobs together: one batcher per model, in the process of its session."""
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
@@ -111,10 +112,11 @@ class Batcher:
         if work.samples == 0:
             raise ValueError("no samples")
         with self._changed:
-            self._waiting.add(work)
             if self._idle == 0 and self._threads < self._rules.runs:
-                self._threads += 1
+                # First, because it may fail: then nothing waits for a thread that is not there.
                 Thread(target=self._work, name=f"runs {self._title}", daemon=True).start()
+                self._threads += 1
+            self._waiting.add(work)
             self._changed.notify()
         return work
 
@@ -170,8 +172,10 @@ class Batcher:
         while slices := self._next():
             try:
                 self._run_all(slices)
-            except Exception as error:  # a bug; whoever waits must hear of it
-                log.exception("batch_failed", model=self._title)
+            except Exception as error:  # noqa: BLE001 - a bug; whoever waits must hear of it
+                # Its text may quote an image.
+                where = "".join(traceback.format_tb(error.__traceback__))
+                log.error("batch_failed", model=self._title, where=where)
                 self._fail(slices, self._broken(error))
 
     def _next(self) -> list[Slice]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ml_worker.batching import Batcher, Rules
 from ml_worker.devices import PROVIDERS, nodes_on_cpu
+from ml_worker.gpu_memory import check_room
 from ml_worker.graph import checked_graph
 from ml_worker.manifest import INTENDED_USE, Manifest, ModelRefusedError
 from ml_worker.outputs import Output, Sums
@@ -24,7 +25,10 @@ from ml_worker.settings import ModelSettings
 from ml_worker.waiting import Alone, Caller, Work
 from ml_worker.warm_up import difference, fits, read_sample
 
-IN_COMPANY: Final = " It ran beside another sample, and the outputs must not depend on that."
+COMPANY: Final = (
+    " They depend on what else is in the run, and images of other jobs may be: mend the graph, or "
+    "say batch.max = 1."
+)
 
 WARM_UP_SECONDS: Final = 120
 """Longest run of a sample: a graph may go round for ever, and the other models wait."""
@@ -101,18 +105,21 @@ class Model:
             tensor.name: np.ascontiguousarray(inputs[tensor.name], tensor.dtype)
             for tensor in self.manifest.inputs
         }
+        if delay_seconds is None:
+            delay_seconds = self.manifest.batch.max_delay_seconds
+        return self.batcher.submit(given, self.most_samples(given), caller, delay_seconds)
+
+    def most_samples(self, inputs: Tensors) -> int:
+        """How many samples like these may be shown at once. Errors as of `samples_per_run`."""
         sizes = [
             [
                 size
-                for letter, size in zip(tensor.layout, given[tensor.name].shape, strict=True)
+                for letter, size in zip(tensor.layout, inputs[tensor.name].shape, strict=True)
                 if letter not in "NC"
             ]
             for tensor in self.manifest.inputs
         ]
-        if delay_seconds is None:
-            delay_seconds = self.manifest.batch.max_delay_seconds
-        most = self.samples_per_run(max(sizes, key=math.prod))
-        return self.batcher.submit(given, most, caller, delay_seconds)
+        return self.samples_per_run(max(sizes, key=math.prod))
 
 
 def batcher(
@@ -134,7 +141,7 @@ def batcher(
             check_numbers(title, output, found[output.name])
 
     def works() -> bool:
-        return still_works(session, names, one, settings.run_seconds)
+        return still_works(session, names, one, manifest.batch.rung(1), settings.run_seconds)
 
     batch = manifest.batch
     rules = Rules(1, settings.run_seconds, batch.rung, batch.ladder)
@@ -190,22 +197,29 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
         files.manifest_sha256,
     )
     warm_up(model, sample)
+    if settings.device == "cuda":
+        check_room(model, sample, settings.gpu_reserve_bytes)
     return model
 
 
 def warm_up(model: Model, sample: Tensors) -> None:
-    """ModelRefusedError unless it gives what the sample promises, alone and in company.
+    """ModelRefusedError unless it gives what the sample promises, whoever is in the run with it.
 
     Samples of different jobs run together, so what one gets must not depend on the others.
     """
     manifest = model.manifest
-    alone = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
-    for shown, where in ((alone, ""), (_in_company(alone, manifest), IN_COMPANY)):
+    inputs = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
+    first = {name: values[:1] for name, values in inputs.items()}
+    company = _in_company(inputs, manifest)
+    for shown, hint in ((inputs, ""), (company, COMPANY), (first, COMPANY)):
         found = _warm_up_run(model, shown)
         for output in manifest.outputs:
-            got = found[output.name][: len(sample[output.name])]
-            if (what := difference(manifest, output, got, sample)) is not None:
-                raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what + where)
+            got, expected = found[output.name], sample[output.name]
+            if hint:  # as many as both have
+                got, expected = got[: len(expected)], expected[: len(got)]
+            what = difference(manifest, output, got, {output.name: expected})
+            if what is not None:
+                raise ModelRefusedError(ModelProto.PROBLEM_WARM_UP_DIFFERS, what + hint)
 
 
 def _warm_up_run(model: Model, shown: Tensors) -> Tensors:

@@ -54,6 +54,12 @@ class ModelSettings(BaseSettings):
         description="Longest time of one run. The images in it then run in smaller parts, and one "
         "that takes as long alone fails.",
     )
+    gpu_reserve_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=0,
+        description="Bytes of the GPU's memory that stay free. A model whose largest run leaves "
+        "less is not served.",
+    )
     run_memory_bytes: int = Field(
         default=256 * 1024 * 1024,
         ge=1024 * 1024,

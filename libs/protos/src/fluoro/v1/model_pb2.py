@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/model.proto\x12\tfluoro.v1\"\x87\x08\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.fluoro.v1.Model.State\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x32\n\x0cintended_use\x18\x04 \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\x12\x0f\n\x07license\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x15\n\rtraining_data\x18\x07 \x01(\t\x12&\n\x06inputs\x18\x08 \x03(\x0b\x32\x16.fluoro.v1.ModelTensor\x12\'\n\x07outputs\x18\t \x03(\x0b\x32\x16.fluoro.v1.ModelTensor\x12%\n\x06labels\x18\n \x03(\x0b\x32\x15.fluoro.v1.ModelLabel\x12\x11\n\tmax_batch\x18\x0b \x01(\x05\x12\x0e\n\x06sha256\x18\x0c \x01(\x0c\x12\x17\n\x0fmanifest_sha256\x18\r \x01(\x0c\x12/\n\x0b\x64\x65ployments\x18\x0e \x03(\x0b\x32\x1a.fluoro.v1.ModelDeployment\x12\x0c\n\x04\x63\x61rd\x18\x0f \x01(\t\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x15\n\x11STATE_UNAVAILABLE\x10\x02\"\x81\x01\n\x0bIntendedUse\x12\x1c\n\x18INTENDED_USE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aINTENDED_USE_DEMONSTRATION\x10\x01\x12\x19\n\x15INTENDED_USE_RESEARCH\x10\x02\x12\x19\n\x15INTENDED_USE_CLINICAL\x10\x03\"\x8c\x03\n\x07Problem\x12\x17\n\x13PROBLEM_UNSPECIFIED\x10\x00\x12\x19\n\x15PROBLEM_FILES_MISSING\x10\x01\x12\x1c\n\x18PROBLEM_MANIFEST_INVALID\x10\x02\x12\x19\n\x15PROBLEM_FILE_MISMATCH\x10\x03\x12\x19\n\x15PROBLEM_EXTERNAL_DATA\x10\x04\x12\x19\n\x15PROBLEM_GRAPH_INVALID\x10\x05\x12\x1d\n\x19PROBLEM_OPSET_UNSUPPORTED\x10\x06\x12\x1a\n\x16PROBLEM_GRAPH_MISMATCH\x10\x07\x12\x1e\n\x1aPROBLEM_DEVICE_UNSUPPORTED\x10\x08\x12\x1c\n\x18PROBLEM_FELL_BACK_TO_CPU\x10\t\x12\x16\n\x12PROBLEM_RUN_FAILED\x10\n\x12\x1b\n\x17PROBLEM_WARM_UP_DIFFERS\x10\x0b\x12\x19\n\x15PROBLEM_FILES_CHANGED\x10\x0c\x12\x15\n\x11PROBLEM_NOT_TAKEN\x10\r\"\xba\x01\n\x0fModelDeployment\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.fluoro.v1.Model.State\x12)\n\x07problem\x18\x02 \x01(\x0e\x32\x18.fluoro.v1.Model.Problem\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\x0c\x12\x0f\n\x07workers\x18\x06 \x01(\x05\"G\n\x0bModelTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\"Q\n\nModelLabel\x12\r\n\x05value\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1e\n\x05\x63odes\x18\x03 \x03(\x0b\x32\x0f.fluoro.v1.Code\"6\n\x04\x43ode\x12\r\n\x05value\x18\x01 \x01(\t\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/model.proto\x12\tfluoro.v1\"\xa2\x08\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.fluoro.v1.Model.State\x12\x0f\n\x07summary\x18\x03 \x01(\t\x12\x32\n\x0cintended_use\x18\x04 \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\x12\x0f\n\x07license\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x15\n\rtraining_data\x18\x07 \x01(\t\x12&\n\x06inputs\x18\x08 \x03(\x0b\x32\x16.fluoro.v1.ModelTensor\x12\'\n\x07outputs\x18\t \x03(\x0b\x32\x16.fluoro.v1.ModelTensor\x12%\n\x06labels\x18\n \x03(\x0b\x32\x15.fluoro.v1.ModelLabel\x12\x11\n\tmax_batch\x18\x0b \x01(\x05\x12\x0e\n\x06sha256\x18\x0c \x01(\x0c\x12\x17\n\x0fmanifest_sha256\x18\r \x01(\x0c\x12/\n\x0b\x64\x65ployments\x18\x0e \x03(\x0b\x32\x1a.fluoro.v1.ModelDeployment\x12\x0c\n\x04\x63\x61rd\x18\x0f \x01(\t\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x15\n\x11STATE_UNAVAILABLE\x10\x02\"\x81\x01\n\x0bIntendedUse\x12\x1c\n\x18INTENDED_USE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aINTENDED_USE_DEMONSTRATION\x10\x01\x12\x19\n\x15INTENDED_USE_RESEARCH\x10\x02\x12\x19\n\x15INTENDED_USE_CLINICAL\x10\x03\"\xa7\x03\n\x07Problem\x12\x17\n\x13PROBLEM_UNSPECIFIED\x10\x00\x12\x19\n\x15PROBLEM_FILES_MISSING\x10\x01\x12\x1c\n\x18PROBLEM_MANIFEST_INVALID\x10\x02\x12\x19\n\x15PROBLEM_FILE_MISMATCH\x10\x03\x12\x19\n\x15PROBLEM_EXTERNAL_DATA\x10\x04\x12\x19\n\x15PROBLEM_GRAPH_INVALID\x10\x05\x12\x1d\n\x19PROBLEM_OPSET_UNSUPPORTED\x10\x06\x12\x1a\n\x16PROBLEM_GRAPH_MISMATCH\x10\x07\x12\x1e\n\x1aPROBLEM_DEVICE_UNSUPPORTED\x10\x08\x12\x1c\n\x18PROBLEM_FELL_BACK_TO_CPU\x10\t\x12\x16\n\x12PROBLEM_RUN_FAILED\x10\n\x12\x1b\n\x17PROBLEM_WARM_UP_DIFFERS\x10\x0b\x12\x19\n\x15PROBLEM_FILES_CHANGED\x10\x0c\x12\x15\n\x11PROBLEM_NOT_TAKEN\x10\r\x12\x19\n\x15PROBLEM_NO_GPU_MEMORY\x10\x0e\"\xba\x01\n\x0fModelDeployment\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.fluoro.v1.Model.State\x12)\n\x07problem\x18\x02 \x01(\x0e\x32\x18.fluoro.v1.Model.Problem\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x04 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x05 \x01(\x0c\x12\x0f\n\x07workers\x18\x06 \x01(\x05\"G\n\x0bModelTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\"Q\n\nModelLabel\x12\r\n\x05value\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x1e\n\x05\x63odes\x18\x03 \x03(\x0b\x32\x0f.fluoro.v1.Code\"6\n\x04\x43ode\x12\r\n\x05value\x18\x01 \x01(\t\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.model_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL']._serialized_start=37
-  _globals['_MODEL']._serialized_end=1068
+  _globals['_MODEL']._serialized_end=1095
   _globals['_MODEL_STATE']._serialized_start=467
   _globals['_MODEL_STATE']._serialized_end=537
   _globals['_MODEL_INTENDEDUSE']._serialized_start=540
   _globals['_MODEL_INTENDEDUSE']._serialized_end=669
   _globals['_MODEL_PROBLEM']._serialized_start=672
-  _globals['_MODEL_PROBLEM']._serialized_end=1068
-  _globals['_MODELDEPLOYMENT']._serialized_start=1071
-  _globals['_MODELDEPLOYMENT']._serialized_end=1257
-  _globals['_MODELTENSOR']._serialized_start=1259
-  _globals['_MODELTENSOR']._serialized_end=1330
-  _globals['_MODELLABEL']._serialized_start=1332
-  _globals['_MODELLABEL']._serialized_end=1413
-  _globals['_CODE']._serialized_start=1415
-  _globals['_CODE']._serialized_end=1469
+  _globals['_MODEL_PROBLEM']._serialized_end=1095
+  _globals['_MODELDEPLOYMENT']._serialized_start=1098
+  _globals['_MODELDEPLOYMENT']._serialized_end=1284
+  _globals['_MODELTENSOR']._serialized_start=1286
+  _globals['_MODELTENSOR']._serialized_end=1357
+  _globals['_MODELLABEL']._serialized_start=1359
+  _globals['_MODELLABEL']._serialized_end=1440
+  _globals['_CODE']._serialized_start=1442
+  _globals['_CODE']._serialized_end=1496
 # @@protoc_insertion_point(module_scope)

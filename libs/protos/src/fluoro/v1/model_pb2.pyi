@@ -109,6 +109,8 @@ class Model(_message.Message):
         """Its files changed after they were loaded. A change needs a new version."""
         PROBLEM_NOT_TAKEN: Model._Problem.ValueType  # 13
         """There are more versions of models than a worker takes."""
+        PROBLEM_NO_GPU_MEMORY: Model._Problem.ValueType  # 14
+        """Its largest run does not fit into what the other models leave of the GPU's memory."""
 
     class Problem(_Problem, metaclass=_ProblemEnumTypeWrapper):
         """Why a model is not served."""
@@ -141,6 +143,8 @@ class Model(_message.Message):
     """Its files changed after they were loaded. A change needs a new version."""
     PROBLEM_NOT_TAKEN: Model.Problem.ValueType  # 13
     """There are more versions of models than a worker takes."""
+    PROBLEM_NO_GPU_MEMORY: Model.Problem.ValueType  # 14
+    """Its largest run does not fit into what the other models leave of the GPU's memory."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
