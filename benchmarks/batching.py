@@ -198,6 +198,6 @@ def main(rounds: int, images: int, sizes: Sequence[int], mixed: int) -> None:
 
 if __name__ == "__main__":
     if quick(__doc__):
-        main(1, 8, (1, 4), 40)
+        main(1, 4, (1, 4), 40)
     else:
         main(5, 40, (1, 2, 4, 8, 16), 2000)
