@@ -172,6 +172,22 @@ def test_a_frame_that_there_is_no_memory_for_costs_no_later_one(sandbox: Sandbox
     sandbox.close()
 
 
+def test_pixels_that_there_is_no_memory_for_are_not_the_files_fault(sandbox: Sandbox) -> None:
+    spec = SPEC._replace(rows=8192, columns=4096)
+    large = sandbox.begin("charls", spec, jpegls_encode(np.ones((8192, 4096), np.uint16)))
+    assert decode(sandbox) == (64, 64)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    kept = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 16 * MIB, kept[1]))
+    try:
+        sandbox._free(2**28)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, kept)
+    with pytest.raises(MemoryError):
+        sandbox.samples(large, spec)
+    sandbox.close()
+
+
 def test_the_child_has_no_environment_and_ends_with_its_input(sandbox: Sandbox) -> None:
     decode(sandbox)
     pid = child(sandbox)

@@ -68,7 +68,10 @@ class Memory:
         if held is None:
             return
         if (ticket := held()) and isinstance(ticket.reply, dict) and "shape" in ticket.reply:
-            ticket.array = self._pixels(ticket)
+            try:
+                ticket.array = self._pixels(ticket)
+            except MemoryError as error:
+                ticket.reply = error  # for its owner: others only need the room
         if len(self.shared) > KEPT_BYTES:
             self.shared.madvise(mmap.MADV_REMOVE)
 
@@ -93,7 +96,7 @@ class Ticket:
     memory: Memory
     start: int
     room: int
-    reply: dict[str, Any] | FluoroError = field(default_factory=dict)
+    reply: dict[str, Any] | FluoroError | MemoryError = field(default_factory=dict)
     array: NDArray[Any] | None = None
 
 
@@ -180,7 +183,7 @@ class Sandbox:
                 self._settle()
             if ticket.memory.holds is not None and ticket.memory.holds() is ticket:
                 ticket.memory.empty()
-        if isinstance(ticket.reply, FluoroError):
+        if not isinstance(ticket.reply, dict):
             raise ticket.reply
         return ticket.reply, ticket.array
 
