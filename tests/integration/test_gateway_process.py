@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fluoro.v1.blob_service_pb2 import (
 from fluoro.v1.job_pb2 import Job, Step
 from fluoro.v1.job_service_pb2 import (
     GetJobRequest,
+    ListJobsRequest,
     SubmitJobRequest,
     WaitJobRequest,
     WatchJobRequest,
@@ -65,6 +66,10 @@ def command() -> list[str]:
     return [sys.executable, "-m", "gateway"]
 
 
+FEW_FILES = 128
+"""File descriptors that the system gives at first."""
+
+
 class Process:
     """A running gateway."""
 
@@ -98,7 +103,8 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def spawn(settings: dict[str, str]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(command(), env=settings)
+    limited = ["bash", "-c", f'ulimit -Sn {FEW_FILES}; exec "$@"', "gateway", *command()]
+    return subprocess.Popen(limited, env=settings)
 
 
 @asynccontextmanager
@@ -135,6 +141,18 @@ async def submit(client: Client) -> str:
     blob = (await client.blobs.UploadBlob(parts(iter([b"x"]), size_bytes=1))).blob.name
     job = Job(inputs=[blob], steps=[Step(name="inspect", inspect_dicom={})])
     return str((await client.jobs.SubmitJob(SubmitJobRequest(job=job))).job.name)
+
+
+async def test_callers_who_connect_and_say_nothing_keep_nobody_out(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    port = free_port()
+    async with started(database_url, redis_url, blob_url, FLUORO_GRPC_PORT=str(port)):
+        with ExitStack() as silent:
+            for _ in range(2 * FEW_FILES):
+                silent.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            async with connected(port) as client:
+                await client.jobs.ListJobs(ListJobsRequest(), timeout=20)
 
 
 async def test_it_starts_and_serves_probes_and_metrics(gateway: Process) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from typing import Final
@@ -42,11 +43,22 @@ async def serve(settings: Settings) -> None:
     log.info("gateway_stopped")
 
 
+def allow_connections() -> None:
+    """Takes all file descriptors that the system gives.
+
+    Each connection is one. Systems begin with 1024 for the sake of select(2), which nothing here
+    uses, and one caller would soon have them all.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> None:
     """Exits 0 after a drain, 1 with one line that says what to change."""
     settings = from_environment(Settings)
     configure_logging("gateway", level=settings.log_level, format=settings.log_format)
     keep_freed_memory()
+    allow_connections()
     gc.set_threshold(COLLECT_AFTER_OBJECTS, COLLECT_OLDER_AFTER, COLLECT_OLDER_AFTER)
     try:
         asyncio.run(serve(settings))

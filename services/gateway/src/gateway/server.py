@@ -54,6 +54,10 @@ A look takes a tenth of a millisecond, so they wait here only while the event lo
 """
 
 
+HANDSHAKE_SECONDS: Final = 20
+"""How long TLS and the first words of HTTP/2 may take."""
+
+
 class PortTakenError(Exception):
     """Another process listens on the port."""
 
@@ -71,6 +75,8 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # that is waited for comes whole all the same.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 64 * 2**10),
+        # Whoever connects and says nothing is gone by then.
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # Over one connection no caller has more under way. gRPC's clients keep what is more to
         # themselves; of others it is refused for next to nothing.
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
