@@ -67,8 +67,8 @@ class Typesetter:
         self._compiler = typst.Compiler(
             folder / f"{template}.typ", root=folder, font_paths=system_fonts()
         )
+        self.pages = 0
         self.pdf = self._set()
-        self.pages = self._count()
 
     def _set(self) -> bytes:
         missing: frozenset[str] = frozenset()
@@ -97,7 +97,7 @@ class Typesetter:
         (self._folder / "report.json").write_text(text, encoding="utf-8")
 
     def _refuse_books(self) -> None:
-        pages = self._count()
+        self.pages = pages = self._count()
         if pages > MOST_PAGES:
             raise FluoroError(
                 Reason.REPORT_FAILED,
