@@ -190,6 +190,16 @@ OPERATIONS: Final = (
         resource_class="gpu",
     ),
     Operation(
+        "find_similar",
+        "ml.find_similar",
+        "ml",
+        embedding_pb2.FindSimilar,
+        embedding_pb2.FindSimilarResult,
+        reads=("embedding",),
+        leaves=(),
+        fans_out=False,
+    ),
+    Operation(
         "export_report",
         "export.report",
         "export",

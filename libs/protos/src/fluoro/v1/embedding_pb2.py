@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luoro/v1/embedding.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\xcc\x01\n\x0b\x45mbedImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"l\n\x11\x45mbedImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12-\n\nembeddings\x18\x02 \x03(\x0b\x32\x19.fluoro.v1.ImageEmbedding\"{\n\x0eImageEmbedding\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x0f\n\x07vectors\x18\x03 \x01(\t\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x05\x12\x12\n\ndimensions\x18\x05 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x06 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luoro/v1/embedding.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\xcc\x01\n\x0b\x45mbedImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"l\n\x11\x45mbedImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12-\n\nembeddings\x18\x02 \x03(\x0b\x32\x19.fluoro.v1.ImageEmbedding\"{\n\x0eImageEmbedding\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x0f\n\x07vectors\x18\x03 \x01(\t\x12\x0e\n\x06\x66rames\x18\x04 \x01(\x05\x12\x12\n\ndimensions\x18\x05 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x06 \x01(\x0c\"N\n\x0b\x46indSimilar\x12\x1c\n\tneighbors\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12!\n\x07queries\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n\x10\x90N\"\x05r\x03\x18\x80\x02\"L\n\x11\x46indSimilarResult\x12\'\n\x05\x66ound\x18\x01 \x03(\x0b\x32\x18.fluoro.v1.SimilarImages\x12\x0e\n\x06images\x18\x02 \x01(\x05\"c\n\rSimilarImages\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\r\n\x05\x66rame\x18\x03 \x01(\x05\x12&\n\tneighbors\x18\x04 \x03(\x0b\x32\x13.fluoro.v1.Neighbor\"J\n\x08Neighbor\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\r\n\x05\x66rame\x18\x03 \x01(\x05\x12\x12\n\nsimilarity\x18\x04 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDIMAGES'].fields_by_name['model']._serialized_options = b'\272Hpr\003\030\200\002\272\001e\n\004text\022\037must hold no control characters\032<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\310\001\001'
   _globals['_EMBEDIMAGES'].fields_by_name['version']._loaded_options = None
   _globals['_EMBEDIMAGES'].fields_by_name['version']._serialized_options = b'\272H$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$'
+  _globals['_FINDSIMILAR'].fields_by_name['neighbors']._loaded_options = None
+  _globals['_FINDSIMILAR'].fields_by_name['neighbors']._serialized_options = b'\272H\006\032\004\030d(\000'
+  _globals['_FINDSIMILAR'].fields_by_name['queries']._loaded_options = None
+  _globals['_FINDSIMILAR'].fields_by_name['queries']._serialized_options = b'\272H\r\222\001\n\020\220N\"\005r\003\030\200\002'
   _globals['_EMBEDIMAGES']._serialized_start=90
   _globals['_EMBEDIMAGES']._serialized_end=294
   _globals['_EMBEDIMAGESRESULT']._serialized_start=296
   _globals['_EMBEDIMAGESRESULT']._serialized_end=404
   _globals['_IMAGEEMBEDDING']._serialized_start=406
   _globals['_IMAGEEMBEDDING']._serialized_end=529
+  _globals['_FINDSIMILAR']._serialized_start=531
+  _globals['_FINDSIMILAR']._serialized_end=609
+  _globals['_FINDSIMILARRESULT']._serialized_start=611
+  _globals['_FINDSIMILARRESULT']._serialized_end=687
+  _globals['_SIMILARIMAGES']._serialized_start=689
+  _globals['_SIMILARIMAGES']._serialized_end=788
+  _globals['_NEIGHBOR']._serialized_start=790
+  _globals['_NEIGHBOR']._serialized_end=864
 # @@protoc_insertion_point(module_scope)

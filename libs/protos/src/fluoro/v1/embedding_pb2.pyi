@@ -124,3 +124,139 @@ class ImageEmbedding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageEmbedding: _TypeAlias = ImageEmbedding  # noqa: Y015
+
+@_typing.final
+class FindSimilar(_message.Message):
+    """Finds, for each vector that EmbedImages left in the job (role `embedding`), the images most like
+    it, by the cosine of vectors. Runs on queue `ml`, Celery task `ml.find_similar`.
+
+    Every image is compared with every other one, so the answer is exact, and the step has one task.
+    Each image is an item, also one that nothing is looked for. An image whose array is not what
+    EmbedImages told of fails alone with MODEL_OUTPUT_INVALID. Vectors of different models, versions
+    or manifests fail the step with MODEL_NOT_APPLICABLE, and more than 50,000 vectors or 256 MiB of
+    them with IMAGE_TOO_LARGE. Leaves no artifacts.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEIGHBORS_FIELD_NUMBER: _builtins.int
+    QUERIES_FIELD_NUMBER: _builtins.int
+    neighbors: _builtins.int
+    """How many images to tell of each vector, 100 at most; 0 means 10. Fewer if there are fewer."""
+    @_builtins.property
+    def queries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the images to look for others like them, as in Item.key; empty means all. A key that no
+        image has fails the step with CHOICE_UNAVAILABLE.
+        """
+
+    def __init__(
+        self,
+        *,
+        neighbors: _builtins.int = ...,
+        queries: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["neighbors", b"neighbors", "queries", b"queries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindSimilar: _TypeAlias = FindSimilar  # noqa: Y015
+
+@_typing.final
+class FindSimilarResult(_message.Message):
+    """What FindSimilar found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    images: _builtins.int
+    """How many images were compared."""
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___SimilarImages]:
+        """One entry per frame of each image that was looked for, in input order."""
+
+    def __init__(
+        self,
+        *,
+        found: _abc.Iterable[Global___SimilarImages] | None = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindSimilarResult: _TypeAlias = FindSimilarResult  # noqa: Y015
+
+@_typing.final
+class SimilarImages(_message.Message):
+    """The images most like one frame."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    NEIGHBORS_FIELD_NUMBER: _builtins.int
+    input: _builtins.int
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
+    frame: _builtins.int
+    """Number of the frame, from 1."""
+    @_builtins.property
+    def neighbors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbor]:
+        """Other images, the most similar first; equal ones in input order. No image is its own neighbor."""
+
+    def __init__(
+        self,
+        *,
+        input: _builtins.int = ...,
+        item: _builtins.str = ...,
+        frame: _builtins.int = ...,
+        neighbors: _abc.Iterable[Global___Neighbor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "item", b"item", "neighbors", b"neighbors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarImages: _TypeAlias = SimilarImages  # noqa: Y015
+
+@_typing.final
+class Neighbor(_message.Message):
+    """An image like another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    input: _builtins.int
+    """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
+    item: _builtins.str
+    """Key of the item, as in Item.key."""
+    frame: _builtins.int
+    """Number of its most similar frame, from 1."""
+    similarity: _builtins.float
+    """Cosine of the two vectors, -1 to 1, in steps of a millionth."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.int = ...,
+        item: _builtins.str = ...,
+        frame: _builtins.int = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "item", b"item", "similarity", b"similarity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Neighbor: _TypeAlias = Neighbor  # noqa: Y015
