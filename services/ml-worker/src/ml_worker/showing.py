@@ -1,5 +1,6 @@
 """Shows the frames of an image to a model, as many at a time as memory and manifest allow."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from ml_worker.sessions import Model
     from ml_worker.waiting import Work
 
+CHUNK_VOXELS: Final = 8 * 2**20
+"""Most voxels of a chunk of frames: 32 MiB of float32 for each channel. Every slot holds AHEAD."""
 AHEAD: Final = 2
-"""Batches of an image that are prepared at a time: one that runs, and the one after it."""
+"""Chunks of an image that are prepared at a time: one that runs, and the one after it."""
 
 
 def show(
@@ -26,13 +29,14 @@ def show(
     image: dicom_pb2.RenderedImage,
     context: StepContext,
 ) -> Iterator[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
-    """Batches of frames, and what the model gives for them by the kind of output.
+    """Chunks of frames, and what the model gives for them by the kind of output.
 
-    pixels: (frames, rows, columns), or with samples behind. While a batch runs, the next one is
+    pixels: (frames, rows, columns), or with samples behind. While a chunk runs, the next one is
     prepared. Errors as of `prepare` and `Model.run`; IMAGE_TOO_LARGE if a run may not have the
     memory for one frame.
     """
-    step = model.samples_per_run(size_in_space(pixels.shape[1:3], image, tensor))
+    size = size_in_space(pixels.shape[1:3], image, tensor)
+    step = min(model.samples_per_run(size), max(1, CHUNK_VOXELS // math.prod(size)))
     kinds = {output.name: output.kind for output in model.manifest.outputs}
     ahead: deque[tuple[NDArray[Any], Work]] = deque()
 
