@@ -19,6 +19,7 @@ from fluoro.v1 import (
     job_pb2,
     ml_pb2,
     photograph_pb2,
+    visualize_pb2,
 )
 from google.protobuf.message import Message
 
@@ -198,6 +199,16 @@ OPERATIONS: Final = (
         reads=("embedding",),
         leaves=(),
         fans_out=False,
+    ),
+    Operation(
+        "visualize_images",
+        "ml.visualize",
+        "ml",
+        visualize_pb2.VisualizeImages,
+        visualize_pb2.VisualizeImagesResult,
+        reads=("pixels",),
+        leaves=("heat-map",),
+        resource_class="gpu",
     ),
     Operation(
         "export_report",

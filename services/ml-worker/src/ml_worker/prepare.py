@@ -16,6 +16,9 @@ LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 MAX_VOXELS: Final = 512 * 2**20
 """Most voxels of one tensor, all channels together: 2 GiB of float32."""
 
+Box = tuple[slice, slice]
+"""Rows and columns."""
+
 _FILTERS: Final = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -75,6 +78,28 @@ def size_in_space(
         fixed[0] if isinstance(fixed[0], int) else rows,
         fixed[1] if isinstance(fixed[1], int) else columns,
     )
+
+
+def visible(frame: Sequence[int], image: dicom_pb2.RenderedImage, tensor: Input) -> tuple[Box, Box]:
+    """Which box of the tensor shows which box of a frame of that size (rows, columns).
+
+    Outside of it lie the padding of `fit` in the tensor, and what `cover` cuts off in the frame.
+    """
+    how, fixed = tensor.image, (tensor.axis("H"), tensor.axis("W"))
+    assert how is not None  # the caller looked
+    there = _at_spacing(frame, image, how)
+    whole = slice(0, frame[0]), slice(0, frame[1])
+    rows, columns = fixed
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return (slice(0, there[0]), slice(0, there[1])), whole
+    if how.resize == "stretch":
+        return (slice(0, rows), slice(0, columns)), whole
+    size, ours, theirs = _placed(there, (rows, columns), how)
+    down, across = (
+        slice(one.start * length // scaled, -(-one.stop * length // scaled))
+        for one, length, scaled in zip(theirs, frame, size, strict=True)
+    )
+    return ours, (down, across)
 
 
 def _frame(
@@ -157,17 +182,22 @@ def _to_size(plane: NDArray[np.float32], tensor: Input, how: Prepare) -> NDArray
         return plane
     if how.resize == "stretch":
         return _resized(plane, (rows, columns), how)
-    factors = rows / plane.shape[0], columns / plane.shape[1]
-    factor = min(factors) if how.resize == "fit" else max(factors)
-    size = (_scaled(plane.shape[0], factor), _scaled(plane.shape[1], factor))
+    size, ours, theirs = _placed(plane.shape, (rows, columns), how)
     scaled = _resized(plane, size, how)
     out = np.full((rows, columns), how.pad, np.float32)
-    ours, theirs = zip(
-        *(_centred(length, there) for length, there in zip((rows, columns), size, strict=True)),
-        strict=True,
-    )
     out[ours] = scaled[theirs]
     return out
+
+
+def _placed(
+    there: Sequence[int], fixed: tuple[int, int], how: Prepare
+) -> tuple[tuple[int, int], Box, Box]:
+    """The size that a plane is scaled to, and which box of the tensor shows which box of that."""
+    factors = fixed[0] / there[0], fixed[1] / there[1]
+    factor = min(factors) if how.resize == "fit" else max(factors)
+    size = (_scaled(there[0], factor), _scaled(there[1], factor))
+    rows, columns = (_centred(length, one) for length, one in zip(fixed, size, strict=True))
+    return size, (rows[0], columns[0]), (rows[1], columns[1])
 
 
 def _centred(length: int, there: int) -> tuple[slice, slice]:

@@ -2,8 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fluoro.v1 import dicom_pb2
 from fluoro_jobs.worker.context import StepContext
@@ -15,6 +15,8 @@ from ml_worker.prepare import prepare, size_in_space
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
     from ml_worker.waiting import Work
+
+Told = TypeVar("Told")
 
 CHUNK_VOXELS: Final = 8 * 2**20
 """Most voxels of a chunk of frames: 32 MiB of float32 for each channel. Every slot holds AHEAD."""
@@ -35,23 +37,50 @@ def show(
     prepared. Errors as of `prepare` and `Model.run`; IMAGE_TOO_LARGE if a run may not have the
     memory for one frame.
     """
-    size = size_in_space(pixels.shape[1:3], image, tensor)
-    step = min(model.samples_per_run(size), max(1, CHUNK_VOXELS // math.prod(size)))
-    kinds = {output.name: output.kind for output in model.manifest.outputs}
-    ahead: deque[tuple[NDArray[Any], Work]] = deque()
+    step = samples_at_once(model, tensor, pixels.shape[1:3], image)
 
-    def first() -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-        frames, work = ahead[0]
+    def chunks() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for start in range(0, len(pixels), step):
+            frames = pixels[start : start + step]
+            yield frames, prepare(frames, image, tensor)
+
+    return run_ahead(model, tensor, chunks(), context)
+
+
+def samples_at_once(
+    model: "Model", tensor: Input, frame: Sequence[int], image: dicom_pb2.RenderedImage
+) -> int:
+    """How many samples of a frame of that size (rows, columns) make a chunk.
+
+    Errors as of `show`.
+    """
+    size = size_in_space(frame, image, tensor)
+    return min(model.samples_per_run(size), max(1, CHUNK_VOXELS // math.prod(size)))
+
+
+def run_ahead(
+    model: "Model",
+    tensor: Input,
+    chunks: Iterator[tuple[Told, NDArray[Any]]],
+    context: StepContext,
+) -> Iterator[tuple[Told, dict[str, NDArray[Any]]]]:
+    """What the model gives for each chunk, by the kind of output, while the next one is made.
+
+    chunks: the input's tensor, and what is told of it beside the outputs.
+    """
+    kinds = {output.name: output.kind for output in model.manifest.outputs}
+    ahead: deque[tuple[Told, Work]] = deque()
+
+    def first() -> tuple[Told, dict[str, NDArray[Any]]]:
+        told, work = ahead[0]
         found = model.batcher.result(work)
         ahead.popleft()
-        return frames, {kinds[name]: values for name, values in found.items()}
+        return told, {kinds[name]: values for name, values in found.items()}
 
     try:
-        for start in range(0, len(pixels), step):
+        for told, values in chunks:
             context.check()
-            frames = pixels[start : start + step]
-            shown = {tensor.name: prepare(frames, image, tensor)}
-            ahead.append((frames, model.submit(shown, context)))
+            ahead.append((told, model.submit({tensor.name: values}, context)))
             if len(ahead) == AHEAD:
                 yield first()
         while ahead:
