@@ -16,10 +16,12 @@ Write = Callable[[str], None]
 
 
 def reportlab(folder: Path) -> Write:
-    """With its layout engine, Platypus."""
+    """With its layout engine, Platypus, and the fonts that come with it, embedded as ours are."""
     from reportlab.lib import colors  # noqa: PLC0415 - only one of the two is needed
     from reportlab.lib.pagesizes import A4  # noqa: PLC0415
     from reportlab.lib.styles import getSampleStyleSheet  # noqa: PLC0415
+    from reportlab.pdfbase.pdfmetrics import registerFont  # noqa: PLC0415
+    from reportlab.pdfbase.ttfonts import TTFont  # noqa: PLC0415
     from reportlab.platypus import (  # noqa: PLC0415
         Image,
         Paragraph,
@@ -30,7 +32,12 @@ def reportlab(folder: Path) -> Write:
 
     report = json.loads((folder / "report.json").read_text())
     words, styles = report["words"], getSampleStyleSheet()
+    for name in ("Vera", "VeraBd"):  # the fonts every PDF reader has lack the minus sign
+        registerFont(TTFont(name, f"{name}.ttf"))
+    for style in ("Title", "Heading2"):
+        styles[style].fontName = "VeraBd"
     lines = [
+        ("FONTNAME", (0, 0), (-1, -1), "Vera"),
         ("LINEBELOW", (0, 0), (-1, -1), 0.4, colors.lightgrey),
         ("FONTSIZE", (0, 0), (-1, -1), 8),
     ]
@@ -39,6 +46,7 @@ def reportlab(folder: Path) -> Write:
         return Table([[cell[:60] for cell in row] for row in rows], style=lines, hAlign="LEFT")
 
     def foot(canvas: Any, document: Any) -> None:
+        canvas.setFont("Vera", 8)
         canvas.drawCentredString(A4[0] / 2, 30, words["not_for_diagnosis"])
         canvas.drawRightString(A4[0] - 50, 30, str(document.page))
 

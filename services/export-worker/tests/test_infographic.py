@@ -8,6 +8,7 @@ import pytest
 from export_worker.charts import COLORS
 from export_worker.operations.infographic import export_infographic
 from export_worker.testing import photographs
+from fluoro.v1 import ml_pb2
 from fluoro.v1.export_pb2 import (
     Chart,
     ChartPoint,
@@ -74,12 +75,33 @@ def test_without_charts_it_draws_what_models_found(clinic: Any) -> None:
     assert "soft tissue" in texts[1]
 
 
+def test_of_a_model_with_very_many_classes_the_largest_are_drawn(clinic: Any) -> None:
+    upstream = clinic.analyze()
+    finding = upstream.result.findings[0]
+    finding.measurements.extend(
+        ml_pb2.Measurement(label=label, display_name=f"organ-{label}", voxels=1, fraction=1e-5)
+        for label in range(6, 120)
+    )
+    attempt, _ = draw(clinic, upstream=[upstream], formats=[Format.FORMAT_PDF])
+    text = pypdf.PdfReader(io.BytesIO(attempt.read("chart-01.pdf"))).pages[0].extract_text()
+    assert "soft tissue" in text
+    assert "organ-119" not in text
+
+
 def test_markup_in_labels_is_shown_and_never_run(clinic: Any) -> None:
     hostile = chart(Chart.KIND_RISK, 0.5, title="<script>x</script> $\\frac{1}{2}$ 5 % of $3")
     attempt, _ = draw(clinic, hostile, formats=[Format.FORMAT_SVG, Format.FORMAT_PDF])
     assert b"<script" not in attempt.read("chart-01.svg")
     text = pypdf.PdfReader(io.BytesIO(attempt.read("chart-01.pdf"))).pages[0].extract_text()
-    assert "$\\frac{1}{2}$ 5 % of $3" in text
+    assert "$\\frac{1}{2}$ 5 % of $3" in " ".join(text.split())
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legend(clinic: Any) -> None:
+    hidden = chart(Chart.KIND_BREAKDOWN, 1, 2, label="_part")
+    attempt, _ = draw(clinic, hidden, formats=[Format.FORMAT_PDF])
+    text = pypdf.PdfReader(io.BytesIO(attempt.read("chart-01.pdf"))).pages[0].extract_text()
+    assert "_part0" in text
+    assert "_part1" in text
 
 
 def test_a_script_without_a_font_is_named(clinic: Any) -> None:
@@ -89,15 +111,27 @@ def test_a_script_without_a_font_is_named(clinic: Any) -> None:
     ]
 
 
-def test_labels_of_forty_unbroken_characters_and_many_bars_leave_room_for_the_bars(
-    clinic: Any,
+@pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        (Chart.KIND_BREAKDOWN, 24),
+        (Chart.KIND_COURSE, 200),
+        (Chart.KIND_RISK, 7),
+        (Chart.KIND_COMPARISON, 7),
+    ],
+)
+def test_long_unbroken_names_and_many_figures_leave_room_for_the_chart(
+    clinic: Any, kind: Any, count: int
 ) -> None:
-    many = chart(Chart.KIND_RISK, *[0.5] * 100, label="W" * 40)
+    many = chart(kind, *[0.5] * count, label="W" * 40, title="W" * 120)
+    del many.series[1]
+    many.series.extend(ChartSeries(name="W" * 60, points=many.series[0].points) for _ in range(7))
     attempt, _ = draw(clinic, many, formats=[Format.FORMAT_PNG])
     with Image.open(io.BytesIO(attempt.read("chart-01.png"))) as picture:
         blue = tuple(int(COLORS[0][at : at + 2], 16) for at in (1, 3, 5))
         pixels = {color: count for count, color in picture.convert("RGB").getcolors(2**24)}
-        assert pixels.get(blue, 0) > 10_000
+        assert pixels.get(blue, 0) > (0 if kind == Chart.KIND_COURSE else 2_000)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +142,22 @@ def test_labels_of_forty_unbroken_characters_and_many_bars_leave_room_for_the_ba
         chart(Chart.KIND_RISK, 1.5),
         chart(Chart.KIND_COURSE, 1, low=2, high=1),
         chart(Chart.KIND_COURSE),
+        chart(Chart.KIND_BREAKDOWN, 1e308, 1e308),
+        chart(Chart.KIND_COURSE, 1, low=-1e13, high=2),
+        chart(Chart.KIND_BREAKDOWN, *[1] * 25),
+        chart(Chart.KIND_RISK, *[1] * 31),
     ],
-    ids=["no kind", "negative part", "no probability", "interval upside down", "no points"],
+    ids=[
+        "no kind",
+        "negative part",
+        "no probability",
+        "interval upside down",
+        "no points",
+        "sum overflows",
+        "no room",
+        "too many parts",
+        "too many bars",
+    ],
 )
 def test_figures_that_cannot_be_are_refused(clinic: Any, wrong: Chart) -> None:
     with pytest.raises(FluoroError) as refusal:

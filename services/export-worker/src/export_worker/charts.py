@@ -39,9 +39,15 @@ FAMILIES: Final = ("DejaVu Sans", "Noto Sans", "Noto Sans Arabic", "Noto Sans CJ
 """The first one comes with matplotlib."""
 WIDTH_INCHES: Final = 7.0
 PIXELS_PER_INCH: Final = 200
-MOST_BARS: Final = 40
-"""Bars with room for their labels. Of more, every other label or fewer are written."""
-LABEL_CHARACTERS: Final = 40
+MOST_BARS: Final = 60
+"""In a chart: more are too thin to be told apart."""
+LABEL_CHARACTERS: Final = 28
+TITLE_CHARACTERS: Final = 40
+"""In a line of the title."""
+LEGEND_CHARACTERS: Final = 16
+"""Names up to here stand side by side."""
+MOST_PARTS: Final = 24
+"""Different labels in a breakdown: more have no room in the legend."""
 NOTE_CHARACTERS: Final = 110
 """In a line of a note."""
 
@@ -89,7 +95,8 @@ def draw(chart: Chart, notes: Sequence[str], words: Words, targets: Mapping[Path
         figure = Figure(figsize=(WIDTH_INCHES, _height(chart)), layout="constrained")
         axes = figure.add_subplot()
         KINDS[chart.kind](axes, chart, words)
-        axes.set_title(_short(chart.title, 80), loc="left", fontsize=12, fontweight="bold", pad=12)
+        title = "\n".join(wrap(printable(chart.title, 120), TITLE_CHARACTERS))
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
         _write_notes(figure, notes)
         for path, kind in targets.items():
             _save(figure, path, kind)
@@ -117,20 +124,40 @@ def _covered() -> frozenset[int]:
 
 
 def _height(chart: Chart) -> float:
-    """Inches: as much as the bars need."""
+    """Inches: as much as the bars and the legend need."""
     points = max(len(series.points) for series in chart.series)
+    legend = 0.2 * -(-len(_entries(chart)) // _columns(_entries(chart)))
     if chart.kind == Chart.KIND_COURSE:
-        return 4.2
+        return 4.2 + legend
     bars = {
         Chart.KIND_BREAKDOWN: len(chart.series) * 1.6,
         Chart.KIND_RISK: sum(len(series.points) for series in chart.series),
         Chart.KIND_COMPARISON: points * max(1, 0.6 * len(chart.series)),
     }[chart.kind]
-    return 2.2 + 0.28 * min(bars, MOST_BARS)
+    return 2.4 + 0.28 * bars + legend
+
+
+def _entries(chart: Chart) -> list[str]:
+    """Of the legend."""
+    if chart.kind == Chart.KIND_BREAKDOWN:
+        return labels_of(chart)
+    return [series.name for series in chart.series]
+
+
+def labels_of(chart: Chart) -> list[str]:
+    """Each once, in order."""
+    return list(dict.fromkeys(point.label for series in chart.series for point in series.points))
+
+
+def _columns(entries: Sequence[str]) -> int:
+    """Long names stand below each other."""
+    return 3 if max(map(len, entries)) <= LEGEND_CHARACTERS else 1
 
 
 def _short(text: str, characters: int = LABEL_CHARACTERS) -> str:
-    return printable(text, characters)
+    """Matplotlib keeps a label that begins with an underscore out of legends: a space hides it."""
+    short = printable(text, characters)
+    return f" {short}" if short.startswith("_") else short
 
 
 def _value(value: float, unit: str, words: Words) -> str:
@@ -140,7 +167,7 @@ def _value(value: float, unit: str, words: Words) -> str:
 
 def _breakdown(axes: Any, chart: Chart, words: Words) -> None:
     """A stacked bar per series; the same label has the same colour in all."""
-    labels = list(dict.fromkeys(point.label for series in chart.series for point in series.points))
+    labels = labels_of(chart)
     names = [_short(series.name) or str(n + 1) for n, series in enumerate(chart.series)]
     totals = [sum(max(point.value, 0) for point in series.points) for series in chart.series]
     widest = max(totals) or 1
@@ -168,7 +195,7 @@ def _breakdown(axes: Any, chart: Chart, words: Words) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: words.marked(f"{value:,.6g}"))
     axes.set_yticks(range(len(names)), names if len(names) > 1 or chart.series[0].name else [""])
     axes.invert_yaxis()
-    _legend(axes, len(labels))
+    _legend(axes, labels)
 
 
 def _course(axes: Any, chart: Chart, words: Words) -> None:
@@ -193,7 +220,7 @@ def _course(axes: Any, chart: Chart, words: Words) -> None:
     axes.set_ylabel(_short(chart.unit, 16))
     axes.set_xlabel(_short(chart.axis, 60))
     axes.grid(axis="y", color="#e6ebee")
-    _legend(axes, len(chart.series))
+    _legend(axes, _entries(chart))
     _mark(axes, words)
 
 
@@ -225,7 +252,7 @@ def _risk_label(series: ChartSeries, point: ChartPoint, many: int) -> str:
 
 def _comparison(axes: Any, chart: Chart, words: Words) -> None:
     """Bars with the same label side by side."""
-    labels = list(dict.fromkeys(point.label for series in chart.series for point in series.points))
+    labels = labels_of(chart)
     height = 0.8 / len(chart.series)
     for place, series in enumerate(chart.series):
         values = {point.label: point.value for point in series.points}
@@ -233,20 +260,17 @@ def _comparison(axes: Any, chart: Chart, words: Words) -> None:
         drawn = [values.get(label, 0) for label in labels]
         style = _bar_style(place) | {"height": 0.9 * height}
         bars = axes.barh(rows, drawn, label=_short(series.name) or str(place + 1), **style)
-        if len(labels) * len(chart.series) <= MOST_BARS:
-            texts = [_value(value, _short(chart.unit, 16), words) for value in drawn]
-            axes.bar_label(bars, texts, padding=3, fontsize=8)
+        texts = [_value(value, _short(chart.unit, 16), words) for value in drawn]
+        axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.margins(x=0.12)
     _label_rows(axes, [_short(label) for label in labels])
-    _legend(axes, len(chart.series))
+    _legend(axes, _entries(chart))
     _mark(axes, words)
 
 
 def _label_rows(axes: Any, labels: Sequence[str]) -> None:
-    step = -(-len(labels) // MOST_BARS)
-    rows = range(0, len(labels), step)
-    axes.set_yticks(rows, [labels[row] for row in rows])
+    axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
 
 
@@ -271,12 +295,12 @@ def _boxed(axes: Any, x: float, y: float, text: str) -> None:
     axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
 
 
-def _legend(axes: Any, entries: int) -> None:
-    if entries > 1:
+def _legend(axes: Any, entries: Sequence[str]) -> None:
+    if len(entries) > 1:
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(0, -0.16),
-            ncols=min(entries, 3),
+            ncols=_columns(entries),
             frameon=False,
             fontsize=8,
             borderaxespad=0,

@@ -10,22 +10,26 @@ from fluoro_jobs.worker.context import StepContext
 from export_worker import comparison
 from export_worker.contents import THUMBNAILS, Pictures
 from export_worker.images import PICTURED, Image
-from export_worker.scaling import scale, thumbnail
+from export_worker.scaling import MOST_PIXELS, scale, thumbnail
 
 CLASSIFIED: Final = 60
 """Most images that a skin check shows with their probabilities."""
+
+CLASSIFIED_PIXELS: Final = 640
+"""Of each: 260 dots per inch. Sixty photographs in full would weigh 150 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a template shows. pictured: most images. classified: only those that a model classified.
 
-    thumbnails: whether all inputs are shown in little.
+    thumbnails: whether all inputs are shown in little. pixels: longer side of pictures.
     """
 
     pictured: int = PICTURED
     classified: bool = False
     thumbnails: bool = False
+    pixels: int = MOST_PIXELS
 
     def shown(self, images: Sequence[Image]) -> list[Image]:
         """The images with pictures."""
@@ -41,7 +45,9 @@ class Plan:
 PLANS: Final = {
     "study": Plan(),
     "batch": Plan(pictured=0, thumbnails=True),
-    "skin-check": Plan(pictured=CLASSIFIED, classified=True, thumbnails=True),
+    "skin-check": Plan(
+        pictured=CLASSIFIED, classified=True, thumbnails=True, pixels=CLASSIFIED_PIXELS
+    ),
     "comparison": Plan(pictured=0),
     "deidentification": Plan(pictured=0),
 }
@@ -70,7 +76,7 @@ def gather(
     for blob in full:
         context.progress("collect", len(names), total)
         path = context.fetch(blob)
-        scale(path)
+        scale(path, plan.pixels)
         names[blob] = path.name
     small: dict[str, str] = {}
     for one in little:

@@ -33,17 +33,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def scale(path: Path) -> None:
-    """Scales the picture down in place if it is larger. One picture is in memory at a time.
+def scale(path: Path, most: int = MOST_PIXELS) -> None:
+    """Scales the picture down in place if a side is longer than `most` pixels.
+
+    One picture is in memory at a time.
 
     FluoroError with REPORT_FAILED if it is no PNG, JPEG or WebP, is truncated, or is so large (178
     million pixels) that Pillow takes it for an attack.
     """
     with _opened(path) as picture:
-        if max(picture.size) <= MOST_PIXELS or picture.mode not in SCALABLE:
+        if max(picture.size) <= most or picture.mode not in SCALABLE:
             return
         kind = picture.format
-        picture.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+        picture.thumbnail((most, most), Image.Resampling.LANCZOS)
         picture.save(path, kind)
 
 

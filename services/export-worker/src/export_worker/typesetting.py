@@ -40,7 +40,7 @@ ROUNDS: Final = 4
 def templates_in(folder: Path | None) -> list[str]:
     """Names of all templates: ours, and those in an organization's folder."""
     own = sorted(path.stem for path in folder.glob("*.typ")) if folder else []
-    return [*TEMPLATES, *(name for name in own if name not in (*TEMPLATES, "parts"))]
+    return [*TEMPLATES, *(name for name in own if name not in (*TEMPLATES, "frame", "parts"))]
 
 
 class Typesetter:

@@ -23,6 +23,10 @@ from export_worker.settings import ReportSettings
 from export_worker.style import style_of
 from export_worker.words import Words, words_of
 
+MOST: Final = 1e12
+"""Largest figure, either way: beyond it axes have no room for numbers, and sums overflow."""
+SHOWN_CLASSES: Final = 24
+"""Most classes in a chart of what a model measured: the largest ones."""
 DEFAULT_FORMATS: Final = (ExportInfographic.FORMAT_PNG, ExportInfographic.FORMAT_SVG)
 
 
@@ -55,6 +59,16 @@ def export_infographic(request: ExportInfographic, context: StepContext) -> Expo
     for number, chart in enumerate(drawn, 1):
         context.progress("draw", number - 1, len(drawn))
         _refuse_impossible(chart)
+        bars = sum(len(series.points) for series in chart.series)
+        if chart.kind in {Chart.KIND_RISK, Chart.KIND_COMPARISON} and bars > charts.MOST_BARS:
+            raise FluoroError(
+                Reason.INVALID_ARGUMENT, f"A chart has at most {charts.MOST_BARS} bars: split it."
+            )
+        if chart.kind == Chart.KIND_BREAKDOWN and len(charts.labels_of(chart)) > charts.MOST_PARTS:
+            raise FluoroError(
+                Reason.INVALID_ARGUMENT,
+                f"A breakdown has more than {charts.MOST_PARTS} different labels: join some.",
+            )
         missing = charts.missing_in_fonts([*_texts(chart), style.organization])
         scripts |= {script_of(character) for character in missing}
         shown = _renamed(chart, missing)
@@ -79,6 +93,14 @@ def _refuse_impossible(chart: Chart) -> None:
     points = [point for series in chart.series for point in series.points]
     if chart.kind not in {*Chart.Kind.values()} - {0} or not points:
         raise FluoroError(Reason.INVALID_ARGUMENT, "A chart has no known kind, or no points.")
+    if any(
+        abs(figure) > MOST
+        for point in points
+        for figure in (point.value, point.position, point.low, point.high)
+    ):
+        raise FluoroError(
+            Reason.INVALID_ARGUMENT, "A figure is over 10^12. Choose a larger unit for the chart."
+        )
     if chart.kind == Chart.KIND_BREAKDOWN and any(point.value < 0 for point in points):
         raise FluoroError(Reason.INVALID_ARGUMENT, "A part of a breakdown is negative.")
     if chart.kind == Chart.KIND_RISK and any(not 0 <= point.value <= 1 for point in points):
@@ -117,15 +139,19 @@ def _of_finding(finding: Finding, key: str, words: Words) -> Chart | None:
         ]
         kind, title, unit = Chart.KIND_RISK, words("chart_probabilities", key=key), ""
     elif finding.measurements:
+        there = [entry for entry in finding.measurements if entry.voxels > 0]
+        largest = sorted(there, key=lambda entry: -entry.voxels)[:SHOWN_CLASSES]
         points = [
             ChartPoint(
                 label=wording.printable(entry.display_name, 60) or str(entry.label),
                 value=100 * wording.share(entry.fraction),
             )
-            for entry in finding.measurements
+            for entry in largest
         ]
         kind, title, unit = Chart.KIND_BREAKDOWN, words("chart_composition", key=key), "%"
     else:
+        return None
+    if not points:
         return None
     series = [ChartSeries(name="", points=points)]
     return Chart(title=title, kind=kind, unit=unit, series=series, source=source)
