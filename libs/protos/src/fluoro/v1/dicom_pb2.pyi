@@ -203,8 +203,8 @@ class RenderDicom(_message.Message):
     It follows PS3.3 C.7.6.3, C.11.1 and C.11.2: stored values, Modality LUT or rescale, VOI LUT or
     window, and the inversion of MONOCHROME1 last. Leaves for each good item an artifact of
     role `preview` (the first frame asked for) and one of role `pixels` (application/x-npy, all
-    frames, values after the Modality LUT, or RGB at the depth of the file), which AnalyzeImages
-    takes; on demand also pictures of role `thumbnail`, role `animation` and role `frame`, and one of
+    frames, values after the Modality LUT, or RGB at the depth of the file), for models;
+    on demand also pictures of role `thumbnail`, role `animation` and role `frame`, and one of
     role `contact-sheet` for each series. Reads what InspectDicom reads.
 
     A file that does not have what the request chooses (a frame, a window of its own, what SUV is

@@ -34,7 +34,7 @@ class ImportImages(_message.Message):
     beside its pictures go.
 
     Leaves for each good item an artifact of role `preview` (image/png, the first picture, whole) and
-    one of role `pixels` (application/x-npy, all pictures, certified), which AnalyzeImages takes.
+    one of role `pixels` (application/x-npy, all pictures, certified), which is for models.
 
     It does not de-identify: whoever is in a picture can still be known, by a face that was not found
     or by much else.
