@@ -118,3 +118,27 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path, what: st
     assert tracemalloc.get_traced_memory()[1] < 2 * sources.HEADER_LIMIT_BYTES
     tracemalloc.stop()
     assert refused.value.reason == "IMAGE_TOO_LARGE"
+
+
+def test_shares_that_ran_different_versions_make_no_object_together(tmp_path: Path) -> None:
+    study = Study.of_slices(tmp_path, ct_slices(4))
+    analyzed = study.analyze()
+    for finding in analyzed.result.findings:
+        finding.model.CopyFrom(study.model)
+        finding.model.version = "2.0.0" if finding.input > 1 else "1.0.0"
+    attempt = study.attempt(study.render(), analyzed)
+    result = export_dicom(ExportDicom(kinds=EVERY_KIND), attempt.context)
+    objects = [one for one in result.objects if one.kind != ExportDicom.KIND_PICTURES]
+    versions: dict[Any, set[str]] = {}
+    for one in objects:
+        data = opened(attempt, one.artifact)
+        [model] = (
+            device.SoftwareVersions
+            for device in data.ContributingEquipmentSequence
+            if device.get("ManufacturerModelName") == "ct-tissue"
+        )
+        versions.setdefault(one.kind, set()).add(str(model))
+        if one.kind == ExportDicom.KIND_SEGMENTATION:
+            assert one.sources == 2
+    assert set(map(frozenset, versions.values())) == {frozenset({"1.0.0", "2.0.0"})}
+    assert len({one.sop_instance_uid for one in objects}) == len(objects)

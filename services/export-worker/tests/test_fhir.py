@@ -59,6 +59,20 @@ def test_every_resource_of_a_demonstration_model_says_so(tmp_path: Path) -> None
     assert told in found["DiagnosticReport"][0]["conclusion"]
 
 
+def test_each_finding_names_the_version_that_found_it(tmp_path: Path) -> None:
+    study = Study.of_slices(tmp_path, ct_slices(2))
+    analyzed = study.analyze()
+    for finding in analyzed.result.findings:
+        finding.model.CopyFrom(study.model)
+        finding.model.version = f"{finding.input + 1}.0.0"
+    found = resources(exported(tmp_path, analyzed))
+    devices = {f"urn:uuid:{one['id']}": one["version"][0]["value"] for one in found["Device"]}
+    assert sorted(devices.values()) == ["1.0.0", "2.0.0"]
+    half = len(found["Observation"]) // 2
+    told = [devices[one["device"]["reference"]] for one in found["Observation"]]
+    assert told == ["1.0.0"] * half + ["2.0.0"] * half
+
+
 def test_classes_of_frames_are_observations_with_probabilities(tmp_path: Path) -> None:
     analyze = Study.of_slices(tmp_path, ct_slices(1)).analyze()
     assert isinstance(analyze.result, ml_pb2.AnalyzeImagesResult)

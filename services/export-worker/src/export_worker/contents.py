@@ -12,7 +12,16 @@ from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
 from export_worker import comparison, wording
 from export_worker.deidentification import deidentification
-from export_worker.images import Image, images_of, in_order, key_of, key_of_item, pictured, results
+from export_worker.images import (
+    Image,
+    images_of,
+    in_order,
+    key_of,
+    key_of_item,
+    models_of,
+    pictured,
+    results,
+)
 from export_worker.model import (
     Counts,
     Look,
@@ -134,7 +143,8 @@ def uses(upstream: Sequence[Upstream], words: Words) -> tuple[str, list[str]]:
     """The key of the words for every page, and sentences for the first one."""
     models: dict[int, dict[str, None]] = {}
     for result in results(upstream, ml_pb2.AnalyzeImagesResult):
-        models.setdefault(use_of(result.model), {})[model_name(result.model)] = None
+        for model in models_of(result):
+            models.setdefault(use_of(model), {})[model_name(model)] = None
     keys = {
         Model.INTENDED_USE_DEMONSTRATION: "demonstration",
         Model.INTENDED_USE_RESEARCH: "research",
@@ -318,20 +328,18 @@ def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]
     """Per model, once: names and values of what one needs to run it again."""
     models: list[list[list[str]]] = []
     for result in results(upstream, ml_pb2.AnalyzeImagesResult):
-        model = [
-            [words("model"), model_name(result.model)],
-            [words("intended_use"), words(f"use_{min(result.model.intended_use, 3)}")],
-            [words("model_sha"), result.model.sha256.hex()],
-            [words("manifest_sha"), result.model.manifest_sha256.hex()],
-            [
-                words("runtime"),
-                f"ONNX Runtime {wording.printable(result.model.runtime_version, 64)}",
-            ],
-            [words("provider"), wording.printable(result.model.execution_provider, 64)],
-        ]
-        model = [row for row in model if row[1]]
-        if model not in models:
-            models.append(model)
+        for model in models_of(result):
+            rows = [
+                [words("model"), model_name(model)],
+                [words("intended_use"), words(f"use_{min(model.intended_use, 3)}")],
+                [words("model_sha"), model.sha256.hex()],
+                [words("manifest_sha"), model.manifest_sha256.hex()],
+                [words("runtime"), f"ONNX Runtime {wording.printable(model.runtime_version, 64)}"],
+                [words("provider"), wording.printable(model.execution_provider, 64)],
+            ]
+            rows = [row for row in rows if row[1]]
+            if rows not in models:
+                models.append(rows)
     return models
 
 

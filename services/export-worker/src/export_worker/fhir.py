@@ -13,7 +13,7 @@ from fluoro_jobs.worker.context import Upstream
 
 from export_worker.dicom.codes import SCHEME, coded
 from export_worker.dicom.origin import algorithm_name, statement
-from export_worker.images import key_of, results
+from export_worker.images import key_of, model_of, models_of, results
 from export_worker.wording import job_time
 
 Resource = dict[str, Any]
@@ -105,9 +105,14 @@ def resources(
     for step in upstream:
         if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
             continue
-        device = device_of(job, step.step, step.result.model)
-        yield device
+        devices: dict[bytes, Resource] = {}
+        for number, model in enumerate(models_of(step.result)):
+            device = device_of(job, step.step, number, model)
+            devices[model.SerializeToString(deterministic=True)] = device
+            yield device
         for finding in step.result.findings:
+            model = model_of(step.result, finding)
+            device = devices[model.SerializeToString(deterministic=True)]
             study = study_of.get(key_of(finding))
             common = {
                 "status": "preliminary",
@@ -115,7 +120,7 @@ def resources(
                 "issued": job_time(job).isoformat(timespec="seconds"),
                 "device": reference(device),
                 **({"derivedFrom": [{"reference": f"urn:uuid:{study}"}]} if study else {}),
-                **noted(step.result.model),
+                **noted(model),
             }
             yield from observations(job, step.step, finding, common)
 
@@ -173,11 +178,11 @@ def series_of(uid: str, instances: Mapping[str, dicom_pb2.DicomInstance]) -> Res
     }
 
 
-def device_of(job: str, step: str, model: ml_pb2.ModelReference) -> Resource:
-    """The model that ran."""
+def device_of(job: str, step: str, number: int, model: ml_pb2.ModelReference) -> Resource:
+    """A model that ran. number: among those of the step."""
     return {
         "resourceType": "Device",
-        "id": id_of(job, "device", step),
+        "id": id_of(job, "device", step, *([number] if number else [])),
         "deviceName": [{"name": algorithm_name(model), "type": "model-name"}],
         "version": [{"value": model.version}],
         "property": [{"type": {"text": "SHA-256"}, "valueCode": [{"text": model.sha256.hex()}]}],
@@ -257,7 +262,8 @@ def report_of(
     told = dict.fromkeys(
         line
         for result in results(upstream, ml_pb2.AnalyzeImagesResult)
-        if (line := statement(result.model))
+        for model in models_of(result)
+        if (line := statement(model))
     )
     return {
         "resourceType": "DiagnosticReport",

@@ -64,6 +64,19 @@ def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result
     return (step.result for step in upstream if isinstance(step.result, kind))
 
 
+def model_of(
+    result: ml_pb2.AnalyzeImagesResult, finding: ml_pb2.ImageFinding
+) -> ml_pb2.ModelReference:
+    """What found it. Workers of the first release told of one model for all."""
+    return finding.model if finding.HasField("model") else result.model
+
+
+def models_of(result: ml_pb2.AnalyzeImagesResult) -> list[ml_pb2.ModelReference]:
+    """Each model that ran, once: shares of a step may have met different versions."""
+    ran = [model_of(result, finding) for finding in result.findings] or [result.model]
+    return list({model.SerializeToString(deterministic=True): model for model in ran}.values())
+
+
 def key_of(entry: Entry) -> str:
     """Which item it is about.
 
@@ -105,7 +118,7 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
             for found in step.result.findings:
                 finding = Finding(
                     step.step,
-                    step.result.model,
+                    model_of(step.result, found),
                     found.measurements,
                     found.classes,
                     _artifact(step, found.overlay),

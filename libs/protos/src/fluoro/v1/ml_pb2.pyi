@@ -63,7 +63,9 @@ class AnalyzeImagesResult(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___ModelReference:
-        """The model that ran."""
+        """The model that ran. Tasks of a step without a version may find another newest one each: each
+        finding tells which it was, and this is the last of them.
+        """
 
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageFinding]:
@@ -141,6 +143,7 @@ class ImageFinding(_message.Message):
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     label_map: _builtins.str
@@ -157,6 +160,10 @@ class ImageFinding(_message.Message):
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassScore]:
         """Of a model that classifies: by frame, its 20 most probable classes at most, the first ones first."""
 
+    @_builtins.property
+    def model(self) -> Global___ModelReference:
+        """The model that found it. Absent in results of the first release: AnalyzeImagesResult.model then."""
+
     def __init__(
         self,
         *,
@@ -166,10 +173,11 @@ class ImageFinding(_message.Message):
         measurements: _abc.Iterable[Global___Measurement] | None = ...,
         item: _builtins.str = ...,
         classes: _abc.Iterable[Global___ClassScore] | None = ...,
+        model: Global___ModelReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "input", b"input", "item", b"item", "label_map", b"label_map", "measurements", b"measurements", "overlay", b"overlay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "input", b"input", "item", b"item", "label_map", b"label_map", "measurements", b"measurements", "model", b"model", "overlay", b"overlay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,10 +18,11 @@ from export_worker.dicom.capture import capture
 from export_worker.dicom.document import encapsulated, least_cleared
 from export_worker.dicom.images import Image, Stack, findings_of, stacks_of, take_maps, units_of
 from export_worker.dicom.measurements import measurement_report
-from export_worker.dicom.origin import Origin, use_of
+from export_worker.dicom.origin import Origin, identity, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
 from export_worker.dicom.sources import read_source
+from export_worker.images import models_of
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
 PICTURES: Final = ("preview", "overlay")
@@ -49,11 +50,12 @@ class Export:
         self._context = context
         self._origin = Origin(context.job, context.step)
         self._findings = findings_of(context)
-        self._models = {
-            step: result.model
-            for step, result in context.results.items()
+        self._models = [
+            model
+            for result in context.results.values()
             if isinstance(result, ml_pb2.AnalyzeImagesResult)
-        }
+            for model in models_of(result)
+        ]
         self._units = units_of(context)
         self._result = ExportDicomResult()
         self._numbers: Counter[int] = Counter()
@@ -124,7 +126,7 @@ class Export:
         pictures = [part for part in item.parts if part.role in PICTURES]
         for n, part in enumerate(pictures):
             self._context.check()
-            model = self._models.get(part.step)
+            model, _ = self._findings.get((part.step, part.name), (None, None))
             with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = capture(
                     item.fetch(part),
@@ -163,10 +165,11 @@ class Export:
                 self._put(kind, written, len(stack.images), stack.step, stack.model)
 
     def _write_key_images(self, images: Sequence[Image]) -> None:
-        together: dict[tuple[str, ...], list[Image]] = {}
+        together: dict[tuple[str, bytes, *tuple[str, ...]], list[Image]] = {}
         for image in images:
             for step in image.found:
-                together.setdefault((step, *image.source.subject), []).append(image)
+                made = identity(image.found[step].model)
+                together.setdefault((step, made, *image.source.subject), []).append(image)
         for (step, *_), ones in together.items():
             if chosen := key_images(ones, step):
                 model = ones[0].found[step].model
@@ -177,7 +180,6 @@ class Export:
 
     def _write_documents(self, images: Sequence[Image]) -> None:
         sources = [image.source for image in images]
-        models = list(self._models.values())
         reports = [
             (step.step, artifact)
             for step in self._context.upstream
@@ -187,9 +189,9 @@ class Export:
         for number, (step, artifact) in enumerate(reports, 1):
             with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = encapsulated(
-                    self._context.fetch(artifact.blob), number, sources, models, self._origin
+                    self._context.fetch(artifact.blob), number, sources, self._models, self._origin
                 )
-            told = least_cleared(models)
+            told = least_cleared(self._models)
             self._put(ExportDicom.KIND_DOCUMENT, written, len(sources), step, told)
 
     def _put(

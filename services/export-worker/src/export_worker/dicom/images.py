@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from export_worker.dicom.origin import identity
 from export_worker.dicom.sources import Source
+from export_worker.images import model_of
 
 EVEN: Final = 0.01
 """How much gaps between slices may differ, relative to the largest."""
@@ -64,7 +65,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Images of one series in one grid, in order of their places, that one step has labelled."""
+    """Images of one series in one grid, in order of their places.
+
+    One step has labelled them, with one model.
+    """
 
     step: str
     images: Sequence[Image]
@@ -130,12 +134,13 @@ class Stack:
 
 
 def findings_of(context: StepContext) -> Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]]:
-    """Model and finding by step and name of the label map."""
+    """Model and finding by step and name of the label map, or of the overlay."""
     return {
-        (step, finding.label_map): (result.model, finding)
+        (step, name): (model_of(result, finding), finding)
         for step, result in context.results.items()
         if isinstance(result, ml_pb2.AnalyzeImagesResult)
         for finding in result.findings
+        for name in (finding.label_map, finding.overlay)
     }
 
 
@@ -206,7 +211,8 @@ def stacks_of(images: Sequence[Image]) -> Iterator[Stack]:
     together: dict[tuple[object, ...], list[Image]] = {}
     for image in images:
         for step in image.found:
-            together.setdefault((step, *image.source.grid), []).append(image)
+            model = identity(image.found[step].model)
+            together.setdefault((step, model, *image.source.grid), []).append(image)
     for (name, *_), ones in together.items():
         yield Stack(str(name), sorted(ones, key=in_space))
 

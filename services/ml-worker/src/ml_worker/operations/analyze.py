@@ -79,7 +79,7 @@ def find_in_image(
     NotForThisImageError if it is not made for it; FluoroError if it cannot see the pixels.
     """
     manifest = model.manifest
-    finding = ml_pb2.ImageFinding(input=item.input, item=item.key)
+    finding = ml_pb2.ImageFinding(input=item.input, item=item.key, model=model.reference)
     if "label_map" not in manifest.kinds or tensor.changes_size:
         finding.classes.extend(classify(model, tensor, pixels, image, context))
         return finding
