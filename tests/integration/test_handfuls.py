@@ -6,12 +6,15 @@ from pathlib import Path
 from uuid import UUID
 
 from fluoro.v1 import job_pb2, job_service_pb2
+from fluoro_jobs.celery.tasks import OperationTask
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, attempts, control
 from fluoro_jobs.ledger.attempts import Claim, Following, Worker
 from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.records import ItemResult, TaskResult
 from fluoro_jobs.testing.rig import OWNER, Rig, queue_tasks, until
+from fluoro_jobs.worker.execute import Figures
+from fluoro_jobs.worker.keeper import MAX_HANDFUL
 
 SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
 RESULT = TaskResult(b"", [ItemResult(0, "0", 0, job_pb2.Item.STATE_SUCCEEDED)], ())
@@ -60,6 +63,19 @@ def test_tasks_of_a_handful_are_claimed_with_the_end_of_the_one_before_and_end_o
     ends = [rig.finished(job_id) for job_id in jobs]
     assert [job.state == SUCCEEDED for job in ends] == [i % 5 != 4 for i in range(30)]
     assert {len(outcomes(rig, job_id)) for job_id in jobs} == {1}, "none was begun twice"
+
+
+def test_a_slot_with_the_largest_handfuls_goes_on(rig: Rig) -> None:
+    warmed(rig, slots=1)
+    for _ in range(3):
+        for job_id in submit_together(rig, [rig.job_of() for _ in range(8 * MAX_HANDFUL)]):
+            assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
+
+
+def test_all_that_a_handful_tells_fits_into_a_result() -> None:
+    """Celery cuts results that are too long; the main process cannot read them then."""
+    words = Figures("photograph.import", "succeeded", 1e-17 / 3, 1e-17 / 3, "cancelled", "x" * 255)
+    assert (len(words.line()) + 1) * MAX_HANDFUL < OperationTask.resultrepr_maxsize
 
 
 def test_behind_a_task_that_takes_long_others_of_its_handful_go_to_the_next_free_slot(

@@ -25,6 +25,8 @@ UNREPORTED: Final = "unreported"
 """What it tells if the ledger did not hear of the attempt, or of its end."""
 LEFT: Final = "left"
 """What it tells of an attempt that it did not begin."""
+LONGEST_RESULT: Final = 65_536
+"""Characters of a result that cross from a pool child: several times the lines of a handful."""
 OVERDUE_SECONDS: Final = 0.4
 """After which a task that is not over has others of its handful dispatched anew."""
 _SEPARATOR: Final = "|"
@@ -183,10 +185,12 @@ class LedgerRequest(Request):
             failed, returned, _ = failed__retval__runtime
             # A result crosses from the child as its repr().
             lines = [] if failed else returned.strip("'").split(_SEPARATOR)
-            for line in lines:
-                if line not in {STALE, UNREPORTED, LEFT}:
-                    self._app.listener.returned(line)
-            answer = inner(self, failed__retval__runtime, **options)
+            try:
+                for line in lines:
+                    if line not in {STALE, UNREPORTED, LEFT}:
+                        self._app.listener.returned(line)
+            finally:  # Whatever is wrong with a line, it costs no slot.
+                answer = inner(self, failed__retval__runtime, **options)
             # Only now: the listener spares attempts whose request Celery still holds.
             for attempt, line in zip(self.attempts, lines, strict=False):
                 if line == UNREPORTED:
@@ -215,9 +219,11 @@ class LedgerRequest(Request):
         """A pool child that died gives its lease back at once."""
         self._end()
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exception, (WorkerLostError, SystemExit)):
-            self._app.listener.lost(self.attempts, killed=self._killed)
-        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        try:
+            if isinstance(exception, (WorkerLostError, SystemExit)):
+                self._app.listener.lost(self.attempts, killed=self._killed)
+        finally:
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
 
 class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -226,6 +232,8 @@ class OperationTask(Task):  # type: ignore[type-arg]  # generic in the stubs alo
     Request = LedgerRequest  # type: ignore[assignment]  # a class will do
     app: WorkerApp
     ignore_result = True
+    # Celery's own limit, 1,024, cuts the lines of a handful short.
+    resultrepr_maxsize = LONGEST_RESULT
 
     def run(self, task_id: str) -> str:
         """Runs the body in this pool child or thread; the lines it returned."""
