@@ -195,6 +195,27 @@ def test_an_image_that_a_model_cannot_work_on_fails_alone(
     assert [answer(one) for one in answers] == [[[0, 10]], reason, [[0, 10]], [[0, 10]]]
 
 
+def test_an_image_for_which_a_model_gives_nothing_fails_alone(tmp_path: Path) -> None:
+    node = helper.make_node
+    # Gives no row for poison, so the others' rows are not where they should be.
+    nodes = [
+        node("Gather", ["x", "zero"], ["kind"], axis=1),
+        node("Less", ["kind", "poison"], ["is_kept"]),
+        node("Add", ["x", "x"], ["twice"]),
+        node("Compress", ["twice", "is_kept"], ["y"], axis=0),
+    ]
+    constants = {"zero": np.array(0), "poison": np.array(POISON, np.float32)}
+    graph = model_of(nodes, constants).SerializeToString()
+    x: NDArray[Any] = np.array([[GOOD, 5]], np.float32)
+    place = write_model(
+        tmp_path, MANIFEST.format(name="drops", batch=WAITS), graph, {"x": x, "y": 2 * x}
+    )
+    callers = Callers(open_model(read_model(place), ModelSettings()))
+    answers = [callers.show(one, 5) for one in (GOOD, POISON, GOOD, GOOD)]
+    good, invalid = [[0, 10]], Reason.MODEL_OUTPUT_INVALID
+    assert [answer(one) for one in answers] == [good, invalid, good, good]
+
+
 def test_who_is_cancelled_while_waiting_does_not_run(awkward: Open) -> None:
     callers, gone = Callers(awkward(WAITS, "left")), Alone()
     answers = [callers.show(GOOD), callers.show(GOOD), callers.show(ENDLESS, caller=gone)]

@@ -216,7 +216,7 @@ MODEL_RUN_SECONDS: Final = _histogram(
 )
 MODEL_RUNS_FAILED: Final = _counter(
     "fluoro_model_runs_failed_total",
-    "Runs that did not go well: failed, out_of_memory, timeout, or left by all callers.",
+    "Runs that did not go well: failed, invalid, out_of_memory, timeout, or left by all callers.",
     "model",
     "cause",
 )

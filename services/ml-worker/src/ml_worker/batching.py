@@ -32,6 +32,7 @@ LEFT: Final = "left"
 TIMEOUT: Final = "timeout"
 OUT_OF_MEMORY: Final = "out_of_memory"
 FAILED: Final = "failed"
+INVALID: Final = "invalid"
 BLAME: Final = {
     TIMEOUT: (Reason.MODEL_RUN_TIMEOUT, "took longer over this image than a run may."),
     OUT_OF_MEMORY: (
@@ -89,9 +90,10 @@ class Batcher:
     ) -> None:
         """name: of the model, for metrics; title: with its version, for messages.
 
-        run: gives the outputs of these samples, filled up to so many. check: raises FluoroError if
-        a caller must not get these outputs. still_works: whether the model runs what it has run
-        before, so that a failed run is the fault of its samples.
+        run: gives the outputs of these samples, filled up to so many; FluoroError if they cannot
+        be told apart. check: raises FluoroError if a caller must not get these outputs.
+        still_works: whether the model runs what it has run before, so that a failed run is the
+        fault of its samples.
         """
         self._name, self._title, self._rules = name, title, rules
         self._run_samples, self._check, self._still_works = run, check, still_works
@@ -225,9 +227,8 @@ class Batcher:
                 run.options.terminate = True
         try:
             found = self._run_samples(_inputs(slices), rung, run.options)
-        except FluoroError as error:
-            self._fail(slices, error)
-            return None
+        except FluoroError as error:  # one sample may be why all outputs have the wrong shape
+            return _Failure(INVALID, rung, error)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime has no closed list of them
             return _Failure(self._cause(run, error), rung, error)
         finally:
@@ -291,6 +292,8 @@ class Batcher:
                 one.work.fail(error)
 
     def _blamed(self, failure: "_Failure") -> FluoroError:
+        if isinstance(failure.error, FluoroError):
+            return failure.error
         reason, what = BLAME[failure.cause]
         error = FluoroError(reason, f"{self._title} {what}")
         error.__cause__ = failure.error
