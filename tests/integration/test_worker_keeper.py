@@ -93,3 +93,11 @@ def test_attempts_that_take_too_long_are_ended_and_their_slots_are_free(
     assert [job.steps[0].tasks[0].attempts[-1].reason for job in ends] == ["ATTEMPT_TIMEOUT"] * 2
     for job_id in [rig.submit(rig.job_of()) for _ in range(2)]:
         assert rig.finished(job_id, 30).state == SUCCEEDED, rig.logs()
+
+
+def test_a_panic_in_a_thread_costs_one_attempt_and_no_slot(rig: Rig, tmp_path: Path) -> None:
+    """A library in Rust raises what is no Exception."""
+    rig.worker(pool="threads", slots=1)
+    panics = rig.submit(rig.job_of({"do": "panic_once", "path": str(tmp_path / "panicked")}))
+    assert rig.finished(panics, seconds=30).state == SUCCEEDED, rig.logs()
+    assert outcomes(rig, panics) == ["LOST", "SUCCEEDED"]

@@ -14,7 +14,10 @@ from fluoro_jobs.celery.fetching import fetch_only_if, wake
 from fluoro_jobs.celery.handful import Hand
 from fluoro_jobs.celery.tasks import Body, LedgerRequest, Listener, Options, make_worker_app
 
-POOLS: Final = {"prefork": "fluoro_jobs.celery.pool:PreforkPool", "threads": "threads"}
+POOLS: Final = {
+    "prefork": "fluoro_jobs.celery.pool:PreforkPool",
+    "threads": "fluoro_jobs.celery.pool:ThreadsPool",
+}
 """Celery's implementations of the pools a worker may have."""
 
 

@@ -1,11 +1,19 @@
-"""Celery's prefork pool, which hears at once that a child has died."""
+"""Celery's pools: one hears at once that a child has died, the other of all that ends a thread."""
 
 import contextlib
 import os
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
+import structlog
+from celery.app.trace import ExceptionInfo  # type: ignore[attr-defined]  # stubs left it out
+from celery.concurrency import prefork, thread
 from celery.concurrency.asynpool import AsynPool
-from celery.concurrency.prefork import TaskPool
+from celery.exceptions import WorkerLostError
+
+log = structlog.get_logger(__name__)
 
 
 class PromptAsynPool(AsynPool):
@@ -25,7 +33,36 @@ class PromptAsynPool(AsynPool):
         super()._track_child_process(proc, hub)  # type: ignore[misc]  # the stubs left it out
 
 
-class PreforkPool(TaskPool):
+class PreforkPool(prefork.TaskPool):
     """A worker's pool of processes."""
 
     Pool = PromptAsynPool
+
+
+class ThreadsPool(thread.TaskPool):
+    """A worker's pool of threads.
+
+    Celery forgets a task that ended in anything but an `Exception` of its body, and its slot is
+    taken for ever. A panic of a library in Rust is no `Exception`.
+    """
+
+    def on_apply(  # type: ignore[override]  # Celery always gives one
+        self, *arguments: Any, error_callback: Callable[[ExceptionInfo], object], **options: Any
+    ) -> Any:
+        """Runs a task. error_callback: told of whatever else comes, as WorkerLostError."""
+        result: Any = super().on_apply(*arguments, **options)
+
+        def ended(future: "Future[None]") -> None:
+            if future.cancelled() or (error := future.exception()) is None:
+                return
+            while error.__context__ is not None:
+                error = error.__context__
+            # Not what it says: that may quote the file.
+            what = type(error).__qualname__
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("task_thread_lost", exception=what, where=where)
+            lost = WorkerLostError, WorkerLostError(what), error.__traceback__
+            error_callback(ExceptionInfo(lost))
+
+        result.f.add_done_callback(ended)
+        return result

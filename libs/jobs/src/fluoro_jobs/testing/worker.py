@@ -10,6 +10,7 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "touch", "path": P}     makes file P
     {"do": "die"}                  this process kills itself, every time
     {"do": "die_once", "path": P}  the same, unless file P exists; makes it first
+    {"do": "panic_once", "path": P}  raises what is no Exception, unless file P exists; makes it
     {"do": "spin"}                 computes for ever without looking at anything
     {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
@@ -79,6 +80,13 @@ def _die_once(command: dict[str, Any], context: StepContext) -> None:
         _die(command, context)
 
 
+def _panic_once(command: dict[str, Any], _context: StepContext) -> None:
+    """As a library in Rust does."""
+    if not Path(command["path"]).exists():
+        Path(command["path"]).touch()
+        raise BaseException("panic")  # noqa: TRY002 - that is the point
+
+
 def _spin(_command: dict[str, Any], _context: StepContext) -> None:
     while True:
         pow(3, 100_000)
@@ -107,6 +115,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "touch": lambda command, _: Path(command["path"]).touch(),
     "die": _die,
     "die_once": _die_once,
+    "panic_once": _panic_once,
     "spin": _spin,
     "deafen": _deafen,
     "fail": _fail,
