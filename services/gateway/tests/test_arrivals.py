@@ -115,6 +115,20 @@ def test_there_is_an_end_to_what_is_held_back_and_what_is_more_is_let_go_of() ->
     assert sum(ref() is not None for ref in kept) == MOST_HELD
 
 
+def test_who_floods_keeps_no_other_connection_of_its_address_out() -> None:
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(10, Refusals(), loop.call_soon)
+    for _ in range(50):
+        arrivals.takes("10.0.0.1", seen.call("flood"), "10.0.0.1:1")
+    for number in range(20):
+        arrivals.takes("10.0.0.1", seen.call(f"new {number}"), f"10.0.0.1:2{number}")
+    assert seen.refused[39:] == ["flood"] * 9 + [f"new {number}" for number in range(9, 20)]
+    assert arrivals.takes("ada", seen.call("ada"))
+    for _ in range(4):
+        loop.turn()
+    assert seen.begun == ["flood", "flood", "ada", "new 0", "new 1"]
+
+
 def test_a_caller_is_known_again_by_its_proof_and_a_stranger_by_its_address() -> None:
     sight = FirstSight()
 
@@ -125,13 +139,13 @@ def test_a_caller_is_known_again_by_its_proof_and_a_stranger_by_its_address() ->
         return "ipv4:10.0.0.1:4712"
 
     token = (("authorization", "Bearer abc"),)
-    assert sight.owner(token, here) == "ipv4:10.0.0.1"
+    assert sight.owner(token, here) == ("ipv4:10.0.0.1", here())
     sight.learn(token, here, "ada")
-    assert sight.owner(token, there) == "ada"
-    assert sight.owner((("authorization", "Bearer forged"),), here) == "ipv4:10.0.0.1"
+    assert sight.owner(token, there) == ("ada", "")
+    assert sight.owner((("authorization", "Bearer forged"),), here) == ("ipv4:10.0.0.1", here())
     sight.learn((), here, "by-certificate")
-    assert sight.owner((), here) == "by-certificate"
-    assert sight.owner((), there) == "ipv4:10.0.0.1"
+    assert sight.owner((), here) == ("by-certificate", "")
+    assert sight.owner((), there) == ("ipv4:10.0.0.1", there())
     for number in range(MAX_KNOWN):
         sight.learn((("fluoro-owner", f"o{number}"),), here, f"o{number}")
-    assert sight.owner(token, here) == "ipv4:10.0.0.1", "forgotten"
+    assert sight.owner(token, here) == ("ipv4:10.0.0.1", here()), "forgotten"

@@ -68,8 +68,8 @@ Method = bytes | None
 """Path of a method that core knows; None stands for all other paths."""
 
 
-OwnerOf = Callable[[Metadata, Callable[[], str]], str]
-"""The owner of a call at first sight, by its metadata and its peer."""
+OwnerOf = Callable[[Metadata, Callable[[], str]], tuple[str, str]]
+"""The owner of a call at first sight and its line, by its metadata and its peer."""
 
 
 class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
@@ -126,9 +126,9 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
             with suppress(cygrpc._RequestCallError):
                 state = await self._request_registered_call(method)
                 context = cygrpc._ServicerContext(state, None, None, loop)
-                owner = self._owner_of(context.invocation_metadata(), context.peer)
+                owner, line = self._owner_of(context.invocation_metadata(), context.peer)
                 call = Arrival(partial(self._serve, state, name), partial(self._refuse, state))
-                if not arrivals.takes(owner, call):
+                if not arrivals.takes(owner, call, line):
                     self._flooded.inc()
                 # Core cancels a call that nobody has any more.
                 del state, context, call

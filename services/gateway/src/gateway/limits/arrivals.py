@@ -67,6 +67,10 @@ class Refusals:
         self._held -= 1
 
 
+_Lines = OrderedDict[str, deque[Arrival]]
+"""Calls of one owner; its lines take turns."""
+
+
 class Arrivals:
     """The calls of one method that wait to begin, for one event loop. One begins in each turn."""
 
@@ -75,33 +79,39 @@ class Arrivals:
     ) -> None:
         """most: calls that may wait. call_soon: of the event loop."""
         self._most, self._refusals, self._call_soon = most, refusals, call_soon
-        self._owners: OrderedDict[str, deque[Arrival]] = OrderedDict()
+        self._owners: OrderedDict[str, _Lines] = OrderedDict()
         self._size = 0
         self._has_begun = False
         self._held: deque[Arrival] = deque()
 
-    def takes(self, owner: str, call: Arrival) -> bool:
+    def takes(self, owner: str, call: Arrival, line: str = "") -> bool:
         """Takes a call, which begins at once if none waits. False if there are too many.
 
-        Then it is refused, now or later, or let go of. Only what is over the owner's share of the
-        places is, so no owner is refused because of another.
+        Then one is refused, now or later, or let go of: the last of the owner's longest line. Only
+        what is over the owner's share of the places is, so no owner is refused because of another.
         """
-        if self._size >= self._most and self._is_over_share(owner):
-            self._turn_away(call)
-            return False
+        fits = self._size < self._most or not self._is_over_share(owner)
+        if not fits:
+            lines: _Lines = self._owners.get(owner) or OrderedDict()
+            longest = max(lines.values(), key=len, default=())
+            if not longest or len(lines.get(line, ())) + 1 >= len(longest):
+                self._turn_away(call)
+                return False
+            self._turn_away(longest.pop())
+            self._size -= 1
         if self._has_begun:
-            self._owners.setdefault(owner, deque()).append(call)
+            self._owners.setdefault(owner, OrderedDict()).setdefault(line, deque()).append(call)
             self._size += 1
         else:
             self._begin(call)
-        return True
+        return fits
 
     def _is_over_share(self, owner: str) -> bool:
         mine = self._owners.get(owner)
         if mine is None:
             # Many owners with a call each are too many as well.
             return self._size >= 2 * self._most
-        return len(mine) >= self._most // len(self._owners)
+        return sum(map(len, mine.values())) >= self._most // len(self._owners)
 
     def _turn_away(self, call: Arrival) -> None:
         if self._refusals.spend():
@@ -121,10 +131,13 @@ class Arrivals:
     def _next(self) -> None:
         self._has_begun = False
         if self._size:
-            owner, calls = self._owners.popitem(last=False)
+            owner, lines = self._owners.popitem(last=False)
+            line, calls = lines.popitem(last=False)
             call = calls.popleft()
             if calls:
-                self._owners[owner] = calls  # behind the others
+                lines[line] = calls  # behind the others
+            if lines:
+                self._owners[owner] = lines
             self._size -= 1
             self._begin(call)
         elif self._held:  # the flood is over
@@ -139,16 +152,20 @@ class FirstSight:
     """Tells the owner of a call before anybody has looked at its proof.
 
     It goes by what earlier calls with the same proof turned out to be. Who is not known counts as
-    its address, so that made-up proofs are not as many owners. An answer decides whose turn it is,
-    and nothing else.
+    its address, so that made-up proofs are not as many owners. Connections of an address are lines,
+    or who makes proofs up would keep out whoever comes from there with a new one. An answer decides
+    whose turn it is, and nothing else.
     """
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, str] = OrderedDict()
 
-    def owner(self, metadata: Metadata, peer: Callable[[], str]) -> str:
-        """The owner, or the address without its port, which is no owner's name."""
-        return self._known.get(_proof(metadata, peer)) or peer().rpartition(":")[0]
+    def owner(self, metadata: Metadata, peer: Callable[[], str]) -> tuple[str, str]:
+        """The owner and its line; the address, which is no owner's name, and the connection."""
+        if known := self._known.get(_proof(metadata, peer)):
+            return known, ""
+        connection = peer()
+        return connection.rpartition(":")[0], connection
 
     def learn(self, metadata: Metadata, peer: Callable[[], str], owner: str) -> None:
         """Whose call it was."""
