@@ -1,6 +1,7 @@
 """One owner who opens calls without end, whatever it is told, and another who is served."""
 
 import asyncio
+import struct
 import subprocess
 import sys
 import time
@@ -12,12 +13,20 @@ from uuid import uuid4
 import pytest
 from fluoro.v1.job_service_pb2 import GetJobRequest, WaitJobRequest
 from fluoro_local.folders import free_port
+from gateway.limits.arrivals import MOST_HELD
 from gateway.testing import Client, refused, serving
 
 PATIENCE_SECONDS = 20
 FLOOD_SECONDS = 2
 CALM_SECONDS = 5
 """A call of the other owner takes no longer, on a machine that is busy with tests."""
+
+CLIENT_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2 says first, with empty SETTINGS."""
+INITIAL_WINDOW_SIZE = 4
+"""The key in SETTINGS of how many bytes of a stream may come before anybody reads them."""
+POD_BYTES = 512 * 2**20
+"""Memory of a gateway's pod, in deploy/k8s."""
 
 FLOOD = """
 import asyncio, sys
@@ -69,6 +78,22 @@ async def seconds_of(client: Client, method: str, request: Any) -> float:
     answer = await refused(call(request, metadata=metadata, timeout=2 * CALM_SECONDS))
     assert answer.reason == "JOB_NOT_FOUND"
     return time.monotonic() - began
+
+
+async def test_what_held_calls_send_ahead_takes_less_than_half_of_a_pod_s_memory(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    port = free_port()
+    async with serving(database_url, redis_url, blob_url, grpc_port=port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CLIENT_HELLO)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            size = int.from_bytes(await reader.readexactly(3))
+            kind, *_ = await reader.readexactly(6)
+            settings = dict(struct.iter_unpack("!HI", await reader.readexactly(size)))
+        writer.close()
+    assert kind == 4, "SETTINGS"
+    assert settings[INITIAL_WINDOW_SIZE] * MOST_HELD < POD_BYTES / 2
 
 
 @pytest.mark.parametrize(

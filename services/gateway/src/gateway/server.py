@@ -54,6 +54,8 @@ A look takes a tenth of a millisecond, so they wait here only while the event lo
 """
 
 
+LOOKAHEAD_BYTES: Final = 16 * 2**10
+"""What a caller may send ahead of being read. A flood of calls that wait may take it for each."""
 HANDSHAKE_SECONDS: Final = 20
 """How long TLS and the first words of HTTP/2 may take."""
 
@@ -74,7 +76,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
         # yet; left to itself it grows its window with the bandwidth, 100 MiB an upload. A message
         # that is waited for comes whole all the same.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", 64 * 2**10),
+        ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
         # Whoever connects and says nothing is gone by then.
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # Over one connection no caller has more under way. gRPC's clients keep what is more to

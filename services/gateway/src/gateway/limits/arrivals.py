@@ -20,7 +20,7 @@ REFUSALS_PER_CALL: Final = 0.5
 SAVED_REFUSALS: Final = 1024
 """As many may be saved up, for a burst: they take 0.2 s."""
 MOST_HELD: Final = 8192
-"""Calls that may be held back until they can be refused, 16 KiB each."""
+"""Calls that may be held back until they can be refused, 20 to 30 KiB each."""
 MAX_KNOWN: Final = 10_000
 """Proofs of callers of which the owner is known at first sight, some 150 bytes each."""
 
