@@ -69,7 +69,8 @@ def test_what_is_declared_is_what_is_exposed(exposition: str) -> None:
 def test_a_metric_keeps_to_the_conventions(spec: MetricSpec) -> None:
     assert spec.name.startswith("fluoro_")
     assert spec.name.endswith("_total") == (spec.kind == "counter")
-    assert spec.kind != "histogram" or spec.name.endswith(("_seconds", "_bytes", "_jobs"))
+    units = ("_seconds", "_bytes", "_jobs", "_samples")
+    assert spec.kind != "histogram" or spec.name.endswith(units)
     assert list(spec.buckets) == sorted(set(spec.buckets))
     assert spec.meaning.endswith(".")
     assert OF_ONE_MACHINE_OR_JOB.isdisjoint(spec.labels)

@@ -75,11 +75,16 @@ class Server:
         self.check()
         if self._authorization:
             headers = {**headers, "Authorization": self._authorization}
+        kept = self._line
         try:
             target = self._out.target(self._url + path)
             answer = self._connected(target).ask(method, target.path, headers, body)
         except FluoroError as error:
+            was_kept = self._line is not None and self._line is kept
             self.close()
+            if was_kept and method == "GET" and isinstance(error.__cause__, ConnectionError):
+                # The server may have ended it while the request was on its way (RFC 9112, 9.3.1).
+                return self.ask(method, path, headers, body, tells)
             raise self._ours(error) from error
         if may_pass(answer.status) and answer.status not in tells:
             self.close()
