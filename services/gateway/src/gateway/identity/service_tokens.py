@@ -14,6 +14,8 @@ from gateway.ledger_calls import LedgerCalls
 
 REMEMBERED: Final = 10_000
 """Good tokens, and as many bad ones, of which the ledger need not be asked again for a while."""
+LANES: Final = 8
+"""Turns for tokens that are not known yet: more would leave known ones too few."""
 
 
 class _Answer(NamedTuple):
@@ -49,7 +51,7 @@ class ServiceTokens:
         digest = tokens.digest(token)
         answer = self._good.get(digest) or self._bad.get(digest)
         if answer is None or answer.until < time.monotonic():
-            answer = await self._ask(digest)
+            answer = await self._ask(digest, caller)
         principal = answer.principal
         if principal is None:
             raise invalid("it is not one of this Fluoro's")
@@ -59,17 +61,18 @@ class ServiceTokens:
             raise expired()
         return principal
 
-    async def _ask(self, digest: bytes) -> _Answer:
+    async def _ask(self, digest: bytes, caller: Caller) -> _Answer:
         """Asks once for all calls that wait for the same answer; a cancelled one ends none."""
         asking = self._asking.get(digest)
         if asking is None:
-            asking = self._asking[digest] = asyncio.create_task(self._look(digest))
+            looking = self._look(digest, lane(caller.peer()))
+            asking = self._asking[digest] = asyncio.create_task(looking)
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         return await asyncio.shield(asking)
 
-    async def _look(self, digest: bytes) -> _Answer:
+    async def _look(self, digest: bytes, new: str) -> _Answer:
         # They take turns, or those who were let in before would wait behind a flood of bad tokens.
-        turn = "known" if digest in self._good else "new"
+        turn = "known" if digest in self._good else new
         found = await self._calls.run_for(turn, tokens.find, digest)
         until = time.monotonic() + self._cache_seconds
         if found is None:
@@ -86,6 +89,11 @@ class ServiceTokens:
         _remember(self._bad if found is None or found.revoked else self._good, digest, answer)
         (self._good if found is None or found.revoked else self._bad).pop(digest, None)
         return answer
+
+
+def lane(peer: str) -> str:
+    """Whose turn a new token is: that of some addresses, so that a flood from one is not all's."""
+    return f"new {hash(peer.rpartition(':')[0]) % LANES}"
 
 
 def _remember(answers: OrderedDict[bytes, _Answer], digest: bytes, answer: _Answer) -> None:
