@@ -1,6 +1,7 @@
 """One DICOMweb server: requests over a connection that is kept, and what their answers mean."""
 
 import json
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
@@ -75,14 +76,16 @@ class Server:
         self.check()
         if self._authorization:
             headers = {**headers, "Authorization": self._authorization}
-        kept = self._line
+        kept, began = self._line, time.monotonic()
         try:
             target = self._out.target(self._url + path)
             answer = self._connected(target).ask(method, target.path, headers, body)
         except FluoroError as error:
             was_kept = self._line is not None and self._line is kept
+            in_time = time.monotonic() - began < self._settings.answer_seconds
             self.close()
-            if was_kept and method == "GET" and isinstance(error.__cause__, ConnectionError):
+            ended = was_kept and in_time and isinstance(error.__cause__, ConnectionError)
+            if ended and method == "GET":
                 # The server may have ended it while the request was on its way (RFC 9112, 9.3.1).
                 return self.ask(method, path, headers, body, tells)
             raise self._ours(error) from error
