@@ -1,7 +1,7 @@
 """Samples of different callers in one run: who shares it, who fails alone, who leaves."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -253,6 +253,42 @@ def test_who_shares_a_run_with_one_that_never_ends_is_run_again_once_that_one_ha
     assert [answer(one) for one in others] == [[[0, 10]]] * 3
     with pytest.raises(CancelledAttempt):
         stuck.result(PATIENCE_SECONDS)
+
+
+class Ladder(list[int]):
+    """There is no memory to look at it for the first time."""
+
+    was_looked_at = False
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.was_looked_at:
+            self.was_looked_at = True
+            raise MemoryError
+        return super().__iter__()
+
+
+def test_a_thread_that_cannot_go_on_tells_who_waits_and_runs_what_comes_later() -> None:
+    runs = iter([KeyboardInterrupt])
+
+    def run(inputs: Mapping[str, NDArray[Any]], _rung: int, _options: object) -> dict[str, Any]:
+        if panic := next(runs, None):
+            raise panic
+        return {"y": inputs["x"]}
+
+    rules = batching.Rules(1, PATIENCE_SECONDS, lambda samples: samples, Ladder())
+    batcher = batching.Batcher("m", "m 1.0.0", rules, run, lambda _: None, lambda: True)
+    x: NDArray[Any] = np.ones((1, 2), np.float32)
+    caller = Alone()
+
+    def shown() -> Any:
+        return batcher.result(batcher.submit({"x": x}, 4, caller))["y"].tolist()
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            answers = [answer(pool.submit(shown)) for _ in range(3)]
+        finally:
+            caller.cancelled.set()
+    assert answers == [Reason.INTERNAL, Reason.INTERNAL, [[1, 1]]]
 
 
 @pytest.fixture

@@ -171,14 +171,20 @@ class Batcher:
     # --- the threads that run ---
 
     def _work(self) -> None:
-        while slices := self._next():
+        while True:
+            slices: Slices = ()
             try:
+                slices = self._next()
+                if not slices:
+                    return
                 self._run_all(slices)
-            except Exception as error:  # noqa: BLE001 - a bug; whoever waits must hear of it
+            # A bug, or no memory. Whoever waits must hear of it, and others need this thread.
+            except BaseException as error:  # noqa: BLE001
                 # Its text may quote an image.
                 where = "".join(traceback.format_tb(error.__traceback__))
                 log.error("batch_failed", model=self._title, where=where)
-                self._fail(slices, self._broken(error))
+                with self._changed:
+                    self._fail(slices or self._waiting.everything(), self._broken(error))
 
     def _next(self) -> list[Slice]:
         """What to run next; nothing if this thread is to end."""
@@ -299,7 +305,7 @@ class Batcher:
         error.__cause__ = failure.error
         return error
 
-    def _broken(self, error: Exception) -> FluoroError:
+    def _broken(self, error: BaseException) -> FluoroError:
         # Not the pixels' fault: another attempt, or another worker, may succeed.
         what = f"Running {self._title} failed ({type(error).__name__})."
         broken = FluoroError(Reason.INTERNAL, what)

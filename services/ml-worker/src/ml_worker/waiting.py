@@ -146,6 +146,11 @@ class Waiting:
         """How many wait."""
         return sum(one.samples - one.taken for works in self._owners.values() for one in works)
 
+    def everything(self) -> list[Slice]:
+        """All that waits, where it is."""
+        works = [work for each in self._owners.values() for work in each]
+        return [Slice(work, work.taken, work.samples) for work in works]
+
     def add(self, work: Work) -> None:
         """Behind the other work of its owner."""
         self._owners.setdefault(work.caller.owner, deque()).append(work)
