@@ -258,7 +258,9 @@ class Batcher:
             log.error("model_broken", model=self._title, exception=type(failure.error).__name__)
             self._fail(slices, self._broken(failure.error))
             return ()
-        if count(slices) == 1:
+        # Outputs of the wrong shape are the fault of whoever showed all of the samples.
+        is_of_one = failure.cause == INVALID and len({id(one.work) for one in slices}) == 1
+        if is_of_one or count(slices) == 1:
             self._fail(slices, self._blamed(failure))
             return ()
         if failure.cause == OUT_OF_MEMORY:
