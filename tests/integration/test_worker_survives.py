@@ -301,6 +301,16 @@ def test_a_worker_that_takes_no_more_messages_ends_so_that_another_is_started(ri
     assert rig.finished(job_id).state == SUCCEEDED, rig.logs()
 
 
+def test_a_worker_with_a_slot_that_is_never_freed_ends_so_that_another_is_started(rig: Rig) -> None:
+    worker = rig.worker(slots=2, deaf_after_seconds=1, shutdown_grace_seconds=1)
+    first = rig.submit(rig.job_of({"do": "keep_slot"}))
+    assert rig.finished(first).state == SUCCEEDED, rig.logs()
+    assert worker.wait(60) == 1, rig.logs()
+    assert "slot_stuck" in rig.logs()
+    rig.worker()
+    assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED, rig.logs()
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_messages_that_wait_for_a_slot_are_no_reason_to_end(
     rig: Rig, tmp_path: Path, pool: str

@@ -9,7 +9,7 @@ what we use of Celery, and why each work-around exists.
 """
 
 from fluoro_jobs.celery.consumer import Consumer, received, running
-from fluoro_jobs.celery.deaf import DeafWatch
+from fluoro_jobs.celery.deaf import DeafWatch, SlotWatch
 from fluoro_jobs.celery.messages import Message, NotSentError, Sender, held_by_redis
 from fluoro_jobs.celery.tasks import (
     LEFT,
@@ -34,6 +34,7 @@ __all__ = [
     "NotSentError",
     "Options",
     "Sender",
+    "SlotWatch",
     "held_by_redis",
     "received",
     "running",

@@ -1,7 +1,7 @@
-"""Notices that Celery takes no more messages although it is connected."""
+"""Notices that Celery takes no more messages, or frees a slot no more, although it is connected."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import redis
@@ -44,3 +44,23 @@ class DeafWatch:
             self._next_message, self._since = following, now
         elif now - self._since > self._after_seconds:
             self._on_deaf()
+
+
+class SlotWatch:
+    """Looks at requests whose attempts are over, but whose slots Celery has not freed.
+
+    A slot that stays like that runs nothing ever again, and the worker looks alive.
+    """
+
+    def __init__(self, after_seconds: float, on_stuck: Callable[[], None]) -> None:
+        """on_stuck: called at each look once a slot has stayed like that for this long."""
+        self._after_seconds = after_seconds
+        self._on_stuck = on_stuck
+        self._since: dict[str, float] = {}
+
+    def look(self, over: Iterable[str]) -> None:
+        """To be called every few seconds. over: the ids of such requests."""
+        now = time.monotonic()
+        self._since = {request: self._since.get(request, now) for request in over}
+        if any(now - since > self._after_seconds for since in self._since.values()):
+            self._on_stuck()

@@ -13,6 +13,7 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "panic_once", "path": P}  raises what is no Exception, unless file P exists; makes it
     {"do": "spin"}                 computes for ever without looking at anything
     {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
+    {"do": "keep_slot"}            its pool child or thread does not return once the task is over
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
     {"do": "upstream"}             reads what the steps before left
     {"do": "progress", "stage": S, "done": N, "total": N}
@@ -33,6 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from celery import signals
 from fluoro.v1 import dicom_pb2, export_pb2, ml_pb2
 from kombu.asynchronous import get_event_loop
 
@@ -98,6 +100,11 @@ def _deafen(_command: dict[str, Any], _context: StepContext) -> None:
     hub.call_soon(threading.Event().wait)
 
 
+def _keep_slot(_command: dict[str, Any], _context: StepContext) -> None:
+    # Not in the body, whose end the ledger is to hear of.
+    signals.task_postrun.connect(lambda **_: threading.Event().wait(), weak=False)
+
+
 def _fail(command: dict[str, Any], _context: StepContext) -> None:
     if not ("unless" in command and Path(command["unless"]).exists()):
         raise FluoroError(Reason(command["reason"]), "As told.", retryable=command.get("retryable"))
@@ -118,6 +125,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "panic_once": _panic_once,
     "spin": _spin,
     "deafen": _deafen,
+    "keep_slot": _keep_slot,
     "fail": _fail,
     "upstream": lambda _, context: context.upstream,
     "return": lambda _command, _context: None,

@@ -19,7 +19,7 @@ import redis
 import structlog
 from fluoro_telemetry import metrics
 
-from fluoro_jobs.celery import DeafWatch, LedgerRequest, received, running
+from fluoro_jobs.celery import DeafWatch, LedgerRequest, SlotWatch, received, running
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import attempts, heartbeats, turn
 from fluoro_jobs.ledger.attempts import Attempt, Worker
@@ -99,6 +99,7 @@ class Keeper(threading.Thread):
         on_slots: Callable[..., None],
         on_beat: Callable[[], None],
         deaf_watch: DeafWatch,
+        slot_watch: SlotWatch,
         gate: Gate,
         *,
         handfuls: bool,
@@ -117,6 +118,7 @@ class Keeper(threading.Thread):
         self._on_slots = on_slots
         self._on_beat = on_beat
         self._deaf_watch = deaf_watch
+        self._slot_watch = slot_watch
         self._gate = gate
         self._handfuls = handfuls
         self._inventory = inventory
@@ -269,18 +271,22 @@ class Keeper(threading.Thread):
                 self._inventory.tell(connection)
         self._stuck_seconds = self._stuck(list(held.values()))
         metrics.LEASE_RENEWALS.inc(sum(one.outcome is None for one in held.values()))
+        over = []
         for request in requests:
             # Without an answer its message is stale and about to be dropped, or about to be
             # claimed.
             ones = [held[attempt] for attempt in request.attempts if attempt in held]
             # Of a handful, one attempt runs at a time. Those before it are over for the child too.
             live = [one for one in ones if one.outcome is None]
+            if ones and not live:
+                over.append(request.id)
             for one in live or ones:
                 if one.standing in self._ACTIONS:
                     self._ACTIONS[one.standing](self, one, request)
         # The ledger may not have known them before; what waited for a worker starts now.
         self._on_slots()
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
+        self._slot_watch.look(over)
 
     def _stuck(self, held: Collection[Held]) -> float:
         """For how long no slot has become free; 0 if one is free.

@@ -13,7 +13,7 @@ from fluoro_blobs import BlobStore
 from fluoro_telemetry.http import Health, serve
 from fluoro_telemetry.logs import configure_logging
 
-from fluoro_jobs.celery import Consumer, DeafWatch, LedgerRequest, Options
+from fluoro_jobs.celery import Consumer, DeafWatch, LedgerRequest, Options, SlotWatch
 from fluoro_jobs.dispatch import Dispatcher
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger.attempts import Worker
@@ -97,6 +97,7 @@ class WorkerProcess:
             deaf_watch=DeafWatch(
                 settings.redis_url, worker.queue, settings.deaf_after_seconds, self._on_deaf
             ),
+            slot_watch=SlotWatch(settings.deaf_after_seconds, self._on_stuck),
             gate=self._gate,
             # A thread is told to stop an attempt; a child is killed with its whole handful.
             handfuls=plan.pool == "prefork",
@@ -165,10 +166,16 @@ class WorkerProcess:
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _on_deaf(self) -> None:
-        """Ends this process. Whoever looks after it starts another one, which hears again."""
+        self._give_up("consumer_deaf")
+
+    def _on_stuck(self) -> None:
+        self._give_up("slot_stuck")
+
+    def _give_up(self, event: str) -> None:
+        """Ends this process. Whoever looks after it starts another one, which works again."""
         if self._draining:
             return
-        log.error("consumer_deaf", queue=self._plan.worker.queue)
+        log.error(event, queue=self._plan.worker.queue)
         self._exit_code = 1
         # Not left to the signal: the main thread, which would see it, may be the one that hangs.
         self._on_shutdown()

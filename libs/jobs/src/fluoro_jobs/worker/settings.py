@@ -51,8 +51,9 @@ class WorkerSettings(BaseSettings):
     deaf_after_seconds: float = Field(
         90,
         gt=0,
-        description="A worker beside whose free slot one message has waited this long hands back "
-        "what runs, and ends with exit code 1. Longer than a pool child may take to start (60 s).",
+        description="A worker beside whose free slot one message has waited this long, or one of "
+        "whose slots is taken for this long by what is over, hands back what runs, and ends with "
+        "exit code 1. Longer than a pool child may take to start (60 s).",
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field(
