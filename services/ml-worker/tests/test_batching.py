@@ -301,6 +301,22 @@ def greedy(tmp_path: Path) -> Model:
     return open_model(read_model(place), ModelSettings())
 
 
+def test_parts_of_one_image_set_that_do_not_fit_together_are_the_models_fault() -> None:
+    sizes = iter([2, 3])
+    batcher = batching.Batcher(
+        "odd",
+        "odd 1.0.0",
+        batching.Rules(1, PATIENCE_SECONDS, lambda samples: samples, ()),
+        lambda inputs, _rung, _options: {"boxes": np.zeros((len(inputs["x"]), next(sizes), 4))},
+        lambda _found: None,
+        lambda: True,
+    )
+    work = batcher.submit({"x": np.zeros((2, 1))}, 1, Alone())
+    with pytest.raises(FluoroError, match="different sizes") as caught:
+        batcher.result(work)
+    assert caught.value.reason == Reason.MODEL_OUTPUT_INVALID
+
+
 def test_a_run_without_memory_is_halved_and_the_next_ones_are_small_from_the_start(
     greedy: Model,
 ) -> None:

@@ -141,7 +141,17 @@ class Batcher:
         parts = [work.parts[start] for start in sorted(work.parts)]
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self._joined(parts)
+
+    def _joined(self, parts: Sequence[Outputs]) -> Outputs:
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except ValueError as error:
+            raise FluoroError(
+                Reason.MODEL_OUTPUT_INVALID,
+                f"{self._title} gave outputs of different sizes for samples of one size. Mend the "
+                "graph, or say batch.max = 1.",
+            ) from error
 
     def leave(self, work: Work) -> None:
         """Nobody waits for it any more. It is not run, or its run ends if all have left."""

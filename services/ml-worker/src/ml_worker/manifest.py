@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, Self
 from fluoro.v1.model_pb2 import Model as ModelProto
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ml_worker.outputs import Output
+from ml_worker.outputs import Output, problems_of_boxes
 
 NAME: Final = r"^[a-z][a-z0-9-]{0,62}$"
 VERSION: Final = r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})$"
@@ -306,6 +306,7 @@ class Manifest(_Table):
                 yield f"input {tensor.name} needs batch.max {fixed}{ladder}"
         for output in self.outputs:
             yield from output.problems(len(self.labels), images[0].voxel_shape if images else ())
+        yield from problems_of_boxes(self.outputs, len(self.labels))
         if "label_map" in self.kinds and self.overlay is None:
             yield "a model with a label_map needs [overlay]"
 

@@ -120,13 +120,15 @@ class Boxes(_Output):
     """Four numbers for each box of each sample.
 
     order: of x (columns) and y (rows), or of the centre and the size. unit: of the tensor's pixels,
-    or shares of its size.
+    or shares of its size. overlap: share of two boxes' union from which on they are one object; 1
+    if the graph has seen to that.
     """
 
     kind: Literal["boxes"]
     dtype: Floating
     order: Literal["xyxy", "yxyx", "xywh"] = "xyxy"
     unit: Literal["pixels", "shares"] = "pixels"
+    overlap: float = Field(0.5, gt=0, le=1)
 
     def problems(self, _labels: int, _image: Sequence[int | str]) -> Iterator[str]:
         """What is wrong with it."""
@@ -135,10 +137,14 @@ class Boxes(_Output):
 
 
 class BoxScores(_Output):
-    """How sure each box is, 0 to 1: one number, or one for each label."""
+    """How sure each box is, 0 to 1: one number, or one for each label. threshold: of an object.
+
+    What is below the threshold is no object, so a number below 0 may fill up the boxes.
+    """
 
     kind: Literal["box_scores"]
     dtype: Floating
+    threshold: float = Field(0.5, gt=0, le=1)
 
     def problems(self, labels: int, _image: Sequence[int | str]) -> Iterator[str]:
         """What is wrong with it, for so many labels."""
@@ -158,6 +164,25 @@ class BoxLabels(_Output):
         yield from self._ranked(2)
 
 
+class BoxLandmarks(_Output):
+    """Points of each box: two numbers each, in the unit of boxes.
+
+    The first number is the row if the order of boxes is yxyx, else the column. names: what they
+    are.
+    """
+
+    kind: Literal["box_landmarks"]
+    dtype: Floating
+    names: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        min_length=1, max_length=64
+    )
+
+    def problems(self, _labels: int, _image: Sequence[int | str]) -> Iterator[str]:
+        """What is wrong with it."""
+        yield from self._ranked(3)
+        yield from self._last_is(2 * len(self.names), "two per name")
+
+
 class Picture(_Output):
     """An image for each sample, channels first. values: black and white."""
 
@@ -173,6 +198,33 @@ class Picture(_Output):
 
 
 Output = Annotated[
-    LabelMap | Voxels | Sums | Classes | Mask | Embedding | Boxes | BoxScores | BoxLabels | Picture,
+    LabelMap
+    | Voxels
+    | Sums
+    | Classes
+    | Mask
+    | Embedding
+    | Boxes
+    | BoxScores
+    | BoxLabels
+    | BoxLandmarks
+    | Picture,
     Field(discriminator="kind"),
 ]
+
+
+def problems_of_boxes(outputs: Sequence[Output], labels: int) -> Iterator[str]:
+    """What is wrong with the outputs that tell of boxes, taken together."""
+    of_boxes = {one.kind: one for one in outputs if one.kind.startswith("box")}
+    if not of_boxes:
+        return
+    if not {"boxes", "box_scores"} <= of_boxes.keys() or labels == 0:
+        yield "outputs that tell of boxes need boxes, box_scores and labels"
+        return
+    if len({one.shape[1:2] for one in of_boxes.values()}) > 1:
+        yield "outputs that tell of boxes must have the same second axis"
+    label_each = len(of_boxes["box_scores"].shape) == len(("samples", "boxes", "labels"))
+    if label_each and "box_labels" in of_boxes:
+        yield "box_labels belong to box_scores of one number per box"
+    if labels > 1 and not label_each and "box_labels" not in of_boxes:
+        yield "several labels need box_labels, or box_scores of a number per label"
