@@ -180,6 +180,9 @@ async def test_a_token_command_is_asked_anew_without_a_call_that_waits(tmp_path)
         (["true"], "printed no token"),
         (["fluoro-no-such-program"], "cannot be run: No such file"),
         (["sh", "-c", "while :; do :; done"], "did not end within 0.2 s"),
+        (["sh", "-c", "exec >&-; exec sleep 60"], "did not end within 0.2 s"),
+        (["sh", "-c", "sleep 60 & exit 1"], "did not end within 0.2 s"),
+        (["yes"], "prints far more than a token"),
     ],
 )
 def test_a_token_command_that_gives_no_token_says_why(words, why):
@@ -200,6 +203,23 @@ async def test_what_cannot_be_a_token_is_told_without_showing_it(fluoro, home, t
         assert "cret" not in err
     code, _, err = await fluoro("doctor", "--owner", "é", **home)
     assert (code, "owner must be printable ASCII" in err) == (2, True)
+
+
+async def test_what_is_no_file_makes_nobody_wait(fluoro, home, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    written(home, f"[profiles.a]\ntoken_file = '{pipe}'")
+    for words, variables in (
+        (["list", "--profile", "a"], {}),
+        (["list"], {"FLUORO_TOKEN_FILE": "/dev/zero"}),
+        (["doctor"], {"FLUORO_CA_FILE": str(pipe)}),
+    ):
+        code, _, err = await fluoro(*words, **{**home, **variables})
+        assert (code, "not a regular file" in err) == (5, True), err
+    config_file(home).unlink()
+    os.mkfifo(config_file(home), 0o600)
+    code, _, err = await fluoro("list", **home)
+    assert (code, "not a regular file" in err) == (5, True), err
 
 
 async def test_a_command_calls_as_its_profile_says(gateway, fluoro, home):

@@ -1,6 +1,8 @@
 """Who the client is: tokens and certificates, which may be replaced while it runs."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,29 @@ File and function are asked anew for each call; the function must not block.
 """
 
 Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
+
+LARGEST_FILE: Final = 2**20
+"""Bytes of a file with a token, or with certificates; those of all public authorities fit in."""
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A small file, at once.
+
+    OSError also for what is no file: a pipe that nobody writes to would never end, nor a device.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        data = (
+            file.read(LARGEST_FILE + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+        )
+    if data is None:
+        raise OSError(errno.EINVAL, "It is not a regular file", os.fspath(path))
+    if len(data) > LARGEST_FILE:
+        raise OSError(errno.EFBIG, f"It has more than {LARGEST_FILE} bytes", os.fspath(path))
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +70,7 @@ class Tls:
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("certificate_file and key_file belong together")
         ca, key, certificate = (
-            None if file is None else Path(file).read_bytes()
+            None if file is None else read_file(file)
             for file in (self.ca_file, self.key_file, self.certificate_file)
         )
         return grpc.ssl_channel_credentials(ca, key, certificate)
@@ -84,7 +109,7 @@ class Identity:
 
     def _token(self) -> str:
         if isinstance(self.token, os.PathLike):
-            token = Path(self.token).read_text(encoding="ascii", errors="replace").strip()
+            token = read_file(self.token).decode("ascii", errors="replace").strip()
         else:
             token = self.token() if callable(self.token) else str(self.token)
         # gRPC would refuse it with a sentence that says nothing.

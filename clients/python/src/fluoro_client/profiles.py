@@ -6,6 +6,8 @@ prints it.
 """
 
 import logging
+import os
+import select
 import stat
 import subprocess
 import threading
@@ -16,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fluoro_client.credentials import Tls, Token
+from fluoro_client.credentials import Tls, Token, read_file
 from fluoro_client.options import DEFAULT_ENDPOINT
 
 COMMAND_SECONDS: Final = 30.0
 """How long a token command may take."""
+LONGEST_OUTPUT: Final = 2**16
+"""Bytes that a token command may print; no gateway takes a token as long as that."""
 REFRESH_SECONDS: Final = 60.0
 """Age at which what a token command printed is asked for anew, while it goes on being used."""
 
@@ -152,14 +156,14 @@ class TokenCommand:
         name = self._words[0]
         try:
             # What it writes to standard error is for the person: a question, or what is wrong.
-            done = subprocess.run(
-                self._words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=self._seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            with subprocess.Popen(
+                self._words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            ) as command:
+                try:
+                    printed = _printed(command, time.monotonic() + self._seconds)
+                finally:
+                    command.kill()  # unless it has ended
+        except TimeoutError:
             raise ProfileError(
                 f"The token command {name} did not end within {self._seconds:g} s."
             ) from None
@@ -167,11 +171,31 @@ class TokenCommand:
             raise ProfileError(
                 f"The token command {name} cannot be run: {error.strerror or error}."
             ) from error
-        token = done.stdout.strip()
-        if done.returncode or not token or not token.isascii():
-            why = f"ended with code {done.returncode}" if done.returncode else "printed no token"
+        if len(printed) > LONGEST_OUTPUT:
+            raise ProfileError(f"The token command {name} prints far more than a token.")
+        token, code = printed.strip(), command.returncode
+        if code or not token or not token.isascii():
+            why = f"ended with code {code}" if code else "printed no token"
             raise ProfileError(f"The token command {name} {why}. Run it yourself to see why.")
         return token.decode("ascii")
+
+
+def _printed(command: subprocess.Popen[bytes], until: float) -> bytes:
+    """What it prints until its end, or a little more than LONGEST_OUTPUT. TimeoutError."""
+    assert command.stdout is not None
+    printed, waiting = bytearray(), select.poll()
+    waiting.register(command.stdout)
+    while len(printed) <= LONGEST_OUTPUT:
+        if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError
+        if not (piece := os.read(command.stdout.fileno(), LONGEST_OUTPUT)):
+            try:
+                command.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise TimeoutError from None
+            break
+        printed += piece
+    return bytes(printed)
 
 
 def config_file(variables: Mapping[str, str]) -> Path:
@@ -192,9 +216,9 @@ def config_file(variables: Mapping[str, str]) -> Path:
 def load(file: Path) -> Config:
     """Reads the configuration. ProfileError if it says what cannot be; none at all is fine."""
     try:
-        with file.open("rb") as opened:
-            _private(file, stat.S_IWGRP | stat.S_IWOTH, "change it: chmod go-w")
-            said = tomllib.load(opened)
+        text = read_file(file)
+        _private(file, stat.S_IWGRP | stat.S_IWOTH, "change it: chmod go-w")
+        said = tomllib.loads(text.decode())
     except FileNotFoundError:
         return Config()
     except OSError as error:
