@@ -17,7 +17,9 @@ def written(file: GrowingFile, content: bytes, chunk_bytes: int) -> list[bool]:
     """Appends all of it. Whether the file went past the cache after each chunk."""
     direct = []
     for start in range(0, len(content), chunk_bytes):
-        file.append([content[start : start + chunk_bytes]])
+        chunk = [content[start : start + chunk_bytes]]
+        file.hash(chunk)
+        file.append(chunk)
         (flags,) = {
             fcntl.fcntl(int(each.name), fcntl.F_GETFL)
             for each in Path("/proc/self/fd").iterdir()

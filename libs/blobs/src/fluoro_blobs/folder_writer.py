@@ -1,4 +1,4 @@
-"""Writing a file in a folder: hashes, writes and flushes a part while the next one comes in."""
+"""Writing a file in a folder: a part is written and flushed while the next one comes in."""
 
 import fcntl
 import hashlib
@@ -51,14 +51,17 @@ class GrowingFile:
         self._over = False
         self._lock = threading.Lock()
 
+    def hash(self, parts: Sequence[bytes | memoryview]) -> None:
+        """The bytes that follow."""
+        for part in parts:
+            self._digest.update(part)
+
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """OSError as the system gives it."""
         with self._lock:
             if self._over:
                 return
             descriptor, size = self._opened(), sum(map(len, parts))
-            for part in parts:
-                self._digest.update(part)
             whole_blocks = not (self._size | size) % BLOCK_BYTES
             if self._size >= DIRECT_AFTER_BYTES and whole_blocks and self._takes_direct:
                 self._write_direct(descriptor, parts)
@@ -113,7 +116,7 @@ class GrowingFile:
             self._close()
 
     def sha256(self) -> bytes:
-        """The digest of what was appended, 32 bytes."""
+        """The digest of what was hashed, 32 bytes."""
         return self._digest.digest()
 
     def _opened(self) -> int:

@@ -4,17 +4,23 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from fluoro_blobs.errors import BlobStoreError, translated
 from fluoro_blobs.writer import TIDY_SECONDS, StoredBlob
+
+APART_BYTES: Final = 512 * 1024
+"""From this size on a part is hashed by one thread while another waits for the store."""
 
 
 class Parts(Protocol):
     """Where the parts go. The methods block, and raise what the system or obstore does."""
 
+    def hash(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Hashes what `append` gets, maybe meanwhile."""
+
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Writes and hashes some chunks; nothing after `drop`."""
+        """Writes some chunks; nothing after `drop`."""
 
     def finish(self) -> None:
         """All has come."""
@@ -23,7 +29,7 @@ class Parts(Protocol):
         """The writer failed: no more comes. May be called while `append` runs."""
 
     def sha256(self) -> bytes:
-        """The digest of what was appended, 32 bytes."""
+        """The digest of what was hashed, 32 bytes."""
 
 
 class PartsWriter:
@@ -104,8 +110,18 @@ class PartsWriter:
     async def _hand_over(self) -> None:
         await self._written()
         if self._gathered:
-            self._under_way = self._in_thread(self._file.append, self._gathered)
+            if self._gathered_bytes < APART_BYTES:
+                self._under_way = self._in_thread(self._put, self._gathered)
+            else:
+                self._under_way = asyncio.gather(
+                    self._in_thread(self._file.hash, self._gathered),
+                    self._in_thread(self._file.append, self._gathered),
+                )
             self._gathered, self._gathered_bytes = [], 0
+
+    def _put(self, parts: Sequence[bytes | memoryview]) -> None:
+        self._file.hash(parts)
+        self._file.append(parts)
 
     async def _written(self) -> None:
         """Waits for what is under way."""

@@ -233,6 +233,11 @@ class _Objects:
         self._digest = hashlib.sha256()
         self._over = False
 
+    def hash(self, parts: Sequence[bytes | memoryview]) -> None:
+        """The bytes that follow."""
+        for part in parts:
+            self._digest.update(part)
+
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """What obstore raises."""
         if self._over:
@@ -240,7 +245,6 @@ class _Objects:
         data = b"".join(parts)
         path = _path(self._prefix, self._stream, self._next)
         obstore.put(self._store, path, data, use_multipart=False)
-        self._digest.update(data)
         self._next += len(data)
 
     def finish(self) -> None:
@@ -251,7 +255,7 @@ class _Objects:
         self._over = True
 
     def sha256(self) -> bytes:
-        """The digest of what was appended, 32 bytes."""
+        """The digest of what was hashed, 32 bytes."""
         return self._digest.digest()
 
 
