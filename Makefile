@@ -57,7 +57,7 @@ format: venv ## Mend style where a machine can.
 	@$(BIN)/ruff format --quiet .
 
 type: venv ## Check types of what we ship, the benchmarks, the examples, the chaos rig and the fuzzer.
-	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
+	@$(BIN)/mypy $(addprefix -p ,$(filter-out buf fluoro open_inference,$(notdir $(patsubst %/py.typed,%,$(wildcard */*/src/*/py.typed)))))
 	@$(BIN)/mypy benchmarks tests/chaos tests/fuzz/api.py tests/fuzz/dicom.py clients/python/examples
 
 gen: venv ## Generate the Python code of protos/ anew.

@@ -22,6 +22,7 @@ from fluoro_jobs.worker.settings import WorkerSettings
 from fluoro_local.settings import LocalSettings
 from fluoro_telemetry import document
 from gateway.settings import Settings as GatewaySettings
+from ml_worker.inference.settings import InferenceSettings
 from ml_worker.settings import ModelSettings
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
@@ -37,6 +38,7 @@ SETTINGS: Final[dict[str, type[BaseSettings]]] = {
     "dicom-worker besides": DeidentifySettings,
     "dicom-worker, for DICOMweb": DicomwebSettings,
     "ml-worker besides": ModelSettings,
+    "ml-worker, for inference over gRPC": InferenceSettings,
     "export-worker besides": ReportSettings,
     "scheduler": SchedulerSettings,
     "make up": LocalSettings,

@@ -22,3 +22,5 @@ compile --universal -c requirements/dev.txt services/ml-worker/pyproject.toml --
 compile --python-platform x86_64-manylinux_2_28 -c requirements/dev.txt services/ml-worker/pyproject.toml --extra gpu -o requirements/ml-worker-gpu.txt
 # What builds our wheels inside the images.
 compile --universal -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+# NVIDIA's client, which wants an older protobuf: tests run it in an environment of its own.
+compile --universal requirements/tritonclient.in -o requirements/tritonclient.txt

@@ -13,8 +13,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 PROTOS: Final = ROOT / "protos"
-PACKAGES: Final = ("fluoro", "buf")
-"""Ours, and protovalidate's: the rules that ours are written with."""
+PACKAGES: Final = ("fluoro", "buf", "open_inference")
+"""Ours; protovalidate's, the rules that ours are written with; the Open Inference Protocol."""
 
 
 def generate(destination: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-GENERATED = {"fluoro", "buf"}
+GENERATED = {"fluoro", "buf", "open_inference"}
 
 
 def test_every_package_tells_type_checkers_that_it_is_typed(packages: dict[str, Path]) -> None:

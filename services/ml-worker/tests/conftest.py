@@ -126,6 +126,12 @@ def make_endless(folder: Path) -> None:
     write_model(folder, ENDLESS, endless_graph().SerializeToString(), sample)
 
 
+@pytest.fixture(scope="session")
+def write_endless() -> Callable[[Path], None]:
+    """Writes that model into a folder."""
+    return make_endless
+
+
 def endless_graph() -> onnx.ModelProto:
     number, flag = TensorProto.FLOAT, TensorProto.BOOL
     body = helper.make_graph(
@@ -212,7 +218,7 @@ def write_double(folder: Path, version: str = "1.0.0", factor: float = 2, **samp
     return write_model(folder, text, model.SerializeToString(), arrays)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_double() -> Callable[..., Path]:
     """Writes a model that doubles two numbers: folder, version, factor, arrays of the sample."""
     return write_double

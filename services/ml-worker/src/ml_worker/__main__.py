@@ -5,16 +5,20 @@ from importlib.metadata import version
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.worker.run import run_worker
 
+from ml_worker.inference.server import close
 from ml_worker.settings import ModelWorkerSettings
 
 if __name__ == "__main__":
-    run_worker(
-        "ml-worker",
-        queue="ml",
-        pool="threads",
-        handlers="ml_worker.operations:HANDLERS",
-        version=version("ml-worker"),
-        warm_up="ml_worker.registry:warm_up",
-        inventory="ml_worker.registry:models",
-        settings=from_environment(ModelWorkerSettings),
-    )
+    try:
+        run_worker(
+            "ml-worker",
+            queue="ml",
+            pool="threads",
+            handlers="ml_worker.operations:HANDLERS",
+            version=version("ml-worker"),
+            warm_up="ml_worker.inference.server:warm_up",
+            inventory="ml_worker.registry:models",
+            settings=from_environment(ModelWorkerSettings),
+        )
+    finally:
+        close()
