@@ -1,5 +1,6 @@
 """Blobs by reference: from listed servers and buckets, and from nowhere else."""
 
+import asyncio
 import hashlib
 import os
 import socket
@@ -11,11 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import pytest
 from fluoro.v1.blob_service_pb2 import DownloadBlobRequest, ImportBlobRequest, UploadBlobHeader
 from fluoro_blobs.testing import new_bucket, serving_s3
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.outbound import Outbound
+from gateway.importing import AT_ONCE
 from gateway.settings import Settings
 from gateway.testing import Client, refused, serving
 from gateway.testing_identity import Authority
@@ -123,6 +126,25 @@ async def test_other_sources_are_refused(
 ) -> None:
     request = ImportBlobRequest(uri=uri.format(server=server, bucket=bucket))
     assert (await refused(client.blobs.ImportBlob(request))).reason == reason
+
+
+async def test_callers_who_leave_a_source_that_hangs_keep_nobody_else_from_theirs(
+    database_url: str, redis_url: str, blob_url: str, server: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        url = f"http://127.0.0.1:{hangs.getsockname()[1]}"
+        where = {"import_sources": f"{server}, {url}", "import_networks": "127.0.0.1/32"}
+        async with serving(database_url, redis_url, blob_url, **where) as client:
+            for _ in range(3):
+                request = ImportBlobRequest(uri=f"{url}/study")
+                left = [client.blobs.ImportBlob(request, timeout=0.3) for _ in range(AT_ONCE)]
+                for how in await asyncio.gather(*left, return_exceptions=True):
+                    assert isinstance(how, grpc.aio.AioRpcError)
+            other = (("fluoro-owner", "other"),)
+            request = ImportBlobRequest(uri=f"{server}/study")
+            answer = await client.blobs.ImportBlob(request, timeout=20, metadata=other)
+            assert answer.blob.sha256 == SHA256
+            hangs.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_encrypted_server_has_to_prove_that_it_is_the_one_named(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol, TypeVar
 
 from fluoro_blobs import BlobNotFoundError, BlobStoreError
@@ -57,22 +57,27 @@ class Importing:
         )
         self._places = Places("imports", AT_ONCE, settings.upload_owner_share)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="import")
+        self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def opened(self, owner: str, uri: str) -> AsyncIterator["Reader"]:
         """The content of a source. FluoroError SOURCE_… or UPLOADS_BUSY."""
-        async with self._places.taken(owner, self._seconds):
-            opening = self._in_thread(self._open, uri)
+        async with AsyncExitStack() as place:
+            await place.enter_async_context(self._places.taken(owner, self._seconds))
+            reader = Reader(self._in_thread(self._open, uri), self._in_thread)
             try:
-                source = await asyncio.shield(opening)
-            except asyncio.CancelledError:
-                opening.add_done_callback(_closed)
-                raise
-            try:
-                yield Reader(source, self._in_thread)
+                await reader.opened()
+                yield reader
             finally:
-                source.abort()
-                self._threads.submit(source.close)  # after the read that is under way
+                ending = asyncio.create_task(self._ended(reader, place.pop_all()))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+
+    async def _ended(self, reader: "Reader", place: AsyncExitStack) -> None:
+        """Keeps the place for as long as a thread is taken: it goes on when its caller has gone."""
+        async with place:
+            if (source := await reader.left()) is not None:
+                await self._in_thread(_closed, source)
 
     def _open(self, uri: str) -> Source:
         if uri.startswith(DICOMWEB):
@@ -95,24 +100,45 @@ class Importing:
 class Reader:
     """The content of one source, for an event loop."""
 
-    def __init__(self, source: Source, in_thread: Callable[..., asyncio.Future[bytes]]) -> None:
-        self._source, self._in_thread = source, in_thread
+    def __init__(
+        self, opening: asyncio.Future[Source], in_thread: Callable[..., asyncio.Future[bytes]]
+    ) -> None:
+        self._opening, self._in_thread = opening, in_thread
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def opened(self) -> None:
+        """Returns once the source is there. FluoroError SOURCE_…."""
+        await asyncio.shield(self._opening)
 
     @property
     def size_bytes(self) -> int | None:
         """As the source says, if it does."""
-        return self._source.size_bytes
+        return self._opening.result().size_bytes
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Until the end."""
-        while chunk := await self._in_thread(self._source.read, READ_BYTES):
+        source = self._opening.result()
+        while True:
+            self._reading = self._in_thread(source.read, READ_BYTES)
+            if not (chunk := await asyncio.shield(self._reading)):
+                return
             yield chunk
 
+    async def left(self) -> Source | None:
+        """The source, if it was opened, once no thread works at it any more."""
+        await asyncio.wait([self._opening])
+        if self._opening.exception() is not None:
+            return None
+        source = self._opening.result()
+        source.abort()
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+            self._reading.exception()  # its caller was told, or has gone
+        return source
 
-def _closed(opening: asyncio.Future[Source]) -> None:
-    if opening.exception() is None:
-        opening.result().abort()
-        opening.result().close()
+
+def _closed(source: Source) -> None:
+    source.close()
 
 
 def _translated(function: Callable[[Argument], Result], argument: Argument) -> Result:
