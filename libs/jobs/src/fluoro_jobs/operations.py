@@ -208,7 +208,7 @@ OPERATIONS: Final = (
         visualize_pb2.VisualizeImages,
         visualize_pb2.VisualizeImagesResult,
         reads=("pixels",),
-        leaves=("heat-map",),
+        leaves=("heat-map", "before-after"),
         resource_class="gpu",
     ),
     Operation(

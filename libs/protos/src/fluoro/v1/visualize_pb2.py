@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luoro/v1/visualize.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\x91\x02\n\x0fVisualizeImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12\x1b\n\x05label\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x18\n\x05\x63\x65lls\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x10(\x00\x42\x08\n\x06_label\"g\n\x15VisualizeImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12$\n\x04maps\x18\x02 \x03(\x0b\x32\x16.fluoro.v1.SaliencyMap\"\xce\x01\n\x0bSaliencyMap\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08heat_map\x18\x03 \x01(\t\x12(\n\texplained\x18\x04 \x01(\x0b\x32\x15.fluoro.v1.ClassScore\x12\x0c\n\x04rows\x18\x05 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x06 \x01(\x05\x12\r\n\x05\x64rops\x18\x07 \x03(\x01\x12\x0b\n\x03top\x18\x08 \x01(\x05\x12\x0c\n\x04left\x18\t \x01(\x05\x12\x0e\n\x06height\x18\n \x01(\x05\x12\r\n\x05width\x18\x0b \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66luoro/v1/visualize.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\x91\x02\n\x0fVisualizeImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12\x1b\n\x05label\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x18\n\x05\x63\x65lls\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x10(\x00\x42\x08\n\x06_label\"\x91\x01\n\x15VisualizeImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12$\n\x04maps\x18\x02 \x03(\x0b\x32\x16.fluoro.v1.SaliencyMap\x12(\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x17.fluoro.v1.ChangedImage\"A\n\x0c\x43hangedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x65\x66ore_after\x18\x03 \x01(\t\"\xce\x01\n\x0bSaliencyMap\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08heat_map\x18\x03 \x01(\t\x12(\n\texplained\x18\x04 \x01(\x0b\x32\x15.fluoro.v1.ClassScore\x12\x0c\n\x04rows\x18\x05 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x06 \x01(\x05\x12\r\n\x05\x64rops\x18\x07 \x03(\x01\x12\x0b\n\x03top\x18\x08 \x01(\x05\x12\x0c\n\x04left\x18\t \x01(\x05\x12\x0e\n\x06height\x18\n \x01(\x05\x12\r\n\x05width\x18\x0b \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VISUALIZEIMAGES'].fields_by_name['cells']._serialized_options = b'\272H\006\032\004\030\020(\000'
   _globals['_VISUALIZEIMAGES']._serialized_start=90
   _globals['_VISUALIZEIMAGES']._serialized_end=363
-  _globals['_VISUALIZEIMAGESRESULT']._serialized_start=365
-  _globals['_VISUALIZEIMAGESRESULT']._serialized_end=468
-  _globals['_SALIENCYMAP']._serialized_start=471
-  _globals['_SALIENCYMAP']._serialized_end=677
+  _globals['_VISUALIZEIMAGESRESULT']._serialized_start=366
+  _globals['_VISUALIZEIMAGESRESULT']._serialized_end=511
+  _globals['_CHANGEDIMAGE']._serialized_start=513
+  _globals['_CHANGEDIMAGE']._serialized_end=578
+  _globals['_SALIENCYMAP']._serialized_start=581
+  _globals['_SALIENCYMAP']._serialized_end=787
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,4 @@
-"""VisualizeImages: shows what in certified pixels a class of a model hangs on."""
+"""VisualizeImages: shows what a class of a model hangs on, or what a model makes of an image."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -8,10 +8,12 @@ from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 from numpy.typing import NDArray
 
+from ml_worker.changing import before_after
 from ml_worker.heat_map import draw_heat_map
 from ml_worker.images import Models, for_each_image, frames_input, wrong_kind
 from ml_worker.manifest import Input
 from ml_worker.occlusion import occlude
+from ml_worker.side_by_side import row_of
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
@@ -36,10 +38,12 @@ def visualize(
     """Explains one of these models on the first frame of every image, each as an item.
 
     FluoroError MODEL_UNKNOWN or MODEL_UNAVAILABLE if there is no such model, MODEL_NOT_APPLICABLE
-    if it does not classify images, CHOICE_UNAVAILABLE if it does not have the class.
+    if it neither classifies nor changes images, CHOICE_UNAVAILABLE if it does not have the class.
     """
     model = models.find(request.model, request.version)
     tensor = suited_input(model)
+    if "classes" not in model.manifest.kinds:
+        return show_changes(request, context, model, tensor)
     labels = model.manifest.labels
     place = request.label if request.HasField("label") else None
     if place is not None and place >= len(labels):
@@ -78,11 +82,35 @@ def visualize(
     return result
 
 
+def show_changes(
+    request: visualize_pb2.VisualizeImages, context: StepContext, model: "Model", tensor: Input
+) -> visualize_pb2.VisualizeImagesResult:
+    """Puts what the model makes of the first frame of every image beside that frame."""
+    if request.cells or request.HasField("label"):
+        raise FluoroError(
+            Reason.CHOICE_UNAVAILABLE,
+            f"{model.manifest.name} gives no classes, so there is no label to explain and no grid "
+            "of cells. Leave both out.",
+        )
+    result = visualize_pb2.VisualizeImagesResult(model=model.reference)
+
+    def change(item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]) -> None:
+        drawing = row_of(before_after(model, tensor, pixels[:1], image, context))
+        name = item.put("before-after", ".png", "before-after", "image/png", drawing)
+        result.changed.add(input=item.input, item=item.key, before_after=name)
+
+    for_each_image(model, context, "visualize", change)
+    return result
+
+
 def suited_input(model: "Model") -> Input:
-    """The input that takes frames. FluoroError MODEL_NOT_APPLICABLE unless it gives classes."""
+    """The input that takes frames.
+
+    FluoroError MODEL_NOT_APPLICABLE unless it gives classes or images.
+    """
     tensor = frames_input(model)
-    if tensor is None or "classes" not in model.manifest.kinds:
+    if tensor is None or not {"classes", "image"} & set(model.manifest.kinds):
         raise wrong_kind(
-            model, "VisualizeImages needs a model of single frames that gives classes."
+            model, "VisualizeImages needs a model of single frames that gives classes or an image."
         )
     return tensor
