@@ -94,6 +94,28 @@ def test_both_decoders_of_a_lossless_syntax_give_the_original(
         assert np.array_equal(frame.values, array), decoder
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_segment_of_rle_is_its_plane_or_refused(size: int) -> None:
+    array = (GREY.astype(np.uint64) << 8 * size >> 12).astype(f"u{size}")
+    array[-1, 0], array[-1, 1:] = 256**size - 1, 0
+    count = array.itemsize
+    planes = array.astype(array.dtype.newbyteorder(">")).view(np.uint8).reshape(array.size, count)
+    good = [imagecodecs.packbits_encode(planes[:, at].tobytes()) for at in range(count)]
+
+    def values(last: bytes) -> NDArray[Any]:
+        segments = [*good[:-1], last]
+        starts = np.cumsum([64, *map(len, segments)])[:-1]
+        offsets = np.array([count, *starts, *[0] * (15 - count)], "<u4")
+        data = offsets.tobytes() + b"".join(segments)
+        return compressed_frame(data, PREFIX + "5", image(array), CODECS[PREFIX + "5"]).values
+
+    for behind in (b"", b"\0", b"\0" * 5, b"\1ab"):
+        assert np.array_equal(values(good[-1] + behind), array)
+    for bad in (good[-1][:-2], good[-1][:-1]):
+        with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
+            values(bad)
+
+
 @pytest.mark.parametrize("array", [GREY >> 4, COLOUR], ids=["grey", "colour"])
 def test_both_decoders_of_lossy_jpeg_agree_to_a_few_grey_values(array: NDArray[Any]) -> None:
     array = array.astype(np.uint8)

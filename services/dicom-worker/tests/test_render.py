@@ -87,7 +87,7 @@ def test_the_unit_is_hounsfield_only_for_a_ct_that_says_so_or_nothing(
 @pytest.mark.parametrize(
     ("name", "decoder"),
     [
-        ("MR_small_RLE", "pylibjpeg-rle"),
+        ("MR_small_RLE", "PackBits of imagecodecs"),
         ("MR_small_jp2klossless", "OpenJPEG of imagecodecs"),
         ("MR_small_jpeg_ls_lossless", "CharLS of imagecodecs"),
         ("MR_small_bigendian", "pydicom"),

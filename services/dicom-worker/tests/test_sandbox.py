@@ -40,7 +40,7 @@ def sandbox() -> Sandbox:
 
 
 def decode(sandbox: Sandbox, frame: bytes = FRAME) -> tuple[int, ...]:
-    return sandbox.decode("pylibjpeg_rle", SPEC, frame).shape
+    return sandbox.decode("packbits", SPEC, frame).shape
 
 
 def child(sandbox: Sandbox) -> int:
@@ -94,7 +94,7 @@ def test_a_decoder_that_gives_another_shape_than_the_header_says_is_refused(
 def test_pixels_survive_the_next_frame_and_large_ones_leave_no_memory_behind(
     sandbox: Sandbox,
 ) -> None:
-    first = sandbox.decode("pylibjpeg_rle", SPEC, FRAME)
+    first = sandbox.decode("packbits", SPEC, FRAME)
     before = first.copy()
     large = np.zeros((4096, 2560), np.uint16)
     spec = SPEC._replace(rows=4096, columns=2560)
@@ -122,11 +122,11 @@ def test_frames_are_decoded_ahead_and_each_gets_its_own_pixels(sandbox: Sandbox)
 def test_a_crash_fails_the_frame_that_was_decoded_and_not_the_ones_around(
     sandbox: Sandbox,
 ) -> None:
-    before = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    before = sandbox.begin("packbits", SPEC, FRAME)
     assert sandbox.samples(before, SPEC).shape == (64, 64)
     os.kill(child(sandbox), signal.SIGSEGV)
-    crashed = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
-    after = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    crashed = sandbox.begin("packbits", SPEC, FRAME)
+    after = sandbox.begin("packbits", SPEC, FRAME)
     with pytest.raises(FluoroError, match="crashed"):
         sandbox.samples(crashed, SPEC)
     assert sandbox.samples(after, SPEC).shape == (64, 64)
@@ -134,10 +134,10 @@ def test_a_crash_fails_the_frame_that_was_decoded_and_not_the_ones_around(
 
 
 def test_a_frame_that_nobody_waits_for_any_more_holds_nothing_up(sandbox: Sandbox) -> None:
-    sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    sandbox.begin("packbits", SPEC, FRAME)
     assert decode(sandbox) == (64, 64)
     os.kill(child(sandbox), signal.SIGSTOP)
-    stopped = sandbox.begin("pylibjpeg_rle", SPEC, FRAME)
+    stopped = sandbox.begin("packbits", SPEC, FRAME)
     pid = child(sandbox)
     sandbox.close()
     assert not Path(f"/proc/{pid}").exists()
@@ -165,7 +165,7 @@ def test_a_frame_that_there_is_no_memory_for_costs_no_later_one(sandbox: Sandbox
     resource.setrlimit(resource.RLIMIT_AS, (used + 16 * MIB, kept[1]))
     try:
         with pytest.raises(OSError, match="memory"):
-            sandbox.decode("pylibjpeg_rle", SPEC._replace(rows=8192, columns=8192), FRAME)
+            sandbox.decode("packbits", SPEC._replace(rows=8192, columns=8192), FRAME)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, kept)
     assert decode(sandbox) == (64, 64)

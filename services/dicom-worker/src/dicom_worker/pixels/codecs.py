@@ -6,6 +6,7 @@ colours. Whether that fits the header is not its business.
 """
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -81,8 +82,27 @@ def pylibjpeg_openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
     return np.asarray(decode(BytesIO(data)))
 
 
+def packbits(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+    """RLE: a segment for each byte of a sample, the highest first (PS3.5 G.2)."""
+    from imagecodecs import packbits_decode  # noqa: PLC0415 - see above
+
+    count, pixels = frame.samples * frame.bits // 8, frame.rows * frame.columns
+    offsets = struct.unpack_from(f"<{count}L", data, 4)
+    planes = np.empty((count, pixels), np.uint8)
+    for plane, start, end in zip(planes, offsets, (*offsets[1:], len(data)), strict=True):
+        try:
+            whole = packbits_decode(data[start:end], out=plane.data)
+        except RuntimeError:
+            # More than a byte of padding follows the image: slower, and passes over that.
+            return pylibjpeg_rle(data, frame)
+        if len(whole) != pixels:
+            raise ValueError("a segment is too short")
+    samples = joined(planes.reshape(frame.samples, -1, pixels))
+    return oriented(samples, frame)
+
+
 def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
-    """RLE: planes of samples, little endian."""
+    """RLE in Rust."""
     from rle.utils import decode_pixel_data  # noqa: PLC0415 - only where asked for
 
     size: dict[str, Any] = {
@@ -91,9 +111,26 @@ def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
         "bits_allocated": frame.bits,
     }
     planes = np.frombuffer(decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}")
-    if frame.samples == 1:
-        return planes.reshape(frame.rows, frame.columns)
-    return planes.reshape(frame.samples, frame.rows, frame.columns).transpose(1, 2, 0)
+    return oriented(planes, frame)
+
+
+def oriented(planes: NDArray[Any], frame: FrameSpec) -> NDArray[Any]:
+    """(rows, columns) or (rows, columns, samples) of one plane for each sample."""
+    samples = planes.reshape(frame.samples, frame.rows, frame.columns)
+    return samples[0] if frame.samples == 1 else samples.transpose(1, 2, 0)
+
+
+def joined(planes: NDArray[np.uint8]) -> NDArray[Any]:
+    """Samples of their bytes: (samples, bytes, pixels), the highest first → (samples, pixels)."""
+    size = planes.shape[1]
+    if size == 1:
+        return planes[:, 0]
+    values = np.left_shift(planes[:, 0], 8, dtype=f"u{size}")
+    for at in range(1, size):
+        values |= planes[:, at]
+        if at < size - 1:
+            values <<= 8
+    return values
 
 
 def gdcm(data: bytes, frame: FrameSpec) -> NDArray[Any]:
@@ -165,7 +202,7 @@ FUNCTIONS: Final[dict[str, Decoder]] = {
         openjpeg,
         openjph,
         pylibjpeg_openjpeg,
-        pylibjpeg_rle,
+        packbits,
         gdcm,
         pydicom_rle,
     )
