@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,6 +182,23 @@ def test_stores_that_are_away_are_findings(stores: dict[str, str]) -> None:
     )
     assert (code, amiss.keys()) == (1, {"ledger", "redis"})
     assert "secret" not in str(amiss)
+
+
+def test_what_never_was_set_up_is_said_in_words(postgres: PostgresServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code, amiss = asked(
+            {
+                "FLUORO_DATABASE_URL": postgres.url,  # without a schema
+                "FLUORO_REDIS_URL": f"redis://127.0.0.1:{silent.getsockname()[1]}/0",
+                "FLUORO_BLOB_URL": (tmp_path / "file").as_uri(),
+            }
+        )
+    assert (code, amiss.keys()) == (1, {"schema", "redis", "blob store"})
+    assert amiss["schema"]["found"].startswith("none; this release needs ")
+    assert "fluoro_jobs.ledger.migrate" in amiss["schema"]["advice"]
+    assert amiss["redis"]["found"] == "cannot be asked: no answer in time"
+    assert amiss["blob store"]["found"] == "cannot be asked: File exists"
 
 
 def test_redis_may_keep_its_settings_to_itself(stores: dict[str, str], redis_url: str) -> None:

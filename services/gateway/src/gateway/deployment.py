@@ -45,7 +45,7 @@ class Deployment:
                     doctor.diagnose,
                     self._settings.database_url,
                     self._settings.redis_url,
-                    self._store,
+                    lambda: self._store,
                 )
             )
             self._looking.add_done_callback(self._looked)

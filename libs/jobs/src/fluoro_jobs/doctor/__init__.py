@@ -27,22 +27,35 @@ RELEASE: Final = version("fluoro-jobs")
 
 _AWAY: Final = {
     "ledger": "Look at FLUORO_DATABASE_URL and at PostgreSQL: docs/operations/postgresql-gone.md.",
-    "redis": "Look at FLUORO_REDIS_URL and at Redis: docs/operations/redis-gone.md.",
+    "redis": "Look at FLUORO_REDIS_URL, which is rediss:// for TLS, and at Redis: "
+    "docs/operations/redis-gone.md.",
     "blob store": "Look at FLUORO_BLOB_URL and at the store.",
 }
+_MEANINGS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (redis.TimeoutError, "no answer in time"),
+    (redis.AuthenticationError, "it refuses the user or the password"),
+    (redis.InvalidResponse, "what answers is not Redis"),
+    (redis.ConnectionError, "it cannot be reached"),
+    (psycopg.errors.InsufficientPrivilege, "its user may not read what is looked at"),
+)
+"""The first that fits counts."""
 
 
-def diagnose(database_url: str, redis_url: str, store: BlobStore) -> list[Finding]:
+def diagnose(
+    database_url: str, redis_url: str, open_store: Callable[[], BlobStore]
+) -> list[Finding]:
     """What there is to say of ledger, workers, Redis and blob store, in this order.
 
     Takes SECONDS at most. A store that is away is a finding, not an error. It connects anew, so it
     takes nobody's connection, and sees whether there is one to be had.
+
+    ValueError for a URL that is none.
     """
     database = Ledger(database_url, max_connections=len(_AWAY))
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
         "ledger": lambda: ledger.look(database, RELEASE),
         "redis": lambda: broker.look(redis_url, database),
-        "blob store": lambda: blobs.look(store),
+        "blob store": lambda: blobs.look(open_store()),
     }
     threads = ThreadPoolExecutor(len(looks), thread_name_prefix="doctor")
     running = {name: threads.submit(_look, name, look) for name, look in looks.items()}
@@ -67,7 +80,15 @@ def _look(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         for finding in look():
             found.append(finding)
     except (FluoroError, psycopg.Error, redis.RedisError, BlobStoreError, OSError) as error:
-        # Not the error's text: it may have names and addresses.
-        what = error.message if isinstance(error, FluoroError) else type(error).__qualname__
-        found.append(fault(name, f"cannot be asked: {what}", _AWAY[name]))
+        found.append(fault(name, f"cannot be asked: {_what(error)}", _AWAY[name]))
     return found
+
+
+def _what(error: Exception) -> str:
+    """What is wrong, without the error's text: that may have names and addresses."""
+    if isinstance(error, FluoroError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    meanings = (meaning for kind, meaning in _MEANINGS if isinstance(error, kind))
+    return next(meanings, type(error).__qualname__)

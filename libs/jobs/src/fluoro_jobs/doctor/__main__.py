@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     database_url, redis_url, blob_url = (os.environ[name] for name in _VARIABLES)
     try:
-        found = diagnose(database_url, redis_url, BlobStore.from_url(blob_url))
+        found = diagnose(database_url, redis_url, lambda: BlobStore.from_url(blob_url))
     except ValueError as error:
         sys.exit(str(error))
     if arguments:

@@ -97,7 +97,9 @@ def _schema(connection: LedgerConnection) -> Iterator[Finding]:
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head() or ""
     known = {revision.revision for revision in scripts.walk_revisions()}
-    rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    rows: list[tuple[str]] = []
+    if _is_there(connection, "alembic_version"):
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     has = rows[0][0] if rows else "none"
     if has == head:
         yield ok("schema", f"{has}, as this release needs it")
@@ -107,6 +109,10 @@ def _schema(connection: LedgerConnection) -> Iterator[Finding]:
     else:
         advice = "It is of a later release: update the services of this one."
         yield warning("schema", f"{has}; this release knows {head} and earlier ones", advice)
+
+
+def _is_there(connection: LedgerConnection, table: str) -> bool:
+    return connection.execute("SELECT to_regclass(%s)", (table,)).fetchall() != [(None,)]
 
 
 def _room(connection: LedgerConnection) -> Finding:
@@ -123,6 +129,8 @@ def _room(connection: LedgerConnection) -> Finding:
 
 
 def _workers(connection: LedgerConnection, version: str) -> Iterator[Finding]:
+    if not _is_there(connection, "workers"):
+        return  # what is said of the schema says it all
     rows = {queue: rest for queue, *rest in connection.execute(_WORKERS).fetchall()}
     for queue in QUEUES:
         if queue not in rows:
