@@ -186,7 +186,7 @@ def test_stores_that_are_away_are_findings(stores: dict[str, str]) -> None:
 
 def test_what_never_was_set_up_is_said_in_words(postgres: PostgresServer, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with postgresql(postgres, fsync="on"), socket.create_server(("127.0.0.1", 0)) as silent:
         code, amiss = asked(
             {
                 "FLUORO_DATABASE_URL": postgres.url,  # without a schema

@@ -92,6 +92,7 @@ def encoded(data: bytes) -> str:
 
 BAD: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "expired": (lambda i: i.token(exp=int(time.time()) - 60), "TOKEN_EXPIRED"),
+    "until the end of time": (lambda i: i.token(exp=10**400), "TOKEN_INVALID"),
     "without an end": (lambda i: i.token(exp=None), "TOKEN_INVALID"),
     "for another audience": (lambda i: i.token(aud="else"), "TOKEN_INVALID"),
     "for nobody": (lambda i: i.token(aud=None), "TOKEN_INVALID"),

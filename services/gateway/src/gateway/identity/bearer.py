@@ -128,7 +128,10 @@ class JwtBearer:
         brought = _claim(claims, self._roles_claim)
         names = brought.split() if isinstance(brought, str) else brought
         own = [role for role in Role if isinstance(names, list) and role.value in names]
-        expires = float(claims["exp"]) + LEEWAY_SECONDS
+        try:
+            expires = float(claims["exp"]) + LEEWAY_SECONDS
+        except OverflowError:
+            raise invalid("its claim exp is no time that comes") from None
         return Principal(owner, self._bindings.of(owner, own), "jwt", expires=expires)
 
 
