@@ -320,7 +320,7 @@ def edit(number: int, **changes: Any) -> list[bytes]:
         (lambda: edit(3, Modality="PT"), "VOLUME_IRREGULAR"),
         (lambda: edit(3, PhotometricInterpretation="MONOCHROME1"), "VOLUME_IRREGULAR"),
         (lambda: ct_series(1, SliceThickness=None, SpacingBetweenSlices=None), "GEOMETRY_INVALID"),
-        (lambda: [wheel_file("SC_rgb_rle")], "CHOICE_UNAVAILABLE"),
+        (lambda: [wheel_file("SC_rgb_rle")], "GEOMETRY_INVALID"),
         (lambda: [*ct_series(6), wheel_file("MR_truncated")], "DICOM_TRUNCATED"),
     ],
 )

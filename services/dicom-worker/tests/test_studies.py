@@ -166,6 +166,15 @@ def test_directions_sizes_series_and_frames_of_reference_are_volumes_of_their_ow
     ]
 
 
+def test_segments_beside_each_other_are_not_one_volume() -> None:
+    slices = stack(range(3), segment=(1.0,)) + stack(range(3, 6), first=3, segment=(2.0,))
+    study = study_of(slices)
+    assert [(volume.phase, len(volume.slices)) for volume in study.volumes] == [
+        ({"segment": (1.0,)}, 3),
+        ({"segment": (2.0,)}, 3),
+    ]
+
+
 def test_phases_are_told_apart_by_time() -> None:
     slices = [
         each

@@ -148,7 +148,8 @@ Global___ConvertDicom: _TypeAlias = ConvertDicom  # noqa: Y015
 @_typing.final
 class NiftiTarget(_message.Message):
     """NIfTI-1 (`.nii.gz`): modality values such as Hounsfield units, int16 if all are whole and fit, else
-    float32; the affine in sform, and in qform unless it is sheared.
+    float32; the affine in sform, and in qform unless it is sheared. Colours of 8 bits are RGB24; those
+    of another depth are refused, reason CHOICE_UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -171,7 +172,9 @@ Global___NiftiTarget: _TypeAlias = NiftiTarget  # noqa: Y015
 
 @_typing.final
 class NpyTarget(_message.Message):
-    """NPY of shape (slices, rows, columns), values as for NIfTI."""
+    """NPY of shape (slices, rows, columns), values as for NIfTI; colours of any depth are of shape
+    (slices, rows, columns, 3), RGB.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -324,7 +327,7 @@ class ConvertedVolume(_message.Message):
 
     @_builtins.property
     def certificate(self) -> _dicom_pb2.PixelCertificate:
-        """What the decoder vouches for about the array (slices, rows, columns)."""
+        """What the decoder vouches for about the array (slices, rows, columns), with 3 for RGB."""
 
     @_builtins.property
     def phase(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -9,24 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
 
 from dicom_worker import limits
 from dicom_worker.convert.gather import Source
 from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.decoders import decode_frames
+from dicom_worker.pixels.modality import narrow
 from dicom_worker.pixels.npy import NpyWriter
 from dicom_worker.studies.volumes import Volume, irregular
 
 VALUE_BYTES: Final = 4
-"""The most that a value takes."""
+"""The most that a value takes; a colour is three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """The values of a volume, an NPY file of shape (slices, rows, columns).
+    """The values of a volume, an NPY file of shape (slices, rows, columns), or with 3 for RGB.
 
-    unit: `HU` or `1`. sha256: of the array's bytes. certificates: of each slice's stored values.
+    unit: `HU`, `Gy` or `1`. sha256: of the array's bytes. certificates: of each slice's stored
+    values.
     """
 
     writer: NpyWriter
@@ -57,16 +60,17 @@ def arrays_of(
     units: list[set[str]] = [set() for _ in volumes]
     for file in dict.fromkeys(each.file for volume in volumes for each in volume.slices):
         source = sources[file]
-        modality_at = source.modalities()
+        convert = source.convert()
+        narrowed = narrow if source.values == "grey" else np.asarray
         for frame, decoded in enumerate(decode_frames(source.file)):
             check()
             if (place := places.get((file, frame))) is None:
                 continue
             number, at = place
-            modality = modality_at(frame)
-            writers[number].put(at, modality.apply(decoded.values))
+            values, unit = convert(frame, decoded.values)
+            writers[number].put(at, narrowed(values))
             certificates[number][at] = decoded.certificate
-            units[number].add(modality.unit)
+            units[number].add(unit)
     if any(len(each) > 1 for each in units):
         raise irregular("The values of some slices have another unit than those of others.")
     return [
@@ -78,8 +82,9 @@ def arrays_of(
 def check_size(volumes: Sequence[Volume]) -> None:
     """IMAGE_TOO_LARGE if a volume, or all of them, would take more than their limit."""
     sizes = [
-        len(volume.slices) * volume.plane.rows * volume.plane.columns * VALUE_BYTES
+        len(volume.slices) * plane.rows * plane.columns * plane.samples * VALUE_BYTES
         for volume in volumes
+        for plane in [volume.plane]
     ]
     if max(sizes) > limits.ARRAY_LIMIT_BYTES or sum(sizes) > limits.SERIES_LIMIT_BYTES:
         raise FluoroError(

@@ -4,11 +4,12 @@ import filecmp
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepItem
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_worker import limits
@@ -17,9 +18,12 @@ from dicom_worker.pixels.decoders import check_budget
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.modality import MACRO, Modality, modality_of
+from dicom_worker.pixels.rendering import is_grey, values_of
 from dicom_worker.reading import DicomFile, open_dicom
 from dicom_worker.studies.slices import Slice, coded, slices_of
 from dicom_worker.studies.volumes import Left
+
+EIGHT_BITS: Final = "8 bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,8 @@ class Source:
     """A file of which slices are to be decoded.
 
     file: without its header, because there are thousands. rescaled: whether it has a rescale.
-    thickness: Slice Thickness in millimetres, 0 if absent. modality: of each frame; None where
+    thickness: Slice Thickness in millimetres, 0 if absent. values: `grey`, or for colour the depth
+    of its samples, which tells whether they are on one scale. modality: of each frame; None where
     tables make it too large to keep.
     """
 
@@ -35,16 +40,17 @@ class Source:
     path: Path
     kind: str
     photometric: str
+    values: str
     rescaled: bool
     thickness: float
     modality: tuple[Modality, ...] | None
 
-    def modalities(self) -> Callable[[int], Modality]:
-        """What gives, of a frame, how its stored values become modality values."""
-        if self.modality is not None:
-            return self.modality.__getitem__
-        file = open_dicom(self.path, self.path.parent)
-        return partial(modality_of, file.header, little_endian=file.little_endian)
+    def convert(self) -> Callable[[int, NDArray[Any]], tuple[NDArray[Any], str]]:
+        """What gives, of a frame and its stored values, modality values or RGB, and their unit."""
+        known = self.modality
+        if known is None:
+            return values_of(open_dicom(self.path, self.path.parent), suv=False)
+        return lambda frame, stored: (known[frame].exact(stored), known[frame].unit)
 
 
 @dataclass(slots=True)
@@ -130,16 +136,12 @@ def fetched(item: StepItem, check: Callable[[], None]) -> Iterator[Path]:
 def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image) -> None:
     """Adds the frames of a file.
 
-    FluoroError: GEOMETRY_INVALID, CHOICE_UNAVAILABLE for colour, DICOM_INVALID, IMAGE_TOO_LARGE.
+    FluoroError: GEOMETRY_INVALID, DICOM_INVALID, IMAGE_TOO_LARGE.
     """
     check_budget(image)
     if len(found.slices) + image.frames > limits.SLICE_LIMIT:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE, f"There are more than {limits.SLICE_LIMIT} slices in one item."
-        )
-    if not image.photometric.startswith("MONOCHROME"):
-        raise FluoroError(
-            Reason.CHOICE_UNAVAILABLE, "Volumes are of grey values, and the image is in colour."
         )
     slices = list(slices_of(file.header, image, number))
     thickness = decimals(file.header, "SliceThickness")
@@ -147,19 +149,31 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
         replace(file, header=Dataset(), elements=()),
         path,
         coded(text(file.header, "Modality")),
-        image.photometric,
+        image.photometric if is_grey(image) else "RGB",
+        depth_of(image),
         value(macro(file.header, 0, MACRO), "RescaleSlope") is not None,
         thickness[0] if thickness else 0,
-        modalities(file, image.frames),
+        modalities(file, image),
     )
     found.slices += slices
 
 
-def modalities(file: DicomFile, frames: int) -> tuple[Modality, ...] | None:
-    """Of each frame; None if they have tables."""
+def depth_of(image: Image) -> str:
+    """`grey`, or what the samples of a colour are: `8 bits`. Palettes give 8 bits."""
+    if is_grey(image):
+        return "grey"
+    if image.photometric == "PALETTE COLOR":
+        return EIGHT_BITS
+    return f"{image.bits_stored} {'signed ' if image.signed else ''}bits"
+
+
+def modalities(file: DicomFile, image: Image) -> tuple[Modality, ...] | None:
+    """Of each frame; None if they have tables. Colours have none, and stay as they are."""
+    if not is_grey(image):
+        return None if image.photometric == "PALETTE COLOR" else (Modality(),) * image.frames
     known: dict[Modality, Modality] = {}
     made = []
-    for frame in range(frames):
+    for frame in range(image.frames):
         modality = modality_of(file.header, frame, little_endian=file.little_endian)
         if modality.lut:
             return None

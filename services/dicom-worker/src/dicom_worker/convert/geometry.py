@@ -17,17 +17,17 @@ BIDS_PHASE: Final = {"echo_time_ms": ("EchoTime", 1000), "trigger_time_ms": ("Tr
 def geometry(volume: Volume, array: Array, modality: str, thickness: float) -> dict[str, Any]:
     """What is known of a volume.
 
-    axes: what the dimensions of the array are, first to last; shape, spacing and the columns of
-    direction are in this order. origin_mm: centre of the first voxel, direction: unit vectors, both
-    in DICOM's coordinates (LPS+). affine_lps, affine_ras: from (column, row, slice, 1) to
-    millimetres. Names in capitals are those of BIDS.
+    axes: what the dimensions of the array are, first to last, a colour's red, green and blue being
+    the last; shape, spacing and the columns of direction are in this order. origin_mm: centre of
+    the first voxel, direction: unit vectors, both in DICOM's coordinates (LPS+). affine_lps,
+    affine_ras: from (column, row, slice, 1) to millimetres. Names in capitals are those of BIDS.
     """
     affine = volume.affine
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     directions = affine[:3, :3] / sides
     assert array.writer.dtype is not None
     found = {
-        "axes": ["slice", "row", "column"],
+        "axes": ["slice", "row", "column", "channel"][: len(array.writer.shape) + 1],
         "shape": [array.writer.frames, *array.writer.shape],
         "dtype": array.writer.dtype.str,
         "unit": array.unit,

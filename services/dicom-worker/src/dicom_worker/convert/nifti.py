@@ -24,8 +24,8 @@ HEADER: Final = struct.Struct(
 )
 DATA_OFFSET: Final = 352
 """Of the first value: the header has 348 bytes, and 4 say that there are no extensions."""
-DATA_TYPES: Final = {"<i2": (4, 16), "<f4": (16, 32)}
-"""dtype → NIfTI's number for it, and bits."""
+DATA_TYPES: Final = {"<i2": (4, 16), "<f4": (16, 32), "|u1": (128, 24)}
+"""dtype → NIfTI's number for it, and bits of a voxel. Bytes are those of RGB24."""
 SIDE_LIMIT: Final = 32_767
 """The longest dimension."""
 MILLIMETRES: Final = 2
@@ -49,7 +49,7 @@ def write_nifti(
     sheared: bool,
     check: Callable[[], None],
 ) -> None:
-    """Writes an array of (slices, rows, columns).
+    """Writes an array of (slices, rows, columns), or (slices, rows, columns, 3) bytes of RGB.
 
     affine: as `Volume.affine` has it. check: called for each slice; stops by raising.
     """
@@ -59,7 +59,7 @@ def write_nifti(
         # No name and no time: neither is anybody's business, and the bytes stay the same.
         gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as stream,
     ):
-        shape = (array.frames, *array.shape)
+        shape = (array.frames, *array.shape[:2])
         stream.write(header(shape, array.dtype, ras(affine), sheared=sheared))
         for values in stored_frames(array.path, array.frames, array.shape, array.dtype):
             check()

@@ -11,7 +11,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepItem
 
 from dicom_worker.convert.arrays import Array, arrays_of, check_size
-from dicom_worker.convert.gather import Gathered, Source, gather
+from dicom_worker.convert.gather import EIGHT_BITS, Gathered, Source, gather
 from dicom_worker.convert.geometry import as_json, geometry
 from dicom_worker.convert.nifti import check_sides, ras, write_nifti
 from dicom_worker.pixels.decoders import decoder_name
@@ -83,6 +83,7 @@ def fits(
         _ = volume.affine
         check_size([volume])
         if nifti:
+            check_colours(sources[volume.slices[0].file])
             check_sides((len(volume.slices), volume.plane.rows, volume.plane.columns))
     except FluoroError as error:
         left.append(Left(volume.series, len(volume.slices), error.reason, error.message))
@@ -92,10 +93,19 @@ def fits(
 
 def check_alike(sources: Sequence[Source]) -> None:
     """VOLUME_IRREGULAR if one volume would hold values of different meaning."""
-    if len({(each.kind, each.photometric, each.rescaled) for each in sources}) > 1:
+    if len({(each.kind, each.photometric, each.values, each.rescaled) for each in sources}) > 1:
         raise irregular(
-            "Modality, Photometric Interpretation or the presence of a rescale differ between "
-            "slices."
+            "Modality, Photometric Interpretation, the depth of colours or the presence of a "
+            "rescale differ between slices."
+        )
+
+
+def check_colours(source: Source) -> None:
+    """CHOICE_UNAVAILABLE for colours that NIfTI-1 has no type for."""
+    if source.values not in {"grey", EIGHT_BITS}:
+        raise FluoroError(
+            Reason.CHOICE_UNAVAILABLE,
+            "NIfTI-1 has colours of 8 bits alone, and these have another depth. Ask for NPY.",
         )
 
 

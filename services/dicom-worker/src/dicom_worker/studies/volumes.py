@@ -28,6 +28,7 @@ DRIFT: Final = 0.05
 """Stacks whose direction cosines differ by no more were one, before something turned it."""
 ORIENTATION_LIMIT: Final = 1000
 """Directions, or sizes, of the slices of one series."""
+SEGMENT: Final = list(MARKS).index("segment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,11 @@ class Study:
 def study_of(slices: Iterable[Slice]) -> Study:
     """The volumes of these slices, by series and in the order in which they came."""
     study = Study()
-    series: dict[str, list[Slice]] = {}
+    series: dict[tuple[str, Mark], list[Slice]] = {}
     for each in slices:
-        series.setdefault(each.series, []).append(each)
-    for uid, members in series.items():
+        # Segments may lie beside each other, and then no place would tell that they are several.
+        series.setdefault((each.series, each.marks[SEGMENT]), []).append(each)
+    for (uid, _), members in series.items():
         try:
             stacks = parallel(members)
             check_drift(stacks)
@@ -217,6 +219,8 @@ def volumes_of(stack: Sequence[Slice]) -> Iterator[Volume]:
         volume = fitted(phase)
         missing = max(volume.missing, len(places) - len(phase))
         told = {names[number]: phase[0].marks[number] for number in varying}
+        if segment := phase[0].marks[SEGMENT]:
+            told["segment"] = segment
         yield replace(volume, missing=missing, phase=told)
 
 
