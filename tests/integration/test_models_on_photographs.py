@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from fluoro.v1.embedding_pb2 import EmbedImages, FindSimilar
 from fluoro.v1.job_pb2 import Job, Step
+from fluoro.v1.job_service_pb2 import SubmitJobRequest
 from fluoro.v1.photograph_pb2 import ImportImages
 from fluoro.v1.visualize_pb2 import VisualizeImages
 from fluoro_client.jobs import step
-from fluoro_jobs.testing.rig import Rig
+from fluoro_jobs.pipelines import load
+from fluoro_jobs.testing.rig import OWNER, Rig
 from ml_worker.seeing import DIMENSIONS, write_seeing
 from PIL import Image
 
@@ -62,6 +64,14 @@ def photographs() -> Iterator[tuple[str, bytes, str, str]]:
     yield "white", saved(Image.new("RGB", (8, 8), "white")), "", "MODEL_OUTPUT_INVALID"
 
 
+def of_pipeline(name: str, job: Job, **parameters: Any) -> Job:
+    """A job of that pipeline with the first two inputs of another job."""
+    asked = SubmitJobRequest(job=Job(inputs=job.inputs[:2]), pipeline=f"pipelines/{name}")
+    asked.parameters.update(parameters)
+    load().validate(asked, OWNER)
+    return asked.job
+
+
 def reasons(one: Step) -> dict[int, str]:
     return {item.input: item.reason for item in one.items}
 
@@ -73,6 +83,7 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
     for service in ("dicom_worker", "scheduler"):
         rig.start(service, slots=2)
     rig.start("ml_worker", slots=2, ml_models_folder=tmp_path / "models")
+    rig.start("export_worker", slots=1)
     names, data, imported, outcomes = zip(*photographs(), strict=True)
     job = Job(
         inputs=[rig.blob(each) for each in data],
@@ -92,8 +103,14 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
             step(VisualizeImages(model="seeing", version="9.0.0"), "version", after=["import"]),
         ],
     )
-    submitted = [rig.submit(each) for each in (job, refused)]
-    done, failed = (rig.finished(each, SECONDS) for each in submitted)
+    jobs = (
+        job,
+        refused,
+        of_pipeline("comparison", job, model="seeing", embedding_model="seeing"),
+        of_pipeline("visualization", job, model="seeing", cells=2),
+    )
+    submitted = [rig.submit(each) for each in jobs]
+    done, failed, compared, visualized = (rig.finished(each, SECONDS) for each in submitted)
 
     first, embed, similar, explain = done.steps
     assert reasons(first) == dict(enumerate(imported)), names
@@ -119,6 +136,15 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
     maps = explain.visualize_images_result.maps
     assert {one.role for one in explain.artifacts} == {"heat-map"}
     assert all(len(one.drops) == one.rows * one.columns for one in maps)
+
+    assert [one.state for one in compared.steps] == [Step.STATE_SUCCEEDED] * 4
+    first, other = compared.steps[2].compare_images_result.images
+    assert (first.item, other.item, other.similarity > 0.99) == ("0", "1", True)
+    assert {one.display_name for one in compared.steps[3].export_comparison_result.differences} == {
+        "dark",
+        "bright",
+    }
+    assert [one.rows for one in visualized.steps[1].visualize_images_result.maps] == [2, 2]
 
     kind, version = failed.steps[1:]
     assert (kind.state, kind.reason) == (Step.STATE_FAILED, "MODEL_NOT_APPLICABLE")

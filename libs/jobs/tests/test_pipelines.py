@@ -135,6 +135,12 @@ BAD_PARAMETERS = {
 
 
 SHIPPED = {
+    "pipelines/comparison/versions/1": (
+        "b62c0b16fffb7bc2d815c2a8739c4e40287a6bdf980b8d49260806561b5f0856"
+    ),
+    "pipelines/visualization/versions/1": (
+        "1ad1f411c4d6be8fba7663cadcae588e3d1d30bbce0b73adfec360adcdbc0cf4"
+    ),
     "pipelines/archive-report/versions/1": (
         "3e06e6471cb9da3016a5e6f9927120fa7287fb15b5b7b1ce510b5516e3d4d72c"
     ),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fluoro.v1 import detect_pb2, embedding_pb2, ml_pb2, visualize_pb2
+from fluoro.v1 import compare_pb2, detect_pb2, embedding_pb2, ml_pb2, visualize_pb2
 from google.protobuf.message import DecodeError, Message
 
 from fluoro_jobs.operations import BY_FIELD
@@ -21,12 +21,13 @@ class Named(NamedTuple):
 
 
 NAMING: Final[Mapping[type[Message], Callable[[Any], Sequence[Named]]]] = {
-    request: lambda request: [Named(request.model, request.version)]
+    request: lambda request: [Named(request.model, request.version)] if request.model else []
     for request in (
         ml_pb2.AnalyzeImages,
         embedding_pb2.EmbedImages,
         visualize_pb2.VisualizeImages,
         detect_pb2.DetectObjects,
+        compare_pb2.CompareImages,
     )
 }
 """Requests of operations that need models, and how they name them."""

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from fluoro.v1 import (
     archive_pb2,
+    compare_pb2,
     convert_pb2,
     deidentify_pb2,
     detect_pb2,
@@ -219,6 +220,17 @@ OPERATIONS: Final = (
         detect_pb2.DetectObjectsResult,
         reads=("pixels",),
         leaves=("detections",),
+        resource_class="gpu",
+    ),
+    Operation(
+        "compare_images",
+        "ml.compare",
+        "ml",
+        compare_pb2.CompareImages,
+        compare_pb2.CompareImagesResult,
+        reads=("pixels",),
+        leaves=("comparison",),
+        fans_out=False,
         resource_class="gpu",
     ),
     Operation(

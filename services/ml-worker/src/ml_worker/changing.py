@@ -46,7 +46,7 @@ def before_after(
     # In the larger of the two sizes: a model may make an image finer.
     if after.shape[0] * after.shape[1] > rows * columns:
         rows, columns = after.shape[:2]
-    return stretched(before, rows, columns), stretched(after, rows, columns)
+    return resized(before, rows, columns), resized(after, rows, columns)
 
 
 def part_of(made: tuple[int, ...], size: tuple[int, ...], seen: Box) -> Box:
@@ -61,10 +61,9 @@ def part_of(made: tuple[int, ...], size: tuple[int, ...], seen: Box) -> Box:
     return down, across
 
 
-def stretched(picture: Picture, rows: int, columns: int) -> Picture:
+def resized(picture: Picture, rows: int, columns: int) -> Picture:
     """The picture in that size, which has MAX_SIDE rows and columns at most."""
     assert max(rows, columns) <= MAX_SIDE
     if picture.shape[:2] == (rows, columns):
         return picture
-    resized = Image.fromarray(picture).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(picture).resize((columns, rows), Image.Resampling.BILINEAR))

@@ -45,23 +45,36 @@ def for_each_image(model: "Model", context: StepContext, stage: str, work: Work)
     The others are skipped. Pixels that nobody vouches for fail with PIXELS_NOT_CERTIFIED. stage: as
     in `StepContext.each`. work: may raise NotForThisImageError.
     """
-    images = rendered_images(context)
     applies_to = model.manifest.applies_to
     assert applies_to is not None  # a manifest with an image input has it
+
+    def work_if_suited(
+        item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]
+    ) -> None:
+        try:
+            check_suits(applies_to, image, pixels)
+            work(item, image, pixels)
+        except NotForThisImageError as error:
+            item.skip(
+                Reason.MODEL_NOT_APPLICABLE,
+                f"{model.manifest.name} is not made for this image: {error}.",
+            )
+
+    for_each_certified(context, stage, work_if_suited)
+
+
+def for_each_certified(context: StepContext, stage: str, work: Work) -> None:
+    """Hands over every image, each as an item.
+
+    Pixels that nobody vouches for fail with PIXELS_NOT_CERTIFIED. stage: as in `StepContext.each`.
+    """
+    images = rendered_images(context)
     for item in context.each(stage):
         with item:
             part = item.part("pixels")
             if (image := images.get((part.step, part.name))) is None:
                 raise not_certified("has no certificate")
-            pixels = certified_pixels(item.fetch(part), image.certificate, context.check)
-            try:
-                check_suits(applies_to, image, pixels)
-                work(item, image, pixels)
-            except NotForThisImageError as error:
-                item.skip(
-                    Reason.MODEL_NOT_APPLICABLE,
-                    f"{model.manifest.name} is not made for this image: {error}.",
-                )
+            work(item, image, certified_pixels(item.fetch(part), image.certificate, context.check))
 
 
 def wrong_kind(model: "Model", needed: str) -> FluoroError:

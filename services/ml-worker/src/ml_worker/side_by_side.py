@@ -29,7 +29,7 @@ def gamut(frame: NDArray[Any], image: dicom_pb2.RenderedImage) -> tuple[float, f
     if frame.dtype.kind == "u" and image.certificate.unit == "1":
         bits = image.certificate.bits_stored or frame.dtype.itemsize * 8
         return 0.0, float(2**bits - 1)
-    some = thinned(frame, MAX_SIDE).astype(np.float64)
+    some = shrunk(frame)
     finite = some[np.isfinite(some)]
     low, high = np.percentile(finite, [1, 99]) if finite.size else (0.0, 1.0)
     return float(low), float(high)
@@ -40,27 +40,30 @@ def as_shown(frame: NDArray[Any], low: float, high: float, side: int = MAX_SIDE)
 
     frame: (rows, columns), or with three samples behind. What is no number is black.
     """
-    some = thinned(frame, side).astype(np.float64)
+    some = shrunk(frame, side).astype(np.float64)
     levels = np.nan_to_num((some - low) * (255 / max(high - low, 1e-9)), nan=0, posinf=255)
-    grey_or_rgb = np.clip(levels, 0, 255).round().astype(np.uint8)
-    picture = Image.fromarray(grey_or_rgb).convert("RGB")
-    return scaled(np.asarray(picture), side)
+    picture = np.clip(levels, 0, 255).round().astype(np.uint8)
+    return np.asarray(Image.fromarray(picture).convert("RGB"))
 
 
-def thinned(frame: NDArray[Any], side: int) -> NDArray[Any]:
-    """Every so many pixels, so that no large image is copied whole as floats."""
+def shrunk(frame: NDArray[Any], side: int = MAX_SIDE) -> NDArray[np.float32]:
+    """The frame with its longest side of that many pixels, if it has more; axes as they are."""
+    # Every so many pixels first, so that no large image is copied whole as floats.
     stride = max(1, max(frame.shape[:2]) // (2 * side))
-    return frame[::stride, ::stride]
-
-
-def scaled(picture: Picture, side: int) -> Picture:
-    """The picture with its longest side of that many pixels, if it has more."""
-    rows, columns = picture.shape[:2]
-    scale = side / max(rows, columns)
+    some = frame[::stride, ::stride].astype(np.float32)
+    scale = side / max(some.shape[:2])
     if scale >= 1:
-        return picture
-    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+        return some
+    return stretched(some, *(max(1, round(length * scale)) for length in some.shape[:2]))
+
+
+def stretched(values: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.float32]:
+    """In that size: each new pixel is the mean of what it shows."""
+    if values.ndim == 3:  # noqa: PLR2004 - rows, columns, samples
+        planes = [stretched(plane, rows, columns) for plane in np.moveaxis(values, 2, 0)]
+        return np.stack(planes, axis=2)
+    picture = Image.fromarray(values).resize((columns, rows), Image.Resampling.BOX)
+    return np.asarray(picture, np.float32)
 
 
 def row_of(pictures: Sequence[Picture]) -> bytes:

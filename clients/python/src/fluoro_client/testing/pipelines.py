@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fluoro.v1 import (
     archive_pb2,
+    compare_pb2,
     convert_pb2,
     deidentify_pb2,
     dicomweb_pb2,
@@ -15,6 +16,7 @@ from fluoro.v1 import (
     job_service_pb2,
     photograph_pb2,
     pipeline_service_pb2,
+    visualize_pb2,
 )
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import json_format
@@ -170,14 +172,19 @@ for _name, _kind, _default in (
 ):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=_kind)
     _PARAMETERS[_name].default_value.string_value = _default
-for _name in ("destination", "study"):
+for _name in ("destination", "model", "study"):
     _PARAMETERS[_name] = PipelineParameter(
         name=_name, type=PipelineParameter.TYPE_STRING, required=True
     )
+_PARAMETERS["embedding_model"] = PipelineParameter(
+    name="embedding_model", type=PipelineParameter.TYPE_STRING
+)
+_PARAMETERS["cells"] = PipelineParameter(name="cells", type=PipelineParameter.TYPE_INTEGER)
 _STORED: Final = ("destination", "project", "dates", "clean_pixel_data")
 
 _TAKEN: Final[dict[str, Sequence[str]]] = {
     "archive-report": ("title",),
+    "comparison": ("model", "embedding_model"),
     "ct-tissue": ("title", "window_center", "window_width"),
     "ct-tissue-dicom": ("title", "segmentation_type"),
     "ct-volume": ("project", "shear"),
@@ -188,6 +195,7 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "photo-archive": ("mask_faces",),
     "photo-intake": ("mask_faces",),
     "study-deidentify-and-export": ("study", *_STORED),
+    "visualization": ("model", "cells"),
 }
 """The parameters that each pipeline takes."""
 
@@ -275,8 +283,30 @@ def _taken_out(given: Parameters) -> list[job_pb2.Step]:
     return [step(archive_pb2.UnpackArchive(), "unpack", max_inputs_per_task=1), *steps]
 
 
+def _compared(given: Parameters) -> list[job_pb2.Step]:
+    items = ["0", "1"]
+    compared = compare_pb2.CompareImages(model=given.get("embedding_model", ""), items=items)
+    return [
+        step(photograph_pb2.ImportImages(), "import"),
+        analyze(given.get("model", ""), after=["import"]),
+        step(compared, "compare", after=["import"]),
+        step(export_pb2.ExportComparison(items=items), "report", after=["import", "analyze"]),
+    ]
+
+
+def _visualized(given: Parameters) -> list[job_pb2.Step]:
+    request = visualize_pb2.VisualizeImages(
+        model=given.get("model", ""), cells=int(given.get("cells", 0))
+    )
+    return [
+        step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=50),
+        step(request, "visualize", after=["import"], max_inputs_per_task=10),
+    ]
+
+
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
+    "comparison": _compared,
     "ct-tissue": _analyzed,
     "ct-tissue-dicom": _segmented,
     "ct-volume": _converted,
@@ -287,6 +317,7 @@ SHIPPED: Final[dict[str, Steps]] = {
     "photo-archive": _taken_out,
     "photo-intake": _taken_in,
     "study-deidentify-and-export": _fetched,
+    "visualization": _visualized,
 }
 
 
