@@ -216,6 +216,8 @@ async def test_what_is_no_file_makes_nobody_wait(fluoro, home, tmp_path):
     ):
         code, _, err = await fluoro(*words, **{**home, **variables})
         assert (code, "not a regular file" in err) == (5, True), err
+    code, _, err = await fluoro("upload", str(pipe), **home)
+    assert (code, "is a pipe or a device" in err) == (2, True), err
     config_file(home).unlink()
     os.mkfifo(config_file(home), 0o600)
     code, _, err = await fluoro("list", **home)

@@ -34,8 +34,12 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             if not below:
                 raise BadPathError(f"There is no file in {path}.")
             found += below
-        elif path.exists():
+        elif path.is_file():
             found.append(path)
+        elif path.exists():
+            raise BadPathError(
+                f"{path} is a pipe or a device. Files are read twice; store it first."
+            )
         else:
             raise BadPathError(f"There is no {path}.")
     return found
