@@ -133,18 +133,27 @@ async def test_callers_who_leave_a_source_that_hangs_keep_nobody_else_from_their
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hangs:
         url = f"http://127.0.0.1:{hangs.getsockname()[1]}"
-        where = {"import_sources": f"{server}, {url}", "import_networks": "127.0.0.1/32"}
-        async with serving(database_url, redis_url, blob_url, **where) as client:
+        settings = {
+            "import_sources": f"{server}, {url}",
+            "import_networks": "127.0.0.1/32",
+            "upload_memory_bytes": 1,  # for one upload at a time
+        }
+        async with serving(database_url, redis_url, blob_url, **settings) as client:
+            request = ImportBlobRequest(uri=f"{url}/study")
             for _ in range(3):
-                request = ImportBlobRequest(uri=f"{url}/study")
                 left = [client.blobs.ImportBlob(request, timeout=0.3) for _ in range(AT_ONCE)]
                 for how in await asyncio.gather(*left, return_exceptions=True):
                     assert isinstance(how, grpc.aio.AioRpcError)
+            waits = client.blobs.ImportBlob(request, metadata=(("fluoro-owner", "third"),))
+            hangs.settimeout(20)
+            hung = [(await asyncio.to_thread(hangs.accept))[0] for _ in range(AT_ONCE // 2 + 1)]
             other = (("fluoro-owner", "other"),)
             request = ImportBlobRequest(uri=f"{server}/study")
             answer = await client.blobs.ImportBlob(request, timeout=20, metadata=other)
             assert answer.blob.sha256 == SHA256
-            hangs.shutdown(socket.SHUT_RDWR)
+            waits.cancel()
+            for connection in hung:
+                connection.close()
 
 
 def test_an_encrypted_server_has_to_prove_that_it_is_the_one_named(

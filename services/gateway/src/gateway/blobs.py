@@ -204,8 +204,9 @@ class Blobs:
         async with call.limits.stores(call.owner, header.size_bytes, header.sha256) as grown:
             async with (
                 self._uploads.taken(call.owner),
-                self._large_place(call.owner),
                 self._importing.opened(call.owner, request.uri) as source,
+                # Not before: a source that hangs takes no memory from uploads.
+                self._large_place(call.owner),
             ):
                 with blob_errors():
                     async with self._store.writer(name) as writer:
