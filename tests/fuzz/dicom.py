@@ -3,8 +3,10 @@
     python tests/fuzz/dicom.py --files 10000 --seed 7
 
 The same seed makes the same files; `--first N --files 1` makes file N alone. Each is inspected,
-rendered and de-identified, in processes that run nothing else; the first `--jobs` of them once more
-as inputs of real jobs, by a real worker behind a real gateway. Prints how often each operation came
+rendered, de-identified and converted, in processes that run nothing else; the first `--jobs` of
+them once more as inputs of real jobs, by a real worker behind a real gateway. For each file there
+is a photograph and an archive as damaged; every tenth file's pixels are searched for text, and
+every tenth photograph for faces. Prints how often each operation came
 to each outcome, findings as lines of JSON, and a summary as the last line. Exits with 1 if there is
 any finding.
 """

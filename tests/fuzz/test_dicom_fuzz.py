@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from fluoro_jobs.worker.handler import handles
 from fuzzing import operations
 from fuzzing.files import NAME, mutant, sources
 from fuzzing.operations import identified, judged
+from fuzzing.photographs import archive, photograph
 from fuzzing.worker import findings_of_log
 
 FOLDER: Final = Path(__file__).parent
@@ -30,7 +32,8 @@ def test_whatever_is_wrong_with_a_file_no_operation_hangs_dies_or_fails_without_
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["operations"] == len(operations.OPERATIONS) * FILES
+    targets = operations.OPERATIONS.values()
+    assert summary["operations"] == sum(FILES // target.every for target in targets)
     assert summary["succeeded"] > FILES / 3
     kinds = ("untyped", "hangs", "lost", "memory", "identifiers", "log")
     assert {summary[kind] for kind in kinds} == {0}
@@ -57,7 +60,8 @@ def test_an_operation_that_raises_or_hangs_is_found(
     operation: Any, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations, "FILE_SECONDS", 1)
-    monkeypatch.setitem(operations.OPERATIONS, "inspect", (operation, InspectDicom()))
+    target = operations.Target(operation, InspectDicom())
+    monkeypatch.setitem(operations.OPERATIONS, "inspect", target)
     _, findings = judged("inspect", sources()[0].data, 0, tmp_path)
     assert [finding.kind for finding in findings] == [found]
 
@@ -71,5 +75,6 @@ def test_a_name_that_is_left_and_a_log_that_holds_one_are_found() -> None:
     assert [finding.told for finding in findings_of_log(log)] == bad
 
 
-def test_a_seed_and_a_number_always_make_the_same_file() -> None:
-    assert mutant(3, 14) == mutant(3, 14) != mutant(3, 15)
+@pytest.mark.parametrize("make", [mutant, photograph, archive])
+def test_a_seed_and_a_number_always_make_the_same_file(make: Callable[[int, int], bytes]) -> None:
+    assert make(3, 14) == make(3, 14) != make(3, 15)

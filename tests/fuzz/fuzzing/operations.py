@@ -5,7 +5,7 @@ import resource
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,9 +19,12 @@ from typing import Any, Final
 from dicom_worker.limits import MIB
 from dicom_worker.operations.convert import convert_dicom
 from dicom_worker.operations.deidentify import deidentify_dicom
+from dicom_worker.operations.import_images import import_images
 from dicom_worker.operations.inspect import inspect_dicom
 from dicom_worker.operations.render import render_dicom
+from dicom_worker.operations.unpack import unpack_archive
 from fluoro.v1 import job_pb2
+from fluoro.v1.archive_pb2 import UnpackArchive
 from fluoro.v1.convert_pb2 import (
     ConvertDicom,
     DicomTarget,
@@ -30,21 +33,48 @@ from fluoro.v1.convert_pb2 import (
 )
 from fluoro.v1.deidentify_pb2 import DeidentifyDicom
 from fluoro.v1.dicom_pb2 import InspectDicom, RenderDicom
+from fluoro.v1.photograph_pb2 import ImportImages
 from fluoro_jobs.testing import Attempt, operate
 from pydicom import dcmread
 
 from fuzzing.files import NAME, NUMBER, mutant
+from fuzzing.photographs import archive, photograph
 
 PROJECT: Final = "fuzzing"
 J2K: Final = TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_JPEG_2000_LOSSLESS
-OPERATIONS: Final[dict[str, tuple[Any, Any]]] = {
-    "inspect": (inspect_dicom, InspectDicom()),
-    "render": (render_dicom, RenderDicom()),
-    "deidentify": (deidentify_dicom, DeidentifyDicom(project=PROJECT)),
-    "convert": (convert_dicom, ConvertDicom(nifti=NiftiTarget())),
-    "transcode": (convert_dicom, ConvertDicom(dicom=DicomTarget(transfer_syntax=J2K))),
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An operation, a request, and what makes files for it of a seed and a number.
+
+    every: that files of all numbers are for, or of every second, …; some take long.
+    """
+
+    operation: Any
+    request: Any
+    made: Callable[[int, int], bytes] = mutant
+    every: int = 1
+
+    def takes(self, number: int) -> bool:
+        """Whether a file of that number is for it."""
+        return number % self.every == 0
+
+
+OPERATIONS: Final = {
+    "inspect": Target(inspect_dicom, InspectDicom()),
+    "render": Target(render_dicom, RenderDicom()),
+    "deidentify": Target(deidentify_dicom, DeidentifyDicom(project=PROJECT)),
+    "clean": Target(
+        deidentify_dicom, DeidentifyDicom(project=PROJECT, clean_pixel_data=True), every=10
+    ),
+    "convert": Target(convert_dicom, ConvertDicom(nifti=NiftiTarget())),
+    "transcode": Target(convert_dicom, ConvertDicom(dicom=DicomTarget(transfer_syntax=J2K))),
+    "photograph": Target(import_images, ImportImages(), photograph),
+    "faces": Target(import_images, ImportImages(mask_faces=True), photograph, every=10),
+    "unpack": Target(unpack_archive, UnpackArchive(), archive),
 }
-"""Name → operation and request."""
+"""Name → what is tried."""
 BATCH: Final = 50
 """Files that one call to a process works on."""
 FILE_SECONDS: Final = 60
@@ -116,8 +146,10 @@ def _prepare(keys: str) -> None:
 def _batch(numbers: Sequence[int], seed: int, folder: str) -> Report:
     report = Report()
     for number in numbers:
-        data = mutant(seed, number)
-        for name in OPERATIONS:
+        for name, target in OPERATIONS.items():
+            if not target.takes(number):
+                continue
+            data = target.made(seed, number)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 outcome, finding = judged(name, data, number, Path(scratch))
             report.outcomes[name, outcome] += 1
@@ -131,10 +163,10 @@ def _batch(numbers: Sequence[int], seed: int, folder: str) -> Report:
 
 def judged(name: str, data: bytes, number: int, folder: Path) -> tuple[str, list[Finding]]:
     """State and reason of the item, and what is wrong with that."""
-    operation, request = OPERATIONS[name]
+    target = OPERATIONS[name]
     try:
         with deadline():
-            _, attempt = operate(operation, request, folder, [data])
+            _, attempt = operate(target.operation, target.request, folder, [data])
     except Hang:
         return "HANG", [Finding("hang", number, name, f"{FILE_SECONDS} s")]
     except Exception as error:  # noqa: BLE001 - that is what is looked for
@@ -144,7 +176,7 @@ def judged(name: str, data: bytes, number: int, folder: Path) -> tuple[str, list
     findings = []
     if item.reason == "INTERNAL" or (item.state != item.STATE_SUCCEEDED and not item.reason):
         findings.append(Finding("untyped", number, name, item.message))
-    if name == "deidentify" and state == "SUCCEEDED" and (told := left_of(data, attempt)):
+    if state == "SUCCEEDED" and (told := LEFT.get(name, nothing)(data, attempt)):
         findings.append(Finding("identifier", number, name, told))
     return f"{state} {item.reason}".strip(), findings
 
@@ -162,6 +194,17 @@ def deadline() -> Iterator[None]:
         yield
     finally:
         signal.alarm(0)
+
+
+def nothing(_source: bytes, _attempt: Attempt) -> str:
+    """Of an operation that promises nothing."""
+    return ""
+
+
+def beside_pixels(_source: bytes, attempt: Attempt) -> str:
+    """What of the patient is in any artifact of a photograph."""
+    made = b"".join(attempt.read(name) for name in attempt.context.artifacts)
+    return ", ".join(part for part in NAME.split("^") if part.encode() in made)
 
 
 def left_of(source: bytes, attempt: Attempt) -> str:
@@ -183,3 +226,12 @@ def identified(source: bytes, clean: bytes) -> str:
     parts = [*NAME.split("^")] if name == NAME else []
     parts += [NUMBER] if number == NUMBER else []
     return ", ".join(part for part in parts if part.lower().encode() in clean.lower())
+
+
+LEFT: Final = {
+    "deidentify": left_of,
+    "clean": left_of,
+    "photograph": beside_pixels,
+    "faces": beside_pixels,
+}
+"""Name of an operation → what finds the patient in that which it left."""
