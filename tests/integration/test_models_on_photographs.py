@@ -128,6 +128,14 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
     assert [one.neighbors[0].input for one in found.found[:2]] == [1, 0]
     assert found.found[0].neighbors[0].similarity > 0.99
 
+    # A later job compares what this one left, by its blobs.
+    search = step(FindSimilar(neighbors=1), "search")
+    again = rig.submit(Job(inputs=[one.blob for one in embed.artifacts], steps=[search]))
+    (stored,) = rig.finished(again, SECONDS).steps
+    assert [
+        (one.input, good[one.neighbors[0].input]) for one in stored.find_similar_result.found[:2]
+    ] == [(0, 1), (1, 0)]
+
     assert reasons(explain) == {
         # Black has no direction, but a class; white is no number for either.
         n: "" if names[n] == "black" else reason

@@ -10,6 +10,7 @@ from fluoro.v1.embedding_pb2 import EmbedImagesResult, FindSimilar, FindSimilarR
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
+from ml_worker.operations import similar
 from ml_worker.operations.embed import npy
 from ml_worker.operations.similar import VECTORS_AT_ONCE, find_similar
 from numpy.typing import NDArray
@@ -115,6 +116,39 @@ def test_vectors_of_two_models_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(FluoroError, match="different models") as caught:
         find_similar(FindSimilar(), after(tmp_path, upstream).context)
     assert caught.value.reason == Reason.MODEL_NOT_APPLICABLE
+
+
+def test_vectors_of_earlier_jobs_are_compared_as_inputs_of_the_job(tmp_path: Path) -> None:
+    arrays = [unit([1, 0]), unit([0, 1], [1, 0.1]), unit([1, 1])]
+    bad = [b"no array", npy(np.zeros((0, 2), "<f4")), npy(unit([1, 0])[0]), npy(3 * unit([1, 0]))]
+    run = step_context(tmp_path, [*map(npy, arrays), *bad], step="similar")
+    result = find_similar(FindSimilar(neighbors=1, queries=["0"]), run.context)
+    (one,) = result.found
+    ((near,),) = [one.neighbors]
+    assert (near.input, near.item, near.frame) == (1, "1", 2)
+    assert near.similarity == pytest.approx(1 / np.hypot(1, 0.1), abs=2e-6)
+    assert result.images == 3
+    assert [run.context.items[n].reason for n in range(7)] == [
+        *[""] * 3,
+        *[Reason.MODEL_OUTPUT_INVALID] * 4,
+    ]
+
+
+def test_vectors_of_earlier_jobs_with_other_lengths_are_not_compared(tmp_path: Path) -> None:
+    run = step_context(tmp_path, [npy(unit([1, 0])), npy(unit([1, 0, 0]))], step="similar")
+    with pytest.raises(FluoroError, match="different models") as caught:
+        find_similar(FindSimilar(), run.context)
+    assert caught.value.reason == Reason.MODEL_NOT_APPLICABLE
+
+
+def test_vectors_of_earlier_jobs_are_counted_as_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similar, "MAX_VECTORS", 3)
+    run = step_context(tmp_path, [npy(unit([1, 0], [0, 1]))] * 2, step="similar")
+    with pytest.raises(FluoroError, match="vector store") as caught:
+        find_similar(FindSimilar(), run.context)
+    assert caught.value.reason == Reason.IMAGE_TOO_LARGE
 
 
 def test_more_vectors_than_may_be_compared_are_refused_before_one_is_read(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ OPERATIONS: Final = (
         "ml",
         embedding_pb2.FindSimilar,
         embedding_pb2.FindSimilarResult,
-        reads=("embedding",),
+        reads=("embedding", JOB_INPUT),
         leaves=(),
         fans_out=False,
     ),

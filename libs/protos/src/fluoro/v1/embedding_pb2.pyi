@@ -135,6 +135,11 @@ class FindSimilar(_message.Message):
     EmbedImages told of fails alone with MODEL_OUTPUT_INVALID. Vectors of different models, versions
     or manifests fail the step with MODEL_NOT_APPLICABLE, and more than 50,000 vectors or 256 MiB of
     them with IMAGE_TOO_LARGE. Leaves no artifacts.
+
+    Without such a step before it, it compares the inputs of the job: arrays that EmbedImages left in
+    earlier jobs of the owner, by their blobs. Which model made them is not known then, so the caller
+    must see to that. One that is no array of unit vectors fails alone with MODEL_OUTPUT_INVALID, and
+    vectors of different length fail the step with MODEL_NOT_APPLICABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

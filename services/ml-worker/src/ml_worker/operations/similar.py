@@ -1,4 +1,4 @@
-"""FindSimilar: compares the vectors of a job, every one with every other."""
+"""FindSimilar: compares vectors of a job or of earlier ones, every one with every other."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 from fluoro.v1 import embedding_pb2
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.worker.context import StepContext
+from fluoro_jobs.operations import JOB_INPUT
+from fluoro_jobs.worker.context import Part, StepContext
 from fluoro_jobs.worker.handler import handles
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
@@ -69,33 +70,50 @@ def read_images(
     are too many.
     """
     images: list[Embedded] = []
-    entries = [told.get((part.step, part.name)) for part in first_parts(context)]
+    parts = list(first_parts(context))
+    entries = [told.get((part.step, part.name)) for part in parts]
     check_comparable([entry for entry in entries if entry is not None])
-    for entry, item in zip(entries, context.each("read"), strict=True):
+    count = size = 0
+    for part, entry, item in zip(parts, entries, context.each("read"), strict=True):
         with item:
-            if entry is None:
+            if entry is None and part.role != JOB_INPUT:
                 raise not_as_told()
-            vectors = read_vectors(item.fetch(item.part("embedding")), entry)
+            vectors = read_vectors(item.fetch(part), entry)
             images.append(Embedded(item.input, item.key, vectors))
+            count, size = count + len(vectors), size + vectors.nbytes
+        check_room(count, size)
+    if len({image.vectors.shape[1] for image in images}) > 1:
+        raise of_different_models()
     return images
 
 
-def first_parts(context: StepContext) -> Iterator[Any]:
+def first_parts(context: StepContext) -> Iterator[Part]:
     """Of each input, the part with its vectors."""
     for each in context.inputs:
-        yield next(part for part in each.parts if part.role == "embedding")
+        yield next(part for part in each.parts if part.role in {"embedding", JOB_INPUT})
 
 
 def check_comparable(entries: Sequence[embedding_pb2.ImageEmbedding]) -> None:
     """FluoroError unless the vectors are of one model, and few enough to be compared here."""
     if len({(entry.manifest_sha256, entry.dimensions) for entry in entries}) > 1:
-        raise FluoroError(
-            Reason.MODEL_NOT_APPLICABLE,
-            "The vectors are of different models or versions, which cannot be compared. Let one "
-            "EmbedImages step make them all, and give it a version.",
-        )
-    count = sum(entry.frames for entry in entries)
-    size = sum(entry.frames * entry.dimensions for entry in entries) * np.float32().itemsize
+        raise of_different_models()
+    check_room(
+        sum(entry.frames for entry in entries),
+        sum(entry.frames * entry.dimensions for entry in entries) * np.float32().itemsize,
+    )
+
+
+def of_different_models() -> FluoroError:
+    """The refusal of vectors that mean nothing to each other."""
+    return FluoroError(
+        Reason.MODEL_NOT_APPLICABLE,
+        "The vectors are of different models or versions, which cannot be compared. Let one "
+        "EmbedImages step make them all, and give it a version.",
+    )
+
+
+def check_room(count: int, size: int) -> None:
+    """FluoroError IMAGE_TOO_LARGE if so many vectors of so many bytes are not compared here."""
     if count > MAX_VECTORS or size > MAX_BYTES:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
@@ -105,14 +123,19 @@ def check_comparable(entries: Sequence[embedding_pb2.ImageEmbedding]) -> None:
         )
 
 
-def read_vectors(path: Path, entry: embedding_pb2.ImageEmbedding) -> Vectors:
-    """An array of unit vectors. FluoroError MODEL_OUTPUT_INVALID unless it is as its entry says."""
+def read_vectors(path: Path, entry: embedding_pb2.ImageEmbedding | None) -> Vectors:
+    """An array of unit vectors. FluoroError MODEL_OUTPUT_INVALID unless it is as its entry says.
+
+    Of an input of the job there is no entry; it may have any shape that EmbedImages gives.
+    """
     try:
         array: NDArray[Any] = open_memmap(path, mode="r")
     except (ValueError, TypeError, SyntaxError, OverflowError, EOFError) as error:
         raise not_as_told() from error
-    if array.shape != (entry.frames, entry.dimensions) or array.dtype.str != "<f4":
+    told = (entry.frames, entry.dimensions) if entry else array.shape
+    if array.shape != told or array.ndim != 2 or array.dtype.str != "<f4" or not array.size:  # noqa: PLR2004 - vectors, dimensions
         raise not_as_told()
+    check_room(len(array), array.nbytes)
     vectors: Vectors = np.array(array)
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1)
@@ -126,8 +149,8 @@ def not_as_told() -> FluoroError:
     """The refusal of an array."""
     return FluoroError(
         Reason.MODEL_OUTPUT_INVALID,
-        "The array of vectors is not what EmbedImages told of, so it was not compared. Run the "
-        "step that made it again.",
+        "This is no array of unit vectors as EmbedImages leaves them, or not the one that it told "
+        "of, so it was not compared. Run the step that made it again.",
     )
 
 
