@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsRequest
+from fluoro.v1.job_service_pb2 import ListJobsRequest, WaitJobRequest, WatchJobsRequest
 from fluoro.v1.token_service_pb2 import (
     ROLE_VIEWER,
     CreateTokenRequest,
@@ -23,6 +23,7 @@ from fluoro.v1.token_service_pb2 import (
 from fluoro_jobs.ledger import tokens
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.tokens import create, digest
+from fluoro_jobs.testing.rig import OWNER, Rig
 from gateway.identity.principal import Caller
 from gateway.identity.service_tokens import ServiceTokens, lane
 from gateway.ledger_calls import LedgerCalls
@@ -112,19 +113,23 @@ async def test_tokens_that_expired_or_never_were_are_refused(
         assert "xxx" not in how.message
 
 
-async def test_a_stream_ends_when_its_token_is_revoked(
+async def test_a_stream_and_a_wait_end_when_their_token_is_revoked(
     database_url: str,
     redis_url: str,
     blob_url: str,
     operator: Any,
+    rig: Rig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
     async with gateway(database_url, redis_url, blob_url) as client:
-        token, secret = await make(client, operator)
+        token, secret = await make(client, operator, owner=OWNER)
         watch = client.jobs.WatchJobs(WatchJobsRequest(), metadata=with_token(secret))
         messages = aiter(watch)
         await anext(messages)
+        job = WaitJobRequest(name=f"jobs/{rig.submit(rig.job_of())}")
+        job.timeout.seconds = 600
+        wait = client.jobs.WaitJob(job, metadata=with_token(secret), timeout=30)
         await client.tokens.RevokeToken(RevokeTokenRequest(name=token.name), metadata=operator)
 
         async def read() -> None:
@@ -132,8 +137,8 @@ async def test_a_stream_ends_when_its_token_is_revoked(
                 pass
 
         async with asyncio.timeout(30):
-            how = await refused(read())
-        assert how.reason == "TOKEN_REVOKED"
+            ends = [await refused(read()), await refused(wait)]
+        assert [how.reason for how in ends] == ["TOKEN_REVOKED"] * 2
 
 
 async def test_the_ledger_is_asked_once_for_all_calls_of_a_while(

@@ -258,7 +258,7 @@ class Adapter:
                 call = Call(principal, context, self._heavy, record, self._limits)
                 with self._limits.admitted(principal, waiting=waiting):
                     answer = body(request, call)
-                    if streams:
+                    if not timed:
                         answer = self._door.kept(principal, caller, answer)
                     return await (self._in_time(context, answer) if timed else answer)
             except asyncio.CancelledError:

@@ -59,7 +59,7 @@ class Door:
         return caller.known
 
     async def kept(self, principal: Principal, caller: Caller, stream: Awaitable[Result]) -> Result:
-        """Awaits a stream, for as long as its caller proves who it is.
+        """Awaits a stream or a long call, for as long as its caller proves who it is.
 
         FluoroError of code UNAUTHENTICATED once the proof has expired or was revoked.
         """
