@@ -315,6 +315,8 @@ def edit(number: int, **changes: Any) -> list[bytes]:
         (lambda: edit(3, PixelSpacing=[0, 0.5]), "GEOMETRY_INVALID"),
         (lambda: edit(3, PixelSpacing=[-0.5, 0.5]), "GEOMETRY_INVALID"),
         (lambda: edit(3, RescaleSlope=0), "DICOM_INVALID"),
+        (lambda: edit(3, RescaleSlope=1e-320), "DICOM_INVALID"),
+        (lambda: edit(3, RescaleSlope=1e-300, RescaleIntercept=0), "DICOM_INVALID"),
         (lambda: edit(3, RescaleSlope=None, RescaleIntercept=None), "VOLUME_IRREGULAR"),
         (lambda: edit(3, RescaleType="US"), "VOLUME_IRREGULAR"),
         (lambda: edit(3, Modality="PT"), "VOLUME_IRREGULAR"),

@@ -15,6 +15,7 @@ from dicom_worker.pixels.lut import Lut, lut_of
 MACRO: Final = "PixelValueTransformationSequence"
 INT16: Final = np.iinfo(np.int16)
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+FLOAT32_TINY: Final = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,11 @@ class Modality:
         """The same to the last unit, for the screen: integers or `<f8`. DICOM_INVALID."""
         if self.lut:
             return self.lut.apply(stored)
-        # Slices without any signal may have a slope of 0, and lose nothing by it.
-        if self.slope == 0 and stored.min() != stored.max():
-            raise FluoroError(Reason.DICOM_INVALID, "A slope of 0 leaves nothing of the values.")
         if self.slope == 1 and self.intercept == 0:
             return stored
         if (
-            self.slope.is_integer()
+            self.slope != 0
+            and self.slope.is_integer()
             and self.intercept.is_integer()
             and np.issubdtype(stored.dtype, np.integer)
         ):
@@ -56,7 +55,13 @@ class Modality:
             if reach < np.iinfo(np.int32).max:
                 return stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept)
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(stored * np.float64(self.slope) + np.float64(self.intercept))
+            made = np.asarray(stored * np.float64(self.slope) + np.float64(self.intercept))
+        # Slices without any signal may have a slope of 0, and lose nothing by it.
+        if made.min() == made.max() and stored.min() != stored.max():
+            raise FluoroError(
+                Reason.DICOM_INVALID, "A slope of 0, or next to it, leaves nothing of the values."
+            )
+        return made
 
 
 def narrow(values: NDArray[Any]) -> NDArray[Any]:
@@ -67,12 +72,17 @@ def narrow(values: NDArray[Any]) -> NDArray[Any]:
     if np.issubdtype(values.dtype, np.integer):
         if values.min() >= INT16.min and values.max() <= INT16.max:
             return values.astype("<i2", copy=False)
-    elif np.nanmax(np.abs(values), initial=0) > FLOAT32_MAX:
+    elif not is_in_reach(float(np.nanmax(np.abs(values), initial=0))):
         raise FluoroError(
             Reason.DICOM_INVALID,
-            "Values after the rescale are too large for 32-bit floating point.",
+            "Values after the rescale are too large or too small for 32-bit floating point.",
         )
     return values.astype("<f4", copy=False)
+
+
+def is_in_reach(largest: float) -> bool:
+    """Whether values of which the largest is this keep a difference as 32-bit floats."""
+    return largest == 0 or FLOAT32_TINY <= largest <= FLOAT32_MAX
 
 
 def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality:
