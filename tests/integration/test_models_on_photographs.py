@@ -72,8 +72,40 @@ def of_pipeline(name: str, job: Job, **parameters: Any) -> Job:
     return asked.job
 
 
+def refused(job: Job) -> Job:
+    """A job of one of its images with another kind of model, and with one that is not there."""
+    return Job(
+        inputs=job.inputs[:1],
+        steps=[
+            step(ImportImages(), "import"),
+            step(EmbedImages(model="ct-tissue"), "kind", after=["import"]),
+            step(VisualizeImages(model="seeing", version="9.0.0"), "version", after=["import"]),
+        ],
+    )
+
+
 def reasons(one: Step) -> dict[int, str]:
     return {item.input: item.reason for item in one.items}
+
+
+def check_search(rig: Rig, embed: Step) -> None:
+    """A later job compares what that one left, by its blobs."""
+    search = step(FindSimilar(neighbors=1), "search")
+    again = rig.submit(Job(inputs=[one.blob for one in embed.artifacts], steps=[search]))
+    (stored,) = rig.finished(again, SECONDS).steps
+    found = stored.find_similar_result.found[:2]
+    assert [(one.input, one.neighbors[0].input) for one in found] == [(0, 1), (1, 0)]
+
+
+def check_pipelines(compared: Job, visualized: Job) -> None:
+    assert [one.state for one in compared.steps] == [Step.STATE_SUCCEEDED] * 4
+    first, other = compared.steps[2].compare_images_result.images
+    assert (first.item, other.item, other.similarity > 0.99) == ("0", "1", True)
+    assert {one.display_name for one in compared.steps[3].export_comparison_result.differences} == {
+        "dark",
+        "bright",
+    }
+    assert [one.rows for one in visualized.steps[1].visualize_images_result.maps] == [2, 2]
 
 
 def test_photographs_are_embedded_compared_and_explained_each_for_itself(
@@ -94,18 +126,9 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
             step(VisualizeImages(model="seeing", cells=3), "explain", after=["import"]),
         ],
     )
-    # One that the model makes nothing of, and a model that is not there.
-    refused = Job(
-        inputs=job.inputs[:1],
-        steps=[
-            step(ImportImages(), "import"),
-            step(EmbedImages(model="ct-tissue"), "kind", after=["import"]),
-            step(VisualizeImages(model="seeing", version="9.0.0"), "version", after=["import"]),
-        ],
-    )
     jobs = (
         job,
-        refused,
+        refused(job),
         of_pipeline("comparison", job, model="seeing", embedding_model="seeing"),
         of_pipeline("visualization", job, model="seeing", cells=2),
     )
@@ -128,13 +151,7 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
     assert [one.neighbors[0].input for one in found.found[:2]] == [1, 0]
     assert found.found[0].neighbors[0].similarity > 0.99
 
-    # A later job compares what this one left, by its blobs.
-    search = step(FindSimilar(neighbors=1), "search")
-    again = rig.submit(Job(inputs=[one.blob for one in embed.artifacts], steps=[search]))
-    (stored,) = rig.finished(again, SECONDS).steps
-    assert [
-        (one.input, good[one.neighbors[0].input]) for one in stored.find_similar_result.found[:2]
-    ] == [(0, 1), (1, 0)]
+    check_search(rig, embed)
 
     assert reasons(explain) == {
         # Black has no direction, but a class; white is no number for either.
@@ -145,14 +162,7 @@ def test_photographs_are_embedded_compared_and_explained_each_for_itself(
     assert {one.role for one in explain.artifacts} == {"heat-map"}
     assert all(len(one.drops) == one.rows * one.columns for one in maps)
 
-    assert [one.state for one in compared.steps] == [Step.STATE_SUCCEEDED] * 4
-    first, other = compared.steps[2].compare_images_result.images
-    assert (first.item, other.item, other.similarity > 0.99) == ("0", "1", True)
-    assert {one.display_name for one in compared.steps[3].export_comparison_result.differences} == {
-        "dark",
-        "bright",
-    }
-    assert [one.rows for one in visualized.steps[1].visualize_images_result.maps] == [2, 2]
+    check_pipelines(compared, visualized)
 
     kind, version = failed.steps[1:]
     assert (kind.state, kind.reason) == (Step.STATE_FAILED, "MODEL_NOT_APPLICABLE")
