@@ -142,3 +142,15 @@ def test_shares_that_ran_different_versions_make_no_object_together(tmp_path: Pa
             assert one.sources == 2
     assert set(map(frozenset, versions.values())) == {frozenset({"1.0.0", "2.0.0"})}
     assert len({one.sop_instance_uid for one in objects}) == len(objects)
+
+
+def test_the_same_bytes_in_two_character_sets_are_two_names(tmp_path: Path) -> None:
+    names = {"ISO_IR 100": "Müller", "ISO_IR 144": "Mќller"}  # 0xFC in Latin 1, and in Cyrillic
+    known, found = sources.Known(), {}
+    for characters in names:
+        data = ct_slices(1, SpecificCharacterSet=characters)[0]
+        file = written(data).replace(b"CompressedSamples^CT1", b"M\xfcller^".ljust(21, b"A"))
+        path = tmp_path / f"{characters}.dcm"
+        path.write_bytes(file)
+        found[characters] = str(sources.read_source(path, known).header.PatientName).split("^")[0]
+    assert found == names

@@ -13,6 +13,8 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.operations import DICOM_FILES
 from fluoro_jobs.worker.context import StepContext, StepItem
 from highdicom import SOPClass
+from pydicom.charset import default_encoding
+from pydicom.dataset import Dataset
 
 from export_worker.dicom.capture import capture
 from export_worker.dicom.document import encapsulated, least_cleared
@@ -21,7 +23,7 @@ from export_worker.dicom.measurements import measurement_report
 from export_worker.dicom.origin import Origin, identity, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
-from export_worker.dicom.sources import read_source
+from export_worker.dicom.sources import Known, read_source
 from export_worker.images import models_of
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
@@ -57,6 +59,7 @@ class Export:
             for model in models_of(result)
         ]
         self._units = units_of(context)
+        self._known = Known()
         self._result = ExportDicomResult()
         self._numbers: Counter[int] = Counter()
 
@@ -104,7 +107,7 @@ class Export:
                 Reason.NO_APPLICABLE_INPUT,
                 "There is no DICOM file beside what steps made of it. Name the files in `inputs`.",
             )
-        image = Image(number, item.key, read_source(item.fetch(file)))
+        image = Image(number, item.key, read_source(item.fetch(file), self._known))
         image.input = item.input
         image.unit = self._units.get(item.key, "")
         take_maps(item, image, self._findings, self._context)
@@ -259,5 +262,16 @@ class Export:
 def saved(written: SOPClass, folder: Path) -> Path:
     """The object as a file."""
     path = folder / f"{written.SOPInstanceUID}.dcm"
+    for frame in written.get("PerFrameFunctionalGroupsSequence", ()):
+        settle(frame)
     written.save_as(path, enforce_file_format=True)
     return path
+
+
+def settle(item: Dataset) -> None:
+    """Tells pydicom that no VR is in doubt: it looks at each item once per level above it."""
+    item.set_original_encoding(False, True, default_encoding)
+    for element in item:
+        if element.VR == "SQ":
+            for inner in element.value:
+                settle(inner)

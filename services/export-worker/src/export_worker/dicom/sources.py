@@ -8,6 +8,8 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -19,11 +21,11 @@ from fluoro_jobs.blame import blame_file, silence
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.dataelem import DataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.filewriter import write_data_element
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -33,6 +35,8 @@ silence("pydicom", "highdicom")
 
 HEADER_LIMIT_BYTES: Final = 64 * 2**20
 """Most that is read of a file before its pixels, and inflated of a deflated one."""
+START_BYTES: Final = 2**16
+"""What is read at once: most headers are smaller."""
 ITEMS_LIMIT: Final = 100_000
 """Most items of sequences in that. Each takes 8 bytes in the file, and 1.2 KB of memory."""
 
@@ -79,6 +83,10 @@ META_START: Final = 144
 BINARY: Final = frozenset(("US", "FD"))
 NUMERIC: Final = BINARY | {"DS", "IS"}
 """VRs that hold numbers: in binary, and all."""
+FRAME_OF_REFERENCE: Final = Tag("FrameOfReferenceUID")
+KNOWN_VALUES: Final = 20_000
+KNOWN_BYTES: Final = 1024
+"""Most values that are remembered, and most bytes of one."""
 GRID_DIGITS: Final = 4
 """Decimals of millimetres and direction cosines in which grids are compared."""
 
@@ -104,11 +112,11 @@ IDENTITY: Final = ("PatientID", "IssuerOfPatientID", "PatientName")
 POSITIVE: Final = frozenset(("PixelSpacing", "SliceThickness"))
 """Zero is an error (PS3.3 10.7.1.1)."""
 
-EMPTY: Final = (
+TYPE_2: Final = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
     *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
-"""Type 2: present in every object, empty where nothing is known."""
+"""Present in every object, empty where nothing is known."""
 
 CHOICES: Final = {
     "PatientSex": ("M", "F", "O"),
@@ -128,13 +136,49 @@ DEFINED: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """An attribute of a header: as Explicit VR Little Endian, and parsed.
+
+    Sequences are not kept parsed: that takes twenty times as much memory.
+    """
+
+    encoded: bytes
+    element: DataElement | None
+
+
+class Known:
+    """Attributes seen so far: instances of a series share most, and each is looked at once."""
+
+    def __init__(self) -> None:
+        """Knows none yet."""
+        self._kept: dict[tuple[object, ...], Kept | None] = {}
+
+    def kept(self, header: Dataset, keyword: str, characters: str) -> Kept | None:
+        """What is valid of an attribute of the header; None if nothing is.
+
+        characters: Specific Character Set (0008,0005) of the header.
+        """
+        raw: Any = header.get_item(DEFINED[keyword][0])
+        if raw is None:
+            return None
+        if not isinstance(raw, RawDataElement) or len(raw.value or b"") > KNOWN_BYTES:
+            return kept(valid(header, keyword))
+        key = (keyword, raw.VR, raw.value, raw.is_implicit_VR, raw.is_little_endian, characters)
+        if key not in self._kept:
+            if len(self._kept) >= KNOWN_VALUES:
+                self._kept.clear()
+            self._kept[key] = kept(valid(header, keyword))
+        return self._kept[key]
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """One instance that objects may refer to.
 
     study, series, instance, sop_class, frame_of_reference: UIDs; the last may be empty.
     subject: study and patient. No object has sources of two, whatever their UIDs say.
     position: along the normal of its plane, millimetres; None if it has none.
-    grid: what images of one segmentation have in common. encoded: its header, see `header`.
+    grid: what images of one segmentation have in common. kept: its header, see `header`.
     """
 
     study: str
@@ -150,14 +194,21 @@ class Source:
     number: int
     position: float | None
     grid: tuple[object, ...]
-    encoded: bytes
+    kept: tuple[Kept, ...]
 
     @property
     def header(self) -> Dataset:
-        """What was kept of its header, in Unicode."""
-        header = read_dataset(BytesIO(self.encoded), is_implicit_VR=False, is_little_endian=True)
+        """What was kept of its header, in Unicode. The caller may change it."""
+        header = Dataset({one.element.tag: copy(one.element) for one in self.kept if one.element})
+        if groups := b"".join(one.encoded for one in self.kept if one.element is None):
+            header.update(read_dataset(BytesIO(groups), False, True))
         header.set_original_encoding(False, True, "utf-8")
         return header
+
+    @property
+    def encoded(self) -> bytes:
+        """The header as Explicit VR Little Endian."""
+        return b"".join(one.encoded for one in self.kept)
 
     @property
     def may_be_segmented(self) -> bool:
@@ -170,15 +221,18 @@ class Source:
         return self.frames, self.rows, self.columns
 
 
-def read_source(path: Path) -> Source:
-    """Reads a DICOM file.
+def read_source(path: Path, known: Known | None = None) -> Source:
+    """Reads a DICOM file. known: from files read before.
 
     FluoroError NOT_DICOM or DICOM_INVALID if nothing can refer to it, IMAGE_TOO_LARGE if its header
     is over the limit, NO_PIXEL_DATA if it is no image.
     """
     blamed = blame_file(Reason.DICOM_INVALID, "The header cannot be read. Inspect the file.")
     with path.open("rb") as file, blamed:
-        header = cleaned(read_header(file))
+        kept = cleaned(read_header(file), known or Known())
+        header = Dataset({one.element.tag: one.element for one in kept if one.element})
+        if groups := b"".join(one.encoded for one in kept if one.element is None):
+            header.update(read_dataset(BytesIO(groups), False, True))
         if missing := [keyword for keyword in IDENTIFIERS if not header.get(keyword)]:
             raise FluoroError(
                 Reason.DICOM_INVALID,
@@ -186,7 +240,7 @@ def read_source(path: Path) -> Source:
             )
         if not (header.get("Rows") and header.get("Columns")):
             raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
-        return source_of(header)
+        return source_of(header, kept)
 
 
 class Bounded:
@@ -216,10 +270,13 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
     Files without a preamble are read, too, if their first bytes leave no doubt: FluoroError
     NOT_DICOM. Of a deflated data set as much is inflated as may be read: pixels come last.
     """
-    head = file.read(132)
-    is_part_10 = head[128:] == b"DICM"
+    head = file.read(START_BYTES)
+    is_part_10 = head[128:132] == b"DICM"
     if not is_part_10 and head[:2] not in FIRST_GROUPS:
         raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
+    if is_part_10 and (header := read_start(head, tags)) is not None:
+        return header
+    file.seek(132)
     if is_part_10:
         # pydicom's `read_file_meta_info` reads a value of any length.
         reader = cast("BinaryIO", Bounded(file))
@@ -231,6 +288,22 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
     file.seek(0)
     reader = cast("BinaryIO", Bounded(file))
     return dcmread(reader, stop_before_pixels=True, specific_tags=tags, force=not is_part_10)
+
+
+def read_start(head: bytes, tags: list[BaseTag | int]) -> Dataset | None:
+    """These attributes of a file that begins so, if its pixels do not begin later; else None."""
+    ended = False
+
+    def at_end(tag: BaseTag, vr: str | None, length: int) -> bool:
+        nonlocal ended
+        ended = at_pixels(tag, vr, length)
+        return ended
+
+    header = None
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        with suppress(Exception):  # of a header that goes on, or is broken: it is read once more
+            header = read_partial(cast("BinaryIO", BytesIO(head)), at_end, specific_tags=tags)
+    return header if ended else None
 
 
 def inflate(file: BinaryIO) -> bytes:
@@ -253,36 +326,29 @@ def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
     return int(tag) >= PIXELS
 
 
-def cleaned(header: Dataset) -> Dataset:
-    """What is valid of the kept attributes, in Unicode."""
-    clean = Dataset()
-    for keyword in KEPT:
-        if keyword in header:
-            copy_valid(header, clean, keyword)
-    for keyword in EMPTY:
-        if keyword not in clean:
-            setattr(clean, keyword, "")
-    clean.SpecificCharacterSet = "ISO_IR 192"
-    return clean
+def cleaned(header: Dataset, known: Known) -> list[Kept]:
+    """What is valid of the kept attributes, in Unicode and in order of tags."""
+    characters = str(header.get("SpecificCharacterSet", ""))
+    found = ((keyword, known.kept(header, keyword, characters)) for keyword in ORDERED)
+    return [UNICODE, *(one or EMPTY[keyword] for keyword, one in found if one or keyword in EMPTY)]
 
 
-def copy_valid(source: Dataset, target: Dataset, keyword: str) -> None:
-    """Copies an attribute if its value is one that its VR, or the list of its choices, allows."""
+def valid(source: Dataset, keyword: str) -> DataElement | None:
+    """An attribute if its value is one that its VR, or the list of its choices, allows."""
     tag, vr = DEFINED[keyword]
     value = source.get(keyword)
     if vr == "SQ":
         groups = [kept_group(item) for item in value or ()]
-        if any(len(group) for group in groups):
-            setattr(target, keyword, groups)
-        return
+        return DataElement(tag, vr, groups) if any(len(group) for group in groups) else None
     if value is None or value == "":
-        return
+        return None
     values = list(value) if isinstance(value, MultiValue) else [value]
-    if is_valid(keyword, vr, values):
-        kept = values if vr in BINARY else [str(one) for one in values]
-        # pydicom would look at them once more.
-        only = kept if len(kept) > 1 else kept[0]
-        target[tag] = DataElement(tag, vr, only, validation_mode=config.IGNORE)
+    if not is_valid(keyword, vr, values):
+        return None
+    texts = values if vr in BINARY else [str(one) for one in values]
+    # pydicom would look at them once more.
+    only = texts if len(texts) > 1 else texts[0]
+    return DataElement(tag, vr, only, validation_mode=config.IGNORE)
 
 
 def is_valid(keyword: str, vr: str, values: Sequence[Any]) -> bool:
@@ -310,17 +376,21 @@ def kept_group(item: Dataset) -> Dataset:
         if item.get(keyword):
             inner = Dataset()
             for part in parts:
-                if part in item.get(keyword)[0]:
-                    copy_valid(item.get(keyword)[0], inner, part)
+                copy_valid(item.get(keyword)[0], inner, part)
             setattr(kept, keyword, [inner])
     for keyword in CODE:
-        if keyword in item:
-            copy_valid(item, kept, keyword)
+        copy_valid(item, kept, keyword)
     return kept
 
 
-def source_of(header: Dataset) -> Source:
-    """What objects need to know of a cleaned header."""
+def copy_valid(source: Dataset, target: Dataset, keyword: str) -> None:
+    """Copies what `valid` finds, if the source has the attribute."""
+    if keyword in source and (element := valid(source, keyword)):
+        target[element.tag] = element
+
+
+def source_of(header: Dataset, kept: Sequence[Kept]) -> Source:
+    """What objects need to know of a cleaned header. kept: its attributes."""
     orientation = [float(one) for one in header.get("ImageOrientationPatient", ())]
     position = [float(one) for one in header.get("ImagePositionPatient", ())]
     frames = int(header.get("NumberOfFrames") or 1)
@@ -329,6 +399,7 @@ def source_of(header: Dataset) -> Source:
     # highdicom looks for places wherever there is a frame of reference.
     if "FrameOfReferenceUID" in header and not (single or places_frames(header)):
         del header.FrameOfReferenceUID
+        kept = [one for one in kept if one.element is None or one.element.tag != FRAME_OF_REFERENCE]
     frame_of_reference = str(header.get("FrameOfReferenceUID", ""))
     patient = (str(header.get(keyword, "")) for keyword in IDENTITY)
     subject = (str(header.StudyInstanceUID), *patient)
@@ -356,7 +427,7 @@ def source_of(header: Dataset) -> Source:
             if single and frame_of_reference
             else (*subject, series, str(header.SOPInstanceUID))
         ),
-        encoded=encode(header),
+        kept=tuple(kept),
     )
 
 
@@ -371,9 +442,26 @@ def places_frames(header: Dataset) -> bool:
     )
 
 
-def encode(header: Dataset) -> bytes:
-    """As Explicit VR Little Endian: a parsed header takes twenty times as much memory."""
+def kept(element: DataElement | None) -> Kept | None:
+    """The attribute as it is kept."""
+    if element is None:
+        return None
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, header)
-    return buffer.getvalue()
+    write_data_element(buffer, element, ["utf-8"])
+    return Kept(buffer.getvalue(), None if element.VR == "SQ" else element)
+
+
+ORDERED: Final = sorted(KEPT, key=Tag)
+"""In the order of a file."""
+
+
+def _fixed(keyword: str, value: str) -> Kept:
+    made = kept(DataElement(Tag(keyword), dictionary_VR(keyword), value))
+    assert made is not None
+    return made
+
+
+UNICODE: Final = _fixed("SpecificCharacterSet", "ISO_IR 192")
+EMPTY: Final = {keyword: _fixed(keyword, "") for keyword in TYPE_2}
+"""What stands for values that nothing is known of."""
