@@ -67,8 +67,8 @@ _running: list[InferenceServer] = []
 
 def warm_up() -> Registry:
     """Opens the models of this process, and serves them if the settings name an address."""
-    models = open_models()
     settings = from_environment(InferenceSettings)
+    models = open_models()
     if settings.address is not None and not _running:
         _running.append(InferenceServer(models, settings))
     return models
