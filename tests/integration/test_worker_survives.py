@@ -79,6 +79,16 @@ def test_a_poison_pill_stops_circulating_after_its_attempts(rig: Rig) -> None:
     assert rig.finished(rig.submit(rig.job_of())).state == SUCCEEDED, "the worker goes on"
 
 
+def test_a_task_that_asks_for_too_much_memory_fails_and_takes_nobody_along(rig: Rig) -> None:
+    rig.worker(child_memory_limit_kib=1_000_000, slots=1)
+    take = {"do": "take", "bytes": 900 << 20}
+    job = rig.finished(rig.submit(rig.job_of(take, max_attempts=1)))
+    assert (job.state, job.steps[0].reason) == (job_pb2.Job.STATE_FAILED, "INTERNAL")
+    assert outcomes(job) == ["FAILED"], "its process goes on, or it would be lost"
+    job = rig.finished(rig.submit(rig.job_of({"do": "take", "bytes": 100 << 20})))
+    assert job.state == SUCCEEDED
+
+
 def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expires(
     rig: Rig, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "die_once", "path": P}  the same, unless file P exists; makes it first
     {"do": "panic_once", "path": P}  raises what is no Exception, unless file P exists; makes it
     {"do": "spin"}                 computes for ever without looking at anything
+    {"do": "take", "bytes": N}     asks for so much memory
     {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
     {"do": "keep_slot"}            its pool child or thread does not return once the task is over
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
@@ -124,6 +125,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "die_once": _die_once,
     "panic_once": _panic_once,
     "spin": _spin,
+    "take": lambda command, _: bytearray(command["bytes"]),
     "deafen": _deafen,
     "keep_slot": _keep_slot,
     "fail": _fail,

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +58,18 @@ def calm_collector() -> None:
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
 
 
+def limit_memory(kib: int) -> None:
+    """Has whatever asks for more than this raise MemoryError. 0: as it is.
+
+    Without it the kernel would end any process of the pod, and a whole handful of tasks with it.
+    """
+    if kib:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        asked = kib * 1024
+        soft = asked if most == resource.RLIM_INFINITY else min(asked, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, most))
+
+
 def load(path: str) -> Any:
     """The object at `package.module:name`."""
     module, _, name = path.partition(":")
@@ -78,6 +91,8 @@ class OperationBody:
     def executor(self) -> Executor:
         """What runs attempts in this process."""
         settings = self.plan.settings
+        if self.plan.pool == "prefork":
+            limit_memory(settings.child_memory_limit_kib)
         # A connection for each attempt at a time: a pool child runs one.
         threads = settings.slots if self.plan.pool == "threads" else 1
         handlers: Mapping[str, Handler[Any, Any]] = {

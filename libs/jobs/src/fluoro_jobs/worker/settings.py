@@ -40,6 +40,14 @@ class WorkerSettings(BaseSettings):
             "KiB; 0: never. Prefork pools only."
         ),
     )
+    child_memory_limit_kib: int = Field(
+        4_000_000,
+        ge=0,
+        description=(
+            "Memory a pool child may have at once, KiB (RLIMIT_DATA): an attempt that asks for "
+            "more fails; 0: no limit. Prefork pools only."
+        ),
+    )
     shutdown_grace_seconds: int = Field(
         60,
         ge=1,
