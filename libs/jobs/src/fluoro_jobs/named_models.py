@@ -3,7 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fluoro.v1 import compare_pb2, detect_pb2, embedding_pb2, ml_pb2, visualize_pb2
+from fluoro.v1 import (
+    classify_pb2,
+    compare_pb2,
+    dermoscopy_pb2,
+    detect_pb2,
+    embedding_pb2,
+    ml_pb2,
+    visualize_pb2,
+)
 from google.protobuf.message import DecodeError, Message
 
 from fluoro_jobs.operations import BY_FIELD
@@ -29,6 +37,13 @@ NAMING: Final[Mapping[type[Message], Callable[[Any], Sequence[Named]]]] = {
         detect_pb2.DetectObjects,
         compare_pb2.CompareImages,
     )
+} | {
+    classify_pb2.ClassifyImages: lambda request: [
+        Named(each.model, each.version) for each in request.models
+    ],
+    dermoscopy_pb2.AssessDermoscopy: lambda request: [
+        Named(request.outline.model, request.outline.version)
+    ],
 }
 """Requests of operations that need models, and how they name them."""
 FIELDS: Final = tuple(field for field, one in BY_FIELD.items() if one.request in NAMING)

@@ -10,9 +10,11 @@ from typing import Final, Literal
 
 from fluoro.v1 import (
     archive_pb2,
+    classify_pb2,
     compare_pb2,
     convert_pb2,
     deidentify_pb2,
+    dermoscopy_pb2,
     detect_pb2,
     dicom_pb2,
     dicomweb_pb2,
@@ -210,6 +212,26 @@ OPERATIONS: Final = (
         visualize_pb2.VisualizeImagesResult,
         reads=("pixels",),
         leaves=("heat-map", "before-after"),
+        resource_class="gpu",
+    ),
+    Operation(
+        "classify_images",
+        "ml.classify",
+        "ml",
+        classify_pb2.ClassifyImages,
+        classify_pb2.ClassifyImagesResult,
+        reads=("pixels",),
+        leaves=(),
+        resource_class="gpu",
+    ),
+    Operation(
+        "assess_dermoscopy",
+        "ml.assess_dermoscopy",
+        "ml",
+        dermoscopy_pb2.AssessDermoscopy,
+        dermoscopy_pb2.AssessDermoscopyResult,
+        reads=("pixels",),
+        leaves=("label-map", "overlay"),
         resource_class="gpu",
     ),
     Operation(

@@ -1,6 +1,6 @@
 """Classes: how sure a model is of each, for each frame."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -8,7 +8,7 @@ from fluoro.v1 import dicom_pb2, ml_pb2
 from fluoro_jobs.worker.context import StepContext
 from numpy.typing import NDArray
 
-from ml_worker.manifest import Input
+from ml_worker.manifest import Input, Label
 from ml_worker.outputs import Classes
 from ml_worker.showing import show
 
@@ -33,14 +33,21 @@ def classify(
     for _, found in show(model, tensor, pixels, image, context):
         for scores in probabilities(output, found["classes"]):
             frame += 1
-            # Stable, so that equal scores keep the order of the labels.
-            for place in np.argsort(-scores, kind="stable")[:MOST_CLASSES]:
-                yield ml_pb2.ClassScore(
-                    frame=frame,
-                    label=labels[place].value,
-                    display_name=labels[place].display_name,
-                    probability=float(scores[place]),
-                )
+            yield from most_probable(scores, labels, frame, MOST_CLASSES)
+
+
+def most_probable(
+    scores: NDArray[np.float64], labels: Sequence[Label], frame: int, most: int
+) -> Iterator[ml_pb2.ClassScore]:
+    """The classes of a frame with the highest scores, (labels,), the highest first."""
+    # Stable, so that equal scores keep the order of the labels.
+    for place in np.argsort(-scores, kind="stable")[:most]:
+        yield ml_pb2.ClassScore(
+            frame=frame,
+            label=labels[place].value,
+            display_name=labels[place].display_name,
+            probability=float(scores[place]),
+        )
 
 
 def probabilities(output: Classes, scores: NDArray[Any]) -> NDArray[np.float64]:

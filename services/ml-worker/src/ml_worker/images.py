@@ -1,6 +1,6 @@
 """The images of a step that runs a model: certified pixels, each an item."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fluoro.v1 import dicom_pb2, photograph_pb2
@@ -45,20 +45,27 @@ def for_each_image(model: "Model", context: StepContext, stage: str, work: Work)
     The others are skipped. Pixels that nobody vouches for fail with PIXELS_NOT_CERTIFIED. stage: as
     in `StepContext.each`. work: may raise NotForThisImageError.
     """
-    applies_to = model.manifest.applies_to
-    assert applies_to is not None  # a manifest with an image input has it
+    for_each_image_of([model], context, stage, work)
+
+
+def for_each_image_of(
+    models: Sequence["Model"], context: StepContext, stage: str, work: Work
+) -> None:
+    """The same for several models: every image that all of them are made for."""
 
     def work_if_suited(
         item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]
     ) -> None:
+        name = ""
         try:
-            check_suits(applies_to, image, pixels)
+            for model in models:
+                name = model.manifest.name
+                applies_to = model.manifest.applies_to
+                assert applies_to is not None  # a manifest with an image input has it
+                check_suits(applies_to, image, pixels)
             work(item, image, pixels)
         except NotForThisImageError as error:
-            item.skip(
-                Reason.MODEL_NOT_APPLICABLE,
-                f"{model.manifest.name} is not made for this image: {error}.",
-            )
+            item.skip(Reason.MODEL_NOT_APPLICABLE, f"{name} is not made for this image: {error}.")
 
     for_each_certified(context, stage, work_if_suited)
 

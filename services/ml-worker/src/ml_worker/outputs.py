@@ -68,13 +68,15 @@ class Sums(_Output):
 class Classes(_Output):
     """A score for each label of each sample.
 
-    scores: what they are. exclusive: whether one label at most is true.
+    scores: what they are. exclusive: whether one label at most is true. calibrated: whether of a
+    hundred samples with probability 0.8, about eighty are of the class, as the card shows.
     """
 
     kind: Literal["classes"]
     dtype: Floating
     scores: Literal["probabilities", "logits"] = "probabilities"
     exclusive: bool = True
+    calibrated: bool = False
 
     def problems(self, labels: int, _image: Sequence[int | str]) -> Iterator[str]:
         """What is wrong with it, for so many labels."""
@@ -82,6 +84,21 @@ class Classes(_Output):
         yield from self._last_is(labels, "one per label")
         if labels == 0:
             yield "classes need labels"
+
+
+class Novelty(_Output):
+    """How unlike the training data each sample is.
+
+    threshold: from which on the model should not be asked.
+    """
+
+    kind: Literal["novelty"]
+    dtype: Floating
+    threshold: float
+
+    def problems(self, _labels: int, _image: Sequence[int | str]) -> Iterator[str]:
+        """What is wrong with it."""
+        yield from self._ranked(1)
 
 
 class Mask(_Output):
@@ -202,6 +219,7 @@ Output = Annotated[
     | Voxels
     | Sums
     | Classes
+    | Novelty
     | Mask
     | Embedding
     | Boxes

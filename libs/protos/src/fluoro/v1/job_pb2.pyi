@@ -5,9 +5,11 @@ A job: what is asked for, and what came of it, down to each attempt, item and ar
 
 from collections import abc as _abc
 from fluoro.v1 import archive_pb2 as _archive_pb2
+from fluoro.v1 import classify_pb2 as _classify_pb2
 from fluoro.v1 import compare_pb2 as _compare_pb2
 from fluoro.v1 import convert_pb2 as _convert_pb2
 from fluoro.v1 import deidentify_pb2 as _deidentify_pb2
+from fluoro.v1 import dermoscopy_pb2 as _dermoscopy_pb2
 from fluoro.v1 import detect_pb2 as _detect_pb2
 from fluoro.v1 import dicom_pb2 as _dicom_pb2
 from fluoro.v1 import dicomweb_pb2 as _dicomweb_pb2
@@ -319,6 +321,8 @@ class Step(_message.Message):
     EMBED_IMAGES_FIELD_NUMBER: _builtins.int
     FIND_SIMILAR_FIELD_NUMBER: _builtins.int
     VISUALIZE_IMAGES_FIELD_NUMBER: _builtins.int
+    CLASSIFY_IMAGES_FIELD_NUMBER: _builtins.int
+    ASSESS_DERMOSCOPY_FIELD_NUMBER: _builtins.int
     DETECT_OBJECTS_FIELD_NUMBER: _builtins.int
     COMPARE_IMAGES_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
@@ -351,6 +355,8 @@ class Step(_message.Message):
     EMBED_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
     FIND_SIMILAR_RESULT_FIELD_NUMBER: _builtins.int
     VISUALIZE_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
+    CLASSIFY_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
+    ASSESS_DERMOSCOPY_RESULT_FIELD_NUMBER: _builtins.int
     DETECT_OBJECTS_RESULT_FIELD_NUMBER: _builtins.int
     COMPARE_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -473,6 +479,14 @@ class Step(_message.Message):
         """Shows what in certified pixels a class hangs on."""
 
     @_builtins.property
+    def classify_images(self) -> _classify_pb2.ClassifyImages:
+        """Asks several models of what kind certified pixels are."""
+
+    @_builtins.property
+    def assess_dermoscopy(self) -> _dermoscopy_pb2.AssessDermoscopy:
+        """Scores lesions by the ABCD rule of dermatoscopy."""
+
+    @_builtins.property
     def detect_objects(self) -> _detect_pb2.DetectObjects:
         """Finds objects in certified pixels."""
 
@@ -583,6 +597,14 @@ class Step(_message.Message):
         """Result of visualize_images."""
 
     @_builtins.property
+    def classify_images_result(self) -> _classify_pb2.ClassifyImagesResult:
+        """Result of classify_images."""
+
+    @_builtins.property
+    def assess_dermoscopy_result(self) -> _dermoscopy_pb2.AssessDermoscopyResult:
+        """Result of assess_dermoscopy."""
+
+    @_builtins.property
     def detect_objects_result(self) -> _detect_pb2.DetectObjectsResult:
         """Result of detect_objects."""
 
@@ -615,6 +637,8 @@ class Step(_message.Message):
         embed_images: _embedding_pb2.EmbedImages | None = ...,
         find_similar: _embedding_pb2.FindSimilar | None = ...,
         visualize_images: _visualize_pb2.VisualizeImages | None = ...,
+        classify_images: _classify_pb2.ClassifyImages | None = ...,
+        assess_dermoscopy: _dermoscopy_pb2.AssessDermoscopy | None = ...,
         detect_objects: _detect_pb2.DetectObjects | None = ...,
         compare_images: _compare_pb2.CompareImages | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
@@ -647,16 +671,18 @@ class Step(_message.Message):
         embed_images_result: _embedding_pb2.EmbedImagesResult | None = ...,
         find_similar_result: _embedding_pb2.FindSimilarResult | None = ...,
         visualize_images_result: _visualize_pb2.VisualizeImagesResult | None = ...,
+        classify_images_result: _classify_pb2.ClassifyImagesResult | None = ...,
+        assess_dermoscopy_result: _dermoscopy_pb2.AssessDermoscopyResult | None = ...,
         detect_objects_result: _detect_pb2.DetectObjectsResult | None = ...,
         compare_images_result: _compare_pb2.CompareImagesResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "attempt_timeout", b"attempt_timeout", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "attempt_timeout", b"attempt_timeout", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "export_infographic", "export_comparison", "fetch_dicomweb", "store_dicomweb", "embed_images", "find_similar", "visualize_images", "detect_objects", "compare_images"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "export_infographic", "export_comparison", "fetch_dicomweb", "store_dicomweb", "embed_images", "find_similar", "visualize_images", "classify_images", "assess_dermoscopy", "detect_objects", "compare_images"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "export_infographic_result", "export_comparison_result", "fetch_dicomweb_result", "store_dicomweb_result", "embed_images_result", "find_similar_result", "visualize_images_result", "detect_objects_result", "compare_images_result"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "export_infographic_result", "export_comparison_result", "fetch_dicomweb_result", "store_dicomweb_result", "embed_images_result", "find_similar_result", "visualize_images_result", "classify_images_result", "assess_dermoscopy_result", "detect_objects_result", "compare_images_result"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
