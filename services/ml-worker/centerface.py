@@ -81,6 +81,12 @@ dtype = "float32"
 shape = ["n", {CELLS}, {2 * len(NAMES)}]
 names = {list(NAMES)!r}
 
+[providers.cpu]
+
+# What numbers the cells is small, and ONNX Runtime may leave it on the CPU.
+[providers.cuda]
+cpu_ops = ["Cast", "Concat", "Expand", "Range", "Reshape", "Shape", "Squeeze"]
+
 [batch]
 max = 8
 bytes_per_voxel = 128
