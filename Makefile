@@ -65,6 +65,7 @@ gen: venv ## Generate the Python code of protos/ anew.
 
 models: venv ## Build the ONNX models anew.
 	@$(BIN)/python services/ml-worker/src/ml_worker/models/ct-tissue/1.0.0/build.py
+	@$(BIN)/python services/ml-worker/src/ml_worker/models/he-texture/1.0.0/build.py
 
 efficientnet: venv ## Make a model that gives photographs as vectors, of public weights (FOLDER=models).
 	@$(BIN)/python services/ml-worker/efficientnet_lite0.py "$(or $(FOLDER),models)"

@@ -31,6 +31,7 @@ from onnx import TensorProto, helper
 from pydantic import ValidationError
 
 CT_TISSUE = Path("ct-tissue", "1.0.0")
+HE_TEXTURE = Path("he-texture", "1.0.0")
 SERVICE = Path(__file__).parents[1]
 Problem = ModelProto
 Double = Callable[..., Path]
@@ -67,12 +68,13 @@ def refused(place: Path) -> ModelRefusedError:
     return caught.value
 
 
-def test_building_ct_tissue_again_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [CT_TISSUE, HE_TEXTURE], ids=str)
+def test_building_a_model_again_gives_the_same_bytes(tmp_path: Path, model: Path) -> None:
     subprocess.run(
-        [sys.executable, SHIPPED_MODELS / CT_TISSUE / "build.py", "--to", tmp_path], check=True
+        [sys.executable, SHIPPED_MODELS / model / "build.py", "--to", tmp_path], check=True
     )
     for name in ("model.onnx", "model.toml", "warm_up.npz"):
-        assert (tmp_path / name).read_bytes() == (SHIPPED_MODELS / CT_TISSUE / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (SHIPPED_MODELS / model / name).read_bytes()
 
 
 def test_the_wheel_ships_every_model_and_serves_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fluoro.v1 import (
     detect_pb2,
     embedding_pb2,
     ml_pb2,
+    slide_pb2,
     visualize_pb2,
 )
 from google.protobuf.message import DecodeError, Message
@@ -36,6 +37,7 @@ NAMING: Final[Mapping[type[Message], Callable[[Any], Sequence[Named]]]] = {
         visualize_pb2.VisualizeImages,
         detect_pb2.DetectObjects,
         compare_pb2.CompareImages,
+        slide_pb2.AnalyzeSlide,
     )
 } | {
     classify_pb2.ClassifyImages: lambda request: [

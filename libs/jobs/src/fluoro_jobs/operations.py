@@ -23,6 +23,7 @@ from fluoro.v1 import (
     job_pb2,
     ml_pb2,
     photograph_pb2,
+    slide_pb2,
     visualize_pb2,
 )
 from google.protobuf.message import Message
@@ -253,6 +254,25 @@ OPERATIONS: Final = (
         reads=("pixels",),
         leaves=("comparison",),
         fans_out=False,
+        resource_class="gpu",
+    ),
+    Operation(
+        "tile_slide",
+        "slide.tile",
+        "dicom",
+        slide_pb2.TileSlide,
+        slide_pb2.TileSlideResult,
+        reads=DICOM_FILES,
+        leaves=("tiles",),
+    ),
+    Operation(
+        "analyze_slide",
+        "slide.analyze",
+        "ml",
+        slide_pb2.AnalyzeSlide,
+        slide_pb2.AnalyzeSlideResult,
+        reads=("tiles",),
+        leaves=("heat-map", "tile-scores"),
         resource_class="gpu",
     ),
     Operation(

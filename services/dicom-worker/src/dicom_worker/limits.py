@@ -36,6 +36,18 @@ It is on disk only: frames pass through memory one by one.
 TILES_LIMIT_BYTES: Final = 1024 * MIB
 """The tiles of one task's contact sheets (on disk)."""
 
+SLIDE_SIDE: Final = 500_000
+"""Rows or columns of a slide. The largest scanners make some 200,000."""
+
+SLIDE_TILES: Final = 250_000
+"""Tiles, or strips, of one level of a slide, as they lie in the file."""
+
+SLIDE_TILE_LIMIT_BYTES: Final = 64 * MIB
+"""One of them decoded, and its code stream."""
+
+SLIDE_BAND_LIMIT_BYTES: Final = 192 * MIB
+"""A row of them decoded. Tiling takes some three times as much memory."""
+
 FRAME_LIMIT: Final = 100_000
 """Frames of one instance.
 

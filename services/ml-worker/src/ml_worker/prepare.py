@@ -39,6 +39,8 @@ def prepare(frames: NDArray[Any], image: dicom_pb2.RenderedImage, tensor: Input)
     """
     how = tensor.image
     assert how is not None  # the caller looked
+    if (taken := _as_they_are(frames, tensor, how)) is not None:
+        return taken
     # Frames, channels, rows, columns. What is taken as it is, is copied once.
     volume: NDArray[np.float32] = (
         frames[:, np.newaxis].astype(np.float32)
@@ -57,6 +59,17 @@ def prepare(frames: NDArray[Any], image: dicom_pb2.RenderedImage, tensor: Input)
         limits = np.iinfo(tensor.dtype)
         ordered = np.clip(np.rint(ordered), limits.min, limits.max)
     return np.ascontiguousarray(ordered, tensor.dtype)
+
+
+def _as_they_are(frames: NDArray[Any], tensor: Input, how: Prepare) -> NDArray[Any] | None:
+    """Colour frames for a tensor that holds just them, None for another one.
+
+    Tiles of slides come by the thousand: this spares them a way through floats.
+    """
+    size = (tensor.axis("H"), tensor.axis("W"))
+    same = frames.ndim == 4 and frames.dtype == tensor.dtype and frames.shape[1:3] == size  # noqa: PLR2004 - with samples
+    plain = how.model_copy(update={"resize": "stretch"}) == Prepare(colour="rgb")
+    return np.ascontiguousarray(frames) if same and plain and tensor.layout == "NHWC" else None
 
 
 def size_in_space(

@@ -368,7 +368,7 @@ class StepItem:
         suffix: str,
         role: str,
         media_type: str,
-        data: bytes | Path,
+        data: Data,
         key: str | None = None,
     ) -> str:
         """Stores an artifact; its name is made of stem, key and suffix: `preview-0003.png`.

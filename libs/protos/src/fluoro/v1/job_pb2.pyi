@@ -17,6 +17,7 @@ from fluoro.v1 import embedding_pb2 as _embedding_pb2
 from fluoro.v1 import export_pb2 as _export_pb2
 from fluoro.v1 import ml_pb2 as _ml_pb2
 from fluoro.v1 import photograph_pb2 as _photograph_pb2
+from fluoro.v1 import slide_pb2 as _slide_pb2
 from fluoro.v1 import visualize_pb2 as _visualize_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -325,6 +326,8 @@ class Step(_message.Message):
     ASSESS_DERMOSCOPY_FIELD_NUMBER: _builtins.int
     DETECT_OBJECTS_FIELD_NUMBER: _builtins.int
     COMPARE_IMAGES_FIELD_NUMBER: _builtins.int
+    TILE_SLIDE_FIELD_NUMBER: _builtins.int
+    ANALYZE_SLIDE_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     MAX_INPUTS_PER_TASK_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_FIELD_NUMBER: _builtins.int
@@ -359,6 +362,8 @@ class Step(_message.Message):
     ASSESS_DERMOSCOPY_RESULT_FIELD_NUMBER: _builtins.int
     DETECT_OBJECTS_RESULT_FIELD_NUMBER: _builtins.int
     COMPARE_IMAGES_RESULT_FIELD_NUMBER: _builtins.int
+    TILE_SLIDE_RESULT_FIELD_NUMBER: _builtins.int
+    ANALYZE_SLIDE_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in the job: lower case letters, digits and hyphens, at most 63, starting with a letter."""
     allow_identifiable: _builtins.bool
@@ -495,6 +500,14 @@ class Step(_message.Message):
         """Puts images side by side."""
 
     @_builtins.property
+    def tile_slide(self) -> _slide_pb2.TileSlide:
+        """Cuts slides into tiles of tissue."""
+
+    @_builtins.property
+    def analyze_slide(self) -> _slide_pb2.AnalyzeSlide:
+        """Scores the tiles of slides by a model."""
+
+    @_builtins.property
     def retry_policy(self) -> Global___RetryPolicy:
         """How often and how patiently to try. Defaults apply where unset."""
 
@@ -612,6 +625,14 @@ class Step(_message.Message):
     def compare_images_result(self) -> _compare_pb2.CompareImagesResult:
         """Result of compare_images."""
 
+    @_builtins.property
+    def tile_slide_result(self) -> _slide_pb2.TileSlideResult:
+        """Result of tile_slide."""
+
+    @_builtins.property
+    def analyze_slide_result(self) -> _slide_pb2.AnalyzeSlideResult:
+        """Result of analyze_slide."""
+
     def __init__(
         self,
         *,
@@ -641,6 +662,8 @@ class Step(_message.Message):
         assess_dermoscopy: _dermoscopy_pb2.AssessDermoscopy | None = ...,
         detect_objects: _detect_pb2.DetectObjects | None = ...,
         compare_images: _compare_pb2.CompareImages | None = ...,
+        tile_slide: _slide_pb2.TileSlide | None = ...,
+        analyze_slide: _slide_pb2.AnalyzeSlide | None = ...,
         retry_policy: Global___RetryPolicy | None = ...,
         max_inputs_per_task: _builtins.int = ...,
         attempt_timeout: _duration_pb2.Duration | None = ...,
@@ -675,14 +698,16 @@ class Step(_message.Message):
         assess_dermoscopy_result: _dermoscopy_pb2.AssessDermoscopyResult | None = ...,
         detect_objects_result: _detect_pb2.DetectObjectsResult | None = ...,
         compare_images_result: _compare_pb2.CompareImagesResult | None = ...,
+        tile_slide_result: _slide_pb2.TileSlideResult | None = ...,
+        analyze_slide_result: _slide_pb2.AnalyzeSlideResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "analyze_slide", b"analyze_slide", "analyze_slide_result", b"analyze_slide_result", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "operation", b"operation", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tile_slide", b"tile_slide", "tile_slide_result", b"tile_slide_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "artifacts", b"artifacts", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "allow_identifiable", b"allow_identifiable", "analyze_images", b"analyze_images", "analyze_images_result", b"analyze_images_result", "analyze_slide", b"analyze_slide", "analyze_slide_result", b"analyze_slide_result", "artifacts", b"artifacts", "assess_dermoscopy", b"assess_dermoscopy", "assess_dermoscopy_result", b"assess_dermoscopy_result", "attempt_timeout", b"attempt_timeout", "classify_images", b"classify_images", "classify_images_result", b"classify_images_result", "compare_images", b"compare_images", "compare_images_result", b"compare_images_result", "convert_dicom", b"convert_dicom", "convert_dicom_result", b"convert_dicom_result", "counts", b"counts", "deidentify_dicom", b"deidentify_dicom", "deidentify_dicom_result", b"deidentify_dicom_result", "detect_objects", b"detect_objects", "detect_objects_result", b"detect_objects_result", "embed_images", b"embed_images", "embed_images_result", b"embed_images_result", "export_archive", b"export_archive", "export_archive_result", b"export_archive_result", "export_comparison", b"export_comparison", "export_comparison_result", b"export_comparison_result", "export_dicom", b"export_dicom", "export_dicom_result", b"export_dicom_result", "export_fhir", b"export_fhir", "export_fhir_result", b"export_fhir_result", "export_infographic", b"export_infographic", "export_infographic_result", b"export_infographic_result", "export_report", b"export_report", "export_report_result", b"export_report_result", "fetch_dicomweb", b"fetch_dicomweb", "fetch_dicomweb_result", b"fetch_dicomweb_result", "find_similar", b"find_similar", "find_similar_result", b"find_similar_result", "import_images", b"import_images", "import_images_result", b"import_images_result", "inputs", b"inputs", "inspect_dicom", b"inspect_dicom", "inspect_dicom_result", b"inspect_dicom_result", "item_failure_policy", b"item_failure_policy", "items", b"items", "large_result", b"large_result", "max_inputs_per_task", b"max_inputs_per_task", "message", b"message", "name", b"name", "operation", b"operation", "reason", b"reason", "render_dicom", b"render_dicom", "render_dicom_result", b"render_dicom_result", "result", b"result", "retry_policy", b"retry_policy", "state", b"state", "store_dicomweb", b"store_dicomweb", "store_dicomweb_result", b"store_dicomweb_result", "tasks", b"tasks", "tile_slide", b"tile_slide", "tile_slide_result", b"tile_slide_result", "unpack_archive", b"unpack_archive", "unpack_archive_result", b"unpack_archive_result", "visualize_images", b"visualize_images", "visualize_images_result", b"visualize_images_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "export_infographic", "export_comparison", "fetch_dicomweb", "store_dicomweb", "embed_images", "find_similar", "visualize_images", "classify_images", "assess_dermoscopy", "detect_objects", "compare_images"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["inspect_dicom", "render_dicom", "analyze_images", "export_report", "unpack_archive", "deidentify_dicom", "convert_dicom", "import_images", "export_dicom", "export_archive", "export_fhir", "export_infographic", "export_comparison", "fetch_dicomweb", "store_dicomweb", "embed_images", "find_similar", "visualize_images", "classify_images", "assess_dermoscopy", "detect_objects", "compare_images", "tile_slide", "analyze_slide"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "export_infographic_result", "export_comparison_result", "fetch_dicomweb_result", "store_dicomweb_result", "embed_images_result", "find_similar_result", "visualize_images_result", "classify_images_result", "assess_dermoscopy_result", "detect_objects_result", "compare_images_result"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["inspect_dicom_result", "render_dicom_result", "analyze_images_result", "export_report_result", "unpack_archive_result", "deidentify_dicom_result", "convert_dicom_result", "import_images_result", "export_dicom_result", "export_archive_result", "export_fhir_result", "export_infographic_result", "export_comparison_result", "fetch_dicomweb_result", "store_dicomweb_result", "embed_images_result", "find_similar_result", "visualize_images_result", "classify_images_result", "assess_dermoscopy_result", "detect_objects_result", "compare_images_result", "tile_slide_result", "analyze_slide_result"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...

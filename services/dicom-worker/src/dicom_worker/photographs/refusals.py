@@ -59,6 +59,34 @@ class Refusal(Enum):
         Reason.IMAGE_UNSUPPORTED,
         "The colours have a wide gamut or high dynamic range, and no profile. Convert to sRGB.",
     )
+    NO_SLIDE = (
+        Reason.IMAGE_UNSUPPORTED,
+        "The TIFF holds no picture in tiles, nor one in strips alone. Save it as a tiled TIFF.",
+    )
+    SLIDE_KIND = (
+        Reason.IMAGE_UNSUPPORTED,
+        "A slide needs RGB or YCbCr of 8 bits: uncompressed, LZW, Deflate, JPEG or JPEG 2000.",
+    )
+    SLIDE_ORDER = (
+        Reason.IMAGE_UNSUPPORTED,
+        "The frames of the slide do not fill its grid row by row.",
+    )
+    SLIDE_TILE = (
+        Reason.IMAGE_TOO_LARGE,
+        "A tile or strip of the slide is too large. Save it in tiles of 256 x 256 pixels.",
+    )
+    SLIDE_SIZE = (
+        Reason.IMAGE_TOO_LARGE,
+        "The slide has too many rows, columns or tiles, or a row of tiles has too many bytes.",
+    )
+    SLIDE_TISSUE = (
+        Reason.IMAGE_TOO_LARGE,
+        f"The tissue has more than {limits.ARRAY_LIMIT_BYTES} bytes. Ask for a coarser level.",
+    )
+    SLIDE_TILE_LIES = (
+        Reason.PIXELS_UNDECODABLE,
+        "A tile's own header says another size than the slide's.",
+    )
 
     def error(self) -> FluoroError:
         """What the item fails with."""

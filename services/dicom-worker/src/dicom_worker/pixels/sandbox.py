@@ -151,7 +151,15 @@ class Sandbox:
         data: that the child may read. room: bytes that the pixels may take. FluoroError:
         PIXELS_UNDECODABLE if a codec crashed; WORKER_LOST if the child was killed from outside.
         """
-        return self._answer(self._begin(request, data, room))
+        return self.reply(self.ask(request, data, room))
+
+    def ask(self, request: dict[str, Any], data: bytes, room: int) -> Ticket:
+        """Begins `call`, as `begin` does `decode`; `reply` ends it."""
+        return self._begin(request, data, room)
+
+    def reply(self, ticket: Ticket) -> tuple[dict[str, Any], NDArray[Any] | None]:
+        """As `call`, of what was asked."""
+        return self._answer(ticket)
 
     def _begin(self, request: dict[str, Any], data: bytes, room: int) -> Ticket:
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE

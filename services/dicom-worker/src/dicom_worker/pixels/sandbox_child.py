@@ -60,10 +60,13 @@ def serve(requests: IO[bytes], replies: IO[bytes], memories: Sequence[int]) -> N
 
 def answer(request: dict[str, Any], shared: memoryview) -> dict[str, Any]:
     """The reply to a request. Pixels are left in the shared memory."""
-    if "path" not in request:
+    if "path" not in request and "slide" not in request:
         return {"decoded": True} | left(decode(request, shared), request, shared)
-    # Pillow, which DICOM does without.
-    from dicom_worker.photographs import child  # noqa: PLC0415 - see above
+    # Pillow and tifffile, which most DICOM does without.
+    if "slide" in request:
+        from dicom_worker.slides import child  # noqa: PLC0415 - see above
+    else:
+        from dicom_worker.photographs import child  # type: ignore[no-redef]  # noqa: PLC0415
     from dicom_worker.photographs.refusals import RefusedError  # noqa: PLC0415 - see above
 
     try:

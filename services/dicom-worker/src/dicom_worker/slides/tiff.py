@@ -1,0 +1,257 @@
+"""Reads the pyramid of a TIFF slide; runs in the codecs' child, which sees hostile bytes.
+
+What the directories claim is compared with the limits before a pixel is decoded, and what a tile's
+own code stream claims before that tile is.
+"""
+
+import os
+import re
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFile, TiffPage
+
+from dicom_worker import limits
+from dicom_worker.photographs.refusals import Refusal, RefusedError
+from dicom_worker.pixels.codestream import CodeStream, parse_j2k, parse_jpeg
+
+PAGES: Final = 64
+"""Most directories that are looked at: a pyramid has some ten, and a few more pictures beside."""
+NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, APERIO_J2K, J2K = 1, 5, 7, 8, 32946, 33005, 34712
+RGB, YCBCR = 2, 6
+PREDICTOR: Final = 317
+DIFFERENCES: Final = 2
+"""Predictor that stores how each pixel differs from the one before it."""
+SHAPE_TOLERANCE: Final = 0.02
+"""How far width over height of a level may be from that of the finest one: levels are rounded."""
+MPP: Final = re.compile(r"\bMPP ?= ?([0-9]{1,4}(?:\.[0-9]{1,12})?)\b")
+"""Micrometres per pixel in Aperio's description. Nothing else is read of it: it may hold names."""
+MICROMETRES: Final = {2: 25_400.0, 3: 10_000.0}
+"""ResolutionUnit → micrometres: inch, centimetre."""
+WHITE: Final = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One picture of the pyramid. rows, columns: of pixels. micrometres: of one; 0 if unknown.
+
+    tile_rows, tile_columns: of what is decoded as a whole: a tile, or a strip.
+    """
+
+    rows: int
+    columns: int
+    tile_rows: int
+    tile_columns: int
+    micrometres: float
+
+    @property
+    def down(self) -> int:
+        """Rows of tiles."""
+        return -(-self.rows // self.tile_rows)
+
+    @property
+    def across(self) -> int:
+        """Tiles in a row."""
+        return -(-self.columns // self.tile_columns)
+
+    def check(self) -> None:
+        """RefusedError if it takes more memory, tiles or time than a slide may."""
+        if self.tile_rows * self.tile_columns * 3 > limits.SLIDE_TILE_LIMIT_BYTES:
+            raise RefusedError(Refusal.SLIDE_TILE)
+        if min(self.rows, self.columns) < 1 or max(self.rows, self.columns) > limits.SLIDE_SIDE:
+            raise RefusedError(Refusal.SLIDE_SIZE)
+        if self.tile_rows * self.across * self.tile_columns * 3 > limits.SLIDE_BAND_LIMIT_BYTES:
+            raise RefusedError(Refusal.SLIDE_SIZE)
+        if self.down * self.across > limits.SLIDE_TILES:
+            raise RefusedError(Refusal.SLIDE_SIZE)
+
+
+class Pyramid:
+    """The level of a slide that is read. Kept open from one row of tiles to the next."""
+
+    def __init__(self, path: Path, micrometres: float) -> None:
+        """micrometres: of the pixels wanted; 0 for the finest. RefusedError if it is no slide."""
+        self._tiff = TiffFile(path)
+        page, self.level = chosen(self._tiff, micrometres)
+        self.level.check()
+        self._decode = decoder_of(page)
+        self._size = path.stat().st_size
+        self._places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if len(self._places) != self.level.down * self.level.across:
+            raise RefusedError(Refusal.BROKEN)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._tiff.close()
+
+    def tiles(self, row: int, first: int, count: int) -> NDArray[np.uint8]:
+        """So many tiles of a row, side by side: (tile_rows, count x tile_columns, 3).
+
+        RefusedError if one of them is not what the directory says.
+        """
+        level = self.level
+        band = np.full((level.tile_rows, count * level.tile_columns, 3), WHITE, np.uint8)
+        # The last strip ends where the picture does; tiles are always whole.
+        rows = level.tile_rows
+        if level.across == 1 and level.tile_columns == level.columns:
+            rows = min(rows, level.rows - row * level.tile_rows)
+
+        def fill(place: int) -> None:
+            offset, size = self._places[row * level.across + first + place]
+            if size == 0:  # nobody scanned there
+                return
+            if size > limits.SLIDE_TILE_LIMIT_BYTES or offset + size > self._size:
+                raise RefusedError(Refusal.TRUNCATED)
+            data = os.pread(self._tiff.filehandle.fileno(), size, offset)
+            at = place * level.tile_columns
+            band[:rows, at : at + level.tile_columns] = self._decode(
+                data, (rows, level.tile_columns)
+            )
+
+        list(threads().map(fill, range(count)))
+        return band
+
+
+@cache
+def threads() -> ThreadPoolExecutor:
+    """As many as there are processors, eight at most: codecs let go of Python's lock."""
+    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+
+
+def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:
+    """The level of the pyramid that is read.
+
+    Label and overview are never among them: they have another shape than the slide, or strips.
+    """
+    pages = tiff.pages
+    finest, page = None, None
+    levels: list[tuple[TiffPage, Level]] = []
+    for number in range(PAGES):
+        try:
+            page = pages[number]
+        except IndexError:
+            break
+        if not isinstance(page, TiffPage) or (number > 0 and not page.is_tiled):
+            continue
+        level = level_of(page)
+        if finest is None:
+            if not page.is_tiled and len(pages) > 1:
+                continue
+            finest = level
+        scale = finest.columns / level.columns
+        if abs(finest.rows / level.rows / scale - 1) > SHAPE_TOLERANCE or scale < 1:
+            continue
+        known = level.micrometres if level is finest else finest.micrometres * scale
+        levels.append((page, Level(*_sizes(level), known)))
+    if not levels:
+        raise RefusedError(Refusal.NO_SLIDE)
+    if micrometres == 0 or levels[0][1].micrometres == 0:
+        return levels[0]
+    return min(levels, key=lambda each: abs(np.log(each[1].micrometres / micrometres)))
+
+
+def _sizes(level: Level) -> tuple[int, int, int, int]:
+    return level.rows, level.columns, level.tile_rows, level.tile_columns
+
+
+def level_of(page: TiffPage) -> Level:
+    """What a directory says of its picture. RefusedError if that is nothing."""
+    rows, columns = page.imagelength, page.imagewidth
+    tile_rows = page.tilelength if page.is_tiled else min(rows, page.rowsperstrip or rows)
+    tile_columns = page.tilewidth if page.is_tiled else columns
+    if min(rows, columns, tile_rows, tile_columns) < 1:
+        raise RefusedError(Refusal.BROKEN)
+    return Level(rows, columns, tile_rows, tile_columns, micrometres_of(page))
+
+
+def micrometres_of(page: TiffPage) -> float:
+    """Between the centres of two pixels; 0 if nobody says, or it is no light microscope's."""
+    if found := MPP.search(page.description):
+        size = float(found[1])
+    else:
+        unit = MICROMETRES.get(int(page.resolutionunit or 1), 0.0)
+        resolution = page.resolution[0] if unit else 0
+        size = unit / resolution if resolution > 0 else 0.0
+    return size if 0.01 <= size <= 100 else 0.0  # noqa: PLR2004 - finer than light, coarser than eyes
+
+
+Decode = Callable[[bytes, tuple[int, int]], NDArray[np.uint8]]
+"""Of a tile's bytes and its rows and columns."""
+
+
+def decoder_of(page: TiffPage) -> Decode:
+    """What decodes the page's tiles. RefusedError if nothing does."""
+    if page.samplesperpixel != 3 or page.bitspersample != 8 or page.sampleformat != 1:  # noqa: PLR2004 - RGB bytes
+        raise RefusedError(Refusal.SLIDE_KIND)
+    compression, photometric = int(page.compression), int(page.photometric)
+    if int(page.planarconfig) != 1 or photometric not in (RGB, YCBCR):
+        raise RefusedError(Refusal.SLIDE_KIND)
+    if compression == JPEG:
+        tables = page.jpegtables
+        space = "RGB" if photometric == RGB else "YCBCR"
+        return lambda data, size: jpeg(data, size, tables, space)
+    if photometric != RGB:
+        raise RefusedError(Refusal.SLIDE_KIND)
+    if compression in (APERIO_J2K, J2K):
+        return j2k
+    inflate = BYTES.get(compression)
+    if inflate is None:
+        raise RefusedError(Refusal.SLIDE_KIND)
+    differs = page.tags.valueof(PREDICTOR, 1) == DIFFERENCES
+
+    def decode(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+        expected = size[0] * size[1] * 3
+        values = np.frombuffer(inflate(data, expected), np.uint8)
+        if values.size != expected:
+            raise RefusedError(Refusal.BROKEN)
+        array = values.reshape(*size, 3)
+        return np.cumsum(array, axis=1, dtype=np.uint8) if differs else array
+
+    return decode
+
+
+BYTES: Final[dict[int, Callable[[bytes, int], Any]]] = {
+    NONE: lambda data, _size: data,
+    LZW: lambda data, size: imagecodecs.lzw_decode(data, out=size),
+    DEFLATE: lambda data, size: imagecodecs.zlib_decode(data, out=size),
+    OLD_DEFLATE: lambda data, size: imagecodecs.zlib_decode(data, out=size),
+}
+"""Compression → what gives so many bytes and no more."""
+
+
+def jpeg(data: bytes, size: tuple[int, int], tables: bytes | None, space: str) -> NDArray[np.uint8]:
+    """A JPEG tile, once its frame header says that it has the size of a tile."""
+    check(parse_jpeg, data, size)
+    array = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace="RGB")
+    return shaped(array, size)
+
+
+def j2k(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The same of JPEG 2000."""
+    check(parse_j2k, data, size)
+    return shaped(imagecodecs.jpeg2k_decode(data), size)
+
+
+def check(parse: Callable[[bytes], CodeStream], data: bytes, size: tuple[int, int]) -> None:
+    """RefusedError unless the code stream claims that size: decoders allocate what it claims."""
+    try:
+        found = parse(data)
+    except (ValueError, IndexError, struct.error):
+        raise RefusedError(Refusal.BROKEN) from None
+    if (found.rows, found.columns, found.samples, found.precision) != (*size, 3, 8):
+        raise RefusedError(Refusal.SLIDE_TILE_LIES)
+
+
+def shaped(array: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The array. RefusedError if it is no tile."""
+    if array.shape != (*size, 3) or array.dtype != np.uint8:
+        raise RefusedError(Refusal.SLIDE_TILE_LIES)
+    return array

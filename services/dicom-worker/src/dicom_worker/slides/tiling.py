@@ -1,0 +1,84 @@
+"""Cuts a slide into tiles and keeps those with tissue, a band of the slide in memory at a time."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_worker import limits
+from dicom_worker.photographs.refusals import Refusal
+from dicom_worker.slides.source import Slide
+from dicom_worker.slides.tiff import WHITE
+from dicom_worker.slides.tissue import Stain, sample, stain_of, tissue_of
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A tile of tissue. row, column: of the grid. tissue: share of it, 0 to 1."""
+
+    row: int
+    column: int
+    tissue: float
+    sha256: bytes
+
+
+@dataclass(slots=True)
+class Tiling:
+    """Cuts a slide. size: rows and columns of a tile. least: share of it that must be tissue.
+
+    tick: called per band. What is found is there once `kept` has ended.
+    """
+
+    slide: Slide
+    size: int
+    least: float
+    tick: Callable[[], None]
+    tiles: list[Tile] = field(default_factory=list, init=False)
+    tissue_share: float = field(default=0.0, init=False)
+    stain: Stain | None = field(default=None, init=False)
+
+    def kept(self) -> Iterator[memoryview]:
+        """The bytes of each tile of tissue, row by row.
+
+        FluoroError as of `open_slide`; IMAGE_TOO_LARGE if the tiles are more than may be left.
+        """
+        level, size = self.slide.level, self.size
+        across = -(-level.columns // size)
+        seen, found, densities = 0, 0, []
+        for row, band in enumerate(self._bands(across)):
+            self.tick()
+            tiles = band.reshape(size, across, size, 3).swapaxes(0, 1)
+            tissue = tissue_of(tiles)
+            found += int(np.count_nonzero(tissue))
+            seen += tissue.size
+            shares = tissue.mean(axis=(1, 2))
+            for column in np.flatnonzero(shares >= max(self.least, np.finfo(float).tiny)):
+                if (len(self.tiles) + 1) * size * size * 3 > limits.ARRAY_LIMIT_BYTES:
+                    raise Refusal.SLIDE_TISSUE.error()
+                tile = np.ascontiguousarray(tiles[column])
+                densities.append(sample(tile, tissue[column]))
+                digest = hashlib.sha256(tile.data).digest()
+                self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
+                yield tile.data
+        self.tissue_share = found / seen
+        self.stain = stain_of(np.concatenate(densities)) if densities else None
+
+    def _bands(self, across: int) -> Iterator[NDArray[np.uint8]]:
+        """Bands of `size` rows, (size, across x size, 3), white beyond the slide."""
+        level, size = self.slide.level, self.size
+        band, filled, done = self._white(across), 0, 0
+        for row in self.slide.rows_of_tiles:
+            use = row[: level.rows - done, : level.columns]
+            done += len(use)
+            while len(use):
+                taken = min(size - filled, len(use))
+                band[filled : filled + taken, : level.columns] = use[:taken]
+                filled, use = filled + taken, use[taken:]
+                if filled == size or (done >= level.rows and not len(use)):
+                    yield band
+                    band, filled = self._white(across), 0
+
+    def _white(self, across: int) -> NDArray[np.uint8]:
+        return np.full((self.size, across * self.size, 3), WHITE, np.uint8)

@@ -1,0 +1,81 @@
+"""Where a slide shows tissue, and how it is stained."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE: Final = 240.0
+"""Light that passes through the empty glass, of 255: Macenko et al., ISBI 2009."""
+LEAST_DENSITY: Final = 0.15
+"""Mean optical density (natural logarithm) from which on a pixel is stained, as in that paper."""
+LEAST_COLOUR: Final = 20
+"""Least difference of the channels, of 255: pen, dust and folds of the glass are grey."""
+STRIDE: Final = 4
+"""Every so many rows and columns are looked at."""
+PIXELS_PER_TILE: Final = 256
+"""Of which the stains are estimated."""
+LEAST_PIXELS: Final = 1000
+"""Fewer say nothing about stains."""
+PERCENTILE: Final = 1.0
+"""Of angles that are left out at both ends, as in that paper."""
+DECIMALS: Final = 6
+DENSITY: Final = -np.log((np.arange(256) + 1.0) / WHITE).astype(np.float32)
+"""Optical density of each value of a channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stain:
+    """Directions of hematoxylin and eosin in optical density, and 99th percentiles of amounts."""
+
+    hematoxylin: tuple[float, ...]
+    eosin: tuple[float, ...]
+    maxima: tuple[float, float]
+
+
+def tissue_of(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of the pixels that are looked at are tissue: (tiles, rows / 4, columns / 4).
+
+    tiles: (tiles, rows, columns, 3).
+    """
+    some = tiles[:, ::STRIDE, ::STRIDE]
+    coloured = some.max(axis=-1) - some.min(axis=-1) >= LEAST_COLOUR
+    return np.asarray(coloured & (DENSITY[some].mean(axis=-1) > LEAST_DENSITY))
+
+
+def sample(tile: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Optical densities of some tissue pixels, spread evenly over a tile: (pixels, 3)."""
+    stained = tile[::STRIDE, ::STRIDE][tissue]
+    densities: NDArray[np.float32] = DENSITY[stained[:: max(1, len(stained) // PIXELS_PER_TILE)]]
+    return densities
+
+
+def stain_of(densities: NDArray[Any]) -> Stain | None:
+    """Macenko's estimate; None if these pixels are too few, or of one colour.
+
+    densities: (pixels, 3) optical densities of tissue.
+    """
+    if len(densities) < LEAST_PIXELS:
+        return None
+    densities = densities.astype(np.float64)
+    _, vectors = np.linalg.eigh(np.cov(densities.T))
+    plane = vectors[:, [2, 1]]
+    plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
+    on_plane = densities @ plane
+    angles = np.arctan2(on_plane[:, 1], on_plane[:, 0])
+    ends = np.percentile(angles, (PERCENTILE, 100 - PERCENTILE))
+    first, second = (plane @ (np.cos(angle), np.sin(angle)) for angle in ends)
+    # Hematoxylin takes more of the red.
+    hematoxylin, eosin = (first, second) if first[0] > second[0] else (second, first)
+    stains = np.stack([hematoxylin, eosin], axis=1)
+    if np.linalg.cond(stains) > 1 / np.finfo(np.float32).eps:
+        return None
+    amounts = np.percentile(np.linalg.pinv(stains) @ densities.T, 99, axis=1)
+    if not np.isfinite(stains).all() or amounts.min() <= 0:
+        return None
+    return Stain(
+        tuple(hematoxylin.round(DECIMALS).tolist()),
+        tuple(eosin.round(DECIMALS).tolist()),
+        (round(float(amounts[0]), DECIMALS), round(float(amounts[1]), DECIMALS)),
+    )

@@ -1,0 +1,179 @@
+"""TileSlide: which tiles are left of a slide, and which slides are refused."""
+
+import hashlib
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pydicom
+import pytest
+import tifffile
+from dicom_worker.operations.tile import tile_slide
+from dicom_worker.slides.testing import instance, stained, tiff
+from fluoro.v1.job_pb2 import Item
+from fluoro.v1.slide_pb2 import TiledSlide, TileSlide
+from fluoro_jobs.testing import Attempt, operate
+
+SIDE = 128
+
+
+def cut(folder: Path, data: bytes, **fields: float) -> tuple[TiledSlide | None, Item, Attempt]:
+    request = TileSlide(**{"tile_size": SIDE, **fields})
+    result, attempt = operate(tile_slide, request, folder, [data])
+    (item,) = attempt.context.items.values()
+    return next(iter(result.slides), None), item, attempt
+
+
+def cut_well(folder: Path, data: bytes, **fields: float) -> tuple[TiledSlide, np.ndarray]:
+    slide, item, attempt = cut(folder, data, **fields)
+    assert slide, item
+    pixels = np.frombuffer(attempt.read(slide.tiles_artifact), np.uint8)
+    return slide, pixels.reshape(-1, slide.tile_size, slide.tile_size, 3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"compression": "lzw", "predictor": True},
+        {"compression": "zlib", "predictor": True, "tile": (64, 256)},
+        {"compression": "jpeg"},
+        {"compression": "jpeg2000"},
+        {"tile": None, "rowsperstrip": 50},
+    ],
+    ids=["raw", "lzw", "deflate", "jpeg", "jpeg2000", "strips"],
+)
+def test_tiles_hold_what_tifffile_reads_of_the_same_place(
+    tmp_path: Path, how: dict[str, object]
+) -> None:
+    data = tiff(stained(700, 900), **how)
+    expected = np.full((768, 1024, 3), 255, np.uint8)
+    expected[:700, :900] = tifffile.imread(BytesIO(data))
+    slide, tiles = cut_well(tmp_path, data)
+    assert (slide.rows, slide.columns, slide.microns_per_pixel) == (700, 900, 0.5)
+    assert 0.2 < slide.tissue_share < 0.3
+    assert {(tile.row, tile.column) for tile in slide.tiles} >= {(2, 3), (3, 4)}
+    assert (0, 0) not in {(tile.row, tile.column) for tile in slide.tiles}
+    assert len(tiles) == len(slide.tiles)
+    for tile, pixels in zip(slide.tiles, tiles, strict=True):
+        place = np.s_[tile.row * SIDE :, tile.column * SIDE :]
+        np.testing.assert_array_equal(pixels, expected[place][:SIDE, :SIDE])
+        assert hashlib.sha256(pixels.tobytes()).digest() == tile.sha256
+    assert slide.stain.hematoxylin[0] > slide.stain.eosin[0]
+
+
+@pytest.mark.parametrize("how", [{}, {"sparse": True}, {"jpeg": True}], ids=str)
+def test_a_dicom_slide_gives_the_tiles_of_its_matrix(tmp_path: Path, how: dict[str, bool]) -> None:
+    picture = stained(500, 700)
+    slide, tiles = cut_well(tmp_path, instance(picture, tile=96, **how))
+    assert (slide.rows, slide.columns, slide.microns_per_pixel) == (500, 700, 0.5)
+    padded = np.full((512, 768, 3), 255, np.uint8)
+    padded[:500, :700] = picture
+    for tile, pixels in zip(slide.tiles, tiles, strict=True):
+        place = np.s_[tile.row * SIDE :, tile.column * SIDE :]
+        difference = np.abs(pixels.astype(int) - padded[place][:SIDE, :SIDE])
+        assert difference.mean() < (6 if "jpeg" in how else 0.01)
+
+
+def test_of_a_pyramid_the_nearest_level_is_read_and_the_label_never(tmp_path: Path) -> None:
+    picture, file = stained(1024, 1024), BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for step, unit in ((1, 20_000), (2, 10_000), (4, 5_000)):
+            writer.write(
+                picture[::step, ::step],
+                tile=(128, 128),
+                photometric="rgb",
+                resolution=(unit, unit),
+                resolutionunit="CENTIMETER",
+            )
+        # What a scanner took of the label, which names the patient; and as tiles, in its shape.
+        label = np.zeros((128, 512, 3), np.uint8)
+        label[...] = (225, 150, 190)
+        writer.write(label, photometric="rgb", tile=(128, 128), description="label")
+        writer.write(label, photometric="rgb", description="macro")
+    for wanted, side in ((0, 1024), (0.4, 1024), (1.1, 512), (9, 256)):
+        slide, _ = cut_well(tmp_path / str(wanted), file.getvalue(), microns_per_pixel=wanted)
+        assert (slide.rows, slide.columns) == (side, side)
+        assert slide.microns_per_pixel == pytest.approx(0.5 * 1024 / side)
+
+
+@pytest.mark.parametrize("kind", ["LABEL", "OVERVIEW", "THUMBNAIL"])
+def test_dicom_pictures_that_may_name_the_patient_are_skipped(tmp_path: Path, kind: str) -> None:
+    data = instance(stained(256, 256), ImageType=["ORIGINAL", "PRIMARY", kind, "NONE"])
+    _, item, attempt = cut(tmp_path, data)
+    assert (item.state, item.reason) == (Item.STATE_SKIPPED, "NO_APPLICABLE_INPUT")
+    assert not attempt.context.artifacts
+
+
+def test_glass_and_grey_pen_are_no_tissue(tmp_path: Path) -> None:
+    picture = np.full((512, 512, 3), 243, np.uint8)
+    picture[100:300, 100:300] = 60
+    _, item, attempt = cut(tmp_path, tiff(picture))
+    assert (item.state, item.reason) == (Item.STATE_SKIPPED, "NO_APPLICABLE_INPUT")
+    assert not attempt.context.artifacts
+
+
+def broken() -> dict[str, tuple[bytes, str]]:
+    picture = stained(512, 512)
+    whole = tiff(picture, compression="jpeg")
+    jpeg = imagecodecs.jpeg8_encode(np.zeros((4096, 4096, 3), np.uint8))
+    bomb = zlib.compress(bytes(64 * 2**20), 9)
+    dicom = pydicom.dcmread(BytesIO(instance(picture)))
+    dicom.PerFrameFunctionalGroupsSequence = None
+    return {
+        "cut off": (whole[: len(whole) // 2], "PIXELS_UNDECODABLE"),
+        "a tile with a JPEG of another size": (with_tile(jpeg, 7), "PIXELS_UNDECODABLE"),
+        "a tile that swells": (with_tile(bomb, 8), "PIXELS_UNDECODABLE"),
+        "a tile that ends early": (with_tile(zlib.compress(bytes(99)), 8), "PIXELS_UNDECODABLE"),
+        "a million rows": (with_sides(1_000_000, 1_000_000), "IMAGE_TOO_LARGE"),
+        "a row of tiles without end": (with_sides(400_000, 499_999), "IMAGE_TOO_LARGE"),
+        "more tiles claimed than listed": (with_sides(4096, 4096), "PIXELS_UNDECODABLE"),
+        "16 bits": (tiff(picture.astype(np.uint16)), "IMAGE_UNSUPPORTED"),
+        "no TIFF": (b"II*\0" + bytes(200), "IMAGE_UNSUPPORTED"),
+        "no slide": (b"hello" * 99, "NOT_DICOM"),
+        "DICOM with tiles missing": (
+            instance(picture, TotalPixelMatrixRows=900),
+            "IMAGE_UNSUPPORTED",
+        ),
+        "DICOM of a million rows": (
+            instance(picture, TotalPixelMatrixRows=1_000_000),
+            "IMAGE_TOO_LARGE",
+        ),
+        "DICOM tiles that overlap": (
+            instance(picture, sparse=True, TotalPixelMatrixColumns=128),
+            "IMAGE_UNSUPPORTED",
+        ),
+    }
+
+
+def with_tile(data: bytes, compression: int) -> bytes:
+    """A slide of which the first tile is this."""
+    kinds = {7: "jpeg", 8: "zlib"}
+    slide = bytearray(tiff(stained(512, 512), compression=kinds[compression], predictor=False))
+    tags = tifffile.TiffFile(BytesIO(bytes(slide))).pages[0].tags
+    for name, value in (("TileOffsets", len(slide)), ("TileByteCounts", len(data))):
+        code, most = {3: ("<H", 2**16 - 1), 4: ("<I", 2**32 - 1)}[int(tags[name].dtype)]
+        struct.pack_into(code, slide, tags[name].valueoffset, min(value, most))
+    return bytes(slide) + data
+
+
+def with_sides(rows: int, columns: int) -> bytes:
+    """A slide that claims to be so large."""
+    slide = bytearray(tiff(stained(512, 512)))
+    tags = tifffile.TiffFile(BytesIO(bytes(slide))).pages[0].tags
+    for name, value in (("ImageLength", rows), ("ImageWidth", columns)):
+        at = tags[name].valueoffset
+        slide[at - 6 : at - 4] = struct.pack("<H", 4)  # the type: 32 bits, which the field holds
+        struct.pack_into("<I", slide, at, value)
+    return bytes(slide)
+
+
+@pytest.mark.parametrize("name", broken())
+def test_hostile_slides_are_refused_by_a_reason(tmp_path: Path, name: str) -> None:
+    data, reason = broken()[name]
+    _, item, attempt = cut(tmp_path, data)
+    assert (item.state, item.reason) == (Item.STATE_FAILED, reason), item.message
+    assert not attempt.context.artifacts

@@ -1,0 +1,185 @@
+"""AnalyzeSlide: shows the certified tiles of slides to a model that gives classes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from fluoro.v1 import dicom_pb2, slide_pb2
+from fluoro_jobs.worker.context import StepContext, StepItem
+from fluoro_jobs.worker.handler import handles
+from numpy.typing import NDArray
+
+from ml_worker.classifying import probabilities
+from ml_worker.cpus import run_threads
+from ml_worker.images import Models, frames_input, wrong_kind
+from ml_worker.manifest import Input
+from ml_worker.outputs import Classes
+from ml_worker.pixels import not_certified
+from ml_worker.prepare import prepare
+from ml_worker.showing import run_ahead, samples_at_once
+from ml_worker.slide_map import SlideMap
+from ml_worker.slides import Tables, Tiles, certified_tiles, normalized, to_reference
+
+if TYPE_CHECKING:
+    from ml_worker.sessions import Model
+
+MODALITY: Final = "SM"
+"""Slide Microscopy (PS3.3 C.7.3.1.1.1)."""
+DEFAULT_TOP: Final = 5
+NONE: Final = slide_pb2.STAIN_NORMALIZATION_NONE
+MACENKO: Final = slide_pb2.STAIN_NORMALIZATION_MACENKO
+
+Some = tuple[Sequence[slide_pb2.TissueTile], Tiles]
+
+
+@handles(slide_pb2.AnalyzeSlide)
+def analyze_slide(
+    request: slide_pb2.AnalyzeSlide, context: StepContext
+) -> slide_pb2.AnalyzeSlideResult:
+    """Runs a model of this process on every slide that an earlier step cut."""
+    # ONNX Runtime takes half a second to import, and the table of handlers does not need it.
+    from ml_worker.registry import models  # noqa: PLC0415 - see above
+
+    return analyze(request, context, models())
+
+
+def analyze(
+    request: slide_pb2.AnalyzeSlide, context: StepContext, models: Models
+) -> slide_pb2.AnalyzeSlideResult:
+    """Runs one of these models on every slide, each as an item.
+
+    FluoroError MODEL_UNKNOWN or MODEL_UNAVAILABLE if there is no such model, MODEL_NOT_APPLICABLE
+    if it gives no classes, or is not made for slides.
+    """
+    model = models.find(request.model, request.version)
+    tensor = suited_input(model)
+    slides = {
+        (step, slide.tiles_artifact): slide
+        for step, result in context.results.items()
+        if isinstance(result, slide_pb2.TileSlideResult)
+        for slide in result.slides
+    }
+    result = slide_pb2.AnalyzeSlideResult(model=model.reference)
+    for item in context.each("slides"):
+        with item:
+            part = item.part("tiles")
+            if (slide := slides.get((part.step, part.name))) is None:
+                raise not_certified("has no certificate")
+            tables = None
+            if request.stain_normalization != NONE:
+                tables = to_reference(slide)
+            seen = Seen(model, slide)
+            for some, scores in scored(model, tensor, part.blob, slide, tables, context):
+                seen.add(some, scores)
+            result.slides.append(told(item, seen, request.top_tiles or DEFAULT_TOP))
+            result.slides[-1].stain_normalization = NONE if tables is None else MACENKO
+    return result
+
+
+def suited_input(model: "Model") -> Input:
+    """The input that takes tiles.
+
+    FluoroError MODEL_NOT_APPLICABLE unless the model gives classes of colour images of slides.
+    """
+    tensor, applies_to = frames_input(model), model.manifest.applies_to
+    if tensor is None or applies_to is None or "classes" not in model.manifest.kinds:
+        raise wrong_kind(model, "AnalyzeSlide needs a model of single frames that gives classes.")
+    takes_slides = not applies_to.modalities or MODALITY in applies_to.modalities
+    if not takes_slides or applies_to.unit != "1" or "colour" not in applies_to.photometric:
+        raise wrong_kind(model, "AnalyzeSlide needs one that is made for colour images of slides.")
+    return tensor
+
+
+def scored(
+    model: "Model",
+    tensor: Input,
+    blob: str,
+    slide: slide_pb2.TiledSlide,
+    tables: Tables | None,
+    context: StepContext,
+) -> Iterator[tuple[Some, NDArray[np.float64]]]:
+    """Some tiles at a time, and a probability for each of them and each label."""
+    size, output = slide.tile_size, model.manifest.output("classes")
+    assert isinstance(output, Classes)  # the caller looked
+    image = dicom_pb2.RenderedImage(
+        modality=MODALITY,
+        certificate=dicom_pb2.PixelCertificate(unit="1", bits_stored=8),
+        pixel_spacing_mm=[slide.microns_per_pixel / 1000] * 2 if slide.microns_per_pixel else (),
+    )
+    at_once = samples_at_once(model, tensor, (size, size), image)
+
+    def chunks(pool: ThreadPoolExecutor) -> Iterator[tuple[Some, NDArray[Any]]]:
+        for tiles, pixels in certified_tiles(blob, slide, at_once, context):
+            shown = pixels
+            if tables is not None:
+                shown = np.stack(list(pool.map(partial(normalized, tables=tables), pixels)))
+            yield (tiles, pixels), prepare(shown, image, tensor)
+
+    with ThreadPoolExecutor(run_threads()) as pool:
+        for some, found in run_ahead(model, tensor, chunks(pool), context):
+            yield some, probabilities(output, found["classes"])
+
+
+@dataclass
+class Seen:
+    """What was seen of a slide so far."""
+
+    model: "Model"
+    slide: slide_pb2.TiledSlide
+    scores: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begins the picture."""
+        size = self.slide.tile_size
+        grid = -(-self.slide.rows // size), -(-self.slide.columns // size)
+        self.picture = SlideMap(*grid, self.model.manifest.labels)
+
+    def add(self, some: Some, scores: NDArray[np.float64]) -> None:
+        """Tiles, and a probability for each of them and each label."""
+        for tile, pixels, each in zip(*some, scores, strict=True):
+            self.picture.add(tile.row, tile.column, pixels, each)
+        self.scores.append(scores)
+
+
+def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
+    """The slide in the words of the API."""
+    slide, scores = seen.slide, np.concatenate(seen.scores)
+    array = BytesIO()
+    np.save(array, scores.astype("<f4"))
+    best = scores.argmax(axis=1)
+    told = slide_pb2.AnalyzedSlide(
+        input=item.input,
+        item=item.key,
+        heat_map=item.put("heat-map", ".png", "heat-map", "image/png", seen.picture.png()),
+        scores=item.put(
+            "tile-scores", ".npy", "tile-scores", "application/x-npy", array.getvalue()
+        ),
+        tiles=len(scores),
+        tissue_share=slide.tissue_share,
+    )
+    for place, label in enumerate(seen.model.manifest.labels):
+        mine = scores[:, place]
+        count = int((best == place).sum())
+        # Stable, so that equal scores keep the order of the tiles.
+        first = np.argsort(-mine, kind="stable")[:top]
+        told.classes.add(
+            label=label.value,
+            display_name=label.display_name,
+            color=seen.picture.colors[place],
+            tiles=count,
+            share=count / len(scores),
+            mean_probability=float(mine.mean()),
+            top=[
+                slide_pb2.TopTile(
+                    row=slide.tiles[at].row,
+                    column=slide.tiles[at].column,
+                    probability=float(mine[at]),
+                )
+                for at in first
+            ],
+        )
+    return told

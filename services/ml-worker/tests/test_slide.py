@@ -1,0 +1,149 @@
+"""AnalyzeSlide: what is told of the tiles of a slide, and which tiles no model sees."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fluoro.v1.job_pb2 import Item
+from fluoro.v1.slide_pb2 import (
+    STAIN_NORMALIZATION_MACENKO,
+    STAIN_NORMALIZATION_NONE,
+    AnalyzeSlide,
+    StainEstimate,
+    TiledSlide,
+    TileSlideResult,
+    TissueTile,
+)
+from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.testing import Attempt, step_context
+from fluoro_jobs.worker.context import Upstream
+from ml_worker.operations.slide import analyze
+from ml_worker.registry import Registry
+from ml_worker.slide_phantoms import laboratory, tissue
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 256
+KINDS = (0, 1, 2, 2, 1, 0, 0, 1, 0, 0)
+"""Of the tiles."""
+COLUMNS = 4
+"""Of the grid, which they fill row by row."""
+STAINS = laboratory(np.random.default_rng(5))
+Spoil = Callable[[bytes], bytes]
+
+
+@pytest.fixture(scope="module")
+def tiles() -> NDArray[np.uint8]:
+    random = np.random.default_rng(11)
+    return np.stack([tissue(kind, random, STAINS) for kind in KINDS])
+
+
+def tiled(folder: Path, tiles: Sequence[NDArray[np.uint8]], spoil: Spoil = bytes) -> Upstream:
+    """What TileSlide leaves of such a slide. spoil: changes the stored tiles."""
+    attempt = step_context(folder, [b""], step="tile")
+    strength = np.linalg.norm(STAINS, axis=0)
+    data = spoil(np.stack(tiles).tobytes())
+    for item in attempt.context.each("tile"):
+        with item:
+            item.put("tiles", ".rgb", "tiles", "application/octet-stream", data)
+    slide = TiledSlide(
+        item="0",
+        tiles_artifact="tiles-0000.rgb",
+        rows=SIDE * 3 - 50,
+        columns=SIDE * COLUMNS,
+        tile_size=SIDE,
+        tissue_share=0.8,
+        tiles=[
+            TissueTile(
+                row=number // COLUMNS,
+                column=number % COLUMNS,
+                sha256=hashlib.sha256(tile.tobytes()).digest(),
+            )
+            for number, tile in enumerate(tiles)
+        ],
+        stain=StainEstimate(
+            hematoxylin=STAINS[:, 0] / strength[0],
+            eosin=STAINS[:, 1] / strength[1],
+            hematoxylin_maximum=1.2 * strength[0],
+            eosin_maximum=1.1 * strength[1],
+        ),
+    )
+    return attempt.as_upstream(TileSlideResult(slides=[slide]))
+
+
+def after(folder: Path, upstream: Upstream) -> Attempt:
+    return step_context(folder, [], [upstream], step="analyze", reads=("tiles",))
+
+
+def test_classes_are_told_by_tile_and_drawn_where_the_tile_is(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    attempt = after(tmp_path, tiled(tmp_path, tiles))
+    result = analyze(AnalyzeSlide(model="he-texture", top_tiles=2), attempt.context, models)
+    (slide,) = result.slides
+    assert result.model.name == "he-texture"
+    assert (slide.tiles, slide.tissue_share) == (10, 0.8)
+    assert slide.stain_normalization == STAIN_NORMALIZATION_MACENKO
+    assert [each.tiles for each in slide.classes] == [5, 3, 2]
+    assert sum(each.share for each in slide.classes) == pytest.approx(1)
+    assert sum(each.mean_probability for each in slide.classes) == pytest.approx(1)
+    crowded = slide.classes[2]
+    assert {(tile.row, tile.column) for tile in crowded.top} == {(0, 2), (0, 3)}
+    assert crowded.top[0].probability >= crowded.top[1].probability
+    scores = np.load(io.BytesIO(attempt.read(slide.scores)))
+    assert scores.dtype == "<f4"
+    assert scores.argmax(axis=1).tolist() == list(KINDS)
+    picture = np.asarray(Image.open(io.BytesIO(attempt.read(slide.heat_map)))).astype(int)
+    side = picture.shape[0] // 3
+    orange, blue = picture[side + 5, 5], picture[side + 5, side + 5]
+    assert orange[0] > orange[2] + 50
+    assert blue[2] > blue[0]
+    assert (picture[-5, -5] == 255).all()  # no tissue there
+
+
+def test_colours_of_another_laboratory_mislead_the_model_unless_normalized(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    found = []
+    for how in (STAIN_NORMALIZATION_NONE, STAIN_NORMALIZATION_MACENKO):
+        attempt = after(tmp_path, tiled(tmp_path, tiles))
+        request = AnalyzeSlide(model="he-texture", stain_normalization=how)
+        (slide,) = analyze(request, attempt.context, models).slides
+        assert slide.stain_normalization == how
+        scores = np.load(io.BytesIO(attempt.read(slide.scores)))
+        found.append(float(scores[np.arange(len(KINDS)), KINDS].mean()))
+    assert found[1] > found[0] + 0.05
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-7] + b"x" + data[-6:],
+        lambda data: data[: SIDE * SIDE * 3 * 9],
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[SIDE * SIDE * 3 :] + data[: SIDE * SIDE * 3],
+    ],
+    ids=["a bit", "a tile less", "a byte less", "a byte more", "another order"],
+)
+def test_tiles_that_nobody_vouches_for_are_refused(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8], spoil: Spoil
+) -> None:
+    attempt = after(tmp_path, tiled(tmp_path, tiles, spoil))
+    result = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models)
+    (item,) = attempt.context.items.values()
+    assert (item.state, item.reason) == (Item.STATE_FAILED, "PIXELS_NOT_CERTIFIED")
+    assert not result.slides
+    assert not attempt.context.artifacts
+
+
+def test_a_model_that_is_not_made_for_slides_is_refused(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    attempt = after(tmp_path, tiled(tmp_path, tiles[:1]))
+    with pytest.raises(FluoroError) as caught:
+        analyze(AnalyzeSlide(model="ct-tissue"), attempt.context, models)
+    assert caught.value.reason == Reason.MODEL_NOT_APPLICABLE
