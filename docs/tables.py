@@ -289,7 +289,7 @@ def _accepted(schema: dict[str, Any]) -> str:
         )
     kind = {"string": "text"}.get(schema["type"], schema["type"])
     if schema.get("format", "").endswith("path"):
-        kind = "folder"
+        kind = "file" if schema["format"].startswith("file") else "folder"
     limits = [f"{sign}{schema[key]}" for key, sign in LIMITS.items() if key in schema]
     matching = [f"matching `{schema['pattern']}`"] if "pattern" in schema else []
     return " ".join([kind, *limits, *matching])
