@@ -12,7 +12,7 @@ from export_worker.operations.dicom import export_dicom
 from export_worker.operations.fhir import export_fhir
 from export_worker.operations.infographic import export_infographic
 from export_worker.operations.report import export_report
-from export_worker.testing import Study, ct_slices, photographs
+from export_worker.testing import Study, ct_slices, looks, photographs, wounds
 from fluoro.v1.deidentify_pb2 import (
     DeidentificationAction,
     DeidentifiedInstance,
@@ -64,10 +64,13 @@ def main() -> None:
             result = operation(request, attempt.context)
             steps.append(attempt.as_upstream(result))
         photos = photographs(Path(folder), 12)
+        looked = [*photographs(Path(folder), 3), *looks(Path(folder), 3)]
         twice = photographs(Path(folder), 4, steps=("first", "second"))
         others: tuple[tuple[str, Any, Any, list[Upstream]], ...] = (
             ("report-batch", export_report, report("batch", "de"), photos),
             ("report-skin-check", export_report, report("skin-check", "es"), photos),
+            ("report-dermoscopy", export_report, report("dermoscopy"), looked),
+            ("report-burn", export_report, report("burn", "de"), wounds(Path(folder), 3)),
             ("report-comparison", export_report, report("comparison", "zh"), twice),
             ("report-deidentify", export_report, report("deidentification"), [deidentified()]),
             ("comparison", export_comparison, ExportComparison(), twice),

@@ -11,7 +11,7 @@ import pytest
 from export_worker import typesetting
 from export_worker.operations.report import export_report
 from export_worker.style import contrast
-from export_worker.testing import photographs
+from export_worker.testing import looks, photographs, wounds
 from export_worker.words import LANGUAGES, Words
 from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult, ReportStyle
@@ -53,6 +53,32 @@ def test_a_skin_check_shows_each_picture_with_its_probabilities(clinic: Any) -> 
     assert re.search(r"\d+\.\d %", text)
     assert "calibrated only if its card says so" in text
     assert any("demonstration model: skin-demo" in each for each in result.warnings)
+
+
+@pytest.mark.parametrize("template", ["study", "skin-check", "dermoscopy"])
+def test_heat_maps_and_like_images_stand_beside_the_lesion(clinic: Any, template: str) -> None:
+    upstream = [*photographs(clinic.folder, 2), *looks(clinic.folder, 2)]
+    formats = [Format.FORMAT_PDF, Format.FORMAT_HTML]
+    attempt, _ = write(clinic, upstream, template, *formats)
+    page = attempt.read("report.html").decode()
+    for text in (" ".join(pdf_text(attempt)), page):
+        assert "What the class hangs on" in text
+        assert "Most similar images, by cosine" in text
+        assert "0.80" in text  # of input 1 to input 0
+    assert page.count("data:image/png") >= 4  # a photograph and a heat map of each
+
+
+def test_a_heat_map_alone_says_that_a_demonstration_model_made_it(clinic: Any) -> None:
+    attempt, _ = write(clinic, looks(clinic.folder, 1), "study")
+    assert all(DEMONSTRATION in page for page in pdf_text(attempt))
+
+
+def test_a_burn_report_tells_areas_of_the_picture_and_no_body_surface(clinic: Any) -> None:
+    attempt, _ = write(clinic, wounds(clinic.folder, 2), "burn")
+    text = " ".join(pdf_text(attempt))
+    assert "superficial" in text
+    assert "not of the body surface" in text
+    assert all(DEMONSTRATION in page for page in pdf_text(attempt))
 
 
 def test_a_batch_shows_all_inputs_in_little_those_that_failed_too(clinic: Any) -> None:
@@ -106,7 +132,8 @@ def test_pictures_of_pages_are_numbered_and_of_the_size_of_paper(clinic: Any) ->
 @pytest.mark.parametrize("template", typesetting.TEMPLATES)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_template_is_set_in_every_language(clinic: Any, template: str, language: str) -> None:
-    upstream = [clinic.deidentify(), *photographs(clinic.folder, 2, steps=("one", "two"))]
+    photos = photographs(clinic.folder, 2, steps=("one", "two"))
+    upstream = [clinic.deidentify(), *photos, *looks(clinic.folder, 2), wounds(clinic.folder, 2)[1]]
     style = ReportStyle(language=language)
     attempt, result = write(clinic, upstream, template, style=style)
     text = " ".join(pdf_text(attempt))
@@ -216,7 +243,7 @@ def test_the_same_inputs_give_the_same_bytes_in_every_format(clinic: Any) -> Non
 
 
 def test_a_template_that_is_not_there_is_refused_with_those_that_are(clinic: Any) -> None:
-    refusal = refused(clinic, [clinic.render()], "burn")
+    refusal = refused(clinic, [clinic.render()], "scar")
     assert refusal.reason is Reason.INVALID_ARGUMENT
     assert "skin-check" in refusal.message
 

@@ -18,7 +18,7 @@ from export_worker.images import (
     in_order,
     key_of,
     key_of_item,
-    models_of,
+    models_in,
     pictured,
     results,
 )
@@ -35,6 +35,7 @@ from export_worker.model import (
     Thumbnails,
 )
 from export_worker.pictures import classified, image_block, measurement, model_name
+from export_worker.sights import TOLD
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
 from export_worker.words import Words
 
@@ -44,6 +45,7 @@ REPORTABLE: Final = (
     dicom_pb2.RenderDicomResult,
     photograph_pb2.ImportImagesResult,
     ml_pb2.AnalyzeImagesResult,
+    *TOLD,
 )
 """Results that a report can show."""
 
@@ -142,9 +144,8 @@ def use_of(model: ml_pb2.ModelReference) -> int:
 def uses(upstream: Sequence[Upstream], words: Words) -> tuple[str, list[str]]:
     """The key of the words for every page, and sentences for the first one."""
     models: dict[int, dict[str, None]] = {}
-    for result in results(upstream, ml_pb2.AnalyzeImagesResult):
-        for model in models_of(result):
-            models.setdefault(use_of(model), {})[model_name(model)] = None
+    for model in models_in(upstream):
+        models.setdefault(use_of(model), {})[model_name(model)] = None
     keys = {
         Model.INTENDED_USE_DEMONSTRATION: "demonstration",
         Model.INTENDED_USE_RESEARCH: "research",
@@ -327,19 +328,18 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
 def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]:
     """Per model, once: names and values of what one needs to run it again."""
     models: list[list[list[str]]] = []
-    for result in results(upstream, ml_pb2.AnalyzeImagesResult):
-        for model in models_of(result):
-            rows = [
-                [words("model"), model_name(model)],
-                [words("intended_use"), words(f"use_{min(model.intended_use, 3)}")],
-                [words("model_sha"), model.sha256.hex()],
-                [words("manifest_sha"), model.manifest_sha256.hex()],
-                [words("runtime"), f"ONNX Runtime {wording.printable(model.runtime_version, 64)}"],
-                [words("provider"), wording.printable(model.execution_provider, 64)],
-            ]
-            rows = [row for row in rows if row[1]]
-            if rows not in models:
-                models.append(rows)
+    for model in models_in(upstream):
+        rows = [
+            [words("model"), model_name(model)],
+            [words("intended_use"), words(f"use_{min(model.intended_use, 3)}")],
+            [words("model_sha"), model.sha256.hex()],
+            [words("manifest_sha"), model.manifest_sha256.hex()],
+            [words("runtime"), f"ONNX Runtime {wording.printable(model.runtime_version, 64)}"],
+            [words("provider"), wording.printable(model.execution_provider, 64)],
+        ]
+        rows = [row for row in rows if row[1]]
+        if rows not in models:
+            models.append(rows)
     return models
 
 

@@ -21,13 +21,16 @@ CLASSIFIED_PIXELS: Final = 640
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a template shows. pictured: most images. classified: only those that a model classified.
+    """What a template shows. pictured: most images.
+
+    classified, measured: only those that a model classified, or measured.
 
     thumbnails: whether all inputs are shown in little. pixels: longer side of pictures.
     """
 
     pictured: int = PICTURED
     classified: bool = False
+    measured: bool = False
     thumbnails: bool = False
     pixels: int = MOST_PIXELS
 
@@ -38,6 +41,7 @@ class Plan:
             for image in images
             if image.pictures
             and (not self.classified or any(finding.classes for finding in image.findings))
+            and (not self.measured or any(finding.measurements for finding in image.findings))
         ]
         return chosen[: self.pictured]
 
@@ -48,6 +52,8 @@ PLANS: Final = {
     "skin-check": Plan(
         pictured=CLASSIFIED, classified=True, thumbnails=True, pixels=CLASSIFIED_PIXELS
     ),
+    "dermoscopy": Plan(pictured=CLASSIFIED, classified=True, pixels=CLASSIFIED_PIXELS),
+    "burn": Plan(pictured=CLASSIFIED, measured=True, thumbnails=True, pixels=CLASSIFIED_PIXELS),
     "comparison": Plan(pictured=0),
     "deidentification": Plan(pictured=0),
 }

@@ -10,6 +10,8 @@ from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
+from export_worker.sights import Sight, model_beside, sights_of
+
 PICTURED: Final = 12
 """Most images that are shown with pictures."""
 
@@ -43,6 +45,7 @@ class Image:
     preview: job_pb2.Artifact | None = None
     thumbnail: job_pb2.Artifact | None = None
     findings: list[Finding] = field(default_factory=list)
+    sights: list[Sight] = field(default_factory=list)
 
     @property
     def little(self) -> job_pb2.Artifact | None:
@@ -51,10 +54,14 @@ class Image:
 
     @property
     def pictures(self) -> list[job_pb2.Artifact]:
-        """The preview, then the overlays."""
+        """The preview, then the overlays, then what other models show."""
         return [
             picture
-            for picture in (self.preview, *(finding.overlay for finding in self.findings))
+            for picture in (
+                self.preview,
+                *(finding.overlay for finding in self.findings),
+                *(sight.picture for sight in self.sights),
+            )
             if picture
         ]
 
@@ -75,6 +82,20 @@ def models_of(result: ml_pb2.AnalyzeImagesResult) -> list[ml_pb2.ModelReference]
     """Each model that ran, once: shares of a step may have met different versions."""
     ran = [model_of(result, finding) for finding in result.findings] or [result.model]
     return list({model.SerializeToString(deterministic=True): model for model in ran}.values())
+
+
+def models_behind(result: Message) -> list[ml_pb2.ModelReference]:
+    """The models that ran for it, whatever the operation."""
+    if isinstance(result, ml_pb2.AnalyzeImagesResult):
+        return models_of(result)
+    model = model_beside(result)
+    return [] if model is None else [model]
+
+
+def models_in(upstream: Sequence[Upstream]) -> Iterator[ml_pb2.ModelReference]:
+    """Each model that ran in a step, by step."""
+    for step in upstream:
+        yield from models_behind(step.result)
 
 
 def key_of(entry: Entry) -> str:
@@ -125,6 +146,8 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 )
                 image = images.setdefault(key_of(found), Image(key_of(found)))
                 image.findings.append(finding)
+        for sight in sights_of(step):
+            images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
     return [images[key] for key in sorted(images, key=in_order)]
 
 

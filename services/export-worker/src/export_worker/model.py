@@ -61,7 +61,10 @@ class ScaleBar(TypedDict):
 
 
 class ImageBlock(TypedDict):
-    """One image. aspect: width over height as seen; none if unknown."""
+    """One image. aspect: width over height as seen; none if unknown.
+
+    others: objects in it, and images like it.
+    """
 
     input: str
     facts: list[str]
@@ -70,6 +73,7 @@ class ImageBlock(TypedDict):
     pictures: list[Picture]
     findings: list[Finding]
     classes: list[Classified]
+    others: list[Classified]
 
 
 class Thumbnail(TypedDict):

@@ -11,6 +11,7 @@ from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from export_worker import wording
 from export_worker.images import Finding, Image
 from export_worker.model import Classified, ImageBlock, Likelihood, Measure, Picture, ScaleBar
+from export_worker.sights import Sight
 from export_worker.words import Words
 
 SCALE_BARS: Final = {
@@ -82,6 +83,27 @@ def classified(finding: Finding, words: Words) -> list[Classified]:
     ]
 
 
+def beside(sight: Sight, words: Words) -> Classified:
+    """Objects in the image, or the images most like it."""
+    return {
+        "model": ", ".join(
+            [words(sight.kind), *([model_name(sight.model)] if sight.model else [])]
+        ),
+        "use": sight.model.intended_use if sight.model else 0,
+        "frame": words("frame", frame=str(sight.frame)) if sight.frame > 1 else "",
+        "rows": [
+            {
+                "name": f"{words('input')} {wording.key(wording.printable(row.key, 128))}"
+                if row.key
+                else wording.printable(row.name, 64),
+                "percent": words.number(row.value, 2),
+                "share": wording.share(row.value),
+            }
+            for row in sight.rows[:SHOWN_CLASSES]
+        ],
+    }
+
+
 def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBlock:
     """One image. files: path below typst's root by blob."""
     rendered = image.rendered or dicom_pb2.RenderedImage()
@@ -103,6 +125,13 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             name = model_name(finding.model)
             alt = words("overlay_alt", model=name, key=key)
             pictures.append(picture(files, finding.overlay, words("overlay"), name, alt))
+    for sight in image.sights:
+        if sight.picture and sight.model:
+            name = ", ".join(
+                filter(None, (wording.printable(sight.said, 64), model_name(sight.model)))
+            )
+            alt = words(f"{sight.kind}_alt", key=key, model=model_name(sight.model))
+            pictures.append(picture(files, sight.picture, words(sight.kind), name, alt))
     unit = wording.unit(rendered.certificate.unit)
     return {
         "input": key,
@@ -122,6 +151,7 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             if finding.measurements
         ],
         "classes": [one for finding in image.findings for one in classified(finding, words)],
+        "others": [beside(sight, words) for sight in image.sights if sight.rows][:SHOWN_FRAMES],
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fluoro.v1 import dicom_pb2, ml_pb2, photograph_pb2
+from fluoro.v1 import dicom_pb2, embedding_pb2, ml_pb2, photograph_pb2, visualize_pb2
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.testing import Attempt, step_context
@@ -303,3 +303,79 @@ def _done(item: StepItem) -> bool:
     with item:
         pass
     return True
+
+
+def looks(folder: Path, count: int) -> list[Upstream]:
+    """A heat map of each photograph, and the photographs like it, as steps leave them."""
+    attempt = step_context(folder, step="look")
+    attempt.context.inputs = [Input(n, str(n), n, ()) for n in range(count)]
+    maps = []
+    for number, item in enumerate(attempt.context.each("visualize")):
+        with item:
+            picture = item.put(
+                "heat-map", ".png", "heat-map", "image/png", png(lesion(number, 120))
+            )
+            explained = probabilities(number)[0]
+            maps.append(
+                visualize_pb2.SaliencyMap(
+                    input=item.input, item=item.key, heat_map=picture, explained=explained
+                )
+            )
+    looked = visualize_pb2.VisualizeImagesResult(model=CLASSIFIER, maps=maps)
+    left = [attempt.as_upstream(looked)]
+    attempt = step_context(folder, step="similar")
+    attempt.context.inputs = [Input(n, str(n), n, ()) for n in range(count)]
+    found = []
+    for item in attempt.context.each("compare"):
+        with item:
+            neighbors = [
+                embedding_pb2.Neighbor(input=n, item=str(n), frame=1, similarity=0.9 - n / 10)
+                for n in range(count)
+                if n != item.input
+            ]
+            found.append(
+                embedding_pb2.SimilarImages(
+                    input=item.input, item=item.key, frame=1, neighbors=neighbors
+                )
+            )
+    similar = embedding_pb2.FindSimilarResult(found=found, images=count)
+    return [*left, attempt.as_upstream(similar)]
+
+
+ZONES: Final = (("skin", "#d7b8a3"), ("superficial", "#f2c94c"), ("deep", "#d9534f"))
+"""Of a model for burns: names and colours, by value."""
+ZONE_EDGES: Final = (-190, -140)
+"""Where one zone ends and the next begins: values of red, darker ones last."""
+
+
+def wounds(folder: Path, count: int) -> list[Upstream]:
+    """Photographs with the zones of a burn, as ImportImages and AnalyzeImages leave them."""
+    attempt = step_context(folder, step="zones")
+    attempt.context.inputs = [Input(n, str(n), n, ()) for n in range(count)]
+    colors = np.array([[int(color[at : at + 2], 16) for at in (1, 3, 5)] for _, color in ZONES])
+    findings = []
+    for number, item in enumerate(attempt.context.each("analyze")):
+        with item:
+            red = lesion(number)[..., 0]
+            labels = np.digitize(-red.astype(int), ZONE_EDGES).astype(np.uint8)
+            overlay = png(((lesion(number) + colors[labels]) // 2).astype(np.uint8))
+            shares = np.bincount(labels.ravel(), minlength=len(ZONES)) / labels.size
+            findings.append(
+                ml_pb2.ImageFinding(
+                    input=item.input,
+                    item=item.key,
+                    overlay=item.put("overlay", ".png", "overlay", "image/png", overlay),
+                    measurements=[
+                        ml_pb2.Measurement(
+                            label=label,
+                            display_name=name,
+                            color=color,
+                            fraction=shares[label],
+                            voxels=int(shares[label] * labels.size),
+                        )
+                        for label, (name, color) in enumerate(ZONES)
+                    ],
+                )
+            )
+    result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER, findings=findings)
+    return [photographs(folder, count)[0], attempt.as_upstream(result)]

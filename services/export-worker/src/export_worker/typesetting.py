@@ -19,7 +19,9 @@ from export_worker.model import Report
 
 log = structlog.get_logger(__name__)
 
-TEMPLATES: Final = ("study", "batch", "skin-check", "comparison", "deidentification")
+TEMPLATES: Final = (
+    *("study", "batch", "skin-check", "dermoscopy", "burn", "comparison", "deidentification"),
+)
 """Those that ship; the first one is the default."""
 
 ARCHIVAL: Final = ("a-2a", "ua-1")

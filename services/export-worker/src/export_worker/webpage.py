@@ -160,7 +160,7 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
         _note(" · ".join(image["facts"])),
         f'<div class="pictures">{figures}</div>',
     ]
-    for one in image["classes"]:
+    for one in (*image["classes"], *image["others"]):
         parts.append(_note(", ".join(filter(None, (one["model"], one["frame"])))))
         rows = "".join(
             f"<tr><td>{escape(row['name'])}</td>"

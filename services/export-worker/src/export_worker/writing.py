@@ -98,6 +98,14 @@ def _refuse_empty(template: str, report: Report) -> None:
             not any(image["classes"] for image in report["images"]),
             "a skin check needs pictures that a model classified",
         ),
+        "dermoscopy": (
+            not any(image["classes"] for image in report["images"]),
+            "a dermoscopy needs pictures that a model classified",
+        ),
+        "burn": (
+            not any(image["findings"] for image in report["images"]),
+            "a burn report needs pictures of which a model made label maps",
+        ),
         "comparison": (
             not (report["comparison"] and report["comparison"]["subjects"]),
             "a comparison needs two findings about the same image, or two images",

@@ -76,10 +76,10 @@ class ExportReport(_message.Message):
     patient data here.
     """
     template: _builtins.str
-    """What the report is about: `study` (the default), `batch`, `skin-check`, `comparison`,
-    `deidentification`, or a template in the operator's folder. One that is not there is refused
-    with INVALID_ARGUMENT, one that the results cannot fill with NO_APPLICABLE_INPUT. Other formats
-    than JSON use it.
+    """What the report is about: `study` (the default), `batch`, `skin-check`, `dermoscopy`, `burn`,
+    `comparison`, `deidentification`, or a template in the operator's folder. One that is not there
+    is refused with INVALID_ARGUMENT, one that the results cannot fill with NO_APPLICABLE_INPUT.
+    Other formats than JSON use it.
     """
     @_builtins.property
     def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ExportReport.Format.ValueType]:

@@ -24,7 +24,7 @@ from export_worker.dicom.origin import Origin, identity, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
 from export_worker.dicom.sources import Known, read_source
-from export_worker.images import models_of
+from export_worker.images import models_behind
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
 PICTURES: Final = ("preview", "overlay")
@@ -53,10 +53,7 @@ class Export:
         self._origin = Origin(context.job, context.step)
         self._findings = findings_of(context)
         self._models = [
-            model
-            for result in context.results.values()
-            if isinstance(result, ml_pb2.AnalyzeImagesResult)
-            for model in models_of(result)
+            model for result in context.results.values() for model in models_behind(result)
         ]
         self._units = units_of(context)
         self._known = Known()

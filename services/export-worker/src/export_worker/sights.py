@@ -1,0 +1,84 @@
+"""What operations beside AnalyzeImages tell about an image: heat maps, objects, images like it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fluoro.v1 import detect_pb2, embedding_pb2, job_pb2, ml_pb2, visualize_pb2
+from fluoro_jobs.worker.context import Upstream
+from google.protobuf.message import Message
+
+TOLD: Final = (
+    visualize_pb2.VisualizeImagesResult,
+    detect_pb2.DetectObjectsResult,
+    embedding_pb2.EmbedImagesResult,
+    embedding_pb2.FindSimilarResult,
+)
+"""Results of these operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A thing that is told of, and how sure, or how like, it is: -1 to 1. key: of another image."""
+
+    name: str
+    value: float
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one step tells about one image.
+
+    key: of the image. kind: a key of the words. model: None if no model ran. frame: from 1; 0 of
+    the image as a whole. picture: None if there is none. said: the class that it explains.
+    """
+
+    key: str
+    kind: str
+    model: ml_pb2.ModelReference | None
+    picture: job_pb2.Artifact | None = None
+    said: str = ""
+    frame: int = 0
+    rows: Sequence[Row] = ()
+
+
+def sights_of(step: Upstream) -> Iterator[Sight]:
+    """In the order of the result. KeyError if it names an artifact that its step did not leave."""
+    match step.result:
+        case visualize_pb2.VisualizeImagesResult() as shown:
+            for map_ in shown.maps:
+                said = map_.explained.display_name or str(map_.explained.label)
+                picture = step.artifact(map_.heat_map)
+                yield Sight(_key(map_), "heat_map", shown.model, picture, said)
+            for changed in shown.changed:
+                picture = step.artifact(changed.before_after)
+                yield Sight(_key(changed), "before_after", shown.model, picture)
+        case detect_pb2.DetectObjectsResult() as detected:
+            for image in detected.images:
+                rows = [
+                    Row(each.display_name or str(each.label), each.score) for each in image.objects
+                ]
+                seen = step.artifact(image.picture) if image.picture else None
+                yield Sight(_key(image), "objects", detected.model, seen, rows=rows)
+        case embedding_pb2.FindSimilarResult() as similar:
+            for found in similar.found:
+                rows = [Row("", each.similarity, _key(each)) for each in found.neighbors]
+                yield Sight(_key(found), "similar", None, frame=found.frame, rows=rows)
+
+
+def model_beside(result: Message) -> ml_pb2.ModelReference | None:
+    """The model of one of `TOLD`; None if it is another result, or no model ran."""
+    if isinstance(result, TOLD) and not isinstance(result, embedding_pb2.FindSimilarResult):
+        return result.model
+    return None
+
+
+def _key(
+    entry: visualize_pb2.SaliencyMap
+    | visualize_pb2.ChangedImage
+    | detect_pb2.DetectedImage
+    | embedding_pb2.SimilarImages
+    | embedding_pb2.Neighbor,
+) -> str:
+    return entry.item or str(entry.input)
