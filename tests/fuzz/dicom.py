@@ -47,7 +47,7 @@ def main() -> int:
 def tell(report: Report, seed: int, files: int, by_worker: int, seconds: float) -> None:
     """Prints table, findings and summary."""
     for (operation, outcome), count in sorted(report.outcomes.items()):
-        print(f"{operation:<12}{outcome:<38}{count}")
+        print(f"{operation:<18}{outcome:<38}{count}")
     for finding in report.findings[:MOST_TOLD]:
         print(json.dumps(asdict(finding)))
     kinds = Counter(finding.kind for finding in report.findings)

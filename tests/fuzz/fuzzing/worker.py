@@ -1,23 +1,32 @@
 """Has a real worker behind a real gateway work on damaged files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from fluoro.v1 import job_pb2
 from fluoro.v1.deidentify_pb2 import DeidentifyDicom
 from fluoro.v1.dicom_pb2 import InspectDicom, RenderDicom
+from fluoro.v1.photograph_pb2 import ImportImages
 from fluoro_client.jobs import step
 from fluoro_local.services import SERVICES
 from fluoro_local.testing import RunningFluoro, running
+from google.protobuf.message import Message
 
 from fuzzing.files import NAME, NUMBER, mutant
 from fuzzing.operations import Finding, Report
+from fuzzing.photographs import photograph
 
 JOB_SECONDS: Final = 240
 """How long a job with INPUTS files may take."""
 INPUTS: Final = 100
 """Files of one job."""
+ON_DICOM: Final = {
+    "inspect": InspectDicom(),
+    "render": RenderDicom(),
+    "deidentify": DeidentifyDicom(project="default"),
+}
+ON_PHOTOGRAPHS: Final = {"photograph": ImportImages()}
 
 
 def worked_on(numbers: Sequence[int], seed: int) -> Report:
@@ -27,21 +36,23 @@ def worked_on(numbers: Sequence[int], seed: int) -> Report:
     with running([each for each in SERVICES if each.name in needed]) as fluoro:
         for at in range(0, len(numbers), INPUTS):
             part = numbers[at : at + INPUTS]
-            job = run(fluoro, [mutant(seed, number) for number in part])
-            for made in job.steps:
-                judge(made, part, report)
+            for made, messages in ((mutant, ON_DICOM), (photograph, ON_PHOTOGRAPHS)):
+                job = run(fluoro, [made(seed, number) for number in part], messages)
+                for each in job.steps:
+                    judge(each, part, report)
         log = (fluoro.data / "logs" / "dicom-worker.log").read_text(errors="replace")
     report.findings += findings_of_log(log)
     return report
 
 
-def run(fluoro: RunningFluoro, files: Sequence[bytes]) -> job_pb2.Job:
-    """A job with these inputs, at its end."""
+def run(
+    fluoro: RunningFluoro, files: Sequence[bytes], messages: Mapping[str, Message]
+) -> job_pb2.Job:
+    """A job with these inputs and these steps, name → operation, at its end."""
     with fluoro.client() as client:
         steps = [
-            step(InspectDicom(), "inspect", allow_identifiable=True),
-            step(RenderDicom(), "render", allow_identifiable=True),
-            step(DeidentifyDicom(project="default"), "deidentify"),
+            step(message, name, allow_identifiable=not isinstance(message, DeidentifyDicom))
+            for name, message in messages.items()
         ]
         inputs = [client.upload(file).name for file in files]
         job = client.submit(job_pb2.Job(inputs=inputs, steps=steps))
