@@ -138,6 +138,9 @@ SHIPPED = {
     "pipelines/comparison/versions/1": (
         "b62c0b16fffb7bc2d815c2a8739c4e40287a6bdf980b8d49260806561b5f0856"
     ),
+    "pipelines/histopathology/versions/1": (
+        "4bba0025d0a1a88094e3333b8a061302fc0304913b1aabd8c70e0fb96766c98f"
+    ),
     "pipelines/visualization/versions/1": (
         "1ad1f411c4d6be8fba7663cadcae588e3d1d30bbce0b73adfec360adcdbc0cf4"
     ),

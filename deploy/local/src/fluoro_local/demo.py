@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fluoro_local.errors import StartError
 from fluoro_local.folders import prepare
+from fluoro_local.painted import painted_slide
 from fluoro_local.supervisor import Supervisor
 
 OWNER: Final = "demo"
@@ -28,11 +29,14 @@ The model is made for CT, so the MR shows a skipped item.
 """
 PIPELINE: Final = "ct-tissue"
 """What runs when none is named."""
+SLIDES: Final = "histopathology"
+"""The pipeline whose input, when none is given, is a painted slide."""
 ZIP: Final = "application/zip"
 RESULTS: Final = {
     "report": "report",
     "preview": "preview",
     "overlay": "overlay",
+    "heat-map": "heat-map",
     "result": "result",
     "instance": "clean",
     "volume": "volume",
@@ -67,8 +71,11 @@ def demo(
     Raises StartError when Fluoro cannot run here, FluoroApiError if there is no such pipeline.
     """
     began = time.monotonic()
-    inputs = dicom_files(source)
     prepare(out)
+    if source is None and pipeline == SLIDES:
+        inputs = [painted_slide(out / "painted-slide.tif")]
+    else:
+        inputs = dicom_files(source)
     console.print(f"Starting Fluoro in {data}")
     with Supervisor(
         data, tell=lambda sentence: console.print(f"  {sentence}", style="dim")

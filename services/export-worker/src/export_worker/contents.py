@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Final
 
-from fluoro.v1 import deidentify_pb2, dicom_pb2, job_pb2, ml_pb2, photograph_pb2
+from fluoro.v1 import deidentify_pb2, dicom_pb2, job_pb2, ml_pb2, photograph_pb2, slide_pb2
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
@@ -46,6 +46,8 @@ REPORTABLE: Final = (
     photograph_pb2.ImportImagesResult,
     ml_pb2.AnalyzeImagesResult,
     *TOLD,
+    slide_pb2.TileSlideResult,
+    slide_pb2.AnalyzeSlideResult,
 )
 """Results that a report can show."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2, slide_pb2
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
@@ -18,7 +18,12 @@ PICTURED: Final = 12
 DIGITS: Final = re.compile(r"(\d+)")
 
 Result = TypeVar("Result", bound=Message)
-Entry = dicom_pb2.DicomInstance | dicom_pb2.RenderedImage | ml_pb2.ImageFinding
+Entry = (
+    dicom_pb2.DicomInstance
+    | dicom_pb2.RenderedImage
+    | ml_pb2.ImageFinding
+    | slide_pb2.AnalyzedSlide
+)
 """What a result says of one item."""
 
 
@@ -26,7 +31,7 @@ Entry = dicom_pb2.DicomInstance | dicom_pb2.RenderedImage | ml_pb2.ImageFinding
 class Finding:
     """What one model found in one image. overlay: None if the step left no picture of it.
 
-    step: the one that ran the model.
+    step: the one that ran the model. of_tiles: whether measurements count tiles, not voxels.
     """
 
     step: str
@@ -34,6 +39,7 @@ class Finding:
     measurements: Sequence[ml_pb2.Measurement]
     classes: Sequence[ml_pb2.ClassScore]
     overlay: job_pb2.Artifact | None
+    of_tiles: bool = False
 
 
 @dataclass(slots=True)
@@ -88,6 +94,8 @@ def models_behind(result: Message) -> list[ml_pb2.ModelReference]:
     """The models that ran for it, whatever the operation."""
     if isinstance(result, ml_pb2.AnalyzeImagesResult):
         return models_of(result)
+    if isinstance(result, slide_pb2.AnalyzeSlideResult):
+        return [result.model]
     model = model_beside(result)
     return [] if model is None else [model]
 
@@ -148,7 +156,29 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 image.findings.append(finding)
         for sight in sights_of(step):
             images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
+        if isinstance(step.result, slide_pb2.AnalyzeSlideResult):
+            for slide in step.result.slides:
+                image = images.setdefault(key_of(slide), Image(key_of(slide)))
+                image.findings.append(_of_slide(step, slide, step.result.model))
     return [images[key] for key in sorted(images, key=in_order)]
+
+
+def _of_slide(
+    step: Upstream, slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference
+) -> Finding:
+    """Its classes with their tiles, and the heat map."""
+    measurements = [
+        ml_pb2.Measurement(
+            label=each.label,
+            display_name=each.display_name,
+            color=each.color,
+            voxels=each.tiles,
+            fraction=each.share,
+        )
+        for each in slide.classes
+    ]
+    heat_map = _artifact(step, slide.heat_map)
+    return Finding(step.step, model, measurements, (), heat_map, of_tiles=True)
 
 
 def rendered_by(step: Upstream) -> Iterator[dicom_pb2.RenderedImage]:

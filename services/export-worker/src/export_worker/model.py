@@ -37,9 +37,10 @@ class Classified(TypedDict):
 
 
 class Finding(TypedDict):
-    """Classes that a model measured in one image. unit: of the mean."""
+    """Classes that a model measured in one image. unit: of the mean. of_tiles: what is counted."""
 
     model: str
+    of_tiles: bool
     unit: str
     rows: list[Measure]
 

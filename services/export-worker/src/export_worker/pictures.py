@@ -124,7 +124,8 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
         if finding.overlay:
             name = model_name(finding.model)
             alt = words("overlay_alt", model=name, key=key)
-            pictures.append(picture(files, finding.overlay, words("overlay"), name, alt))
+            kind = words("slide_map" if finding.of_tiles else "overlay")
+            pictures.append(picture(files, finding.overlay, kind, name, alt))
     for sight in image.sights:
         if sight.picture and sight.model:
             name = ", ".join(
@@ -144,6 +145,7 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
         "findings": [
             {
                 "model": model_name(finding.model),
+                "of_tiles": finding.of_tiles,
                 "unit": unit,
                 "rows": [measurement(entry, words) for entry in finding.measurements],
             }

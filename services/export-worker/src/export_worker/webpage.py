@@ -169,7 +169,8 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
         )
         parts.append(f"<table>{rows}</table>")
     for finding in image["findings"]:
-        head = _words(words, "class voxels share volume mean")
+        counted = "tiles" if finding["of_tiles"] else "voxels"
+        head = _words(words, f"class {counted} share volume mean")
         head[-1] = f"{head[-1]} {finding['unit']}".strip()
         rows_ = [
             [row["name"], row["voxels"], row["percent"], row["volume"], row["mean"]]

@@ -16,6 +16,7 @@ from fluoro.v1 import (
     job_service_pb2,
     photograph_pb2,
     pipeline_service_pb2,
+    slide_pb2,
     visualize_pb2,
 )
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
@@ -166,6 +167,7 @@ _PARAMETERS["clean_pixel_data"] = PipelineParameter(
 _PARAMETERS["clean_pixel_data"].default_value.bool_value = True
 for _name, _kind, _default in (
     ("project", PipelineParameter.TYPE_STRING, "default"),
+    ("tile_model", PipelineParameter.TYPE_STRING, "he-texture"),
     ("dates", PipelineParameter.TYPE_ENUM, "LONGITUDINAL_DATES_UNSPECIFIED"),
     ("shear", PipelineParameter.TYPE_ENUM, "SHEAR_KEEP"),
     ("segmentation_type", PipelineParameter.TYPE_ENUM, "SEGMENTATION_TYPE_UNSPECIFIED"),
@@ -180,6 +182,9 @@ _PARAMETERS["embedding_model"] = PipelineParameter(
     name="embedding_model", type=PipelineParameter.TYPE_STRING
 )
 _PARAMETERS["cells"] = PipelineParameter(name="cells", type=PipelineParameter.TYPE_INTEGER)
+_PARAMETERS["microns_per_pixel"] = PipelineParameter(
+    name="microns_per_pixel", type=PipelineParameter.TYPE_NUMBER
+)
 _STORED: Final = ("destination", "project", "dates", "clean_pixel_data")
 
 _TAKEN: Final[dict[str, Sequence[str]]] = {
@@ -191,6 +196,7 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "deidentify": ("project", "dates", "clean_pixel_data", *_KEPT),
     "deidentify-and-export": _STORED,
     "dicom-intake": ("window_center", "window_width"),
+    "histopathology": ("tile_model", "microns_per_pixel", "title"),
     "imaging-report": ("title", "window_center", "window_width"),
     "photo-archive": ("mask_faces",),
     "photo-intake": ("mask_faces",),
@@ -304,6 +310,16 @@ def _visualized(given: Parameters) -> list[job_pb2.Step]:
     ]
 
 
+def _of_slides(given: Parameters) -> list[job_pb2.Step]:
+    tiles = slide_pb2.TileSlide(microns_per_pixel=float(given.get("microns_per_pixel", 0)))
+    model = slide_pb2.AnalyzeSlide(model=given["tile_model"])
+    return [
+        step(tiles, "tile", max_inputs_per_task=1),
+        step(model, "analyze", after=["tile"], max_inputs_per_task=1),
+        report(after=["tile", "analyze"], title=given["title"]),
+    ]
+
+
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
     "comparison": _compared,
@@ -313,6 +329,7 @@ SHIPPED: Final[dict[str, Steps]] = {
     "deidentify": _deidentified,
     "deidentify-and-export": _stored,
     "dicom-intake": _rendered,
+    "histopathology": _of_slides,
     "imaging-report": _reported,
     "photo-archive": _taken_out,
     "photo-intake": _taken_in,
