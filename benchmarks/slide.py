@@ -1,0 +1,121 @@
+"""A painted slide of 20,000 x 20,000 pixels in both operations, against a plain loop.
+
+`ours`: from the file to the results of both operations: decoding in the codecs' process, tissue,
+certificates, blobs, stains, scores, heat map. `loop`: tifffile and ONNX Runtime; one tile after
+another is decoded, looked at for tissue, normalised and shown to the same graph, with as many
+threads.
+Both score the same tiles, with the stains that TileSlide estimated.
+
+`peak_mib`: most memory of this process, without the codecs' child. Last line: `ratio` =
+tiles per second, ours / loop.
+"""
+
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+import tifffile
+from dicom_worker.operations.tile import tile_slide
+from dicom_worker.slides.tissue import tissue_of
+from fluoro.v1.slide_pb2 import AnalyzeSlide, TiledSlide, TileSlide
+from fluoro_jobs.testing import step_context
+from ml_worker.cpus import run_threads
+from ml_worker.operations.slide import analyze
+from ml_worker.registry import Registry
+from ml_worker.sessions import session_options
+from ml_worker.settings import SHIPPED_MODELS, ModelSettings
+from ml_worker.slide_phantoms import island, laboratory, slide
+from ml_worker.slides import normalized, to_reference
+from rig.figures import quick, ratio, say
+
+TILE: Final = 256
+LEAST: Final = 0.25
+"""Share of a tile that must be tissue, as TileSlide has it."""
+
+
+def paint(path: Path, tiles: int) -> None:
+    """A tiled TIFF in JPEG, with so many tiles on each side."""
+    random = np.random.default_rng(5)
+    tifffile.imwrite(
+        path,
+        slide(island(tiles, tiles), random, laboratory(random), TILE),
+        shape=(tiles * TILE, tiles * TILE, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="rgb",
+        compression="jpeg",
+    )
+
+
+def ours(path: Path, folder: Path, models: Registry) -> tuple[float, TiledSlide]:
+    """Tiles per second, and what was cut."""
+    cutting = step_context(folder, [path], step="tile")
+    began = time.perf_counter()
+    cut = tile_slide(TileSlide(), cutting.context)
+    upstream = [cutting.as_upstream(cut)]
+    scoring = step_context(folder, [], upstream, step="analyze", reads=("tiles",))
+    found = analyze(AnalyzeSlide(model="he-texture"), scoring.context, models)
+    return found.slides[0].tiles / (time.perf_counter() - began), cut.slides[0]
+
+
+def loop(path: Path, cut: TiledSlide) -> float:
+    """Tiles per second of tifffile and ONNX Runtime."""
+    graph = SHIPPED_MODELS / "he-texture" / "1.0.0" / "model.onnx"
+    session = ort.InferenceSession(graph, session_options(ModelSettings()))
+    tables, scores = to_reference(cut), []
+    assert tables is not None
+    began = time.perf_counter()
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        for index, (offset, size) in enumerate(places):
+            file.filehandle.seek(offset)
+            data = file.filehandle.read(size)
+            tile = page.decode(data, index, jpegtables=page.jpegtables)[0]
+            tile = np.ascontiguousarray(np.asarray(tile).reshape(1, TILE, TILE, 3))
+            if tissue_of(tile).mean() >= LEAST:
+                shown = normalized(tile[0], tables)[np.newaxis]
+                scores.append(session.run(["probabilities"], {"tile": shown})[0])
+    if len(scores) != len(cut.tiles):
+        raise SystemExit("the loop scored other tiles")
+    return len(scores) / (time.perf_counter() - began)
+
+
+def main(rounds: int, tiles: int) -> None:
+    """rounds: of both. tiles: on each side of the slide."""
+    models = Registry(ModelSettings())
+    models.open()
+    rates: dict[str, list[float]] = {"ours": [], "loop": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tif"
+        paint(path, tiles)
+        for number in range(rounds):
+            place = Path(folder) / str(number)
+            rate, cut = ours(path, place, models)
+            rates["ours"].append(rate)
+            if number == 0:
+                # Before the loop, which is not bounded.
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            rates["loop"].append(loop(path, cut))
+    for name, per_second in rates.items():
+        say(name, tiles_per_second=statistics.median(per_second))
+    say(
+        "slide",
+        ratio=ratio(rates["ours"], rates["loop"]),
+        peak_mib=peak,
+        side=tiles * TILE,
+        tiles=len(cut.tiles),
+        threads=run_threads(),
+    )
+
+
+if __name__ == "__main__":
+    if quick(__doc__):
+        main(1, 8)
+    else:
+        main(3, 79)
