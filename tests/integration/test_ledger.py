@@ -395,6 +395,9 @@ def test_a_step_that_fans_out_has_a_task_per_share_and_joins_their_results(
     joined = dicom_pb2.InspectDicomResult.FromString(b"".join(map(bytes, stored.parts)))
     assert joined == done.steps[0].inspect_dicom_result
     assert [item.input for item in items] == [0, 2, 4]
+    inputs, (run,) = attempts.origins(db, follower)
+    assert (run.step, run.attempts, run.start_time <= run.end_time) == ("step", 3, True)
+    assert [i.sha256 for i in inputs[-4:]] == [hashlib.sha256(b"%d" % i).digest() for i in range(4)]
 
 
 def test_retry_starts_new_attempts_of_what_failed_and_keeps_the_history(rig: Rig, db: Db) -> None:

@@ -16,7 +16,7 @@ from export_worker.words import LANGUAGES, Words
 from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult, ReportStyle
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
-from fluoro_jobs.testing import Attempt
+from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
 from PIL import Image
 
@@ -71,6 +71,16 @@ def test_heat_maps_and_like_images_stand_beside_the_lesion(clinic: Any, template
 def test_a_heat_map_alone_says_that_a_demonstration_model_made_it(clinic: Any) -> None:
     attempt, _ = write(clinic, looks(clinic.folder, 1), "study")
     assert all(DEMONSTRATION in page for page in pdf_text(attempt))
+
+
+def test_provenance_names_what_came_in_and_when_earlier_steps_ran(clinic: Any) -> None:
+    formats = [Format.FORMAT_PDF, Format.FORMAT_HTML]
+    attempt = step_context(clinic.folder, [b"a"], [clinic.render()])
+    export_report(ExportReport(formats=formats), attempt.context)
+    (source,) = attempt.context.origins.inputs
+    for text in ("".join(pdf_text(attempt)), attempt.read("report.html").decode()):
+        assert "2026-01-02 03:04:06" in text
+        assert source.sha256.hex() in text
 
 
 def test_a_burn_report_tells_areas_of_the_picture_and_no_body_surface(clinic: Any) -> None:

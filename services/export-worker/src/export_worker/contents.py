@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
 from importlib.metadata import version
 from typing import Final
 
 from fluoro.v1 import deidentify_pb2, dicom_pb2, job_pb2, ml_pb2, photograph_pb2, slide_pb2
 from fluoro.v1.model_pb2 import Model
+from fluoro_jobs.ledger.origins import JobInput, Origins, StepRun
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
@@ -60,6 +62,8 @@ LISTED: Final = 200
 THUMBNAILS: Final = 1000
 """Most inputs that are shown in little."""
 
+NO_ORIGINS: Final = Origins([], [])
+
 PROBLEMS: Final = (job_pb2.Item.STATE_FAILED, job_pb2.Item.STATE_SKIPPED)
 
 STATES: Final[dict[int, str]] = {
@@ -93,6 +97,7 @@ def contents(
     look: Look,
     shown: Sequence[Image] | None = None,
     compared: comparison.Compare | None = None,
+    origins: Origins = NO_ORIGINS,
 ) -> Report:
     """The whole report.
 
@@ -131,6 +136,8 @@ def contents(
             [_certificate(image.rendered, words) for image in images if image.rendered], words
         ),
         "software": [["export-worker", version("export-worker")], ["typst", version("typst")]],
+        "runs": _listed([_run(run, words) for run in origins.runs], words),
+        "sources": _listed([_source(one, words) for one in origins.inputs], words),
     }
 
 
@@ -302,6 +309,22 @@ def _other_findings(
                     "model": model_name(finding.model),
                     "rows": rows,
                 }
+
+
+def _run(run: StepRun, words: Words) -> list[str]:
+    """Step, when it began and ended, number of attempts."""
+    began, ended = (moment.astimezone(UTC) for moment in (run.start_time, run.end_time))
+    return [
+        run.step,
+        f"{began:%Y-%m-%d %H:%M:%S}",
+        f"{ended:%Y-%m-%d %H:%M:%S}",
+        words.count(run.attempts),
+    ]
+
+
+def _source(one: JobInput, words: Words) -> list[str]:
+    """Input, bytes, SHA-256 in hexadecimal."""
+    return [str(one.number), words.count(one.size_bytes), one.sha256.hex()]
 
 
 def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:

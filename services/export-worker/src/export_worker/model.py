@@ -222,3 +222,5 @@ class Report(TypedDict):
     models: list[list[list[str]]]
     certificates: Rows
     software: list[list[str]]
+    runs: Rows
+    sources: Rows

@@ -259,6 +259,9 @@ def _tables(report: Report) -> list[str]:
         *_section(
             words["provenance"],
             _table(("", ""), facts),
+            _table(_words(words, "step begun ended attempts"), report["runs"]["rows"]),
+            _table(_words(words, "input bytes input_sha"), report["sources"]["rows"]),
+            _note(report["sources"]["note"]),
             _table(
                 _words(words, "input array range decoder pixel_sha"),
                 report["certificates"]["rows"],

@@ -74,6 +74,7 @@ def write(
         look=look(style, context.scratch),
         shown=plan.shown(images),
         compared=compared,
+        origins=context.origins,
     )
     _refuse_empty(template, report)
     context.progress("typeset", 0, 1)

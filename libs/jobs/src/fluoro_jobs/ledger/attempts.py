@@ -17,6 +17,7 @@ from fluoro_jobs.ledger import read, store
 from fluoro_jobs.ledger.beside import Beside
 from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
 from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.origins import Origins, origins_of
 from fluoro_jobs.ledger.planning import Part, StepInput
 from fluoro_jobs.ledger.records import Task, TaskResult
 from fluoro_jobs.operations import BY_FIELD, Operation
@@ -260,6 +261,12 @@ def upstream(
     """Result, items and artifacts of the finished steps that the claimed one comes after."""
     after = claimed.graph.steps[claimed.task.step].after
     return read.upstream_of(connection, claimed.graph.id, after) if after else []
+
+
+def origins(connection: LedgerConnection, claimed: Claim) -> Origins:
+    """The job's inputs, and when the steps ran that the claimed one comes after."""
+    after = claimed.graph.steps[claimed.task.step].after
+    return origins_of(connection, claimed.graph.id, after)
 
 
 def results(connection: LedgerConnection, claimed: Claim) -> list[read.StoredResult]:

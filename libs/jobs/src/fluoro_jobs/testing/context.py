@@ -1,7 +1,9 @@
 """For tests of operations: a real StepContext on a folder of blobs, without ledger or Celery."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 from uuid import UUID
@@ -12,6 +14,7 @@ from google.protobuf.message import Message
 
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import planning
+from fluoro_jobs.ledger.origins import JobInput, Origins, StepRun
 from fluoro_jobs.ledger.planning import ALL
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.worker.context import Input, Part, Scratch, StepContext, Upstream
@@ -45,12 +48,16 @@ class _Given:
     """`fluoro_jobs.worker.context.Earlier`, from memory."""
 
     given: Sequence[Upstream]
+    known: Origins
 
     def results(self) -> Mapping[str, Message]:
         return {step.step: step.result for step in self.given}
 
     def upstream(self) -> Sequence[Upstream]:
         return self.given
+
+    def origins(self) -> Origins:
+        return self.known
 
 
 def step_context(
@@ -88,13 +95,23 @@ def step_context(
         attempt=1,
         inputs=_left(upstream, reads, group=group) if reads else own,
         job_inputs=len(names),
-        earlier=_Given(upstream),
+        earlier=_Given(upstream, _origins(inputs, upstream)),
         folder=Scratch(folder),
         blobs=blobs,
         report=progress.append,
         owner=owner,
     )
     return Attempt(context, progress)
+
+
+def _origins(inputs: Sequence[bytes | Path], upstream: Sequence[Upstream]) -> Origins:
+    """Of these inputs; each step ran for a second."""
+    known = []
+    for number, one in enumerate(inputs):
+        data = one.read_bytes() if isinstance(one, Path) else one
+        known.append(JobInput(number, len(data), hashlib.sha256(data).digest()))
+    began, second = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), timedelta(seconds=1)
+    return Origins(known, [StepRun(step.step, began, began + second, 1) for step in upstream])
 
 
 def operate(

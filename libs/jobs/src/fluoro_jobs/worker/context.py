@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.keys import checked_key, file_name
+from fluoro_jobs.ledger.origins import Origins
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +98,9 @@ class Earlier(Protocol):
     def upstream(self) -> Sequence[Upstream]:
         """See `StepContext.upstream`. Costs what these steps left, all of it."""
 
+    def origins(self) -> Origins:
+        """See `StepContext.origins`."""
+
 
 class Scratch:
     """A temporary folder that comes to be when it is first asked for: many attempts need none."""
@@ -165,6 +169,14 @@ class StepContext:
         For an operation that tells about all of it. One that works on its inputs has no use for it.
         """
         return self.earlier.upstream()
+
+    @cached_property
+    def origins(self) -> Origins:
+        """The inputs that the job was given, and when the steps ran that this one comes after.
+
+        The same for every attempt, so an operation may write it into what it leaves.
+        """
+        return self.earlier.origins()
 
     @property
     def scratch(self) -> Path:

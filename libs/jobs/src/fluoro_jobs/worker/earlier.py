@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from fluoro_jobs.ledger import attempts
 from fluoro_jobs.ledger.attempts import Claim
 from fluoro_jobs.ledger.connection import LedgerConnection
+from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.ledger.planning import StepInput
 from fluoro_jobs.worker.context import Input, Part, Upstream
 from fluoro_jobs.worker.results import LargeResults, joined
@@ -48,6 +49,10 @@ class EarlierSteps:
             Upstream(stored.step, joined(self._blobs, stored), items, artifacts)
             for stored, items, artifacts in rows
         ]
+
+    def origins(self) -> Origins:
+        """Of the job, and of the steps that the claimed one comes after."""
+        return self._ask(lambda connection: attempts.origins(connection, self._claimed))
 
 
 def inputs_of(found: Iterable[StepInput], steps: Sequence[str]) -> list[Input]:
