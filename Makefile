@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type imports protos gen models efficientnet centerface k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models models-check efficientnet centerface k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -64,8 +64,10 @@ gen: venv ## Generate the Python code of protos/ anew.
 	@$(BIN)/python libs/protos/generate.py
 
 models: venv ## Build the ONNX models anew.
-	@$(BIN)/python services/ml-worker/src/ml_worker/models/ct-tissue/1.0.0/build.py
-	@$(BIN)/python services/ml-worker/src/ml_worker/models/he-texture/1.0.0/build.py
+	@for build in services/ml-worker/src/ml_worker/models/*/*/build.py; do $(BIN)/python $$build || exit 1; done
+
+models-check: venv ## Measure the reference models on held-out pictures, and hold their cards against it.
+	@$(BIN)/python services/ml-worker/models_check.py
 
 efficientnet: venv ## Make a model that gives photographs as vectors, of public weights (FOLDER=models).
 	@$(BIN)/python services/ml-worker/efficientnet_lite0.py "$(or $(FOLDER),models)"

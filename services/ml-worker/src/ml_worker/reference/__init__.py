@@ -1,0 +1,1 @@
+"""Trains the reference models of this repository; not needed to serve them."""

@@ -1,0 +1,112 @@
+"""The reference models: their bytes, their cards, and what they say of pictures of another kind."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage
+from fluoro.v1 import dicom_pb2
+from ml_worker.outputs import Novelty
+from ml_worker.phantoms import round_lesion
+from ml_worker.prepare import prepare
+from ml_worker.registry import Registry
+from ml_worker.settings import SHIPPED_MODELS
+from ml_worker.skin_phantoms import KINDS, burn, lesion, plain
+from ml_worker.waiting import Alone
+from numpy.typing import NDArray
+from PIL import Image
+
+CHECK = Path(__file__).parents[1] / "models_check.py"
+KIND_MODELS = ["lesion-kind-color", "lesion-kind-shape", "lesion-kind-texture"]
+MODELS = ["lesion-presence", *KIND_MODELS, "lesion-outline", "burn-depth"]
+PHOTOGRAPHS = [
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+]
+
+
+def asked(models: Registry, name: str, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What a model says of a photograph, by the kind of output."""
+    model = models.find(name, "")
+    (tensor,) = model.manifest.inputs
+    shown = prepare(pixels[np.newaxis], dicom_pb2.RenderedImage(), tensor)
+    found = model.run({tensor.name: shown}, Alone())
+    return {output.kind: found[output.name][0] for output in model.manifest.outputs}
+
+
+def limit(models: Registry, name: str) -> float:
+    novelty = models.find(name, "").manifest.output("novelty")
+    assert isinstance(novelty, Novelty)
+    return novelty.threshold
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_reference_model_abstains_from_every_picture_that_is_not_painted_skin(
+    models: Registry, name: str
+) -> None:
+    assert models.find(name, "").manifest.intended_use == "demonstration"
+    for photograph in PHOTOGRAPHS:
+        with Image.open(Path(skimage.__file__).parent / "data" / photograph) as image:
+            found = asked(models, name, np.asarray(image.convert("RGB")))
+        assert found["novelty"] > 1.2 * limit(models, name), photograph
+
+
+def test_lesions_of_another_size_than_the_trained_ones_are_told_and_not_abstained_from(
+    models: Registry,
+) -> None:
+    random, right, near, sure = np.random.default_rng(5), 0, 0, 0.0
+    shown = [lesion(random, number % len(KINDS), side=240) for number in range(24)]
+    for skin in shown:
+        opinions = [asked(models, name, skin.pixels) for name in KIND_MODELS]
+        mean = np.mean([each["classes"] for each in opinions], axis=0)
+        right += int(mean.argmax() == skin.kind)
+        sure += float(mean.max())
+        near += sum(
+            each["novelty"] < limit(models, name)
+            for name, each in zip(KIND_MODELS, opinions, strict=True)
+        )
+    assert right >= 21
+    assert near >= 68
+    assert sure / len(shown) < 0.97, "probabilities must own up to the rules that are broken"
+
+
+def test_presence_outline_and_depths_of_larger_pictures_are_near_the_truth(
+    models: Registry,
+) -> None:
+    random = np.random.default_rng(6)
+    skin = plain(random, 240)
+    assert asked(models, "lesion-presence", skin.pixels)["classes"].argmax() == 0
+    disc = round_lesion()
+    assert asked(models, "lesion-presence", disc.pixels)["classes"].argmax() == 1
+    found = asked(models, "lesion-outline", disc.pixels)["label_map"]
+    assert (found == disc.mask).mean() > 0.98
+    burns = [burn(random, 240) for _ in range(6)]
+    right = [(asked(models, "burn-depth", b.pixels)["label_map"] == b.truth).mean() for b in burns]
+    assert np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize("name", ["lesion-presence", "burn-depth"])
+def test_building_a_reference_model_again_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+    place = SHIPPED_MODELS / name / "1.0.0"
+    subprocess.run([sys.executable, place / "build.py", "--to", tmp_path], check=True)
+    for file in ("model.onnx", "model.toml", "warm_up.npz"):
+        assert (tmp_path / file).read_bytes() == (place / file).read_bytes()
+
+
+def test_the_figures_of_a_card_are_measured_anew_and_a_false_card_is_found_out() -> None:
+    checked = subprocess.run(
+        [sys.executable, CHECK, "lesion-outline"], check=True, capture_output=True, text=True
+    )
+    assert '"Dice of lesion"' in checked.stdout
+    missing = runpy.run_path(str(CHECK))["missing"]
+    place = SHIPPED_MODELS / "lesion-outline" / "1.0.0"
+    assert missing(place, {"Dice of lesion": "1.000"}) == ["| Dice of lesion | 1.000 |"]
