@@ -12,7 +12,7 @@ from fluoro.v1.model_pb2 import Model as ModelProto
 from fluoro_jobs.errors import FluoroError, Reason
 from ml_worker import registry as module
 from ml_worker.registry import Registry
-from ml_worker.settings import ModelSettings
+from ml_worker.settings import SHIPPED_MODELS, ModelSettings
 from ml_worker.waiting import Alone
 
 Double = Callable[..., Path]
@@ -49,7 +49,10 @@ def states(registry: Registry) -> dict[str, str]:
     }
 
 
-SHIPPED = {"models/ct-tissue/versions/1.0.0": "READY"}
+SHIPPED = {
+    f"models/{file.parent.parent.name}/versions/{file.parent.name}": "READY"
+    for file in SHIPPED_MODELS.glob("*/*/model.toml")
+}
 
 
 def test_the_newest_version_is_taken_unless_one_is_named(
@@ -198,18 +201,18 @@ def test_a_folder_that_is_away_for_a_moment_takes_no_model_away(
 def test_a_worker_takes_so_many_versions_and_no_more(
     registry: Registry, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_VERSIONS", 2)
+    monkeypatch.setattr(module, "MAX_VERSIONS", len(SHIPPED) + 1)
     for version in ("1.0.0", "2.0.0"):
         double(version)
     registry.look()
-    assert sorted(states(registry).values()) == ["NOT_TAKEN", "READY", "READY"]
+    assert sorted(states(registry).values()) == ["NOT_TAKEN", *["READY"] * (len(SHIPPED) + 1)]
     assert registry.find("ct-tissue"), "what was there stays"
 
 
 def test_versions_that_fit_are_not_put_out_by_one_more_which_takes_the_place_of_one_that_goes(
     registry: Registry, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_VERSIONS", 2)
+    monkeypatch.setattr(module, "MAX_VERSIONS", len(SHIPPED) + 1)
     loaded = double("2.0.0")
     registry.look()
     double("1.0.0")
@@ -231,7 +234,7 @@ def test_a_link_that_leads_to_itself_hides_no_model(registry: Registry, double: 
 
 
 def test_what_is_told_names_hashes_provider_and_card(registry: Registry) -> None:
-    (about,) = registry.told()
+    (about,) = (one for one in registry.told() if one.name.startswith("models/ct-tissue/"))
     reference = registry.find("ct-tissue").reference
     assert about.sha256 == reference.sha256
     assert about.deployments[0].manifest_sha256 == reference.manifest_sha256
