@@ -12,7 +12,15 @@ from export_worker.operations.dicom import export_dicom
 from export_worker.operations.fhir import export_fhir
 from export_worker.operations.infographic import export_infographic
 from export_worker.operations.report import export_report
-from export_worker.testing import Study, ct_slices, looks, photographs, wounds
+from export_worker.testing import (
+    Study,
+    ct_slices,
+    dermoscopies,
+    looks,
+    photographs,
+    verdicts,
+    wounds,
+)
 from fluoro.v1.deidentify_pb2 import (
     DeidentificationAction,
     DeidentifiedInstance,
@@ -70,6 +78,8 @@ def main() -> None:
             ("report-batch", export_report, report("batch", "de"), photos),
             ("report-skin-check", export_report, report("skin-check", "es"), photos),
             ("report-dermoscopy", export_report, report("dermoscopy"), looked),
+            ("report-verdicts", export_report, report("skin-check"), verdicts(Path(folder))),
+            ("report-abcd", export_report, report("dermoscopy", "de"), dermoscopies(Path(folder))),
             ("report-burn", export_report, report("burn", "de"), wounds(Path(folder), 3)),
             ("report-comparison", export_report, report("comparison", "zh"), twice),
             ("report-deidentify", export_report, report("deidentification"), [deidentified()]),

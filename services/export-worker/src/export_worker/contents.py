@@ -39,6 +39,7 @@ from export_worker.model import (
 from export_worker.pictures import classified, image_block, measurement, model_name
 from export_worker.sights import TOLD
 from export_worker.uids import SOP_CLASSES, TRANSFER_SYNTAXES
+from export_worker.verdicts import in_short, rules
 from export_worker.words import Words
 
 REPORTABLE: Final = (
@@ -96,13 +97,15 @@ def contents(
     words: Words,
     look: Look,
     shown: Sequence[Image] | None = None,
+    ranked: bool = False,
     compared: comparison.Compare | None = None,
     origins: Origins = NO_ORIGINS,
 ) -> Report:
     """The whole report.
 
     inputs: how many the job has. pictures: at least those of the images in `shown` and of
-    `compared`. shown: those with pictures; as `images.pictured` if None.
+    `compared`. shown: those with pictures; as `images.pictured` if None. ranked: whether the most
+    suspicious ones come first.
     """
     images = images_of(upstream)
     shown = pictured(images) if shown is None else shown
@@ -126,7 +129,8 @@ def contents(
         "deidentification": deidentification(upstream, words),
         "problems": _problem_table(upstream, words),
         "images": [image_block(image, pictures.full, words) for image in shown],
-        "images_note": _images_note(len(shown), len(images), words),
+        "images_note": _images_note(len(shown), len(images), words, ranked=ranked),
+        "rules": rules(upstream, words),
         "thumbnails": _thumbnail_table(upstream, images, pictures, words),
         "other_findings": _other_table(images, shown, words),
         "comparison": comparison.block(compared, pictures.full, words) if compared else None,
@@ -176,10 +180,12 @@ def _listed(rows: list[list[str]], words: Words) -> Rows:
     return {"rows": rows[:LISTED], "note": _note(len(rows), words)}
 
 
-def _images_note(shown: int, total: int, words: Words) -> str:
-    if shown == total:
-        return ""
-    return words("pictures_left_out", shown=words.count(shown), total=words.count(total))
+def _images_note(shown: int, total: int, words: Words, *, ranked: bool) -> str:
+    notes = [words("ranked")] if ranked else []
+    if shown < total:
+        left_out = words("pictures_left_out", shown=words.count(shown), total=words.count(total))
+        notes.append(left_out)
+    return " ".join(notes)
 
 
 def _problem_table(upstream: Sequence[Upstream], words: Words) -> Problems:
@@ -217,14 +223,15 @@ def worst_states(upstream: Sequence[Upstream]) -> dict[str, int]:
 def _thumbnails(
     upstream: Sequence[Upstream], images: Sequence[Image], pictures: Pictures, words: Words
 ) -> Iterator[Thumbnail]:
-    """Every item in order of keys, with the most probable class if a model gave one."""
+    """Every item in order of keys, with the verdict or the most probable class, if any."""
     states = worst_states(upstream)
     by_key = {image.key: image for image in images}
     for key in sorted({*states, *by_key}, key=in_order):
         image = by_key.get(key)
         findings = image.findings if image else ()
         likely = [one for each in findings for one in classified(each, words)]
-        first = likely[0]["rows"][0] if likely else None
+        verdict = in_short(image.judged, image.scored, words) if image else None
+        first = verdict or (likely[0]["rows"][0] if likely else None)
         name = wording.key(wording.printable(key, 128))
         file = pictures.little.get(image.little.blob, "") if image and image.little else ""
         yield {

@@ -11,6 +11,7 @@ from export_worker import comparison
 from export_worker.contents import THUMBNAILS, Pictures
 from export_worker.images import PICTURED, Image
 from export_worker.scaling import MOST_PIXELS, scale, thumbnail
+from export_worker.verdicts import rank
 
 CLASSIFIED: Final = 60
 """Most images that a skin check shows with their probabilities."""
@@ -23,7 +24,8 @@ CLASSIFIED_PIXELS: Final = 640
 class Plan:
     """What a template shows. pictured: most images.
 
-    classified, measured: only those that a model classified, or measured.
+    classified, measured: only those that a model classified, or measured. scored: those, too, that
+    were scored by a rule. ranked: the most suspicious ones first.
 
     thumbnails: whether all inputs are shown in little. pixels: longer side of pictures.
     """
@@ -31,6 +33,8 @@ class Plan:
     pictured: int = PICTURED
     classified: bool = False
     measured: bool = False
+    scored: bool = False
+    ranked: bool = False
     thumbnails: bool = False
     pixels: int = MOST_PIXELS
 
@@ -40,19 +44,36 @@ class Plan:
             image
             for image in images
             if image.pictures
-            and (not self.classified or any(finding.classes for finding in image.findings))
+            and (not self.classified or self._classified(image))
             and (not self.measured or any(finding.measurements for finding in image.findings))
         ]
+        if self.ranks(images):
+            chosen.sort(key=lambda image: rank(image.judged))
         return chosen[: self.pictured]
+
+    def ranks(self, images: Sequence[Image]) -> bool:
+        """Whether there are verdicts to rank these by."""
+        return self.ranked and any(image.judged for image in images)
+
+    def _classified(self, image: Image) -> bool:
+        return bool(
+            any(finding.classes for finding in image.findings)
+            or image.judged
+            or (self.scored and image.scored)
+        )
 
 
 PLANS: Final = {
     "study": Plan(),
     "batch": Plan(pictured=0, thumbnails=True),
     "skin-check": Plan(
-        pictured=CLASSIFIED, classified=True, thumbnails=True, pixels=CLASSIFIED_PIXELS
+        pictured=CLASSIFIED,
+        classified=True,
+        ranked=True,
+        thumbnails=True,
+        pixels=CLASSIFIED_PIXELS,
     ),
-    "dermoscopy": Plan(pictured=CLASSIFIED, classified=True, pixels=CLASSIFIED_PIXELS),
+    "dermoscopy": Plan(pictured=CLASSIFIED, classified=True, scored=True, pixels=CLASSIFIED_PIXELS),
     "burn": Plan(pictured=CLASSIFIED, measured=True, thumbnails=True, pixels=CLASSIFIED_PIXELS),
     "comparison": Plan(pictured=0),
     "deidentification": Plan(pictured=0),

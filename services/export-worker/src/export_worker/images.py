@@ -6,11 +6,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, TypeVar
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, photograph_pb2, slide_pb2
+from fluoro.v1 import (
+    classify_pb2,
+    dermoscopy_pb2,
+    dicom_pb2,
+    job_pb2,
+    ml_pb2,
+    photograph_pb2,
+    slide_pb2,
+)
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
 from export_worker.sights import Sight, model_beside, sights_of
+from export_worker.verdicts import Scored, models_judging
 
 PICTURED: Final = 12
 """Most images that are shown with pictures."""
@@ -23,6 +32,8 @@ Entry = (
     | dicom_pb2.RenderedImage
     | ml_pb2.ImageFinding
     | slide_pb2.AnalyzedSlide
+    | classify_pb2.ClassifiedImage
+    | dermoscopy_pb2.AssessedLesion
 )
 """What a result says of one item."""
 
@@ -52,6 +63,8 @@ class Image:
     thumbnail: job_pb2.Artifact | None = None
     findings: list[Finding] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
+    judged: list[classify_pb2.ClassifiedFrame] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
 
     @property
     def little(self) -> job_pb2.Artifact | None:
@@ -97,7 +110,7 @@ def models_behind(result: Message) -> list[ml_pb2.ModelReference]:
     if isinstance(result, slide_pb2.AnalyzeSlideResult):
         return [result.model]
     model = model_beside(result)
-    return [] if model is None else [model]
+    return models_judging(result) if model is None else [model]
 
 
 def models_in(upstream: Sequence[Upstream]) -> Iterator[ml_pb2.ModelReference]:
@@ -156,11 +169,25 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 image.findings.append(finding)
         for sight in sights_of(step):
             images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
+        _judge(step, images)
         if isinstance(step.result, slide_pb2.AnalyzeSlideResult):
             for slide in step.result.slides:
                 image = images.setdefault(key_of(slide), Image(key_of(slide)))
                 image.findings.append(_of_slide(step, slide, step.result.model))
     return [images[key] for key in sorted(images, key=in_order)]
+
+
+def _judge(step: Upstream, images: dict[str, Image]) -> None:
+    """Adds the verdicts of that step."""
+    match step.result:
+        case classify_pb2.ClassifyImagesResult() as asked:
+            for classified in asked.images:
+                key = key_of(classified)
+                images.setdefault(key, Image(key)).judged.extend(classified.frames)
+        case dermoscopy_pb2.AssessDermoscopyResult() as assessed:
+            for lesion in assessed.lesions:
+                key = key_of(lesion)
+                images.setdefault(key, Image(key)).scored.append(Scored(lesion, assessed.rule))
 
 
 def _of_slide(

@@ -61,6 +61,20 @@ class ScaleBar(TypedDict):
     text: str
 
 
+class Verdict(TypedDict):
+    """What models together, or a rule, say of an image. frame: empty if one.
+
+    rows: feature, what was found, score, weight, product; the last one has the total.
+    """
+
+    title: str
+    frame: str
+    said: str
+    facts: list[str]
+    warnings: list[str]
+    rows: list[list[str]]
+
+
 class ImageBlock(TypedDict):
     """One image. aspect: width over height as seen; none if unknown.
 
@@ -73,6 +87,7 @@ class ImageBlock(TypedDict):
     scale_bar: ScaleBar | None
     pictures: list[Picture]
     findings: list[Finding]
+    verdicts: list[Verdict]
     classes: list[Classified]
     others: list[Classified]
 
@@ -195,7 +210,8 @@ class Report(TypedDict):
     """The whole of it.
 
     created: year, month, day, hour, minute, second (UTC). use: the words under which every page
-    says what the models are for; empty if none is for demonstration or research.
+    says what the models are for; empty if none is for demonstration or research. rules: name and
+    value of what lesions were scored by.
     """
 
     language: str
@@ -215,6 +231,7 @@ class Report(TypedDict):
     problems: Problems
     images: list[ImageBlock]
     images_note: str
+    rules: list[list[str]]
     thumbnails: Thumbnails
     other_findings: Others
     comparison: Comparison | None

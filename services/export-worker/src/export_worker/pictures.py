@@ -8,10 +8,11 @@ from typing import Final
 
 from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 
-from export_worker import wording
+from export_worker import verdicts, wording
 from export_worker.images import Finding, Image
 from export_worker.model import Classified, ImageBlock, Likelihood, Measure, Picture, ScaleBar
 from export_worker.sights import Sight
+from export_worker.verdicts import SHOWN_CLASSES, SHOWN_FRAMES
 from export_worker.words import Words
 
 SCALE_BARS: Final = {
@@ -33,11 +34,6 @@ PLAUSIBLE_MM: Final = (1e-5, 1e3)
 """Spacings between a microscope's pixels and a metre. Others count as unknown."""
 
 COLOR: Final = re.compile(r"#[0-9a-fA-F]{6}")
-
-SHOWN_CLASSES: Final = 5
-"""Most classes of an image whose probabilities are drawn."""
-SHOWN_FRAMES: Final = 3
-"""Most frames of an image that are."""
 
 
 def model_name(model: ml_pb2.ModelReference) -> str:
@@ -152,7 +148,11 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             for finding in image.findings
             if finding.measurements
         ],
-        "classes": [one for finding in image.findings for one in classified(finding, words)],
+        "verdicts": verdicts.verdicts_of(image.judged, image.scored, words),
+        "classes": [
+            *verdicts.opinions(image.judged, words),
+            *(one for finding in image.findings for one in classified(finding, words)),
+        ],
         "others": [beside(sight, words) for sight in image.sights if sight.rows][:SHOWN_FRAMES],
     }
 

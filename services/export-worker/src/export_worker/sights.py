@@ -4,17 +4,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fluoro.v1 import detect_pb2, embedding_pb2, job_pb2, ml_pb2, visualize_pb2
+from fluoro.v1 import (
+    classify_pb2,
+    dermoscopy_pb2,
+    detect_pb2,
+    embedding_pb2,
+    job_pb2,
+    ml_pb2,
+    visualize_pb2,
+)
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
-TOLD: Final = (
+PICTURING: Final = (
     visualize_pb2.VisualizeImagesResult,
     detect_pb2.DetectObjectsResult,
     embedding_pb2.EmbedImagesResult,
     embedding_pb2.FindSimilarResult,
 )
 """Results of these operations."""
+
+TOLD: Final = (
+    *PICTURING,
+    classify_pb2.ClassifyImagesResult,
+    dermoscopy_pb2.AssessDermoscopyResult,
+)
+"""These, and the ones that give verdicts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +80,15 @@ def sights_of(step: Upstream) -> Iterator[Sight]:
             for found in similar.found:
                 rows = [Row("", each.similarity, _key(each)) for each in found.neighbors]
                 yield Sight(_key(found), "similar", None, frame=found.frame, rows=rows)
+        case dermoscopy_pb2.AssessDermoscopyResult() as assessed:
+            for lesion in assessed.lesions:
+                outlined = step.artifact(lesion.overlay) if lesion.overlay else None
+                yield Sight(_key(lesion), "outline", lesion.model, outlined)
 
 
 def model_beside(result: Message) -> ml_pb2.ModelReference | None:
-    """The model of one of `TOLD`; None if it is another result, or no model ran."""
-    if isinstance(result, TOLD) and not isinstance(result, embedding_pb2.FindSimilarResult):
+    """The one model of these results; None if it is another result, or no model ran."""
+    if isinstance(result, PICTURING) and not isinstance(result, embedding_pb2.FindSimilarResult):
         return result.model
     return None
 
@@ -79,6 +98,7 @@ def _key(
     | visualize_pb2.ChangedImage
     | detect_pb2.DetectedImage
     | embedding_pb2.SimilarImages
-    | embedding_pb2.Neighbor,
+    | embedding_pb2.Neighbor
+    | dermoscopy_pb2.AssessedLesion,
 ) -> str:
     return entry.item or str(entry.input)

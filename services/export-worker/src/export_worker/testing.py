@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fluoro.v1 import dicom_pb2, embedding_pb2, ml_pb2, photograph_pb2, visualize_pb2
+from fluoro.v1 import (
+    classify_pb2,
+    dermoscopy_pb2,
+    dicom_pb2,
+    embedding_pb2,
+    ml_pb2,
+    photograph_pb2,
+    visualize_pb2,
+)
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.operations import JOB_INPUT
 from fluoro_jobs.testing import Attempt, step_context
@@ -379,3 +387,94 @@ def wounds(folder: Path, count: int) -> list[Upstream]:
             )
     result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER, findings=findings)
     return [photographs(folder, count)[0], attempt.as_upstream(result)]
+
+
+Frame = classify_pb2.ClassifiedFrame
+JUDGED: Final = (
+    (Frame.VERDICT_CLASSIFIED, "nevus", 0.91),
+    (Frame.VERDICT_MODELS_DISAGREE, "nevus", 0.48),
+    (Frame.VERDICT_CLASSIFIED, "melanoma", 0.62),
+    (Frame.VERDICT_OUT_OF_DISTRIBUTION, "nevus", 0.88),
+    (Frame.VERDICT_CLASSIFIED, "melanoma", 0.83),
+    (Frame.VERDICT_UNCERTAIN, "dermatofibroma", 0.34),
+)
+"""Of photographs in order: verdict, most probable class, mean probability."""
+
+
+def verdicts(folder: Path, count: int = len(JUDGED)) -> list[Upstream]:
+    """Photographs as ImportImages and ClassifyImages by two models leave them, as `JUDGED`."""
+    attempt = step_context(folder, step="ask")
+    attempt.context.inputs = [Input(n, str(n), n, ()) for n in range(count)]
+    second = ml_pb2.ModelReference()
+    second.CopyFrom(CLASSIFIER)
+    second.name = "skin-demo-b"
+    result = classify_pb2.ClassifyImagesResult()
+    for item, (verdict, name, mean) in zip(attempt.context.each("classify"), JUDGED, strict=False):
+        with item:
+            disagree = verdict == Frame.VERDICT_MODELS_DISAGREE
+            frame = Frame(
+                frame=1,
+                verdict=verdict,
+                label=SKIN_CLASSES.index(name),
+                display_name=name,
+                mean_probability=mean,
+                agreement=0.5 if disagree else 1,
+            )
+            for place, model in enumerate((CLASSIFIER, second)):
+                rest = "melanoma" if name == "nevus" else "nevus"
+                names = (rest, name) if disagree and place else (name, rest)
+                scores = zip(names, (mean, 0.9 * min(mean, 1 - mean)), strict=True)
+                opinion = frame.opinions.add(
+                    model=model,
+                    calibrated=place == 0,
+                    classes=[
+                        ml_pb2.ClassScore(frame=1, display_name=each, probability=probability)
+                        for each, probability in scores
+                    ],
+                )
+                if place == 0:
+                    novel = verdict == Frame.VERDICT_OUT_OF_DISTRIBUTION
+                    opinion.novelty, opinion.novelty_threshold = 41.5 if novel else 7.25, 30
+            result.images.add(input=item.input, item=item.key, frames=[frame])
+    return [photographs(folder, count)[0], attempt.as_upstream(result)]
+
+
+def dermoscopies(folder: Path) -> list[Upstream]:
+    """Two photographs as ImportImages and AssessDermoscopy leave them; one has a scale."""
+    attempt = step_context(folder, step="assess")
+    attempt.context.inputs = [Input(n, str(n), n, ()) for n in range(2)]
+    lesions = []
+    for number, item in enumerate(attempt.context.each("assess")):
+        with item:
+            outlined = lesion(number)
+            outlined[outlined[..., 0] < -ZONE_EDGES[0], 2] = 200
+            found = dermoscopy_pb2.AssessedLesion(
+                input=item.input,
+                item=item.key,
+                model=CLASSIFIER,
+                asymmetry=2 - number,
+                border=5 - 4 * number,
+                colors=["light brown", "dark brown", "blue-grey"][: 3 - number],
+                structures=["pigment network", "dots", "globules"][: 3 - number],
+                total=2.6 + 0.5 + 1.5 + 1.5 if number == 0 else 1.3 + 0.1 + 1.0 + 1.0,
+                verdict=dermoscopy_pb2.AssessedLesion.VERDICT_BENIGN
+                if number
+                else dermoscopy_pb2.AssessedLesion.VERDICT_HIGHLY_SUSPICIOUS,
+                fraction=0.214,
+                overlay=item.put("overlay", ".png", "overlay", "image/png", png(outlined)),
+            )
+            if number == 0:
+                found.diameter_mm, found.area_mm2 = 7.4, 38.2
+            lesions.append(found)
+    rule = dermoscopy_pb2.AbcdRule(
+        asymmetry_weight=1.3,
+        border_weight=0.1,
+        colors_weight=0.5,
+        structures_weight=0.5,
+        suspicious_from=4.75,
+        highly_suspicious_above=5.45,
+        source="Nachbar 1994",
+        counter_evidence="Ahnlide 2016: specificity 45 % in practice",
+    )
+    result = dermoscopy_pb2.AssessDermoscopyResult(rule=rule, lesions=lesions)
+    return [photographs(folder, 2)[0], attempt.as_upstream(result)]

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from export_worker.model import Comparison, ImageBlock, Report, Thumbnail
+from export_worker.model import Comparison, ImageBlock, Report, Thumbnail, Verdict
 
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content Security Policy: were there a script, it would not run."""
@@ -147,7 +147,8 @@ def _bar(share: float) -> str:
 def _images(report: Report, folder: Path) -> list[str]:
     words = report["words"]
     blocks = [_block(image, words, folder) for image in report["images"]]
-    return _section(words["images"], _note(report["images_note"]), *blocks)
+    rules = _table(("", ""), report["rules"])
+    return _section(words["images"], _note(report["images_note"]), rules, *blocks)
 
 
 def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
@@ -160,6 +161,8 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
         _note(" · ".join(image["facts"])),
         f'<div class="pictures">{figures}</div>',
     ]
+    for verdict in image["verdicts"]:
+        parts += _verdict(verdict, words)
     for one in (*image["classes"], *image["others"]):
         parts.append(_note(", ".join(filter(None, (one["model"], one["frame"])))))
         rows = "".join(
@@ -178,6 +181,16 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
         ]
         parts += [_note(finding["model"]), _table(head, rows_)]
     return "\n".join(parts)
+
+
+def _verdict(it: Verdict, words: dict[str, str]) -> list[str]:
+    title = ", ".join(filter(None, (it["title"], it["frame"])))
+    return [
+        f"<p>{escape(title)}: <strong>{escape(it['said'])}</strong></p>",
+        *(f'<p class="warning" role="note">{escape(each)}</p>' for each in it["warnings"]),
+        _note(" · ".join(it["facts"])),
+        _table(_words(words, "feature found score weight product"), it["rows"]),
+    ]
 
 
 def _thumbnails(rows: Sequence[Thumbnail], words: dict[str, str], folder: Path) -> list[str]:

@@ -73,6 +73,7 @@ def write(
         words=words,
         look=look(style, context.scratch),
         shown=plan.shown(images),
+        ranked=plan.ranks(images),
         compared=compared,
         origins=context.origins,
     )
@@ -100,8 +101,8 @@ def _refuse_empty(template: str, report: Report) -> None:
             "a skin check needs pictures that a model classified",
         ),
         "dermoscopy": (
-            not any(image["classes"] for image in report["images"]),
-            "a dermoscopy needs pictures that a model classified",
+            not any(image["classes"] or image["verdicts"] for image in report["images"]),
+            "a dermoscopy needs pictures that a model classified, or lesions that were scored",
         ),
         "burn": (
             not any(image["findings"] for image in report["images"]),
