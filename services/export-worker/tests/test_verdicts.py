@@ -1,6 +1,8 @@
 """Reports on what models together say of an image, and on lesions scored by the ABCD rule."""
 
 import io
+import re
+import subprocess
 from typing import Any
 
 import pypdf
@@ -116,6 +118,24 @@ def test_other_templates_tell_the_verdict_too(clinic: Any, template: str) -> Non
     text = " ".join(pages)
     assert "highly suspicious of melanoma" in text
     assert "Ahnlide 2016" in text
+
+
+def test_long_names_and_markup_stay_on_the_page_and_are_never_run(clinic: Any, reader: Any) -> None:
+    asked, scored = verdicts(clinic.folder, 2), dermoscopies(clinic.folder)
+    for image in asked[1].result.images:  # type: ignore[attr-defined]
+        image.frames[0].display_name = "W" * 64
+        image.frames[0].opinions[0].model.name = "<script>#panic()"
+    lesion = scored[1].result.lesions[0]  # type: ignore[attr-defined]
+    lesion.colors[0] = lesion.structures[0] = "W" * 64
+    for template in ("study", "skin-check", "dermoscopy"):
+        attempt, pages, page = write(clinic, [*asked, scored[1]], template)
+        assert "<script" not in page
+        assert "#panic" in " ".join(pages)
+        reader.path.write_bytes(attempt.read("report.pdf"))
+        command = ["pdftotext", "-bbox", str(reader.path), "-"]
+        boxes = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        edges = [float(each) for each in re.findall(r'<word[^>]*xMax="([\d.]+)"', boxes.stdout)]
+        assert max(edges) < 595.3 - 40, template
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])
