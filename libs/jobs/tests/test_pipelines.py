@@ -135,6 +135,21 @@ BAD_PARAMETERS = {
 
 
 SHIPPED = {
+    "pipelines/batch-skin-check/versions/1": (
+        "52e373dcbb3f2a7edcc6389e1bad3c0ce986377cd393ff44b90b6b32ff6f6071"
+    ),
+    "pipelines/binary-classify/versions/1": (
+        "a343227fcd9e0d4e6c00e312a514bca7ede476e4321502a1956d889259da5c65"
+    ),
+    "pipelines/burn-classify/versions/1": (
+        "4b06432375938eccb164557ee0b84e0e20d753659e43e25ad4c14199297c581f"
+    ),
+    "pipelines/dermoscopy/versions/1": (
+        "936d6b2fb9db236664baa42743e893304355d4463e259f28c25b5f6c3448f6e7"
+    ),
+    "pipelines/full-classify/versions/1": (
+        "b06e377e9f076a573a2d3dfd0ea657b960be4e8cb24fa3a545e897d1b51df7a0"
+    ),
     "pipelines/comparison/versions/1": (
         "b62c0b16fffb7bc2d815c2a8739c4e40287a6bdf980b8d49260806561b5f0856"
     ),
@@ -379,3 +394,20 @@ def test_a_version_that_ships_never_changes() -> None:
     }
     assert found == SHIPPED
     assert len(known) == len(SHIPPED)
+
+
+def test_a_job_has_at_most_as_many_inputs_as_its_pipeline_says() -> None:
+    pipelines = load()
+    chosen = pipelines.find("pipelines/batch-skin-check", "pipeline")
+    assert chosen.as_proto().max_inputs == 50
+
+    def submit(inputs: int) -> SubmitJobRequest:
+        blobs = [f"blobs/{new_id()}" for _ in range(inputs)]
+        return SubmitJobRequest(pipeline="pipelines/batch-skin-check", job=Job(inputs=blobs))
+
+    assert len(pipelines.validate(submit(50), "me").inputs) == 50
+    with pytest.raises(FluoroError) as refused:
+        pipelines.validate(submit(51), "me")
+    assert refused.value.reason == Reason.INVALID_ARGUMENT
+    (violation,) = refused.value.violations
+    assert (violation.field, "At most 50" in violation.description) == ("job.inputs", True)

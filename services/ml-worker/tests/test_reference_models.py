@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ import numpy as np
 import pytest
 import skimage
 from fluoro.v1 import dicom_pb2
+from fluoro.v1.classify_pb2 import ModelChoice
+from fluoro.v1.dermoscopy_pb2 import AssessDermoscopy
+from fluoro.v1.ml_pb2 import AnalyzeImages
+from fluoro_jobs.testing import Attempt
+from fluoro_jobs.worker.context import Upstream
+from ml_worker.operations.analyze import analyze
+from ml_worker.operations.dermoscopy import assess_all
 from ml_worker.outputs import Novelty
 from ml_worker.phantoms import round_lesion
 from ml_worker.prepare import prepare
@@ -110,3 +118,19 @@ def test_the_figures_of_a_card_are_measured_anew_and_a_false_card_is_found_out()
     missing = runpy.run_path(str(CHECK))["missing"]
     place = SHIPPED_MODELS / "lesion-outline" / "1.0.0"
     assert missing(place, {"Dice of lesion": "1.000"}) == ["| Dice of lesion | 1.000 |"]
+
+
+def test_what_is_no_skin_gets_no_outline_and_no_depth(
+    models: Registry, render: Callable[..., Upstream], attempt: Callable[..., Attempt]
+) -> None:
+    cup = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
+    coffee = np.asarray(cup)[None]
+    photographs = render(coffee, round_lesion().pixels[None], unit="1", modality="XC")
+    outline = AssessDermoscopy(outline=ModelChoice(model="lesion-outline"))
+    run = attempt(photographs)
+    (lesion,) = assess_all(outline, run.context, models).lesions
+    assert (lesion.item, lesion.fraction) == ("1", pytest.approx(np.pi * 0.09, rel=0.1))
+    assert "unlike" in run.context.items[0].message
+    run = attempt(photographs)
+    analyze(AnalyzeImages(model="burn-depth"), run.context, models)
+    assert "unlike" in run.context.items[0].message

@@ -1,6 +1,8 @@
 """The demonstration: a whole Fluoro runs one pipeline and leaves the results in a folder."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -17,7 +19,6 @@ from rich.console import Console
 
 from fluoro_local.errors import StartError
 from fluoro_local.folders import prepare
-from fluoro_local.painted import painted_slide
 from fluoro_local.supervisor import Supervisor
 
 OWNER: Final = "demo"
@@ -29,8 +30,15 @@ The model is made for CT, so the MR shows a skipped item.
 """
 PIPELINE: Final = "ct-tissue"
 """What runs when none is named."""
-SLIDES: Final = "histopathology"
-"""The pipeline whose input, when none is given, is a painted slide."""
+PAINTED: Final = {
+    "histopathology": "slide",
+    "burn-classify": "burns",
+    **dict.fromkeys(
+        ("binary-classify", "full-classify", "batch-skin-check", "dermoscopy"), "lesions"
+    ),
+}
+"""Pipelines whose input, when none is given, is painted, and what `ml_worker.painting` calls it."""
+PAINTING_SECONDS: Final = 120
 ZIP: Final = "application/zip"
 RESULTS: Final = {
     "report": "report",
@@ -63,6 +71,16 @@ def dicom_files(source: Path | None) -> list[Path]:
     return found
 
 
+def painted(what: str, folder: Path) -> list[Path]:
+    """Files that ml-worker's painter writes into the folder. StartError if it cannot."""
+    command = [sys.executable, "-m", "ml_worker.painting", what, str(folder)]
+    try:
+        subprocess.run(command, check=True, timeout=PAINTING_SECONDS, capture_output=True)
+    except subprocess.SubprocessError as error:
+        raise StartError("The pictures of the demonstration could not be painted.") from error
+    return sorted(folder.glob("painted-*"))
+
+
 def demo(
     source: Path | None, data: Path, out: Path, console: Console, pipeline: str = PIPELINE
 ) -> bool:
@@ -72,8 +90,8 @@ def demo(
     """
     began = time.monotonic()
     prepare(out)
-    if source is None and pipeline == SLIDES:
-        inputs = [painted_slide(out / "painted-slide.tif")]
+    if source is None and pipeline in PAINTED:
+        inputs = painted(PAINTED[pipeline], out)
     else:
         inputs = dicom_files(source)
     console.print(f"Starting Fluoro in {data}")

@@ -12,6 +12,8 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ml_worker.manifest import Input
+from ml_worker.outputs import Novelty
+from ml_worker.prepare import NotForThisImageError
 from ml_worker.showing import show
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def segment(
 ) -> Segmented:
     """Shows the pixels (frames, rows, columns) to the model, and writes the label map as NPY.
 
-    FluoroError MODEL_OUTPUT_INVALID if a voxel gets a label that the manifest does not have.
+    FluoroError MODEL_OUTPUT_INVALID if a voxel gets a label that the manifest does not have,
+    NotForThisImageError if the model says that a frame is unlike its training data.
     """
     labels = len(model.manifest.labels)
     preview = np.zeros(pixels.shape[1:3], np.uint8)
@@ -51,6 +54,7 @@ def segment(
         shape = pixels.shape[:3]
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for number, (frames, found) in enumerate(show(model, tensor, pixels, image, context)):
+            refuse_novel(model, found)
             label_map = found["label_map"]
             if label_map.shape != frames.shape[:3] or int(label_map.max()) >= labels:
                 raise FluoroError(
@@ -64,6 +68,13 @@ def segment(
             voxels += counted[0]
             sums += counted[1]
     return Segmented(preview, voxels, sums)
+
+
+def refuse_novel(model: "Model", found: dict[str, NDArray[Any]]) -> None:
+    """NotForThisImageError if a frame is unlike the training data: its labels mean nothing."""
+    measure = model.manifest.output("novelty")
+    if isinstance(measure, Novelty) and (found["novelty"] >= measure.threshold).any():
+        raise NotForThisImageError("it is unlike what the model was trained on")
 
 
 def counts(

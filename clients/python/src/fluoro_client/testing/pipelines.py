@@ -7,13 +7,16 @@ from typing import Any, Final
 
 from fluoro.v1 import (
     archive_pb2,
+    classify_pb2,
     compare_pb2,
     convert_pb2,
     deidentify_pb2,
+    dermoscopy_pb2,
     dicomweb_pb2,
     export_pb2,
     job_pb2,
     job_service_pb2,
+    ml_pb2,
     photograph_pb2,
     pipeline_service_pb2,
     slide_pb2,
@@ -21,6 +24,7 @@ from fluoro.v1 import (
 )
 from fluoro.v1.pipeline_service_pb2 import Pipeline, PipelineParameter
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from fluoro_client.jobs import analyze, inspect, render, report, step
 from fluoro_client.testing.faults import RefusalError, invalid
@@ -74,6 +78,7 @@ class Pipelines:
             parameters=parameters,
         )
         made = Made(shown, steps)
+        shown.max_inputs = _MOST.get(name, 0)
         shown.steps.extend(made.fill(defaults(shown)))
         self._all[name, version] = made
 
@@ -114,6 +119,8 @@ class Pipelines:
         made = self.find(request.pipeline, "pipeline")
         if job.steps:
             raise invalid("job.steps", "Leave them out: the pipeline has them.")
+        if 0 < made.shown.max_inputs < len(job.inputs):
+            raise invalid("job.inputs", f"At most {made.shown.max_inputs} for {made.shown.name}.")
         job.steps.extend(made.fill(_values(made.shown, request)))
         return job, made.shown.name
 
@@ -185,18 +192,31 @@ _PARAMETERS["cells"] = PipelineParameter(name="cells", type=PipelineParameter.TY
 _PARAMETERS["microns_per_pixel"] = PipelineParameter(
     name="microns_per_pixel", type=PipelineParameter.TYPE_NUMBER
 )
+_PARAMETERS["least_probability"] = PipelineParameter(
+    name="least_probability", type=PipelineParameter.TYPE_NUMBER
+)
+_PARAMETERS["least_probability"].default_value.number_value = 0.5
+_PARAMETERS["mm_per_pixel"] = PipelineParameter(
+    name="mm_per_pixel", type=PipelineParameter.TYPE_NUMBER
+)
+_CLASSIFIED: Final = ("title", "least_probability")
 _STORED: Final = ("destination", "project", "dates", "clean_pixel_data")
 
 _TAKEN: Final[dict[str, Sequence[str]]] = {
     "archive-report": ("title",),
+    "batch-skin-check": _CLASSIFIED,
+    "binary-classify": _CLASSIFIED,
+    "burn-classify": ("title",),
     "comparison": ("model", "embedding_model"),
     "ct-tissue": ("title", "window_center", "window_width"),
     "ct-tissue-dicom": ("title", "segmentation_type"),
     "ct-volume": ("project", "shear"),
     "deidentify": ("project", "dates", "clean_pixel_data", *_KEPT),
     "deidentify-and-export": _STORED,
+    "dermoscopy": ("title", "mm_per_pixel"),
     "dicom-intake": ("window_center", "window_width"),
     "histopathology": ("tile_model", "microns_per_pixel", "title"),
+    "full-classify": _CLASSIFIED,
     "imaging-report": ("title", "window_center", "window_width"),
     "photo-archive": ("mask_faces",),
     "photo-intake": ("mask_faces",),
@@ -204,6 +224,8 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "visualization": ("model", "cells"),
 }
 """The parameters that each pipeline takes."""
+_MOST: Final = {"batch-skin-check": 50}
+"""Most inputs of a job, where the pipeline sets a limit."""
 
 
 def _rendered(given: Parameters) -> list[job_pb2.Step]:
@@ -320,16 +342,58 @@ def _of_slides(given: Parameters) -> list[job_pb2.Step]:
     ]
 
 
+def _classified(*models: str) -> Callable[[Parameters], list[job_pb2.Step]]:
+    def steps(given: Parameters) -> list[job_pb2.Step]:
+        request = classify_pb2.ClassifyImages(
+            models=[classify_pb2.ModelChoice(model=model) for model in models],
+            least_probability=given["least_probability"],
+        )
+        return _photographs(request, "classify", "skin-check", given)
+
+    return steps
+
+
+def _photographs(
+    request: Message, name: str, template: str, given: Parameters
+) -> list[job_pb2.Step]:
+    told = export_pb2.ExportReport(title=given["title"], template=template)
+    return [
+        step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=10),
+        step(request, name, after=["import"], max_inputs_per_task=10),
+        step(told, "report", after=["import", name]),
+    ]
+
+
+def _assessed(given: Parameters) -> list[job_pb2.Step]:
+    request = dermoscopy_pb2.AssessDermoscopy(
+        outline=classify_pb2.ModelChoice(model="lesion-outline"),
+        mm_per_pixel=given.get("mm_per_pixel"),
+    )
+    return _photographs(request, "assess", "dermoscopy", given)
+
+
+def _burns(given: Parameters) -> list[job_pb2.Step]:
+    request = ml_pb2.AnalyzeImages(model="burn-depth")
+    return _photographs(request, "analyze", "burn", given)
+
+
+_KINDS: Final = _classified("lesion-kind-color", "lesion-kind-texture", "lesion-kind-shape")
+
 SHIPPED: Final[dict[str, Steps]] = {
     "archive-report": _unpacked,
+    "batch-skin-check": _KINDS,
+    "binary-classify": _classified("lesion-presence"),
+    "burn-classify": _burns,
     "comparison": _compared,
     "ct-tissue": _analyzed,
     "ct-tissue-dicom": _segmented,
     "ct-volume": _converted,
     "deidentify": _deidentified,
     "deidentify-and-export": _stored,
+    "dermoscopy": _assessed,
     "dicom-intake": _rendered,
     "histopathology": _of_slides,
+    "full-classify": _KINDS,
     "imaging-report": _reported,
     "photo-archive": _taken_out,
     "photo-intake": _taken_in,

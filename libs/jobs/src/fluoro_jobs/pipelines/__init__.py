@@ -97,6 +97,8 @@ class Pipelines:
         chosen = self.find(request.pipeline, "pipeline")
         if request.job.steps:
             _refuse("job.steps", "Leave them out: the pipeline has them.")
+        if chosen.max_inputs and len(request.job.inputs) > chosen.max_inputs:
+            _refuse("job.inputs", f"At most {chosen.max_inputs} for {chosen.name}.")
         steps = chosen.steps(chosen.read(request.parameters))
         sha256 = _digest(request)
         request.job.steps.extend(steps)

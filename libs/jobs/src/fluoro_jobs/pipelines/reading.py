@@ -13,6 +13,7 @@ from fluoro.v1 import job_pb2, job_service_pb2
 from google.protobuf import json_format
 
 from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.ledger.records import MAX_INPUTS
 from fluoro_jobs.ledger.submission import MAX_OPERATION_BYTES, OUTPUT_ONLY_STEP, validate
 from fluoro_jobs.pipelines.documents import Document, Place, parse
 from fluoro_jobs.pipelines.parameters import (
@@ -52,6 +53,7 @@ def template(text: bytes, file: str) -> Template:
         title=fields.line("title", MAX_TITLE, required=True),
         description=fields.line("description", MAX_DESCRIPTION),
         accepts=fields.texts("accepts", _MEDIA_TYPE, "a media type, application/dicom say"),
+        max_inputs=fields.number("max_inputs", 1, MAX_INPUTS) if "max_inputs" in fields.data else 0,
         parameters={one.name: one for one in _parameters(fields)},
         data=fields.mappings("steps"),
         content=document.data,

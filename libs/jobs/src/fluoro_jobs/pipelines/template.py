@@ -30,7 +30,8 @@ _ABSENT: Final = object()
 class Template:
     """A pipeline as its file says; `reading.template` has made sure that it can be submitted.
 
-    data: its steps in proto3 JSON, with markers. content: all of the file, to tell two apart.
+    max_inputs: 0 if it sets no limit of its own. data: its steps in proto3 JSON, with markers.
+    content: all of the file, to tell two apart.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Template:
     title: str
     description: str
     accepts: Sequence[str]
+    max_inputs: int
     parameters: Mapping[str, Parameter]
     data: Sequence[dict[str, Any]]
     content: Mapping[str, Any]
@@ -118,6 +120,7 @@ class Template:
             title=self.title,
             description=self.description,
             accepts=self.accepts,
+            max_inputs=self.max_inputs,
             parameters=[one.as_proto() for one in self.parameters.values()],
             steps=self.plain if with_steps else (),
         )

@@ -160,7 +160,7 @@ class ClassifiedFrame(_message.Message):
         VERDICT_CLASSIFIED: ClassifiedFrame._Verdict.ValueType  # 1
         """It has a class."""
         VERDICT_OUT_OF_DISTRIBUTION: ClassifiedFrame._Verdict.ValueType  # 2
-        """A model has not seen the like in its training: its novelty is above its threshold."""
+        """A model has not seen the like in its training: its novelty reaches its threshold."""
         VERDICT_MODELS_DISAGREE: ClassifiedFrame._Verdict.ValueType  # 3
         """The models' most probable classes differ."""
         VERDICT_UNCERTAIN: ClassifiedFrame._Verdict.ValueType  # 4
@@ -174,7 +174,7 @@ class ClassifiedFrame(_message.Message):
     VERDICT_CLASSIFIED: ClassifiedFrame.Verdict.ValueType  # 1
     """It has a class."""
     VERDICT_OUT_OF_DISTRIBUTION: ClassifiedFrame.Verdict.ValueType  # 2
-    """A model has not seen the like in its training: its novelty is above its threshold."""
+    """A model has not seen the like in its training: its novelty reaches its threshold."""
     VERDICT_MODELS_DISAGREE: ClassifiedFrame.Verdict.ValueType  # 3
     """The models' most probable classes differ."""
     VERDICT_UNCERTAIN: ClassifiedFrame.Verdict.ValueType  # 4

@@ -25,8 +25,9 @@ class AnalyzeImages(_message.Message):
     `ml`, Celery task `ml.analyze`.
 
     Each image is an item. An image whose pixels do not match their certificate fails with
-    PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. If the model applies to
-    no image, the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the
+    PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. So is one that a model
+    that segments calls unlike its training data (output `novelty`). If the model applies to no image,
+    the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the
     result alone. Leaves for each good item, if the model segments, an artifact of role `label-map`
     (application/x-npy, uint8, shape of the pixels) and one of role `overlay` (image/png).
     """

@@ -26,7 +26,7 @@ from fluoro.v1 import job_pb2 as fluoro_dot_v1_dot_job__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fluoro/v1/pipeline_service.proto\x12\tfluoro.v1\x1a\x13\x66luoro/v1/job.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb0\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05title\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x05 \x03(\t\x12\x30\n\nparameters\x18\x06 \x03(\x0b\x32\x1c.fluoro.v1.PipelineParameter\x12\x1e\n\x05steps\x18\x07 \x03(\x0b\x32\x0f.fluoro.v1.Step\"\x92\x03\n\x11PipelineParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.fluoro.v1.PipelineParameter.Type\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12-\n\rdefault_value\x18\x05 \x01(\x0b\x32\x16.google.protobuf.Value\x12\'\n\x07minimum\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\'\n\x07maximum\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0f\n\x07\x63hoices\x18\x08 \x03(\t\"\x84\x01\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTYPE_STRING\x10\x01\x12\x0f\n\x0bTYPE_NUMBER\x10\x02\x12\x10\n\x0cTYPE_INTEGER\x10\x03\x12\x10\n\x0cTYPE_BOOLEAN\x10\x04\x12\r\n\tTYPE_ENUM\x10\x05\x12\x11\n\rTYPE_DURATION\x10\x06\"S\n\x14ListPipelinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61ll_versions\x18\x03 \x01(\x08\"X\n\x15ListPipelinesResponse\x12&\n\tpipelines\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.Pipeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13GetPipelineResponse\x12%\n\x08pipeline\x18\x01 \x01(\x0b\x32\x13.fluoro.v1.Pipeline2\xb3\x01\n\x0fPipelineService\x12R\n\rListPipelines\x12\x1f.fluoro.v1.ListPipelinesRequest\x1a .fluoro.v1.ListPipelinesResponse\x12L\n\x0bGetPipeline\x12\x1d.fluoro.v1.GetPipelineRequest\x1a\x1e.fluoro.v1.GetPipelineResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n fluoro/v1/pipeline_service.proto\x12\tfluoro.v1\x1a\x13\x66luoro/v1/job.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xc4\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\r\n\x05title\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x63\x63\x65pts\x18\x05 \x03(\t\x12\x30\n\nparameters\x18\x06 \x03(\x0b\x32\x1c.fluoro.v1.PipelineParameter\x12\x1e\n\x05steps\x18\x07 \x03(\x0b\x32\x0f.fluoro.v1.Step\x12\x12\n\nmax_inputs\x18\x08 \x01(\x05\"\x92\x03\n\x11PipelineParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.fluoro.v1.PipelineParameter.Type\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08required\x18\x04 \x01(\x08\x12-\n\rdefault_value\x18\x05 \x01(\x0b\x32\x16.google.protobuf.Value\x12\'\n\x07minimum\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\'\n\x07maximum\x18\x07 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x0f\n\x07\x63hoices\x18\x08 \x03(\t\"\x84\x01\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTYPE_STRING\x10\x01\x12\x0f\n\x0bTYPE_NUMBER\x10\x02\x12\x10\n\x0cTYPE_INTEGER\x10\x03\x12\x10\n\x0cTYPE_BOOLEAN\x10\x04\x12\r\n\tTYPE_ENUM\x10\x05\x12\x11\n\rTYPE_DURATION\x10\x06\"S\n\x14ListPipelinesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0c\x61ll_versions\x18\x03 \x01(\x08\"X\n\x15ListPipelinesResponse\x12&\n\tpipelines\x18\x01 \x03(\x0b\x32\x13.fluoro.v1.Pipeline\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x13GetPipelineResponse\x12%\n\x08pipeline\x18\x01 \x01(\x0b\x32\x13.fluoro.v1.Pipeline2\xb3\x01\n\x0fPipelineService\x12R\n\rListPipelines\x12\x1f.fluoro.v1.ListPipelinesRequest\x1a .fluoro.v1.ListPipelinesResponse\x12L\n\x0bGetPipeline\x12\x1d.fluoro.v1.GetPipelineRequest\x1a\x1e.fluoro.v1.GetPipelineResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fluoro.v1.pipeline_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PIPELINE']._serialized_start=99
-  _globals['_PIPELINE']._serialized_end=275
-  _globals['_PIPELINEPARAMETER']._serialized_start=278
-  _globals['_PIPELINEPARAMETER']._serialized_end=680
-  _globals['_PIPELINEPARAMETER_TYPE']._serialized_start=548
-  _globals['_PIPELINEPARAMETER_TYPE']._serialized_end=680
-  _globals['_LISTPIPELINESREQUEST']._serialized_start=682
-  _globals['_LISTPIPELINESREQUEST']._serialized_end=765
-  _globals['_LISTPIPELINESRESPONSE']._serialized_start=767
-  _globals['_LISTPIPELINESRESPONSE']._serialized_end=855
-  _globals['_GETPIPELINEREQUEST']._serialized_start=857
-  _globals['_GETPIPELINEREQUEST']._serialized_end=891
-  _globals['_GETPIPELINERESPONSE']._serialized_start=893
-  _globals['_GETPIPELINERESPONSE']._serialized_end=953
-  _globals['_PIPELINESERVICE']._serialized_start=956
-  _globals['_PIPELINESERVICE']._serialized_end=1135
+  _globals['_PIPELINE']._serialized_end=295
+  _globals['_PIPELINEPARAMETER']._serialized_start=298
+  _globals['_PIPELINEPARAMETER']._serialized_end=700
+  _globals['_PIPELINEPARAMETER_TYPE']._serialized_start=568
+  _globals['_PIPELINEPARAMETER_TYPE']._serialized_end=700
+  _globals['_LISTPIPELINESREQUEST']._serialized_start=702
+  _globals['_LISTPIPELINESREQUEST']._serialized_end=785
+  _globals['_LISTPIPELINESRESPONSE']._serialized_start=787
+  _globals['_LISTPIPELINESRESPONSE']._serialized_end=875
+  _globals['_GETPIPELINEREQUEST']._serialized_start=877
+  _globals['_GETPIPELINEREQUEST']._serialized_end=911
+  _globals['_GETPIPELINERESPONSE']._serialized_start=913
+  _globals['_GETPIPELINERESPONSE']._serialized_end=973
+  _globals['_PIPELINESERVICE']._serialized_start=976
+  _globals['_PIPELINESERVICE']._serialized_end=1155
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class Pipeline(_message.Message):
     ACCEPTS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    MAX_INPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `pipelines/{id}/versions/{version}`."""
     version: _builtins.int
@@ -42,6 +43,8 @@ class Pipeline(_message.Message):
     """A line for people."""
     description: _builtins.str
     """What it does, and for which inputs it is made."""
+    max_inputs: _builtins.int
+    """Most inputs of a job; 0: as many as any job may have."""
     @_builtins.property
     def accepts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Media types of the inputs that it is made for, such as `application/dicom`. Not checked at
@@ -68,10 +71,11 @@ class Pipeline(_message.Message):
         accepts: _abc.Iterable[_builtins.str] | None = ...,
         parameters: _abc.Iterable[Global___PipelineParameter] | None = ...,
         steps: _abc.Iterable[_job_pb2.Step] | None = ...,
+        max_inputs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "description", b"description", "name", b"name", "parameters", b"parameters", "steps", b"steps", "title", b"title", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts", b"accepts", "description", b"description", "max_inputs", b"max_inputs", "name", b"name", "parameters", b"parameters", "steps", b"steps", "title", b"title", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

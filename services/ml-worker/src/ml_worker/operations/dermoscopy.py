@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Lesion = dermoscopy_pb2.AssessedLesion
 
+LESION: Final = "lesion"
+"""What the label of the outline is called."""
 VERDICTS: Final = {
     Verdict.BENIGN: Lesion.VERDICT_BENIGN,
     Verdict.SUSPICIOUS: Lesion.VERDICT_SUSPICIOUS,
@@ -55,7 +57,7 @@ def assess_all(
     if it gives no label map in the size of the image.
     """
     model = models.find(request.outline.model, request.outline.version)
-    tensor = suited_input(model)
+    tensor, lesion_label = suited_input(model), label_of_lesion(model)
     result = dermoscopy_pb2.AssessDermoscopyResult(rule=told_rule(NACHBAR_1994))
 
     def work(item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]) -> None:
@@ -64,16 +66,17 @@ def assess_all(
         first = pixels[:1]
         file = item.folder / "label-map.npy"
         mask = segment(model, tensor, first, image, file, context).preview
+        inside = mask == lesion_label
         context.check()
         scale = request.mm_per_pixel if request.HasField("mm_per_pixel") else scale_of(image)
         try:
-            found = assess(first[0], mask > 0, scale)
+            found = assess(first[0], inside, scale)
         except LesionRefusedError as error:
             raise NotForThisImageError(str(error)) from error
         lesion = told_lesion(found)
         lesion.input, lesion.item = item.input, item.key
         lesion.model.CopyFrom(model.reference)
-        lesion.fraction = float((mask > 0).mean())
+        lesion.fraction = float(inside.mean())
         lesion.label_map = item.put("label-map", ".npy", "label-map", "application/x-npy", file)
         drawing = draw_overlay(first[0], mask, model.manifest)
         lesion.overlay = item.put("overlay", ".png", "overlay", "image/png", drawing)
@@ -96,6 +99,14 @@ def suited_input(model: "Model") -> Input:
             "of the image.",
         )
     return tensor
+
+
+def label_of_lesion(model: "Model") -> int:
+    """The label named `lesion`. FluoroError MODEL_NOT_APPLICABLE if there is none."""
+    for label in model.manifest.labels:
+        if label.display_name == LESION:
+            return label.value
+    raise wrong_kind(model, f"AssessDermoscopy needs a label named {LESION}.")
 
 
 def scale_of(image: dicom_pb2.RenderedImage) -> float | None:
