@@ -167,8 +167,8 @@ def judged(
             words(
                 "novel",
                 model=_model(opinion.model),
-                novelty=words.short(opinion.novelty),
-                threshold=words.short(opinion.novelty_threshold),
+                novelty=words.short(round(opinion.novelty, 2)),
+                threshold=words.short(round(opinion.novelty_threshold, 2)),
             )
             for opinion in frame.opinions
             if opinion.HasField("novelty") and opinion.novelty >= opinion.novelty_threshold
@@ -234,7 +234,10 @@ def _said_of(opinion: classify_pb2.Opinion, words: Words) -> list[str]:
     """Its model, whether it is calibrated, and how new to it the image is."""
     parts = [_model(opinion.model), words("calibrated" if opinion.calibrated else "not_calibrated")]
     if opinion.HasField("novelty"):
-        novelty, threshold = words.short(opinion.novelty), words.short(opinion.novelty_threshold)
+        novelty, threshold = (
+            words.short(round(opinion.novelty, 2)),
+            words.short(round(opinion.novelty_threshold, 2)),
+        )
         parts.append(words("novelty", novelty=novelty, threshold=threshold))
     return parts
 
