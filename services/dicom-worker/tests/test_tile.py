@@ -31,6 +31,7 @@ def cut_well(folder: Path, data: bytes, **fields: float) -> tuple[TiledSlide, np
     slide, item, attempt = cut(folder, data, **fields)
     assert slide, item
     pixels = np.frombuffer(attempt.read(slide.tiles_artifact), np.uint8)
+    assert attempt.context.artifacts[slide.tiles_artifact].size_bytes == len(pixels)
     return slide, pixels.reshape(-1, slide.tile_size, slide.tile_size, 3)
 
 

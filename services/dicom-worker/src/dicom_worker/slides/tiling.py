@@ -61,7 +61,8 @@ class Tiling:
                 densities.append(sample(tile, tissue[column]))
                 digest = hashlib.sha256(tile.data).digest()
                 self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
-                yield tile.data
+                # In bytes: whoever takes chunks counts by len().
+                yield memoryview(tile).cast("B")
         self.tissue_share = found / seen
         self.stain = stain_of(np.concatenate(densities)) if densities else None
 
