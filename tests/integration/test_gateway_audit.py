@@ -378,6 +378,12 @@ def test_a_purge_removes_what_is_older_and_says_so(
         assert connection.execute(told).fetchall() == [(10,), (30,)]
         with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
             connection.execute("DELETE FROM audit")
+        # Whoever knows what the purge sets gets at old rows alone.
+        allow = "SELECT set_config('fluoro.purges_audit', 'on', false)"
+        connection.execute(allow)
+        with pytest.raises(psycopg.errors.RaiseException, match="30 days"):
+            connection.execute("DELETE FROM audit")
+        assert connection.execute("SELECT count(*) FROM audit").fetchone() == (62,)
 
 
 async def test_operators_list_and_export_what_was_recorded(
