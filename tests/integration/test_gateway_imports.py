@@ -1,6 +1,7 @@
 """Blobs by reference: from listed servers and buckets, and from nowhere else."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
@@ -18,7 +19,7 @@ from fluoro.v1.blob_service_pb2 import DownloadBlobRequest, ImportBlobRequest, U
 from fluoro_blobs.testing import new_bucket, serving_s3
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.outbound import Outbound
-from gateway.importing import AT_ONCE
+from gateway.importing import AT_ONCE, READ_BYTES
 from gateway.settings import Settings
 from gateway.testing import Client, refused, serving
 from gateway.testing_identity import Authority
@@ -154,6 +155,37 @@ async def test_callers_who_leave_a_source_that_hangs_keep_nobody_else_from_their
             waits.cancel()
             for connection in hung:
                 connection.close()
+
+
+async def test_a_source_that_trickles_is_given_up(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    ended = threading.Event()
+
+    def trickle(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        connection.recv(65536)
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+            while not ended.wait(0.2):
+                connection.sendall(bytes(READ_BYTES))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        settings = {
+            "import_sources": url,
+            "import_networks": "127.0.0.1/32",
+            "upload_idle_seconds": 1,
+            "upload_min_bytes_per_second": 100 * MIB,
+        }
+        thread = threading.Thread(target=trickle, args=(server,))
+        thread.start()
+        async with serving(database_url, redis_url, blob_url, **settings) as client:
+            call = client.blobs.ImportBlob(ImportBlobRequest(uri=f"{url}/study"), timeout=30)
+            assert (await refused(call)).reason == "SOURCE_UNAVAILABLE"
+        ended.set()
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_an_encrypted_server_has_to_prove_that_it_is_the_one_named(

@@ -1,10 +1,11 @@
 """Blobs from servers and buckets that the operator lists: inputs by reference."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from fluoro_blobs import BlobNotFoundError, BlobStoreError
 from fluoro_blobs.foreign import ForeignObject
@@ -44,12 +45,20 @@ class Source(Protocol):
         """Ends it."""
 
 
+class Least(NamedTuple):
+    """What a source has to send on average, after the first seconds of waiting for it."""
+
+    seconds: float
+    bytes_per_second: float
+
+
 class Importing:
     """The way from sources into the store. For one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         listed = settings.import_source_list
         self._seconds = settings.upload_idle_seconds
+        self._least = Least(self._seconds, settings.upload_min_bytes_per_second)
         self._request_seconds = settings.blob_request_seconds
         self._buckets = [each for each in listed if each.startswith(S3)]
         self._out = Outbound(
@@ -64,7 +73,7 @@ class Importing:
         """The content of a source. FluoroError SOURCE_… or UPLOADS_BUSY."""
         async with AsyncExitStack() as place:
             await place.enter_async_context(self._places.taken(owner, self._seconds))
-            reader = Reader(self._in_thread(self._open, uri), self._in_thread)
+            reader = Reader(self._in_thread(self._open, uri), self._in_thread, self._least)
             try:
                 await reader.opened()
                 yield reader
@@ -101,9 +110,12 @@ class Reader:
     """The content of one source, for an event loop."""
 
     def __init__(
-        self, opening: asyncio.Future[Source], in_thread: Callable[..., asyncio.Future[bytes]]
+        self,
+        opening: asyncio.Future[Source],
+        in_thread: Callable[..., asyncio.Future[bytes]],
+        least: Least,
     ) -> None:
-        self._opening, self._in_thread = opening, in_thread
+        self._opening, self._in_thread, self._least = opening, in_thread, least
         self._reading: asyncio.Future[bytes] | None = None
 
     async def opened(self) -> None:
@@ -116,12 +128,17 @@ class Reader:
         return self._opening.result().size_bytes
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Until the end."""
-        source = self._opening.result()
+        """Until the end. FluoroError SOURCE_UNAVAILABLE if the source is too slow."""
+        source, waited, size_bytes = self._opening.result(), 0.0, 0
         while True:
+            began = time.monotonic()
             self._reading = self._in_thread(source.read, READ_BYTES)
             if not (chunk := await asyncio.shield(self._reading)):
                 return
+            waited, size_bytes = waited + time.monotonic() - began, size_bytes + len(chunk)
+            if waited > self._least.seconds + size_bytes / self._least.bytes_per_second:
+                text = f"The source sends less than {self._least.bytes_per_second} bytes a second."
+                raise FluoroError(Reason.SOURCE_UNAVAILABLE, text)
             yield chunk
 
     async def left(self) -> Source | None:

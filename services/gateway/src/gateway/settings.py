@@ -219,7 +219,7 @@ class Settings(BaseSettings):
         default=16 * 2**10,
         description=(
             "Least average rate of an upload, after the first upload_idle_seconds of "
-            "waiting for its caller."
+            "waiting for its caller, and of a source that is imported."
         ),
     )
     upload_keep_seconds: Annotated[float, Field(ge=3600)] = Field(

@@ -106,6 +106,8 @@ class Door:
                 if REASONS[error.reason].code == "UNAUTHENTICATED":
                     end(error)
                     return
+            except Exception:  # a fault of ours is no reason never to look again
+                log.exception("proof_not_looked_at")
 
 
 def _lacks(principal: Principal, what: str, needed: Sequence[Role]) -> FluoroError:
