@@ -62,7 +62,7 @@ class Tiling:
                 digest = hashlib.sha256(tile.data).digest()
                 self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
                 # In bytes: whoever takes chunks counts by len().
-                yield memoryview(tile).cast("B")
+                yield tile.reshape(-1).data
         self.tissue_share = found / seen
         self.stain = stain_of(np.concatenate(densities)) if densities else None
 
