@@ -24,6 +24,7 @@ from dicom_worker.operations.tile import tile_slide
 from dicom_worker.slides.tissue import tissue_of
 from fluoro.v1.slide_pb2 import AnalyzeSlide, TiledSlide, TileSlide
 from fluoro_jobs.testing import step_context
+from fluoro_telemetry.logs import configure_logging
 from ml_worker.cpus import run_threads
 from ml_worker.operations.slide import analyze
 from ml_worker.registry import Registry
@@ -88,6 +89,7 @@ def loop(path: Path, cut: TiledSlide) -> float:
 
 def main(rounds: int, tiles: int) -> None:
     """rounds: of both. tiles: on each side of the slide."""
+    configure_logging("benchmark", "WARNING")
     models = Registry(ModelSettings())
     models.open()
     rates: dict[str, list[float]] = {"ours": [], "loop": []}

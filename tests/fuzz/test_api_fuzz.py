@@ -64,14 +64,14 @@ async def silent(requests: Any, _context: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
-    [(internal, {"internal", "echo", "untyped"}), (silent, {"hang"})],
+    ("answer", "found", "seconds"),
+    [(internal, {"internal", "echo", "untyped"}, 20), (silent, {"hang"}, 0.3)],
     ids=["internal", "silent"],
 )
 async def test_an_answer_that_none_may_get_is_found(
-    answer: Any, found: set[str], monkeypatch: pytest.MonkeyPatch
+    answer: Any, found: set[str], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, short in (("DEADLINE_SECONDS", 0.3), ("GRACE_SECONDS", 0.2), ("RAW", 0)):
+    for name, short in (("DEADLINE_SECONDS", seconds), ("GRACE_SECONDS", 0.2), ("RAW", 0)):
         monkeypatch.setattr(calls, name, short)
 
     async def world(_channel: object) -> World:

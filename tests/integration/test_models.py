@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from fluoro.v1.classify_pb2 import ModelChoice
 from fluoro.v1.explanation_pb2 import Cause
 from fluoro.v1.job_pb2 import Attempt, Job
 from fluoro.v1.job_service_pb2 import ExplainJobRequest
@@ -167,7 +168,10 @@ def test_every_operation_that_names_a_model_says_how() -> None:
     named = {
         operation.request
         for operation in OPERATIONS
-        if any("model" in field.name for field in operation.request.DESCRIPTOR.fields)
+        if any(
+            "model" in field.name or field.message_type is ModelChoice.DESCRIPTOR
+            for field in operation.request.DESCRIPTOR.fields
+        )
     }
     assert named == NAMING.keys()
     request = BY_FIELD["analyze_images"].request(model="a", version="1.0.0")
