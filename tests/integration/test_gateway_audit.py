@@ -386,6 +386,34 @@ def test_a_purge_removes_what_is_older_and_says_so(
         assert connection.execute("SELECT count(*) FROM audit").fetchone() == (62,)
 
 
+async def test_operators_name_an_owner_in_a_filter_and_others_only_themselves(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with scene(database_url, redis_url, blob_url) as s:
+        ada, ops, vic = (s.by(who) for who in ("ada", "ops", "vic"))
+        request = SubmitJobRequest(job=a_job(await s.upload(**ada)))
+        name = (await s.client.jobs.SubmitJob(request, **ada)).job.name
+
+        async def listed(text: str, by: Any) -> list[str]:
+            answer = await s.client.jobs.ListJobs(ListJobsRequest(filter=text), **by)
+            return [job.name for job in answer.jobs]
+
+        assert await listed('owner = "ada" AND state = PENDING', ops) == [name]
+        assert await listed("state = PENDING owner=ada", ops) == [name]
+        assert await listed("owner = ada", ada) == [name]
+        for text in ("state = PENDING", "NOT owner = ada", 'owner = "ada" OR state = PENDING'):
+            assert await listed(text, ops) == [], "these are the operator's own"
+        told = await refused(s.client.jobs.ListJobs(ListJobsRequest(filter="owner = ada"), **vic))
+        assert told.reason == "ROLE_MISSING"
+        request = BatchCancelJobsRequest(filter="owner = ada")
+        assert (await refused(s.client.jobs.BatchCancelJobs(request, **vic))).reason
+        # No metadata and no filter lead past the one that the audit names.
+        both = {"metadata": (*ops["metadata"], ("fluoro-owner", "vic"))}
+        assert await listed("owner = ada", both) == []
+    crossed = [owner for principal, owner, *_ in s.rows() if principal == "ops" != owner]
+    assert crossed == ["ada", "ada", "vic"]
+
+
 async def test_operators_list_and_export_what_was_recorded(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:

@@ -22,7 +22,14 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 import structlog
+from fluoro.v1.job_service_pb2 import (
+    BatchCancelJobsRequest,
+    BatchRetryJobsRequest,
+    CountJobsRequest,
+    ListJobsRequest,
+)
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger import filters
 from fluoro_telemetry import metrics
 from google.protobuf.descriptor import (
     Descriptor,
@@ -136,6 +143,19 @@ class Call:
         left = self.context.time_remaining()
         return None if left is None else float(left)
 
+
+FILTERED: Final = {
+    f"fluoro.v1.JobService.{request.__name__.removesuffix('Request')}": request
+    for request in (
+        ListJobsRequest,
+        CountJobsRequest,
+        BatchCancelJobsRequest,
+        BatchRetryJobsRequest,
+    )
+}
+"""Requests with a filter of jobs, by method."""
+MAX_FILTERED_BYTES: Final = 16 * 1024
+"""Of such a request that names an owner: a filter is shorter."""
 
 NOBODY: Final = Principal(owner="", roles=frozenset(), how="none")
 """Who calls what is open to everybody."""
@@ -252,7 +272,7 @@ class Adapter:
                     call = Call(NOBODY, context, self._heavy, record, self._limits)
                     return await body(request, call)
                 self._admit()
-                principal = await self._door.admit(method, roles, caller)
+                principal = await self._door.admit(method, roles, caller, asked_of(method, request))
                 name = principal.name or principal.owner
                 self.first_sight.learn(caller.metadata, caller.peer, name)
                 call = Call(principal, context, self._heavy, record, self._limits)
@@ -442,6 +462,17 @@ _WORD: Final = re.compile(r"(?<!^)(?=[A-Z])")
 
 def _snake(name: str) -> str:
     return _WORD.sub("_", name).lower()
+
+
+def asked_of(method: str, request: object) -> str | None:
+    """The owner that a filter of jobs names, if the request, as it came, has one."""
+    kind = FILTERED.get(method)
+    if kind is None or not isinstance(request, bytes) or b"owner" not in request:
+        return None
+    try:
+        return filters.owner_of(kind.FromString(request[:MAX_FILTERED_BYTES]).filter)
+    except DecodeError:
+        return None  # whoever parses all of it says so
 
 
 def _unforeseen(error: Exception, method: str) -> FluoroError:

@@ -122,6 +122,27 @@ def tree_of(text: str) -> "Tree[Token] | None":
         refuse(_EXPECTED, _position(error, text))
 
 
+def owner_of(text: str) -> str | None:
+    """The one owner whose jobs can pass, if a filter of jobs names it: `owner = "x" AND …`.
+
+    None also for a filter that cannot be read, which whoever reads it refuses.
+    """
+    try:
+        tree = tree_of(text) if "owner" in text else None
+    except FluoroError:
+        return None
+    if tree is None:
+        return None
+    for term in tree.children if tree.data == "and" else [tree]:
+        if isinstance(term, Tree) and term.data == "restriction":
+            path, operator, value = term.children
+            assert isinstance(path, Tree)
+            assert isinstance(value, Tree)
+            if operator == "=" and _joined(path) == "owner":
+                return _joined(value)
+    return None
+
+
 class Bounds(Protocol):
     """Of what can pass a filter."""
 
@@ -279,6 +300,7 @@ _FIELDS: Final[dict[str, Callable[[_Jobs, str, str, int], _Term | None]]] = {
     "state": _state,
     "reason": _column("reason"),
     "pipeline": _column("pipeline"),
+    "owner": _column("owner"),
     "create_time": _create_time,
     "end_time": _end_time,
 }

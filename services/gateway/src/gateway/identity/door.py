@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import structlog
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
 
-from gateway.identity.metadata import KEY, named_owner
+from gateway.identity.metadata import KEY, named_owner, owner_named
 from gateway.identity.principal import Authenticator, Caller, Principal, Role
 from gateway.identity.roles import OPERATE
 
@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 LOOK_AGAIN_SECONDS: Final = 5
 """How often the proof of a stream's caller is looked at again, if it can be revoked."""
+SHORTEST_SLEEP_SECONDS: Final = 0.2
 LONGEST_SLEEP_SECONDS: Final = 60
 """The same if it can only expire: a clock may be set."""
 
@@ -30,21 +31,24 @@ class Door:
         """missing: for a call that shows nothing that a source takes."""
         self._sources, self._missing = sources, missing
 
-    async def admit(self, method: str, needed: Collection[Role], caller: Caller) -> Principal:
+    async def admit(
+        self, method: str, needed: Collection[Role], caller: Caller, asked: str | None = None
+    ) -> Principal:
         """The caller, with the owner whose call it is.
 
-        method: its full name. FluoroError of code UNAUTHENTICATED, or ROLE_MISSING. Whom it found
-        stands in `caller.known` then, too.
+        method: its full name. asked: the owner that the request's filter names. FluoroError of code
+        UNAUTHENTICATED, or ROLE_MISSING. Whom it found stands in `caller.known` then, too.
         """
         principal = caller.known = await self.identify(caller)
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
-        owner = named_owner(caller) or principal.owner
+        owner = named_owner(caller) or owner_named(asked) or principal.owner
         name = principal.name or principal.owner
         if owner != principal.owner:
             caller.known = replace(principal, owner=owner, name=name)
             if Role.OPERATOR not in principal.roles:
-                raise _lacks(principal, f"Metadata {KEY} with another owner", [Role.OPERATOR])
+                what = f"Another owner in metadata {KEY} or a filter"
+                raise _lacks(principal, what, [Role.OPERATOR])
         elif needed != OPERATE:
             return principal
         log.info(
@@ -97,7 +101,7 @@ class Door:
         while True:
             seconds: float = LOOK_AGAIN_SECONDS if principal.revocable else LONGEST_SLEEP_SECONDS
             if principal.expires is not None:
-                seconds = min(seconds, max(0.0, principal.expires - time.time()) + 0.05)
+                seconds = min(seconds, max(SHORTEST_SLEEP_SECONDS, principal.expires - time.time()))
             await asyncio.sleep(seconds)
             try:
                 await self.identify(caller)

@@ -25,6 +25,11 @@ def named_owner(caller: Caller) -> str | None:
     return owner
 
 
+def owner_named(asked: str | None) -> str | None:
+    """What a request names as an owner; None for what cannot be one, which nobody is."""
+    return asked if asked is not None and _OWNER.fullmatch(asked) else None
+
+
 class Believed:
     """Takes the owner that the call names, or else the only one there is."""
 

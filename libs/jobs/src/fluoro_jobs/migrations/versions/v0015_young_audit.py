@@ -7,7 +7,8 @@ down_revision = "0014"
 
 # 30 days: `purge_audit.LEAST_DAYS`.
 _KEPT = """
-CREATE FUNCTION young_audit_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION young_audit_is_kept() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog AS $$
 BEGIN
   IF OLD.time > now() - interval '30 days' THEN
     RAISE EXCEPTION 'rows of audit stay for 30 days';
@@ -25,3 +26,5 @@ def upgrade() -> None:
     run = op.get_bind().exec_driver_sql
     run(_KEPT)
     run(_TRIGGER)
+    # No session brings a `now()` of its own.
+    run("ALTER FUNCTION audit_is_kept() SET search_path = pg_catalog")
