@@ -39,7 +39,7 @@ def test_images_are_compared_as_time_points(clinic: Any) -> None:
         ("classify", "2", "0")
     }
     assert {one.quantity for one in result.differences} == {Difference.QUANTITY_PROBABILITY}
-    assert result.pages == 1
+    assert result.pages == 2
     assert list(result.artifacts) == ["comparison.pdf"]
 
 
