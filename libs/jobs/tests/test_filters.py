@@ -1,10 +1,11 @@
 """Filters: what is refused, where, and what a filter says about the jobs that pass it."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
 from fluoro_jobs.errors import FluoroError, Reason
-from fluoro_jobs.ledger.filters import LATEST, MAX_TERMS, parse
+from fluoro_jobs.ledger.filters import LATEST, MAX_LENGTH, MAX_TERMS, owner_of, parse
 from fluoro_jobs.states import JobState
 
 MAY = datetime(2026, 5, 1, tzinfo=UTC)
@@ -84,3 +85,37 @@ def test_values_are_parameters_and_never_part_of_the_statement() -> None:
     found = parse("""labels."a' OR true" = "x\\"; DROP" labels.uid = 1.2.840 reason = 'O\\'K'""")
     assert list(found.parameters.values()) == ["a' OR true", 'x"; DROP', "uid", "1.2.840", "O'K"]
     assert "DROP" not in found.sql
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        ('owner = "x"', "x"),
+        ("state = SUCCEEDED AND owner=a.b-c (priority > 1)", "a.b-c"),
+        ("owner = 'x' AND labels.owner = y", "x"),
+        ('(priority = 1 OR priority = 2) owner = "x"', "x"),
+        ('NOT owner = "x"', None),
+        ('-owner = "x"', None),
+        ('owner = "x" OR priority = 1', None),
+        ('priority = 1 OR owner = "x"', None),
+        ('labels.owner = "x"', None),
+        ("owner != x", None),
+        ('labels.a = "owner = x"', None),
+        ("owner =", None),
+        ("owner", None),
+        ("", None),
+    ],
+)
+def test_an_owner_is_found_where_it_must_hold(text: str, owner: str | None) -> None:
+    assert owner_of(text) == owner
+
+
+@pytest.mark.parametrize(
+    "piece", ["(owner", "owner = ", '"\\', "'\\", '\\"', 'owner = "', "-owner=x.y ", ".owner=x"]
+)
+def test_whose_call_it_is_costs_little_to_find_out(piece: str) -> None:
+    text = ("owner" + piece * MAX_LENGTH)[:MAX_LENGTH]
+    started = time.thread_time()
+    for _ in range(20):
+        owner_of(text)
+    assert time.thread_time() - started < 0.1, "every call pays it, on the gateway's only loop"

@@ -154,9 +154,6 @@ FILTERED: Final = {
     )
 }
 """Requests with a filter of jobs, by method."""
-MAX_FILTERED_BYTES: Final = 16 * 1024
-"""Of such a request that names an owner: a filter is shorter."""
-
 NOBODY: Final = Principal(owner="", roles=frozenset(), how="none")
 """Who calls what is open to everybody."""
 
@@ -272,7 +269,9 @@ class Adapter:
                     call = Call(NOBODY, context, self._heavy, record, self._limits)
                     return await body(request, call)
                 self._admit()
-                principal = await self._door.admit(method, roles, caller, asked_of(method, request))
+                principal = await self._door.admit(
+                    method, roles, caller, lambda: asked_of(method, request)
+                )
                 name = principal.name or principal.owner
                 self.first_sight.learn(caller.metadata, caller.peer, name)
                 call = Call(principal, context, self._heavy, record, self._limits)
@@ -469,8 +468,10 @@ def asked_of(method: str, request: object) -> str | None:
     kind = FILTERED.get(method)
     if kind is None or not isinstance(request, bytes) or b"owner" not in request:
         return None
+    if len(request) > wire.SMALL_BYTES:
+        return None  # nothing that long is read here, and no filter is as long
     try:
-        return filters.owner_of(kind.FromString(request[:MAX_FILTERED_BYTES]).filter)
+        return filters.owner_of(kind.FromString(request).filter)
     except DecodeError:
         return None  # whoever parses all of it says so
 

@@ -32,7 +32,11 @@ class Door:
         self._sources, self._missing = sources, missing
 
     async def admit(
-        self, method: str, needed: Collection[Role], caller: Caller, asked: str | None = None
+        self,
+        method: str,
+        needed: Collection[Role],
+        caller: Caller,
+        asked: Callable[[], str | None] = lambda: None,
     ) -> Principal:
         """The caller, with the owner whose call it is.
 
@@ -42,7 +46,7 @@ class Door:
         principal = caller.known = await self.identify(caller)
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
-        owner = named_owner(caller) or owner_named(asked) or principal.owner
+        owner = named_owner(caller) or owner_named(asked()) or principal.owner
         name = principal.name or principal.owner
         if owner != principal.owner:
             caller.known = replace(principal, owner=owner, name=name)
