@@ -313,3 +313,27 @@ async def test_uploads_at_the_same_time_do_not_share_room(
 
         answers = await asyncio.gather(*(send(number) for number in range(30)))
     assert sorted(answers) == [""] * 10 + ["BYTE_QUOTA_EXCEEDED"] * 20
+
+
+async def test_an_upload_sees_what_has_landed_and_what_has_gone_since_it_began(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    async with serving(database_url, redis_url, blob_url, owner_max_stored_bytes=1000) as client:
+
+        async def begun() -> Any:
+            upload = client.blobs.UploadBlob(metadata=of("ada"))
+            await upload.write(UploadBlobRequest(header=UploadBlobHeader()))
+            await upload.write(UploadBlobRequest(chunk=b"a" * 100))
+            return upload
+
+        async def grow(upload: Any, chunk: bytes) -> None:
+            await upload.write(UploadBlobRequest(chunk=chunk))
+            await upload.done_writing()
+            await upload
+
+        first, second = await begun(), await begun()
+        parts = [UploadBlobRequest(header=UploadBlobHeader()), UploadBlobRequest(chunk=b"b" * 400)]
+        for _ in range(3):  # the same bytes land three times and are stored once
+            await client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
+        assert (await refused(grow(first, b"c" * 401))).reason == "BYTE_QUOTA_EXCEEDED"
+        await grow(second, b"d" * 400)

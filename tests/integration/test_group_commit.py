@@ -131,7 +131,7 @@ def test_submits_that_come_back_one_after_the_other_share_a_transaction(
     submission: Callable[..., Submission],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accept, "LINGER_SECONDS", 1)
+    monkeypatch.setattr(accept, "LINGER_SECONDS", 3)
     with jobs_locked(rig):
         before = [group.submit(submission()) for _ in range(5)]
     assert reasons(before) == [""] * 5

@@ -159,7 +159,7 @@ class Blobs:
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
-            pace.grown(size_bytes)
+            await pace.grown(size_bytes)
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
                 # fast as they send.
@@ -212,11 +212,11 @@ class Blobs:
                     async with self._store.writer(name) as writer:
                         if source.size_bytes is not None:
                             self._check_size(source.size_bytes, header)
-                            grown(source.size_bytes)
+                            await grown(source.size_bytes)
                         async with aclosing(source.chunks()) as chunks:
                             async for chunk in chunks:
                                 self._check_size(writer.size_bytes + len(chunk), header)
-                                grown(writer.size_bytes + len(chunk))
+                                await grown(writer.size_bytes + len(chunk))
                                 await writer.write(chunk)
                         await _check_announced(header, writer)
             blob = _blob(name, writer.stored, header)
