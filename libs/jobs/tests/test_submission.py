@@ -200,3 +200,19 @@ def test_what_only_the_server_sets_does_not_count_for_the_body_hash() -> None:
     assert validate(one, "owner").sha256 == validate(other, "owner").sha256
     other.job.priority = 1
     assert validate(one, "owner").sha256 != validate(other, "owner").sha256
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_steps_that_are_alike_are_refused_alike_each_in_its_place(large: bool) -> None:
+    """Small ones are looked at once and remembered."""
+    for _ in range(2):
+        job = job_pb2.Job(inputs=[f"blobs/{new_id()}"])
+        for name in ("good", "Bad", "Bad"):
+            step = job.steps.add(name=name, inspect_dicom={})
+            if large:
+                step.inputs.add(step="good", role="x" * 4000)
+        with pytest.raises(FluoroError) as caught:
+            validate(job_service_pb2.SubmitJobRequest(job=job), "owner")
+        fields = {violation.field for violation in caught.value.violations}
+        assert {"job.steps[1].name", "job.steps[2].name"} <= fields
+        assert "job.steps[0].name" not in fields

@@ -2,10 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from fluoro.v1 import job_pb2, job_service_pb2
@@ -25,6 +26,9 @@ MAX_TEXT: Final = 256
 """Characters of a label's key or value."""
 MAX_OPERATION_BYTES: Final = 16 * 2**10
 """Most that an operation's message weighs; it may hold fields that only a newer worker knows."""
+REMEMBERED_STEPS: Final = 1024
+REMEMBERED_STEP_BYTES: Final = 2 * 2**10
+"""Most that a step weighs for what is known of it to be remembered: 2 MiB in all."""
 MAX_TOLD: Final = 20
 """Most bad fields that one refusal names."""
 
@@ -197,10 +201,13 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     violations.extend(rules.too_many(request))
     violations.check()
     clear_output_only(job)  # or the rules would look at each message in it
+    looked_at = [_look_at(step) for step in job.steps]
     inputs = [_blob_id(name, f"job.inputs[{i}]", violations) for i, name in enumerate(job.inputs)]
-    violations.extend(rules.broken(request))
-    _check_times(job, violations)
-    _check_fan_out(job, violations)
+    violations.extend(_faults_beside_steps(request))
+    for i, (step, seen) in enumerate(zip(job.steps, looked_at, strict=True)):
+        for fault in seen.faults:
+            violations.add(f"job.steps[{i}].{fault.field}".rstrip("."), fault.description)
+        _check_fan_out(i, step, violations)
     violations.check()
     if sum(_task_count(step, len(inputs)) for step in job.steps) > MAX_TASKS:
         violation = FieldViolation(
@@ -209,13 +216,15 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         raise FluoroError(
             Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation]
         )
-    rows = [operations.BY_FIELD[step.WhichOneof("operation") or ""] for step in job.steps]
+    rows = [operations.BY_FIELD[seen.field] for seen in looked_at]
     wired = wire(job.steps, rows)
     if not inputs and any(each.reads_originals for each in wired):
         raise _empty("inputs")
     steps = [
-        _new_step(i, step, row, place, len(inputs))
-        for i, (step, row, place) in enumerate(zip(job.steps, rows, wired, strict=True))
+        _new_step(i, step, seen, row, place, len(inputs))
+        for i, (step, seen, row, place) in enumerate(
+            zip(job.steps, looked_at, rows, wired, strict=True)
+        )
     ]
     return Submission(
         id=new_id(),
@@ -257,59 +266,105 @@ def _blob_id(name: str, field: str, violations: _Violations) -> UUID | None:
     return None
 
 
-def _check_times(job: job_pb2.Job, violations: _Violations) -> None:
-    """Times and durations that are none: protovalidate compares them without asking."""
+class _Seen(NamedTuple):
+    """What there is to know of a step without its job.
+
+    faults: with the field's path in the step. field, request: of the operation, "" for none.
+    Numbers are 0 for the default.
+    """
+
+    faults: Sequence[FieldViolation]
+    field: str
+    request: bytes
+    max_attempts: int
+    initial_backoff_seconds: float
+    max_backoff_seconds: float
+    timeout_seconds: float
+
+
+def _look_at(step: job_pb2.Step) -> _Seen:
+    """Steps repeat from job to job, those of a pipeline above all, so small ones are remembered."""
+    data = step.SerializeToString()
+    return _seen_before(data) if len(data) <= REMEMBERED_STEP_BYTES else _seen(step)
+
+
+@lru_cache(maxsize=REMEMBERED_STEPS)
+def _seen_before(data: bytes) -> _Seen:
+    return _seen(job_pb2.Step.FromString(data))
+
+
+def _seen(step: job_pb2.Step) -> _Seen:
+    field = step.WhichOneof("operation") or ""
+    policy = step.retry_policy
+    return _Seen(
+        faults=(*rules.broken(step), *_times_that_are_none(step)),
+        field=field,
+        request=getattr(step, field).SerializeToString() if field else b"",
+        max_attempts=policy.max_attempts,
+        initial_backoff_seconds=seconds(policy.initial_backoff),
+        max_backoff_seconds=seconds(policy.max_backoff),
+        timeout_seconds=seconds(step.attempt_timeout),
+    )
+
+
+def _faults_beside_steps(request: job_service_pb2.SubmitJobRequest) -> Iterator[FieldViolation]:
+    """Those of all but the steps. Leaves the request as it is."""
+    job = request.job
+    steps = list(job.steps)
+    job.ClearField("steps")
+    try:
+        yield from rules.broken(request)
+    finally:
+        job.steps.extend(steps)
+    # protovalidate compares times without asking whether they are any.
     for name in ("schedule_time", "expire_time"):
         if job.HasField(name) and not is_time(getattr(job, name)):
-            violations.add(f"job.{name}", "Must be a time in the years 1 to 9999.")
-    for i, step in enumerate(job.steps):
-        if not (step.HasField("retry_policy") or step.HasField("attempt_timeout")):
-            continue
-        policy = step.retry_policy
-        durations = (
-            ("retry_policy.initial_backoff", policy.initial_backoff),
-            ("retry_policy.max_backoff", policy.max_backoff),
-            ("attempt_timeout", step.attempt_timeout),
+            yield FieldViolation(f"job.{name}", "Must be a time in the years 1 to 9999.")
+
+
+def _times_that_are_none(step: job_pb2.Step) -> Iterator[FieldViolation]:
+    policy = step.retry_policy
+    durations = (
+        ("retry_policy.initial_backoff", policy.initial_backoff),
+        ("retry_policy.max_backoff", policy.max_backoff),
+        ("attempt_timeout", step.attempt_timeout),
+    )
+    for name, duration in durations:
+        if math.isnan(seconds(duration)):
+            yield FieldViolation(name, "Must be a duration.")
+
+
+def _check_fan_out(i: int, step: job_pb2.Step, violations: _Violations) -> None:
+    operation = operations.of_step(step) if step.max_inputs_per_task else None
+    if operation and not operation.fans_out:
+        violations.add(
+            f"job.steps[{i}].max_inputs_per_task",
+            "This operation makes one document of all inputs and does not fan out; leave it 0.",
         )
-        for name, duration in durations:
-            if math.isnan(seconds(duration)):
-                violations.add(f"job.steps[{i}].{name}", "Must be a duration.")
-
-
-def _check_fan_out(job: job_pb2.Job, violations: _Violations) -> None:
-    for i, step in enumerate(job.steps):
-        operation = operations.of_step(step) if step.max_inputs_per_task else None
-        if operation and not operation.fans_out:
-            violations.add(
-                f"job.steps[{i}].max_inputs_per_task",
-                "This operation makes one document of all inputs and does not fan out; leave it 0.",
-            )
 
 
 def _new_step(
-    ordinal: int, step: job_pb2.Step, operation: Operation, wired: Wired, inputs: int
+    ordinal: int, step: job_pb2.Step, seen: _Seen, operation: Operation, wired: Wired, inputs: int
 ) -> NewStep:
-    request = getattr(step, operation.field).SerializeToString()
-    if len(request) > MAX_OPERATION_BYTES:
+    if len(seen.request) > MAX_OPERATION_BYTES:
         violation = FieldViolation(
             f"job.steps[{ordinal}].{operation.field}", f"At most {MAX_OPERATION_BYTES} bytes."
         )
         raise FluoroError(
             Reason.INVALID_ARGUMENT, f"The operation of step {step.name} is too large.", [violation]
         )
-    policy = step.retry_policy
     return NewStep(
         ordinal=ordinal,
         name=step.name,
         operation=operation,
-        request=request,
+        request=seen.request,
         after=wired.after,
         sources=_stored(wired),
         inputs_per_task=step.max_inputs_per_task,
-        max_attempts=policy.max_attempts or DEFAULT_MAX_ATTEMPTS,
-        initial_backoff_seconds=seconds(policy.initial_backoff) or DEFAULT_INITIAL_BACKOFF_SECONDS,
-        max_backoff_seconds=seconds(policy.max_backoff) or DEFAULT_MAX_BACKOFF_SECONDS,
-        timeout_seconds=seconds(step.attempt_timeout) or operation.timeout_seconds,
+        max_attempts=seen.max_attempts or DEFAULT_MAX_ATTEMPTS,
+        initial_backoff_seconds=seen.initial_backoff_seconds or DEFAULT_INITIAL_BACKOFF_SECONDS,
+        max_backoff_seconds=seen.max_backoff_seconds or DEFAULT_MAX_BACKOFF_SECONDS,
+        timeout_seconds=seen.timeout_seconds or operation.timeout_seconds,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
         allow_identifiable=step.allow_identifiable,
         tasks=[] if wired.after else _tasks(step, _first_inputs(wired, inputs)),
