@@ -89,6 +89,19 @@ def test_a_task_that_asks_for_too_much_memory_fails_and_takes_nobody_along(rig: 
     assert job.state == SUCCEEDED
 
 
+def test_an_input_that_takes_too_much_memory_fails_alone(rig: Rig) -> None:
+    rig.worker(child_memory_limit_kib=1_000_000, slots=1)
+    job = rig.job_of({"do": "take_each", "bytes": [1 << 20, 900 << 20, 500 << 20]})
+    job.inputs.extend(rig.blob(content) for content in (b"huge", b"large"))
+    job = rig.finished(rig.submit(job))
+    assert [(job_pb2.Item.State.Name(item.state), item.reason) for item in job.steps[0].items] == [
+        ("STATE_SUCCEEDED", ""),
+        ("STATE_FAILED", "MEMORY_EXCEEDED"),
+        ("STATE_SUCCEEDED", ""),
+    ]
+    assert outcomes(job) == ["SUCCEEDED"]
+
+
 def test_sigkill_of_a_whole_worker_moves_its_task_to_another_once_the_lease_expires(
     rig: Rig, tmp_path: Path
 ) -> None:

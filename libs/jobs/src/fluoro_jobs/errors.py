@@ -89,6 +89,7 @@ class Reason(StrEnum):
     NO_APPLICABLE_INPUT = "NO_APPLICABLE_INPUT"
     TOO_MANY_INPUTS = "TOO_MANY_INPUTS"
     # Items
+    MEMORY_EXCEEDED = "MEMORY_EXCEEDED"
     NOT_DICOM = "NOT_DICOM"
     DICOM_TRUNCATED = "DICOM_TRUNCATED"
     DICOM_INVALID = "DICOM_INVALID"
@@ -373,6 +374,12 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "Earlier steps left more than 10,000 inputs or 50,000 files for the step, more than "
         "200,000 files for all steps that may begin together, or so many that the job would "
         "have more than 10,000 tasks; or a step would fetch more than 10,000 instances.",
+    ),
+    Reason.MEMORY_EXCEEDED: ReasonSpec(
+        "",
+        False,
+        "The input takes more memory than a process of the worker may have "
+        "(`FLUORO_CHILD_MEMORY_LIMIT_KIB`). The other inputs of its task are not touched.",
     ),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."

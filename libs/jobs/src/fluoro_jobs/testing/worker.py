@@ -13,6 +13,7 @@ commands run in order; `[]` does nothing. A report has no inputs: its title name
     {"do": "panic_once", "path": P}  raises what is no Exception, unless file P exists; makes it
     {"do": "spin"}                 computes for ever without looking at anything
     {"do": "take", "bytes": N}     asks for so much memory
+    {"do": "take_each", "bytes": [N, …]}  the same for each input, as an item
     {"do": "deafen"}               makes Celery take no more messages; in a pool of threads
     {"do": "keep_slot"}            its pool child or thread does not return once the task is over
     {"do": "fail", "reason": R, "retryable": B, "unless": P}  P is optional: not if file P exists
@@ -95,6 +96,12 @@ def _spin(_command: dict[str, Any], _context: StepContext) -> None:
         pow(3, 100_000)
 
 
+def _take_each(command: dict[str, Any], context: StepContext) -> None:
+    for item, size_bytes in zip(context.each("take"), command["bytes"], strict=True):
+        with item:
+            bytearray(size_bytes)
+
+
 def _deafen(_command: dict[str, Any], _context: StepContext) -> None:
     hub = get_event_loop()
     assert hub is not None
@@ -126,6 +133,7 @@ COMMANDS: Final[dict[str, Callable[[dict[str, Any], StepContext], object]]] = {
     "panic_once": _panic_once,
     "spin": _spin,
     "take": lambda command, _: bytearray(command["bytes"]),
+    "take_each": _take_each,
     "deafen": _deafen,
     "keep_slot": _keep_slot,
     "fail": _fail,

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.wakeups import Publisher
 from fluoro_jobs.worker.execute import Executor
 from fluoro_jobs.worker.handler import Handler
+from fluoro_jobs.worker.memory import limit_memory
 from fluoro_jobs.worker.settings import WorkerSettings
 
 
@@ -56,18 +56,6 @@ def calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER_OBJECTS)
-
-
-def limit_memory(kib: int) -> None:
-    """Has whatever asks for more than this raise MemoryError. 0: as it is.
-
-    Without it the kernel would end any process of the pod, and a whole handful of tasks with it.
-    """
-    if kib:
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        asked = kib * 1024
-        soft = asked if most == resource.RLIM_INFINITY else min(asked, most)
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, most))
 
 
 def load(path: str) -> Any:

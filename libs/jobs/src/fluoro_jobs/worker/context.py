@@ -25,6 +25,7 @@ from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.keys import checked_key, file_name
 from fluoro_jobs.ledger.origins import Origins
+from fluoro_jobs.worker.memory import asked_too_much
 
 log = structlog.get_logger(__name__)
 
@@ -426,6 +427,10 @@ class StepItem:
             return True
         if isinstance(error, FluoroError) and not error.may_retry:
             self._end(State.STATE_FAILED, error.reason, error.message)
+            return True
+        if isinstance(error, MemoryError) and asked_too_much(trace):
+            text = "Processing this input takes more memory than a process of the worker may have."
+            self._end(State.STATE_FAILED, Reason.MEMORY_EXCEEDED, text)
             return True
         # Not the file's fault: a store that is away, a cancel, a disk or memory that is full. It
         # ends the attempt, and another one may go well.

@@ -44,7 +44,7 @@ class WorkerSettings(BaseSettings):
         4_000_000,
         ge=0,
         description=(
-            "Memory a pool child may have at once, KiB (RLIMIT_DATA): an attempt that asks for "
+            "Memory a pool child may have at once, KiB (RLIMIT_DATA): an item that asks for "
             "more fails; 0: no limit. Prefork pools only."
         ),
     )
