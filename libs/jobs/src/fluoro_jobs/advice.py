@@ -77,7 +77,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.ALL_ITEMS_FAILED: "See the reasons of the items.",
     Reason.NO_APPLICABLE_INPUT: "Choose an operation or model for this kind of input.",
     Reason.TOO_MANY_INPUTS: "Raise `max_inputs_per_task`, or split the job.",
-    Reason.MEMORY_EXCEEDED: "Send a smaller one, or raise the memory of workers and the limit.",
+    Reason.MEMORY_EXCEEDED: "Send a smaller one, or raise `FLUORO_CHILD_MEMORY_LIMIT_KIB`.",
     Reason.NOT_DICOM: "Send a DICOM file.",
     Reason.DICOM_TRUNCATED: "Send it again, whole.",
     Reason.DICOM_INVALID: "Correct it at the source.",

@@ -375,12 +375,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
         "200,000 files for all steps that may begin together, or so many that the job would "
         "have more than 10,000 tasks; or a step would fetch more than 10,000 instances.",
     ),
-    Reason.MEMORY_EXCEEDED: ReasonSpec(
-        "",
-        False,
-        "The input takes more memory than a process of the worker may have "
-        "(`FLUORO_CHILD_MEMORY_LIMIT_KIB`). The other inputs of its task are not touched.",
-    ),
+    Reason.MEMORY_EXCEEDED: ReasonSpec("", False, "The input takes more memory than it may."),
     Reason.NOT_DICOM: ReasonSpec(
         "", False, "The file is not DICOM Part 10 (no DICM prefix or no File Meta Information)."
     ),
