@@ -163,24 +163,26 @@ async def test_uploads_that_find_no_memory_wait_for_it(client: Client) -> None:
 
 
 async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis_url: str, blob_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blob = (await client.blobs.UploadBlob(parts(10))).blob
     go_on, fsync = threading.Event(), os.fsync
 
     def hung_disk(descriptor: int) -> None:
         go_on.wait(20)
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", hung_disk)
-    try:
-        hung = [
-            asyncio.create_task(refused(client.blobs.UploadBlob(parts(20 + number))))
-            for number in range(30)
-        ]
-        assert (await client.blobs.GetBlob(GetBlobRequest(name=blob.name), timeout=1)).blob == blob
-        async with asyncio.timeout(30):
-            reasons = Counter(ended.reason for ended in await asyncio.gather(*hung))
-        assert reasons == {"BLOB_STORE_UNAVAILABLE": 30}
-    finally:
-        go_on.set()
+    async with serving(database_url, redis_url, blob_url, blob_request_seconds=0.4) as client:
+        blob = (await client.blobs.UploadBlob(parts(10))).blob
+        monkeypatch.setattr(os, "fsync", hung_disk)
+        try:
+            hung = [
+                asyncio.create_task(refused(client.blobs.UploadBlob(parts(20 + number))))
+                for number in range(30)
+            ]
+            get = client.blobs.GetBlob(GetBlobRequest(name=blob.name), timeout=1)
+            assert (await get).blob == blob
+            async with asyncio.timeout(30):
+                reasons = Counter(ended.reason for ended in await asyncio.gather(*hung))
+            assert reasons == {"BLOB_STORE_UNAVAILABLE": 30}
+        finally:
+            go_on.set()
