@@ -1,9 +1,10 @@
 """A two-page study report by ExportReport, reportlab and WeasyPrint, in turn, warm.
 
-Ours goes from results and blobs to a blob: tagged PDF/A-2a. The peers get the report's model, or
-its HTML, and its pictures ready, and write a plain PDF of the same content. Each report has another
-title, so nobody prints a page that it remembers. The peers live in an environment of their own,
-`out/peers-report`, which the first run makes (WeasyPrint needs Pango).
+Ours goes from results and blobs to a durable blob: tagged PDF/A-2a and PDF/UA-1. The peers get the
+report's model, or its HTML, and its pictures ready. reportlab draws the same parts in the same
+places, but has neither tags nor PDF/A; WeasyPrint writes PDF/UA-1. Each report has another title,
+so nobody prints a page that it remembers; typst does remember the pictures. The peers live in an
+environment of their own, `out/peers-report`, which the first run makes (WeasyPrint needs Pango).
 
 Then, each in a fresh process: a batch of 50 photographs (aims: 3 s, 300 MiB of memory in all), and
 one of 500.
@@ -28,7 +29,7 @@ from fluoro_jobs.worker.context import Upstream
 from rig.figures import latencies, quick, ratio, say
 from rig.servers import BENCHMARKS
 
-PEERS: Final = ("reportlab==5.1.0", "weasyprint==70.0")
+PEERS: Final = ("reportlab==5.1.0", "rl_accel==0.9.1", "weasyprint==70.0")
 TITLE: Final = "TITLE"
 
 
@@ -53,10 +54,10 @@ class Peer:
 
     def __init__(self, python: Path, name: str, folder: Path, stack: ExitStack) -> None:
         """Starts it; the stack ends it."""
-        script = BENCHMARKS / "peers" / "documents.py"
         self._process = stack.enter_context(
             subprocess.Popen(
-                [python, script, name, folder],
+                [python, "-m", "peers.documents", name, folder],
+                cwd=BENCHMARKS,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
