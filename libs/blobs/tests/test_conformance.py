@@ -55,6 +55,15 @@ def test_a_file_put_is_fetched_byte_for_byte(
 
 
 @SIZES
+def test_the_start_of_a_blob_is_as_long_as_asked_for_or_as_the_blob(
+    store: BlobStore, name: str, size: int
+) -> None:
+    content = os.urandom(size)
+    store.put(name, content)
+    assert store.start(name, 1000) == content[:1000]
+
+
+@SIZES
 async def test_chunks_written_are_streamed_back(store: BlobStore, name: str, size: int) -> None:
     content = os.urandom(size)
     async with store.writer(name) as writer:

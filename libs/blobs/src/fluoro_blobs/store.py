@@ -163,6 +163,10 @@ class BlobStore:
         """The whole content, `RANGE_BYTES` at a time: memory is bounded by that."""
         return self._parts(name)
 
+    def start(self, name: str, length: int) -> bytes:
+        """The first bytes; fewer if there are no more."""
+        return bytes(next(self._parts(name, part_bytes=length), b""))
+
     def fetch(self, name: str, path: Path) -> None:
         """Copies the content into a new file. After an error there is no file.
 

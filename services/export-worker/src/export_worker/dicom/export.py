@@ -23,7 +23,7 @@ from export_worker.dicom.measurements import measurement_report
 from export_worker.dicom.origin import Origin, identity, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
-from export_worker.dicom.sources import Known, read_source
+from export_worker.dicom.sources import START_BYTES, Known, read_source
 from export_worker.images import models_behind
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
@@ -104,7 +104,9 @@ class Export:
                 Reason.NO_APPLICABLE_INPUT,
                 "There is no DICOM file beside what steps made of it. Name the files in `inputs`.",
             )
-        image = Image(number, item.key, read_source(item.fetch(file), self._known))
+        start = self._context.start(file.blob, START_BYTES)
+        source = read_source(start, lambda: item.fetch(file), self._known)
+        image = Image(number, item.key, source)
         image.input = item.input
         image.unit = self._units.get(item.key, "")
         take_maps(item, image, self._findings, self._context)

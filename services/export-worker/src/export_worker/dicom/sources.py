@@ -7,7 +7,7 @@ says may be wrong: a value that its VR does not allow is left out, so that no ob
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -221,15 +221,20 @@ class Source:
         return self.frames, self.rows, self.columns
 
 
-def read_source(path: Path, known: Known | None = None) -> Source:
+def read_source(start: bytes, rest: Callable[[], Path], known: Known | None = None) -> Source:
     """Reads a DICOM file. known: from files read before.
+
+    start: its first `START_BYTES`. rest: gives the file; called if its header is longer than that.
 
     FluoroError NOT_DICOM or DICOM_INVALID if nothing can refer to it, IMAGE_TOO_LARGE if its header
     is over the limit, NO_PIXEL_DATA if it is no image.
     """
-    blamed = blame_file(Reason.DICOM_INVALID, "The header cannot be read. Inspect the file.")
-    with path.open("rb") as file, blamed:
-        kept = cleaned(read_header(file), known or Known())
+    with blame_file(Reason.DICOM_INVALID, "The header cannot be read. Inspect the file."):
+        header = read_start(start, TAGS)
+        if header is None:
+            with rest().open("rb") as file:
+                header = read_header(file)
+        kept = cleaned(header, known or Known())
         header = Dataset({one.element.tag: one.element for one in kept if one.element})
         if groups := b"".join(one.encoded for one in kept if one.element is None):
             header.update(read_dataset(BytesIO(groups), False, True))
@@ -274,7 +279,7 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
     is_part_10 = head[128:132] == b"DICM"
     if not is_part_10 and head[:2] not in FIRST_GROUPS:
         raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
-    if is_part_10 and (header := read_start(head, tags)) is not None:
+    if (header := read_start(head, tags)) is not None:
         return header
     file.seek(132)
     if is_part_10:
@@ -300,7 +305,7 @@ def read_start(head: bytes, tags: list[BaseTag | int]) -> Dataset | None:
         return ended
 
     header = None
-    if DeflatedExplicitVRLittleEndian.encode() not in head:
+    if head[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() not in head:
         with suppress(Exception):  # of a header that goes on, or is broken: it is read once more
             header = read_partial(cast("BinaryIO", BytesIO(head)), at_end, specific_tags=tags)
     return header if ended else None
