@@ -6,12 +6,14 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arro3.io import read_parquet
+from export_worker.dicom.directory import Directory
 from export_worker.operations.archive import export_archive
 from export_worker.operations.dicom import export_dicom
 from export_worker.testing import JOB, Study, ct_slices
@@ -23,6 +25,8 @@ from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
 from pydicom import dcmread
+from pydicom.fileset import FileSet
+from pydicom.uid import UID
 
 
 def packed(
@@ -143,6 +147,36 @@ def test_a_dicomdir_lists_the_dicom_files(study: Study, tmp_path: Path) -> None:
     assert not [line for line in told.splitlines() if line.startswith("Error")]
     again = packed(tmp_path, dicom, dicomdir=True)[1]
     assert again.read("archive.zip") == attempt.read("archive.zip")
+
+
+def test_a_dicomdir_has_the_bytes_that_pydicom_writes(tmp_path: Path) -> None:
+    ours, theirs = Directory("2.25.1"), FileSet()
+    theirs.UID = UID("2.25.1")
+    staged = [theirs._stage["t"]]
+    for number, data in enumerate(ct_slices(6)):
+        data.PatientID = f"patient {number % 2}"
+        data.SeriesInstanceUID = f"2.25.{number % 3}"
+        name = ours.add(data)
+        assert theirs.add(data).FileID == name
+    theirs.write(tmp_path)
+    for folder in (*staged, theirs._stage["t"]):
+        folder.cleanup()  # pydicom leaves that to a finalizer, which warns
+    assert ours.written() == (tmp_path / "DICOMDIR").read_bytes()
+
+
+def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        directory, began = Directory("2.25.1"), time.process_time()
+        for number in range(count):
+            header.SOPInstanceUID = f"2.25.{number}"
+            assert directory.add(header).endswith(f"IM{number:06}")
+        (tmp_path / "DICOMDIR").write_bytes(directory.written())
+        return time.process_time() - began
+
+    [header] = ct_slices(1)
+    hundreds, thousands = seconds(250), seconds(2500)
+    assert len(dcmread(tmp_path / "DICOMDIR").DirectoryRecordSequence) == 2503
+    assert thousands < 25 * hundreds
 
 
 def test_what_cannot_be_listed_keeps_its_name(tmp_path: Path) -> None:

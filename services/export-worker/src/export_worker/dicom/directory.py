@@ -1,21 +1,29 @@
-"""DICOMDIR (PS3.10 8, PS3.3 F) of the DICOM files that go into an archive."""
+"""DICOMDIR (PS3.10 8, PS3.3 F) of the DICOM files that go into an archive.
 
+pydicom makes the records. It looks at all of a series for each instance that it adds, so the tree
+and the offsets in it are ours.
+"""
+
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import PurePath
-from shutil import rmtree
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from fluoro_jobs.blame import blame_file
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
-from pydicom.fileset import FileSet
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.fileset import _PREFIXES, FileSet, RecordNode
+from pydicom.filewriter import write_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from export_worker.dicom.origin import Origin
-from export_worker.dicom.sources import KEPT, read_header
+from export_worker.dicom.sources import KEPT, START_BYTES, read_header, read_start
 from export_worker.packing import Packed
 
 RECORDS: Final = (
@@ -25,8 +33,17 @@ RECORDS: Final = (
 )
 """What directory records repeat of an instance, beside what objects do."""
 TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, *RECORDS)]
-INSTANCES_LIMIT: Final = 2_000
-"""Most instances of a DICOMDIR, which take 45 s: pydicom looks at all of a series for each."""
+INSTANCES_LIMIT: Final = 100_000
+"""Most instances of a DICOMDIR: each takes 2 ms, and its record is kept in memory."""
+UNLISTED: Final = (Reason.NOT_DICOM, Reason.DICOM_INVALID, Reason.IMAGE_TOO_LARGE)
+"""Why a file is left out. For any other reason there is no archive."""
+COMPONENT_CHARACTERS: Final = 8
+"""Of a part of a File ID (PS3.10 8.2)."""
+NEXT_AT: Final = 8
+"""Where the Offset of the Next Directory Record (0004,1400) stands in a record."""
+LOWER_AT: Final = 30
+"""Where the Offset of Referenced Lower-Level Directory Entity (0004,1420) stands in a record."""
+ITEM: Final = b"\xfe\xff\x00\xe0"
 
 
 class Listed(NamedTuple):
@@ -41,6 +58,95 @@ class Listed(NamedTuple):
     left_out: int
 
 
+@dataclass(slots=True)
+class Record:
+    """A directory record. name: its part of a File ID. data: as Explicit VR Little Endian."""
+
+    name: str = ""
+    data: bytearray = field(default_factory=bytearray)
+    children: dict[str, "Record"] = field(default_factory=dict)
+    offset: int = 0
+
+    def __iter__(self) -> Iterator["Record"]:
+        """Those below it, each before its children."""
+        for child in self.children.values():
+            yield child
+            yield from child
+
+
+class Directory:
+    """The records of a file-set."""
+
+    def __init__(self, uid: str) -> None:
+        """uid: of the file-set."""
+        self._uid = uid
+        self._root = Record()
+
+    def add(self, header: Dataset) -> str:
+        """Adds an instance; returns its name. Raises whatever a hostile header provokes."""
+        made = FileSet._recordify(None, header)  # type: ignore[arg-type]  # noqa: SLF001 - uses no self
+        nodes = [RecordNode(record) for record in made]
+        at = self._root
+        names: list[str] = []
+        while len(names) < len(nodes) - 1 and (known := at.children.get(nodes[len(names)].key)):
+            at = known
+            names.append(known.name)
+        parent, index, fresh = at, len(at.children), []
+        for node in nodes[len(names) :]:
+            prefix = _PREFIXES[node.record_type]
+            names.append(f"{prefix}{index:0{COMPONENT_CHARACTERS - len(prefix)}}")
+            index = 0
+            if node is nodes[-1]:
+                node._record.ReferencedFileID = names  # noqa: SLF001 - its record
+            fresh.append((node.key, Record(names[-1], encoded(node._record))))  # noqa: SLF001
+        for key, record in fresh:  # once all could be encoded
+            parent.children[key] = record
+            parent = record
+        return "/".join(names)
+
+    def written(self) -> bytes:
+        """The DICOMDIR."""
+        at = len(self._head(0, 0))
+        for record in self._root:
+            record.offset = at
+            at += len(ITEM) + 4 + len(record.data)
+        for parent in (self._root, *self._root):
+            children = list(parent.children.values())
+            for one, following in pairwise(children):
+                struct.pack_into("<I", one.data, NEXT_AT, following.offset)
+            if parent.data and children:
+                struct.pack_into("<I", parent.data, LOWER_AT, children[0].offset)
+        first, *_ = last = list(self._root.children.values())
+        head = bytearray(self._head(first.offset, last[-1].offset))
+        struct.pack_into("<I", head, len(head) - 4, at - len(head))
+        items = (ITEM + struct.pack("<I", len(one.data)) + one.data for one in self._root)
+        return b"".join([head, *items])
+
+    def _head(self, first: int, last: int) -> bytes:
+        """All before the first record; ends with the length of the sequence."""
+        ds = Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPInstanceUID = UID(self._uid)
+        ds.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+        ds.FileSetID = None
+        ds.OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity = first
+        ds.OffsetOfTheLastDirectoryRecordOfTheRootDirectoryEntity = last
+        ds.FileSetConsistencyFlag = 0
+        ds.DirectoryRecordSequence = []
+        buffer = BytesIO()
+        dcmwrite(buffer, ds, enforce_file_format=True)
+        return buffer.getvalue()
+
+
+def encoded(record: Dataset) -> bytearray:
+    """As Explicit VR Little Endian."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, record)
+    return bytearray(buffer.getvalue())
+
+
 def file_set(files: Sequence[Packed], context: StepContext) -> Listed:
     """Gives DICOM files names as PS3.10 8.2 has them. What cannot be listed keeps its name.
 
@@ -52,55 +158,32 @@ def file_set(files: Sequence[Packed], context: StepContext) -> Listed:
             Reason.TOO_MANY_INPUTS,
             f"A DICOMDIR lists at most {INSTANCES_LIMIT:,} instances. Leave out `dicomdir`.",
         )
-    with tidied(FileSet()) as directory:
-        return listed(directory, files, instances, context)
-
-
-@contextmanager
-def tidied(directory: FileSet) -> Iterator[FileSet]:
-    """Deletes what pydicom staged: its folder goes with a warning once nobody knows of it."""
-    staged = directory._stage  # noqa: SLF001 - there is no other way to its folders
-    first = staged["t"]
-    try:
-        yield directory
-    finally:
-        for folder in (first, staged["t"]):
-            folder.cleanup()
-
-
-def listed(
-    directory: FileSet, files: Sequence[Packed], instances: Sequence[int], context: StepContext
-) -> Listed:
-    """Fills the directory."""
-    directory.UID = UID(Origin(context.job, context.step).uid("file-set"))
-    numbers: dict[str, int] = {}
+    directory = Directory(Origin(context.job, context.step).uid("file-set"))
+    named, seen = list(files), set()
     for done, number in enumerate(instances):
         context.progress("list", done, len(instances))
-        path = context.fetch(files[number].artifact.blob)
         try:
-            blamed = blame_file(Reason.DICOM_INVALID, "It cannot be listed.")
-            with path.open("rb") as file, blamed:
-                header = read_header(file, TAGS)
-                if header.SOPInstanceUID not in numbers:  # a second copy stands outside
-                    directory.add(header)
-                    numbers[header.SOPInstanceUID] = number
-        except FluoroError:
-            continue
-        finally:
-            path.unlink()
-    named = list(files)
-    for instance in directory:
-        number = numbers[instance.SOPInstanceUID]
-        named[number] = replace(files[number], path=PurePath(instance.FileID).as_posix())
-    return Listed(named, written(directory, context), len(numbers), len(instances) - len(numbers))
+            with blame_file(Reason.DICOM_INVALID, "It cannot be listed."):
+                header = header_of(files[number].artifact.blob, context)
+                if (uid := header.SOPInstanceUID) in seen:  # a second copy stands outside
+                    continue
+                named[number] = replace(files[number], path=directory.add(header))
+                seen.add(uid)
+        except FluoroError as error:
+            if error.reason not in UNLISTED:
+                raise
+    data = directory.written() if seen else b""
+    return Listed(named, data, len(seen), len(instances) - len(seen))
 
 
-def written(directory: FileSet, context: StepContext) -> bytes:
-    """The DICOMDIR. pydicom writes copies of the headers beside it, which nobody needs."""
-    if not len(directory):
-        return b""
-    folder = context.scratch / "file-set"
-    directory.write(folder)
-    data = (folder / "DICOMDIR").read_bytes()
-    rmtree(folder)
-    return data
+def header_of(blob: str, context: StepContext) -> Dataset:
+    """What records tell of a file."""
+    header = read_start(context.start(blob, START_BYTES), TAGS)
+    if header is not None:
+        return header
+    path = context.fetch(blob)
+    try:
+        with path.open("rb") as file:
+            return read_header(file, TAGS)
+    finally:
+        path.unlink()
