@@ -54,6 +54,15 @@ def test_colours_are_taken_in_the_order_that_the_model_wants() -> None:
     assert prepare(np.array([[[7]]], "|u1"), image(), rgb).tolist() == [[[[7, 7, 7]]]]
 
 
+def test_tiles_that_are_what_the_tensor_holds_are_not_copied() -> None:
+    tiles = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    holds = {"dtype": "uint8", "colour": "rgb", "resize": "stretch"}
+    as_they_are = tensor("NHWC", ("n", 4, 5, 3), **holds)
+    assert np.shares_memory(prepare(tiles, image(), as_they_are), tiles)
+    turned = prepare(tiles, image(), tensor("NCHW", ("n", 3, 4, 5), **holds))
+    assert np.array_equal(turned.transpose(0, 2, 3, 1), tiles)
+
+
 def test_mean_and_deviation_are_per_channel_and_come_last() -> None:
     how = tensor(
         "NCHW",

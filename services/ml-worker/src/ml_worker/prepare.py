@@ -68,7 +68,7 @@ def _as_they_are(frames: NDArray[Any], tensor: Input, how: Prepare) -> NDArray[A
     """
     size = (tensor.axis("H"), tensor.axis("W"))
     same = frames.ndim == 4 and frames.dtype == tensor.dtype and frames.shape[1:3] == size  # noqa: PLR2004 - with samples
-    plain = how.model_copy(update={"resize": "stretch"}) == Prepare(colour="rgb")
+    plain = how.model_copy(update={"resize": None}) == Prepare(colour="rgb")
     return np.ascontiguousarray(frames) if same and plain and tensor.layout == "NHWC" else None
 
 

@@ -87,10 +87,10 @@ def to_reference(slide: slide_pb2.TiledSlide) -> Tables | None:
     return np.asarray(np.exp(-mix[:, :, np.newaxis] * DENSITY), np.float32)
 
 
-def normalized(tile: Tiles, tables: Tables) -> Tiles:
-    """One tile, (rows, columns, 3), in the reference's colours."""
+def normalized(tile: Tiles, out: Tiles | None = None, *, tables: Tables) -> Tiles:
+    """One tile, (rows, columns, 3), in the reference's colours. out: where it goes, else new."""
     planes = [np.ascontiguousarray(tile[..., channel]) for channel in range(3)]
-    out = np.empty_like(tile)
+    out = np.empty_like(tile) if out is None else out
     for channel, factors in enumerate(tables):
         light = factors[0].take(planes[0])
         light *= factors[1].take(planes[1])

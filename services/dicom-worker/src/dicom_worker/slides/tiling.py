@@ -1,8 +1,11 @@
 """Cuts a slide into tiles and keeps those with tissue, a band of the slide in memory at a time."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,9 @@ from dicom_worker.photographs.refusals import Refusal
 from dicom_worker.slides.source import Slide
 from dicom_worker.slides.tiff import WHITE
 from dicom_worker.slides.tissue import Stain, sample, stain_of, tissue_of
+
+THREADS: Final = min(4, len(os.sched_getaffinity(0)))
+"""That look at tiles: hashes and look-ups let go of Python's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +53,22 @@ class Tiling:
         level, size = self.slide.level, self.size
         across = -(-level.columns // size)
         seen, found, densities = 0, 0, []
-        for row, band in enumerate(self._bands(across)):
-            self.tick()
-            tiles = band.reshape(size, across, size, 3).swapaxes(0, 1)
-            tissue = tissue_of(tiles)
-            found += int(np.count_nonzero(tissue))
-            seen += tissue.size
-            shares = tissue.mean(axis=(1, 2))
-            for column in np.flatnonzero(shares >= max(self.least, np.finfo(float).tiny)):
-                if (len(self.tiles) + 1) * size * size * 3 > limits.ARRAY_LIMIT_BYTES:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for row, band in enumerate(self._bands(across)):
+                self.tick()
+                tiles = band.reshape(size, across, size, 3).swapaxes(0, 1)
+                tissue = tissue_of(tiles)
+                found += int(np.count_nonzero(tissue))
+                seen += tissue.size
+                shares = tissue.mean(axis=(1, 2))
+                columns = np.flatnonzero(shares >= max(self.least, np.finfo(float).tiny))
+                if (len(self.tiles) + len(columns)) * size * size * 3 > limits.ARRAY_LIMIT_BYTES:
                     raise Refusal.SLIDE_TISSUE.error()
-                tile = np.ascontiguousarray(tiles[column])
-                densities.append(sample(tile, tissue[column]))
-                digest = hashlib.sha256(tile.data).digest()
-                self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
-                # In bytes: whoever takes chunks counts by len().
-                yield tile.reshape(-1).data
+                looked_at = pool.map(look_at, tiles[columns], tissue[columns])
+                for column, (data, density, digest) in zip(columns, looked_at, strict=True):
+                    densities.append(density)
+                    self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
+                    yield data
         self.tissue_share = found / seen
         self.stain = stain_of(np.concatenate(densities)) if densities else None
 
@@ -83,3 +89,12 @@ class Tiling:
 
     def _white(self, across: int) -> NDArray[np.uint8]:
         return np.full((self.size, across * self.size, 3), WHITE, np.uint8)
+
+
+def look_at(
+    tile: NDArray[np.uint8], tissue: NDArray[np.bool_]
+) -> tuple[memoryview, NDArray[np.float32], bytes]:
+    """Its bytes, some of its optical densities, and its SHA-256."""
+    # In bytes: whoever takes chunks counts by len().
+    data = tile.reshape(-1).data
+    return data, sample(tile, tissue), hashlib.sha256(data).digest()

@@ -116,7 +116,8 @@ def scored(
         for tiles, pixels in certified_tiles(blob, slide, at_once, context):
             shown = pixels
             if tables is not None:
-                shown = np.stack(list(pool.map(partial(normalized, tables=tables), pixels)))
+                shown = np.empty_like(pixels)
+                list(pool.map(partial(normalized, tables=tables), pixels, shown))
             yield (tiles, pixels), prepare(shown, image, tensor)
 
     with ThreadPoolExecutor(run_threads()) as pool:

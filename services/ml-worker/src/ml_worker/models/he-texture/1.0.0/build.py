@@ -205,7 +205,7 @@ def check(weights: Numbers, offsets: Numbers) -> None:
         tables = to_reference(slide)
         assert tables is not None
         plain.append(accuracy(tiles, kinds, weights, offsets))
-        tiles = np.stack([normalized(tile, tables) for tile in tiles])
+        tiles = np.stack([normalized(tile, tables=tables) for tile in tiles])
         alike.append(accuracy(tiles, kinds, weights, offsets))
     for name, found in (("as they are", plain), ("normalised", alike)):
         told.append(f"ten laboratories, {name}: {np.mean(found):.3f} (worst {min(found):.3f})")
