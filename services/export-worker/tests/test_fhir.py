@@ -1,14 +1,15 @@
 """ExportFhir: valid R4, with what was found and what is said of it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from export_worker.operations.fhir import export_fhir
-from export_worker.testing import JOB, Study, ct_slices
+from export_worker.testing import JOB, Study, ct_slices, dermoscopies, looks, verdicts
 from fhir.resources.R4B.bundle import Bundle
-from fluoro.v1 import ml_pb2
+from fluoro.v1 import compare_pb2, ml_pb2, slide_pb2
 from fluoro.v1.export_pb2 import ExportFhir
 from fluoro_jobs.errors import CancelledAttempt, FluoroError
 from fluoro_jobs.testing import Attempt, step_context
@@ -123,3 +124,74 @@ def test_a_cancelled_attempt_leaves_nothing(clinic: Any, tmp_path: Path) -> None
     with pytest.raises(CancelledAttempt):
         export_fhir(ExportFhir(), attempt.context)
     assert not attempt.context.artifacts
+
+
+def test_a_verdict_names_what_each_model_said_and_every_model_what_it_is_for(
+    tmp_path: Path,
+) -> None:
+    found = resources(exported(tmp_path, verdicts(tmp_path)[1]))
+    by_code: dict[str, list[dict[str, Any]]] = {}
+    for one in found["Observation"]:
+        by_code.setdefault(one["code"]["text"].split(",")[0], []).append(one)
+        assert one["note"] == [{"text": "Made by a demonstration model. Not for diagnosis."}]
+    said = by_code["Class of the image by several models"]
+    assert {"text": "melanoma"} in [one.get("valueCodeableConcept") for one in said]
+    assert {"text": "The models disagree."} in [one.get("dataAbsentReason") for one in said]
+    opinions = {f"urn:uuid:{one['id']}" for one in found["Observation"] if "device" in one}
+    assert all({each["reference"] for each in one["derivedFrom"]} < opinions for one in said)
+    assert len(found["Device"]) == 2
+
+
+def test_lesions_and_objects_have_observations(tmp_path: Path) -> None:
+    upstream = [dermoscopies(tmp_path)[1], *looks(tmp_path, 2)]
+    found = resources(exported(tmp_path, *upstream))["Observation"]
+    lesion = found[0]
+    assert lesion["valueCodeableConcept"] == {"text": "Highly suspicious."}
+    sizes = {
+        one["code"]["text"]: one["valueQuantity"]["value"]
+        for one in lesion["component"]
+        if one["valueQuantity"]["unit"] != "1"
+    }
+    assert sizes == {
+        "Share of the image": pytest.approx(21.4),
+        "Largest diameter": 7.4,
+        "Area": 38.2,
+    }
+
+
+def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:
+    model = ml_pb2.ModelReference(name="made", version="1", sha256=bytes(32))
+    slide = slide_pb2.AnalyzeSlideResult(model=model)
+    slide.slides.add(item="0").classes.add(label=1, display_name="<b>&", share=0.25)
+    compared = compare_pb2.CompareImagesResult(model=model)
+    compared.images.add(item="0")
+    compared.images.add(item="1", similarity=0.5)
+    compared.images.add(item="2", similarity=float("nan"))
+    steps = [
+        step_context(tmp_path, step=f"step-{number}").as_upstream(result)
+        for number, result in enumerate((slide, compared))
+    ]
+    shares, likeness = resources(exported(tmp_path, *steps))["Observation"]
+    assert shares["component"][0]["code"] == {"text": "<b>&"}
+    assert shares["component"][0]["valueQuantity"]["value"] == 25
+    assert likeness["component"][0]["valueQuantity"]["value"] == 0.5
+    assert likeness["note"] == [{"text": "Made by a demonstration model. Not for diagnosis."}]
+
+
+def test_provenance_tells_the_inputs_and_when_each_step_ran(tmp_path: Path) -> None:
+    study = Study.of_slices(tmp_path, ct_slices(1))
+    attempt = step_context(tmp_path, [b"a"], [study.analyze()], step="fhir")
+    attempt.context.job = JOB
+    export_fhir(ExportFhir(), attempt.context)
+    found = resources(attempt)
+    [report], [device] = found["DiagnosticReport"], found["Device"]
+    came, ran = found["Provenance"]
+    [entity] = came["entity"]
+    assert (
+        entity["what"]["identifier"]["value"] == f"nih:sha-256;{hashlib.sha256(b'a').hexdigest()}"
+    )
+    assert ran["activity"]["text"] == "step analyze, attempts: 1"
+    assert ran["occurredPeriod"]["start"] < ran["occurredPeriod"]["end"]
+    assert ran["agent"] == [{"who": {"reference": f"urn:uuid:{device['id']}"}}]
+    for one in (came, ran):
+        assert one["target"] == [{"reference": f"urn:uuid:{report['id']}"}]

@@ -4,23 +4,44 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid5
 
-from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1 import (
+    classify_pb2,
+    compare_pb2,
+    dermoscopy_pb2,
+    detect_pb2,
+    dicom_pb2,
+    ml_pb2,
+    slide_pb2,
+)
+from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.worker.context import Upstream
 
 from export_worker.dicom.codes import SCHEME, coded
 from export_worker.dicom.origin import algorithm_name, statement
-from export_worker.images import key_of, model_of, models_of, results
+from export_worker.findings import Told, quantity, told_of
+from export_worker.images import key_of, model_of, models_behind, results
 from export_worker.wording import job_time
 
 Resource = dict[str, Any]
 
+FOUND: Final = (
+    ml_pb2.AnalyzeImagesResult,
+    classify_pb2.ClassifyImagesResult,
+    dermoscopy_pb2.AssessDermoscopyResult,
+    detect_pb2.DetectObjectsResult,
+    slide_pb2.AnalyzeSlideResult,
+    compare_pb2.CompareImagesResult,
+)
+"""Results with something for an electronic record."""
+NO_ORIGINS: Final = Origins([], [])
 DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
 SNOMED: Final = "http://snomed.info/sct"
-UCUM: Final = "http://unitsofmeasure.org"
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 UID_CHARACTERS: Final = 64
 CODE_STRING: Final = re.compile(r"[A-Z0-9_]+")
@@ -51,6 +72,7 @@ def write_bundle(
     upstream: Sequence[Upstream],
     subject: str,
     check: Callable[[], None],
+    origins: Origins = NO_ORIGINS,
 ) -> int:
     """Writes the Bundle; returns how many resources are in it.
 
@@ -74,8 +96,11 @@ def write_bundle(
             file.write(entry(resource))
             count += 1
         report = report_of(job, upstream, about, moment, studies, found)
-        file.write((",\n" if count else "\n") + entry(report) + "\n]}\n")
-    return count + 1
+        for resource in (report, *provenance(job, upstream, reference(report), moment, origins)):
+            file.write((",\n" if count else "\n") + entry(resource))
+            count += 1
+        file.write("\n]}\n")
+    return count
 
 
 def entry(resource: Resource) -> str:
@@ -103,13 +128,19 @@ def resources(
         key_of(one): id_of(job, "study", one.study_instance_uid) for one in instances(upstream)
     }
     for step in upstream:
-        if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
+        if not isinstance(step.result, FOUND):
             continue
         devices: dict[bytes, Resource] = {}
-        for number, model in enumerate(models_of(step.result)):
+        for number, model in enumerate(models_behind(step.result)):
             device = device_of(job, step.step, number, model)
             devices[model.SerializeToString(deterministic=True)] = device
             yield device
+        for told in told_of(step.result):
+            used = [devices[one.SerializeToString(deterministic=True)] for one in told.models]
+            study = study_of.get(told.item)
+            yield observation_of(job, step.step, told, about, used, study)
+        if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
+            continue
         for finding in step.result.findings:
             model = model_of(step.result, finding)
             device = devices[model.SerializeToString(deterministic=True)]
@@ -123,6 +154,87 @@ def resources(
                 **noted(model),
             }
             yield from observations(job, step.step, finding, common)
+
+
+def observation_of(
+    job: str,
+    step: str,
+    told: Told,
+    about: Mapping[str, Any],
+    devices: Sequence[Resource],
+    study: str | None,
+) -> Resource:
+    """An Observation. R4 has room for one device: what several found names what each of them found.
+
+    study: id of the ImagingStudy, if it is known.
+    """
+    notes = dict.fromkeys(statement(model) for model in told.models)
+    members = [id_of(job, "told", step, told.item, *part) for part in told.members]
+    from_ = [{"reference": f"urn:uuid:{one}"} for one in ([study] if study else []) + members]
+    return {
+        "resourceType": "Observation",
+        "id": id_of(job, "told", step, told.item, *told.part),
+        "status": "preliminary",
+        "code": {"text": told.code},
+        "subject": about,
+        "issued": job_time(job).isoformat(timespec="seconds"),
+        **told.value,
+        **({"device": reference(devices[0])} if len(devices) == 1 else {}),
+        **({"derivedFrom": from_} if from_ else {}),
+        **({"note": [{"text": note} for note in notes if note]} if any(notes) else {}),
+        **({"component": told.components} if told.components else {}),
+    }
+
+
+def provenance(
+    job: str,
+    upstream: Sequence[Upstream],
+    report: Mapping[str, str],
+    moment: str,
+    origins: Origins,
+) -> Iterator[Resource]:
+    """One of the inputs, and one of each earlier step with the time of its attempts."""
+    writer = {"who": {"display": f"Fluoro export-worker {version('export-worker')}"}}
+    common = {"resourceType": "Provenance", "target": [report], "recorded": moment}
+    if origins.inputs:
+        yield {
+            "id": id_of(job, "provenance"),
+            **common,
+            "activity": {"text": "report"},
+            "agent": [writer],
+            "entity": [
+                {
+                    "role": "source",
+                    "what": {
+                        "identifier": {
+                            "system": "urn:ietf:rfc:3986",
+                            "value": f"nih:sha-256;{one.sha256.hex()}",
+                        },
+                        "display": f"Input {one.number}, {one.size_bytes} bytes",
+                    },
+                }
+                for one in origins.inputs
+            ],
+        }
+    results_of = {step.step: step.result for step in upstream}
+    for run in origins.runs:
+        result = results_of.get(run.step)
+        models = models_behind(result) if isinstance(result, FOUND) else []
+        ran = [
+            {"who": {"reference": f"urn:uuid:{device_of(job, run.step, number, model)['id']}"}}
+            for number, model in enumerate(models)
+        ]
+        began, ended = (
+            one.astimezone(UTC).isoformat(timespec="milliseconds")
+            for one in (run.start_time, run.end_time)
+        )
+        yield {
+            "id": id_of(job, "provenance", run.step),
+            **common,
+            "occurredPeriod": {"start": began, "end": ended},
+            "activity": {"text": f"step {run.step}, attempts: {run.attempts}"},
+            "agent": ran or [{"who": {"display": "Fluoro"}}],
+        }
 
 
 def instances(upstream: Sequence[Upstream]) -> Iterator[dicom_pb2.DicomInstance]:
@@ -244,12 +356,6 @@ def components(measured: ml_pb2.Measurement) -> Iterable[Resource]:
     yield {"code": {"text": "Number of voxels"}, **quantity(measured.voxels, "1", "1")}
 
 
-def quantity(value: float, unit: str, code: str) -> Resource:
-    """ValueQuantity. unit, code: empty if the unit is not known."""
-    coding = {"unit": unit, "system": UCUM, "code": code} if code else {}
-    return {"valueQuantity": {"value": value, **coding}}
-
-
 def report_of(
     job: str,
     upstream: Sequence[Upstream],
@@ -261,8 +367,9 @@ def report_of(
     """The DiagnosticReport."""
     told = dict.fromkeys(
         line
-        for result in results(upstream, ml_pb2.AnalyzeImagesResult)
-        for model in models_of(result)
+        for step in upstream
+        if isinstance(step.result, FOUND)
+        for model in models_behind(step.result)
         if (line := statement(model))
     )
     return {

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from fluoro.v1 import (
     classify_pb2,
+    compare_pb2,
     dermoscopy_pb2,
     dicom_pb2,
     job_pb2,
@@ -109,6 +110,8 @@ def models_behind(result: Message) -> list[ml_pb2.ModelReference]:
         return models_of(result)
     if isinstance(result, slide_pb2.AnalyzeSlideResult):
         return [result.model]
+    if isinstance(result, compare_pb2.CompareImagesResult):
+        return [result.model] if result.HasField("model") else []
     model = model_beside(result)
     return models_judging(result) if model is None else [model]
 

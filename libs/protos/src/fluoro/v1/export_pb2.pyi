@@ -458,8 +458,10 @@ class ExportFhir(_message.Message):
 
     One Bundle (collection) of the steps that this step comes after: an ImagingStudy per study that
     InspectDicom read, an Observation per image and class that a model measured, one per image and
-    frame that it classified, a Device per model, and a DiagnosticReport of them all. Status is
-    `preliminary`: nobody has verified them. Names no patient. The same inputs give the same bytes.
+    frame that it classified, those of ClassifyImages, AssessDermoscopy, DetectObjects, AnalyzeSlide
+    and CompareImages, a Device per model, a DiagnosticReport of them all, and Provenance: inputs by
+    SHA-256, and when each step ran. Status is `preliminary`: nobody has verified them. Names no
+    patient. The same inputs give the same bytes.
     Leaves `fhir.json` with role `fhir` (application/fhir+json).
     """
 
