@@ -297,6 +297,44 @@ def test_an_organization_has_its_logo_colour_footer_and_templates(
     assert refused(clinic, [clinic.render()], "study").reason is Reason.REPORT_FAILED
 
 
+@pytest.mark.parametrize("what", ["link", "gone", "folder", "package", "elsewhere"])
+def test_a_template_reads_nothing_from_outside_of_its_folder(
+    clinic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    folder, secret = tmp_path / "organization", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_text("secret")
+    line = ""
+    match what:
+        case "link":
+            (folder / "other.typ").symlink_to(secret)
+        case "gone":
+            (folder / "other.typ").symlink_to(tmp_path / "nothing")
+        case "folder":
+            (folder / "other.typ").mkdir()
+        case "package":
+            line = '#import "@preview/cetz:0.3.4"'
+        case "elsewhere":
+            line = f'#read("{secret}") #read("../secret")'
+    (folder / "letter.typ").write_text(f'#import "frame.typ": *\n#show: report\n{line}\n')
+    monkeypatch.setenv("FLUORO_REPORT_FOLDER", str(folder))
+    assert refused(clinic, [clinic.render()], "letter").reason is Reason.REPORT_FAILED
+
+
+def test_templates_may_be_links_within_their_folder_as_in_a_config_map(
+    clinic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "organization"
+    (folder / "..2026").mkdir(parents=True)
+    (folder / "..data").symlink_to("..2026")
+    source = '#import "frame.typ": *\n#show: report\n= A letter\n'
+    (folder / "..data" / "letter.typ").write_text(source)
+    (folder / "letter.typ").symlink_to("..data/letter.typ")
+    monkeypatch.setenv("FLUORO_REPORT_FOLDER", str(folder))
+    attempt, _ = write(clinic, [clinic.render()], "letter")
+    assert "A letter" in pdf_text(attempt)[0]
+
+
 @pytest.mark.parametrize(
     "style",
     [

@@ -5,6 +5,8 @@ user is ever part of typst source.
 """
 
 import json
+import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +37,8 @@ MOST_PAGES: Final = 500
 MOST_PICTURED_PAGES: Final = 100
 """Of a report as pictures."""
 PIXELS_PER_INCH: Final = 144
+PACKAGE: Final = re.compile(rb"""\b(import|include)\s*\(?\s*"@""")
+"""An import of a package, in a template."""
 ROUNDS: Final = 4
 """How often characters without a font are looked for: typst need not tell all of them at once."""
 
@@ -64,8 +68,8 @@ class Typesetter:
         shipped = files("export_worker") / "templates"
         for file in shipped.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
-        for path in own.glob("*.typ") if own else ():
-            (folder / path.name).write_bytes(path.read_bytes())
+        for name, source in _sources(own):
+            (folder / name).write_bytes(source)
         self._compiler = typst.Compiler(
             folder / f"{template}.typ", root=folder, font_paths=system_fonts()
         )
@@ -128,6 +132,32 @@ class Typesetter:
         except typst.TypstError as error:
             raise _failed(error) from None
         return sorted(self._folder.glob("page-*.png"))
+
+
+def _sources(own: Path | None) -> Iterator[tuple[str, bytes]]:
+    """The files of an organization's folder. Links may lead within it, as those of a ConfigMap do.
+
+    FluoroError REPORT_FAILED if one leads out of it, cannot be read, or imports a package.
+    """
+    for path in sorted(own.glob("*.typ")) if own else ():
+        try:
+            inside = own is not None and path.resolve(strict=True).is_relative_to(own.resolve())
+            source = path.read_bytes() if inside else None
+        except OSError:
+            source = None
+        if source is None:
+            raise FluoroError(
+                Reason.REPORT_FAILED,
+                "A template in the operator's folder cannot be read, or is a link that leads out "
+                "of the folder. Tell the operator.",
+            )
+        if PACKAGE.search(source):
+            raise FluoroError(
+                Reason.REPORT_FAILED,
+                "A template in the operator's folder imports a package, which typst would fetch "
+                "from the network. The operator may put its files into the folder instead.",
+            )
+        yield path.name, source
 
 
 def _failed(error: Exception | None) -> FluoroError:
