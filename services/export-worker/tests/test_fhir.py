@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,28 @@ def test_provenance_tells_the_inputs_and_when_each_step_ran(tmp_path: Path) -> N
     assert ran["agent"] == [{"who": {"reference": f"urn:uuid:{device['id']}"}}]
     for one in (came, ran):
         assert one["target"] == [{"reference": f"urn:uuid:{report['id']}"}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308])
+def test_figures_that_json_cannot_write_are_left_out(tmp_path: Path, value: float) -> None:
+    analyzed = Study.of_slices(tmp_path, ct_slices(1)).analyze()
+    measured = analyzed.result.findings[0].measurements[0]
+    measured.fraction, measured.mean_value, measured.volume_ml = value, math.nan, math.inf
+    first = resources(exported(tmp_path, analyzed))["Observation"][0]
+    assert [one["code"]["text"] for one in first["component"]] == ["Number of voxels"]
+
+
+@pytest.mark.parametrize("name", ["", "\n", "\x00\x07", "\u202e"])
+def test_names_that_cannot_be_read_are_numbers(tmp_path: Path, name: str) -> None:
+    analyzed = Study.of_slices(tmp_path, ct_slices(1)).analyze()
+    finding = analyzed.result.findings[0]
+    for one in finding.measurements:
+        one.display_name = name
+    finding.classes.add(frame=1, label=3, display_name=name, probability=0.5)
+    finding.model.Clear()
+    analyzed.result.model.Clear()
+    found = resources(exported(tmp_path, analyzed))
+    *measured, classes = found["Observation"]
+    assert [one["code"]["text"] for one in measured] == [str(n) for n in range(len(measured))]
+    assert classes["component"][0]["code"]["text"] == "3"
+    assert "property" not in found["Device"][0]

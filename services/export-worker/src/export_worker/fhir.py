@@ -1,9 +1,8 @@
 """A Bundle of FHIR R4 (hl7.org/fhir/R4): studies, findings, models, and a report of them."""
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC
 from importlib.metadata import version
 from pathlib import Path
@@ -23,8 +22,8 @@ from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.worker.context import Upstream
 
 from export_worker.dicom.codes import SCHEME, coded
-from export_worker.dicom.origin import algorithm_name, statement
-from export_worker.findings import Told, quantity, told_of
+from export_worker.dicom.origin import algorithm_name, lo, statement
+from export_worker.findings import Told, component, finite, named, told_of
 from export_worker.images import key_of, model_of, models_behind, results
 from export_worker.wording import job_time
 
@@ -292,12 +291,14 @@ def series_of(uid: str, instances: Mapping[str, dicom_pb2.DicomInstance]) -> Res
 
 def device_of(job: str, step: str, number: int, model: ml_pb2.ModelReference) -> Resource:
     """A model that ran. number: among those of the step."""
+    digest = {"type": {"text": "SHA-256"}, "valueCode": [{"text": model.sha256.hex()}]}
+    version_ = lo(model.version)
     return {
         "resourceType": "Device",
         "id": id_of(job, "device", step, *([number] if number else [])),
-        "deviceName": [{"name": algorithm_name(model), "type": "model-name"}],
-        "version": [{"value": model.version}],
-        "property": [{"type": {"text": "SHA-256"}, "valueCode": [{"text": model.sha256.hex()}]}],
+        "deviceName": [{"name": algorithm_name(model) or "unknown", "type": "model-name"}],
+        **({"version": [{"value": version_}]} if version_ else {}),
+        **({"property": [digest]} if model.sha256 else {}),
         **noted(model),
     }
 
@@ -319,23 +320,21 @@ def observations(
             "id": id_of(job, "measurement", step, item, one.label),
             "code": code_of(one),
             **common,
-            "component": list(components(one)),
+            "component": components(one),
         }
     frames: dict[int, list[ml_pb2.ClassScore]] = {}
     for score in finding.classes:
         frames.setdefault(score.frame, []).append(score)
     for frame, scores in frames.items():
-        yield {
-            "resourceType": "Observation",
-            "id": id_of(job, "classes", step, item, frame),
-            "code": {"text": "Classes of the image and their probabilities"},
-            **common,
-            "component": [
-                {"code": {"text": score.display_name}, **quantity(score.probability, "1", "1")}
-                for score in scores
-                if math.isfinite(score.probability)
-            ],
-        }
+        told = [component(named(one.display_name, one.label), one.probability) for one in scores]
+        if probable := finite(told):
+            yield {
+                "resourceType": "Observation",
+                "id": id_of(job, "classes", step, item, frame),
+                "code": {"text": "Classes of the image and their probabilities"},
+                **common,
+                "component": probable,
+            }
 
 
 def code_of(measured: ml_pb2.Measurement) -> Resource:
@@ -343,17 +342,22 @@ def code_of(measured: ml_pb2.Measurement) -> Resource:
     concept = coded(measured.display_name, measured.label).type
     coding = {"system": SNOMED, "code": concept.value, "display": concept.meaning}
     known = concept.scheme_designator != SCHEME
-    return {**({"coding": [coding]} if known else {}), "text": measured.display_name}
+    return {
+        **({"coding": [coding]} if known else {}),
+        "text": named(measured.display_name, measured.label),
+    }
 
 
-def components(measured: ml_pb2.Measurement) -> Iterable[Resource]:
+def components(measured: ml_pb2.Measurement) -> list[Mapping[str, Any]]:
     """What is known of a class."""
+    told = []
     if measured.HasField("volume_ml"):
-        yield {"code": {"text": "Volume"}, **quantity(measured.volume_ml, "mL", "mL")}
-    if measured.HasField("mean_value") and math.isfinite(measured.mean_value):
-        yield {"code": {"text": "Mean value"}, **quantity(measured.mean_value, "", "")}
-    yield {"code": {"text": "Share of voxels"}, **quantity(100 * measured.fraction, "%", "%")}
-    yield {"code": {"text": "Number of voxels"}, **quantity(measured.voxels, "1", "1")}
+        told.append(component("Volume", measured.volume_ml, "mL"))
+    if measured.HasField("mean_value"):
+        told.append(component("Mean value", measured.mean_value, ""))
+    told.append(component("Share of voxels", 100 * measured.fraction, "%"))
+    told.append(component("Number of voxels", measured.voxels))
+    return finite(told)
 
 
 def report_of(

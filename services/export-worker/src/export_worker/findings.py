@@ -73,86 +73,87 @@ def told_of(result: Message) -> Iterator[Told]:
 
 
 def _of_likeness(compared: compare_pb2.ComparedImage, model: ml_pb2.ModelReference) -> Told:
-    components = [_component("Cosine similarity", compared.similarity)]
+    components = [component("Cosine similarity", compared.similarity)]
     return Told(_key(compared), ("likeness",), [model], "Likeness to the reference", components)
 
 
 def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
     """What models together say, then what each says."""
     if frame.verdict == classify_pb2.ClassifiedFrame.VERDICT_CLASSIFIED:
-        value = {"valueCodeableConcept": {"text": _name(frame.display_name, frame.label)}}
+        value = {"valueCodeableConcept": {"text": named(frame.display_name, frame.label)}}
     else:
         value = {"dataAbsentReason": {"text": NO_CLASS.get(frame.verdict, "Not known.")}}
     components = [
-        _component("Mean probability", frame.mean_probability),
-        _component("Share of models that agree", frame.agreement),
+        component("Mean probability", frame.mean_probability),
+        component("Share of models that agree", frame.agreement),
     ]
     models = [opinion.model for opinion in frame.opinions]
     code = "Class of the image by several models"
     parts: list[tuple[object, ...]] = [("opinion", frame.frame, n) for n in range(len(models))]
-    yield Told(item, ("verdict", frame.frame), models, code, _finite(components), value, parts)
+    yield Told(item, ("verdict", frame.frame), models, code, finite(components), value, parts)
     for part, opinion in zip(parts, frame.opinions, strict=True):
         components = [
-            _component(_name(score.display_name, score.label), score.probability)
+            component(named(score.display_name, score.label), score.probability)
             for score in opinion.classes
         ]
         if opinion.HasField("novelty"):
-            components.append(_component("Novelty", opinion.novelty))
+            components.append(component("Novelty", opinion.novelty))
         calibrated = "calibrated" if opinion.calibrated else "not calibrated"
         code = f"Classes of the image and their probabilities, {calibrated}"
-        yield Told(item, part, [opinion.model], code, _finite(components))
+        yield Told(item, part, [opinion.model], code, finite(components))
 
 
 def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion) -> Told:
     components = [
-        _component("Asymmetric axes", lesion.asymmetry),
-        _component("Segments of the border that end abruptly", lesion.border),
-        _component("Colours", len(lesion.colors)),
-        _component("Structures", len(lesion.structures)),
-        _component("Total dermatoscopy score", lesion.total),
-        _component("Share of the image", 100 * lesion.fraction, "%"),
+        component("Asymmetric axes", lesion.asymmetry),
+        component("Segments of the border that end abruptly", lesion.border),
+        component("Colours", len(lesion.colors)),
+        component("Structures", len(lesion.structures)),
+        component("Total dermatoscopy score", lesion.total),
+        component("Share of the image", 100 * lesion.fraction, "%"),
     ]
     if lesion.HasField("diameter_mm"):
-        components.append(_component("Largest diameter", lesion.diameter_mm, "mm"))
+        components.append(component("Largest diameter", lesion.diameter_mm, "mm"))
     if lesion.HasField("area_mm2"):
-        components.append(_component("Area", lesion.area_mm2, "mm2"))
+        components.append(component("Area", lesion.area_mm2, "mm2"))
     value = {"valueCodeableConcept": {"text": RULED.get(lesion.verdict, "Not known.")}}
     code = "Lesion by the ABCD rule of dermatoscopy"
     item = _key(lesion)
-    return Told(item, ("lesion",), [lesion.model], code, _finite(components), value)
+    return Told(item, ("lesion",), [lesion.model], code, finite(components), value)
 
 
 def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference) -> Told:
     """Each with its score."""
     components = [
-        _component(_name(one.display_name, one.label), one.score) for one in detected.objects
+        component(named(one.display_name, one.label), one.score) for one in detected.objects
     ]
     value = {"valueInteger": len(detected.objects)}
     item = _key(detected)
-    return Told(item, ("objects",), [model], "Objects found", _finite(components), value)
+    return Told(item, ("objects",), [model], "Objects found", finite(components), value)
 
 
 def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Told:
     components = [
-        _component(_name(one.display_name, one.label), 100 * one.share, "%")
-        for one in slide.classes
+        component(named(one.display_name, one.label), 100 * one.share, "%") for one in slide.classes
     ]
     code = "Shares of the slide's tiles by class"
-    return Told(_key(slide), ("slide",), [model], code, _finite(components))
+    return Told(_key(slide), ("slide",), [model], code, finite(components))
 
 
 def _key(entry: Any) -> str:
     return str(entry.item or entry.input)
 
 
-def _name(display_name: str, label: int) -> str:
+def named(display_name: str, label: int) -> str:
+    """Name of a class; its number if it has none that can be read."""
     return printable(display_name, NAME_CHARACTERS) or str(label)
 
 
-def _component(name: str, value: float, unit: str = "1") -> Mapping[str, Any]:
+def component(name: str, value: float, unit: str = "1") -> Mapping[str, Any]:
+    """A part of an Observation. unit: as in UCUM; empty if it is not known."""
     return {"code": {"text": name}, **quantity(value, unit, unit)}
 
 
-def _finite(components: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def finite(components: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Those that JSON can write."""
     return [one for one in components if math.isfinite(one["valueQuantity"]["value"])]
