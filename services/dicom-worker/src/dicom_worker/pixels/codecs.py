@@ -2,7 +2,8 @@
 
 Which one is asked for which Transfer Syntax is said in `decoders`. A decoder gives what the code
 stream holds: samples of its precision, in the lowest bits, RGB where the lossy formats transform
-colours. Whether that fits the header is not its business.
+colours. Whether that fits the header is not its business. `room` is where the samples are to be in
+the end: a decoder that writes them there saves the copy.
 """
 
 import os
@@ -10,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from math import prod
 from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
 
@@ -39,11 +41,11 @@ class FrameSpec(NamedTuple):
 THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """Of OpenJPEG, the slowest decoder. Each takes address space, which is limited."""
 
-Decoder = Callable[[bytes, FrameSpec], NDArray[Any]]
+Decoder = Callable[[bytes, FrameSpec, memoryview], NDArray[Any]]
 """Code stream → (rows, columns) or (rows, columns, samples). Raises anything on a broken one."""
 
 
-def libjpeg_turbo(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+def libjpeg_turbo(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """JPEG, 8 and 12 bits, and lossless JPEG, 2 to 16 bits."""
     from imagecodecs import jpeg8_decode  # noqa: PLC0415 - takes most of a second, here once
 
@@ -54,35 +56,39 @@ def libjpeg_turbo(data: bytes, frame: FrameSpec) -> NDArray[Any]:
     return np.asarray(jpeg8_decode(data, colorspace=space, outcolorspace="rgb"))
 
 
-def charls(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+def charls(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
     """JPEG-LS."""
     from imagecodecs import jpegls_decode  # noqa: PLC0415 - see above
 
-    return np.asarray(jpegls_decode(data))
+    if frame.samples > 1:
+        return np.asarray(jpegls_decode(data))
+    shape = (frame.rows, frame.columns)
+    values = np.frombuffer(room, f"u{-(-frame.precision // 8)}", prod(shape)).reshape(shape)
+    return np.asarray(jpegls_decode(data, out=values))
 
 
-def openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+def openjpeg(data: bytes, _frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """JPEG 2000."""
     from imagecodecs import jpeg2k_decode  # noqa: PLC0415 - see above
 
     return np.asarray(jpeg2k_decode(data, numthreads=THREADS))
 
 
-def openjph(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+def openjph(data: bytes, _frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """HTJ2K."""
     from imagecodecs import htj2k_decode  # noqa: PLC0415 - see above
 
     return np.asarray(htj2k_decode(data))
 
 
-def pylibjpeg_openjpeg(data: bytes, _frame: FrameSpec) -> NDArray[Any]:
+def pylibjpeg_openjpeg(data: bytes, _frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """HTJ2K by OpenJPEG."""
     from openjpeg.utils import decode  # noqa: PLC0415 - only where asked for
 
     return np.asarray(decode(BytesIO(data)))
 
 
-def packbits(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
     """RLE: a segment for each byte of a sample, the highest first (PS3.5 G.2)."""
     from imagecodecs import packbits_decode  # noqa: PLC0415 - see above
 
@@ -97,8 +103,12 @@ def packbits(data: bytes, frame: FrameSpec) -> NDArray[Any]:
             return pylibjpeg_rle(data, frame)
         if len(whole) != pixels:
             raise ValueError("a segment is too short")
-    samples = joined(planes.reshape(frame.samples, -1, pixels))
-    return oriented(samples, frame)
+    size = frame.bits // 8
+    # Colours change places, so their copy stays.
+    place = room if frame.samples == 1 else bytearray(pixels * count)
+    values = np.frombuffer(place, f"u{size}", pixels * frame.samples)
+    join(planes.reshape(-1, size, pixels), values.reshape(-1, pixels))
+    return oriented(values, frame)
 
 
 def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
@@ -120,20 +130,20 @@ def oriented(planes: NDArray[Any], frame: FrameSpec) -> NDArray[Any]:
     return samples[0] if frame.samples == 1 else samples.transpose(1, 2, 0)
 
 
-def joined(planes: NDArray[np.uint8]) -> NDArray[Any]:
-    """Samples of their bytes: (samples, bytes, pixels), the highest first → (samples, pixels)."""
+def join(planes: NDArray[np.uint8], values: NDArray[Any]) -> None:
+    """Makes values of their bytes: (samples, bytes, pixels), the highest first."""
     size = planes.shape[1]
     if size == 1:
-        return planes[:, 0]
-    values = np.left_shift(planes[:, 0], 8, dtype=f"u{size}")
+        values[...] = planes[:, 0]
+        return
+    np.left_shift(planes[:, 0], 8, out=values, dtype=values.dtype)
     for at in range(1, size):
         values |= planes[:, at]
         if at < size - 1:
             values <<= 8
-    return values
 
 
-def gdcm(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+def gdcm(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """GDCM, which has copies of its own of the IJG's libjpeg, CharLS and OpenJPEG.
 
     It prints what libjpeg warns of, cut-off scans among it, and decodes on: here that is an error.
@@ -157,7 +167,7 @@ def warnings_raised() -> Iterator[None]:
             raise ValueError("the decoder warns of the frame")
 
 
-def pydicom_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
+def pydicom_rle(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """RLE in Python."""
     array = by_pydicom(data, frame, "pydicom")
     return array.view(array.dtype.str.replace("i", "u"))
