@@ -81,6 +81,21 @@ def test_deeper_colours_keep_their_depth_in_an_array_and_nifti_is_refused(conver
     assert outcome(attempt) == "FAILED VOLUME_IRREGULAR"
 
 
+@pytest.mark.parametrize("high_bit", [7, 15])
+def test_colours_of_8_bits_in_cells_of_16_are_those_of_8(high_bit: int, convert: Convert) -> None:
+    cells = COLOURS.astype(np.uint16) << (high_bit - 7)
+    wide = {"BitsStored": 8, "HighBit": high_bit}
+    files = [saved(colour_slice(number, cells[number], **wide)) for number in range(3)]
+    files.append(saved(colour_slice(3)))
+    result, attempt = convert(*files)
+    data = gzip.decompress(attempt.read(result.volumes[0].volume))
+    assert np.array_equal(channels(nibabel.Nifti1Image.from_bytes(data)), COLOURS)
+    result, attempt = convert(*files, npy={})
+    array = np.load(io.BytesIO(attempt.read(result.volumes[0].volume)), allow_pickle=False)
+    assert np.array_equal(array, COLOURS)
+    assert array.dtype == np.uint8
+
+
 @pytest.mark.parametrize("target", ["nifti", "npy"])
 def test_indices_of_a_palette_become_its_colours(target: str, convert: Convert) -> None:
     source = dcmread(wheel_file("examples_palette"))

@@ -7,13 +7,14 @@ that of a frame, however large the volumes are.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
+from numpy.typing import NDArray
 
 from dicom_worker import limits
-from dicom_worker.convert.gather import Source
+from dicom_worker.convert.gather import EIGHT_BITS, Source
 from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.decoders import decode_frames
 from dicom_worker.pixels.modality import narrow
@@ -22,6 +23,12 @@ from dicom_worker.studies.volumes import Volume, irregular
 
 VALUE_BYTES: Final = 4
 """The most that a value takes; a colour is three."""
+
+NARROWED: Final[dict[str, Callable[[NDArray[Any]], NDArray[Any]]]] = {
+    "grey": narrow,
+    EIGHT_BITS: lambda colours: colours.astype(np.uint8, copy=False),
+}
+"""What values are → their smallest dtype. Cells may have 16 bits for colours of 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,7 @@ def arrays_of(
     for file in dict.fromkeys(each.file for volume in volumes for each in volume.slices):
         source = sources[file]
         convert = source.convert()
-        narrowed = narrow if source.values == "grey" else np.asarray
+        narrowed = NARROWED.get(source.values, np.asarray)
         for frame, decoded in enumerate(decode_frames(source.file)):
             check()
             if (place := places.get((file, frame))) is None:
