@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type imports protos gen models models-check efficientnet centerface k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models models-check efficientnet centerface deepbrain k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,7 +27,10 @@ venv: .venv/ready ## Make the virtual environment with everything pinned (the ot
 	@$(BIN)/python services/dicom-worker/weights.py
 	@touch $@
 
+# The model of mr-brain-mask does not ship, so it is made for the demonstration.
+demo: export FLUORO_ML_MODELS_FOLDER ?= $(if $(filter mr-brain-mask,$(PIPELINE)),$(CURDIR)/.data/models)
 demo: venv ## Run a CT and an MR through everything and write out/demo/ (INPUT=your DICOM file or folder, PIPELINE=imaging-report).
+	@$(if $(filter mr-brain-mask,$(PIPELINE)),test -d .data/models/deepbrain || $(MAKE) --no-print-directory deepbrain FOLDER=.data/models)
 	@$(BIN)/python -m fluoro_local demo $(if $(INPUT),--input "$(INPUT)") $(if $(PIPELINE),--pipeline "$(PIPELINE)")
 
 up: venv ## Run Fluoro on this machine until Ctrl-C; prints the endpoint and what to try.
@@ -74,6 +77,9 @@ efficientnet: venv ## Make a model that gives photographs as vectors, of public 
 
 centerface: venv ## Make a model that finds faces and their eyes, of public weights (FOLDER=models).
 	@$(BIN)/python services/ml-worker/centerface.py "$(or $(FOLDER),models)"
+
+deepbrain: venv ## Make a model that finds the brain in MR of a head, of public weights (FOLDER=models).
+	@$(BIN)/python services/ml-worker/deepbrain.py "$(or $(FOLDER),models)"
 
 k8s: venv ## Build the Kubernetes overlay and validate it strictly.
 	@for overlay in deploy/k8s/overlays/*; do $(BIN)/python deploy/k8s/build.py $$overlay | $(BIN)/python deploy/k8s/validate.py || exit 1; done

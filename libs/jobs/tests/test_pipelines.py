@@ -151,13 +151,16 @@ SHIPPED = {
         "b06e377e9f076a573a2d3dfd0ea657b960be4e8cb24fa3a545e897d1b51df7a0"
     ),
     "pipelines/comparison/versions/1": (
-        "b62c0b16fffb7bc2d815c2a8739c4e40287a6bdf980b8d49260806561b5f0856"
+        "38faa3f86c8461e2779d10d87c2cd318f2a7a35a0c2941ffd99a3933b8648d31"
     ),
     "pipelines/histopathology/versions/1": (
         "4bba0025d0a1a88094e3333b8a061302fc0304913b1aabd8c70e0fb96766c98f"
     ),
+    "pipelines/mr-brain-mask/versions/1": (
+        "06be06736366e78080bc7cdfa719bbe7489a6f7199d701a2d3ac3eec65821936"
+    ),
     "pipelines/visualization/versions/1": (
-        "1ad1f411c4d6be8fba7663cadcae588e3d1d30bbce0b73adfec360adcdbc0cf4"
+        "2fde566d5ca5ebc9aaffad29e7b3600c833fcec8ecd8a5e79f694c7277244cb5"
     ),
     "pipelines/archive-report/versions/1": (
         "3e06e6471cb9da3016a5e6f9927120fa7287fb15b5b7b1ce510b5516e3d4d72c"

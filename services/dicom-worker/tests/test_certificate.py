@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_worker.testing import Render, array_of, preview_of, wheel_file
+from dicom_worker.testing import Render, array_of, edited, preview_of, wheel_file
 from numpy.typing import NDArray
 from pydicom import dcmread
 
@@ -76,3 +76,17 @@ def test_colour_keeps_its_depth_in_the_array_and_only_the_picture_has_8_bits(
     assert np.array_equal(array_of(attempt)[0], stored)
     assert np.array_equal(preview_of(attempt), stored >> (bits - 8))
     assert result.images[0].certificate.bits_stored == bits
+
+
+def test_a_rendered_image_tells_its_series_and_where_its_frames_lie(render: Render) -> None:
+    result, _ = render(
+        wheel_file("CT_small"),
+        edited("CT_small", ImageOrientationPatient=[1, 0], ImagePositionPatient=None),
+    )
+    placed, unplaced = result.images
+    header = dcmread(wheel_file("CT_small"))
+    assert placed.series_instance_uid == header.SeriesInstanceUID
+    assert list(placed.image_orientation) == list(header.ImageOrientationPatient)
+    assert list(placed.image_positions_mm) == list(header.ImagePositionPatient)
+    assert not unplaced.image_orientation
+    assert not unplaced.image_positions_mm

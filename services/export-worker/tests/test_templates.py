@@ -378,3 +378,18 @@ def test_ten_thousand_items_make_a_batch_of_bounded_pages(clinic: Any) -> None:
     attempt, result = write(clinic, upstream, "batch")
     assert "The first 1,000 of 10,000 are listed." in " ".join(pdf_text(attempt))
     assert result.pages < 60
+
+
+def test_a_volume_is_told_as_a_whole_and_pictured_from_end_to_end(clinic: Any, reader: Any) -> None:
+    clinic.inputs = 24
+    upstream = clinic.analyze()
+    keys = [finding.item or str(finding.input) for finding in upstream.result.findings]
+    total = ml_pb2.Measurement(display_name="brain", voxels=123_456, fraction=0.5, volume_ml=1234.5)
+    upstream.result.volumes.add(items=keys, measurements=[total])
+    text = reader.text(clinic.pdf(clinic.render(), upstream))
+    assert "Input 0 … 23" in text
+    assert "brain 123,456 50.0 % 1,234.50" in text
+    # Every second slice; the others are in the table.
+    assert "Input 1 " in text
+    assert "Input 23 " in text
+    assert "Input 0 CT" not in text

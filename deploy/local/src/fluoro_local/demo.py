@@ -31,13 +31,22 @@ The model is made for CT, so the MR shows a skipped item.
 PIPELINE: Final = "ct-tissue"
 """What runs when none is named."""
 PAINTED: Final = {
-    "histopathology": "slide",
-    "burn-classify": "burns",
+    "histopathology": ("ml_worker.painting", "slide"),
+    "burn-classify": ("ml_worker.painting", "burns"),
     **dict.fromkeys(
-        ("binary-classify", "full-classify", "batch-skin-check", "dermoscopy"), "lesions"
+        (
+            "binary-classify",
+            "full-classify",
+            "batch-skin-check",
+            "dermoscopy",
+            "comparison",
+            "visualization",
+        ),
+        ("ml_worker.painting", "lesions"),
     ),
+    "mr-brain-mask": ("dicom_worker.studies.painting", "head"),
 }
-"""Pipelines whose input, when none is given, is painted, and what `ml_worker.painting` calls it."""
+"""Pipelines whose input, when none is given, is painted, by which module, and what it calls it."""
 PAINTING_SECONDS: Final = 120
 ZIP: Final = "application/zip"
 RESULTS: Final = {
@@ -71,9 +80,9 @@ def dicom_files(source: Path | None) -> list[Path]:
     return found
 
 
-def painted(what: str, folder: Path) -> list[Path]:
-    """Files that ml-worker's painter writes into the folder. StartError if it cannot."""
-    command = [sys.executable, "-m", "ml_worker.painting", what, str(folder)]
+def painted(painter: str, what: str, folder: Path) -> list[Path]:
+    """Files that a worker's painter writes into the folder. StartError if it cannot."""
+    command = [sys.executable, "-m", painter, what, str(folder)]
     try:
         subprocess.run(command, check=True, timeout=PAINTING_SECONDS, capture_output=True)
     except subprocess.SubprocessError as error:
@@ -91,7 +100,7 @@ def demo(
     began = time.monotonic()
     prepare(out)
     if source is None and pipeline in PAINTED:
-        inputs = painted(PAINTED[pipeline], out)
+        inputs = painted(*PAINTED[pipeline], out)
     else:
         inputs = dicom_files(source)
     console.print(f"Starting Fluoro in {data}")

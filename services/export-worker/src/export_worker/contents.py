@@ -23,6 +23,7 @@ from export_worker.images import (
     models_in,
     pictured,
     results,
+    volumes_of,
 )
 from export_worker.model import (
     Counts,
@@ -128,7 +129,9 @@ def contents(
         "steps": [_step(step, words) for step in upstream if isinstance(step.result, REPORTABLE)],
         "deidentification": deidentification(upstream, words),
         "problems": _problem_table(upstream, words),
-        "images": [image_block(image, pictures.full, words) for image in shown],
+        "images": [
+            image_block(image, pictures.full, words) for image in (*volumes_of(upstream), *shown)
+        ],
         "images_note": _images_note(len(shown), len(images), words, ranked=ranked),
         "rules": rules(upstream, words),
         "thumbnails": _thumbnail_table(upstream, images, pictures, words),

@@ -9,7 +9,7 @@ from fluoro_jobs.worker.context import StepContext
 
 from export_worker import comparison
 from export_worker.contents import THUMBNAILS, Pictures
-from export_worker.images import PICTURED, Image
+from export_worker.images import PICTURED, Image, first
 from export_worker.scaling import MOST_PIXELS, scale, thumbnail
 from export_worker.verdicts import rank
 
@@ -49,7 +49,7 @@ class Plan:
         ]
         if self.ranks(images):
             chosen.sort(key=lambda image: rank(image.judged))
-        return chosen[: self.pictured]
+        return first(chosen, self.pictured)
 
     def ranks(self, images: Sequence[Image]) -> bool:
         """Whether there are verdicts to rank these by."""

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final, TypeVar
 
 from fluoro.v1 import (
@@ -56,7 +55,10 @@ class Finding:
 
 @dataclass(slots=True)
 class Image:
-    """One input, as rendered and as analysed. Either may be missing. key: names it."""
+    """One input, as rendered and as analysed. Either may be missing.
+
+    key: names it. in_volume: whether a model saw its series as one volume.
+    """
 
     key: str
     rendered: dicom_pb2.RenderedImage | None = None
@@ -66,6 +68,7 @@ class Image:
     sights: list[Sight] = field(default_factory=list)
     judged: list[classify_pb2.ClassifiedFrame] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
+    in_volume: bool = False
 
     @property
     def little(self) -> job_pb2.Artifact | None:
@@ -160,16 +163,7 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 image.preview = _artifact(step, rendered.preview)
                 image.thumbnail = _artifact(step, rendered.thumbnail)
         if isinstance(step.result, ml_pb2.AnalyzeImagesResult):
-            for found in step.result.findings:
-                finding = Finding(
-                    step.step,
-                    model_of(step.result, found),
-                    found.measurements,
-                    found.classes,
-                    _artifact(step, found.overlay),
-                )
-                image = images.setdefault(key_of(found), Image(key_of(found)))
-                image.findings.append(finding)
+            _add_findings(step, step.result, images)
         for sight in sights_of(step):
             images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
         _judge(step, images)
@@ -178,6 +172,24 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
                 image = images.setdefault(key_of(slide), Image(key_of(slide)))
                 image.findings.append(_of_slide(step, slide, step.result.model))
     return [images[key] for key in sorted(images, key=in_order)]
+
+
+def _add_findings(
+    step: Upstream, result: ml_pb2.AnalyzeImagesResult, images: dict[str, Image]
+) -> None:
+    for found in result.findings:
+        finding = Finding(
+            step.step,
+            model_of(result, found),
+            found.measurements,
+            found.classes,
+            _artifact(step, found.overlay),
+        )
+        image = images.setdefault(key_of(found), Image(key_of(found)))
+        image.findings.append(finding)
+    for volume in result.volumes:
+        for key in volume.items:
+            images.setdefault(key, Image(key)).in_volume = True
 
 
 def _judge(step: Upstream, images: dict[str, Image]) -> None:
@@ -221,7 +233,30 @@ def rendered_by(step: Upstream) -> Iterator[dicom_pb2.RenderedImage]:
 
 def pictured(images: Sequence[Image]) -> list[Image]:
     """Those shown with pictures."""
-    return list(islice((image for image in images if image.pictures), PICTURED))
+    return first([image for image in images if image.pictures], PICTURED)
+
+
+def first(images: Sequence[Image], most: int) -> list[Image]:
+    """So many of them: the first ones; of slices of volumes, some from everywhere."""
+    if len(images) <= most or not all(image.in_volume for image in images):
+        return list(images[:most])
+    return [images[(2 * number + 1) * len(images) // (2 * most)] for number in range(most)]
+
+
+def volumes_of(upstream: Sequence[Upstream]) -> list[Image]:
+    """What models found in whole series: an image each, whose key is the first and the last."""
+    return [
+        Image(
+            f"{volume.items[0]} … {volume.items[-1]}",
+            findings=[
+                Finding(step.step, model_of(step.result, found), volume.measurements, (), None)
+            ],
+        )
+        for step in upstream
+        if isinstance(step.result, ml_pb2.AnalyzeImagesResult)
+        for volume in step.result.volumes
+        for found in step.result.findings[:1]
+    ]
 
 
 def _artifact(step: Upstream, name: str) -> job_pb2.Artifact | None:

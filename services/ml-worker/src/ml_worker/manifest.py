@@ -1,7 +1,7 @@
 """model.toml: what a model takes, gives and is for."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from fluoro.v1.model_pb2 import Model as ModelProto
@@ -39,6 +39,33 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class VolumeLimits(_Table):
+    """Which series make a volume that a model of volumes is made for.
+
+    planes: the fewest. Pairs are the least and the most, in millimetres.
+    """
+
+    planes: int = Field(ge=2)
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], float] = Field(
+        description="Distance of planes, of rows and of columns."
+    )
+    anisotropy: float = Field(
+        ge=1, description="The largest of these distances, relative to the smallest, at most."
+    )
+    extent_mm: tuple[Annotated[float, Field(gt=0)], float] = Field(
+        description="Length of each side of the volume."
+    )
+    tilt_degrees: float = Field(
+        gt=0, lt=45, description="How far a side may point away from an axis of the patient."
+    )
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if any(least >= most for least, most in (self.spacing_mm, self.extent_mm)):
+            raise ValueError("the least must be below the most")
+        return self
+
+
 class AppliesTo(_Table):
     """Which images the model is made for. Others are skipped, not guessed at."""
 
@@ -50,6 +77,9 @@ class AppliesTo(_Table):
     )
     photometric: tuple[Literal["grey", "colour"], ...] = Field(
         default=("grey",), min_length=1, description="Images with one sample per pixel, or three."
+    )
+    volume: VolumeLimits | None = Field(
+        default=None, description="Needed by a model of volumes that AnalyzeImages is to take."
     )
 
 
@@ -147,6 +177,11 @@ class Input(_Table):
         return "".join(letter for letter in "DHW" if letter in self.layout)
 
     @property
+    def spatial_order(self) -> str:
+        """Its axes in space, in the order of the tensor."""
+        return "".join(letter for letter in self.layout if letter in "DHW")
+
+    @property
     def changes_size(self) -> bool:
         """Whether the tensor of an image may have other rows and columns than the image."""
         how = self.image
@@ -217,12 +252,19 @@ class Provider(_Table):
 class Overlay(_Table):
     """How label maps are shown over the image.
 
-    The VOI window of the grey image, and the opacity (0 to 1) of the colours over it.
+    The VOI window of the grey image (none: that of its preview), and the opacity (0 to 1) of the
+    colours over it.
     """
 
-    window_center: float
-    window_width: float = Field(ge=1)
+    window_center: float | None = None
+    window_width: float | None = Field(default=None, ge=1)
     opacity: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.window_center is None) != (self.window_width is None):
+            raise ValueError("window_center and window_width belong together")
+        return self
 
 
 class Code(_Table):
@@ -307,8 +349,25 @@ class Manifest(_Table):
         for output in self.outputs:
             yield from output.problems(len(self.labels), images[0].voxel_shape if images else ())
         yield from problems_of_boxes(self.outputs, len(self.labels))
+        yield from self._problems_of_maps(images)
+
+    def _problems_of_maps(self, images: Sequence[Input]) -> Iterator[str]:
         if "label_map" in self.kinds and self.overlay is None:
             yield "a model with a label_map needs [overlay]"
+        for image in images:
+            yield from self._problems_of_volumes(image)
+
+    def _problems_of_volumes(self, image: Input) -> Iterator[str]:
+        if self.applies_to is None or self.applies_to.volume is None:
+            return
+        sides = {image.axis(letter) for letter in image.spatial}
+        mask = self.output("mask")
+        if image.spatial != "DHW" or len(sides) > 1 or image.image != Prepare(resize="stretch"):
+            yield "applies_to.volume needs a grey image that is stretched to a cube"
+        elif mask is None or mask.shape[1:] != (1, *sides, *sides, *sides):
+            yield "applies_to.volume needs a mask of one label and the size of the image"
+        if len(self.labels) != len(("outside", "inside")) or self.overlay is None:
+            yield "applies_to.volume needs two labels, outside and inside, and [overlay]"
 
     @property
     def version_key(self) -> tuple[int, ...]:

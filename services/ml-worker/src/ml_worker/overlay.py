@@ -4,6 +4,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from fluoro.v1 import dicom_pb2
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
@@ -11,17 +12,27 @@ from ml_worker.manifest import Manifest
 from ml_worker.prepare import LUMA
 
 
-def draw_overlay(frame: NDArray[Any], labels: NDArray[np.uint8], manifest: Manifest) -> bytes:
+def draw_overlay(
+    frame: NDArray[Any],
+    labels: NDArray[np.uint8],
+    manifest: Manifest,
+    shown: dicom_pb2.VoiWindow | None = None,
+) -> bytes:
     """A PNG of one frame in grey under the translucent colours of its labels.
 
-    frame: (rows, columns), or with samples behind. labels: uint8 (rows, columns).
+    frame: (rows, columns), or with samples behind. labels: uint8 (rows, columns). shown: the window
+    of a manifest that has none; without it, from the smallest to the largest value.
     One pixel per voxel. The same arrays give the same bytes.
     """
     style = manifest.overlay
     assert style is not None  # a manifest with a label_map has it
     in_colour = frame.ndim == 3  # noqa: PLR2004 - rows, columns, samples
     one = frame.astype(np.float32) @ LUMA if in_colour else frame
-    grey = apply_window(one, style.window_center, style.window_width)
+    center, width = style.window_center, style.window_width
+    if center is None or width is None:
+        low, high = float(np.nanmin(one)), float(np.nanmax(one))
+        center, width = (shown.center, shown.width) if shown else ((low + high) / 2, high - low)
+    grey = apply_window(one, center, width)
     image = np.repeat(grey[:, :, np.newaxis], 3, axis=2)
     for label in manifest.labels:
         if label.color is not None:

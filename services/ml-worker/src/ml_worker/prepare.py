@@ -1,6 +1,6 @@
 """Turns certified pixels into the tensor that a model takes, as its manifest says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,10 +47,39 @@ def prepare(frames: NDArray[Any], image: dicom_pb2.RenderedImage, tensor: Input)
         if how == Prepare() and frames.ndim == 3  # noqa: PLR2004 - frames, rows, columns
         else np.stack([_frame(one, image, tensor, how) for one in frames])
     )
-    axes = "NCHW"
-    if "D" in tensor.layout:
-        depth = _depth(len(frames), image, tensor, how)
-        volume, axes = _along_planes(volume, depth)[np.newaxis], "NDCHW"
+    return (
+        _as_volume(volume, image, tensor)
+        if "D" in tensor.layout
+        else _laid_out(volume, "NCHW", tensor)
+    )
+
+
+def prepare_planes(
+    planes: Iterable[NDArray[Any]], image: dicom_pb2.RenderedImage, tensor: Input
+) -> NDArray[Any]:
+    """The same of a volume whose planes (rows, columns) come one by one.
+
+    Memory is that of the planes in the size of the tensor. image: what all planes have in common.
+    """
+    how = tensor.image
+    assert how is not None  # the caller looked
+    return _as_volume(np.stack([_frame(one, image, tensor, how) for one in planes]), image, tensor)
+
+
+def _as_volume(
+    planes: NDArray[np.float32], image: dicom_pb2.RenderedImage, tensor: Input
+) -> NDArray[Any]:
+    """The tensor of one sample. planes: (planes, channels, rows, columns), each as it shall be."""
+    how = tensor.image
+    assert how is not None  # the caller looked
+    depth = _depth(len(planes), image, tensor, how)
+    return _laid_out(along_planes(planes, depth)[np.newaxis], "NDCHW", tensor)
+
+
+def _laid_out(volume: NDArray[np.float32], axes: str, tensor: Input) -> NDArray[Any]:
+    """Normalised, with the axes and the dtype of the tensor."""
+    how = tensor.image
+    assert how is not None  # the caller looked
     volume = _normalised(volume, how, axes.index("C"))
     if "C" not in tensor.layout:
         volume, axes = volume.squeeze(axes.index("C")), axes.replace("C", "")
@@ -123,7 +152,7 @@ def _frame(
     planes = []
     for plane in _channels(frame, how):
         mapped = _mapped(plane, frame.dtype, image, how)
-        at_spacing = _resized(mapped, size, how)
+        at_spacing = resized(mapped, size, how)
         planes.append(_to_size(at_spacing, tensor, how))
     return np.stack(planes)
 
@@ -194,9 +223,9 @@ def _to_size(plane: NDArray[np.float32], tensor: Input, how: Prepare) -> NDArray
     if not isinstance(rows, int) or not isinstance(columns, int):
         return plane
     if how.resize == "stretch":
-        return _resized(plane, (rows, columns), how)
+        return resized(plane, (rows, columns), how)
     size, ours, theirs = _placed(plane.shape, (rows, columns), how)
-    scaled = _resized(plane, size, how)
+    scaled = resized(plane, size, how)
     out = np.full((rows, columns), how.pad, np.float32)
     out[ours] = scaled[theirs]
     return out
@@ -220,7 +249,7 @@ def _centred(length: int, there: int) -> tuple[slice, slice]:
     return slice(ours, ours + shared), slice(theirs, theirs + shared)
 
 
-def _resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> NDArray[np.float32]:
+def resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> NDArray[np.float32]:
     """Resampled by Pillow, which averages over what falls into a pixel when it shrinks."""
     if plane.shape == tuple(size):
         return plane
@@ -229,7 +258,7 @@ def _resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> N
     return np.asarray(picture, np.float32)
 
 
-def _along_planes(volume: NDArray[np.float32], planes: int) -> NDArray[np.float32]:
+def along_planes(volume: NDArray[np.float32], planes: int) -> NDArray[np.float32]:
     """(planes, channels, rows, columns) with another number of planes, linear between two."""
     there = len(volume)
     if there == planes:

@@ -61,7 +61,7 @@ class ModelSettings(BaseSettings):
         "less is not served.",
     )
     run_memory_bytes: int = Field(
-        default=256 * 1024 * 1024,
+        default=512 * 1024 * 1024,
         ge=1024 * 1024,
         description="Bytes one run may need. The model sees the frames of an image in chunks of "
         "that size.",

@@ -65,7 +65,7 @@ class Pipelines:
     def __init__(self) -> None:
         self._all: dict[tuple[str, int], Made] = {}
         for name, steps in SHIPPED.items():
-            self.add(name, steps, 1, [_PARAMETERS[parameter] for parameter in _TAKEN[name]])
+            self.add(name, steps, 1, [_parameter(one, name) for one in _TAKEN[name]])
 
     def add(
         self, name: str, steps: Steps, version: int, parameters: Sequence[PipelineParameter]
@@ -125,6 +125,14 @@ class Pipelines:
         return job, made.shown.name
 
 
+def _parameter(name: str, pipeline: str) -> PipelineParameter:
+    one = PipelineParameter()
+    one.CopyFrom(_PARAMETERS[name])
+    if name == "model":
+        one.default_value.string_value = _MODELS[pipeline]
+    return one
+
+
 def defaults(pipeline: Pipeline) -> dict[str, Any]:
     """Values of the parameters that have a default."""
     return {
@@ -181,10 +189,17 @@ for _name, _kind, _default in (
 ):
     _PARAMETERS[_name] = PipelineParameter(name=_name, type=_kind)
     _PARAMETERS[_name].default_value.string_value = _default
-for _name in ("destination", "model", "study"):
+for _name in ("destination", "study"):
     _PARAMETERS[_name] = PipelineParameter(
         name=_name, type=PipelineParameter.TYPE_STRING, required=True
     )
+_PARAMETERS["model"] = PipelineParameter(name="model", type=PipelineParameter.TYPE_STRING)
+_MODELS: Final = {
+    "comparison": "lesion-outline",
+    "mr-brain-mask": "deepbrain",
+    "visualization": "lesion-presence",
+}
+"""The model that a pipeline takes by default."""
 _PARAMETERS["embedding_model"] = PipelineParameter(
     name="embedding_model", type=PipelineParameter.TYPE_STRING
 )
@@ -218,6 +233,7 @@ _TAKEN: Final[dict[str, Sequence[str]]] = {
     "histopathology": ("tile_model", "microns_per_pixel", "title"),
     "full-classify": _CLASSIFIED,
     "imaging-report": ("title", "window_center", "window_width"),
+    "mr-brain-mask": ("title", "model"),
     "photo-archive": ("mask_faces",),
     "photo-intake": ("mask_faces",),
     "study-deidentify-and-export": ("study", *_STORED),
@@ -316,19 +332,28 @@ def _compared(given: Parameters) -> list[job_pb2.Step]:
     compared = compare_pb2.CompareImages(model=given.get("embedding_model", ""), items=items)
     return [
         step(photograph_pb2.ImportImages(), "import"),
-        analyze(given.get("model", ""), after=["import"]),
+        analyze(given["model"], after=["import"]),
         step(compared, "compare", after=["import"]),
         step(export_pb2.ExportComparison(items=items), "report", after=["import", "analyze"]),
     ]
 
 
 def _visualized(given: Parameters) -> list[job_pb2.Step]:
-    request = visualize_pb2.VisualizeImages(
-        model=given.get("model", ""), cells=int(given.get("cells", 0))
-    )
+    request = visualize_pb2.VisualizeImages(model=given["model"], cells=int(given.get("cells", 0)))
     return [
         step(photograph_pb2.ImportImages(), "import", max_inputs_per_task=50),
         step(request, "visualize", after=["import"], max_inputs_per_task=10),
+        report(after=["import", "visualize"]),
+    ]
+
+
+def _brain(given: Parameters) -> list[job_pb2.Step]:
+    objects = export_pb2.ExportDicom(kinds=[export_pb2.ExportDicom.KIND_SEGMENTATION])
+    return [
+        *_rendered(given),
+        step(ml_pb2.AnalyzeImages(model=given["model"]), "analyze", after=["render"]),
+        report(after=["inspect", "render", "analyze"], title=given["title"]),
+        step(objects, "dicom", after=["render", "analyze"]),
     ]
 
 
@@ -395,6 +420,7 @@ SHIPPED: Final[dict[str, Steps]] = {
     "histopathology": _of_slides,
     "full-classify": _KINDS,
     "imaging-report": _reported,
+    "mr-brain-mask": _brain,
     "photo-archive": _taken_out,
     "photo-intake": _taken_in,
     "study-deidentify-and-export": _fetched,

@@ -665,6 +665,9 @@ class RenderedImage(_message.Message):
     ANIMATION_FIELD_NUMBER: _builtins.int
     PREVIEW_FRAME_FIELD_NUMBER: _builtins.int
     FRAME_PICTURES_FIELD_NUMBER: _builtins.int
+    SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    IMAGE_ORIENTATION_FIELD_NUMBER: _builtins.int
+    IMAGE_POSITIONS_MM_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     preview: _builtins.str
@@ -685,6 +688,8 @@ class RenderedImage(_message.Message):
     """Name of the artifact with the animation; empty if none was asked for, or one frame was."""
     preview_frame: _builtins.int
     """Number of the frame in the preview, from 1."""
+    series_instance_uid: _builtins.str
+    """Series Instance UID (0020,000E); empty if unknown."""
     @_builtins.property
     def certificate(self) -> Global___PixelCertificate:
         """What the decoder vouches for about that array. A worker checks it before it uses the array."""
@@ -700,6 +705,18 @@ class RenderedImage(_message.Message):
     @_builtins.property
     def frame_pictures(self) -> _containers.RepeatedCompositeFieldContainer[Global___FramePicture]:
         """Pictures of single frames, in order, if they were asked for."""
+
+    @_builtins.property
+    def image_orientation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Image Orientation (Patient) (0020,0037): six direction cosines; empty if unknown, or if it
+        differs between frames.
+        """
+
+    @_builtins.property
+    def image_positions_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Image Position (Patient) (0020,0032), millimetres: three numbers for each frame; empty if that of
+        one is unknown.
+        """
 
     def __init__(
         self,
@@ -718,10 +735,13 @@ class RenderedImage(_message.Message):
         animation: _builtins.str = ...,
         preview_frame: _builtins.int = ...,
         frame_pictures: _abc.Iterable[Global___FramePicture] | None = ...,
+        series_instance_uid: _builtins.str = ...,
+        image_orientation: _abc.Iterable[_builtins.float] | None = ...,
+        image_positions_mm: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["animation", b"animation", "certificate", b"certificate", "frame_pictures", b"frame_pictures", "input", b"input", "item", b"item", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "preview_frame", b"preview_frame", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "thumbnail", b"thumbnail", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["animation", b"animation", "certificate", b"certificate", "frame_pictures", b"frame_pictures", "image_orientation", b"image_orientation", "image_positions_mm", b"image_positions_mm", "input", b"input", "item", b"item", "modality", b"modality", "pixel_spacing_mm", b"pixel_spacing_mm", "pixels", b"pixels", "preview", b"preview", "preview_frame", b"preview_frame", "series_instance_uid", b"series_instance_uid", "slice_thickness_mm", b"slice_thickness_mm", "sop_instance_uid", b"sop_instance_uid", "thumbnail", b"thumbnail", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

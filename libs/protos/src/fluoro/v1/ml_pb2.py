@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66luoro/v1/ml.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/model.proto\"\xce\x01\n\rAnalyzeImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"j\n\x13\x41nalyzeImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12)\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x17.fluoro.v1.ImageFinding\"\xc1\x01\n\x0eModelReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65xecution_provider\x18\x04 \x01(\t\x12\x17\n\x0fruntime_version\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x06 \x01(\x0c\x12\x32\n\x0cintended_use\x18\x07 \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xcf\x01\n\x0cImageFinding\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x11\n\tlabel_map\x18\x02 \x01(\t\x12\x0f\n\x07overlay\x18\x03 \x01(\t\x12,\n\x0cmeasurements\x18\x04 \x03(\x0b\x32\x16.fluoro.v1.Measurement\x12\x0c\n\x04item\x18\x05 \x01(\t\x12&\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x15.fluoro.v1.ClassScore\x12(\n\x05model\x18\x07 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\"U\n\nClassScore\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"\xb1\x01\n\x0bMeasurement\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06voxels\x18\x03 \x01(\x03\x12\x10\n\x08\x66raction\x18\x04 \x01(\x01\x12\x16\n\tvolume_ml\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nmean_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x63olor\x18\x07 \x01(\tB\x0c\n\n_volume_mlB\r\n\x0b_mean_valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x66luoro/v1/ml.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/model.proto\"\xce\x01\n\rAnalyzeImages\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"\x95\x01\n\x13\x41nalyzeImagesResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12)\n\x08\x66indings\x18\x02 \x03(\x0b\x32\x17.fluoro.v1.ImageFinding\x12)\n\x07volumes\x18\x03 \x03(\x0b\x32\x18.fluoro.v1.VolumeFinding\"\x8d\x01\n\rVolumeFinding\x12\x1b\n\x13series_instance_uid\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x03(\t\x12\x0e\n\x06slices\x18\x03 \x01(\x05\x12\x12\n\nspacing_mm\x18\x04 \x03(\x01\x12,\n\x0cmeasurements\x18\x05 \x03(\x0b\x32\x16.fluoro.v1.Measurement\"\xc1\x01\n\x0eModelReference\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65xecution_provider\x18\x04 \x01(\t\x12\x17\n\x0fruntime_version\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x06 \x01(\x0c\x12\x32\n\x0cintended_use\x18\x07 \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xcf\x01\n\x0cImageFinding\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x11\n\tlabel_map\x18\x02 \x01(\t\x12\x0f\n\x07overlay\x18\x03 \x01(\t\x12,\n\x0cmeasurements\x18\x04 \x03(\x0b\x32\x16.fluoro.v1.Measurement\x12\x0c\n\x04item\x18\x05 \x01(\t\x12&\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x15.fluoro.v1.ClassScore\x12(\n\x05model\x18\x07 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\"U\n\nClassScore\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x01\"\xb1\x01\n\x0bMeasurement\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0e\n\x06voxels\x18\x03 \x01(\x03\x12\x10\n\x08\x66raction\x18\x04 \x01(\x01\x12\x16\n\tvolume_ml\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nmean_value\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x63olor\x18\x07 \x01(\tB\x0c\n\n_volume_mlB\r\n\x0b_mean_valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANALYZEIMAGES'].fields_by_name['version']._serialized_options = b'\272H$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$'
   _globals['_ANALYZEIMAGES']._serialized_start=86
   _globals['_ANALYZEIMAGES']._serialized_end=292
-  _globals['_ANALYZEIMAGESRESULT']._serialized_start=294
-  _globals['_ANALYZEIMAGESRESULT']._serialized_end=400
-  _globals['_MODELREFERENCE']._serialized_start=403
-  _globals['_MODELREFERENCE']._serialized_end=596
-  _globals['_IMAGEFINDING']._serialized_start=599
-  _globals['_IMAGEFINDING']._serialized_end=806
-  _globals['_CLASSSCORE']._serialized_start=808
-  _globals['_CLASSSCORE']._serialized_end=893
-  _globals['_MEASUREMENT']._serialized_start=896
-  _globals['_MEASUREMENT']._serialized_end=1073
+  _globals['_ANALYZEIMAGESRESULT']._serialized_start=295
+  _globals['_ANALYZEIMAGESRESULT']._serialized_end=444
+  _globals['_VOLUMEFINDING']._serialized_start=447
+  _globals['_VOLUMEFINDING']._serialized_end=588
+  _globals['_MODELREFERENCE']._serialized_start=591
+  _globals['_MODELREFERENCE']._serialized_end=784
+  _globals['_IMAGEFINDING']._serialized_start=787
+  _globals['_IMAGEFINDING']._serialized_end=994
+  _globals['_CLASSSCORE']._serialized_start=996
+  _globals['_CLASSSCORE']._serialized_end=1081
+  _globals['_MEASUREMENT']._serialized_start=1084
+  _globals['_MEASUREMENT']._serialized_end=1261
 # @@protoc_insertion_point(module_scope)

@@ -27,9 +27,11 @@ class AnalyzeImages(_message.Message):
     Each image is an item. An image whose pixels do not match their certificate fails with
     PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. So is one that a model
     that segments calls unlike its training data (output `novelty`). If the model applies to no image,
-    the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the
-    result alone. Leaves for each good item, if the model segments, an artifact of role `label-map`
-    (application/x-npy, uint8, shape of the pixels) and one of role `overlay` (image/png).
+    the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the result alone.
+    A model of volumes sees the images of a series as one volume, so one task must have all of them;
+    they are skipped together if they make no volume that the model is made for. Leaves for each good
+    item, if the model segments, an artifact of role `label-map` (application/x-npy, uint8, shape of
+    the pixels) and one of role `overlay` (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -62,6 +64,7 @@ class AnalyzeImagesResult(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> Global___ModelReference:
         """The model that ran. Tasks of a step without a version may find another newest one each: each
@@ -72,19 +75,68 @@ class AnalyzeImagesResult(_message.Message):
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageFinding]:
         """One entry per item that succeeded, in input order."""
 
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeFinding]:
+        """Of a model of volumes: one entry per series that made one."""
+
     def __init__(
         self,
         *,
         model: Global___ModelReference | None = ...,
         findings: _abc.Iterable[Global___ImageFinding] | None = ...,
+        volumes: _abc.Iterable[Global___VolumeFinding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "model", b"model", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnalyzeImagesResult: _TypeAlias = AnalyzeImagesResult  # noqa: Y015
+
+@_typing.final
+class VolumeFinding(_message.Message):
+    """What a model found in the images of a series together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
+    SPACING_MM_FIELD_NUMBER: _builtins.int
+    MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    series_instance_uid: _builtins.str
+    """Series Instance UID (0020,000E)."""
+    slices: _builtins.int
+    """Number of its slices."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of its images, as in Item.key, in the order of their places."""
+
+    @_builtins.property
+    def spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Distances of slices, rows and columns, millimetres."""
+
+    @_builtins.property
+    def measurements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Measurement]:
+        """One entry per class, in the order of the model's labels. Volumes count gaps between slices."""
+
+    def __init__(
+        self,
+        *,
+        series_instance_uid: _builtins.str = ...,
+        items: _abc.Iterable[_builtins.str] | None = ...,
+        slices: _builtins.int = ...,
+        spacing_mm: _abc.Iterable[_builtins.float] | None = ...,
+        measurements: _abc.Iterable[Global___Measurement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "measurements", b"measurements", "series_instance_uid", b"series_instance_uid", "slices", b"slices", "spacing_mm", b"spacing_mm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeFinding: _TypeAlias = VolumeFinding  # noqa: Y015
 
 @_typing.final
 class ModelReference(_message.Message):

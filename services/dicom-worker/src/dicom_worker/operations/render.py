@@ -139,9 +139,30 @@ def keep(item: StepItem, file: DicomFile, rendering: Rendering, wanted: Wanted) 
         pixel_spacing_mm=spacing if len(spacing) == 2 else [],  # noqa: PLR2004 - rows, columns
         slice_thickness_mm=thickness[0] if thickness else 0,
         sop_instance_uid=text(file.header, "SOPInstanceUID"),
+        series_instance_uid=text(file.header, "SeriesInstanceUID"),
     )
+    image.image_orientation.extend(orientation_of(file, rendering.shape[0]))
+    image.image_positions_mm.extend(positions_of(file, rendering.shape[0]))
     keep_pictures(item, rendering.pictures, wanted, image)
     return image
+
+
+def orientation_of(file: DicomFile, frames: int) -> list[float]:
+    """Image Orientation (Patient) of all frames (Plane Orientation macro, PS3.3 C.7.6.16.2.4)."""
+    found = [
+        decimals(macro(file.header, frame, "PlaneOrientationSequence"), "ImageOrientationPatient")
+        for frame in range(frames)
+    ]
+    return found[0] if len(found[0]) == 6 and found.count(found[0]) == frames else []  # noqa: PLR2004 - two vectors
+
+
+def positions_of(file: DicomFile, frames: int) -> list[float]:
+    """Image Position (Patient) of each frame (Plane Position macro, PS3.3 C.7.6.16.2.3)."""
+    found = [
+        decimals(macro(file.header, frame, "PlanePositionSequence"), "ImagePositionPatient")
+        for frame in range(frames)
+    ]
+    return [each for one in found for each in one] if {len(one) for one in found} == {3} else []
 
 
 def keep_pictures(item: StepItem, made: Pictures, wanted: Wanted, image: RenderedImage) -> None:

@@ -13,6 +13,7 @@ from ml_worker.manifest import Input
 from ml_worker.measurements import measure
 from ml_worker.overlay import draw_overlay
 from ml_worker.segmenting import segment
+from ml_worker.series import analyze_volumes, takes_volumes
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
@@ -38,6 +39,8 @@ def analyze(
     if it neither segments nor classifies images.
     """
     model = models.find(request.model, request.version)
+    if takes_volumes(model):
+        return analyze_volumes(model, context)
     tensor = suited_input(model)
     result = ml_pb2.AnalyzeImagesResult(model=model.reference)
 
@@ -62,7 +65,7 @@ def suited_input(model: "Model") -> Input:
     raise wrong_kind(
         model,
         "AnalyzeImages needs a model of single frames that gives classes, or a label_map in the "
-        "size of the image.",
+        "size of the image; or one whose manifest has [applies_to.volume].",
     )
 
 
@@ -85,7 +88,8 @@ def find_in_image(
         return finding
     file = item.folder / "label-map.npy"
     found = segment(model, tensor, pixels, image, file, context)
-    drawing = draw_overlay(pixels[0], found.preview, manifest)
+    window = image.window if image.HasField("window") else None
+    drawing = draw_overlay(pixels[0], found.preview, manifest, window)
     finding.label_map = item.put("label-map", ".npy", "label-map", "application/x-npy", file)
     finding.overlay = item.put("overlay", ".png", "overlay", "image/png", drawing)
     finding.measurements.extend(measure(manifest.labels, found.voxels, found.sums, image))
