@@ -1,6 +1,7 @@
 """Slices are sorted in space into volumes, and whatever makes none is told about."""
 
 import random
+from dataclasses import replace
 from math import cos, radians, sin
 from typing import Any
 
@@ -173,6 +174,15 @@ def test_segments_beside_each_other_are_not_one_volume() -> None:
         ({"segment": (1.0,)}, 3),
         ({"segment": (2.0,)}, 3),
     ]
+
+
+def test_a_frame_of_no_segment_makes_no_segment_look_complete() -> None:
+    slices = stack(range(3), segment=(1.0,)) + stack(range(2), first=3, segment=(2.0,))
+    nameless = stack([2], first=5)
+    one_file = [replace(each, file=0) for each in slices + nameless]
+    study = study_of(one_file + stack(range(4), series="1.3", first=6))
+    assert [(each.series, len(each.slices)) for each in study.volumes] == [("1.3", 4)]
+    assert [(each.series, each.count) for each in study.left] == [("1.2", 6)]
 
 
 def test_phases_are_told_apart_by_time() -> None:

@@ -3,6 +3,7 @@
 Plain data in, plain data out: nothing here reads a file.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import atan2, degrees
@@ -103,7 +104,11 @@ def study_of(slices: Iterable[Slice]) -> Study:
     """The volumes of these slices, by series and in the order in which they came."""
     study = Study()
     series: dict[tuple[str, Mark], list[Slice]] = {}
-    for each in slices:
+    whole, torn = without_torn(list(slices))
+    for uid, count in torn.items():
+        fault = irregular("A frame of a segmentation does not say which segment it belongs to.")
+        study.left.append(Left(uid, count, Reason(fault.reason), fault.message))
+    for each in whole:
         # Segments may lie beside each other, and then no place would tell that they are several.
         series.setdefault((each.series, each.marks[SEGMENT]), []).append(each)
     for (uid, _), members in series.items():
@@ -119,6 +124,17 @@ def study_of(slices: Iterable[Slice]) -> Study:
             except FluoroError as error:
                 study.left.append(Left(uid, len(stack), Reason(error.reason), error.message))
     return study
+
+
+def without_torn(slices: Sequence[Slice]) -> tuple[list[Slice], Counter[str]]:
+    """The slices of sound series, and how many those have in which a frame has no segment.
+
+    A segment that lacks one of its frames would look complete.
+    """
+    segmented = {each.file for each in slices if each.marks[SEGMENT]}
+    torn = {each.series for each in slices if each.file in segmented and not each.marks[SEGMENT]}
+    whole = [each for each in slices if each.series not in torn]
+    return whole, Counter(each.series for each in slices if each.series in torn)
 
 
 def parallel(slices: Sequence[Slice]) -> list[list[Slice]]:
