@@ -16,6 +16,7 @@ from pathlib import Path
 import pypdf
 import pytest
 from fluoro.v1 import job_pb2
+from fluoro_local.demo import painted
 from fluoro_local.services import SERVICES
 from fluoro_local.testing import tool
 from google.protobuf import json_format
@@ -242,3 +243,9 @@ def test_an_input_that_does_not_exist_is_refused_with_a_sentence(folder: Path) -
     )
     assert "Traceback" not in refused.output
     assert not refused.left
+
+
+def test_the_painted_input_of_an_earlier_demonstration_is_not_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "painted-007.dcm").touch()
+    found = painted("ml_worker.painting", "burns", tmp_path)
+    assert [path.name for path in found] == [f"painted-burn-{number}.png" for number in (1, 2, 3)]

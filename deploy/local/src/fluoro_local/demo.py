@@ -82,6 +82,9 @@ def dicom_files(source: Path | None) -> list[Path]:
 
 def painted(painter: str, what: str, folder: Path) -> list[Path]:
     """Files that a worker's painter writes into the folder. StartError if it cannot."""
+    # An earlier demonstration may have left the input of another pipeline.
+    for old in folder.glob("painted-*"):
+        old.unlink()
     command = [sys.executable, "-m", painter, what, str(folder)]
     try:
         subprocess.run(command, check=True, timeout=PAINTING_SECONDS, capture_output=True)
