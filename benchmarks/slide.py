@@ -80,7 +80,8 @@ def as_written(cut: TiledSlide) -> Normalize:
     def normalize(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
         density = -np.log((tile.reshape(-1, 3).astype(np.float32) + 1) / WHITE)
         light = WHITE * np.exp(-(density @ mix_float))
-        return np.minimum(light, 255).astype(np.uint8).reshape(tile.shape)
+        colours: NDArray[np.uint8] = np.minimum(light, 255).astype(np.uint8)
+        return colours.reshape(tile.shape)
 
     return normalize
 

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import grpc
+import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import BeginUploadRequest, UploadBlobHeader, UploadBlobRequest
 from fluoro.v1.dicom_pb2 import InspectDicom
@@ -21,6 +22,7 @@ from fluoro.v1.job_service_pb2 import (
     WatchJobsRequest,
 )
 from fluoro_client import AsyncClient
+from fluoro_jobs.testing.rig import until
 from fluoro_local.folders import free_port
 from fluoro_local.servers import ValkeyServer
 from fluoro_local.testing import standing_still
@@ -337,3 +339,54 @@ async def test_an_upload_sees_what_has_landed_and_what_has_gone_since_it_began(
             await client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
         assert (await refused(grow(first, b"c" * 401))).reason == "BYTE_QUOTA_EXCEEDED"
         await grow(second, b"d" * 400)
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_uploads_that_fill_a_quota_together_all_fit(
+    database_url: str, redis_url: str, blob_url: str, told: bool
+) -> None:
+    settings: Any = {"owner_max_stored_bytes": 60_000, "max_uploads": 200, "upload_owner_share": 1}
+    async with serving(database_url, redis_url, blob_url, **settings) as client:
+
+        async def send(number: int) -> None:
+            content = number.to_bytes(4, "big") * 250
+            header = UploadBlobHeader(size_bytes=len(content) if told else 0)
+            parts = [UploadBlobRequest(header=header), UploadBlobRequest(chunk=content)]
+            await client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
+
+        await asyncio.gather(*(send(number) for number in range(60)))
+
+
+async def test_uploads_that_are_cancelled_while_they_are_recorded_count(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND query ILIKE '%INTO blobs%' AND datname = current_database()"
+    )
+    async with serving(database_url, redis_url, blob_url, owner_max_stored_bytes=1000) as client:
+
+        def send(number: int) -> Any:
+            parts = [
+                UploadBlobRequest(header=UploadBlobHeader(size_bytes=1000)),
+                UploadBlobRequest(chunk=bytes([number]) * 1000),
+            ]
+            return client.blobs.UploadBlob(iter(parts), metadata=of("ada"))
+
+        with (
+            psycopg.connect(database_url) as lock,
+            psycopg.connect(database_url, autocommit=True) as looking,
+        ):
+
+            def recorded(count: int) -> bool:
+                return looking.execute(waiting).fetchone() == (count,)
+
+            lock.execute("LOCK TABLE blobs IN SHARE MODE")  # reads go on, writes wait
+            first = send(1)
+            await asyncio.to_thread(until, lambda: recorded(1))
+            first.cancel()
+            second = asyncio.create_task(refused(send(2)))
+            with pytest.raises(AssertionError):  # it is not let in meanwhile
+                await asyncio.to_thread(until, lambda: second.done() or recorded(2), 1)
+            lock.rollback()
+            assert (await second).reason == "BYTE_QUOTA_EXCEEDED"

@@ -7,13 +7,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import structlog.testing
 from cryptography import x509
+from fluoro.v1.job_service_pb2 import ListJobsRequest, WatchJobsRequest
+from fluoro.v1.job_service_pb2_grpc import JobServiceStub
 from fluoro_client import AsyncClient, Tls
 from fluoro_client.errors import PermissionDeniedError, UnreachableError
 from gateway.serve import running
 from gateway.settings import Settings
+from gateway.testing import refused
 from gateway.testing_identity import AUDIENCE, Authority, issuing
 from pydantic import ValidationError
 
@@ -114,6 +119,40 @@ async def test_a_caller_is_who_its_certificate_says_and_needs_one(
         async with AsyncClient(f"localhost:{port}", tls=Tls(ca_file=authority.ca)) as nobody:
             with pytest.raises(UnreachableError):
                 await jobs_of(nobody)
+
+
+async def test_a_certificate_that_expires_ends_its_calls_on_an_open_connection(
+    urls: dict[str, str], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key, _ = authority.issue("server")
+    async with gateway(
+        urls,
+        identity="mtls",
+        mtls_trust_domain=DOMAIN,
+        role_bindings="imaging.reporter=viewer",
+        tls_certificate_file=str(certificate),
+        tls_key_file=str(key),
+        tls_client_ca_file=str(authority.ca),
+    ) as port:
+        spiffe_id = f"spiffe://{DOMAIN}/ns/imaging/sa/reporter"
+        own, own_key, _ = authority.issue("short", spiffe_id=spiffe_id, seconds=8)
+        credentials = grpc.ssl_channel_credentials(
+            authority.ca.read_bytes(), own_key.read_bytes(), own.read_bytes()
+        )
+        async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
+            jobs = JobServiceStub(channel)
+            messages = aiter(jobs.WatchJobs(WatchJobsRequest()))
+            await anext(messages)
+
+            async def read() -> None:
+                async for _ in messages:
+                    pass
+
+            async with asyncio.timeout(30):
+                assert (await refused(read())).reason == "CERTIFICATE_EXPIRED"
+            call = jobs.ListJobs(ListJobsRequest(), timeout=20)
+            assert (await refused(call)).reason == "CERTIFICATE_EXPIRED"
 
 
 async def test_a_client_whose_certificate_is_replaced_connects_again_and_keeps_its_watches(

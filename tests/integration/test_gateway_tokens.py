@@ -12,8 +12,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from fluoro.v1.blob_service_pb2 import ImportBlobRequest
 from fluoro.v1.job_service_pb2 import ListJobsRequest, WaitJobRequest, WatchJobsRequest
 from fluoro.v1.token_service_pb2 import (
+    ROLE_SUBMITTER,
     ROLE_VIEWER,
     CreateTokenRequest,
     ListTokensRequest,
@@ -131,14 +133,91 @@ async def test_a_stream_and_a_wait_end_when_their_token_is_revoked(
         job.timeout.seconds = 600
         wait = client.jobs.WaitJob(job, metadata=with_token(secret), timeout=30)
         await client.tokens.RevokeToken(RevokeTokenRequest(name=token.name), metadata=operator)
-
-        async def read() -> None:
-            async for _ in messages:
-                pass
-
         async with asyncio.timeout(30):
-            ends = [await refused(read()), await refused(wait)]
+            ends = [await end_of(messages), await refused(wait)]
         assert [how.reason for how in ends] == ["TOKEN_REVOKED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [("roles = '{worker}'", "ROLE_MISSING"), ("owner = 'bob'", "TOKEN_INVALID")],
+)
+async def test_a_stream_ends_when_its_token_would_not_open_it_any_more(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
+    async with gateway(database_url, redis_url, blob_url) as client:
+        _, secret = await make(client, operator, owner=OWNER)
+        messages = aiter(client.jobs.WatchJobs(WatchJobsRequest(), metadata=with_token(secret)))
+        await anext(messages)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(f"UPDATE tokens SET {change} WHERE owner = '{OWNER}'")
+        assert (await end_of(messages)).reason == reason
+
+
+async def test_a_stream_ends_with_its_token_though_the_ledger_cannot_be_asked(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        async with gateway(database_url, redis_url, blob_url) as client:
+            _, secret = await make(client, operator, owner=OWNER)
+            connection.execute(
+                f"UPDATE tokens SET expire_time = now() + interval '3 s' WHERE owner = '{OWNER}'"
+            )
+            messages = aiter(client.jobs.WatchJobs(WatchJobsRequest(), metadata=with_token(secret)))
+            await anext(messages)
+            connection.execute("ALTER TABLE tokens RENAME TO away")
+            try:
+                assert (await end_of(messages)).reason == "TOKEN_EXPIRED"
+            finally:
+                connection.execute("ALTER TABLE away RENAME TO tokens")
+    assert capfd.readouterr().out.count("proof_not_looked_at") == 1
+
+
+async def test_an_import_ends_when_its_token_is_revoked(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        settings = {"import_sources": source, "import_networks": "127.0.0.1/32"}
+        async with gateway(database_url, redis_url, blob_url, **settings) as client:
+            token, secret = await make(client, operator, owner=OWNER, roles=[ROLE_SUBMITTER])
+            request = ImportBlobRequest(uri=f"{source}/study")
+            call = client.blobs.ImportBlob(request, metadata=with_token(secret), timeout=60)
+            silent.settimeout(20)
+            asked, _ = await asyncio.to_thread(silent.accept)
+            await client.tokens.RevokeToken(RevokeTokenRequest(name=token.name), metadata=operator)
+            async with asyncio.timeout(20):
+                assert (await refused(call)).reason == "TOKEN_REVOKED"
+            asked.close()
+
+
+async def end_of(messages: AsyncIterator[Any]) -> Refused:
+    """How a stream is ended, soon."""
+
+    async def read() -> None:
+        async for _ in messages:
+            pass
+
+    async with asyncio.timeout(30):
+        return await refused(read())
 
 
 async def test_the_ledger_is_asked_once_for_all_calls_of_a_while(

@@ -111,6 +111,16 @@ def test_an_owner_is_found_where_it_must_hold(text: str, owner: str | None) -> N
 
 
 @pytest.mark.parametrize(
+    "text", ["owner != x", "(owner = x)", '"owner" = x', "owner = x OR owner = y", "NOT owner = x"]
+)
+def test_an_owner_that_does_not_decide_whose_jobs_they_are_is_refused(text: str) -> None:
+    with pytest.raises(FluoroError, match="owner = ") as caught:
+        parse(text)
+    assert caught.value.reason == Reason.FILTER_INVALID
+    assert parse("owner = x AND state = SUCCEEDED").sql
+
+
+@pytest.mark.parametrize(
     "piece", ["(owner", "owner = ", '"\\', "'\\", '\\"', 'owner = "', "-owner=x.y ", ".owner=x"]
 )
 def test_whose_call_it_is_costs_little_to_find_out(piece: str) -> None:

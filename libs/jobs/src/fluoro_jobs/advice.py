@@ -14,6 +14,7 @@ ADVICE: Final[dict[Reason, str]] = {
     Reason.TOKEN_EXPIRED: "Get a new one.",
     Reason.TOKEN_REVOKED: "Have an operator make a new one.",
     Reason.TOKEN_NOT_FOUND: "Take one of those that ListTokens has.",
+    Reason.CERTIFICATE_EXPIRED: "Get a new one, and connect anew.",
     Reason.CERTIFICATE_UNKNOWN: "Use a certificate that names an owner in a way that is set up.",
     Reason.IDENTITY_UNAVAILABLE: "Try again.",
     Reason.ROLE_MISSING: "Have an operator give the role.",

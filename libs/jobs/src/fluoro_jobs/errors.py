@@ -28,6 +28,7 @@ class Reason(StrEnum):
     TOKEN_REVOKED = "TOKEN_REVOKED"  # noqa: S105 - the name of a reason
     TOKEN_NOT_FOUND = "TOKEN_NOT_FOUND"  # noqa: S105 - the name of a reason
     CERTIFICATE_UNKNOWN = "CERTIFICATE_UNKNOWN"
+    CERTIFICATE_EXPIRED = "CERTIFICATE_EXPIRED"
     IDENTITY_UNAVAILABLE = "IDENTITY_UNAVAILABLE"
     ROLE_MISSING = "ROLE_MISSING"
     JOB_EMPTY = "JOB_EMPTY"
@@ -148,9 +149,7 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.SERVICE_UNKNOWN: ReasonSpec(
         "NOT_FOUND", False, "Health is not known of a service of that name."
     ),
-    Reason.OWNER_MISSING: ReasonSpec(
-        "UNAUTHENTICATED", False, "The call does not say whose it is."
-    ),
+    Reason.OWNER_MISSING: ReasonSpec("UNAUTHENTICATED", False, "The call does not name an owner."),
     Reason.CREDENTIALS_MISSING: ReasonSpec(
         "UNAUTHENTICATED",
         False,
@@ -165,9 +164,10 @@ REASONS: Final[dict[Reason, ReasonSpec]] = {
     Reason.TOKEN_REVOKED: ReasonSpec("UNAUTHENTICATED", False, "The token was revoked."),
     Reason.TOKEN_NOT_FOUND: ReasonSpec("NOT_FOUND", False, "No service token has this name."),
     Reason.CERTIFICATE_UNKNOWN: ReasonSpec(
-        "UNAUTHENTICATED",
-        False,
-        "The caller's certificate is good, and names no owner that this gateway knows how to read.",
+        "UNAUTHENTICATED", False, "The caller's certificate names no owner that this gateway reads."
+    ),
+    Reason.CERTIFICATE_EXPIRED: ReasonSpec(
+        "UNAUTHENTICATED", False, "Its certificate has expired."
     ),
     Reason.IDENTITY_UNAVAILABLE: ReasonSpec(
         "UNAVAILABLE",

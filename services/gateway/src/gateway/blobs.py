@@ -32,6 +32,7 @@ from fluoro_telemetry import metrics
 from gateway import frames, names
 from gateway.importing import Importing
 from gateway.ledger_calls import LedgerCalls
+from gateway.limits.stored import Upload
 from gateway.resuming import Resuming
 from gateway.rpc import Call
 from gateway.settings import Settings
@@ -100,7 +101,7 @@ class Blobs:
 
                     # Room was there when it began.
                     return await self._resuming.stream(call, header, receive)
-                pace.grown = await room.enter_async_context(
+                pace.upload = await room.enter_async_context(
                     call.limits.stores(call.owner, header.size_bytes, header.sha256)
                 )
                 name = f"blobs/{new_id()}"
@@ -110,17 +111,25 @@ class Blobs:
                         await self._receive(pace, most_bytes, writer, call.owner, places)
                         await _check_announced(header, writer)
             blob = _blob(name, writer.stored, header)
-            # Whoever hangs up from here on is too late: the bytes are there, and without a record
-            # nobody would find them.
-            return UploadBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+            return UploadBlobResponse(blob=await self._kept(call, blob, pace.upload, room))
 
-    async def _keep(self, call: Call, blob: Blob) -> Blob:
-        """Adds the record.
+    async def _kept(self, call: Call, blob: Blob, upload: Upload, room: AsyncExitStack) -> Blob:
+        """`_keep`, whoever waits for it.
+
+        Whoever hangs up from here on is too late: the bytes are there, and without a record nobody
+        would find them. room: what is taken of the owner's quota, until the ledger counts it.
+        """
+        upload.keeping()
+        return await asyncio.shield(self._keep(call, blob, room.pop_all()))
+
+    async def _keep(self, call: Call, blob: Blob, room: AsyncExitStack) -> Blob:
+        """Adds the record, and gives the room back.
 
         The bytes go if the owner has the same already; the record is then the earlier one.
         """
         add = call.record.with_change(records.add, lambda stored: stored.name)
-        stored = await self._calls.run_for(call.owner, add, call.owner, blob)
+        async with room:
+            stored = await self._calls.run_for(call.owner, add, call.owner, blob)
         if stored.name != blob.name:
             with blob_errors():
                 await self._store.delete_soon(blob.name)
@@ -159,7 +168,7 @@ class Blobs:
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
-            await pace.grown(size_bytes)
+            await pace.upload.grown(size_bytes)
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
                 # fast as they send.
@@ -181,8 +190,16 @@ class Blobs:
             raise names.invalid("header.sha256", f"Must be known: {SHA256_BYTES} bytes.")
         header.media_type = header.media_type or DEFAULT_MEDIA_TYPE
         upload_id = names.upload_id(request.upload_id, "upload_id")
-        async with call.limits.stores(call.owner, header.size_bytes, header.sha256, upload_id):
-            return await self._resuming.begin(call.owner, request)
+        stores = call.limits.stores(call.owner, header.size_bytes, header.sha256, upload_id)
+        async with AsyncExitStack() as room:
+            (await room.enter_async_context(stores)).keeping()
+            return await asyncio.shield(self._begin(call.owner, request, room.pop_all()))
+
+    async def _begin(
+        self, owner: str, request: BeginUploadRequest, room: AsyncExitStack
+    ) -> BeginUploadResponse:
+        async with room:
+            return await self._resuming.begin(owner, request)
 
     async def sign_upload(self, request: SignUploadRequest, call: Call) -> SignUploadResponse:
         """A URL to which the bytes can go past the gateway."""
@@ -201,7 +218,9 @@ class Blobs:
         header = request.header
         _check_header(header, self._settings.max_blob_bytes)
         name = f"blobs/{new_id()}"
-        async with call.limits.stores(call.owner, header.size_bytes, header.sha256) as grown:
+        stores = call.limits.stores(call.owner, header.size_bytes, header.sha256)
+        async with AsyncExitStack() as room:
+            upload = await room.enter_async_context(stores)
             async with (
                 self._uploads.taken(call.owner),
                 self._importing.opened(call.owner, request.uri) as source,
@@ -212,15 +231,15 @@ class Blobs:
                     async with self._store.writer(name) as writer:
                         if source.size_bytes is not None:
                             self._check_size(source.size_bytes, header)
-                            await grown(source.size_bytes)
+                            await upload.grown(source.size_bytes)
                         async with aclosing(source.chunks()) as chunks:
                             async for chunk in chunks:
                                 self._check_size(writer.size_bytes + len(chunk), header)
-                                await grown(writer.size_bytes + len(chunk))
+                                await upload.grown(writer.size_bytes + len(chunk))
                                 await writer.write(chunk)
                         await _check_announced(header, writer)
             blob = _blob(name, writer.stored, header)
-            return ImportBlobResponse(blob=await asyncio.shield(self._keep(call, blob)))
+            return ImportBlobResponse(blob=await self._kept(call, blob, upload, room))
 
     def _large_place(self, owner: str) -> AbstractAsyncContextManager[None]:
         """Memory for the parts of one upload."""

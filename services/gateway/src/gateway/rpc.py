@@ -154,6 +154,10 @@ FILTERED: Final = {
     )
 }
 """Requests with a filter of jobs, by method."""
+TRANSFERS: Final = frozenset(
+    f"fluoro.v1.BlobService.{name}" for name in ("ImportBlob", "CommitUpload")
+)
+"""Methods that answer once, and may move bytes for as long as a stream."""
 NOBODY: Final = Principal(owner="", roles=frozenset(), how="none")
 """Who calls what is open to everybody."""
 
@@ -277,9 +281,11 @@ class Adapter:
                 call = Call(principal, context, self._heavy, record, self._limits)
                 with self._limits.admitted(principal, waiting=waiting):
                     answer = body(request, call)
-                    if not timed:
-                        answer = self._door.kept(principal, caller, answer)
-                    return await (self._in_time(context, answer) if timed else answer)
+                    if timed:
+                        answer = self._in_time(context, answer)
+                    if not timed or method in TRANSFERS:
+                        answer = self._door.kept(method, roles, principal, caller, answer)
+                    return await answer
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise

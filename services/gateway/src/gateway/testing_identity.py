@@ -114,6 +114,9 @@ def issuing() -> Iterator[Issuer]:
             thread.join()
 
 
+DAY_SECONDS: Final = 86_400
+
+
 class Authority:
     """Issues certificates as files."""
 
@@ -129,11 +132,11 @@ class Authority:
         self.ca.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
     def issue(
-        self, name: str, common_name: str = "", *, spiffe_id: str = ""
+        self, name: str, common_name: str = "", *, spiffe_id: str = "", seconds: float = DAY_SECONDS
     ) -> tuple[Path, Path, int]:
         """Files NAME.crt and NAME.key, replaced one after the other, and the serial number.
 
-        For servers on loopback and for clients.
+        For servers on loopback and for clients. seconds: how long the certificate is good.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [
@@ -144,7 +147,7 @@ class Authority:
             names.append(x509.UniformResourceIdentifier(spiffe_id))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)])
         certificate = (
-            self._builder(subject, key.public_key())
+            self._builder(subject, key.public_key(), seconds)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self._key, hashes.SHA256())
         )
@@ -154,7 +157,7 @@ class Authority:
         return *paths, certificate.serial_number
 
     def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, seconds: float = DAY_SECONDS
     ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
@@ -164,5 +167,5 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + timedelta(seconds=seconds))
         )

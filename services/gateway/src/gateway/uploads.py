@@ -11,7 +11,7 @@ from fluoro.v1.blob_service_pb2 import UploadBlobHeader, UploadBlobRequest
 from fluoro_blobs import BlobWriter, PartsWriter
 from fluoro_jobs.errors import FluoroError, Reason
 
-from gateway.limits.stored import Grown, free
+from gateway.limits.stored import FREE, Upload
 
 SMALL_BYTES: Final = 256 * 1024
 """An upload up to this size needs no share of the memory for parts."""
@@ -129,8 +129,8 @@ class Pace:
         self._idle_seconds, self._min_bytes_per_second = idle_seconds, min_bytes_per_second
         self._waited_seconds = 0.0
         self._bytes = 0
-        self.grown: Grown = free
-        """Is told what size the upload grows to, and raises if that is too large for its owner."""
+        self.upload: Upload = FREE
+        """Is told what size it grows to, and raises if that is too large for its owner."""
 
     async def next(self) -> Part | None:
         """What the next message holds; None at the end.

@@ -113,6 +113,10 @@ def parse(text: str) -> Filter:
         return Filter()
     compiler = _Jobs()
     sql, reach = compiler.condition(tree, negated=False, depth=0)
+    if compiler.owner_at is not None and owner_of(text) is None:
+        refuse(
+            'Write an owner as owner = "x", beside all else: owner = "x" AND …', compiler.owner_at
+        )
     return Filter(sql, compiler.parameters, reach)
 
 
@@ -229,7 +233,9 @@ class Compiler(ABC, Generic[R]):
 
 
 class _Jobs(Compiler[Reach]):
-    """Filters of jobs."""
+    """Filters of jobs. owner_at: where the first owner stands."""
+
+    owner_at: int | None = None
 
     def _compiled(
         self, names: list[str], operator: Token, text: str, at: tuple[int, int]
@@ -239,6 +245,8 @@ class _Jobs(Compiler[Reach]):
         if len(names) != 1 or names[0] not in _FIELDS:
             fields = ", ".join([*_FIELDS, "labels.KEY"])
             refuse(f"The field must be one of {fields}", at[0])
+        if names[0] == "owner" and self.owner_at is None:
+            self.owner_at = at[0]
         return _FIELDS[names[0]](self, str(operator), text, at[1])
 
     def _label(self, keys: list[str], operator: str, text: str, at: int) -> "_Term | None":

@@ -1,7 +1,10 @@
 """Certificates of callers (mutual TLS): a SPIFFE ID, or the subject's common name."""
 
+import time
 from collections.abc import Iterable
+from functools import lru_cache
 
+from cryptography import x509
 from fluoro_jobs.errors import FluoroError, Reason
 
 from gateway.identity.bindings import Bindings
@@ -24,7 +27,8 @@ class Certificate:
     async def authenticate(self, caller: Caller) -> Principal | None:
         """Whom the certificate is of.
 
-        FluoroError CERTIFICATE_UNKNOWN if it names no owner. Roles come from the settings alone.
+        FluoroError CERTIFICATE_UNKNOWN if it names no owner, CERTIFICATE_EXPIRED. Roles come from
+        the settings alone.
         """
         found = caller.certificate()
         if SHOWN not in found:
@@ -42,7 +46,19 @@ class Certificate:
             raise FluoroError(
                 Reason.CERTIFICATE_UNKNOWN, f"The caller's certificate has no {wanted}."
             )
-        return Principal(owner, self._bindings.of(owner), "mtls")
+        # The handshake looked at it once, and the connection may be older than what is left of it.
+        expires = _end_of(next(iter(found[SHOWN])))
+        if time.time() > expires:
+            raise FluoroError(
+                Reason.CERTIFICATE_EXPIRED, "The caller's certificate has expired. Get a new one."
+            )
+        return Principal(owner, self._bindings.of(owner), "mtls", expires=expires)
+
+
+@lru_cache(maxsize=1024)
+def _end_of(certificate: bytes) -> float:
+    """Of a certificate in PEM: when it ends, in seconds since 1970."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
 
 
 def _only(values: Iterable[bytes]) -> str:

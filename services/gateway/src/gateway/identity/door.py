@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 import structlog
 from fluoro_jobs.errors import REASONS, FluoroError, Reason
 
+from gateway.identity.bearer import expired, invalid
 from gateway.identity.metadata import KEY, named_owner, owner_named
 from gateway.identity.principal import Authenticator, Caller, Principal, Role
 from gateway.identity.roles import OPERATE
@@ -66,10 +67,19 @@ class Door:
         caller.known = replace(principal, owner=owner, name=name)
         return caller.known
 
-    async def kept(self, principal: Principal, caller: Caller, stream: Awaitable[Result]) -> Result:
+    async def kept(
+        self,
+        method: str,
+        needed: Collection[Role],
+        principal: Principal,
+        caller: Caller,
+        stream: Awaitable[Result],
+    ) -> Result:
         """Awaits a stream or a long call, for as long as its caller proves who it is.
 
-        FluoroError of code UNAUTHENTICATED once the proof has expired or was revoked.
+        method, needed: as in `admit`, which found the principal. FluoroError of code
+        UNAUTHENTICATED once the proof has expired, was revoked or is another's, ROLE_MISSING once
+        the caller lacks a role.
         """
         if principal.expires is None and not principal.revocable:
             return await stream
@@ -77,11 +87,11 @@ class Door:
         try:
             async with asyncio.timeout(None) as limit:
 
-                def end(error: FluoroError) -> None:
-                    ended.append(error)
+                async def watch() -> None:
+                    ended.append(await self._end_of(method, needed, principal, caller))
                     limit.reschedule(loop.time())
 
-                watching = asyncio.create_task(self._watch(principal, caller, end))
+                watching = asyncio.create_task(watch())
                 try:
                     return await stream
                 finally:
@@ -98,24 +108,46 @@ class Door:
                 return principal
         raise self._missing
 
-    async def _watch(
-        self, principal: Principal, caller: Caller, end: Callable[[FluoroError], None]
-    ) -> None:
-        """Looks at the proof again and again, and ends the stream once it is no good any more."""
+    async def _end_of(
+        self, method: str, needed: Collection[Role], principal: Principal, caller: Caller
+    ) -> FluoroError:
+        """Looks at the proof again and again, until it is no good any more; why."""
+        expires, told = principal.expires, False
         while True:
             seconds: float = LOOK_AGAIN_SECONDS if principal.revocable else LONGEST_SLEEP_SECONDS
-            if principal.expires is not None:
-                seconds = min(seconds, max(SHORTEST_SLEEP_SECONDS, principal.expires - time.time()))
+            if expires is not None:
+                seconds = min(seconds, max(SHORTEST_SLEEP_SECONDS, expires - time.time()))
             await asyncio.sleep(seconds)
             try:
-                await self.identify(caller)
-            except FluoroError as error:
-                # A ledger or an issuer that is away says nothing about the caller.
-                if REASONS[error.reason].code == "UNAUTHENTICATED":
-                    end(error)
-                    return
-            except Exception:  # a fault of ours is no reason never to look again
-                log.exception("proof_not_looked_at")
+                found = await self.identify(caller)
+            except Exception as error:  # noqa: BLE001 - a fault of ours is no reason never to look again
+                # A ledger or an issuer that is away says nothing about the caller. The time does.
+                if isinstance(error, FluoroError):
+                    if REASONS[error.reason].code == "UNAUTHENTICATED":
+                        return error
+                elif not told:
+                    log.error("proof_not_looked_at", exception=type(error).__qualname__)
+                    told = True
+                if expires is not None and time.time() > expires:
+                    return expired()
+                continue
+            if (missing := _lost(method, needed, principal, found)) is not None:
+                return missing
+            expires = found.expires
+
+
+def _lost(
+    method: str, needed: Collection[Role], principal: Principal, found: Principal
+) -> FluoroError | None:
+    """Why a caller that is now `found` may not go on as the principal that it was."""
+    name = principal.name or principal.owner
+    if (found.name or found.owner) != name:
+        return invalid("it is another owner's now")
+    if found.roles.isdisjoint(needed):
+        return _lacks(found, method, sorted(needed))
+    if principal.owner != name and Role.OPERATOR not in found.roles:
+        return _lacks(found, f"Another owner in metadata {KEY} or a filter", [Role.OPERATOR])
+    return None
 
 
 def _lacks(principal: Principal, what: str, needed: Sequence[Role]) -> FluoroError:

@@ -14,7 +14,7 @@ from gateway.identity.principal import Principal
 from gateway.limits.buckets import Buckets
 from gateway.limits.owners import Owners
 from gateway.limits.quotas import OpenJobs
-from gateway.limits.stored import Grown, StoredBytes, free
+from gateway.limits.stored import FREE, StoredBytes, Upload
 
 WAITING: Final = frozenset(
     f"fluoro.v1.JobService.{name}" for name in ("RunJob", "WaitJob", "WatchJob", "WatchJobs")
@@ -107,17 +107,17 @@ class Limits:
     @asynccontextmanager
     async def stores(
         self, owner: str, size_bytes: int, sha256: bytes, upload_id: UUID | None = None
-    ) -> AsyncIterator[Grown]:
+    ) -> AsyncIterator[Upload]:
         """An upload, for the time of the body. Gives what to tell of each size it has grown to.
 
         size_bytes and sha256: as announced; 0 and empty if unknown. FluoroError
         BYTE_QUOTA_EXCEEDED, also of what is told; with a quota, a reason of LEDGER_OUTAGES.
         """
         if most := self._owners.of(owner).max_stored_bytes:
-            async with self._stored.coming(owner, size_bytes, sha256, upload_id, most) as grown:
-                yield grown
+            async with self._stored.coming(owner, size_bytes, sha256, upload_id, most) as upload:
+                yield upload
         else:
-            yield free
+            yield FREE
 
     def _take(self, limit: str, owner: str, rate: float, cost: float) -> None:
         if wait := self._buckets.take(limit, owner, rate, cost):

@@ -1,9 +1,10 @@
 """How many bytes an owner may store. The ledger counts what there is, a gateway what is coming."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TypeAlias
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 from uuid import UUID
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -12,8 +13,18 @@ from fluoro_telemetry import metrics
 
 from gateway.ledger_calls import LedgerCalls
 
-Grown: TypeAlias = Callable[[int], Awaitable[None]]
-"""Takes the size in bytes that an upload has come to. FluoroError BYTE_QUOTA_EXCEEDED."""
+SETTLE_SECONDS: Final = 5
+"""How long an upload without room waits for others of its owner whose records are on their way."""
+
+
+class Upload(Protocol):
+    """An upload that is coming, towards the quota of its owner."""
+
+    async def grown(self, size_bytes: int) -> None:
+        """It has come to that size. FluoroError BYTE_QUOTA_EXCEEDED."""
+
+    def keeping(self) -> None:
+        """Its record is on its way: from now on the ledger may count it."""
 
 
 @dataclass
@@ -25,6 +36,10 @@ class _Room:
     """Bytes of uploads under way."""
     landed: int = 0
     """Bytes of uploads that ended well, ever."""
+    keeping: int = 0
+    """Uploads that the ledger may count though they are among those under way."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Of the next upload to end."""
 
 
 class StoredBytes:
@@ -38,60 +53,79 @@ class StoredBytes:
     @asynccontextmanager
     async def coming(
         self, owner: str, size_bytes: int, sha256: bytes, upload_id: UUID | None, most: int
-    ) -> AsyncIterator[Grown]:
+    ) -> AsyncIterator[Upload]:
         """As Limits.stores."""
         room = self._rooms.setdefault(owner, _Room())
-        upload = _Upload(self._calls, owner, most, room)
+        upload = _Coming(self._calls, owner, most, room)
         # Without its size, the first byte would be one too many of an owner with a full quota.
         least = size_bytes or 1
         room.uploads += 1
         try:
             if await upload.fits(least):
                 await upload.grown(size_bytes)
-                yield upload.grown
+                yield upload
                 room.landed += upload.size_bytes
             elif await self._calls.run_for(owner, usage.is_there, owner, sha256, upload_id):
-                yield free
+                yield FREE
             else:
                 raise upload.exceeded(least)
         finally:
             room.coming -= upload.size_bytes
+            room.keeping -= upload.is_keeping
+            room.ended.set()
+            room.ended = asyncio.Event()
             room.uploads -= 1
             if not room.uploads:
                 del self._rooms[owner]  # or the names of all owners there ever were would stay
 
 
-class _Upload:
+class _Coming:
     """One upload, as large as it is known to be."""
 
     def __init__(self, calls: LedgerCalls, owner: str, most: int, room: _Room) -> None:
         self._calls, self._owner, self._most, self._room = calls, owner, most, room
         self._used = most  # until the ledger is read
         self.size_bytes = 0
+        self.is_keeping = False
 
     @property
     def _taken(self) -> int:
         return self._used + self._room.landed + self._room.coming
 
     async def fits(self, more: int) -> bool:
-        """Whether the owner has room for more bytes. A yes holds until the next await."""
-        for _ in range(2):
-            if self._taken + more <= self._most:
-                return True
-            # What lands while the ledger is read may be in the answer or not, so it is counted on
-            # top: at worst twice, for which the second reading is.
-            landed = self._room.landed
+        """Whether the owner has room for more bytes. A yes holds until the next await.
+
+        What lands while the ledger is read, or is about to, may be counted twice. So a no is one
+        only if nothing was; otherwise it is asked again, for SETTLE_SECONDS.
+        """
+        room, loop = self._room, asyncio.get_running_loop()
+        until = loop.time() + SETTLE_SECONDS
+        while self._taken + more > self._most:
+            landed = room.landed
             used = await self._calls.run_for(self._owner, usage.used_bytes, self._owner)
             self._used = used - landed
-        return self._taken + more <= self._most
+            if self._taken + more <= self._most:
+                break
+            if (room.landed == landed and not room.keeping) or loop.time() > until:
+                return False
+            if room.keeping:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await room.ended.wait()
+        return True
 
     async def grown(self, size_bytes: int) -> None:
-        """As Grown."""
+        """As Upload.grown."""
         if (more := size_bytes - self.size_bytes) > 0:
             if not await self.fits(more):
                 raise self.exceeded(more)
             self._room.coming += more
             self.size_bytes = size_bytes
+
+    def keeping(self) -> None:
+        """As Upload.keeping."""
+        self._room.keeping += not self.is_keeping
+        self.is_keeping = True
 
     def exceeded(self, more: int) -> FluoroError:
         """More bytes are too many."""
@@ -100,10 +134,19 @@ class _Upload:
             Reason.BYTE_QUOTA_EXCEEDED,
             f"This owner has stored or announced {self._taken} bytes and may have {self._most}; "
             f"{more} more are too many. Delete jobs whose results nobody needs, or have the quota "
-            "raised.",
+            "raised: uploads stay.",
             metadata={"limit": "max_stored_bytes", "value": str(self._most)},
         )
 
 
-async def free(_size_bytes: int) -> None:
+class _Free:
     """Of an owner without a quota, or of bytes that it has already."""
+
+    async def grown(self, size_bytes: int) -> None:
+        """Costs nothing."""
+
+    def keeping(self) -> None:
+        """Nobody waits for it."""
+
+
+FREE: Final[Upload] = _Free()
