@@ -362,7 +362,7 @@ def test_a_purge_removes_what_is_older_and_says_so(
         connection.execute(row)
     ledger = Ledger(database_url)
     with ledger.connection() as one:
-        assert purge_audit.purge(one, 60, rows=10) == 10
+        assert purge_audit.purge(one, 60, rows=10).rows == 10
         with pytest.raises(ValueError, match="30 days"):
             purge_audit.purge(one, 29)
     ledger.close()

@@ -7,7 +7,8 @@ way past the table's trigger, and writes into the table what it removed.
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
+from uuid import UUID
 
 from fluoro_jobs.errors import FluoroError
 from fluoro_jobs.ledger import audit
@@ -17,6 +18,8 @@ LEAST_DAYS: Final = 30
 """No younger row is removed."""
 PIECE: Final = 10_000
 """Rows that a transaction removes, at most."""
+FIRST: Final = UUID(int=0)
+"""Before the id of any row."""
 METHOD: Final = "fluoro.ledger.PurgeAudit"
 """What its own rows call it."""
 
@@ -28,28 +31,45 @@ WITH cutoff AS (
   SELECT now() - %(days)s * interval '1 day' AS time,
     (lpad(to_hex((extract(epoch FROM now() - (%(days)s - 1) * interval '1 day') * 1000)::int8),
       12, '0') || repeat('0', 20))::uuid AS id
+), gone AS (
+  DELETE FROM audit WHERE id = ANY(ARRAY(
+    SELECT a.id FROM audit a
+    WHERE a.id > %(after)s AND a.id < (SELECT id FROM cutoff) AND a.time < (SELECT time FROM cutoff)
+    ORDER BY a.id LIMIT %(rows)s))
+  RETURNING id
 )
-DELETE FROM audit WHERE id = ANY(ARRAY(
-  SELECT a.id FROM audit a
-  WHERE a.id < (SELECT id FROM cutoff) AND a.time < (SELECT time FROM cutoff)
-  ORDER BY a.id LIMIT %(rows)s))
+SELECT count(*), (SELECT id FROM gone ORDER BY id DESC LIMIT 1) FROM gone
 """
 
 
-def purge(connection: LedgerConnection, days: int, rows: int = PIECE) -> int:
-    """Removes the oldest rows that are older than this, and says so in a row. How many it removed.
+class Purged(NamedTuple):
+    """How many rows are gone, and the last of them; None for none."""
 
-    rows: at most so many. To be called until it is 0. ValueError for less than LEAST_DAYS.
+    rows: int
+    last: UUID | None
+
+
+def purge(
+    connection: LedgerConnection, days: int, rows: int = PIECE, after: UUID = FIRST
+) -> Purged:
+    """Removes the oldest rows that are older than this, and says so in a row.
+
+    rows: at most so many. To be called until none is removed, each time after the last one:
+    otherwise it would walk over all that an earlier call removed and an old snapshot keeps.
+    ValueError for less than LEAST_DAYS.
     """
     if days < LEAST_DAYS:
         raise ValueError(f"rows of the last {LEAST_DAYS} days stay")
     with connection.transaction():
         connection.execute(_ALLOW)
-        removed = connection.execute(_PIECE, {"days": days, "rows": rows}).rowcount
-        if removed:
-            entry = audit.Entry("ledger", "command", (), "", METHOD, "D", calls=removed)
+        given = {"days": days, "rows": rows, "after": after}
+        row = connection.execute(_PIECE, given).fetchone()
+        assert row is not None
+        purged = Purged(*row)
+        if purged.rows:
+            entry = audit.Entry("ledger", "command", (), "", METHOD, "D", calls=purged.rows)
             audit.add(connection, [entry])
-    return removed
+    return purged
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,11 +83,11 @@ def main(arguments: Sequence[str]) -> None:
             f"at least {LEAST_DAYS}"
         )
     ledger = Ledger(url, max_connections=1)
-    total = 0
+    total, last = 0, FIRST
     try:
         with ledger.connection() as connection:
-            while removed := purge(connection, days):
-                total += removed
+            while (purged := purge(connection, days, after=last)).last is not None:
+                total, last = total + purged.rows, purged.last
     except FluoroError as error:
         sys.exit(f"{error} {total} rows were removed before; run it again.")
     finally:
