@@ -111,10 +111,12 @@ def test_building_a_reference_model_again_gives_the_same_bytes(tmp_path: Path, n
 
 
 def test_the_figures_of_a_card_are_measured_anew_and_a_false_card_is_found_out() -> None:
+    names = ["lesion-outline", "he-texture"]
     checked = subprocess.run(
-        [sys.executable, CHECK, "lesion-outline"], check=True, capture_output=True, text=True
+        [sys.executable, CHECK, *names], check=True, capture_output=True, text=True
     )
     assert '"Dice of lesion"' in checked.stdout
+    assert '"worst laboratory, normalised"' in checked.stdout
     missing = runpy.run_path(str(CHECK))["missing"]
     place = SHIPPED_MODELS / "lesion-outline" / "1.0.0"
     assert missing(place, {"Dice of lesion": "1.000"}) == ["| Dice of lesion | 1.000 |"]

@@ -4,14 +4,12 @@
 The same seed gives the same bytes: weights are rounded to three decimals, below which processors
 differ.
 
-`python build.py` builds in place; `--to FOLDER` builds there and leaves this folder alone;
-`--check` prints the metrics of CARD.md, on tiles that it was not trained on.
+`python build.py` builds in place; `--to FOLDER` builds there and leaves this folder alone.
 """
 
 import argparse
 import hashlib
 import re
-import sys
 import tomllib
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from fluoro.v1 import slide_pb2
+from ml_worker.reference import building, training
 from ml_worker.slide_phantoms import KINDS, laboratory, tissue
 from ml_worker.slides import REFERENCE, REFERENCE_MAXIMA, WHITE, normalized, to_reference
 from numpy.typing import NDArray
@@ -30,6 +29,8 @@ SEED: Final = 7
 TRAINED: Final = 60
 """Tiles of each kind."""
 HELD_OUT: Final = 50
+LABORATORIES: Final = 10
+"""With stains of their own, to measure what normalising them is good for."""
 SIDE: Final = 256
 JITTER: Final = (0.65, 1.5)
 """Factors of the amounts: the estimate of a slide with few nuclei is as far off."""
@@ -176,8 +177,8 @@ def warm_up(weights: Numbers, offsets: Numbers) -> bytes:
     return file.getvalue()
 
 
-def check(weights: Numbers, offsets: Numbers) -> None:
-    """Prints accuracies on tiles that were not trained on: of the reference, and of laboratories.
+def held_out(ask: building.Ask, _limit: float) -> building.Figures:
+    """Accuracies of the model in the folder, on tiles that it was not trained on.
 
     The stains of a laboratory are estimated from its tiles, as TileSlide does.
     """
@@ -185,10 +186,10 @@ def check(weights: Numbers, offsets: Numbers) -> None:
 
     random = np.random.default_rng(SEED + 2)
     tiles, kinds = tiles_of(random, HELD_OUT)
-    told = [f"reference colours: {accuracy(tiles, kinds, weights, offsets):.3f}"]
+    reference = training.accuracy(ask(tiles)["classes"], kinds)
     plain, alike = [], []
     kinds = np.repeat(np.arange(len(KINDS)), 10)
-    for _ in range(10):
+    for _ in range(LABORATORIES):
         stains = laboratory(random)
         tiles = np.stack([tissue(kind, random, stains) for kind in kinds])
         density = -np.log((tiles[:, ::16, ::16].reshape(-1, 3) + 1.0) / WHITE)
@@ -204,30 +205,27 @@ def check(weights: Numbers, offsets: Numbers) -> None:
         )
         tables = to_reference(slide)
         assert tables is not None
-        plain.append(accuracy(tiles, kinds, weights, offsets))
+        plain.append(training.accuracy(ask(tiles)["classes"], kinds))
         tiles = np.stack([normalized(tile, tables=tables) for tile in tiles])
-        alike.append(accuracy(tiles, kinds, weights, offsets))
-    for name, found in (("as they are", plain), ("normalised", alike)):
-        told.append(f"ten laboratories, {name}: {np.mean(found):.3f} (worst {min(found):.3f})")
-    sys.stdout.write("\n".join([*told, ""]))
-
-
-def accuracy(tiles: Tiles, kinds: NDArray[np.intp], weights: Numbers, offsets: Numbers) -> float:
-    """Share of tiles of which the most probable kind is theirs."""
-    return float(((features(tiles) @ weights + offsets).argmax(axis=1) == kinds).mean())
+        alike.append(training.accuracy(ask(tiles)["classes"], kinds))
+    return building.as_printed(
+        {
+            "accuracy in the reference's colours": reference,
+            "accuracy in other stains, as they are": float(np.mean(plain)),
+            "worst laboratory, as it is": min(plain),
+            "accuracy in other stains, normalised": float(np.mean(alike)),
+            "worst laboratory, normalised": min(alike),
+        }
+    )
 
 
 def main() -> None:
     """Builds, or checks."""
     arguments = argparse.ArgumentParser(description="Builds model.onnx.")
     arguments.add_argument("--to", type=Path, default=HERE, metavar="FOLDER", help="where to write")
-    arguments.add_argument("--check", action="store_true", help="print the metrics, write nothing")
     given = arguments.parse_args()
     tiles, kinds = tiles_of(np.random.default_rng(SEED), TRAINED)
     weights, offsets = trained(features(tiles), kinds)
-    if given.check:
-        check(weights, offsets)
-        return
     text = (HERE / "model.toml").read_text(encoding="utf-8")
     manifest = tomllib.loads(text)
     built = {
