@@ -11,7 +11,7 @@ from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
 from export_worker import verdicts, wording
 from export_worker.images import Finding, Image
 from export_worker.model import Classified, ImageBlock, Likelihood, Measure, Picture, ScaleBar
-from export_worker.sights import Sight
+from export_worker.sights import Row, Sight
 from export_worker.verdicts import SHOWN_CLASSES, SHOWN_FRAMES
 from export_worker.words import Words
 
@@ -80,24 +80,37 @@ def classified(finding: Finding, words: Words) -> list[Classified]:
 
 
 def beside(sight: Sight, words: Words) -> Classified:
-    """Objects in the image, or the images most like it."""
+    """Objects in the image, the images most like it, or the tiles that stand out."""
     return {
         "model": ", ".join(
-            [words(sight.kind), *([model_name(sight.model)] if sight.model else [])]
+            part
+            for part in (
+                words(sight.kind),
+                wording.printable(sight.said, 64),
+                model_name(sight.model) if sight.model else "",
+            )
+            if part
         ),
         "use": sight.model.intended_use if sight.model else 0,
         "frame": words("frame", frame=str(sight.frame)) if sight.frame > 1 else "",
         "rows": [
             {
-                "name": f"{words('input')} {wording.key(wording.printable(row.key, 128))}"
-                if row.key
-                else wording.printable(row.name, 64),
+                "name": row_name(row, words),
                 "percent": words.number(row.value, 2),
                 "share": wording.share(row.value),
             }
             for row in sight.rows[:SHOWN_CLASSES]
         ],
     }
+
+
+def row_name(row: Row, words: Words) -> str:
+    """What a row tells of: another input, a tile, or a thing."""
+    if row.key:
+        return f"{words('input')} {wording.key(wording.printable(row.key, 128))}"
+    if row.place:
+        return words("tile_place", row=str(row.place[0]), column=str(row.place[1]))
+    return wording.printable(row.name, 64)
 
 
 def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBlock:

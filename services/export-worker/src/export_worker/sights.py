@@ -1,4 +1,7 @@
-"""What operations beside AnalyzeImages tell about an image: heat maps, objects, images like it."""
+"""What operations beside AnalyzeImages tell about an image: heat maps, objects, images like it.
+
+Of a slide, the tiles that stand out.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from fluoro.v1 import (
     embedding_pb2,
     job_pb2,
     ml_pb2,
+    slide_pb2,
     visualize_pb2,
 )
 from fluoro_jobs.worker.context import Upstream
@@ -34,11 +38,15 @@ TOLD: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A thing that is told of, and how sure, or how like, it is: -1 to 1. key: of another image."""
+    """A thing that is told of, and how sure, or how like, it is: -1 to 1.
+
+    key: of another image. place: row and column of a tile, from 0.
+    """
 
     name: str
     value: float
     key: str = ""
+    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +78,33 @@ def sights_of(step: Upstream) -> Iterator[Sight]:
                 picture = step.artifact(changed.before_after)
                 yield Sight(_key(changed), "before_after", shown.model, picture)
         case detect_pb2.DetectObjectsResult() as detected:
-            for image in detected.images:
-                rows = [
-                    Row(each.display_name or str(each.label), each.score) for each in image.objects
-                ]
-                seen = step.artifact(image.picture) if image.picture else None
-                yield Sight(_key(image), "objects", detected.model, seen, rows=rows)
+            yield from _objects(step, detected)
         case embedding_pb2.FindSimilarResult() as similar:
             for found in similar.found:
                 rows = [Row("", each.similarity, _key(each)) for each in found.neighbors]
                 yield Sight(_key(found), "similar", None, frame=found.frame, rows=rows)
+        case slide_pb2.AnalyzeSlideResult() as analyzed:
+            yield from _top_tiles(analyzed)
         case dermoscopy_pb2.AssessDermoscopyResult() as assessed:
             for lesion in assessed.lesions:
                 outlined = step.artifact(lesion.overlay) if lesion.overlay else None
                 yield Sight(_key(lesion), "outline", lesion.model, outlined)
+
+
+def _objects(step: Upstream, detected: detect_pb2.DetectObjectsResult) -> Iterator[Sight]:
+    for image in detected.images:
+        rows = [Row(each.display_name or str(each.label), each.score) for each in image.objects]
+        seen = step.artifact(image.picture) if image.picture else None
+        yield Sight(_key(image), "objects", detected.model, seen, rows=rows)
+
+
+def _top_tiles(analyzed: slide_pb2.AnalyzeSlideResult) -> Iterator[Sight]:
+    """Where each class of a slide is most probable."""
+    for slide in analyzed.slides:
+        for one in slide.classes:
+            said = one.display_name or str(one.label)
+            rows = [Row("", tile.probability, place=(tile.row, tile.column)) for tile in one.top]
+            yield Sight(_key(slide), "top_tiles", analyzed.model, said=said, rows=rows)
 
 
 def model_beside(result: Message) -> ml_pb2.ModelReference | None:
@@ -99,6 +120,7 @@ def _key(
     | detect_pb2.DetectedImage
     | embedding_pb2.SimilarImages
     | embedding_pb2.Neighbor
-    | dermoscopy_pb2.AssessedLesion,
+    | dermoscopy_pb2.AssessedLesion
+    | slide_pb2.AnalyzedSlide,
 ) -> str:
     return entry.item or str(entry.input)

@@ -1,0 +1,35 @@
+"""What a report says of a slide."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from export_worker.testing import png
+from fluoro.v1 import ml_pb2, slide_pb2
+from fluoro_jobs.testing import step_context
+
+
+def test_a_slide_has_its_heat_map_and_the_tiles_that_stand_out_of_each_class(
+    clinic: Any, reader: Any, tmp_path: Path
+) -> None:
+    attempt = step_context(tmp_path, [b"slide"], step="score")
+    told = slide_pb2.AnalyzedSlide(item="0", tiles=400)
+    for item in attempt.context.each("slides"):
+        with item:
+            picture = png(np.full((240, 240, 3), 200, np.uint8))
+            told.heat_map = item.put("heat-map", ".png", "heat-map", "image/png", picture)
+    for label, name in enumerate(("fibres", "crowded nuclei")):
+        one = told.classes.add(label=label, display_name=name, color="#c03050", tiles=200)
+        one.share = 0.5
+        one.top.add(row=7, column=12 + label, probability=0.97)
+        one.top.add(row=0, column=3, probability=0.5)
+    model = ml_pb2.ModelReference(name="he-texture", version="1.0.0", sha256=bytes(32))
+    scored = slide_pb2.AnalyzeSlideResult(model=model, slides=[told])
+    pdf = clinic.pdf(attempt.as_upstream(scored))
+    text = reader.text(pdf)
+    assert reader.images(pdf) == ["240x240"]
+    assert "Most probable tiles, fibres, he-texture 1.0.0" in text
+    assert "Most probable tiles, crowded nuclei, he-texture 1.0.0" in text
+    for place in ("row 7, column 12", "row 7, column 13", "row 0, column 3"):
+        assert place in text
+    assert "0.97" in text
