@@ -79,10 +79,14 @@ def test_a_dicom_slide_gives_the_tiles_of_its_matrix(tmp_path: Path, how: dict[s
         assert difference.mean() < (6 if "jpeg" in how else 0.01)
 
 
-def test_of_a_pyramid_the_nearest_level_is_read_and_the_label_never(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [(1, 2, 4), (4, 1, 2)])
+def test_of_a_pyramid_the_nearest_level_is_read_and_the_label_never(
+    tmp_path: Path, steps: tuple[int, ...]
+) -> None:
     picture, file = stained(1024, 1024), BytesIO()
     with tifffile.TiffWriter(file) as writer:
-        for step, unit in ((1, 20_000), (2, 10_000), (4, 5_000)):
+        for step in steps:
+            unit = 20_000 // step
             writer.write(
                 picture[::step, ::step],
                 tile=(128, 128),
@@ -129,6 +133,7 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "a tile with a JPEG of another size": (with_tile(jpeg, 7), "PIXELS_UNDECODABLE"),
         "a tile that swells": (with_tile(bomb, 8), "PIXELS_UNDECODABLE"),
         "a tile that ends early": (with_tile(zlib.compress(bytes(99)), 8), "PIXELS_UNDECODABLE"),
+        "a tile in the header": (in_header(), "PIXELS_UNDECODABLE"),
         "a million rows": (with_sides(1_000_000, 1_000_000), "IMAGE_TOO_LARGE"),
         "a row of tiles without end": (with_sides(400_000, 499_999), "IMAGE_TOO_LARGE"),
         "more tiles claimed than listed": (with_sides(4096, 4096), "PIXELS_UNDECODABLE"),
@@ -159,6 +164,14 @@ def with_tile(data: bytes, compression: int) -> bytes:
         code, most = {3: ("<H", 2**16 - 1), 4: ("<I", 2**32 - 1)}[int(tags[name].dtype)]
         struct.pack_into(code, slide, tags[name].valueoffset, min(value, most))
     return bytes(slide) + data
+
+
+def in_header() -> bytes:
+    """A slide without compression whose first tile begins where the file does."""
+    slide = bytearray(tiff(stained(512, 512)))
+    offsets = tifffile.TiffFile(BytesIO(bytes(slide))).pages[0].tags["TileOffsets"]
+    struct.pack_into("<I", slide, offsets.valueoffset, 0)
+    return bytes(slide)
 
 
 def with_sides(rows: int, columns: int) -> bytes:

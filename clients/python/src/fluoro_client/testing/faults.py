@@ -21,6 +21,7 @@ CODES: Final[dict[str, grpc.StatusCode]] = {
     "TOKEN_EXPIRED": grpc.StatusCode.UNAUTHENTICATED,
     "TOKEN_REVOKED": grpc.StatusCode.UNAUTHENTICATED,
     "TOKEN_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "CERTIFICATE_EXPIRED": grpc.StatusCode.UNAUTHENTICATED,
     "CERTIFICATE_UNKNOWN": grpc.StatusCode.UNAUTHENTICATED,
     "IDENTITY_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "ROLE_MISSING": grpc.StatusCode.PERMISSION_DENIED,

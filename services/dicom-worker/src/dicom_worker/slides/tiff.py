@@ -37,6 +37,8 @@ MPP: Final = re.compile(r"\bMPP ?= ?([0-9]{1,4}(?:\.[0-9]{1,12})?)\b")
 MICROMETRES: Final = {2: 25_400.0, 3: 10_000.0}
 """ResolutionUnit → micrometres: inch, centimetre."""
 WHITE: Final = 255
+HEADER_BYTES: Final = 8
+"""Of a TIFF, at its start, where no tile can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Pyramid:
                 return
             if size > limits.SLIDE_TILE_LIMIT_BYTES or offset + size > self._size:
                 raise RefusedError(Refusal.TRUNCATED)
+            if offset < HEADER_BYTES:
+                raise RefusedError(Refusal.BROKEN)
             data = os.pread(self._tiff.filehandle.fileno(), size, offset)
             at = place * level.tile_columns
             band[:rows, at : at + level.tile_columns] = self._decode(
@@ -132,27 +136,25 @@ def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:
     Label and overview are never among them: they have another shape than the slide, or strips.
     """
     pages = tiff.pages
-    finest, page = None, None
-    levels: list[tuple[TiffPage, Level]] = []
+    found: list[tuple[TiffPage, Level]] = []
     for number in range(PAGES):
         try:
             page = pages[number]
         except IndexError:
             break
-        if not isinstance(page, TiffPage) or (number > 0 and not page.is_tiled):
-            continue
-        level = level_of(page)
-        if finest is None:
-            if not page.is_tiled and len(pages) > 1:
-                continue
-            finest = level
-        scale = finest.columns / level.columns
-        if abs(finest.rows / level.rows / scale - 1) > SHAPE_TOLERANCE or scale < 1:
-            continue
-        known = level.micrometres if level is finest else finest.micrometres * scale
-        levels.append((page, Level(*_sizes(level), known)))
-    if not levels:
+        if isinstance(page, TiffPage) and (page.is_tiled or len(pages) == 1):
+            found.append((page, level_of(page)))
+    if not found:
         raise RefusedError(Refusal.NO_SLIDE)
+    # Most writers have it first. Of equal ones the first is taken.
+    finest = max((level for _, level in found), key=lambda level: level.rows * level.columns)
+    levels: list[tuple[TiffPage, Level]] = []
+    for page, level in found:
+        scale = finest.columns / level.columns
+        if abs(finest.rows / level.rows / scale - 1) <= SHAPE_TOLERANCE:
+            known = level.micrometres if level is finest else finest.micrometres * scale
+            levels.append((page, Level(*_sizes(level), known)))
+    levels.sort(key=lambda each: -each[1].columns)
     if micrometres == 0 or levels[0][1].micrometres == 0:
         return levels[0]
     return min(levels, key=lambda each: abs(np.log(each[1].micrometres / micrometres)))
