@@ -4,7 +4,7 @@
 certificates, blobs, stains, scores, heat map. `loop`: tifffile and ONNX Runtime; one tile after
 another is decoded, looked at for tissue, normalised as Macenko et al. wrote it (logarithm,
 matrix, exponential, in float32) and shown to the same graph, with as many threads. `loop_tables`:
-the same loop with our tables instead, and so with half of our work done for it.
+the same loop with our tables instead.
 All score the same tiles, with the stains that TileSlide estimated.
 
 `peak_mib`: most memory of this process, without the codecs' child. Last line: `ratio` =
