@@ -44,6 +44,22 @@ async def gateway(urls: dict[str, str], **fields: Any) -> AsyncIterator[int]:
         yield serving.grpc_port
 
 
+@asynccontextmanager
+async def asking_certificates(urls: dict[str, str], authority: Authority) -> AsyncIterator[int]:
+    """The port of a gateway that knows callers by certificates, of which one owner is a viewer."""
+    certificate, key, _ = authority.issue("server")
+    async with gateway(
+        urls,
+        identity="mtls",
+        mtls_trust_domain=DOMAIN,
+        role_bindings="imaging.reporter=viewer",
+        tls_certificate_file=str(certificate),
+        tls_key_file=str(key),
+        tls_client_ca_file=str(authority.ca),
+    ) as port:
+        yield port
+
+
 @pytest.fixture
 def urls(database_url: str, redis_url: str, blob_url: str) -> dict[str, str]:
     return {"database_url": database_url, "redis_url": redis_url, "blob_url": blob_url}
@@ -87,16 +103,7 @@ async def test_a_caller_is_who_its_certificate_says_and_needs_one(
     urls: dict[str, str], tmp_path: Path
 ) -> None:
     authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
-    certificate, key, _ = authority.issue("server")
-    async with gateway(
-        urls,
-        identity="mtls",
-        mtls_trust_domain=DOMAIN,
-        role_bindings="imaging.reporter=viewer",
-        tls_certificate_file=str(certificate),
-        tls_key_file=str(key),
-        tls_client_ca_file=str(authority.ca),
-    ) as port:
+    async with asking_certificates(urls, authority) as port:
 
         def client(by: Authority, name: str, spiffe_id: str) -> AsyncClient:
             own, own_key, _ = by.issue(name, spiffe_id=spiffe_id)
@@ -125,16 +132,7 @@ async def test_a_certificate_that_expires_ends_its_calls_on_an_open_connection(
     urls: dict[str, str], tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
-    certificate, key, _ = authority.issue("server")
-    async with gateway(
-        urls,
-        identity="mtls",
-        mtls_trust_domain=DOMAIN,
-        role_bindings="imaging.reporter=viewer",
-        tls_certificate_file=str(certificate),
-        tls_key_file=str(key),
-        tls_client_ca_file=str(authority.ca),
-    ) as port:
+    async with asking_certificates(urls, authority) as port:
         spiffe_id = f"spiffe://{DOMAIN}/ns/imaging/sa/reporter"
         own, own_key, _ = authority.issue("short", spiffe_id=spiffe_id, seconds=8)
         credentials = grpc.ssl_channel_credentials(

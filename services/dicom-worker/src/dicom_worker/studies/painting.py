@@ -47,14 +47,14 @@ def head(
         ellipsoid((0, 0, 0.1), (0.82, 0.92, 0.86)),
         ellipsoid((0, 0, 0.15), (0.62, 0.72, 0.6)),
     )
-    neck = ((x / 0.45) ** 2 + ((y - 0.1) / 0.5) ** 2 < 1) & (z < -0.3)  # noqa: PLR2004
+    neck = ((x / 0.45) ** 2 + ((y - 0.1) / 0.5) ** 2 < 1) & (z < -0.3)  # noqa: PLR2004 - a share of the head
     values = np.zeros(skull.shape)
     values[neck] = 0.5
     values[skull < 1] = 0.85
-    values[skull < 0.93] = 0.08  # noqa: PLR2004
-    values[brain < 1.05] = 0.12  # noqa: PLR2004
+    values[skull < 0.93] = 0.08  # noqa: PLR2004 - a share of the head
+    values[brain < 1.05] = 0.12  # noqa: PLR2004 - a share of the head
     values[brain < 1] = 0.5
-    values[brain < 0.86] = 0.75  # noqa: PLR2004
+    values[brain < 0.86] = 0.75  # noqa: PLR2004 - a share of the head
     for left in (0.1, -0.1):
         values[ellipsoid((left, 0, 0.2), (0.1, 0.3, 0.12)) < 1] = 0.12
     noisy = np.abs(values + random.normal(0, 0.02, values.shape))
