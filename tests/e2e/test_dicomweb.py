@@ -10,7 +10,8 @@ from fluoro.v1 import job_pb2
 from fluoro.v1.dicom_pb2 import RenderDicom
 from fluoro.v1.dicomweb_pb2 import FetchDicomweb
 from fluoro_client.jobs import step
-from fluoro_local.orthanc import PASSWORD, USER, Orthanc, free_port, orthanc
+from fluoro_local.folders import free_port
+from fluoro_local.orthanc import PASSWORD, USER, Orthanc, orthanc
 from fluoro_local.services import SERVICES
 from fluoro_local.testing import RunningFluoro, running
 

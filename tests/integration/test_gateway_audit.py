@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -53,6 +52,7 @@ from fluoro.v1.token_service_pb2 import (
 )
 from fluoro_jobs.ledger import purge_audit, tokens
 from fluoro_jobs.ledger.connection import Ledger
+from fluoro_local.folders import free_port
 from gateway.audit_kinds import KINDS
 from gateway.identity.roles import NEEDED
 from gateway.testing import Client, refused, serving
@@ -108,9 +108,7 @@ async def scene(database_url: str, redis_url: str, blob_url: str) -> AsyncIterat
             for owner, role in (("ada", "submitter"), ("ops", "operator"), ("vic", "viewer"))
         }
     ledger.close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     async with serving(
         database_url, redis_url, blob_url, identity="tokens", grpc_port=port
     ) as client:

@@ -35,17 +35,12 @@ from fluoro.v1.job_service_pb2 import (
 )
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import blobs
+from fluoro_local.folders import free_port
 from gateway.testing import Client, connected, parse, refused
 from harness.proxy import close_listener
 
 MIB = 2**20
 READY_SECONDS = 30
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(database_url: str, redis_url: str, blob_url: str, **more: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from fluoro_jobs.ledger import tokens
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.tokens import create, digest
 from fluoro_jobs.testing.rig import OWNER, Rig
+from fluoro_local.folders import free_port
 from gateway.identity.principal import Caller
 from gateway.identity.service_tokens import ServiceTokens, lane
 from gateway.ledger_calls import LedgerCalls
@@ -277,9 +278,7 @@ async def test_the_command_makes_lists_and_revokes_tokens(
 
     module = ("-m", "fluoro_jobs.ledger.tokens", "ops", "operator")
     _, first, _ = await run(sys.executable, *module, FLUORO_DATABASE_URL=database_url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     target = f"127.0.0.1:{port}"
     async with gateway(database_url, redis_url, blob_url, grpc_port=port):
         variables = {"FLUORO_ENDPOINT": target, "FLUORO_TOKEN": first}

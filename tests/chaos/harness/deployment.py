@@ -8,10 +8,8 @@ import asyncio
 import contextlib
 import http.client
 import os
-import secrets
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fluoro_jobs.ledger.migrate import migrate
 from fluoro_local.children import Child, spawn
+from fluoro_local.folders import free_port
 from fluoro_local.replication import PostgresPair
 from fluoro_local.servers import PostgresServer, ValkeyServer
 
@@ -35,7 +34,6 @@ READY_SECONDS: Final = 60
 """How long everything may take to be ready before a round."""
 WATCHDOG_SECONDS: Final = 0.2
 """How often processes are looked after."""
-LOWEST_PORT: Final = 10_000
 SLOTS: Final = 2
 GRACE_SECONDS: Final = 1
 """FLUORO_SHUTDOWN_GRACE_SECONDS: short, so that a drained worker hands something back."""
@@ -93,14 +91,14 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pair = PostgresPair(folder / "postgres")
-        self.valkey = ValkeyServer(folder / "valkey", kept_port())
+        self.valkey = ValkeyServer(folder / "valkey", free_port())
         self.disk = Disk(folder / "bytes")
         sockets = [
             _socket_of(server) for server in (self.pair.primary, self.pair.standby)
         ]  # their addresses stay, whoever is the primary
         self.proxies = {
-            Store.POSTGRES: [Proxy(kept_port(), path) for path in sockets],
-            Store.VALKEY: [Proxy(kept_port(), self.valkey.port)],
+            Store.POSTGRES: [Proxy(free_port(), path) for path in sockets],
+            Store.VALKEY: [Proxy(free_port(), self.valkey.port)],
         }
         self.exits: list[tuple[str, str]] = []
         self.services: dict[str, Service] = {}
@@ -138,7 +136,7 @@ class Deployment:
         for proxy in chain(*self.proxies.values()):
             proxy.start()
         for name in SERVICES:
-            http_port, grpc_port = kept_port(), kept_port()
+            http_port, grpc_port = free_port(), free_port()
             self.services[name] = Service(
                 name, http_port, grpc_port, self._spawn(name, http_port, grpc_port)
             )
@@ -276,21 +274,6 @@ class Deployment:
             log=self.folder / "logs" / f"{name}.log",
             env=environment,
         )
-
-
-def kept_port() -> int:
-    """A free port of 127.0.0.1 that the system gives to no connection.
-
-    It is still free when a process that had it comes back.
-    """
-    lowest_of_connections = int(
-        Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
-    )
-    while True:
-        port = secrets.randbelow(lowest_of_connections - LOWEST_PORT) + LOWEST_PORT
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def ask(port: int, path: str) -> int:

@@ -6,6 +6,8 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from fluoro_local.errors import StartError
@@ -14,6 +16,14 @@ FREE_BYTES = 200 * 2**20
 """Free space below which no server is started. A refusal is cheaper than a disk full mid-write."""
 ORPHAN_SECONDS = 20.0
 """How long to wait for the servers of a Fluoro that was killed to finish."""
+
+LOWEST_PORT = 10_000
+"""Below it are the ports that well-known servers have."""
+DYNAMIC_PORTS = 49_152
+"""The first port that IANA keeps for connections (RFC 6335)."""
+PORTS_OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+_ports = count(secrets.randbelow(DYNAMIC_PORTS))
 
 
 def prepare(folder: Path, free_bytes: int = FREE_BYTES) -> None:
@@ -111,11 +121,25 @@ def _alive(pid: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on 127.0.0.1 that was free a moment ago, and still is when a server comes back.
+
+    The system gives none of these to a connection, and a process gets each of them once. Processes
+    begin at different ones: two that look at the same moment do not find the same.
+    """
+    while True:
+        port = LOWEST_PORT + next(_ports) % (_lowest_of_connections() - LOWEST_PORT)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _lowest_of_connections() -> int:
+    """The first port that the system takes for the near end of a connection."""
+    try:
+        lowest = int(PORTS_OF_CONNECTIONS.read_text().split()[0])
+    except FileNotFoundError:  # not Linux
+        lowest = DYNAMIC_PORTS
+    return lowest if lowest > LOWEST_PORT else DYNAMIC_PORTS
 
 
 def require_free_port(port: int, what: str, setting: str) -> None:

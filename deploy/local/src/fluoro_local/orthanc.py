@@ -2,7 +2,6 @@
 
 import base64
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -14,6 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
+from fluoro_local.folders import free_port
 from fluoro_local.testing import tool
 
 PLUGIN: Final = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -61,13 +61,6 @@ class Orthanc:
     def add(self, file: bytes) -> str:
         """Gives it an instance, past DICOMweb. Its own id of that."""
         return str(json.loads(self.ask("/instances", file))["ID"])
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager
