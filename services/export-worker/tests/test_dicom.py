@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,19 @@ def test_two_readers_get_back_every_voxel(study: Study, kind: str) -> None:
     )
     assert np.array_equal(read, truth)
     assert np.array_equal(by_hand(pydicom.dcmread(path), 3), truth)
+
+
+@pytest.mark.parametrize("kind", SEGMENTATION_TYPES)
+def test_frames_are_encoded_as_pydicom_does(study: Study, kind: str) -> None:
+    _, attempt = exported(study, [ExportDicom.KIND_SEGMENTATION], segmentation_type=kind)
+    path = attempt.context.fetch(attempt.context.artifacts["segmentation-0000.dcm"].blob)
+    data = pydicom.dcmread(path)
+    data.set_original_encoding(None, None)  # so that nothing is copied as it is
+    for _ in data.iterall():
+        pass
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    assert file.getvalue() == path.read_bytes()
 
 
 def test_slices_are_as_far_apart_as_their_places_say(tmp_path: Path) -> None:
