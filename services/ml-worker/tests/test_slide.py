@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.slide import analyze
 from ml_worker.registry import Registry
 from ml_worker.slide_phantoms import laboratory, tissue
+from ml_worker.slides import PALETTE_PIXELS, colours_of, to_reference
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -138,6 +140,19 @@ def test_tiles_that_nobody_vouches_for_are_refused(
     assert (item.state, item.reason) == (Item.STATE_FAILED, "PIXELS_NOT_CERTIFIED")
     assert not result.slides
     assert not attempt.context.artifacts
+
+
+def test_a_slide_of_many_tiles_gets_the_same_colours_by_a_faster_way(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    tile = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    (slide,) = tiled(tmp_path, [tile]).result.slides
+    tables = to_reference(slide)
+    assert tables is not None
+    few, many = np.empty_like(tile), np.empty_like(tile)
+    with ThreadPoolExecutor() as pool:
+        colours_of(tables, 1, pool)(tile, few)
+        colours_of(tables, PALETTE_PIXELS, pool)(tile, many)
+    np.testing.assert_array_equal(few, many)
 
 
 def test_a_model_that_is_not_made_for_slides_is_refused(

@@ -1,9 +1,8 @@
 """AnalyzeSlide: shows the certified tiles of slides to a model that gives classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,15 +13,14 @@ from fluoro_jobs.worker.handler import handles
 from numpy.typing import NDArray
 
 from ml_worker.classifying import probabilities
-from ml_worker.cpus import run_threads
 from ml_worker.images import Models, frames_input, wrong_kind
 from ml_worker.manifest import Input
 from ml_worker.outputs import Classes
 from ml_worker.pixels import not_certified
 from ml_worker.prepare import prepare
-from ml_worker.showing import run_ahead, samples_at_once
+from ml_worker.showing import AHEAD, made_ahead, run_ahead, samples_at_once
 from ml_worker.slide_map import SlideMap
-from ml_worker.slides import Tables, Tiles, certified_tiles, normalized, to_reference
+from ml_worker.slides import Some, Tables, check, colours_of, stored_tiles, to_reference
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
@@ -32,8 +30,6 @@ MODALITY: Final = "SM"
 DEFAULT_TOP: Final = 5
 NONE: Final = slide_pb2.STAIN_NORMALIZATION_NONE
 MACENKO: Final = slide_pb2.STAIN_NORMALIZATION_MACENKO
-
-Some = tuple[Sequence[slide_pb2.TissueTile], Tiles]
 
 
 @handles(slide_pb2.AnalyzeSlide)
@@ -112,16 +108,22 @@ def scored(
     )
     at_once = samples_at_once(model, tensor, (size, size), image)
 
-    def chunks(pool: ThreadPoolExecutor) -> Iterator[tuple[Some, NDArray[Any]]]:
-        for tiles, pixels in certified_tiles(blob, slide, at_once, context):
-            shown = pixels
-            if tables is not None:
-                shown = np.empty_like(pixels)
-                list(pool.map(partial(normalized, tables=tables), pixels, shown))
-            yield (tiles, pixels), prepare(shown, image, tensor)
+    with ThreadPoolExecutor(AHEAD) as pool:
+        every = len(slide.tiles) * size**2
+        colours = None if tables is None else colours_of(tables, every, pool)
 
-    with ThreadPoolExecutor(run_threads()) as pool:
-        for some, found in run_ahead(model, tensor, chunks(pool), context):
+        def ready(some: Some) -> tuple[Some, NDArray[Any]]:
+            check(some)
+            _, pixels = some
+            shown = pixels
+            if colours is not None:
+                shown = np.empty_like(pixels)
+                for tile, out in zip(pixels, shown, strict=True):
+                    colours(tile, out)
+            return some, prepare(shown, image, tensor)
+
+        chunks = made_ahead(pool, ready, stored_tiles(blob, slide, at_once, context))
+        for some, found in run_ahead(model, tensor, chunks, context):
             yield some, probabilities(output, found["classes"])
 
 
