@@ -151,8 +151,10 @@ def test_lesions_and_objects_have_observations(tmp_path: Path) -> None:
     sizes = {
         one["code"]["text"]: one["valueQuantity"]["value"]
         for one in lesion["component"]
-        if one["valueQuantity"]["unit"] != "1"
+        if one.get("valueQuantity", {}).get("unit", "1") != "1"
     }
+    seen = [one["valueCodeableConcept"]["text"] for one in lesion["component"][-6:]]
+    assert seen[2:4] == ["blue-grey", "pigment network"]
     assert sizes == {
         "Share of the image": pytest.approx(21.4),
         "Largest diameter": 7.4,
@@ -163,7 +165,8 @@ def test_lesions_and_objects_have_observations(tmp_path: Path) -> None:
 def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:
     model = ml_pb2.ModelReference(name="made", version="1", sha256=bytes(32))
     slide = slide_pb2.AnalyzeSlideResult(model=model)
-    slide.slides.add(item="0").classes.add(label=1, display_name="<b>&", share=0.25)
+    analyzed = slide.slides.add(item="0", tissue_share=0.5)
+    analyzed.classes.add(label=1, display_name="<b>&", share=0.25, mean_probability=0.125)
     compared = compare_pb2.CompareImagesResult(model=model)
     compared.images.add(item="0")
     compared.images.add(item="1", similarity=0.5)
@@ -172,11 +175,24 @@ def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:
         step_context(tmp_path, step=f"step-{number}").as_upstream(result)
         for number, result in enumerate((slide, compared))
     ]
-    shares, likeness = resources(exported(tmp_path, *steps))["Observation"]
-    assert shares["component"][0]["code"] == {"text": "<b>&"}
-    assert shares["component"][0]["valueQuantity"]["value"] == 25
+    shares, of_class, likeness = resources(exported(tmp_path, *steps))["Observation"]
+    told = {one["code"]["text"]: one["valueQuantity"]["value"] for one in shares["component"]}
+    assert told == {"Share of the slide that is tissue": 50, "Number of tiles": 0, "<b>&": 25}
+    assert of_class["valueCodeableConcept"] == {"text": "<b>&"}
+    assert of_class["component"][2]["valueQuantity"]["value"] == 0.125
     assert likeness["component"][0]["valueQuantity"]["value"] == 0.5
     assert likeness["note"] == [{"text": "Made by a demonstration model. Not for diagnosis."}]
+
+
+def test_a_series_that_was_seen_as_a_volume_has_observations_of_its_own(tmp_path: Path) -> None:
+    analyzed = Study.of_slices(tmp_path, ct_slices(2)).analyze()
+    volume = analyzed.result.volumes.add(items=["0", "1"])
+    volume.measurements.add(label=1, display_name="brain", volume_ml=1234.5)
+    [of_series] = [
+        one for one in resources(exported(tmp_path, analyzed))["Observation"] if "method" in one
+    ]
+    assert of_series["code"]["coding"][0]["code"] == "12738006"
+    assert of_series["component"][0]["valueQuantity"]["value"] == 1234.5
 
 
 def test_provenance_tells_the_inputs_and_when_each_step_ran(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A Bundle of FHIR R4 (hl7.org/fhir/R4): studies, findings, models, and a report of them."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC
@@ -20,10 +21,11 @@ from fluoro.v1 import (
 )
 from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.worker.context import Upstream
+from google.protobuf.message import Message
 
 from export_worker.dicom.codes import SCHEME, coded
 from export_worker.dicom.origin import algorithm_name, lo, statement
-from export_worker.findings import Told, component, finite, named, told_of
+from export_worker.findings import Told, named, told_of
 from export_worker.images import key_of, model_of, models_behind, results
 from export_worker.wording import job_time
 
@@ -40,6 +42,7 @@ FOUND: Final = (
 """Results with something for an electronic record."""
 NO_ORIGINS: Final = Origins([], [])
 DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
+UCUM: Final = "http://unitsofmeasure.org"
 SNOMED: Final = "http://snomed.info/sct"
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 UID_CHARACTERS: Final = 64
@@ -134,25 +137,51 @@ def resources(
             device = device_of(job, step.step, number, model)
             devices[model.SerializeToString(deterministic=True)] = device
             yield device
+        for finding, model in findings_in(step.result):
+            device = devices[model.SerializeToString(deterministic=True)]
+            common = common_of(job, about, device, study_of.get(key_of(finding)), model)
+            yield from observations(job, step.step, finding, common)
+        for volume, model in volumes_in(step.result):
+            device = devices[model.SerializeToString(deterministic=True)]
+            common = common_of(job, about, device, study_of.get(volume.items[0]), model)
+            yield from of_volume(job, step.step, volume, common)
         for told in told_of(step.result):
             used = [devices[one.SerializeToString(deterministic=True)] for one in told.models]
             study = study_of.get(told.item)
             yield observation_of(job, step.step, told, about, used, study)
-        if not isinstance(step.result, ml_pb2.AnalyzeImagesResult):
-            continue
-        for finding in step.result.findings:
-            model = model_of(step.result, finding)
-            device = devices[model.SerializeToString(deterministic=True)]
-            study = study_of.get(key_of(finding))
-            common = {
-                "status": "preliminary",
-                "subject": about,
-                "issued": job_time(job).isoformat(timespec="seconds"),
-                "device": reference(device),
-                **({"derivedFrom": [{"reference": f"urn:uuid:{study}"}]} if study else {}),
-                **noted(model),
-            }
-            yield from observations(job, step.step, finding, common)
+
+
+def findings_in(result: Message) -> Iterator[tuple[ml_pb2.ImageFinding, ml_pb2.ModelReference]]:
+    """What AnalyzeImages found, and which model did; nothing of other results."""
+    if isinstance(result, ml_pb2.AnalyzeImagesResult):
+        yield from ((finding, model_of(result, finding)) for finding in result.findings)
+
+
+def volumes_in(result: Message) -> Iterator[tuple[ml_pb2.VolumeFinding, ml_pb2.ModelReference]]:
+    """What AnalyzeImages measured in whole series, and by which model; nothing of others."""
+    if isinstance(result, ml_pb2.AnalyzeImagesResult):
+        by_key = {key_of(finding): finding for finding in result.findings}
+        for volume in result.volumes:
+            if found := next((by_key[key] for key in volume.items if key in by_key), None):
+                yield volume, model_of(result, found)
+
+
+def common_of(
+    job: str,
+    about: Mapping[str, Any],
+    device: Resource,
+    study: str | None,
+    model: ml_pb2.ModelReference,
+) -> Resource:
+    """What Observations of measures have in common. study: id of the ImagingStudy, if known."""
+    return {
+        "status": "preliminary",
+        "subject": about,
+        "issued": job_time(job).isoformat(timespec="seconds"),
+        "device": reference(device),
+        **({"derivedFrom": [{"reference": f"urn:uuid:{study}"}]} if study else {}),
+        **noted(model),
+    }
 
 
 def observation_of(
@@ -167,22 +196,60 @@ def observation_of(
 
     study: id of the ImagingStudy, if it is known.
     """
-    notes = dict.fromkeys(statement(model) for model in told.models)
+    notes = dict.fromkeys([*(statement(model) for model in told.models), told.note])
     members = [id_of(job, "told", step, told.item, *part) for part in told.members]
     from_ = [{"reference": f"urn:uuid:{one}"} for one in ([study] if study else []) + members]
     return {
         "resourceType": "Observation",
         "id": id_of(job, "told", step, told.item, *told.part),
         "status": "preliminary",
-        "code": {"text": told.code},
+        "code": {"text": told.name},
         "subject": about,
         "issued": job_time(job).isoformat(timespec="seconds"),
-        **told.value,
+        **value_of(told),
         **({"device": reference(devices[0])} if len(devices) == 1 else {}),
         **({"derivedFrom": from_} if from_ else {}),
         **({"note": [{"text": note} for note in notes if note]} if any(notes) else {}),
-        **({"component": told.components} if told.components else {}),
+        **({"component": parts} if (parts := parts_of(told)) else {}),
     }
+
+
+def value_of(told: Told) -> Resource:
+    """What it comes to: value or dataAbsentReason, if there is one for the whole."""
+    if told.count is not None:
+        return {"valueInteger": told.count}
+    if told.said is None:
+        return {}
+    kind = "dataAbsentReason" if told.said.absent else "valueCodeableConcept"
+    return {kind: {"text": told.said.text}}
+
+
+def parts_of(told: Told) -> list[Resource]:
+    """Its components: figures, then what was seen."""
+    figures = [
+        component(one.of.text if one.of else one.name, one.value, one.unit) for one in told.known
+    ]
+    seen = [
+        {"code": {"text": kind}, "valueCodeableConcept": {"text": name}}
+        for kind, name in told.qualities
+    ]
+    return [*figures, *seen]
+
+
+def quantity(value: float, unit: str, code: str) -> dict[str, Any]:
+    """ValueQuantity. unit, code: empty if the unit is not known."""
+    coding = {"unit": unit, "system": UCUM, "code": code} if code else {}
+    return {"valueQuantity": {"value": value, **coding}}
+
+
+def component(name: str, value: float, unit: str = "1") -> Resource:
+    """A part of an Observation. unit: as in UCUM; empty if it is not known."""
+    return {"code": {"text": name}, **quantity(value, unit, unit)}
+
+
+def finite(components: list[Resource]) -> list[Resource]:
+    """Those that JSON can write."""
+    return [one for one in components if math.isfinite(one["valueQuantity"]["value"])]
 
 
 def provenance(
@@ -312,7 +379,7 @@ def noted(model: ml_pb2.ModelReference) -> Resource:
 def observations(
     job: str, step: str, finding: ml_pb2.ImageFinding, common: Mapping[str, Any]
 ) -> Iterator[Resource]:
-    """Of one image: one per class that was measured, one per frame that was classified."""
+    """Of one image: one per class that was measured."""
     item = key_of(finding)
     for one in finding.measurements:
         yield {
@@ -322,19 +389,21 @@ def observations(
             **common,
             "component": components(one),
         }
-    frames: dict[int, list[ml_pb2.ClassScore]] = {}
-    for score in finding.classes:
-        frames.setdefault(score.frame, []).append(score)
-    for frame, scores in frames.items():
-        told = [component(named(one.display_name, one.label), one.probability) for one in scores]
-        if probable := finite(told):
-            yield {
-                "resourceType": "Observation",
-                "id": id_of(job, "classes", step, item, frame),
-                "code": {"text": "Classes of the image and their probabilities"},
-                **common,
-                "component": probable,
-            }
+
+
+def of_volume(
+    job: str, step: str, volume: ml_pb2.VolumeFinding, common: Mapping[str, Any]
+) -> Iterator[Resource]:
+    """Of one series that a model saw as a volume: one per class."""
+    for one in volume.measurements:
+        yield {
+            "resourceType": "Observation",
+            "id": id_of(job, "volume", step, *volume.items, one.label),
+            "code": code_of(one),
+            **common,
+            "method": {"text": "Measured in the series as a whole"},
+            "component": components(one),
+        }
 
 
 def code_of(measured: ml_pb2.Measurement) -> Resource:
@@ -348,7 +417,7 @@ def code_of(measured: ml_pb2.Measurement) -> Resource:
     }
 
 
-def components(measured: ml_pb2.Measurement) -> list[Mapping[str, Any]]:
+def components(measured: ml_pb2.Measurement) -> list[Resource]:
     """What is known of a class."""
     told = []
     if measured.HasField("volume_ml"):

@@ -1,16 +1,17 @@
-"""What operations beside AnalyzeImages found, as Observations of FHIR R4."""
+"""What models found beside label maps: one statement each, for FHIR and for DICOM."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import chain, groupby
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 from fluoro.v1 import classify_pb2, compare_pb2, dermoscopy_pb2, detect_pb2, ml_pb2, slide_pb2
 from google.protobuf.message import Message
 
 from export_worker.wording import printable
 
-UCUM: Final = "http://unitsofmeasure.org"
 NAME_CHARACTERS: Final = 64
 
 NO_CLASS: Final = {
@@ -19,6 +20,7 @@ NO_CLASS: Final = {
     classify_pb2.ClassifiedFrame.VERDICT_UNCERTAIN: "The models are too uncertain.",
 }
 """Why an image has no class, which is neither benign nor malignant."""
+UNKNOWN: Final = "Not known."
 RULED: Final = {
     dermoscopy_pb2.AssessedLesion.VERDICT_BENIGN: "Below the threshold for suspicion.",
     dermoscopy_pb2.AssessedLesion.VERDICT_SUSPICIOUS: "Suspicious.",
@@ -27,117 +29,259 @@ RULED: Final = {
 """What the ABCD rule says of a lesion."""
 
 
+class Class(NamedTuple):
+    """A class of a model."""
+
+    name: str
+    label: int
+
+    @property
+    def text(self) -> str:
+        """Its name; its number if it has none that can be read."""
+        return named(self.name, self.label)
+
+
+class Box(NamedTuple):
+    """Where an object is, in pixels of the image. frame: from 1."""
+
+    frame: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure. unit: as in UCUM. of: the class that it is about. box: of the object."""
+
+    name: str
+    value: float
+    unit: str = "1"
+    of: Class | None = None
+    box: Box | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What it comes to: a class, a word, or why there is none (absent)."""
+
+    text: str
+    of: Class | None = None
+    absent: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One Observation.
+    """One statement about an image.
 
     item: key of the image. part: tells it from others of the image. models: that it rests on.
-    value: value or dataAbsentReason, if there is one for the whole. members: parts of the
-    Observations of the same image that it is derived from.
+    name: what it is. said: of the whole, if anything. members: parts of those of the same image
+    that it is derived from. frame: from 1; 0 means all. qualities: kind and name of what was seen.
+    note: for readers. reference: key of the image that this one is compared with. count: of
+    objects.
     """
 
     item: str
     part: tuple[object, ...]
     models: list[ml_pb2.ModelReference]
-    code: str
-    components: list[Mapping[str, Any]]
-    value: Mapping[str, Any] = field(default_factory=dict)
+    name: str
+    measures: list[Measure]
+    said: Said | None = None
     members: list[tuple[object, ...]] = field(default_factory=list)
+    frame: int = 0
+    qualities: list[tuple[str, str]] = field(default_factory=list)
+    note: str = ""
+    reference: str = ""
+    count: int | None = None
 
+    @property
+    def known(self) -> list[Measure]:
+        """The figures that are numbers."""
+        return [one for one in self.measures if math.isfinite(one.value)]
 
-def quantity(value: float, unit: str, code: str) -> dict[str, Any]:
-    """ValueQuantity. unit, code: empty if the unit is not known."""
-    coding = {"unit": unit, "system": UCUM, "code": code} if code else {}
-    return {"valueQuantity": {"value": value, **coding}}
+    @property
+    def content(self) -> str:
+        """All of it but the models."""
+        whole = (self.item, self.part, self.name, self.measures, self.said, self.frame)
+        return repr((*whole, self.qualities, self.note, self.reference, self.count))
 
 
 def told_of(result: Message) -> Iterator[Told]:
     """Of each image in the order of the result; nothing of other results."""
     match result:
+        case ml_pb2.AnalyzeImagesResult():
+            yield from chain.from_iterable(
+                _of_classes(one, result.model) for one in result.findings
+            )
         case classify_pb2.ClassifyImagesResult():
-            for image in result.images:
-                for frame in image.frames:
-                    yield from _of_frame(_key(image), frame)
+            yield from chain.from_iterable(map(_of_frames, result.images))
         case dermoscopy_pb2.AssessDermoscopyResult():
-            yield from map(_of_lesion, result.lesions)
+            yield from (_of_lesion(one, result.rule) for one in result.lesions)
         case detect_pb2.DetectObjectsResult():
             yield from (_of_objects(one, result.model) for one in result.images)
         case slide_pb2.AnalyzeSlideResult():
-            yield from (_of_slide(one, result.model) for one in result.slides)
+            yield from chain.from_iterable(_of_slide(one, result.model) for one in result.slides)
         case compare_pb2.CompareImagesResult():
             yield from (
-                _of_likeness(one, result.model)
+                _of_likeness(one, _key(result.images[0]), result.model)
                 for one in result.images
                 if one.HasField("similarity") and math.isfinite(one.similarity)
             )
 
 
-def _of_likeness(compared: compare_pb2.ComparedImage, model: ml_pb2.ModelReference) -> Told:
-    components = [component("Cosine similarity", compared.similarity)]
-    return Told(_key(compared), ("likeness",), [model], "Likeness to the reference", components)
+by_frame: Final = attrgetter("frame")
+
+
+def _of_classes(finding: ml_pb2.ImageFinding, model: ml_pb2.ModelReference) -> Iterator[Told]:
+    """Of each frame that a model classified. model: that of findings that name none."""
+    for frame, scores in groupby(sorted(finding.classes, key=by_frame), by_frame):
+        told = Told(
+            _key(finding),
+            ("classes", frame),
+            [finding.model if finding.HasField("model") else model],
+            "Classes of the image and their probabilities",
+            _probabilities(scores),
+            frame=frame,
+        )
+        if told.known:
+            yield told
+
+
+def _of_likeness(
+    compared: compare_pb2.ComparedImage, reference: str, model: ml_pb2.ModelReference
+) -> Told:
+    return Told(
+        _key(compared),
+        ("likeness",),
+        [model],
+        "Likeness to the reference",
+        [Measure("Cosine similarity", compared.similarity)],
+        reference=reference,
+    )
+
+
+def _of_frames(image: classify_pb2.ClassifiedImage) -> Iterator[Told]:
+    for frame in image.frames:
+        yield from _of_frame(_key(image), frame)
 
 
 def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
     """What models together say, then what each says."""
     if frame.verdict == classify_pb2.ClassifiedFrame.VERDICT_CLASSIFIED:
-        value = {"valueCodeableConcept": {"text": named(frame.display_name, frame.label)}}
+        of = Class(frame.display_name, frame.label)
+        said = Said(of.text, of)
     else:
-        value = {"dataAbsentReason": {"text": NO_CLASS.get(frame.verdict, "Not known.")}}
-    components = [
-        component("Mean probability", frame.mean_probability),
-        component("Share of models that agree", frame.agreement),
+        said = Said(NO_CLASS.get(frame.verdict, UNKNOWN), absent=True)
+    parts: list[tuple[object, ...]] = [
+        ("opinion", frame.frame, n) for n in range(len(frame.opinions))
     ]
-    models = [opinion.model for opinion in frame.opinions]
-    code = "Class of the image by several models"
-    parts: list[tuple[object, ...]] = [("opinion", frame.frame, n) for n in range(len(models))]
-    yield Told(item, ("verdict", frame.frame), models, code, finite(components), value, parts)
+    yield Told(
+        item,
+        ("verdict", frame.frame),
+        [opinion.model for opinion in frame.opinions],
+        "Class of the image by several models",
+        [
+            Measure("Mean probability", frame.mean_probability),
+            Measure("Share of models that agree", frame.agreement),
+        ],
+        said,
+        parts,
+        frame.frame,
+    )
     for part, opinion in zip(parts, frame.opinions, strict=True):
-        components = [
-            component(named(score.display_name, score.label), score.probability)
-            for score in opinion.classes
-        ]
+        measures = _probabilities(opinion.classes)
         if opinion.HasField("novelty"):
-            components.append(component("Novelty", opinion.novelty))
+            measures.append(Measure("Novelty", opinion.novelty))
         calibrated = "calibrated" if opinion.calibrated else "not calibrated"
-        code = f"Classes of the image and their probabilities, {calibrated}"
-        yield Told(item, part, [opinion.model], code, finite(components))
+        name = f"Classes of the image and their probabilities, {calibrated}"
+        yield Told(item, part, [opinion.model], name, measures, frame=frame.frame)
 
 
-def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion) -> Told:
-    components = [
-        component("Asymmetric axes", lesion.asymmetry),
-        component("Segments of the border that end abruptly", lesion.border),
-        component("Colours", len(lesion.colors)),
-        component("Structures", len(lesion.structures)),
-        component("Total dermatoscopy score", lesion.total),
-        component("Share of the image", 100 * lesion.fraction, "%"),
+def _probabilities(scores: Iterable[ml_pb2.ClassScore]) -> list[Measure]:
+    return [
+        Measure("Probability", one.probability, of=Class(one.display_name, one.label))
+        for one in scores
+    ]
+
+
+def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion, rule: dermoscopy_pb2.AbcdRule) -> Told:
+    measures = [
+        Measure("Asymmetric axes", lesion.asymmetry),
+        Measure("Segments of the border that end abruptly", lesion.border),
+        Measure("Colours", len(lesion.colors)),
+        Measure("Structures", len(lesion.structures)),
+        Measure("Total dermatoscopy score", lesion.total),
+        Measure("Share of the image", 100 * lesion.fraction, "%"),
     ]
     if lesion.HasField("diameter_mm"):
-        components.append(component("Largest diameter", lesion.diameter_mm, "mm"))
+        measures.append(Measure("Largest diameter", lesion.diameter_mm, "mm"))
     if lesion.HasField("area_mm2"):
-        components.append(component("Area", lesion.area_mm2, "mm2"))
-    value = {"valueCodeableConcept": {"text": RULED.get(lesion.verdict, "Not known.")}}
-    code = "Lesion by the ABCD rule of dermatoscopy"
-    item = _key(lesion)
-    return Told(item, ("lesion",), [lesion.model], code, finite(components), value)
+        measures.append(Measure("Area", lesion.area_mm2, "mm2"))
+    seen = (("Colour", lesion.colors), ("Structure", lesion.structures))
+    about = (("Rule", rule.source), ("Against relying on it", rule.counter_evidence))
+    return Told(
+        _key(lesion),
+        ("lesion",),
+        [lesion.model],
+        "Lesion by the ABCD rule of dermatoscopy",
+        measures,
+        Said(RULED.get(lesion.verdict, UNKNOWN)),
+        frame=1,
+        qualities=[(kind, printable(one, NAME_CHARACTERS)) for kind, ones in seen for one in ones],
+        note=". ".join(f"{what}: {printable(text)}" for what, text in about if text),
+    )
 
 
 def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference) -> Told:
-    """Each with its score."""
-    components = [
-        component(named(one.display_name, one.label), one.score) for one in detected.objects
+    """How many, and each with its score."""
+    measures = [
+        Measure(
+            "Score",
+            one.score,
+            of=Class(one.display_name, one.label),
+            box=Box(one.frame, one.left, one.top, one.width, one.height),
+        )
+        for one in detected.objects
     ]
-    value = {"valueInteger": len(detected.objects)}
-    item = _key(detected)
-    return Told(item, ("objects",), [model], "Objects found", finite(components), value)
+    item, count = _key(detected), len(detected.objects)
+    return Told(item, ("objects",), [model], "Objects found", measures, count=count)
 
 
-def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Told:
-    components = [
-        component(named(one.display_name, one.label), 100 * one.share, "%") for one in slide.classes
+def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Iterator[Told]:
+    """Of its tiles, then of those of each class."""
+    classes = [Class(one.display_name, one.label) for one in slide.classes]
+    shares = [
+        Measure("Share of tiles", 100 * one.share, "%", of)
+        for one, of in zip(slide.classes, classes, strict=True)
     ]
-    code = "Shares of the slide's tiles by class"
-    return Told(_key(slide), ("slide",), [model], code, finite(components))
+    yield Told(
+        _key(slide),
+        ("slide",),
+        [model],
+        "Shares of the slide's tiles by class",
+        [
+            Measure("Share of the slide that is tissue", 100 * slide.tissue_share, "%"),
+            Measure("Number of tiles", slide.tiles),
+            *shares,
+        ],
+    )
+    for one, of in zip(slide.classes, classes, strict=True):
+        top = (f"{tile.row}, {tile.column}: {tile.probability:.4f}" for tile in one.top)
+        yield Told(
+            _key(slide),
+            ("slide", one.label),
+            [model],
+            "Tiles of the slide of one class",
+            [
+                Measure("Number of tiles", one.tiles),
+                Measure("Share of tiles", 100 * one.share, "%"),
+                Measure("Mean probability", one.mean_probability),
+                *(Measure("Probability of a tile", tile.probability) for tile in one.top),
+            ],
+            Said(of.text, of),
+            note=f"Most probable tiles, by row and column: {'; '.join(top)}." if one.top else "",
+        )
 
 
 def _key(entry: Any) -> str:
@@ -147,13 +291,3 @@ def _key(entry: Any) -> str:
 def named(display_name: str, label: int) -> str:
     """Name of a class; its number if it has none that can be read."""
     return printable(display_name, NAME_CHARACTERS) or str(label)
-
-
-def component(name: str, value: float, unit: str = "1") -> Mapping[str, Any]:
-    """A part of an Observation. unit: as in UCUM; empty if it is not known."""
-    return {"code": {"text": name}, **quantity(value, unit, unit)}
-
-
-def finite(components: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those that JSON can write."""
-    return [one for one in components if math.isfinite(one["valueQuantity"]["value"])]
