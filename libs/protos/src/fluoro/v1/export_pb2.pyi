@@ -209,7 +209,11 @@ class ExportDicom(_message.Message):
         """Segmentation (PS3.3 A.51): one per series and step that left label maps."""
         KIND_MEASUREMENTS: ExportDicom._Kind.ValueType  # 2
         """Comprehensive 3D SR with a measurement report (PS3.16 TID 1500): one per series and step that
-        measured. Refers to the segmentation if that is written too.
+        measured. Refers to the segmentation if that is written too. Another per series and step with
+        classes of AnalyzeImages or results of ClassifyImages, AssessDermoscopy, DetectObjects,
+        AnalyzeSlide or CompareImages; steps that leave no files must be in `after`. A series may
+        have 5,000 statements and objects. Where vectors of EmbedImages are all there is, the step
+        fails with CHOICE_UNAVAILABLE.
         """
         KIND_PICTURES: ExportDicom._Kind.ValueType  # 3
         """Secondary Capture images of previews and overlays: one per picture."""
@@ -229,7 +233,11 @@ class ExportDicom(_message.Message):
     """Segmentation (PS3.3 A.51): one per series and step that left label maps."""
     KIND_MEASUREMENTS: ExportDicom.Kind.ValueType  # 2
     """Comprehensive 3D SR with a measurement report (PS3.16 TID 1500): one per series and step that
-    measured. Refers to the segmentation if that is written too.
+    measured. Refers to the segmentation if that is written too. Another per series and step with
+    classes of AnalyzeImages or results of ClassifyImages, AssessDermoscopy, DetectObjects,
+    AnalyzeSlide or CompareImages; steps that leave no files must be in `after`. A series may
+    have 5,000 statements and objects. Where vectors of EmbedImages are all there is, the step
+    fails with CHOICE_UNAVAILABLE.
     """
     KIND_PICTURES: ExportDicom.Kind.ValueType  # 3
     """Secondary Capture images of previews and overlays: one per picture."""

@@ -62,7 +62,7 @@ def capture(
         ),
         instance_number=number,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        contributing_equipment=equipment(model),
+        contributing_equipment=equipment(*([model] if model else [])),
         series_description=series_description(role.capitalize(), model),
         **subject_fields(header),
         **equipment_fields(),

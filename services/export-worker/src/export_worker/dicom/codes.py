@@ -1,16 +1,22 @@
 """Codes of what models name: SNOMED CT where there is one, else a code of our own."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Final
 
 from highdicom.sr import CodedConcept
+from pydicom.sr.codedict import codes
 
 SCHEME: Final = "99FLUORO"
 """Coding Scheme Designator of our own codes (PS3.16 8.2: private ones begin with 99)."""
 
 CODE_CHARACTERS: Final = 16
 """Longest Code Value (0008,0100), VR SH."""
+DIGEST_CHARACTERS: Final = 6
+"""Of a digest in a code."""
+MEANING_CHARACTERS: Final = 64
+"""Longest Code Meaning (0008,0104), VR LO."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,23 @@ KNOWN: Final = {
     "fat": Coded(TISSUE, CodedConcept("55603005", "SCT", "Adipose tissue")),
     "soft tissue": Coded(TISSUE, CodedConcept("87784001", "SCT", "Soft tissue")),
     "bone": Coded(TISSUE, CodedConcept("3138006", "SCT", "Bone")),
+    "brain": Coded(STRUCTURE, CodedConcept("12738006", "SCT", "Brain")),
 }
 """By display name in lower case (CID 7150 and 7151 of PS3.16)."""
+
+NAMED: Final = {
+    "Area": CodedConcept("42798000", "SCT", "Area"),
+    "Largest diameter": CodedConcept("103339001", "SCT", "Long axis"),
+    "Probability": CodedConcept.from_code(codes.DCM.Probability),
+}
+"""What is measured, where a standard has a code."""
+UNITS: Final = {
+    "1": CodedConcept("1", "UCUM", "no units"),
+    "%": CodedConcept("%", "UCUM", "Percent"),
+    "mm": CodedConcept("mm", "UCUM", "millimeter"),
+    "mm2": CodedConcept("mm2", "UCUM", "square millimeter"),
+}
+"""Of measures, by unit in UCUM."""
 
 FRACTION: Final = CodedConcept("fraction", SCHEME, "Fraction of image voxels")
 VOXELS: Final = CodedConcept("voxels", SCHEME, "Number of voxels")
@@ -44,6 +65,23 @@ def coded(display_name: str, label: int) -> Coded:
     known = KNOWN.get(display_name.lower())
     if known is not None:
         return known
-    word = re.sub(r"[^a-z0-9]+", "-", display_name.lower()).strip("-") or f"class-{label}"
-    meaning = " ".join(display_name.replace("\\", " ").split())[:64] or f"Class {label}"
-    return Coded(TISSUE, CodedConcept(word[:CODE_CHARACTERS], SCHEME, meaning))
+    meaning = " ".join(display_name.replace("\\", " ").split()) or f"Class {label}"
+    return Coded(TISSUE, own(meaning))
+
+
+def concept(name: str) -> CodedConcept:
+    """Code of what is measured or said; of our own scheme if no standard has one."""
+    return NAMED.get(name) or own(name)
+
+
+def own(meaning: str) -> CodedConcept:
+    """A code of our own scheme: the words of its meaning.
+
+    It ends with a digest if these do not fit or are not all of it: two meanings have two codes.
+    """
+    word = re.sub(r"[^a-z0-9]+", "-", meaning.lower()).strip("-")
+    if len(word) > CODE_CHARACTERS or not meaning.isascii():
+        digest = hashlib.sha256(meaning.encode()).hexdigest()[:DIGEST_CHARACTERS]
+        kept = word[: CODE_CHARACTERS - DIGEST_CHARACTERS - 1].strip("-")
+        word = f"{kept}-{digest}" if kept else digest
+    return CodedConcept(word, SCHEME, meaning[:MEANING_CHARACTERS])

@@ -15,11 +15,11 @@ from export_worker.dicom.origin import (
     equipment,
     equipment_fields,
     identity,
+    least_cleared,
     reference,
     series_description,
     statement,
     subject_fields,
-    use_of,
 )
 from export_worker.dicom.sources import Source
 
@@ -68,10 +68,7 @@ def encapsulated(
         **equipment_fields(),
     )
     written.copy_patient_and_study_information(header)
-    written.ContributingEquipmentSequence = [
-        *equipment(None),
-        *(equipment(model)[-1] for model in models),
-    ]
+    written.ContributingEquipmentSequence = equipment(*models)
     written.AcquisitionDateTime = None
     written.ConversionType = "WSD"
     written.BurnedInAnnotation = "NO"
@@ -83,8 +80,3 @@ def encapsulated(
     written.SourceInstanceSequence = [reference(source.header) for source in sources]
     origin.stamp(written, header.get("TimezoneOffsetFromUTC", ""))
     return written
-
-
-def least_cleared(models: Sequence[ml_pb2.ModelReference]) -> ml_pb2.ModelReference | None:
-    """The model that is least fit for care: what is said of it holds for the whole report."""
-    return min(models, key=use_of, default=None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fluoro.v1 import job_pb2, ml_pb2
+from fluoro.v1 import embedding_pb2, job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportDicom, ExportDicomResult, ExportedObject
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.blame import blame_file
@@ -20,17 +20,31 @@ from pydicom.filewriter import correct_ambiguous_vr, write_sequence
 from pydicom.tag import Tag
 
 from export_worker.dicom.capture import capture
-from export_worker.dicom.document import encapsulated, least_cleared
-from export_worker.dicom.images import Image, Stack, findings_of, stacks_of, take_maps, units_of
+from export_worker.dicom.document import encapsulated
+from export_worker.dicom.images import (
+    Image,
+    Stack,
+    findings_of,
+    overlaid_by,
+    references,
+    stacks_of,
+    take_maps,
+    told_by,
+    units_of,
+    volumes_by,
+)
 from export_worker.dicom.measurements import measurement_report
-from export_worker.dicom.origin import Origin, identity, use_of
+from export_worker.dicom.origin import Origin, identity, least_cleared, use_of
 from export_worker.dicom.segmentation import segmentation
 from export_worker.dicom.selection import key_images, key_object_selection
 from export_worker.dicom.sources import START_BYTES, Known, read_source
+from export_worker.dicom.statements import statement_report, statements_of
 from export_worker.images import models_behind
 
 DEFAULT_KINDS: Final = (ExportDicom.KIND_SEGMENTATION, ExportDicom.KIND_MEASUREMENTS)
 PICTURES: Final = ("preview", "overlay")
+VECTORS: Final = (embedding_pb2.EmbedImagesResult, embedding_pb2.FindSimilarResult)
+"""Results that are no findings in an image."""
 STEMS: Final = {
     ExportDicom.KIND_SEGMENTATION: "segmentation",
     ExportDicom.KIND_MEASUREMENTS: "measurements",
@@ -50,6 +64,9 @@ UNWRITABLE: Final = (
 )
 
 
+APART: Final = "It is compared with an image of another study or patient, or one not exported."
+
+
 class Export:
     """One attempt."""
 
@@ -59,10 +76,14 @@ class Export:
         self._type = request.segmentation_type
         self._context = context
         self._origin = Origin(context.job, context.step)
-        self._findings = findings_of(context)
-        self._models = [
-            model for result in context.results.values() for model in models_behind(result)
-        ]
+        results = {**context.results, **{step.step: step.result for step in context.upstream}}
+        self._results = results
+        self._findings = findings_of(results)
+        self._overlaid = overlaid_by(results)
+        self._told = told_by(results) if ExportDicom.KIND_MEASUREMENTS in self._kinds else {}
+        self._references = references(self._told.values())
+        self._models = [model for result in results.values() for model in models_behind(result)]
+        self._volumes = volumes_by(results)
         self._units = units_of(context)
         self._known = Known()
         self._result = ExportDicomResult()
@@ -70,7 +91,8 @@ class Export:
 
     def run(self) -> ExportDicomResult:
         """Writes everything."""
-        images = self._read()
+        self._refuse_vectors()
+        images = self._compare(self._read())
         stacks = list(stacks_of(images))
         lost: set[str] = set()
         for done, stack in enumerate(stacks):
@@ -78,15 +100,29 @@ class Export:
             try:
                 self._write_stack(stack)
             except FluoroError as error:
-                self._fail(stack, error)
+                self._fail(stack.images, error)
                 lost |= {image.key for image in stack.images}
         images = [image for image in images if image.key not in lost]
+        images = self._write_statements(images)
         if ExportDicom.KIND_KEY_IMAGES in self._kinds:
             self._write_key_images(images)
         if ExportDicom.KIND_DOCUMENT in self._kinds and images:
             self._write_documents(images)
         self._context.progress("write", 1, 1)
         return self._result
+
+    def _refuse_vectors(self) -> None:
+        """FluoroError CHOICE_UNAVAILABLE if there are but vectors of images to measure."""
+        if (
+            self._kinds <= set(DEFAULT_KINDS)
+            and any(isinstance(result, VECTORS) for result in self._results.values())
+            and not (self._told or self._findings)
+        ):
+            raise FluoroError(
+                Reason.CHOICE_UNAVAILABLE,
+                "Vectors of images, and images like others, are no measurements, so there is no "
+                "DICOM object of them. Export them as JSON.",
+            )
 
     def _read(self) -> list[Image]:
         """What can be exported of the items, each instance once."""
@@ -96,7 +132,11 @@ class Export:
                 image = self._read_item(item, input_.number)
                 if image.source.instance in images:
                     item.skip(Reason.NO_APPLICABLE_INPUT, "Another input is the same instance.")
-                elif self._write_pictures(item, image) or self._exports(image):
+                elif (
+                    self._write_pictures(item, image)
+                    or self._exports(image)
+                    or image.key in self._references
+                ):
                     images[image.source.instance] = image
                 else:
                     item.skip(
@@ -117,6 +157,7 @@ class Export:
         image = Image(number, item.key, source)
         image.input = item.input
         image.unit = self._units.get(item.key, "")
+        image.told = self._told.get(item.key, {})
         take_maps(item, image, self._findings, self._context)
         return image
 
@@ -127,7 +168,7 @@ class Export:
         wanted = set(self._kinds) - {ExportDicom.KIND_PICTURES}
         if not image.source.may_be_segmented:
             wanted.discard(ExportDicom.KIND_SEGMENTATION)
-        return bool(wanted and image.found)
+        return bool((wanted and image.found) or image.told)
 
     def _write_pictures(self, item: StepItem, image: Image) -> bool:
         """Whether there are any."""
@@ -136,7 +177,7 @@ class Export:
         pictures = [part for part in item.parts if part.role in PICTURES]
         for n, part in enumerate(pictures):
             self._context.check()
-            model, _ = self._findings.get((part.step, part.name), (None, None))
+            model = self._overlaid.get((part.step, part.name))
             with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = capture(
                     item.fetch(part),
@@ -163,7 +204,7 @@ class Export:
             ):
                 segments = segmentation(stack, self._origin, self._type)
             report = (
-                measurement_report(stack, segments, self._origin)
+                measurement_report(stack, segments, self._origin, self._volumes)
                 if ExportDicom.KIND_MEASUREMENTS in self._kinds
                 else None
             )
@@ -173,6 +214,42 @@ class Export:
         ):
             if written is not None:
                 self._put(kind, written, len(stack.images), stack.step, stack.model)
+
+    def _compare(self, images: Sequence[Image]) -> list[Image]:
+        """Leaves out what compares an image with one of another study or patient, or with none.
+
+        Returns the images of which there is something to write; the others are skipped.
+        """
+        subjects = {image.key: image.source.subject for image in images}
+        for image in images:
+            subject = image.source.subject
+            kept = {
+                step: [one for one in told if subjects.get(one.reference, subject) == subject]
+                for step, told in image.told.items()
+            }
+            image.told = {step: told for step, told in kept.items() if told}
+        used = references(image.told for image in images)
+        there = []
+        for image in images:
+            if image.artifacts or self._exports(image) or image.key in used:
+                there.append(image)
+            else:
+                self._end(image, job_pb2.Item.STATE_SKIPPED, Reason.NO_APPLICABLE_INPUT, APART)
+        return there
+
+    def _write_statements(self, images: Sequence[Image]) -> list[Image]:
+        """Returns the images that did not fail."""
+        lost: set[str] = set()
+        for said in statements_of(images):
+            try:
+                with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
+                    written = statement_report(said, images, self._origin, self._context.check)
+                told = least_cleared(said.models)
+                self._put(ExportDicom.KIND_MEASUREMENTS, written, len(said.images), said.step, told)
+            except FluoroError as error:
+                self._fail(said.images, error)
+                lost |= {image.key for image in said.images}
+        return [image for image in images if image.key not in lost]
 
     def _write_key_images(self, images: Sequence[Image]) -> None:
         together: dict[tuple[str, bytes, *tuple[str, ...]], list[Image]] = {}
@@ -244,26 +321,27 @@ class Export:
             )
         )
 
-    def _fail(self, stack: Stack, error: FluoroError) -> None:
-        """The images of a stack fail together, and leave nothing. Others go on."""
-        gone = {name for image in stack.images for name in image.artifacts}
+    def _fail(self, images: Sequence[Image], error: FluoroError) -> None:
+        """The images of an object fail together, and leave nothing. Others go on."""
+        gone = {name for image in images for name in image.artifacts}
         for name in gone:
             del self._context.artifacts[name]
         kept = [one for one in self._result.objects if one.artifact not in gone]
         del self._result.objects[:]
         self._result.objects.extend(kept)
-        for image in stack.images:
+        for image in images:
             image.artifacts.clear()
-            self._context.end(
-                image.number,
-                job_pb2.Item(
-                    input=image.input,
-                    key=image.key,
-                    state=job_pb2.Item.STATE_FAILED,
-                    reason=error.reason,
-                    message=error.message,
-                ),
-            )
+            self._end(image, job_pb2.Item.STATE_FAILED, error.reason, error.message)
+
+    def _end(
+        self, image: Image, state: "job_pb2.Item.State.ValueType", reason: Reason, message: str
+    ) -> None:
+        self._context.end(
+            image.number,
+            job_pb2.Item(
+                input=image.input, key=image.key, state=state, reason=reason, message=message
+            ),
+        )
 
 
 def saved(written: SOPClass, folder: Path) -> Path:

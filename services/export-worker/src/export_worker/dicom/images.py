@@ -2,22 +2,24 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fluoro.v1 import dicom_pb2, ml_pb2
+from fluoro.v1 import dermoscopy_pb2, dicom_pb2, ml_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import NO_INPUT, StepContext, StepItem
+from google.protobuf.message import Message
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from export_worker.dicom.origin import identity
 from export_worker.dicom.sources import Source
+from export_worker.findings import Told, told_of
 from export_worker.images import model_of
 
 EVEN: Final = 0.01
@@ -31,6 +33,9 @@ As bits it takes 1.3 times as many bytes of memory, as a label map three times.
 
 LABELS: Final = np.uint8
 """Type of a label map's values."""
+
+
+Volumes = Mapping[tuple[str, AbstractSet[str]], ml_pb2.VolumeFinding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Image:
 
     number, key: of the input. found: by step. unit: of the values that were measured, UCUM.
     input: number of the job's input, or -1. artifacts: names of those that it has left by itself.
+    told: what steps said of it, label maps aside, by step.
     """
 
     number: int
@@ -61,6 +67,7 @@ class Image:
     unit: str = ""
     input: int = NO_INPUT
     artifacts: list[str] = field(default_factory=list)
+    told: dict[str, list[Told]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,12 @@ class Stack:
             ),
         ]
 
+    def volume_ml(self, volumes: Volumes) -> Mapping[int, float]:
+        """By label, of a model that saw these images as one volume: it counts gaps between them."""
+        volume = volumes.get((self.step, frozenset(image.key for image in self.images)))
+        measured = volume.measurements if volume else ()
+        return {one.label: one.volume_ml for one in measured if one.HasField("volume_ml")}
+
     def label_map(self, most_voxels: int = VOXELS_LIMIT) -> NDArray[np.uint8]:
         """Of all images (frames, rows, columns). FluoroError IMAGE_TOO_LARGE over the limit."""
         voxels = sum(math.prod(source.shape) for source in self.sources)
@@ -133,15 +146,58 @@ class Stack:
         return [source.frames for source in self.sources]
 
 
-def findings_of(context: StepContext) -> Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]]:
-    """Model and finding by step and name of the label map, or of the overlay."""
+def findings_of(
+    results: Mapping[str, Message],
+) -> Mapping[tuple[str, str], tuple[ml_pb2.ModelReference, ml_pb2.ImageFinding]]:
+    """Model and finding by step and name of the label map."""
     return {
-        (step, name): (model_of(result, finding), finding)
-        for step, result in context.results.items()
+        (step, finding.label_map): (model_of(result, finding), finding)
+        for step, result in results.items()
         if isinstance(result, ml_pb2.AnalyzeImagesResult)
         for finding in result.findings
-        for name in (finding.label_map, finding.overlay)
     }
+
+
+def overlaid_by(results: Mapping[str, Message]) -> Mapping[tuple[str, str], ml_pb2.ModelReference]:
+    """The model by step and name of the overlay."""
+    analyzed = {
+        (step, finding.overlay): model_of(result, finding)
+        for step, result in results.items()
+        if isinstance(result, ml_pb2.AnalyzeImagesResult)
+        for finding in result.findings
+    }
+    assessed = {
+        (step, lesion.overlay): lesion.model
+        for step, result in results.items()
+        if isinstance(result, dermoscopy_pb2.AssessDermoscopyResult)
+        for lesion in result.lesions
+    }
+    return {**analyzed, **assessed}
+
+
+def volumes_by(results: Mapping[str, Message]) -> Volumes:
+    """What models of volumes measured, by step and keys of the images of the volume."""
+    return {
+        (step, frozenset(volume.items)): volume
+        for step, result in results.items()
+        if isinstance(result, ml_pb2.AnalyzeImagesResult)
+        for volume in result.volumes
+    }
+
+
+def told_by(results: Mapping[str, Message]) -> Mapping[str, dict[str, list[Told]]]:
+    """What steps said of images, by key of the image and step."""
+    told: dict[str, dict[str, list[Told]]] = {}
+    for step, result in results.items():
+        for one in told_of(result):
+            told.setdefault(one.item, {}).setdefault(step, []).append(one)
+    return told
+
+
+def references(told: Iterable[Mapping[str, list[Told]]]) -> set[str]:
+    """Keys of the images that others are compared with."""
+    ones = chain.from_iterable(steps.values() for steps in told)
+    return {one.reference for one in chain.from_iterable(ones) if one.reference}
 
 
 def units_of(context: StepContext) -> Mapping[str, str]:
@@ -158,12 +214,13 @@ def units_of(context: StepContext) -> Mapping[str, str]:
 def take_maps(
     item: StepItem,
     image: Image,
-    findings: Mapping[tuple[str, str], tuple[Any, ml_pb2.ImageFinding]],
+    findings: Mapping[tuple[str, str], tuple[ml_pb2.ModelReference, ml_pb2.ImageFinding]],
     context: StepContext,
 ) -> None:
     """Fetches its label maps. FluoroError LABEL_MAP_MISMATCH if one does not fit the image."""
     for part in item.parts:
-        if part.role != "label-map" or part.step in image.found:
+        outline = isinstance(context.results.get(part.step), dermoscopy_pb2.AssessDermoscopyResult)
+        if part.role != "label-map" or part.step in image.found or outline:
             continue
         if (known := findings.get((part.step, part.name))) is None:
             raise mismatch("has no findings beside it")

@@ -1,6 +1,7 @@
 """Comprehensive 3D SR with a measurement report (PS3.16 TID 1500) of a stack."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, Final
 
 from fluoro.v1 import ml_pb2
@@ -15,6 +16,7 @@ from highdicom.sr import (
     MeasurementsAndQualitativeEvaluations,
     ObservationContext,
     ObserverContext,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
     ReferencedSegment,
     RelationshipTypeValues,
     SourceImageForMeasurementGroup,
@@ -29,7 +31,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SegmentationStorage
 
 from export_worker.dicom.codes import FRACTION, VOXELS, coded
-from export_worker.dicom.images import Stack
+from export_worker.dicom.images import Stack, Volumes
 from export_worker.dicom.origin import (
     DEVICE_UID,
     MANUFACTURER,
@@ -38,6 +40,7 @@ from export_worker.dicom.origin import (
     algorithm_name,
     equipment,
     equipment_fields,
+    least_cleared,
     lo,
     series_description,
     statement,
@@ -47,7 +50,11 @@ from export_worker.dicom.segmentation import tracking_uid
 SERIES_NUMBER: Final = 9002
 """Series Number (0020,0011) of ours, far from those of a scanner."""
 
-Group = VolumetricROIMeasurementsAndQualitativeEvaluations | MeasurementsAndQualitativeEvaluations
+Group = (
+    VolumetricROIMeasurementsAndQualitativeEvaluations
+    | PlanarROIMeasurementsAndQualitativeEvaluations
+    | MeasurementsAndQualitativeEvaluations
+)
 
 NAMED_SOURCES: Final = 100
 """Most source images that each group names: of more, the evidence of the report has them."""
@@ -65,47 +72,89 @@ MEANS: Final = {
 
 
 def measurement_report(
-    stack: Stack, segmentation: Segmentation | None, origin: Origin
+    stack: Stack, segmentation: Segmentation | None, origin: Origin, volumes: Volumes
 ) -> Comprehensive3DSR:
     """One group per class that is there, with volume, mean, share and count of voxels.
 
     segmentation: of the same stack; groups refer to its segments. Without it, or to a label map,
-    they refer to the images.
+    they refer to the images. volumes: what models measured in whole series.
 
     ValueError, or another of highdicom's, if the sources do not go together.
     """
     headers = [source.header for source in stack.sources]
     if segmentation is not None and segmentation.SOPClassUID != SegmentationStorage:
         segmentation = None  # dciodvfy refuses segments of a label map in a report
-    content = MeasurementReport(
-        observation_context=ObservationContext(
-            observer_device_context=observer(),
-        ),
-        procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
-        imaging_measurements=[
-            group_of(stack, total, headers, segmentation, origin) for total in totals(stack)
-        ],
-        title=codes.DCM.ImagingMeasurementReport,
-    )
-    evidence = [*headers, *([segmentation] if segmentation is not None else [])]
-    written = Comprehensive3DSR(
-        evidence=evidence,
-        content=content[0],
+    known = stack.volume_ml(volumes)
+    return report_of(
+        [group_of(stack, total, headers, segmentation, origin) for total in totals(stack, known)],
+        [*headers, *([segmentation] if segmentation is not None else [])],
+        [stack.model],
+        series_number=SERIES_NUMBER,
         series_instance_uid=origin.uid(
             "reports", stack.step, *stack.sources[0].subject, stack.sources[0].series
         ),
-        series_number=SERIES_NUMBER,
         sop_instance_uid=origin.uid(
-            "report", segmentation.SOPInstanceUID if segmentation else "", *stack.digest
+            "report",
+            segmentation.SOPInstanceUID if segmentation else "",
+            *stack.digest,
+            *([repr(sorted(known.items()))] if known else []),
         ),
+        what="Measurements",
+        origin=origin,
+    )
+
+
+def report_of(
+    groups: Sequence[Group],
+    evidence: Sequence[Dataset],
+    models: Sequence[ml_pb2.ModelReference],
+    *,
+    series_number: int,
+    series_instance_uid: str,
+    sop_instance_uid: str,
+    what: str,
+    origin: Origin,
+) -> Comprehensive3DSR:
+    """A measurement report of these groups. evidence: what they refer to, an image first."""
+    content = MeasurementReport(
+        observation_context=ObservationContext(observer_device_context=observer()),
+        procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    written = Comprehensive3DSR(
+        evidence=evidence,
+        content=content[0],
+        series_instance_uid=series_instance_uid,
+        series_number=series_number,
+        sop_instance_uid=sop_instance_uid,
         instance_number=1,
         is_complete=True,
-        contributing_equipment=equipment(stack.model),
-        series_description=series_description("Measurements", stack.model),
+        contributing_equipment=equipment(*models),
+        series_description=series_description(what, least_cleared(models)),
         **equipment_fields(),
     )
-    origin.stamp(written, headers[0].get("TimezoneOffsetFromUTC", ""))
+    origin.stamp(written, evidence[0].get("TimezoneOffsetFromUTC", ""))
     return written
+
+
+def algorithm_of(models: Sequence[ml_pb2.ModelReference]) -> AlgorithmIdentification:
+    """TID 4019: the model; of several, their number, and each as a parameter."""
+    if len(models) == 1:
+        [model] = models
+        return AlgorithmIdentification(
+            name=algorithm_name(model),
+            version=lo(model.version),
+            parameters=[f"sha256={model.sha256.hex()}"],
+        )
+    return AlgorithmIdentification(
+        name=f"{len(models)} models together",
+        version=version("export-worker"),
+        parameters=[
+            f"{algorithm_name(model)} {lo(model.version)} sha256={model.sha256.hex()}"
+            for model in models
+        ],
+    )
 
 
 def observer() -> ObserverContext:
@@ -121,8 +170,8 @@ def observer() -> ObserverContext:
     )
 
 
-def totals(stack: Stack) -> list[ml_pb2.Measurement]:
-    """Of each class with voxels, over all images.
+def totals(stack: Stack, volume_ml: Mapping[int, float]) -> list[ml_pb2.Measurement]:
+    """Of each class with voxels, over all images. volume_ml: by label, where it is known better.
 
     The mean counts each image by its voxels. A volume or mean that one image lacks is unknown.
     """
@@ -143,7 +192,9 @@ def totals(stack: Stack) -> list[ml_pb2.Measurement]:
             voxels=voxels,
             fraction=voxels / everything,
         )
-        if all(one.HasField("volume_ml") for one in there):
+        if label in volume_ml:
+            total.volume_ml = volume_ml[label]
+        elif all(one.HasField("volume_ml") for one in there):
             total.volume_ml = sum(one.volume_ml for one in there)
         if all(one.HasField("mean_value") for one in there):
             total.mean_value = sum(one.mean_value * one.voxels for one in there) / voxels
@@ -167,11 +218,7 @@ def group_of(
         ),
         "finding_category": code.category,
         "finding_type": code.type,
-        "algorithm_id": AlgorithmIdentification(
-            name=algorithm_name(model),
-            version=lo(model.version),
-            parameters=[f"sha256={model.sha256.hex()}"],
-        ),
+        "algorithm_id": algorithm_of([model]),
         "measurements": list(measured(total, stack.images[0].unit)),
     }
     group: Group

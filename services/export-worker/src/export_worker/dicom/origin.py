@@ -1,6 +1,7 @@
 """Who wrote an object, when, and under which UIDs: the same in every attempt of a step."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import version
@@ -85,20 +86,18 @@ def in_zone(moment: datetime, offset: str) -> datetime:
     return moment.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
 
 
-def equipment(model: ml_pb2.ModelReference | None) -> list[ContributingEquipment]:
-    """Contributing Equipment: this worker, and the model if there is one."""
+def equipment(*models: ml_pb2.ModelReference) -> list[ContributingEquipment]:
+    """Contributing Equipment: this worker, and each model."""
     purpose = codes.DCM.ProcessingEquipment
-    devices = [
+    return [
         ContributingEquipment(
             manufacturer=MANUFACTURER,
             manufacturer_model_name=MODEL_NAME,
             software_versions=version("export-worker"),
             purpose_of_reference=purpose,
             contribution_description="Wrote this object.",
-        )
-    ]
-    if model is not None:
-        devices.append(
+        ),
+        *(
             ContributingEquipment(
                 manufacturer=MANUFACTURER,
                 manufacturer_model_name=lo(model.name),
@@ -106,8 +105,9 @@ def equipment(model: ml_pb2.ModelReference | None) -> list[ContributingEquipment
                 purpose_of_reference=purpose,
                 contribution_description=f"Model with SHA-256 {model.sha256.hex()}.",
             )
-        )
-    return devices
+            for model in models
+        ),
+    ]
 
 
 def equipment_fields() -> dict[str, Any]:
@@ -156,6 +156,11 @@ def identity(model: ml_pb2.ModelReference) -> bytes:
 def use_of(model: ml_pb2.ModelReference) -> "Model.IntendedUse.ValueType":
     """What a model is for. One of which nobody says so is taken for a demonstration."""
     return model.intended_use or Model.INTENDED_USE_DEMONSTRATION
+
+
+def least_cleared(models: Sequence[ml_pb2.ModelReference]) -> ml_pb2.ModelReference | None:
+    """The model that is least fit for care: what is said of it holds for all they made together."""
+    return min(models, key=use_of, default=None)
 
 
 def statement(model: ml_pb2.ModelReference | None) -> str:

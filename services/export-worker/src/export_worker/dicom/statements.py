@@ -1,0 +1,243 @@
+"""Comprehensive 3D SR (PS3.16 TID 1500) of what models said of images, label maps aside."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from fluoro.v1 import ml_pb2
+from fluoro_jobs.errors import FluoroError, Reason
+from highdicom.sr import (
+    Comprehensive3DSR,
+    GraphicTypeValues,
+    ImageContentItem,
+    ImageRegion,
+    Measurement,
+    MeasurementsAndQualitativeEvaluations,
+    PixelOriginInterpretationValues,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
+    QualitativeEvaluation,
+    RelationshipTypeValues,
+    SourceImageForMeasurementGroup,
+    SourceImageForRegion,
+    TextContentItem,
+    TrackingIdentifier,
+)
+from pydicom.sr.codedict import codes
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage
+
+from export_worker.dicom.codes import UNITS, coded, concept
+from export_worker.dicom.images import Image
+from export_worker.dicom.measurements import Group, algorithm_of, report_of
+from export_worker.dicom.origin import Origin, identity, lo, statement
+from export_worker.findings import Box, Measure, Told
+
+SERIES_NUMBER: Final = 9007
+"""Series Number (0020,0011) of ours, far from those of a scanner."""
+GROUPS_LIMIT: Final = 5000
+"""Most groups of one report: each takes 20 KB of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """What one step said of images of one series, by the same models."""
+
+    step: str
+    models: Sequence[ml_pb2.ModelReference]
+    images: Sequence[Image]
+
+    @property
+    def told(self) -> Iterator[tuple[Image, Told]]:
+        """Each statement, by image."""
+        return ((image, told) for image in self.images for told in image.told[self.step])
+
+
+def statements_of(images: Sequence[Image]) -> Iterator[Statements]:
+    """What one report each is made of, in the order of the items."""
+    together: dict[tuple[object, ...], list[Image]] = {}
+    models: dict[tuple[object, ...], list[ml_pb2.ModelReference]] = {}
+    for image in images:
+        for step, told in image.told.items():
+            ran = {identity(model): model for one in told for model in one.models}
+            key: tuple[object, ...] = (
+                step,
+                frozenset(ran),
+                *image.source.subject,
+                image.source.series,
+            )
+            together.setdefault(key, []).append(image)
+            models.setdefault(key, list(ran.values()))
+    for key, ones in together.items():
+        yield Statements(str(key[0]), models[key], ones)
+
+
+def statement_report(
+    said: Statements, images: Sequence[Image], origin: Origin, check: Callable[[], None]
+) -> Comprehensive3DSR:
+    """A group per statement, and one per object that was detected.
+
+    images: all that are exported, for those that others are compared with. check: called before
+    each; stops by raising.
+
+    FluoroError RESULT_TOO_LARGE over the limit. ValueError, or another of highdicom's, if the
+    sources do not go together.
+    """
+    count = sum(1 + sum(one.box is not None for one in told.known) for _, told in said.told)
+    if count > GROUPS_LIMIT:
+        raise FluoroError(
+            Reason.RESULT_TOO_LARGE,
+            f"A series has more than {GROUPS_LIMIT:,} statements and objects. "
+            "Export parts of it, or detect fewer objects.",
+        )
+    by_key = {image.key: image for image in images}
+    headers = {image.source.instance: image.source.header for image in said.images}
+    groups: list[Group] = []
+    for image, told in said.told:
+        check()
+        compared = by_key.get(told.reference)
+        if compared is not None:
+            headers.setdefault(compared.source.instance, compared.source.header)
+        groups += groups_of(said, image, told, compared, origin)
+    source = said.images[0].source
+    content = (f"{image.source.instance} {told.content}".encode() for image, told in said.told)
+    return report_of(
+        groups,
+        list(headers.values()),
+        said.models,
+        series_number=SERIES_NUMBER,
+        series_instance_uid=origin.uid("statements", said.step, *source.subject, source.series),
+        sop_instance_uid=origin.uid(
+            "statement",
+            said.step,
+            *sorted(map(identity, said.models)),
+            *(image.source.encoded for image in said.images),
+            *content,
+        ),
+        what="Findings",
+        origin=origin,
+    )
+
+
+def groups_of(
+    said: Statements, image: Image, told: Told, compared: Image | None, origin: Origin
+) -> Iterator[Group]:
+    """TID 1501 of a statement, then TID 1410 of each of its objects."""
+    names = [part for part in told.part if isinstance(part, str)]
+    measures = [one for one in told.known if one.box is None]
+    if told.count is not None:
+        measures.insert(0, Measure("Number of objects", told.count))
+    about = told.said.of if told.said else None
+    group = MeasurementsAndQualitativeEvaluations(
+        **fields_of(said, image, told, " ".join(names), origin),
+        finding_type=coded(*about).type if about else None,
+        finding_category=coded(*about).category if about else None,
+        measurements=[measurement(one) for one in measures],
+        qualitative_evaluations=list(evaluations(told)),
+        source_images=[
+            SourceImageForMeasurementGroup(
+                image.source.sop_class, image.source.instance, frames_of(image, told.frame)
+            )
+        ],
+    )
+    remark(group, told.models, told.note)
+    if compared is not None:
+        group[0].ContentSequence.append(
+            ImageContentItem(
+                name=concept("Image that it is compared with"),
+                referenced_sop_class_uid=compared.source.sop_class,
+                referenced_sop_instance_uid=compared.source.instance,
+                relationship_type=RelationshipTypeValues.CONTAINS,
+            )
+        )
+    yield group
+    objects = [(one, one.of, one.box) for one in told.known if one.of and one.box]
+    for number, (one, of, box) in enumerate(objects, 1):
+        found = PlanarROIMeasurementsAndQualitativeEvaluations(
+            **fields_of(said, image, told, f"object {number}", origin),
+            referenced_region=region(image, box),
+            finding_type=coded(*of).type,
+            finding_category=coded(*of).category,
+            measurements=[measurement(Measure(one.name, one.value, one.unit))],
+        )
+        remark(found, told.models, "")
+        yield found
+
+
+def fields_of(
+    said: Statements, image: Image, told: Told, name: str, origin: Origin
+) -> dict[str, Any]:
+    """What groups of both templates have. name: among those of the image."""
+    tracked = origin.uid(
+        "tracking",
+        said.step,
+        image.source.encoded,
+        name,
+        repr(told.part),
+        *map(identity, told.models),
+    )
+    return {
+        "tracking_identifier": TrackingIdentifier(
+            uid=tracked, identifier=lo(f"{said.step} {image.source.number} {name}")
+        ),
+        "algorithm_id": algorithm_of(told.models) if told.models else None,
+    }
+
+
+def measurement(one: Measure) -> Measurement:
+    """A figure. One about a class is named by it, and says what it is as its derivation."""
+    of = one.of
+    return Measurement(
+        name=coded(*of).type if of else concept(one.name),
+        value=float(one.value),
+        unit=UNITS[one.unit],
+        derivation=concept(one.name) if of else None,
+    )
+
+
+def evaluations(told: Told) -> Iterator[QualitativeEvaluation]:
+    """What it comes to, and what was seen."""
+    if told.said:
+        of = told.said.of
+        value = coded(*of).type if of else concept(told.said.text)
+        yield QualitativeEvaluation(name=concept(told.name), value=value)
+    for kind, name in told.qualities:
+        yield QualitativeEvaluation(name=concept(kind), value=concept(name))
+
+
+def region(image: Image, box: Box) -> ImageRegion:
+    """The outline of a box. PS3.3 C.18.6.1.2 counts from the outer corner of the first pixel."""
+    right, bottom = box.left + box.width, box.top + box.height
+    corners = [
+        (box.left, box.top),
+        (right, box.top),
+        (right, bottom),
+        (box.left, bottom),
+        (box.left, box.top),
+    ]
+    tiled = image.source.sop_class == VLWholeSlideMicroscopyImageStorage
+    return ImageRegion(
+        graphic_type=GraphicTypeValues.POLYLINE,
+        graphic_data=np.array(corners),
+        source_image=SourceImageForRegion(
+            image.source.sop_class, image.source.instance, frames_of(image, box.frame)
+        ),
+        pixel_origin_interpretation=PixelOriginInterpretationValues.FRAME if tiled else None,
+    )
+
+
+def frames_of(image: Image, frame: int) -> list[int] | None:
+    """The frame to refer to; none of an image that has but one."""
+    return [frame] if frame and image.source.frames > 1 else None
+
+
+def remark(group: Group, models: Sequence[ml_pb2.ModelReference], note: str) -> None:
+    """Adds what is said of the models, and a note. TID 1410 and TID 1501 are extensible."""
+    for text in dict.fromkeys([*map(statement, models), note]):
+        if text:
+            group[0].ContentSequence.append(
+                TextContentItem(
+                    name=codes.DCM.Comment,
+                    value=text,
+                    relationship_type=RelationshipTypeValues.CONTAINS,
+                )
+            )
