@@ -48,8 +48,10 @@ def test_the_same_bytes_again_are_not_counted_again(database_url: str) -> None:
         for _ in range(2):
             blobs.add(db, "ann", blob(7))
         assert usage.used_bytes(db, "ann") == 7
-        assert usage.is_there(db, "ann", bytes(32), None)
-        assert not usage.is_there(db, "bob", bytes(32), None)
+        assert usage.is_there(db, "ann", 7, bytes(32), None)
+        assert usage.is_there(db, "ann", 0, bytes(32), None)
+        assert not usage.is_there(db, "ann", 8, bytes(32), None)
+        assert not usage.is_there(db, "bob", 7, bytes(32), None)
 
 
 def blob(size_bytes: int) -> Blob:

@@ -26,10 +26,18 @@ def used_bytes(connection: LedgerConnection, owner: str) -> int:
 
 
 def is_there(
-    connection: LedgerConnection, owner: str, sha256: bytes, upload_id: UUID | None
+    connection: LedgerConnection,
+    owner: str,
+    size_bytes: int,
+    sha256: bytes,
+    upload_id: UUID | None,
 ) -> bool:
-    """Whether an upload takes no room: the owner has its bytes, or it has begun."""
-    if sha256 and blobs.of_content(connection, owner, sha256) is not None:
+    """Whether an upload takes no room: the owner has its bytes, or it has begun.
+
+    size_bytes: 0 if unknown. Another size than that of the bytes with this SHA-256 is a lie.
+    """
+    blob = blobs.of_content(connection, owner, sha256) if sha256 else None
+    if blob is not None and size_bytes in {0, blob.size_bytes}:
         return True
     if upload_id is None:
         return False

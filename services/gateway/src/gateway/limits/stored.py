@@ -65,7 +65,9 @@ class StoredBytes:
                 await upload.grown(size_bytes)
                 yield upload
                 room.landed += upload.size_bytes
-            elif await self._calls.run_for(owner, usage.is_there, owner, sha256, upload_id):
+            elif await self._calls.run_for(
+                owner, usage.is_there, owner, size_bytes, sha256, upload_id
+            ):
                 yield FREE
             else:
                 raise upload.exceeded(least)

@@ -1,0 +1,52 @@
+"""No way past an owner's quota of bytes."""
+
+from collections.abc import AsyncIterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+from fluoro.v1.blob_service_pb2 import BeginUploadRequest, UploadBlobHeader, UploadBlobRequest
+from gateway.testing import Client, refused, serving
+
+QUOTA = 10_000
+ADA: Any = (("fluoro-owner", "ada"),)
+
+
+@pytest.fixture
+async def client(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Client]:
+    async with serving(database_url, redis_url, blob_url, owner_max_stored_bytes=QUOTA) as made:
+        yield made
+
+
+def on_disk(blob_url: str) -> int:
+    files = (path for path in Path(urlsplit(blob_url).path).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+async def send(client: Client, data: bytes, **header: Any) -> Any:
+    parts = [
+        UploadBlobRequest(header=UploadBlobHeader(**header)),
+        UploadBlobRequest(chunk=data),
+    ]
+    return await client.blobs.UploadBlob(iter(parts), metadata=ADA)
+
+
+async def begin(client: Client, size_bytes: int, digest: bytes = bytes(32)) -> str:
+    request = BeginUploadRequest(
+        upload_id=str(uuid4()), header=UploadBlobHeader(size_bytes=size_bytes, sha256=digest)
+    )
+    await client.blobs.BeginUpload(request, metadata=ADA)
+    return request.upload_id
+
+
+async def test_bytes_that_an_owner_has_take_room_if_they_are_announced_in_another_size(
+    client: Client,
+) -> None:
+    full = bytes(QUOTA)
+    await send(client, full)
+    how = await refused(begin(client, 10 * QUOTA, sha256(full).digest()))
+    assert how.reason == "BYTE_QUOTA_EXCEEDED"
+    await begin(client, QUOTA, sha256(full).digest())
