@@ -1,6 +1,5 @@
 """Variants and time points side by side."""
 
-import json
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from export_worker.testing import photographs
 from fluoro.v1.export_pb2 import Difference, ExportComparison, ExportComparisonResult, ExportReport
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.testing import Attempt
+from google.protobuf import json_format
 
 
 def compare(clinic: Any, upstream: Any, **fields: Any) -> tuple[Attempt, ExportComparisonResult]:
@@ -29,7 +29,11 @@ def test_steps_are_compared_image_by_image(clinic: Any) -> None:
     assert differing[0].quantity == Difference.QUANTITY_VOLUME_ML
     assert differing[0].reference_value == pytest.approx(14.8, abs=0.01)
     assert differing[0].value == 20
-    assert len(json.loads(attempt.read("comparison.json"))["differences"]) == 12
+    told = json_format.Parse(attempt.read("comparison.json"), ExportComparisonResult())
+    assert len(told.differences) == 12
+    assert [run.step for run in told.provenance.runs] == ["first", "second"]
+    assert [model.name for model in told.provenance.models] == ["ct-tissue"]
+    assert not result.HasField("provenance")
 
 
 def test_images_are_compared_as_time_points(clinic: Any) -> None:

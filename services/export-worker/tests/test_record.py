@@ -1,10 +1,16 @@
 """result.json as programs read it."""
 
+import hashlib
 import json
+from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
+from export_worker.operations.report import export_report
 from fluoro.v1 import job_pb2
+from fluoro.v1.export_pb2 import ExportReport
 from fluoro_jobs.errors import Reason
+from fluoro_jobs.testing import step_context
 from google.protobuf import json_format
 
 
@@ -71,6 +77,25 @@ def test_keys_are_sorted_in_camel_case_and_zeros_written_out(clinic: Any) -> Non
         document["steps"][0]["analyzeImagesResult"]["findings"][0]["measurements"][0]["voxels"]
         == "0"
     )
+
+
+def test_it_tells_where_the_results_come_from(clinic: Any) -> None:
+    upstream = [clinic.inspect(), clinic.analyze()]
+    attempt = step_context(clinic.folder, [b"a", b"bc"], upstream, step="report")
+    attempt.context.job = clinic.job
+    export_report(ExportReport(formats=[ExportReport.FORMAT_JSON]), attempt.context)
+    made = parsed(attempt.read("result.json")).provenance
+    assert made.job == clinic.job
+    assert [(one.input, one.size_bytes, one.sha256) for one in made.inputs] == [
+        (0, 1, hashlib.sha256(b"a").digest()),
+        (1, 2, hashlib.sha256(b"bc").digest()),
+    ]
+    assert [(run.step, run.attempts) for run in made.runs] == [("inspect", 1), ("analyze", 1)]
+    for run in made.runs:
+        assert run.end_time.ToDatetime() - run.start_time.ToDatetime() == timedelta(seconds=1)
+    [model] = made.models
+    assert model == upstream[1].result.model
+    assert made.writer_version == version("export-worker")
 
 
 def test_numbers_that_are_none_survive_as_proto3_json_writes_them(clinic: Any) -> None:

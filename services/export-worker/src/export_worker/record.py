@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from fluoro.v1 import job_pb2
+from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from export_worker.provenance import provenance
 
-def record(job: str, upstream: Sequence[Upstream], path: Path) -> None:
-    """Writes name, items, artifacts and result of each step: a `fluoro.v1.Job` in proto3 JSON.
+
+def record(job: str, upstream: Sequence[Upstream], origins: Origins, path: Path) -> None:
+    """Writes items, artifacts, result of each step, and provenance: a `fluoro.v1.Job` as JSON.
 
     `json_format.Parse` reads it. Zeros are written out, for readers that do not know the defaults.
     Artifacts carry their SHA-256 but no blob name, which differs from run to run. Keys are sorted.
@@ -21,7 +24,9 @@ def record(job: str, upstream: Sequence[Upstream], path: Path) -> None:
     """
     steps = (_step(step) for step in sorted(upstream, key=lambda step: step.step))
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(_object({"name": [_json(job)], "steps": _list(steps)}))
+        made = _result(provenance(job, upstream, origins))
+        fields = {"name": [_json(job)], "provenance": made, "steps": _list(steps)}
+        file.writelines(_object(fields))
         file.write("\n")
 
 

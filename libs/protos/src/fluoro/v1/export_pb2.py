@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
 from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x15\x66luoro/v1/model.proto\"\xa3\x03\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x08template\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^([a-z][a-z0-9-]{0,62})?$\x12%\n\x05style\x18\x04 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"s\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\x12\x0e\n\nFORMAT_PNG\x10\x03\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x04\x12\x0f\n\x0b\x46ORMAT_HTML\x10\x05\"\x8f\x03\n\x0bReportStyle\x12)\n\x08language\x18\x01 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x02\x65nR\x02\x64\x65R\x02\x65sR\x02zh\x12\x85\x01\n\x0corganization\x18\x02 \x01(\tBo\xbaHlr\x02\x18x\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x80\x01\n\x06\x66ooter\x18\x03 \x01(\tBp\xbaHmr\x03\x18\xc8\x01\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x31\n\x0c\x61\x63\x63\x65nt_color\x18\x04 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^(#[0-9a-fA-F]{6})?$\x12\x17\n\x04logo\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\"H\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\xbb\x03\n\x0b\x45xportDicom\x12=\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.fluoro.v1.ExportDicom.KindB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12L\n\x11segmentation_type\x18\x02 \x01(\x0e\x32\'.fluoro.v1.ExportDicom.SegmentationTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x85\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_SEGMENTATION\x10\x01\x12\x15\n\x11KIND_MEASUREMENTS\x10\x02\x12\x11\n\rKIND_PICTURES\x10\x03\x12\x11\n\rKIND_DOCUMENT\x10\x04\x12\x13\n\x0fKIND_KEY_IMAGES\x10\x05\"\x96\x01\n\x10SegmentationType\x12!\n\x1dSEGMENTATION_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEGMENTATION_TYPE_BINARY\x10\x01\x12\x1f\n\x1bSEGMENTATION_TYPE_LABEL_MAP\x10\x02\x12 \n\x1cSEGMENTATION_TYPE_FRACTIONAL\x10\x03\"?\n\x11\x45xportDicomResult\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.fluoro.v1.ExportedObject\"\x8a\x02\n\x0e\x45xportedObject\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fluoro.v1.ExportDicom.Kind\x12\x15\n\rsop_class_uid\x18\x03 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x01(\x05\x12\x0c\n\x04step\x18\x08 \x01(\t\x12\x32\n\x0cintended_use\x18\t \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xb2\x01\n\rExportArchive\x12\x8e\x01\n\x05roles\x18\x01 \x03(\tB\x7f\xbaH|\x92\x01y\x10 \"u\xba\x01r\n\x04role\x12\x42must be a role: lower case letters, digits and hyphens, at most 63\x1a&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')\x12\x10\n\x08\x64icomdir\x18\x02 \x01(\x08\"\x82\x01\n\x13\x45xportArchiveResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05\x66iles\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12\x64icomdir_instances\x18\x04 \x01(\x05\x12\x19\n\x11\x64icomdir_left_out\x18\x05 \x01(\x05\"\xa1\x01\n\nExportFhir\x12\x92\x01\n\x07subject\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n\treference\x12!must be like Patient/17, or empty\x1aJthis == \'\' || this.matches(\'^(Patient|Group|Device)/[A-Za-z0-9.-]{1,64}$\')\"8\n\x10\x45xportFhirResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x11\n\tresources\x18\x02 \x01(\x05\"\x92\x02\n\x11\x45xportInfographic\x12G\n\x07\x66ormats\x18\x01 \x03(\x0e\x32#.fluoro.v1.ExportInfographic.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12*\n\x06\x63harts\x18\x02 \x03(\x0b\x32\x10.fluoro.v1.ChartB\x08\xbaH\x05\x92\x01\x02\x10\x0c\x12%\n\x05style\x18\x03 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"a\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PNG\x10\x01\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x02\x12\x0e\n\nFORMAT_SVG\x10\x03\x12\x0e\n\nFORMAT_PDF\x10\x04\"\xd8\x05\n\x05\x43hart\x12\x81\x01\n\x05title\x18\x01 \x01(\tBr\xbaHor\x02\x18x\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x15.fluoro.v1.Chart.KindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12}\n\x04unit\x18\x03 \x01(\tBo\xbaHlr\x02\x18\x10\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12}\n\x04\x61xis\x18\x04 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x06series\x18\x05 \x03(\x0b\x32\x16.fluoro.v1.ChartSeriesB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12\x80\x01\n\x06source\x18\x06 \x01(\tBp\xbaHmr\x03\x18\xc8\x01\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\"e\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_BREAKDOWN\x10\x01\x12\x0f\n\x0bKIND_COURSE\x10\x02\x12\r\n\tKIND_RISK\x10\x03\x12\x13\n\x0fKIND_COMPARISON\x10\x04\"\xc0\x01\n\x0b\x43hartSeries\x12}\n\x04name\x18\x01 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x06points\x18\x02 \x03(\x0b\x32\x15.fluoro.v1.ChartPointB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\"\x87\x02\n\nChartPoint\x12~\n\x05label\x18\x01 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x16\n\x05value\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x19\n\x08position\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x19\n\x03low\x18\x04 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00\x88\x01\x01\x12\x1a\n\x04high\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"N\n\x17\x45xportInfographicResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x0e\n\x06\x63harts\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\xc5\x02\n\x10\x45xportComparison\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12!\n\x05steps\x18\x03 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x04\x18\x01\"\x06r\x04\x10\x01\x18?\x12\"\n\x05items\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07r\x05\x10\x01\x18\x80\x01\x12%\n\x05style\x18\x05 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"x\n\x16\x45xportComparisonResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12*\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32\x15.fluoro.v1.Difference\"\xc8\x02\n\nDifference\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x30\n\x08quantity\x18\x05 \x01(\x0e\x32\x1e.fluoro.v1.Difference.Quantity\x12\x1c\n\x0freference_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x07 \x01(\x01H\x01\x88\x01\x01\"m\n\x08Quantity\x12\x18\n\x14QUANTITY_UNSPECIFIED\x10\x00\x12\x16\n\x12QUANTITY_VOLUME_ML\x10\x01\x12\x15\n\x11QUANTITY_FRACTION\x10\x02\x12\x18\n\x14QUANTITY_PROBABILITY\x10\x03\x42\x12\n\x10_reference_valueB\x08\n\x06_valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/export.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x15\x66luoro/v1/model.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n\x0c\x45xportReport\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x08template\x18\x03 \x01(\tB \xbaH\x1dr\x1b\x32\x19^([a-z][a-z0-9-]{0,62})?$\x12%\n\x05style\x18\x04 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"s\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PDF\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\x12\x0e\n\nFORMAT_PNG\x10\x03\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x04\x12\x0f\n\x0b\x46ORMAT_HTML\x10\x05\"\x8f\x03\n\x0bReportStyle\x12)\n\x08language\x18\x01 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x02\x65nR\x02\x64\x65R\x02\x65sR\x02zh\x12\x85\x01\n\x0corganization\x18\x02 \x01(\tBo\xbaHlr\x02\x18x\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x80\x01\n\x06\x66ooter\x18\x03 \x01(\tBp\xbaHmr\x03\x18\xc8\x01\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x31\n\x0c\x61\x63\x63\x65nt_color\x18\x04 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^(#[0-9a-fA-F]{6})?$\x12\x17\n\x04logo\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10\"H\n\x12\x45xportReportResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\xbb\x03\n\x0b\x45xportDicom\x12=\n\x05kinds\x18\x01 \x03(\x0e\x32\x1b.fluoro.v1.ExportDicom.KindB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12L\n\x11segmentation_type\x18\x02 \x01(\x0e\x32\'.fluoro.v1.ExportDicom.SegmentationTypeB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x85\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11KIND_SEGMENTATION\x10\x01\x12\x15\n\x11KIND_MEASUREMENTS\x10\x02\x12\x11\n\rKIND_PICTURES\x10\x03\x12\x11\n\rKIND_DOCUMENT\x10\x04\x12\x13\n\x0fKIND_KEY_IMAGES\x10\x05\"\x96\x01\n\x10SegmentationType\x12!\n\x1dSEGMENTATION_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n\x18SEGMENTATION_TYPE_BINARY\x10\x01\x12\x1f\n\x1bSEGMENTATION_TYPE_LABEL_MAP\x10\x02\x12 \n\x1cSEGMENTATION_TYPE_FRACTIONAL\x10\x03\"?\n\x11\x45xportDicomResult\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.fluoro.v1.ExportedObject\"\x8a\x02\n\x0e\x45xportedObject\x12\x10\n\x08\x61rtifact\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.fluoro.v1.ExportDicom.Kind\x12\x15\n\rsop_class_uid\x18\x03 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x04 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x05 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x01(\x05\x12\x0c\n\x04step\x18\x08 \x01(\t\x12\x32\n\x0cintended_use\x18\t \x01(\x0e\x32\x1c.fluoro.v1.Model.IntendedUse\"\xb2\x01\n\rExportArchive\x12\x8e\x01\n\x05roles\x18\x01 \x03(\tB\x7f\xbaH|\x92\x01y\x10 \"u\xba\x01r\n\x04role\x12\x42must be a role: lower case letters, digits and hyphens, at most 63\x1a&this.matches(\'^[a-z][a-z0-9-]{0,62}$\')\x12\x10\n\x08\x64icomdir\x18\x02 \x01(\x08\"\x82\x01\n\x13\x45xportArchiveResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05\x66iles\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x1a\n\x12\x64icomdir_instances\x18\x04 \x01(\x05\x12\x19\n\x11\x64icomdir_left_out\x18\x05 \x01(\x05\"\xa1\x01\n\nExportFhir\x12\x92\x01\n\x07subject\x18\x01 \x01(\tB\x80\x01\xbaH}\xba\x01z\n\treference\x12!must be like Patient/17, or empty\x1aJthis == \'\' || this.matches(\'^(Patient|Group|Device)/[A-Za-z0-9.-]{1,64}$\')\"8\n\x10\x45xportFhirResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x11\n\tresources\x18\x02 \x01(\x05\"\x92\x02\n\x11\x45xportInfographic\x12G\n\x07\x66ormats\x18\x01 \x03(\x0e\x32#.fluoro.v1.ExportInfographic.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12*\n\x06\x63harts\x18\x02 \x03(\x0b\x32\x10.fluoro.v1.ChartB\x08\xbaH\x05\x92\x01\x02\x10\x0c\x12%\n\x05style\x18\x03 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"a\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0e\n\nFORMAT_PNG\x10\x01\x12\x0f\n\x0b\x46ORMAT_JPEG\x10\x02\x12\x0e\n\nFORMAT_SVG\x10\x03\x12\x0e\n\nFORMAT_PDF\x10\x04\"\xd8\x05\n\x05\x43hart\x12\x81\x01\n\x05title\x18\x01 \x01(\tBr\xbaHor\x02\x18x\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12/\n\x04kind\x18\x02 \x01(\x0e\x32\x15.fluoro.v1.Chart.KindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12}\n\x04unit\x18\x03 \x01(\tBo\xbaHlr\x02\x18\x10\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12}\n\x04\x61xis\x18\x04 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x06series\x18\x05 \x03(\x0b\x32\x16.fluoro.v1.ChartSeriesB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x08\x12\x80\x01\n\x06source\x18\x06 \x01(\tBp\xbaHmr\x03\x18\xc8\x01\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\"e\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_BREAKDOWN\x10\x01\x12\x0f\n\x0bKIND_COURSE\x10\x02\x12\r\n\tKIND_RISK\x10\x03\x12\x13\n\x0fKIND_COMPARISON\x10\x04\"\xc0\x01\n\x0b\x43hartSeries\x12}\n\x04name\x18\x01 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x32\n\x06points\x18\x02 \x03(\x0b\x32\x15.fluoro.v1.ChartPointB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\"\x87\x02\n\nChartPoint\x12~\n\x05label\x18\x01 \x01(\tBo\xbaHlr\x02\x18<\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12\x16\n\x05value\x18\x02 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x19\n\x08position\x18\x03 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01\x12\x19\n\x03low\x18\x04 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x00\x88\x01\x01\x12\x1a\n\x04high\x18\x05 \x01(\x01\x42\x07\xbaH\x04\x12\x02@\x01H\x01\x88\x01\x01\x42\x06\n\x04_lowB\x07\n\x05_high\"N\n\x17\x45xportInfographicResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\x0e\n\x06\x63harts\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\xc5\x02\n\x10\x45xportComparison\x12\x42\n\x07\x66ormats\x18\x01 \x03(\x0e\x32\x1e.fluoro.v1.ExportReport.FormatB\x11\xbaH\x0e\x92\x01\x0b\x10\x08\"\x07\x82\x01\x04\x10\x01 \x00\x12\x7f\n\x05title\x18\x02 \x01(\tBp\xbaHmr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\x12!\n\x05steps\x18\x03 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x04\x18\x01\"\x06r\x04\x10\x01\x18?\x12\"\n\x05items\x18\x04 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10\x04\x18\x01\"\x07r\x05\x10\x01\x18\x80\x01\x12%\n\x05style\x18\x05 \x01(\x0b\x32\x16.fluoro.v1.ReportStyle\"\xa3\x01\n\x16\x45xportComparisonResult\x12\x11\n\tartifacts\x18\x01 \x03(\t\x12\r\n\x05pages\x18\x02 \x01(\x05\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12*\n\x0b\x64ifferences\x18\x04 \x03(\x0b\x32\x15.fluoro.v1.Difference\x12)\n\nprovenance\x18\x05 \x01(\x0b\x32\x15.fluoro.v1.Provenance\"\xa6\x01\n\nProvenance\x12\x0b\n\x03job\x18\x01 \x01(\t\x12&\n\x06inputs\x18\x02 \x03(\x0b\x32\x16.fluoro.v1.InputOrigin\x12 \n\x04runs\x18\x03 \x03(\x0b\x32\x12.fluoro.v1.StepRun\x12)\n\x06models\x18\x04 \x03(\x0b\x32\x19.fluoro.v1.ModelReference\x12\x16\n\x0ewriter_version\x18\x05 \x01(\t\"@\n\x0bInputOrigin\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\"\x87\x01\n\x07StepRun\x12\x0c\n\x04step\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\x05\"\xc8\x02\n\nDifference\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x11\n\treference\x18\x04 \x01(\t\x12\x30\n\x08quantity\x18\x05 \x01(\x0e\x32\x1e.fluoro.v1.Difference.Quantity\x12\x1c\n\x0freference_value\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05value\x18\x07 \x01(\x01H\x01\x88\x01\x01\"m\n\x08Quantity\x12\x18\n\x14QUANTITY_UNSPECIFIED\x10\x00\x12\x16\n\x12QUANTITY_VOLUME_ML\x10\x01\x12\x15\n\x11QUANTITY_FRACTION\x10\x02\x12\x18\n\x14QUANTITY_PROBABILITY\x10\x03\x42\x12\n\x10_reference_valueB\x08\n\x06_valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -95,52 +97,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTCOMPARISON'].fields_by_name['steps']._serialized_options = b'\272H\017\222\001\014\020\004\030\001\"\006r\004\020\001\030?'
   _globals['_EXPORTCOMPARISON'].fields_by_name['items']._loaded_options = None
   _globals['_EXPORTCOMPARISON'].fields_by_name['items']._serialized_options = b'\272H\020\222\001\r\020\004\030\001\"\007r\005\020\001\030\200\001'
-  _globals['_EXPORTREPORT']._serialized_start=90
-  _globals['_EXPORTREPORT']._serialized_end=509
-  _globals['_EXPORTREPORT_FORMAT']._serialized_start=394
-  _globals['_EXPORTREPORT_FORMAT']._serialized_end=509
-  _globals['_REPORTSTYLE']._serialized_start=512
-  _globals['_REPORTSTYLE']._serialized_end=911
-  _globals['_EXPORTREPORTRESULT']._serialized_start=913
-  _globals['_EXPORTREPORTRESULT']._serialized_end=985
-  _globals['_EXPORTDICOM']._serialized_start=988
-  _globals['_EXPORTDICOM']._serialized_end=1431
-  _globals['_EXPORTDICOM_KIND']._serialized_start=1145
-  _globals['_EXPORTDICOM_KIND']._serialized_end=1278
-  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_start=1281
-  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_end=1431
-  _globals['_EXPORTDICOMRESULT']._serialized_start=1433
-  _globals['_EXPORTDICOMRESULT']._serialized_end=1496
-  _globals['_EXPORTEDOBJECT']._serialized_start=1499
-  _globals['_EXPORTEDOBJECT']._serialized_end=1765
-  _globals['_EXPORTARCHIVE']._serialized_start=1768
-  _globals['_EXPORTARCHIVE']._serialized_end=1946
-  _globals['_EXPORTARCHIVERESULT']._serialized_start=1949
-  _globals['_EXPORTARCHIVERESULT']._serialized_end=2079
-  _globals['_EXPORTFHIR']._serialized_start=2082
-  _globals['_EXPORTFHIR']._serialized_end=2243
-  _globals['_EXPORTFHIRRESULT']._serialized_start=2245
-  _globals['_EXPORTFHIRRESULT']._serialized_end=2301
-  _globals['_EXPORTINFOGRAPHIC']._serialized_start=2304
-  _globals['_EXPORTINFOGRAPHIC']._serialized_end=2578
-  _globals['_EXPORTINFOGRAPHIC_FORMAT']._serialized_start=2481
-  _globals['_EXPORTINFOGRAPHIC_FORMAT']._serialized_end=2578
-  _globals['_CHART']._serialized_start=2581
-  _globals['_CHART']._serialized_end=3309
-  _globals['_CHART_KIND']._serialized_start=3208
-  _globals['_CHART_KIND']._serialized_end=3309
-  _globals['_CHARTSERIES']._serialized_start=3312
-  _globals['_CHARTSERIES']._serialized_end=3504
-  _globals['_CHARTPOINT']._serialized_start=3507
-  _globals['_CHARTPOINT']._serialized_end=3770
-  _globals['_EXPORTINFOGRAPHICRESULT']._serialized_start=3772
-  _globals['_EXPORTINFOGRAPHICRESULT']._serialized_end=3850
-  _globals['_EXPORTCOMPARISON']._serialized_start=3853
-  _globals['_EXPORTCOMPARISON']._serialized_end=4178
-  _globals['_EXPORTCOMPARISONRESULT']._serialized_start=4180
-  _globals['_EXPORTCOMPARISONRESULT']._serialized_end=4300
-  _globals['_DIFFERENCE']._serialized_start=4303
-  _globals['_DIFFERENCE']._serialized_end=4631
-  _globals['_DIFFERENCE_QUANTITY']._serialized_start=4492
-  _globals['_DIFFERENCE_QUANTITY']._serialized_end=4601
+  _globals['_EXPORTREPORT']._serialized_start=143
+  _globals['_EXPORTREPORT']._serialized_end=562
+  _globals['_EXPORTREPORT_FORMAT']._serialized_start=447
+  _globals['_EXPORTREPORT_FORMAT']._serialized_end=562
+  _globals['_REPORTSTYLE']._serialized_start=565
+  _globals['_REPORTSTYLE']._serialized_end=964
+  _globals['_EXPORTREPORTRESULT']._serialized_start=966
+  _globals['_EXPORTREPORTRESULT']._serialized_end=1038
+  _globals['_EXPORTDICOM']._serialized_start=1041
+  _globals['_EXPORTDICOM']._serialized_end=1484
+  _globals['_EXPORTDICOM_KIND']._serialized_start=1198
+  _globals['_EXPORTDICOM_KIND']._serialized_end=1331
+  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_start=1334
+  _globals['_EXPORTDICOM_SEGMENTATIONTYPE']._serialized_end=1484
+  _globals['_EXPORTDICOMRESULT']._serialized_start=1486
+  _globals['_EXPORTDICOMRESULT']._serialized_end=1549
+  _globals['_EXPORTEDOBJECT']._serialized_start=1552
+  _globals['_EXPORTEDOBJECT']._serialized_end=1818
+  _globals['_EXPORTARCHIVE']._serialized_start=1821
+  _globals['_EXPORTARCHIVE']._serialized_end=1999
+  _globals['_EXPORTARCHIVERESULT']._serialized_start=2002
+  _globals['_EXPORTARCHIVERESULT']._serialized_end=2132
+  _globals['_EXPORTFHIR']._serialized_start=2135
+  _globals['_EXPORTFHIR']._serialized_end=2296
+  _globals['_EXPORTFHIRRESULT']._serialized_start=2298
+  _globals['_EXPORTFHIRRESULT']._serialized_end=2354
+  _globals['_EXPORTINFOGRAPHIC']._serialized_start=2357
+  _globals['_EXPORTINFOGRAPHIC']._serialized_end=2631
+  _globals['_EXPORTINFOGRAPHIC_FORMAT']._serialized_start=2534
+  _globals['_EXPORTINFOGRAPHIC_FORMAT']._serialized_end=2631
+  _globals['_CHART']._serialized_start=2634
+  _globals['_CHART']._serialized_end=3362
+  _globals['_CHART_KIND']._serialized_start=3261
+  _globals['_CHART_KIND']._serialized_end=3362
+  _globals['_CHARTSERIES']._serialized_start=3365
+  _globals['_CHARTSERIES']._serialized_end=3557
+  _globals['_CHARTPOINT']._serialized_start=3560
+  _globals['_CHARTPOINT']._serialized_end=3823
+  _globals['_EXPORTINFOGRAPHICRESULT']._serialized_start=3825
+  _globals['_EXPORTINFOGRAPHICRESULT']._serialized_end=3903
+  _globals['_EXPORTCOMPARISON']._serialized_start=3906
+  _globals['_EXPORTCOMPARISON']._serialized_end=4231
+  _globals['_EXPORTCOMPARISONRESULT']._serialized_start=4234
+  _globals['_EXPORTCOMPARISONRESULT']._serialized_end=4397
+  _globals['_PROVENANCE']._serialized_start=4400
+  _globals['_PROVENANCE']._serialized_end=4566
+  _globals['_INPUTORIGIN']._serialized_start=4568
+  _globals['_INPUTORIGIN']._serialized_end=4632
+  _globals['_STEPRUN']._serialized_start=4635
+  _globals['_STEPRUN']._serialized_end=4770
+  _globals['_DIFFERENCE']._serialized_start=4773
+  _globals['_DIFFERENCE']._serialized_end=5101
+  _globals['_DIFFERENCE_QUANTITY']._serialized_start=4962
+  _globals['_DIFFERENCE_QUANTITY']._serialized_end=5071
 # @@protoc_insertion_point(module_scope)

@@ -4,9 +4,11 @@ isort:skip_file
 The operations that write results for people and for other systems."""
 
 from collections import abc as _abc
+from fluoro.v1 import ml_pb2 as _ml_pb2
 from fluoro.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -841,6 +843,7 @@ class ExportComparisonResult(_message.Message):
     PAGES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     pages: _builtins.int
     """Pages of the PDF or of the pictures; 0 if neither was asked for."""
     @_builtins.property
@@ -855,6 +858,10 @@ class ExportComparisonResult(_message.Message):
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
         """One entry per image or step, class and what is compared with the reference; at most 10,000."""
 
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Where they come from. In `comparison.json` only."""
+
     def __init__(
         self,
         *,
@@ -862,14 +869,129 @@ class ExportComparisonResult(_message.Message):
         pages: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         differences: _abc.Iterable[Global___Difference] | None = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "differences", b"differences", "pages", b"pages", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "differences", b"differences", "pages", b"pages", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportComparisonResult: _TypeAlias = ExportComparisonResult  # noqa: Y015
+
+@_typing.final
+class Provenance(_message.Message):
+    """Where results come from. Nothing in it changes once the steps have ended, so every attempt of an
+    export tells the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    WRITER_VERSION_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job, `jobs/{uuid}`."""
+    writer_version: _builtins.str
+    """Version of the export-worker that wrote it."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputOrigin]:
+        """The inputs of the job, by number. One whose blob is gone is left out."""
+
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRun]:
+        """When the steps ran that the export comes after."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_ml_pb2.ModelReference]:
+        """The models that ran in these, each once."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___InputOrigin] | None = ...,
+        runs: _abc.Iterable[Global___StepRun] | None = ...,
+        models: _abc.Iterable[_ml_pb2.ModelReference] | None = ...,
+        writer_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "job", b"job", "models", b"models", "runs", b"runs", "writer_version", b"writer_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
+
+@_typing.final
+class InputOrigin(_message.Message):
+    """An input of a job, as it was uploaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    input: _builtins.int
+    """0-based index into Job.inputs."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    sha256: _builtins.bytes
+    """SHA-256 of the bytes, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputOrigin: _TypeAlias = InputOrigin  # noqa: Y015
+
+@_typing.final
+class StepRun(_message.Message):
+    """When a step ran."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """Its name."""
+    attempts: _builtins.int
+    """Attempts of all its tasks, those that failed or were lost too."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first attempt began that succeeded."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last one ended that succeeded."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "end_time", b"end_time", "start_time", b"start_time", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRun: _TypeAlias = StepRun  # noqa: Y015
 
 @_typing.final
 class Difference(_message.Message):

@@ -132,6 +132,7 @@ class Job(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     INPUT_COUNT_FIELD_NUMBER: _builtins.int
     PIPELINE_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Resource name, `jobs/{uuid}`."""
     priority: _builtins.int
@@ -199,6 +200,10 @@ class Job(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it reached its terminal state."""
 
+    @_builtins.property
+    def provenance(self) -> _export_pb2.Provenance:
+        """Output only. Where its results come from. Only in `result.json` of ExportReport, which is a Job."""
+
     def __init__(
         self,
         *,
@@ -219,10 +224,11 @@ class Job(_message.Message):
         last_sequence: _builtins.int = ...,
         input_count: _builtins.int = ...,
         pipeline: _builtins.str = ...,
+        provenance: _export_pb2.Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "provenance", b"provenance", "schedule_time", b"schedule_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "input_count", b"input_count", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "pipeline", b"pipeline", "priority", b"priority", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "input_count", b"input_count", "inputs", b"inputs", "labels", b"labels", "last_sequence", b"last_sequence", "message", b"message", "name", b"name", "owner", b"owner", "pipeline", b"pipeline", "priority", b"priority", "provenance", b"provenance", "reason", b"reason", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

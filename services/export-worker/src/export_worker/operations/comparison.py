@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToJson
 
 from export_worker.comparison import analyses, compare, differences
 from export_worker.images import images_of
+from export_worker.provenance import provenance
 from export_worker.writing import WRITTEN, write
 
 DEFAULT_FORMATS: Final = (ExportReport.FORMAT_PDF, ExportReport.FORMAT_JSON)
@@ -53,7 +54,10 @@ def export_comparison(request: ExportComparison, context: StepContext) -> Export
         result.pages = pages
         result.warnings.extend(warnings)
     if ExportReport.FORMAT_JSON in formats:
-        text = MessageToJson(result, indent=1) + "\n"
+        whole = ExportComparisonResult()
+        whole.CopyFrom(result)
+        whole.provenance.CopyFrom(provenance(context.job, context.upstream, context.origins))
+        text = MessageToJson(whole, indent=1) + "\n"
         context.put("comparison.json", "result", "application/json", text.encode())
     del result.differences[LISTED:]
     result.artifacts.extend(context.artifacts)

@@ -51,7 +51,7 @@ def export_report(request: ExportReport, context: StepContext) -> ExportReportRe
         result.warnings.extend(warnings)
     if ExportReport.FORMAT_JSON in formats:
         path = context.scratch / "result.json"
-        record(context.job, context.upstream, path)
+        record(context.job, context.upstream, context.origins, path)
         context.put("result.json", "result", "application/json", path)
     result.artifacts.extend(context.artifacts)
     return result
