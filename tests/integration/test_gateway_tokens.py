@@ -314,7 +314,7 @@ async def test_a_good_token_does_not_wait_behind_a_flood_of_bad_ones_from_anothe
     away = next(one for one in addresses if lane(one) != lane(flood))
 
     def ask(token: str, peer: str) -> Any:
-        caller = Caller(with_token(token), peer=lambda: peer)
+        caller = Caller(with_token(token), peer=peer)
         return asyncio.ensure_future(door.authenticate(caller))
 
     with ledger.connection() as connection:

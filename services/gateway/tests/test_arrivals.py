@@ -140,12 +140,12 @@ def test_a_caller_is_known_again_by_its_proof_and_a_stranger_by_its_address() ->
 
     token = (("authorization", "Bearer abc"),)
     assert sight.owner(token, here) == ("ipv4:10.0.0.1", here())
-    sight.learn(token, here, "ada")
+    sight.learn(token, here(), "ada")
     assert sight.owner(token, there) == ("ada", "")
     assert sight.owner((("authorization", "Bearer forged"),), here) == ("ipv4:10.0.0.1", here())
-    sight.learn((), here, "by-certificate")
+    sight.learn((), here(), "by-certificate")
     assert sight.owner((), here) == ("by-certificate", "")
     assert sight.owner((), there) == ("ipv4:10.0.0.1", there())
     for number in range(MAX_KNOWN):
-        sight.learn((("fluoro-owner", f"o{number}"),), here, f"o{number}")
+        sight.learn((("fluoro-owner", f"o{number}"),), here(), f"o{number}")
     assert sight.owner(token, here) == ("ipv4:10.0.0.1", here()), "forgotten"

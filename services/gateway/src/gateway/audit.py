@@ -66,7 +66,7 @@ class Record:
                 principal.owner,
                 self._method,
                 self._kind.action,
-                _plain(self._caller.peer()),
+                _plain(self._caller.peer),
                 _plain(self._caller.agent),
             )
         return self._entry

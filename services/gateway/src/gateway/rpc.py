@@ -266,7 +266,9 @@ class Adapter:
             started, code = time.monotonic(), "OK"
             self._in_flight += counts
             metadata: Any = context.invocation_metadata()  # pairs, whatever its type says
-            caller = Caller(metadata or (), context.auth_context, context.peer)
+            # Not later: the ledger's threads outlast calls, and gRPC reads freed memory for a peer.
+            peer = context.peer()
+            caller = Caller(metadata or (), context.auth_context, peer)
             record = Record(self._audit, method, kind, caller)
             try:
                 if roles is None:
@@ -277,7 +279,7 @@ class Adapter:
                     method, roles, caller, lambda: asked_of(method, request)
                 )
                 name = principal.name or principal.owner
-                self.first_sight.learn(caller.metadata, caller.peer, name)
+                self.first_sight.learn(caller.metadata, peer, name)
                 call = Call(principal, context, self._heavy, record, self._limits)
                 with self._limits.admitted(principal, waiting=waiting):
                     answer = body(request, call)

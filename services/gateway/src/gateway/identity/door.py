@@ -62,7 +62,7 @@ class Door:
             how=principal.how,
             owner=owner,
             method=method,
-            peer=caller.peer(),
+            peer=caller.peer,
         )
         caller.known = replace(principal, owner=owner, name=name)
         return caller.known

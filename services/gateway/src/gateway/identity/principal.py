@@ -48,7 +48,7 @@ class Caller:
 
     metadata: Sequence[tuple[str, str | bytes]] = ()
     certificate: Callable[[], Mapping[str, Iterable[bytes]]] = dict
-    peer: Callable[[], str] = str
+    peer: str = ""
     known: Principal | None = None
 
     @property

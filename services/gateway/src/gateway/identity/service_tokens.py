@@ -65,7 +65,7 @@ class ServiceTokens:
         """Asks once for all calls that wait for the same answer; a cancelled one ends none."""
         asking = self._asking.get(digest)
         if asking is None:
-            looking = self._look(digest, lane(caller.peer()))
+            looking = self._look(digest, lane(caller.peer))
             asking = self._asking[digest] = asyncio.create_task(looking)
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         return await asyncio.shield(asking)

@@ -167,9 +167,9 @@ class FirstSight:
         connection = peer()
         return connection.rpartition(":")[0], connection
 
-    def learn(self, metadata: Metadata, peer: Callable[[], str], owner: str) -> None:
+    def learn(self, metadata: Metadata, peer: str, owner: str) -> None:
         """Whose call it was."""
-        proof = _proof(metadata, peer)
+        proof = _proof(metadata, lambda: peer)
         self._known[proof] = owner
         self._known.move_to_end(proof)
         if len(self._known) > MAX_KNOWN:
