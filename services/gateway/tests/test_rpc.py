@@ -24,6 +24,7 @@ from fluoro.v1.job_service_pb2 import (
 )
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 from fluoro_jobs.ledger.audit import Entry
+from gateway.grpc_server import Server
 from gateway.identity.door import Door
 from gateway.identity.metadata import Believed
 from gateway.identity.principal import Role
@@ -136,7 +137,7 @@ async def serving(
         FluoroError(Reason.OWNER_MISSING, "Who?"),
     )
     adapter = adapter_of(door, kept, max_message_bytes, call_seconds)
-    server = grpc.aio.server()
+    server = Server((), (), lambda _, peer: (peer(), ""), 100)
     server.add_registered_method_handlers(
         JOB_SERVICE.full_name, adapter.handlers(JOB_SERVICE, servicer)
     )

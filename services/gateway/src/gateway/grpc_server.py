@@ -10,15 +10,20 @@ answer, both with a traceback.
 
 Core refuses calls of a method when too many wait there, whoever they are of. So calls are taken out
 of core's queue as they come, and wait where owners take turns (Arrivals).
+
+grpcio serves a call with two tasks and asks core of each at once whether its caller has gone. Most
+calls with one request and one answer are over before anybody could go. So they are served with one
+task, and only those that last are given an ear for their callers.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import grpc.aio
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_telemetry import metrics
 from grpc._cython import cygrpc
@@ -60,6 +65,9 @@ MANY_WAITING: Final = 2048
 may well come at one moment, when clients reconnect.
 """
 
+EAR_SECONDS: Final = 0.1
+"""How long a call with one answer lasts before it hears that its caller has gone."""
+
 _UNDECODABLE: Final = "Invalid encoding on %s"
 """What grpcio logs of metadata; the argument is the metadata."""
 
@@ -89,6 +97,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         self._refusals = Refusals()
         self._handlers: dict[str, Any] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._deaf: dict[_Answer, float] = {}
+        self._gives_ears = False
         self._is_over = False
         self._flooded = metrics.CALLS_REFUSED.labels(limit=PENDING)
 
@@ -141,15 +151,43 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
             await asyncio.wait(self._calls, timeout=END_SECONDS)
 
     def _serve(self, state: Any, name: str) -> None:
+        answer = self._handlers[name].unary_unary
+        if answer is not None:
+            if not self._is_over:
+                self._answer(_Answer(state, answer, self._tasks_on))
+            return
         resolver = cygrpc._MethodResolver([], self._handlers)
         self._begin(
             cygrpc._handle_rpc(name, resolver, (), state, self._tasks_on, False), state, name
         )
 
+    def _answer(self, call: "_Answer") -> None:
+        self._deaf[call] = self._tasks_on.time()
+        if not self._gives_ears:
+            self._give_ears()
+        task = call.task = self._tasks_on.create_task(call.run())
+        task.add_done_callback(lambda _: self._deaf.pop(call, None))
+        self._keep(task)
+
+    def _give_ears(self) -> None:
+        """To the calls that have lasted; comes again while there are others."""
+        until = self._tasks_on.time() - EAR_SECONDS
+        for call in [call for call, began in self._deaf.items() if began <= until]:
+            del self._deaf[call]
+            self._keep(call.listening())
+        self._gives_ears = bool(self._deaf)
+        if self._deaf:
+            self._tasks_on.call_later(EAR_SECONDS, self._give_ears)
+
     def _refuse(self, state: Any) -> None:
-        # Without an ear for the caller's cancel: it is to cost little.
-        if not self._is_over:
-            self._keep(self._tasks_on.create_task(_refused_quietly(state, self._tasks_on)))
+        # Without a task and an ear for the caller's cancel: it is to cost little.
+        if self._is_over:
+            return
+        sending = cygrpc.execute_batch(state, _status(FLOODED), self._tasks_on)
+        sent = sending.send(None)
+        # No task waits: the future is only to know that core is done with what `sending` holds.
+        sent._asyncio_future_blocking = False
+        sent.add_done_callback(partial(_end, sending))
 
     def _begin(self, handled: Coroutine[Any, Any, None], state: Any, name: str) -> None:
         if self._is_over:  # core has no call any more
@@ -166,14 +204,71 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         call.add_done_callback(self._calls.discard)
 
 
+class _Answer:
+    """A call with one request and one answer."""
+
+    task: asyncio.Task[None]
+
+    def __init__(
+        self,
+        state: Any,
+        answer: Callable[[Any, Any], Awaitable[bytes]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._state, self._answer, self._loop = state, answer, loop
+        self._is_sending = False
+        self._ear: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serves it. Quiet about callers who have gone, and about a server that has stopped."""
+        with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError, cygrpc._ServerStoppedError):
+            context = cygrpc._ServicerContext(self._state, None, None, self._loop)
+            request = await context.read()
+            if request is grpc.aio.EOF:  # it has none, or was cancelled before it came
+                await asyncio.wait([self.listening()], timeout=EAR_SECONDS)
+            response = await self._answer(request, context)
+            self._is_sending = True
+            await cygrpc.execute_batch(self._state, _response(response), self._loop)
+
+    def listening(self) -> asyncio.Task[None]:
+        """The task that breaks it off when its caller has gone."""
+        if self._ear is None:
+            self._ear = self._loop.create_task(self._listen())
+        return self._ear
+
+    async def _listen(self) -> None:
+        closed = cygrpc.ReceiveCloseOnServerOperation(0)
+        with suppress(cygrpc.ExecuteBatchError):
+            await cygrpc.execute_batch(self._state, (closed,), self._loop)
+            if closed.cancelled() and not self._is_sending:
+                self.task.cancel()
+
+
+def _response(message: bytes) -> tuple[object, ...]:
+    """What core is to do for an answer."""
+    return (
+        cygrpc.SendInitialMetadataOperation((), 0),
+        cygrpc.SendMessageOperation(message, 0),
+        cygrpc.SendStatusFromServerOperation((), cygrpc.StatusCode.ok, "", 0),
+    )
+
+
+def _status(how: Refusal) -> tuple[object, ...]:
+    """What core is to do for a refusal."""
+    return (
+        cygrpc.SendInitialMetadataOperation((), 0),
+        cygrpc.SendStatusFromServerOperation(how.trailers, how.code.value[0], how.message, 0),
+    )
+
+
+def _end(sending: Coroutine[object, None, None], _sent: object) -> None:
+    with suppress(StopIteration, cygrpc.ExecuteBatchError):
+        sending.send(None)
+
+
 async def _refused(state: Any, loop: asyncio.AbstractEventLoop, how: Refusal) -> None:
     context = cygrpc._ServicerContext(state, None, None, loop)
     await context.abort(how.code, how.message, how.trailers)
-
-
-async def _refused_quietly(state: Any, loop: asyncio.AbstractEventLoop) -> None:
-    with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError):
-        await _refused(state, loop, FLOODED)
 
 
 class Server(_server.Server):

@@ -240,7 +240,9 @@ class Adapter:
             kind=kind_of(method.full_name) if of_owners else OPEN,
             streams=streams,
         )
-        # To gRPC every call streams its requests: it hides a call without any message otherwise.
+        if not streams:
+            return grpc.unary_unary_rpc_method_handler(behaviour)
+        # To gRPC these stream their requests: it hides a call without any message otherwise.
         wrap = (
             grpc.stream_stream_rpc_method_handler
             if method.server_streaming
