@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._answered: set[int] = set()
         self._unread = b""
         self._window = 65_535
+        self._unsent: list[bytes] = []
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -99,7 +100,10 @@ class Connection(asyncio.Protocol):
         )
 
     def call(self, seen: Seen) -> None:
-        """Makes one call, if the server's window lets it; otherwise it counts as cut off."""
+        """Makes one call, sent with the next `flush`.
+
+        If the server's window does not let it, it counts as cut off.
+        """
         message = self._message()
         body = struct.pack("!BI", 0, len(message)) + message
         seen.sent += 1
@@ -109,9 +113,16 @@ class Connection(asyncio.Protocol):
         self._window -= len(body)
         stream = next(self._streams)
         self._open[stream] = (time.perf_counter(), seen)
-        self._transport.write(
-            frame(HEADERS, END_HEADERS, stream, self._block) + frame(DATA, END_STREAM, stream, body)
+        self._unsent += (
+            frame(HEADERS, END_HEADERS, stream, self._block),
+            frame(DATA, END_STREAM, stream, body),
         )
+
+    def flush(self) -> None:
+        """Sends the calls made since the last time, together."""
+        if self._unsent:
+            self._transport.write(b"".join(self._unsent))
+            self._unsent.clear()
 
     @property
     def unanswered(self) -> int:
@@ -170,6 +181,8 @@ async def flood(
     while (passed := time.perf_counter() - began) < seconds:
         for _ in range(int(passed * per_second) - seen.sent):
             next(turn).call(seen)
+        for each in connections:
+            each.flush()
         await asyncio.sleep(TICK_SECONDS)
     await _answered(connections, wait_seconds)
     return seen
@@ -183,6 +196,7 @@ async def closed_loop(connections: Sequence[Connection], in_flight: int, seconds
         for each in connections:
             for _ in range(in_flight // len(connections) - each.unanswered):
                 each.call(seen)
+            each.flush()
         await asyncio.sleep(TICK_SECONDS / 5)
     await _answered(connections, LAST_SECONDS)
     return seen
