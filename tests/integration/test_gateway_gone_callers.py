@@ -1,4 +1,4 @@
-"""Callers who go away while the ledger stands still: what they asked for is finished without them."""
+"""Callers who leave while the ledger stands still: what they asked for is finished anyway."""
 
 import asyncio
 import time
