@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID
 
 PREFIX = "1.2.840.10008.1.2."
@@ -114,6 +115,27 @@ def test_a_segment_of_rle_is_its_plane_or_refused(size: int) -> None:
     for bad in (good[-1][:-2], good[-1][:-1]):
         with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
             values(bad)
+
+
+def test_frames_of_rle_of_other_sizes_after_each_other_keep_their_pixels() -> None:
+    codec = CODECS[PREFIX + "5"]
+    for array in (GREY, GREY[:7, :5], COLOUR.astype(np.uint8), GREY[::-1], GREY[:7, :5]):
+        whole = np.ascontiguousarray(array)
+        encoded = RLELosslessEncoder.encode(
+            whole,
+            encoding_plugin="pydicom",
+            rows=whole.shape[0],
+            columns=whole.shape[1],
+            samples_per_pixel=1 if whole.ndim == 2 else 3,
+            number_of_frames=1,
+            bits_allocated=8 * whole.itemsize,
+            bits_stored=8 * whole.itemsize,
+            pixel_representation=0,
+            photometric_interpretation="MONOCHROME2" if whole.ndim == 2 else "RGB",
+            planar_configuration=0,
+        )
+        frame = compressed_frame(encoded, PREFIX + "5", image(whole), codec)
+        assert np.array_equal(frame.values, whole)
 
 
 @pytest.mark.parametrize("array", [GREY >> 4, COLOUR], ids=["grey", "colour"])

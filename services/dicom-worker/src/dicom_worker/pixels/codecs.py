@@ -41,6 +41,10 @@ class FrameSpec(NamedTuple):
 THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """Of OpenJPEG, the slowest decoder. Each takes address space, which is limited."""
 
+MOST_SCRATCH_BYTES: Final = 64 * 2**20
+"""Most that is kept from frame to frame; of a larger one all memory is needed elsewhere."""
+_scratch = np.empty(0, np.uint8)
+
 Decoder = Callable[[bytes, FrameSpec, memoryview], NDArray[Any]]
 """Code stream → (rows, columns) or (rows, columns, samples). Raises anything on a broken one."""
 
@@ -94,10 +98,10 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
 
     count, pixels = frame.samples * frame.bits // 8, frame.rows * frame.columns
     offsets = struct.unpack_from(f"<{count}L", data, 4)
-    planes = np.empty((count, pixels), np.uint8)
+    stream, planes = memoryview(data), scratch(count * pixels).reshape(count, pixels)
     for plane, start, end in zip(planes, offsets, (*offsets[1:], len(data)), strict=True):
         try:
-            whole = packbits_decode(data[start:end], out=plane.data)
+            whole = packbits_decode(stream[start:end], out=plane.data)  # type: ignore[arg-type]  # any buffer does
         except RuntimeError:
             # More than a byte of padding follows the image: slower, and passes over that.
             return pylibjpeg_rle(data, frame)
@@ -109,6 +113,16 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
     values = np.frombuffer(place, f"u{size}", pixels * frame.samples)
     join(planes.reshape(-1, size, pixels), values.reshape(-1, pixels))
     return oriented(values, frame)
+
+
+def scratch(size: int) -> NDArray[np.uint8]:
+    """So many bytes, until the next call. Fresh ones cost as much as a decoder's work on them."""
+    if size > MOST_SCRATCH_BYTES:
+        return np.empty(size, np.uint8)
+    global _scratch  # noqa: PLW0603 - of this process, which does one thing at a time
+    if _scratch.size < size:
+        _scratch = np.empty(size, np.uint8)
+    return _scratch[:size]
 
 
 def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
