@@ -3,8 +3,10 @@
 import hashlib
 import struct
 import zlib
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier
 
 import imagecodecs
 import numpy as np
@@ -12,7 +14,10 @@ import pydicom
 import pytest
 import tifffile
 from dicom_worker.operations.tile import tile_slide
+from dicom_worker.photographs.refusals import RefusedError
+from dicom_worker.slides.source import RUN_BYTES
 from dicom_worker.slides.testing import instance, stained, tiff
+from dicom_worker.slides.tiff import Pyramid, threads
 from fluoro.v1.job_pb2 import Item
 from fluoro.v1.slide_pb2 import TiledSlide, TileSlide
 from fluoro_jobs.testing import Attempt, operate
@@ -66,15 +71,31 @@ def test_tiles_hold_what_tifffile_reads_of_the_same_place(
     assert slide.stain.hematoxylin[0] > slide.stain.eosin[0]
 
 
+@pytest.mark.parametrize("side", [SIDE, 96])
+def test_rows_of_tiles_too_long_for_one_request_are_whole(tmp_path: Path, side: int) -> None:
+    picture = np.tile(stained(220, 1100), (1, 10, 1))
+    assert picture[:SIDE].nbytes > RUN_BYTES
+    slide, tiles = cut_well(tmp_path, tiff(picture), tile_size=side)
+    assert len({tile.row for tile in slide.tiles}) == 2
+    padded = np.full((288, 11_040, 3), 255, np.uint8)
+    padded[:220, :11_000] = picture
+    for tile, pixels in zip(slide.tiles, tiles, strict=True):
+        place = np.s_[tile.row * side :, tile.column * side :]
+        np.testing.assert_array_equal(pixels, padded[place][:side, :side])
+
+
+@pytest.mark.parametrize("tile", [SIDE, 96])
 @pytest.mark.parametrize("how", [{}, {"sparse": True}, {"jpeg": True}], ids=str)
-def test_a_dicom_slide_gives_the_tiles_of_its_matrix(tmp_path: Path, how: dict[str, bool]) -> None:
+def test_a_dicom_slide_gives_the_tiles_of_its_matrix(
+    tmp_path: Path, how: dict[str, bool], tile: int
+) -> None:
     picture = stained(500, 700)
-    slide, tiles = cut_well(tmp_path, instance(picture, tile=96, **how))
+    slide, tiles = cut_well(tmp_path, instance(picture, tile=tile, **how))
     assert (slide.rows, slide.columns, slide.microns_per_pixel) == (500, 700, 0.5)
     padded = np.full((512, 768, 3), 255, np.uint8)
     padded[:500, :700] = picture
-    for tile, pixels in zip(slide.tiles, tiles, strict=True):
-        place = np.s_[tile.row * SIDE :, tile.column * SIDE :]
+    for each, pixels in zip(slide.tiles, tiles, strict=True):
+        place = np.s_[each.row * SIDE :, each.column * SIDE :]
         difference = np.abs(pixels.astype(int) - padded[place][:SIDE, :SIDE])
         assert difference.mean() < (6 if "jpeg" in how else 0.01)
 
@@ -191,3 +212,21 @@ def test_hostile_slides_are_refused_by_a_reason(tmp_path: Path, name: str) -> No
     _, item, attempt = cut(tmp_path, data)
     assert (item.state, item.reason) == (Item.STATE_FAILED, reason), item.message
     assert not attempt.context.artifacts
+
+
+def test_nobody_writes_into_the_shared_memory_once_a_tile_is_refused(tmp_path: Path) -> None:
+    path, side = tmp_path / "slide.tif", 2048
+    slide = bytearray(
+        tiff(np.tile(stained(256, 256), (8, 16, 1)), compression="jpeg", tile=(side, side))
+    )
+    sizes = tifffile.TiffFile(BytesIO(bytes(slide))).pages[0].tags["TileByteCounts"]
+    struct.pack_into("<I", slide, sizes.valueoffset, 3)
+    path.write_bytes(slide)
+    room = bytearray(side * side * 2 * 3)
+    with closing(Pyramid(path, 0)) as pyramid, pytest.raises(RefusedError):
+        pyramid.tiles(0, 0, 2, memoryview(room))
+    room[:] = bytes(len(room))
+    every = Barrier(threads()._max_workers)
+    # All of them wait here, so none is busy any more.
+    list(threads().map(lambda _: every.wait(60), range(every.parties)))
+    assert not any(room)

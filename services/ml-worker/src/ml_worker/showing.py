@@ -2,8 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fluoro.v1 import dicom_pb2
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from ml_worker.waiting import Work
 
 Told = TypeVar("Told")
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 
 CHUNK_VOXELS: Final = 8 * 2**20
 """Most voxels of a chunk of frames: 32 MiB of float32 for each channel. Every slot holds AHEAD."""
@@ -91,16 +88,3 @@ def run_ahead(
     finally:
         for _, work in ahead:
             model.batcher.leave(work)
-
-
-def made_ahead(
-    pool: Executor, make: Callable[[Given], Made], given: Iterable[Given]
-) -> Iterator[Made]:
-    """What `make` gives for each, in order, while AHEAD more are made."""
-    ahead: deque[Future[Made]] = deque()
-    for each in given:
-        ahead.append(pool.submit(make, each))
-        if len(ahead) > AHEAD:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()

@@ -62,15 +62,19 @@ def answer(request: dict[str, Any], shared: memoryview) -> dict[str, Any]:
     """The reply to a request. Pixels are left in the shared memory."""
     if "path" not in request and "slide" not in request:
         return {"decoded": True} | left(decode(request, shared), request, shared)
-    # Pillow and tifffile, which most DICOM does without.
-    if "slide" in request:
-        from dicom_worker.slides import child  # noqa: PLC0415 - see above
-    else:
-        from dicom_worker.photographs import child  # type: ignore[no-redef]  # noqa: PLC0415
+    # Here, because most DICOM does without Pillow and tifffile.
     from dicom_worker.photographs.refusals import RefusedError  # noqa: PLC0415 - see above
 
     try:
-        facts, array = child.answer(request)
+        if "slide" in request:
+            from dicom_worker.slides import child as slides  # noqa: PLC0415 - see above
+
+            room = shared[request["pixels_start"] : request["pixels_end"]]
+            facts, array = slides.answer(request, room)
+        else:
+            from dicom_worker.photographs import child as photographs  # noqa: PLC0415 - see above
+
+            facts, array = photographs.answer(request)
     except RefusedError as error:
         return {"decoded": False, "refusal": error.refusal.name}
     return {"decoded": True} | facts | ({} if array is None else left(array, request, shared))

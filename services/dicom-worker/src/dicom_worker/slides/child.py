@@ -14,8 +14,10 @@ kept: dict[tuple[str, float], Pyramid] = {}
 """The slide that is open, by its path and wanted pixel size. One at most."""
 
 
-def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
-    """What the slide is like (`row` is None), or some tiles of a row.
+def answer(
+    request: dict[str, Any], room: memoryview
+) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+    """What the slide is like (`row` is None), or some tiles of a row, which lie in the room then.
 
     RefusedError: whatever a decoder raises is one, but for a lack of memory.
     """
@@ -23,7 +25,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] |
         pyramid = opened(request["slide"], request["micrometres"])
         if request["row"] is None:
             return {"level": asdict(pyramid.level)}, None
-        return {}, pyramid.tiles(request["row"], request["first"], request["count"])
+        return {}, pyramid.tiles(request["row"], request["first"], request["count"], room)
     except (RefusedError, MemoryError):
         forget()
         raise

@@ -1,5 +1,6 @@
 """Slides as rows of tiles, from top to bottom: of a TIFF, or of a DICOM instance."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from dicom_worker.slides.tiff import WHITE, Level
 
 WHOLE_SLIDE: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
-RUN_BYTES: Final = 16 * limits.MIB
+RUN_BYTES: Final = 4 * limits.MIB
 """Decoded tiles that the child is asked for at once: its memory for them stays."""
 TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_INT32: Final = 2**31 - 1
@@ -32,15 +33,24 @@ class NoSlideError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Slide:
-    """One level of a slide. decoder: in words.
+class Run:
+    """Some tiles of the file that lie side by side: (tiles, tile_rows, tile_columns, 3) RGB.
 
-    rows_of_tiles: from top to bottom, each (tile_rows, at least columns, 3) uint8 RGB.
+    row, first: of the first one, in tiles.
     """
+
+    row: int
+    first: int
+    tiles: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """One level of a slide. decoder: in words. runs: of tiles, row by row, all of them."""
 
     level: Level
     decoder: str
-    rows_of_tiles: Iterator[NDArray[np.uint8]]
+    runs: Iterator[Run]
 
 
 def open_slide(path: Path, scratch: Path, micrometres: float) -> Slide:
@@ -67,35 +77,31 @@ def open_tiff(path: Path, micrometres: float) -> Slide:
     except RefusedError as error:
         raise error.refusal.error() from None
     decoder = f"imagecodecs {version('imagecodecs')}"
-    return Slide(level, decoder, tiff_rows(level, asked))
+    return Slide(level, decoder, tiff_runs(level, asked))
 
 
-def tiff_rows(level: Level, asked: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+def tiff_runs(level: Level, asked: dict[str, Any]) -> Iterator[Run]:
     """The child decodes the next tiles while the caller looks at those before."""
-    run = max(1, RUN_BYTES // (level.tile_rows * level.tile_columns * 3))
-    ahead = runs(level, asked, run)
-    tickets = list(islice(ahead, 1))
-    for _ in range(level.down):
-        row = np.empty((level.tile_rows, level.across * level.tile_columns, 3), np.uint8)
-        for first in range(0, level.across, run):
-            ticket = tickets.pop()
-            tickets += islice(ahead, 1)
-            _, tiles = answered(ticket)
-            columns = min(run, level.across - first) * level.tile_columns
-            if tiles is None or tiles.shape != (level.tile_rows, columns, 3):
-                raise Refusal.BROKEN.error()
-            row[:, first * level.tile_columns :][:, :columns] = tiles
-        yield row
+    tickets = asked_for(level, asked)
+    ahead = deque(islice(tickets, 1))
+    while ahead:
+        (row, first, count), ticket = ahead.popleft()
+        ahead += islice(tickets, 1)
+        _, tiles = answered(ticket)
+        if tiles is None or tiles.shape != (count, level.tile_rows, level.tile_columns, 3):
+            raise Refusal.BROKEN.error()
+        yield Run(row, first, tiles)
 
 
-def runs(level: Level, asked: dict[str, Any], run: int) -> Iterator[Ticket]:
-    """Asks for the tiles of a level, so many at a time."""
+def asked_for(level: Level, asked: dict[str, Any]) -> Iterator[tuple[tuple[int, int, int], Ticket]]:
+    """Asks for the tiles of a level, so many of a row at a time: row, first, how many."""
     tile = level.tile_rows * level.tile_columns * 3
+    most = max(1, RUN_BYTES // tile)
     for row in range(level.down):
-        for first in range(0, level.across, run):
-            count = min(run, level.across - first)
+        for first in range(0, level.across, most):
+            count = min(most, level.across - first)
             request = asked | {"row": row, "first": first, "count": count}
-            yield sandbox().ask(request, b"", count * tile)
+            yield (row, first, count), sandbox().ask(request, b"", count * tile)
 
 
 def answered(ticket: Ticket) -> tuple[dict[str, Any], NDArray[Any] | None]:
@@ -136,24 +142,22 @@ def open_instance(file: DicomFile) -> Slide:
         level.check()
     except RefusedError as error:
         raise error.refusal.error() from None
-    return Slide(level, decoder_name(file.transfer_syntax), instance_rows(file, level))
+    return Slide(level, decoder_name(file.transfer_syntax), instance_runs(file, level))
 
 
-def instance_rows(file: DicomFile, level: Level) -> Iterator[NDArray[np.uint8]]:
-    """The frames of an instance, put together. They must lie row by row, as scanners write them."""
+def instance_runs(file: DicomFile, level: Level) -> Iterator[Run]:
+    """The frames of an instance, which must lie row by row, as scanners write them."""
     assert file.image is not None
     places = places_of(file, level)
-    shape = (level.tile_rows, level.across * level.tile_columns, 3)
-    row, at = np.full(shape, WHITE, np.uint8), 0
-    for place, frame in zip(places, uncertified_frames(file), strict=True):
-        while at < place // level.across:
-            yield row
-            row, at = np.full(shape, WHITE, np.uint8), at + 1
-        left = place % level.across * level.tile_columns
-        row[:, left : left + level.tile_columns] = frame.values
-    while at < level.down:
-        yield row
-        row, at = np.full(shape, WHITE, np.uint8), at + 1
+    frames = zip(places, uncertified_frames(file), strict=True)
+    place, frame = next(frames, (-1, None))
+    shape = (level.across, level.tile_rows, level.tile_columns, 3)
+    for row in range(level.down):
+        tiles = np.full(shape, WHITE, np.uint8)
+        while frame is not None and place // level.across == row:
+            tiles[place % level.across] = frame.values
+            place, frame = next(frames, (-1, None))
+        yield Run(row, 0, tiles)
 
 
 def places_of(file: DicomFile, level: Level) -> list[int]:

@@ -4,13 +4,14 @@ What the directories claim is compared with the limits before a pixel is decoded
 own code stream claims before that tile is.
 """
 
+import math
 import os
 import re
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,34 +95,38 @@ class Pyramid:
         """Closes the file."""
         self._tiff.close()
 
-    def tiles(self, row: int, first: int, count: int) -> NDArray[np.uint8]:
-        """So many tiles of a row, side by side: (tile_rows, count x tile_columns, 3).
+    def tiles(self, row: int, first: int, count: int, room: memoryview) -> NDArray[np.uint8]:
+        """So many tiles of a row, in the room: (count, tile_rows, tile_columns, 3).
 
         RefusedError if one of them is not what the directory says.
         """
         level = self.level
-        band = np.full((level.tile_rows, count * level.tile_columns, 3), WHITE, np.uint8)
+        shape = (count, level.tile_rows, level.tile_columns, 3)
+        tiles = np.frombuffer(room, np.uint8, math.prod(shape)).reshape(shape)
         # The last strip ends where the picture does; tiles are always whole.
         rows = level.tile_rows
         if level.across == 1 and level.tile_columns == level.columns:
             rows = min(rows, level.rows - row * level.tile_rows)
 
         def fill(place: int) -> None:
+            tile = tiles[place]
             offset, size = self._places[row * level.across + first + place]
             if size == 0:  # nobody scanned there
+                tile[:] = WHITE
                 return
             if size > limits.SLIDE_TILE_LIMIT_BYTES or offset + size > self._size:
                 raise RefusedError(Refusal.TRUNCATED)
             if offset < HEADER_BYTES:
                 raise RefusedError(Refusal.BROKEN)
-            data = os.pread(self._tiff.filehandle.fileno(), size, offset)
-            at = place * level.tile_columns
-            band[:rows, at : at + level.tile_columns] = self._decode(
-                data, (rows, level.tile_columns)
-            )
+            tile[rows:] = WHITE
+            self._decode(os.pread(self._tiff.filehandle.fileno(), size, offset), tile[:rows])
 
-        list(threads().map(fill, range(count)))
-        return band
+        filling = [threads().submit(fill, place) for place in range(count)]
+        # All of them, or one would still write when the room belongs to somebody else.
+        wait(filling)
+        for each in filling:
+            each.result()
+        return tiles
 
 
 @cache
@@ -185,8 +190,8 @@ def micrometres_of(page: TiffPage) -> float:
     return size if 0.01 <= size <= 100 else 0.0  # noqa: PLR2004 - finer than light, coarser than eyes
 
 
-Decode = Callable[[bytes, tuple[int, int]], NDArray[np.uint8]]
-"""Of a tile's bytes and its rows and columns."""
+Decode = Callable[[bytes, NDArray[np.uint8]], None]
+"""Of a tile's bytes, into an array of its size: (rows, columns, 3)."""
 
 
 def decoder_of(page: TiffPage) -> Decode:
@@ -197,9 +202,8 @@ def decoder_of(page: TiffPage) -> Decode:
     if int(page.planarconfig) != 1 or photometric not in (RGB, YCBCR):
         raise RefusedError(Refusal.SLIDE_KIND)
     if compression == JPEG:
-        tables = page.jpegtables
         space = "RGB" if photometric == RGB else "YCBCR"
-        return lambda data, size: jpeg(data, size, tables, space)
+        return partial(jpeg, tables=page.jpegtables, space=space)
     if photometric != RGB:
         raise RefusedError(Refusal.SLIDE_KIND)
     if compression in (APERIO_J2K, J2K):
@@ -209,13 +213,15 @@ def decoder_of(page: TiffPage) -> Decode:
         raise RefusedError(Refusal.SLIDE_KIND)
     differs = page.tags.valueof(PREDICTOR, 1) == DIFFERENCES
 
-    def decode(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
-        expected = size[0] * size[1] * 3
-        values = np.frombuffer(inflate(data, expected), np.uint8)
-        if values.size != expected:
+    def decode(data: bytes, out: NDArray[np.uint8]) -> None:
+        values = np.frombuffer(inflate(data, out.size), np.uint8)
+        if values.size != out.size:
             raise RefusedError(Refusal.BROKEN)
-        array = values.reshape(*size, 3)
-        return np.cumsum(array, axis=1, dtype=np.uint8) if differs else array
+        array = values.reshape(out.shape)
+        if differs:
+            np.cumsum(array, axis=1, dtype=np.uint8, out=out)
+        else:
+            out[:] = array
 
     return decode
 
@@ -229,31 +235,23 @@ BYTES: Final[dict[int, Callable[[bytes, int], Any]]] = {
 """Compression → what gives so many bytes and no more."""
 
 
-def jpeg(data: bytes, size: tuple[int, int], tables: bytes | None, space: str) -> NDArray[np.uint8]:
+def jpeg(data: bytes, out: NDArray[np.uint8], tables: bytes | None, space: str) -> None:
     """A JPEG tile, once its frame header says that it has the size of a tile."""
-    check(parse_jpeg, data, size)
-    array = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace="RGB")
-    return shaped(array, size)
+    check(parse_jpeg, data, out.shape)
+    imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace="RGB", out=out)
 
 
-def j2k(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+def j2k(data: bytes, out: NDArray[np.uint8]) -> None:
     """The same of JPEG 2000."""
-    check(parse_j2k, data, size)
-    return shaped(imagecodecs.jpeg2k_decode(data), size)
+    check(parse_j2k, data, out.shape)
+    imagecodecs.jpeg2k_decode(data, out=out)
 
 
-def check(parse: Callable[[bytes], CodeStream], data: bytes, size: tuple[int, int]) -> None:
-    """RefusedError unless the code stream claims that size: decoders allocate what it claims."""
+def check(parse: Callable[[bytes], CodeStream], data: bytes, shape: tuple[int, ...]) -> None:
+    """RefusedError unless the code stream claims that shape: decoders allocate what it claims."""
     try:
         found = parse(data)
     except (ValueError, IndexError, struct.error):
         raise RefusedError(Refusal.BROKEN) from None
-    if (found.rows, found.columns, found.samples, found.precision) != (*size, 3, 8):
+    if (found.rows, found.columns, found.samples, found.precision) != (*shape, 8):
         raise RefusedError(Refusal.SLIDE_TILE_LIES)
-
-
-def shaped(array: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The array. RefusedError if it is no tile."""
-    if array.shape != (*size, 3) or array.dtype != np.uint8:
-        raise RefusedError(Refusal.SLIDE_TILE_LIES)
-    return array

@@ -1,23 +1,27 @@
-"""Cuts a slide into tiles and keeps those with tissue, a band of the slide in memory at a time."""
+"""Cuts a slide into tiles and keeps those with tissue, a row of tiles in memory at a time."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
+from fluoro_jobs.worker.ahead import made_ahead
 from numpy.typing import NDArray
 
 from dicom_worker import limits
 from dicom_worker.photographs.refusals import Refusal
-from dicom_worker.slides.source import Slide
+from dicom_worker.slides.source import Run, Slide
 from dicom_worker.slides.tiff import WHITE
 from dicom_worker.slides.tissue import Stain, sample, stain_of, tissue_of
 
 THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """That look at tiles: hashes and look-ups let go of Python's lock."""
+PIECE_TILES: Final = 16
+"""That a thread looks at in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,20 @@ class Tile:
     sha256: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tiles of a row of the grid: (tiles, size, size, 3). first: column of the first one."""
+
+    row: int
+    first: int
+    tiles: NDArray[np.uint8]
+
+
 @dataclass(slots=True)
 class Tiling:
     """Cuts a slide. size: rows and columns of a tile. least: share of it that must be tissue.
 
-    tick: called per band. What is found is there once `kept` has ended.
+    tick: called per piece. What is found is there once `kept` has ended.
     """
 
     slide: Slide
@@ -50,33 +63,48 @@ class Tiling:
 
         FluoroError as of `open_slide`; IMAGE_TOO_LARGE if the tiles are more than may be left.
         """
-        level, size = self.slide.level, self.size
-        across = -(-level.columns // size)
         seen, found, densities = 0, 0, []
         with ThreadPoolExecutor(THREADS) as pool:
-            for row, band in enumerate(self._bands(across)):
+            look = partial(look_at, least=self.least)
+            for looked in made_ahead(pool, look, self._pieces(), THREADS):
                 self.tick()
-                tiles = band.reshape(size, across, size, 3).swapaxes(0, 1)
-                tissue = tissue_of(tiles)
-                found += int(np.count_nonzero(tissue))
-                seen += tissue.size
-                shares = tissue.mean(axis=(1, 2))
-                columns = np.flatnonzero(shares >= max(self.least, np.finfo(float).tiny))
-                if (len(self.tiles) + len(columns)) * size * size * 3 > limits.ARRAY_LIMIT_BYTES:
+                seen, found = seen + looked.seen, found + looked.found
+                bytes_left = (len(self.tiles) + len(looked.kept)) * self.size**2 * 3
+                if bytes_left > limits.ARRAY_LIMIT_BYTES:
                     raise Refusal.SLIDE_TISSUE.error()
-                looked_at = pool.map(look_at, tiles[columns], tissue[columns])
-                for column, (data, density, digest) in zip(columns, looked_at, strict=True):
+                for tile, data, density in looked.kept:
                     densities.append(density)
-                    self.tiles.append(Tile(row, int(column), float(shares[column]), digest))
+                    self.tiles.append(tile)
                     yield data
         self.tissue_share = found / seen
         self.stain = stain_of(np.concatenate(densities)) if densities else None
+
+    def _pieces(self) -> Iterator[Piece]:
+        level = self.slide.level
+        as_in_the_file = (level.tile_rows, level.tile_columns) == (self.size, self.size)
+        for row in map(self._trimmed, self.slide.runs) if as_in_the_file else self._cut():
+            for first in range(0, len(row.tiles), PIECE_TILES):
+                tiles = row.tiles[first : first + PIECE_TILES]
+                yield Piece(row.row, row.first + first, tiles)
+
+    def _trimmed(self, run: Run) -> Piece:
+        """Tiles of the file that are those of the grid, white beyond the slide."""
+        level, size = self.slide.level, self.size
+        run.tiles[:, level.rows - run.row * size :] = WHITE
+        run.tiles[-1, :, level.columns - (run.first + len(run.tiles) - 1) * size :] = WHITE
+        return Piece(run.row, run.first, run.tiles)
+
+    def _cut(self) -> Iterator[Piece]:
+        """Rows of the grid, cut of tiles of another size."""
+        size, across = self.size, -(-self.slide.level.columns // self.size)
+        for row, band in enumerate(self._bands(across)):
+            yield Piece(row, 0, band.reshape(size, across, size, 3).swapaxes(0, 1))
 
     def _bands(self, across: int) -> Iterator[NDArray[np.uint8]]:
         """Bands of `size` rows, (size, across x size, 3), white beyond the slide."""
         level, size = self.slide.level, self.size
         band, filled, done = self._white(across), 0, 0
-        for row in self.slide.rows_of_tiles:
+        for row in self._rows():
             use = row[: level.rows - done, : level.columns]
             done += len(use)
             while len(use):
@@ -87,14 +115,43 @@ class Tiling:
                     yield band
                     band, filled = self._white(across), 0
 
+    def _rows(self) -> Iterator[NDArray[np.uint8]]:
+        """Rows of the file's tiles, put together: (tile_rows, at least columns, 3)."""
+        level = self.slide.level
+        shape = (level.tile_rows, level.across, level.tile_columns, 3)
+        row = np.empty(shape, np.uint8)
+        for run in self.slide.runs:
+            end = run.first + len(run.tiles)
+            row[:, run.first : end] = run.tiles.swapaxes(0, 1)
+            if end == level.across:
+                yield row.reshape(level.tile_rows, -1, 3)
+
     def _white(self, across: int) -> NDArray[np.uint8]:
         return np.full((self.size, across * self.size, 3), WHITE, np.uint8)
 
 
-def look_at(
-    tile: NDArray[np.uint8], tissue: NDArray[np.bool_]
-) -> tuple[memoryview, NDArray[np.float32], bytes]:
-    """Its bytes, some of its optical densities, and its SHA-256."""
-    # In bytes: whoever takes chunks counts by len().
-    data = tile.reshape(-1).data
-    return data, sample(tile, tissue), hashlib.sha256(data).digest()
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was seen of a piece. seen: pixels that were looked at. found: those of tissue.
+
+    kept: tiles of tissue, their bytes, and some of their optical densities.
+    """
+
+    seen: int
+    found: int
+    kept: list[tuple[Tile, memoryview, NDArray[np.float32]]]
+
+
+def look_at(piece: Piece, least: float) -> Looked:
+    """Looks where the tissue is. least: as of Tiling."""
+    tissue = tissue_of(piece.tiles)
+    shares = tissue.mean(axis=(1, 2))
+    kept = []
+    for place in np.flatnonzero(shares >= max(least, np.finfo(float).tiny)):
+        pixels = np.ascontiguousarray(piece.tiles[place])
+        # In bytes: whoever takes chunks counts by len().
+        data = pixels.reshape(-1).data
+        digest = hashlib.sha256(data).digest()
+        tile = Tile(piece.row, piece.first + int(place), float(shares[place]), digest)
+        kept.append((tile, data, sample(pixels, tissue[place])))
+    return Looked(tissue.size, int(np.count_nonzero(tissue)), kept)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from fluoro.v1 import dicom_pb2, slide_pb2
+from fluoro_jobs.worker.ahead import made_ahead
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from ml_worker.manifest import Input
 from ml_worker.outputs import Classes
 from ml_worker.pixels import not_certified
 from ml_worker.prepare import prepare
-from ml_worker.showing import AHEAD, made_ahead, run_ahead, samples_at_once
+from ml_worker.showing import AHEAD, run_ahead, samples_at_once
 from ml_worker.slide_map import SlideMap
 from ml_worker.slides import Some, Tables, check, colours_of, stored_tiles, to_reference
 
@@ -122,7 +123,7 @@ def scored(
                     colours(tile, out)
             return some, prepare(shown, image, tensor)
 
-        chunks = made_ahead(pool, ready, stored_tiles(blob, slide, at_once, context))
+        chunks = made_ahead(pool, ready, stored_tiles(blob, slide, at_once, context), AHEAD)
         for some, found in run_ahead(model, tensor, chunks, context):
             yield some, probabilities(output, found["classes"])
 
