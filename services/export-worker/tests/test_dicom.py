@@ -1,9 +1,11 @@
 """ExportDicom: objects that a PACS takes."""
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import pydicom
 import pytest
 from export_worker.operations import HANDLERS
 from export_worker.operations.dicom import export_dicom
-from export_worker.testing import Study, ct_slices, label_map, written
+from export_worker.testing import JOB, Study, ct_slices, label_map, written
 from fluoro.v1 import job_pb2
 from fluoro.v1.export_pb2 import ExportDicom, ExportDicomResult
 from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.errors import CancelledAttempt, FluoroError
+from fluoro_jobs.ledger.origins import JobInput, Origins, StepRun
 from fluoro_jobs.testing import Attempt
 from pydicom.data import get_testdata_file
 
@@ -231,6 +234,32 @@ def test_the_model_and_the_worker_contributed(study: Study) -> None:
         assert "Fluoro export-worker" in told
         if not name.startswith("preview"):
             assert study.model.sha256.hex() in told["ct-tissue"].ContributionDescription
+
+
+def test_every_object_says_when_its_step_ran_and_on_what(study: Study, clinic: Any) -> None:
+    render, analyze = study.render(), study.analyze()
+    report = clinic.report(render, analyze).as_upstream(ExportDicomResult())
+    uids, began = [], datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    inputs = [JobInput(n, 1, hashlib.sha256(bytes([n])).digest()) for n in range(2)]
+    for attempts in (2, 3):
+        attempt = study.attempt(render, analyze, report)
+        run = StepRun("analyze", began, began + timedelta(seconds=attempts), attempts)
+        attempt.context.origins = Origins(inputs, [run])
+        result = export_dicom(ExportDicom(kinds=EVERY_KIND), attempt.context)
+        assert complaints(attempt) == {}
+        uids.append({one.sop_instance_uid for one in result.objects if one.intended_use})
+        for one in result.objects:
+            devices = opened(attempt, one.artifact).ContributingEquipmentSequence
+            told = {device.get("ManufacturerModelName"): device for device in devices}
+            wrote = told["Fluoro export-worker"].ContributionDescription
+            whole = hashlib.sha256(b"".join(each.sha256 for each in inputs)).hexdigest()
+            assert f"in step export of {JOB}. The job has 2 inputs" in wrote
+            assert whole in wrote
+            if one.intended_use:
+                device = told["ct-tissue"]
+                assert f"step analyze, attempts: {attempts}." in device.ContributionDescription
+                assert device.ContributionDateTime == f"2026010203040{5 + attempts}.000000+0000"
+    assert not uids[0] & uids[1]
 
 
 def test_another_attempt_writes_the_same_bytes(study: Study) -> None:

@@ -15,7 +15,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from export_worker.dicom.origin import (
     Origin,
-    equipment,
     equipment_fields,
     identity,
     reference,
@@ -55,14 +54,15 @@ def capture(
         patient_orientation=("L", "P"),
         series_instance_uid=origin.uid("pictures", step, role, *source.subject, source.series),
         series_number=SERIES_NUMBER[role],
-        sop_instance_uid=origin.uid(
+        sop_instance_uid=origin.instance_uid(
             "picture",
+            [step] if model else [],
             *(step, role, source.encoded, pixels.tobytes()),
             *([identity(model)] if model else []),
         ),
         instance_number=number,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        contributing_equipment=equipment(*([model] if model else [])),
+        contributing_equipment=origin.equipment([(step, model)] if model else []),
         series_description=series_description(role.capitalize(), model),
         **subject_fields(header),
         **equipment_fields(),

@@ -12,7 +12,6 @@ from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from export_worker.dicom.origin import (
     Origin,
-    equipment,
     equipment_fields,
     identity,
     least_cleared,
@@ -33,12 +32,12 @@ def encapsulated(
     pdf: Path,
     number: int,
     sources: Sequence[Source],
-    models: Sequence[ml_pb2.ModelReference],
+    made: Sequence[tuple[str, ml_pb2.ModelReference]],
     origin: Origin,
 ) -> SOPClass:
     """The report as an instance of the study. number: Instance Number.
 
-    sources: the images that it is about. models: those that it shows results of.
+    sources: the images that it is about. made: steps with the models that they ran.
 
     FluoroError CHOICE_UNAVAILABLE if the sources are of several studies or patients: a report that
     tells about two must not be filed under one. IMAGE_TOO_LARGE for a large PDF.
@@ -53,12 +52,15 @@ def encapsulated(
         raise FluoroError(Reason.IMAGE_TOO_LARGE, "The report is larger than 128 MiB.")
     data = pdf.read_bytes()
     header = sources[0].header
+    models = [model for _, model in made]
     told = least_cleared(models)
     digests = sorted(hashlib.sha256(source.encoded).digest() for source in sources)
     written = SOPClass(
         series_instance_uid=origin.uid("documents", *sources[0].subject),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=origin.uid("document", data, *map(identity, models), *digests),
+        sop_instance_uid=origin.instance_uid(
+            "document", [step for step, _ in made], data, *map(identity, models), *digests
+        ),
         sop_class_uid=EncapsulatedPDFStorage,
         instance_number=number,
         modality="DOC",
@@ -68,7 +70,7 @@ def encapsulated(
         **equipment_fields(),
     )
     written.copy_patient_and_study_information(header)
-    written.ContributingEquipmentSequence = equipment(*models)
+    written.ContributingEquipmentSequence = origin.equipment(made)
     written.AcquisitionDateTime = None
     written.ConversionType = "WSD"
     written.BurnedInAnnotation = "NO"

@@ -75,14 +75,16 @@ class Export:
         self._kinds = frozenset(request.kinds or DEFAULT_KINDS)
         self._type = request.segmentation_type
         self._context = context
-        self._origin = Origin(context.job, context.step)
+        self._origin = Origin.of(context)
         results = {**context.results, **{step.step: step.result for step in context.upstream}}
         self._results = results
         self._findings = findings_of(results)
         self._overlaid = overlaid_by(results)
         self._told = told_by(results) if ExportDicom.KIND_MEASUREMENTS in self._kinds else {}
         self._references = references(self._told.values())
-        self._models = [model for result in results.values() for model in models_behind(result)]
+        self._made = [
+            (step, model) for step, result in results.items() for model in models_behind(result)
+        ]
         self._volumes = volumes_by(results)
         self._units = units_of(context)
         self._known = Known()
@@ -276,9 +278,9 @@ class Export:
         for number, (step, artifact) in enumerate(reports, 1):
             with blame_file(Reason.DICOM_INVALID, UNWRITABLE):
                 written = encapsulated(
-                    self._context.fetch(artifact.blob), number, sources, self._models, self._origin
+                    self._context.fetch(artifact.blob), number, sources, self._made, self._origin
                 )
-            told = least_cleared(self._models)
+            told = least_cleared([model for _, model in self._made])
             self._put(ExportDicom.KIND_DOCUMENT, written, len(sources), step, told)
 
     def _put(

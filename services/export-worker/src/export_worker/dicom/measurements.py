@@ -38,7 +38,6 @@ from export_worker.dicom.origin import (
     MODEL_NAME,
     Origin,
     algorithm_name,
-    equipment,
     equipment_fields,
     least_cleared,
     lo,
@@ -89,12 +88,14 @@ def measurement_report(
         [group_of(stack, total, headers, segmentation, origin) for total in totals(stack, known)],
         [*headers, *([segmentation] if segmentation is not None else [])],
         [stack.model],
+        stack.step,
         series_number=SERIES_NUMBER,
         series_instance_uid=origin.uid(
             "reports", stack.step, *stack.sources[0].subject, stack.sources[0].series
         ),
-        sop_instance_uid=origin.uid(
+        sop_instance_uid=origin.instance_uid(
             "report",
+            [stack.step],
             segmentation.SOPInstanceUID if segmentation else "",
             *stack.digest,
             *([repr(sorted(known.items()))] if known else []),
@@ -108,6 +109,7 @@ def report_of(
     groups: Sequence[Group],
     evidence: Sequence[Dataset],
     models: Sequence[ml_pb2.ModelReference],
+    step: str,
     *,
     series_number: int,
     series_instance_uid: str,
@@ -115,7 +117,10 @@ def report_of(
     what: str,
     origin: Origin,
 ) -> Comprehensive3DSR:
-    """A measurement report of these groups. evidence: what they refer to, an image first."""
+    """A measurement report of these groups. step: that ran the models.
+
+    evidence: what the groups refer to, an image first.
+    """
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=observer()),
         procedure_reported=CodedConcept("363679005", "SCT", "Imaging procedure"),
@@ -130,7 +135,7 @@ def report_of(
         sop_instance_uid=sop_instance_uid,
         instance_number=1,
         is_complete=True,
-        contributing_equipment=equipment(*models),
+        contributing_equipment=origin.equipment([(step, model) for model in models]),
         series_description=series_description(what, least_cleared(models)),
         **equipment_fields(),
     )

@@ -1,15 +1,17 @@
 """Who wrote an object, when, and under which UIDs: the same in every attempt of a step."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from fluoro.v1 import ml_pb2
 from fluoro.v1.model_pb2 import Model
+from fluoro_jobs.ledger.origins import JobInput, StepRun
+from fluoro_jobs.worker.context import StepContext
 from highdicom import ContributingEquipment
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -38,16 +40,29 @@ MARKS: Final = {
 }
 """The same in a word, where there is room for no more."""
 
+DT_FORMAT: Final = "%Y%m%d%H%M%S.%f+0000"
+"""VR DT of a time in UTC (PS3.5 6.2)."""
 LO_CHARACTERS: Final = 64
 """Longest value of VR LO (PS3.5 6.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The step that writes."""
+    """The step that writes.
+
+    inputs: of the job. runs: of the steps that it comes after, by name.
+    """
 
     job: str
     step: str
+    inputs: Sequence[JobInput] = ()
+    runs: Mapping[str, StepRun] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: StepContext) -> Self:
+        """That of an attempt."""
+        known = context.origins
+        return cls(context.job, context.step, known.inputs, {run.step: run for run in known.runs})
 
     def uid(self, kind: str, *of: str | bytes) -> str:
         """A UID derived from a UUID (PS3.5 B.2) that only the same things of the same step have.
@@ -61,6 +76,57 @@ class Origin:
             digest.update(len(data).to_bytes(8, "big") + data)
         return f"2.25.{uuid5(UUID(self.job.removeprefix('jobs/')), digest.hexdigest()).int}"
 
+    def instance_uid(self, kind: str, steps: Iterable[str], *of: str | bytes) -> str:
+        """A UID of an instance that shows what these steps found: it tells when they ran."""
+        ran = (
+            part
+            for step in steps
+            if (run := self.runs.get(step))
+            for part in (step, utc(run.end_time), str(run.attempts))
+        )
+        return self.uid(kind, *of, self.inputs_said, *ran)
+
+    @property
+    def inputs_said(self) -> str:
+        """How many inputs the job has, and their SHA-256; empty if none is known."""
+        digests = [one.sha256 for one in self.inputs]
+        match digests:
+            case []:
+                return ""
+            case [digest]:
+                return f"The job has one input, SHA-256 {digest.hex()}."
+            case _:
+                whole = hashlib.sha256(b"".join(digests)).hexdigest()
+                return f"The job has {len(digests)} inputs, SHA-256 of their SHA-256 {whole}."
+
+    def equipment(
+        self, made: Iterable[tuple[str, ml_pb2.ModelReference]] = ()
+    ) -> list[ContributingEquipment]:
+        """Contributing Equipment: this worker, and each model with the step that ran it."""
+        wrote = f"Wrote this object in step {self.step} of {self.job}. {self.inputs_said}".strip()
+        return [
+            ContributingEquipment(
+                manufacturer=MANUFACTURER,
+                manufacturer_model_name=MODEL_NAME,
+                software_versions=version("export-worker"),
+                purpose_of_reference=codes.DCM.ProcessingEquipment,
+                contribution_description=wrote,
+            ),
+            *(self._contributed(step, model) for step, model in made),
+        ]
+
+    def _contributed(self, step: str, model: ml_pb2.ModelReference) -> ContributingEquipment:
+        run = self.runs.get(step)
+        said = f"Model with SHA-256 {model.sha256.hex()}. Ran in step {step}"
+        return ContributingEquipment(
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=lo(model.name),
+            software_versions=lo(model.version),
+            purpose_of_reference=codes.DCM.ProcessingEquipment,
+            contribution_datetime=utc(run.end_time) if run else None,
+            contribution_description=f"{said}, attempts: {run.attempts}." if run else f"{said}.",
+        )
+
     def stamp(self, dataset: Dataset, offset: str) -> None:
         """Puts the time of the job in place of the clock's, in the time zone of the source.
 
@@ -72,10 +138,15 @@ class Origin:
                 setattr(dataset, f"{keyword}Date", DA(moment.date()))
                 setattr(dataset, f"{keyword}Time", TM(moment.time().replace(microsecond=0)))
         for item in dataset.get("ContributingEquipmentSequence", ()):
-            if "ContributionDateTime" in item:
+            if "ContributionDateTime" in item and item.Manufacturer != MANUFACTURER:
                 item.ContributionDateTime = DT(moment.strftime("%Y%m%d%H%M%S%z"))
         if offset:
             dataset.TimezoneOffsetFromUTC = offset
+
+
+def utc(moment: datetime) -> str:
+    """The moment as VR DT."""
+    return moment.astimezone(UTC).strftime(DT_FORMAT)
 
 
 def in_zone(moment: datetime, offset: str) -> datetime:
@@ -84,30 +155,6 @@ def in_zone(moment: datetime, offset: str) -> datetime:
         return moment.astimezone(UTC)
     minutes = int(offset[1:3]) * 60 + int(offset[3:5])
     return moment.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
-
-
-def equipment(*models: ml_pb2.ModelReference) -> list[ContributingEquipment]:
-    """Contributing Equipment: this worker, and each model."""
-    purpose = codes.DCM.ProcessingEquipment
-    return [
-        ContributingEquipment(
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MODEL_NAME,
-            software_versions=version("export-worker"),
-            purpose_of_reference=purpose,
-            contribution_description="Wrote this object.",
-        ),
-        *(
-            ContributingEquipment(
-                manufacturer=MANUFACTURER,
-                manufacturer_model_name=lo(model.name),
-                software_versions=lo(model.version),
-                purpose_of_reference=purpose,
-                contribution_description=f"Model with SHA-256 {model.sha256.hex()}.",
-            )
-            for model in models
-        ),
-    ]
 
 
 def equipment_fields() -> dict[str, Any]:

@@ -22,7 +22,6 @@ from export_worker.dicom.images import VOXELS_LIMIT, Stack
 from export_worker.dicom.origin import (
     Origin,
     algorithm_name,
-    equipment,
     equipment_fields,
     lo,
     series_description,
@@ -65,11 +64,13 @@ def segmentation(
             "segmentations", stack.step, *sources[0].subject, sources[0].series
         ),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=origin.uid("segmentation", str(kind), *stack.digest),
+        sop_instance_uid=origin.instance_uid(
+            "segmentation", [stack.step], str(kind), *stack.digest
+        ),
         instance_number=1,
         content_label="SEGMENTATION",
         content_description=lo(f"Classes of {stack.model.name}"),
-        contributing_equipment=equipment(stack.model),
+        contributing_equipment=origin.equipment([(stack.step, stack.model)]),
         series_description=series_description("Segmentation", stack.model),
         **equipment_fields(),
     )

@@ -12,7 +12,6 @@ from export_worker.dicom.images import Image
 from export_worker.dicom.measurements import observer
 from export_worker.dicom.origin import (
     Origin,
-    equipment,
     equipment_fields,
     identity,
     series_description,
@@ -70,15 +69,16 @@ def key_object_selection(
         ),
         series_instance_uid=origin.uid("selections", step, *sources[0].subject),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=origin.uid(
+        sop_instance_uid=origin.instance_uid(
             "selection",
+            [step],
             step,
             identity(model),
             *lines,
             *(source.encoded for source in sources),
         ),
         instance_number=1,
-        contributing_equipment=equipment(model),
+        contributing_equipment=origin.equipment([(step, model)]),
         series_description=series_description("Key images", model),
         **equipment_fields(),
     )

@@ -104,10 +104,12 @@ def statement_report(
         groups,
         list(headers.values()),
         said.models,
+        said.step,
         series_number=SERIES_NUMBER,
         series_instance_uid=origin.uid("statements", said.step, *source.subject, source.series),
-        sop_instance_uid=origin.uid(
+        sop_instance_uid=origin.instance_uid(
             "statement",
+            [said.step],
             said.step,
             *sorted(map(identity, said.models)),
             *(image.source.encoded for image in said.images),
