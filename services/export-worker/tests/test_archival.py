@@ -4,31 +4,45 @@ veraPDF is a Java program, and in no index that we use: docs/exports.md says wha
 """
 
 import io
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import pypdf
 import pytest
+from export_worker.gathering import PLANS
+from export_worker.operations.comparison import export_comparison
 from export_worker.operations.report import export_report
 from export_worker.testing import dermoscopies, photographs, verdicts, wounds
-from fluoro.v1.export_pb2 import ExportReport
+from fluoro.v1.export_pb2 import ExportComparison, ExportReport
+from fluoro_jobs.worker.context import Upstream
 from pypdf.generic import ArrayObject, DictionaryObject, IndirectObject
 
 ACTIVE = ("/AA", "/OpenAction", "/JavaScript", "/EmbeddedFiles", "/XFA", "/NeedAppearances")
 
 
-def made(clinic: Any, template: str) -> pypdf.PdfReader:
-    upstream = {
-        "study": lambda: [clinic.inspect(), clinic.render(), clinic.analyze()],
-        "batch": lambda: photographs(clinic.folder, 7),
-        "skin-check": lambda: verdicts(clinic.folder),
-        "dermoscopy": lambda: dermoscopies(clinic.folder),
-        "burn": lambda: wounds(clinic.folder, 2),
-    }[template]()
-    attempt = clinic.attempt(upstream)
+def compared(clinic: Any) -> list[Upstream]:
+    """Two analyses of an image that differ."""
+    changed = clinic.analyze("second")
+    changed.result.findings[0].measurements[4].volume_ml += 1.25
+    return [clinic.render(), clinic.analyze("first"), changed]
+
+
+MADE: Final[dict[str, Callable[[Any], list[Upstream]]]] = {
+    "study": lambda clinic: [clinic.inspect(), clinic.render(), clinic.analyze()],
+    "batch": lambda clinic: photographs(clinic.folder, 7),
+    "skin-check": lambda clinic: verdicts(clinic.folder),
+    "dermoscopy": lambda clinic: dermoscopies(clinic.folder),
+    "burn": lambda clinic: wounds(clinic.folder, 2),
+    "comparison": compared,
+    "deidentification": lambda clinic: [clinic.deidentify(), clinic.render()],
+}
+
+
+def made(clinic: Any, template: str) -> bytes:
+    attempt = clinic.attempt(MADE[template](clinic))
     request = ExportReport(template=template, formats=[ExportReport.FORMAT_PDF])
     export_report(request, attempt.context)
-    return pypdf.PdfReader(io.BytesIO(attempt.read("report.pdf")))
+    return attempt.read("report.pdf")
 
 
 def objects(document: pypdf.PdfReader) -> Iterator[DictionaryObject]:
@@ -49,9 +63,34 @@ def objects(document: pypdf.PdfReader) -> Iterator[DictionaryObject]:
             waiting += one
 
 
-@pytest.mark.parametrize("template", ["study", "batch", "skin-check", "dermoscopy", "burn"])
-def test_a_report_can_be_kept_and_read_aloud(clinic: Any, template: str) -> None:
-    document = made(clinic, template)
+def test_every_template_is_looked_at() -> None:
+    assert set(MADE) == set(PLANS)
+
+
+@pytest.mark.parametrize("template", MADE)
+def test_a_report_can_be_kept_and_read_aloud(clinic: Any, reader: Any, template: str) -> None:
+    assert_archival(made(clinic, template), reader)
+
+
+def test_images_that_are_compared_can_be_kept_and_read_aloud(clinic: Any, reader: Any) -> None:
+    clinic.inputs = 2
+    attempt = clinic.attempt([clinic.render(), clinic.analyze()])
+    request = ExportComparison(items=["0", "1"], formats=[ExportReport.FORMAT_PDF])
+    export_comparison(request, attempt.context)
+    pdf = attempt.read("comparison.pdf")
+    assert len(reader.images(pdf)) == 2
+    assert_archival(pdf, reader)
+
+
+def assert_archival(pdf: bytes, reader: Any) -> None:
+    document = pypdf.PdfReader(io.BytesIO(pdf))
+    xmp = document.xmp_metadata
+    assert xmp is not None
+    assert (xmp.pdfaid_part, xmp.pdfaid_conformance) == ("2", "A")
+    assert b"<pdfuaid:part>1</pdfuaid:part>" in pdf
+    fonts = [line.split()[-5:-2] for line in reader._run("pdffonts", pdf).splitlines()[2:]]
+    assert fonts
+    assert all(one == ["yes", "yes", "yes"] for one in fonts), "embedded, a subset, with Unicode"
     root = document.trailer["/Root"]
     assert not document.is_encrypted
     assert document.pdf_header == "%PDF-1.7"
