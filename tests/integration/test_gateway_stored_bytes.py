@@ -50,3 +50,21 @@ async def test_bytes_that_an_owner_has_take_room_if_they_are_announced_in_anothe
     how = await refused(begin(client, 10 * QUOTA, sha256(full).digest()))
     assert how.reason == "BYTE_QUOTA_EXCEEDED"
     await begin(client, QUOTA, sha256(full).digest())
+
+
+@pytest.mark.parametrize("step", [0, 1])
+async def test_streams_of_one_upload_do_not_pile_up_what_they_wrote(
+    client: Client, blob_url: str, step: int
+) -> None:
+    size_bytes, upload_id = QUOTA, await begin(client, QUOTA)
+    for number in range(6):
+        offset = step * min(number, 3)
+        sending = send(client, bytes(size_bytes - offset - 1), upload_id=upload_id, offset=offset)
+        if number < 3 or not step:
+            await sending
+        else:
+            how = await refused(sending)
+            assert (how.reason, *how.violations) == ("INVALID_ARGUMENT", "header.upload_id")
+        assert on_disk(blob_url) <= 3 * size_bytes
+    if not step:
+        assert on_disk(blob_url) == size_bytes - 1

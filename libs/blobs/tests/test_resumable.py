@@ -100,6 +100,22 @@ async def test_what_older_streams_write_late_is_never_mixed_in(
     assert store.read(name) == CONTENT
 
 
+async def test_what_a_newer_stream_writes_anew_is_deleted(
+    store: BlobStore, upload: ResumableUpload, name: str
+) -> None:
+    await send(upload, [0], CONTENT)
+    await send(upload, [0, MIB], CONTENT[MIB:])
+    starts = [0, MIB, MIB]
+    left = await upload.drop_covered(starts)
+    assert MIB <= left <= len(CONTENT), "the first stream has the byte at 0"
+    assert await upload.drop_covered(starts) == left
+    assert await upload.committed_bytes([0, MIB]) == MIB
+    await send(upload, starts, CONTENT[MIB:])
+    assert await upload.drop_covered(starts) == left
+    assert await upload.finish(name, starts, stored(CONTENT), None)
+    assert store.read(name) == CONTENT
+
+
 async def test_other_bytes_than_those_wanted_become_no_blob(
     store: BlobStore, upload: ResumableUpload, new_name: Callable[[], str]
 ) -> None:

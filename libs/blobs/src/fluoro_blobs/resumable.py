@@ -92,6 +92,15 @@ class ResumableUpload:
                 end += segment.size_bytes
         return end
 
+    async def drop_covered(self, starts: Sequence[int]) -> int:
+        """Deletes what the newest stream will write anew, in whole segments.
+
+        Returns the bytes of older streams that are left.
+        """
+        with translated("", missing=BlobStoreError):
+            left: int = await self._home.run(self._drop_covered, len(starts), starts[-1])
+            return left
+
     def writer(self, starts: Sequence[int]) -> PartsWriter:
         """For the newest stream, which begins at the last of the starts.
 
@@ -157,8 +166,7 @@ class ResumableUpload:
     def remove_now(self) -> None:
         """`remove` for a thread."""
         for _, path, _ in self._entries():
-            with suppress(FileNotFoundError):  # somebody else deletes too
-                obstore.delete(self._store, path)
+            self._delete(path)
         if self._folder is not None:
             with suppress(OSError):  # there was none, or another stream has just begun
                 (self._folder / self._prefix).rmdir()
@@ -178,6 +186,19 @@ class ResumableUpload:
         with translated("", missing=BlobStoreError):
             found: list[Segment] = await self._home.run(self._listed)
             return found
+
+    def _drop_covered(self, newest: int, start: int) -> int:
+        left = 0
+        for segment in self._listed():
+            if segment.stream < newest and segment.start >= start:
+                self._delete(segment.path)
+            elif segment.stream < newest:
+                left += segment.size_bytes
+        return left
+
+    def _delete(self, path: str) -> None:
+        with suppress(FileNotFoundError):  # somebody else deletes too
+            obstore.delete(self._store, path)
 
     def _listed(self) -> list[Segment]:
         found = []

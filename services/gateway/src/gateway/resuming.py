@@ -41,6 +41,12 @@ TOUCH_SECONDS: Final = 30
 OPEN_TRIES: Final = 3
 """How often a stream tries to be the newest, while others do too."""
 
+MOST_LEFT: Final = 2
+"""What the streams of an upload may leave behind, in sizes of the upload.
+
+Those that go on where the one before ended leave no byte twice.
+"""
+
 SIGNED_SECONDS: Final = 900
 """How long a signed URL is good for, unless told."""
 
@@ -93,7 +99,12 @@ class Resuming:
         async with self._as_newest(owner, upload):
             start = upload.starts[-1]
             with blob_errors():
-                async with self._store.resumable(upload.key).writer(upload.starts) as writer:
+                segments = self._store.resumable(upload.key)
+                if len(upload.starts) > 1:
+                    left = await segments.drop_covered(upload.starts)
+                    if left > MOST_LEFT * upload.size_bytes:
+                        raise _broken_off(upload)
+                async with segments.writer(upload.starts) as writer:
                     await receive(writer, start, upload.size_bytes)
             committed_bytes = start + writer.size_bytes
             if committed_bytes < upload.size_bytes:
@@ -172,11 +183,7 @@ class Resuming:
                     f"Must be between 0 and the {committed_bytes} bytes that are committed.",
                 )
             if len(upload.starts) >= uploads.MOST_STREAMS:
-                raise names.invalid(
-                    "header.upload_id",
-                    f"This upload broke off {len(upload.starts)} times, as often as it may. "
-                    "Begin another one.",
-                )
+                raise _broken_off(upload)
             starts = await self._calls.run_for(owner, uploads.open_stream, owner, upload, offset)
             if starts is not None:
                 return upload._replace(starts=starts)
@@ -256,6 +263,14 @@ class Resuming:
 
 def _name(blob: Blob) -> str:
     return blob.name
+
+
+def _broken_off(upload: Upload) -> FluoroError:
+    return names.invalid(
+        "header.upload_id",
+        f"This upload broke off {len(upload.starts)} times, or left too much behind. "
+        "Begin another one.",
+    )
 
 
 def _no_direct_upload() -> FluoroError:
