@@ -1,5 +1,6 @@
 """TileSlide: whole slides as certified tiles of tissue."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from fluoro.v1.slide_pb2 import StainEstimate, TiledSlide, TileSlide, TileSlideResult, TissueTile
@@ -8,7 +9,7 @@ from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 
 from dicom_worker.slides.source import NoSlideError, open_slide
-from dicom_worker.slides.tiling import Tiling
+from dicom_worker.slides.tiling import THREADS, Tiling
 
 TILE_SIZE: Final = 256
 MIN_TISSUE: Final = 0.25
@@ -28,9 +29,10 @@ def tile_slide(request: TileSlide, context: StepContext) -> TileSlideResult:
                 item.skip(Reason.NO_APPLICABLE_INPUT, f"{error}.")
                 continue
             least = request.min_tissue if request.HasField("min_tissue") else MIN_TISSUE
-            tiling = Tiling(slide, request.tile_size or TILE_SIZE, least, context.check)
-            # Straight into the store: all tiles together may be larger than the scratch disk.
-            name = item.put("tiles", ".rgb", "tiles", RGB, tiling.kept())
+            with ThreadPoolExecutor(THREADS) as pool:
+                tiling = Tiling(slide, request.tile_size or TILE_SIZE, least, pool, context.check)
+                # Straight into the store: all tiles together may be larger than the scratch disk.
+                name = item.put("tiles", ".rgb", "tiles", RGB, tiling.kept())
             if tiling.tiles:
                 result.slides.append(told(item, tiling, name))
             else:
@@ -61,7 +63,7 @@ def told(item: StepItem, tiling: Tiling, name: str) -> TiledSlide:
             for tile in tiling.tiles
         ],
     )
-    if stain := tiling.stain:
+    if stain := tiling.stain():
         slide.stain.CopyFrom(
             StainEstimate(
                 hematoxylin=stain.hematoxylin,

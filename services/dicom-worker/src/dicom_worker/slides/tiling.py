@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -47,16 +47,18 @@ class Piece:
 class Tiling:
     """Cuts a slide. size: rows and columns of a tile. least: share of it that must be tissue.
 
-    tick: called per piece. What is found is there once `kept` has ended.
+    pool: its threads look at tiles. tick: called per piece. What is found is there once `kept` has
+    ended.
     """
 
     slide: Slide
     size: int
     least: float
+    pool: ThreadPoolExecutor
     tick: Callable[[], None]
     tiles: list[Tile] = field(default_factory=list, init=False)
     tissue_share: float = field(default=0.0, init=False)
-    stain: Stain | None = field(default=None, init=False)
+    _stain: Future[Stain | None] | None = field(default=None, init=False)
 
     def kept(self) -> Iterator[memoryview]:
         """The bytes of each tile of tissue, row by row.
@@ -64,20 +66,25 @@ class Tiling:
         FluoroError as of `open_slide`; IMAGE_TOO_LARGE if the tiles are more than may be left.
         """
         seen, found, densities = 0, 0, []
-        with ThreadPoolExecutor(THREADS) as pool:
-            look = partial(look_at, least=self.least)
-            for looked in made_ahead(pool, look, self._pieces(), THREADS):
-                self.tick()
-                seen, found = seen + looked.seen, found + looked.found
-                bytes_left = (len(self.tiles) + len(looked.kept)) * self.size**2 * 3
-                if bytes_left > limits.ARRAY_LIMIT_BYTES:
-                    raise Refusal.SLIDE_TISSUE.error()
-                for tile, data, density in looked.kept:
-                    densities.append(density)
-                    self.tiles.append(tile)
-                    yield data
+        look = partial(look_at, least=self.least)
+        for looked in made_ahead(self.pool, look, self._pieces(), THREADS):
+            self.tick()
+            seen, found = seen + looked.seen, found + looked.found
+            bytes_left = (len(self.tiles) + len(looked.kept)) * self.size**2 * 3
+            if bytes_left > limits.ARRAY_LIMIT_BYTES:
+                raise Refusal.SLIDE_TISSUE.error()
+            for tile, data, density in looked.kept:
+                densities.append(density)
+                self.tiles.append(tile)
+                yield data
         self.tissue_share = found / seen
-        self.stain = stain_of(np.concatenate(densities)) if densities else None
+        if densities:
+            # While the store waits for its disk.
+            self._stain = self.pool.submit(stain_of, np.concatenate(densities))
+
+    def stain(self) -> Stain | None:
+        """How the slide is stained; None if too few pixels say."""
+        return self._stain.result() if self._stain else None
 
     def _pieces(self) -> Iterator[Piece]:
         level = self.slide.level
