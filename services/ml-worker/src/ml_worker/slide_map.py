@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +30,28 @@ class SlideMap:
         self.colors = [
             each.color or COLORS[place % len(COLORS)] for place, each in enumerate(labels)
         ]
-        self._paint = [
-            np.array([int(one[at : at + 2], 16) for at in (1, 3, 5)]) for one in self.colors
-        ]
+        self._paint = np.array(
+            [[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in self.colors]
+        )
         self._canvas = np.full((down * self.side, across * self.side, 3), WHITE, np.uint8)
 
     def add(
-        self, row: int, column: int, tile: NDArray[np.uint8], scores: NDArray[np.float64]
+        self, places: Sequence[tuple[int, int]], tiles: NDArray[np.uint8], scores: NDArray[Any]
     ) -> None:
-        """A tile in the colour of its most probable class. tile: (rows, columns, 3)."""
-        places = np.arange(self.side) * len(tile) // self.side
-        grey = (tile[np.ix_(places, places)] @ LUMA)[..., np.newaxis]
-        best = int(scores.argmax())
-        opacity = OPACITY * float(scores[best])
-        painted = grey * (1 - opacity) + self._paint[best] * opacity
-        top, left = row * self.side, column * self.side
-        self._canvas[top : top + self.side, left : left + self.side] = painted.round()
+        """Tiles in the colours of their most probable classes.
+
+        places: their rows and columns in the grid. tiles: (tiles, rows, columns, 3). scores:
+        (tiles, labels).
+        """
+        taken = np.arange(self.side) * tiles.shape[1] // self.side
+        grey = (tiles[:, taken[:, np.newaxis], taken] @ LUMA)[..., np.newaxis]
+        best = scores.argmax(axis=1)
+        opacity = (OPACITY * scores.max(axis=1))[:, np.newaxis, np.newaxis, np.newaxis]
+        paint = self._paint[best][:, np.newaxis, np.newaxis]
+        painted = (grey * (1 - opacity) + paint * opacity).round()
+        for (row, column), square in zip(places, painted, strict=True):
+            top, left = row * self.side, column * self.side
+            self._canvas[top : top + self.side, left : left + self.side] = square
 
     def png(self) -> bytes:
         """The picture. The same tiles give the same bytes."""

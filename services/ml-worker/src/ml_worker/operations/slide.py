@@ -144,8 +144,8 @@ class Seen:
 
     def add(self, some: Some, scores: NDArray[np.float64]) -> None:
         """Tiles, and a probability for each of them and each label."""
-        for tile, pixels, each in zip(*some, scores, strict=True):
-            self.picture.add(tile.row, tile.column, pixels, each)
+        tiles, pixels = some
+        self.picture.add([(tile.row, tile.column) for tile in tiles], pixels, scores)
         self.scores.append(scores)
 
 
