@@ -3,7 +3,9 @@
 The fields come from the descriptors, so that a new one needs a limit too.
 """
 
+import gc
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -153,3 +155,25 @@ def test_the_largest_job_there_may_be_is_taken() -> None:
     large.job.labels.update({f"{number:0256}": "x" * 256 for number in range(64)})
     submission = validate(large, "owner")
     assert [len(step.tasks) for step in submission.steps] == [10] + 99 * [0], "the others wait"
+
+
+def test_steps_that_were_refused_take_no_memory() -> None:
+    def submit(number: int) -> None:
+        step = job_pb2.Step(name=f"s{number}")
+        points = step.export_infographic.charts.add().series.add().points
+        for _ in range(200):
+            points.add(label="\x01")
+        with pytest.raises(FluoroError):
+            validate(job_service_pb2.SubmitJobRequest(job=job_pb2.Job(steps=[step])), "ada")
+
+    submit(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 101):
+            submit(number)
+        gc.collect()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 100 * 2**10, "less than a step weighs, for each"

@@ -28,7 +28,7 @@ MAX_OPERATION_BYTES: Final = 16 * 2**10
 """Most that an operation's message weighs; it may hold fields that only a newer worker knows."""
 REMEMBERED_STEPS: Final = 1024
 REMEMBERED_STEP_BYTES: Final = 2 * 2**10
-"""Most that a step weighs for what is known of it to be remembered: 2 MiB in all."""
+"""Most that a step weighs for what is known of it to be remembered: some 5 MiB in all."""
 MAX_TOLD: Final = 20
 """Most bad fields that one refusal names."""
 
@@ -283,15 +283,30 @@ class _Seen(NamedTuple):
     timeout_seconds: float
 
 
+class _FaultyError(Exception):
+    """Keeps a step that has faults from being remembered: they may weigh 50 times as much."""
+
+    def __init__(self, seen: _Seen) -> None:
+        self.seen = seen
+
+
 def _look_at(step: job_pb2.Step) -> _Seen:
     """Steps repeat from job to job, those of a pipeline above all, so small ones are remembered."""
     data = step.SerializeToString()
-    return _seen_before(data) if len(data) <= REMEMBERED_STEP_BYTES else _seen(step)
+    if len(data) > REMEMBERED_STEP_BYTES:
+        return _seen(step)
+    try:
+        return _seen_before(data)
+    except _FaultyError as error:
+        return error.seen
 
 
 @lru_cache(maxsize=REMEMBERED_STEPS)
 def _seen_before(data: bytes) -> _Seen:
-    return _seen(job_pb2.Step.FromString(data))
+    seen = _seen(job_pb2.Step.FromString(data))
+    if seen.faults:
+        raise _FaultyError(seen)
+    return seen
 
 
 def _seen(step: job_pb2.Step) -> _Seen:
