@@ -36,6 +36,7 @@ OUTPUT_ONLY_JOB: Final = (
     "last_sequence",
     "input_count",
     "pipeline",
+    "provenance",
 )
 OUTPUT_ONLY_STEP: Final = (
     "state",
