@@ -1,17 +1,25 @@
 """No way past an owner's quota of bytes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psycopg
 import pytest
 from fluoro.v1.blob_service_pb2 import BeginUploadRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro_jobs.testing.rig import until
 from gateway.testing import Client, refused, serving
 
 QUOTA = 10_000
+PATIENCE_SECONDS = 20
+MADE_BY_A_JOB: Final = """
+INSERT INTO blobs (id, owner, size_bytes, sha256, media_type, uploaded)
+VALUES (gen_random_uuid(), 'ada', %s, '', '', false)
+"""
 ADA: Any = (("fluoro-owner", "ada"),)
 
 
@@ -68,3 +76,29 @@ async def test_streams_of_one_upload_do_not_pile_up_what_they_wrote(
         assert on_disk(blob_url) <= 3 * size_bytes
     if not step:
         assert on_disk(blob_url) == size_bytes - 1
+
+
+async def test_an_upload_under_way_sees_what_jobs_and_other_gateways_store(
+    client: Client, database_url: str
+) -> None:
+    upload = client.blobs.UploadBlob(metadata=ADA)
+    await upload.write(UploadBlobRequest(header=UploadBlobHeader()))
+    await upload.write(UploadBlobRequest(chunk=b"a"))
+
+    with psycopg.connect(database_url, autocommit=True) as db:
+
+        def is_counted() -> bool:
+            query = "SELECT FROM pg_stat_activity WHERE query LIKE '%stored_bytes%uploads%'"
+            return db.execute(query + " AND pid <> pg_backend_pid()").fetchone() is not None
+
+        await asyncio.to_thread(until, is_counted)
+        db.execute(MADE_BY_A_JOB, (QUOTA,))
+
+    async def grow() -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not upload.done():
+                await upload.write(UploadBlobRequest(chunk=b"a"))
+                await asyncio.sleep(0.1)
+        await upload
+
+    assert (await refused(grow())).reason == "BYTE_QUOTA_EXCEEDED"

@@ -15,6 +15,8 @@ from gateway.ledger_calls import LedgerCalls
 
 SETTLE_SECONDS: Final = 5
 """How long an upload without room waits for others of its owner whose records are on their way."""
+FRESH_SECONDS: Final = 5
+"""How long a reading of the ledger is good: jobs and other gateways store bytes, too."""
 
 
 class Upload(Protocol):
@@ -35,7 +37,7 @@ class _Room:
     coming: int = 0
     """Bytes of uploads under way."""
     landed: int = 0
-    """Bytes of uploads that ended well, ever."""
+    """Bytes of uploads that ended with a record, or maybe with one, ever."""
     keeping: int = 0
     """Uploads that the ledger may count though they are among those under way."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,7 +66,6 @@ class StoredBytes:
             if await upload.fits(least):
                 await upload.grown(size_bytes)
                 yield upload
-                room.landed += upload.size_bytes
             elif await self._calls.run_for(
                 owner, usage.is_there, owner, size_bytes, sha256, upload_id
             ):
@@ -73,7 +74,10 @@ class StoredBytes:
                 raise upload.exceeded(least)
         finally:
             room.coming -= upload.size_bytes
-            room.keeping -= upload.is_keeping
+            if upload.is_keeping:
+                # Also if its record failed: the ledger's answer alone may be what was lost.
+                room.landed += upload.size_bytes
+                room.keeping -= 1
             room.ended.set()
             room.ended = asyncio.Event()
             room.uploads -= 1
@@ -87,6 +91,7 @@ class _Coming:
     def __init__(self, calls: LedgerCalls, owner: str, most: int, room: _Room) -> None:
         self._calls, self._owner, self._most, self._room = calls, owner, most, room
         self._used = most  # until the ledger is read
+        self._stale_at = 0.0
         self.size_bytes = 0
         self.is_keeping = False
 
@@ -102,10 +107,16 @@ class _Coming:
         """
         room, loop = self._room, asyncio.get_running_loop()
         until = loop.time() + SETTLE_SECONDS
-        while self._taken + more > self._most:
+        while (over := self._taken + more > self._most) or loop.time() >= self._stale_at:
             landed = room.landed
-            used = await self._calls.run_for(self._owner, usage.used_bytes, self._owner)
-            self._used = used - landed
+            try:
+                used = await self._calls.run_for(self._owner, usage.used_bytes, self._owner)
+                self._used = used - landed
+            except FluoroError:
+                if over:
+                    raise
+                # A ledger that is away ends no upload that has room by what was read before.
+            self._stale_at = loop.time() + FRESH_SECONDS
             if self._taken + more <= self._most:
                 break
             if (room.landed == landed and not room.keeping) or loop.time() > until:
