@@ -407,11 +407,19 @@ async def test_operators_name_an_owner_in_a_filter_and_others_only_themselves(
         assert told.reason == "ROLE_MISSING"
         request = BatchCancelJobsRequest(filter="owner = ada")
         assert (await refused(s.client.jobs.BatchCancelJobs(request, **vic))).reason
-        # No metadata and no filter lead past the one that the audit names.
-        both = {"metadata": (*ops["metadata"], ("fluoro-owner", "vic"))}
-        assert await listed("owner = ada", both) == []
+        # The metadata is no way past the owner that a filter names, nor the other way round.
+        for who, in_metadata, in_filter, reason in (
+            (ops, "vic", "ada", "INVALID_ARGUMENT"),
+            (ops, "ops", "ada", "INVALID_ARGUMENT"),
+            (vic, "vic", "ada", "ROLE_MISSING"),
+            (vic, "ada", "vic", "ROLE_MISSING"),
+        ):
+            both = {"metadata": (*who["metadata"], ("fluoro-owner", in_metadata))}
+            assert (await refused(listed(f"owner = {in_filter}", both))).reason == reason
+        same = {"metadata": (*ops["metadata"], ("fluoro-owner", "ada"))}
+        assert await listed("owner = ada", same) == [name]
     crossed = [owner for principal, owner, *_ in s.rows() if principal == "ops" != owner]
-    assert crossed == ["ada", "ada", "vic"]
+    assert crossed == ["ada"] * 3
 
 
 async def test_operators_list_and_export_what_was_recorded(
