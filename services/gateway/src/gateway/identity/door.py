@@ -42,12 +42,19 @@ class Door:
         """The caller, with the owner whose call it is.
 
         method: its full name. asked: the owner that the request's filter names. FluoroError of code
-        UNAUTHENTICATED, or ROLE_MISSING. Whom it found stands in `caller.known` then, too.
+        UNAUTHENTICATED, ROLE_MISSING, or INVALID_ARGUMENT for an operator who names two owners.
+        Whom it found stands in `caller.known` then, too.
         """
         principal = caller.known = await self.identify(caller)
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
-        owner = named_owner(caller) or owner_named(asked()) or principal.owner
+        filtered = owner_named(asked())
+        owner = named_owner(caller) or filtered or principal.owner
+        if filtered not in {None, owner}:
+            if Role.OPERATOR in principal.roles:
+                raise _two_owners()
+            # One of the two is not the caller.
+            owner = filtered if owner == principal.owner else owner
         name = principal.name or principal.owner
         if owner != principal.owner:
             caller.known = replace(principal, owner=owner, name=name)
@@ -148,6 +155,13 @@ def _lost(
     if principal.owner != name and Role.OPERATOR not in found.roles:
         return _lacks(found, f"Another owner in metadata {KEY} or a filter", [Role.OPERATOR])
     return None
+
+
+def _two_owners() -> FluoroError:
+    return FluoroError(
+        Reason.INVALID_ARGUMENT,
+        f"Metadata {KEY} and the filter name different owners. Leave one of them out.",
+    )
 
 
 def _lacks(principal: Principal, what: str, needed: Sequence[Role]) -> FluoroError:
