@@ -1,6 +1,8 @@
 """Each Transfer Syntax has a pinned decoder, and wrong pixels are refused rather than passed on."""
 
+import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import imagecodecs
@@ -110,11 +112,21 @@ def test_a_segment_of_rle_is_its_plane_or_refused(size: int) -> None:
         data = offsets.tobytes() + b"".join(segments)
         return compressed_frame(data, PREFIX + "5", image(array), CODECS[PREFIX + "5"]).values
 
-    for behind in (b"", b"\0", b"\0" * 5, b"\1ab"):
+    for behind in (b"", b"\0", b"\0" * 5, b"\x80" * 3):
         assert np.array_equal(values(good[-1] + behind), array)
-    for bad in (good[-1][:-2], good[-1][:-1]):
+    for bad in (good[-1][:-2], good[-1][:-1], good[-1] + b"\1ab", good[-1] + b"\0\0\0\1"):
         with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
             values(bad)
+
+
+@pytest.mark.parametrize("size", [{"rows": 120}, {"columns": 120}], ids=str)
+def test_rle_of_a_larger_picture_than_the_header_says_is_refused(size: dict[str, int]) -> None:
+    array, codec = (GREY >> 4).astype(np.uint8), CODECS[PREFIX + "5"]
+    data = struct.pack("<16L", 1, 64, *[0] * 14) + imagecodecs.packbits_encode(array.tobytes())
+    frame = compressed_frame(data, PREFIX + "5", image(array), codec)
+    assert np.array_equal(frame.values, array)
+    with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
+        compressed_frame(data, PREFIX + "5", replace(image(array), **size), codec)
 
 
 def test_frames_of_rle_of_other_sizes_after_each_other_keep_their_pixels() -> None:
@@ -290,6 +302,31 @@ def test_signed_values_in_a_format_without_a_sign_are_twos_complement_of_its_pre
             image(SIGNED, **header),
             CODECS[PREFIX + "4.70"],
         )
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [("4.70", jpeg_lossless), ("4.80", imagecodecs.jpegls_encode), ("4.90", j2k)],
+)
+def test_a_compressed_image_of_1_bit_is_refused(
+    syntax: str, encode: Encode, render: Render
+) -> None:
+    bits = (GREY > 900).astype(np.uint8)
+    header = {"bits_allocated": 1, "bits_stored": 1, "high_bit": 0}
+    _, attempt = render(saved(encapsulated(bits, encode(bits), syntax, **header)))
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
+
+
+def test_compressed_floats_are_refused(render: Render) -> None:
+    cells = GREY.astype(np.float32).view(np.uint32)
+    planes = cells.astype(">u4").view(np.uint8).reshape(-1, 4).T
+    segments = [imagecodecs.packbits_encode(plane.tobytes()) for plane in planes]
+    starts = np.cumsum([64, *map(len, segments)])[:-1]
+    data = struct.pack("<16L", 4, *starts, *[0] * 11) + b"".join(segments)
+    dataset = encapsulated(cells, data, "5")
+    dataset["PixelData"].VR = "OB"
+    _, attempt = render(saved(dataset).replace(b"\xe0\x7f\x10\0OB", b"\xe0\x7f\x08\0OB"))
+    assert outcome(attempt) == "FAILED PIXELS_UNDECODABLE"
 
 
 @pytest.mark.parametrize("syntax", ["4.100", "4.102.1", "4.103", "4.107"])

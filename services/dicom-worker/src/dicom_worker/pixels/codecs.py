@@ -100,12 +100,17 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
     offsets = struct.unpack_from(f"<{count}L", data, 4)
     stream, planes = memoryview(data), scratch(count * pixels).reshape(count, pixels)
     for plane, start, end in zip(planes, offsets, (*offsets[1:], len(data)), strict=True):
+        segment = stream[start:end]
         try:
-            whole = packbits_decode(stream[start:end], out=plane.data)  # type: ignore[arg-type]  # any buffer does
+            whole = packbits_decode(segment, out=plane.data)  # type: ignore[arg-type]  # any buffer does
         except RuntimeError:
-            # More than a byte of padding follows the image: slower, and passes over that.
-            return pylibjpeg_rle(data, frame)
-        if len(whole) != pixels:
+            # More follows the image. Padding is zeros; anything else is a picture with more rows or
+            # columns than the header says, and with a column too few each row begins elsewhere.
+            whole = packbits_decode(segment)
+            if whole.count(0, pixels) < len(whole) - pixels:
+                raise ValueError("a segment goes on after the image") from None
+            plane[:] = np.frombuffer(whole, np.uint8, pixels)
+        if len(whole) < pixels:
             raise ValueError("a segment is too short")
     size = frame.bits // 8
     # Colours change places, so their copy stays.
@@ -123,19 +128,6 @@ def scratch(size: int) -> NDArray[np.uint8]:
     if _scratch.size < size:
         _scratch = np.empty(size, np.uint8)
     return _scratch[:size]
-
-
-def pylibjpeg_rle(data: bytes, frame: FrameSpec) -> NDArray[Any]:
-    """RLE in Rust."""
-    from rle.utils import decode_pixel_data  # noqa: PLC0415 - only where asked for
-
-    size: dict[str, Any] = {
-        "rows": frame.rows,
-        "columns": frame.columns,
-        "bits_allocated": frame.bits,
-    }
-    planes = np.frombuffer(decode_pixel_data(data, version=2, **size), f"<u{frame.bits // 8}")
-    return oriented(planes, frame)
 
 
 def oriented(planes: NDArray[Any], frame: FrameSpec) -> NDArray[Any]:

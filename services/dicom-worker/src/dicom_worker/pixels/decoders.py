@@ -197,6 +197,8 @@ def check_encoding(image: Image, codec: Codec) -> None:
         raise undecodable("The samples of a colour image are floats or have 1 bit.")
     if image.bits_allocated != FLOAT_BITS.get(image.keyword, image.bits_allocated):
         raise undecodable("Bits Allocated is not 32 or 64, as the floating point pixel data is.")
+    if codec is not NATIVE and (image.is_float or image.bits_allocated == 1):
+        raise undecodable("Floats, or pixels of 1 bit, are encapsulated (PS3.5 A.4).")
     # libjpeg converts at any depth; what is converted here is scaled for bytes (PS3.3 C.7.6.3.1.2).
     if image.photometric.startswith("YBR_FULL") and image.bits_allocated > 8 and codec is not JPEG:  # noqa: PLR2004 - bits of a byte
         raise undecodable("YBR_FULL has more than 8 bits per sample.")
