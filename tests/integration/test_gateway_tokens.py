@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from fluoro_jobs.ledger.connection import Ledger
 from fluoro_jobs.ledger.tokens import create, digest
 from fluoro_jobs.testing.rig import OWNER, Rig
 from fluoro_local.folders import free_port
+from fluoro_local.servers import PostgresServer
+from fluoro_local.testing import standing_still
 from gateway.identity.principal import Caller
 from gateway.identity.service_tokens import ServiceTokens, lane
 from gateway.ledger_calls import LedgerCalls
@@ -185,6 +188,30 @@ async def test_a_stream_ends_with_its_token_though_the_ledger_cannot_be_asked(
             finally:
                 connection.execute("ALTER TABLE away RENAME TO tokens")
     assert capfd.readouterr().out.count("proof_not_looked_at") == 1
+
+
+async def test_a_stream_ends_with_its_token_though_the_ledger_hangs(
+    database_url: str,
+    redis_url: str,
+    blob_url: str,
+    operator: Any,
+    postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.identity.door.LOOK_AGAIN_SECONDS", 0.1)
+    async with gateway(database_url, redis_url, blob_url) as client:
+        _, secret = await make(client, operator)
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(
+                "UPDATE tokens SET expire_time = now() + interval '3 s' WHERE owner = 'ada'"
+            )
+        expires = time.monotonic() + 3
+        messages = aiter(client.jobs.WatchJobs(WatchJobsRequest(), metadata=with_token(secret)))
+        await anext(messages)
+        with standing_still(postgres):
+            assert (await end_of(messages)).reason == "TOKEN_EXPIRED"
+            late = time.monotonic() - expires
+        assert late < 1.5, "a look that began before waits for the ledger longer than that"
 
 
 async def test_an_import_ends_when_its_token_is_revoked(

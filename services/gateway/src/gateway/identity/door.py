@@ -123,16 +123,18 @@ class Door:
         while True:
             seconds: float = LOOK_AGAIN_SECONDS if principal.revocable else LONGEST_SLEEP_SECONDS
             if expires is not None:
-                seconds = min(seconds, max(SHORTEST_SLEEP_SECONDS, expires - time.time()))
+                seconds = min(seconds, _left(expires))
             await asyncio.sleep(seconds)
             try:
-                found = await self.identify(caller)
+                # A ledger that hangs prolongs no proof.
+                async with asyncio.timeout(None if expires is None else _left(expires)):
+                    found = await self.identify(caller)
             except Exception as error:  # noqa: BLE001 - a fault of ours is no reason never to look again
                 # A ledger or an issuer that is away says nothing about the caller. The time does.
                 if isinstance(error, FluoroError):
                     if REASONS[error.reason].code == "UNAUTHENTICATED":
                         return error
-                elif not told:
+                elif not told and not isinstance(error, TimeoutError):
                     log.error("proof_not_looked_at", exception=type(error).__qualname__)
                     told = True
                 if expires is not None and time.time() > expires:
@@ -141,6 +143,11 @@ class Door:
             if (missing := _lost(method, needed, principal, found)) is not None:
                 return missing
             expires = found.expires
+
+
+def _left(expires: float) -> float:
+    """Seconds until then; a moment if it is over."""
+    return max(SHORTEST_SLEEP_SECONDS, expires - time.time())
 
 
 def _lost(
