@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from export_worker.operations.dicom import export_dicom
-from export_worker.testing import CLASSES, Study, ct_slices
+from export_worker.testing import CLASSES, Study, ct_slices, verdicts
 from fluoro.v1.export_pb2 import ExportDicom, ExportDicomResult
 from fluoro_jobs.testing import Attempt
 from fluoro_local.orthanc import PLUGIN, Orthanc, orthanc
@@ -63,8 +63,9 @@ def test_a_pacs_takes_every_object_and_gives_it_back(
 ) -> None:
     render, analyze = study.render(), study.analyze()
     report = clinic.report(render, analyze).as_upstream(ExportDicomResult())
-    attempt = study.attempt(render, analyze, report)
+    attempt = study.attempt(render, analyze, report, verdicts(study.folder)[1])
     export_dicom(ExportDicom(kinds=EVERY_KIND, segmentation_type=kind), attempt.context)
+    assert "measurements-0001.dcm" in attempt.context.artifacts, "of verdicts"
     for file in study.files:
         pacs.add(file)
     for path in files(attempt).values():
@@ -106,6 +107,22 @@ def test_dcmqi_gets_back_every_voxel(
     assert np.array_equal(labels_by_dcmqi(path, tmp_path / "dcmqi"), truth)
 
 
+def groups_by_dcmqi(path: Path, told: Path) -> list[dict[str, Any]]:
+    """What dcmqi reads of a measurement report."""
+    command = [tool("tid1500reader"), "--inputDICOM", path, "--outputMetadata", told]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    groups: list[dict[str, Any]] = json.loads(told.read_text())["Measurements"]
+    return groups
+
+
+def test_tid1500reader_reads_verdicts(study: Study, tmp_path: Path) -> None:
+    attempt = study.attempt(verdicts(study.folder)[1])
+    export_dicom(ExportDicom(), attempt.context)
+    groups = groups_by_dcmqi(files(attempt)["measurements-0000.dcm"], tmp_path / "told.json")
+    assert len(groups) == 3 * SLICES, "of each image a verdict, and two opinions"
+    assert all(group["measurementItems"] for group in groups)
+
+
 def test_dsrdump_and_tid1500reader_read_the_report(study: Study, tmp_path: Path) -> None:
     attempt = study.attempt(study.render(), study.analyze())
     export_dicom(ExportDicom(), attempt.context)
@@ -117,13 +134,6 @@ def test_dsrdump_and_tid1500reader_read_the_report(study: Study, tmp_path: Path)
     for name, _ in CLASSES[1:]:
         assert name.lower() in dumped.stdout.lower()
     assert "Made by a demonstration model. Not for diagnosis." in dumped.stdout
-    told = tmp_path / "told.json"
-    subprocess.run(
-        [tool("tid1500reader"), "--inputDICOM", path, "--outputMetadata", told],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    groups = json.loads(told.read_text())["Measurements"]
+    groups = groups_by_dcmqi(path, tmp_path / "told.json")
     assert len(groups) == len(CLASSES) - 1
     assert all(group["measurementItems"] for group in groups)

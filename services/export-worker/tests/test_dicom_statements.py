@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from export_worker.testing import CLASSIFIER, Study, ct_slices, dermoscopies, lo
 from fluoro.v1 import (
     classify_pb2,
     compare_pb2,
+    dermoscopy_pb2,
     detect_pb2,
     embedding_pb2,
     job_pb2,
@@ -326,6 +328,46 @@ def test_too_many_statements_fail_their_series_alone(
     assert [one.sources for one in told.objects] == [1]
     failed, good = attempt.context.items[0], attempt.context.items[1]
     assert (failed.reason, good.reason) == ("RESULT_TOO_LARGE", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "\x00\x1b\u202e", "a\\b\\c", "x" * 200, "<b>&amp;", "黑色素瘤" * 40]
+)
+@pytest.mark.parametrize("value", [0.5, -1e308, 1e-300, float("nan"), float("inf")])
+def test_no_name_and_no_figure_of_a_model_breaks_a_report(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    classes = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER)
+    classes.model.name = name
+    finding = classes.findings.add(item="0")
+    finding.classes.add(frame=9, label=1, display_name="known", probability=0.5)
+    finding.classes.add(frame=9, label=2, display_name=name, probability=value)
+    detected = detect_pb2.DetectObjectsResult(model=CLASSIFIER)
+    found = detected.images.add(item="0")
+    found.objects.add(frame=9, label=3, display_name=name, score=0.5, left=value, width=1, height=1)
+    lesions = dermoscopy_pb2.AssessDermoscopyResult()
+    lesions.rule.source = name
+    lesions.lesions.add(item="0", model=CLASSIFIER, colors=[name], total=value, area_mm2=value)
+    steps = [
+        left(tmp_path, f"step-{number}", result)
+        for number, result in enumerate((classes, detected, lesions))
+    ]
+    result, attempt = exported(of_images(tmp_path, photographs(1)), *steps)
+    assert len(result.objects) == 3
+    for one in result.objects:
+        dumped(attempt, one.artifact)
+
+
+def test_groups_are_encoded_as_pydicom_does(tmp_path: Path) -> None:
+    _, attempt = exported(of_images(tmp_path, photographs(6)), verdicts(tmp_path)[1])
+    path = attempt.context.fetch(attempt.context.artifacts["measurements-0000.dcm"].blob)
+    data = pydicom.dcmread(path)
+    data.set_original_encoding(None, None)  # so that nothing is copied as it is
+    for _ in data.iterall():
+        pass
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    assert file.getvalue() == path.read_bytes()
 
 
 def test_another_attempt_writes_the_same_and_other_scores_another_instance(tmp_path: Path) -> None:

@@ -98,7 +98,11 @@ class Told:
     @property
     def known(self) -> list[Measure]:
         """The figures that are numbers."""
-        return [one for one in self.measures if math.isfinite(one.value)]
+        return [
+            one
+            for one in self.measures
+            if math.isfinite(one.value) and all(map(math.isfinite, one.box or ()))
+        ]
 
     @property
     def content(self) -> str:
@@ -228,7 +232,12 @@ def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion, rule: dermoscopy_pb2.AbcdR
         measures,
         Said(RULED.get(lesion.verdict, UNKNOWN)),
         frame=1,
-        qualities=[(kind, printable(one, NAME_CHARACTERS)) for kind, ones in seen for one in ones],
+        qualities=[
+            (kind, name)
+            for kind, ones in seen
+            for one in ones
+            if (name := printable(one, NAME_CHARACTERS))
+        ],
         note=". ".join(f"{what}: {printable(text)}" for what, text in about if text),
     )
 

@@ -8,6 +8,8 @@ from typing import Final
 from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
+from export_worker.dicom.origin import lo
+
 SCHEME: Final = "99FLUORO"
 """Coding Scheme Designator of our own codes (PS3.16 8.2: private ones begin with 99)."""
 
@@ -15,8 +17,6 @@ CODE_CHARACTERS: Final = 16
 """Longest Code Value (0008,0100), VR SH."""
 DIGEST_CHARACTERS: Final = 6
 """Of a digest in a code."""
-MEANING_CHARACTERS: Final = 64
-"""Longest Code Meaning (0008,0104), VR LO."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,7 @@ def coded(display_name: str, label: int) -> Coded:
     known = KNOWN.get(display_name.lower())
     if known is not None:
         return known
-    meaning = " ".join(display_name.replace("\\", " ").split()) or f"Class {label}"
-    return Coded(TISSUE, own(meaning))
+    return Coded(TISSUE, own(lo(display_name) or f"Class {label}"))
 
 
 def concept(name: str) -> CodedConcept:
@@ -79,9 +78,10 @@ def own(meaning: str) -> CodedConcept:
 
     It ends with a digest if these do not fit or are not all of it: two meanings have two codes.
     """
+    meaning = lo(meaning)
     word = re.sub(r"[^a-z0-9]+", "-", meaning.lower()).strip("-")
     if len(word) > CODE_CHARACTERS or not meaning.isascii():
         digest = hashlib.sha256(meaning.encode()).hexdigest()[:DIGEST_CHARACTERS]
         kept = word[: CODE_CHARACTERS - DIGEST_CHARACTERS - 1].strip("-")
         word = f"{kept}-{digest}" if kept else digest
-    return CodedConcept(word, SCHEME, meaning[:MEANING_CHARACTERS])
+    return CodedConcept(word, SCHEME, meaning)

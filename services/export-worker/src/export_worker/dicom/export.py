@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from fluoro.v1 import embedding_pb2, job_pb2, ml_pb2
@@ -13,14 +12,10 @@ from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.operations import DICOM_FILES
 from fluoro_jobs.worker.context import StepContext, StepItem
 from highdicom import SOPClass
-from pydicom.charset import convert_encodings, default_encoding
-from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import correct_ambiguous_vr, write_sequence
-from pydicom.tag import Tag
 
 from export_worker.dicom.capture import capture
 from export_worker.dicom.document import encapsulated
+from export_worker.dicom.encoding import saved
 from export_worker.dicom.images import (
     Image,
     Stack,
@@ -52,11 +47,6 @@ STEMS: Final = {
     ExportDicom.KIND_KEY_IMAGES: "key-images",
 }
 """Of names and keys of objects that are made of several items."""
-
-FRAMES: Final = Tag("PerFrameFunctionalGroupsSequence")
-UTF_8: Final = convert_encodings("ISO_IR 192")
-Encoded = dict[tuple[int, ...], tuple[DataElement, bytes]]
-"""Bytes of sequences by the ids of their items, which the elements keep alive."""
 
 UNWRITABLE: Final = (
     "The headers of these images do not go together, so no object was made of them. "
@@ -344,38 +334,3 @@ class Export:
                 input=image.input, key=image.key, state=state, reason=reason, message=message
             ),
         )
-
-
-def saved(written: SOPClass, folder: Path) -> Path:
-    """The object as a file."""
-    path = folder / f"{written.SOPInstanceUID}.dcm"
-    if FRAMES in written:
-        frames = written[FRAMES]
-        del written[FRAMES]
-        correct_ambiguous_vr(written, is_little_endian=True)
-        written.set_original_encoding(False, True, UTF_8)  # so that encoded frames stay encoded
-        written[FRAMES] = encoded(frames, {})
-    written.save_as(path, enforce_file_format=True)
-    return path
-
-
-def encoded(sequence: DataElement, known: Encoded) -> RawDataElement:
-    """The sequence as it is written; what frames share is encoded once.
-
-    pydicom would encode it for each frame, and look at it once per level above it.
-    """
-    same = tuple(map(id, sequence.value))
-    if same not in known:
-        for item in sequence.value:
-            item.set_original_encoding(False, True, default_encoding)
-            for element in item:
-                if element.VR == "SQ":
-                    item[element.tag] = encoded(element, known)
-        buffer = DicomBytesIO()
-        buffer.is_little_endian, buffer.is_implicit_VR = True, False
-        write_sequence(buffer, sequence, UTF_8)
-        known[same] = sequence, buffer.getvalue()
-    _, value = known[same]
-    return RawDataElement(
-        sequence.tag, "SQ", len(value), value, 0, is_implicit_VR=False, is_little_endian=True
-    )

@@ -42,8 +42,10 @@ MARKS: Final = {
 
 DT_FORMAT: Final = "%Y%m%d%H%M%S.%f+0000"
 """VR DT of a time in UTC (PS3.5 6.2)."""
-LO_CHARACTERS: Final = 64
-"""Longest value of VR LO (PS3.5 6.2)."""
+LO_BYTES: Final = 64
+"""Longest value of VR LO (PS3.5 6.2). The standard counts characters, and some readers bytes."""
+CUT: Final = "..."
+"""End of a value that is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +230,13 @@ def series_description(what: str, model: ml_pb2.ModelReference | None) -> str:
     name = f"{what}, {model.name} {model.version}"
     mark = MARKS[use_of(model)]
     end = f", {mark}" if mark else ""
-    return lo(name)[: LO_CHARACTERS - len(end)] + end
+    return lo(name, LO_BYTES - len(end)) + end
 
 
-def lo(text: str) -> str:
-    r"""Text as LO may hold it: 64 characters, no backslash."""
+def lo(text: str, most_bytes: int = LO_BYTES) -> str:
+    r"""Text as LO may hold it: of limited length, no backslash."""
     line = " ".join("".join(c if c.isprintable() and c != "\\" else " " for c in text).split())
-    return line if len(line) <= LO_CHARACTERS else line[: LO_CHARACTERS - 1] + "…"
+    data = line.encode()
+    if len(data) <= most_bytes:
+        return line
+    return data[: most_bytes - len(CUT)].decode(errors="ignore").rstrip() + CUT
