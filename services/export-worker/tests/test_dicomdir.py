@@ -1,0 +1,225 @@
+"""DICOMDIR: what its records say of instances, and of which it has none."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from export_worker.dicom.directory import Directory
+from export_worker.dicom.records import KINDS
+from export_worker.operations.archive import export_archive
+from export_worker.testing import JOB, ct_slices
+from fluoro.v1 import dicom_pb2
+from fluoro.v1.export_pb2 import ExportArchive, ExportArchiveResult
+from fluoro_jobs.testing import step_context
+from pydicom import dcmread, uid
+from pydicom.dataset import Dataset
+from pydicom.fileset import FileSet
+from pydicom.uid import UID
+
+
+def archived(folder: Path, *files: bytes) -> ExportArchiveResult:
+    """What an archive of these says, which stands in the folder `disc`."""
+    left = step_context(folder, step="fetch")
+    for number, data in enumerate(files):
+        left.context.put(f"instance-{number}.dcm", "instance", "application/dicom", data)
+    upstream = left.as_upstream(dicom_pb2.InspectDicomResult())
+    attempt = step_context(folder, (), [upstream], step="pack")
+    attempt.context.job = JOB
+    result = export_archive(ExportArchive(dicomdir=True), attempt.context)
+    zipfile.ZipFile(io.BytesIO(attempt.read("archive.zip"))).extractall(folder / "disc")
+    return result
+
+
+def saved(data: Dataset) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that are wrong on purpose
+        data.save_as(file := io.BytesIO(), enforce_file_format=True)
+    return file.getvalue()
+
+
+def listed(folder: Path, *instances: Dataset) -> tuple[ExportArchiveResult, list[Dataset]]:
+    """What an archive of them says, and the records of its DICOMDIR, which is valid."""
+    result = archived(folder, *map(saved, instances))
+    program = Path(sys.executable).with_name("dciodvfy")
+    told = subprocess.run(
+        [program, folder / "disc" / "DICOMDIR"], capture_output=True, check=False, timeout=60
+    ).stderr.decode("latin-1")
+    found = (line for line in told.splitlines() if line.startswith("Error"))
+    # It does not know the youngest kinds.
+    assert not [line for line in found if not line.endswith("<Directory Record Type>")]
+    records = list(dcmread(folder / "disc" / "DICOMDIR").DirectoryRecordSequence)
+    for record in records:
+        if "ReferencedFileID" in record:
+            data = dcmread((folder / "disc").joinpath(*record.ReferencedFileID))
+            assert data.SOPInstanceUID == record.ReferencedSOPInstanceUIDInFile
+    return result, records
+
+
+def one_of_each(instances: int) -> list[Dataset]:
+    """Slices in studies of their own."""
+    slices = ct_slices(instances)
+    for number, data in enumerate(slices):
+        data.StudyInstanceUID, data.SeriesInstanceUID = f"2.25.1{number}", f"2.25.2{number}"
+    return slices
+
+
+def test_patients_with_one_id_have_records_of_their_own(tmp_path: Path) -> None:
+    patients = [("17", "North", "Doe^Jane"), ("17", "South", "Doe^Jane"), ("17", "", "Roe^Rick")]
+    slices = one_of_each(6)
+    for data, patient in zip(slices, patients * 2, strict=True):
+        data.PatientID, data.IssuerOfPatientID, data.PatientName = patient
+    _, records = listed(tmp_path, *slices)
+    kinds = [record.DirectoryRecordType for record in records]
+    assert kinds == ["PATIENT", *["STUDY", "SERIES", "IMAGE"] * 2] * 3
+    names = [str(record.PatientName) for record in records if "PatientName" in record]
+    assert names == [name for _, _, name in patients]
+
+
+def test_a_dicomdir_has_the_bytes_that_pydicom_writes(tmp_path: Path) -> None:
+    ours, theirs = Directory("2.25.1"), FileSet()
+    theirs.UID = UID("2.25.1")
+    staged = [theirs._stage["t"]]
+    for number, data in enumerate(ct_slices(6)):
+        data.PatientID = f"patient {number % 2}"
+        data.SeriesInstanceUID = f"2.25.{number % 3}"
+        name = ours.add(data)
+        assert theirs.add(data).FileID == name
+    theirs.write(tmp_path)
+    for folder in (*staged, theirs._stage["t"]):
+        folder.cleanup()  # pydicom leaves that to a finalizer, which warns
+    assert ours.written() == (tmp_path / "DICOMDIR").read_bytes()
+
+
+OF_PLACE: Final = (0x00041400, 0x00041500)
+"""Offset of the Next Directory Record, and File ID: in each file-set others."""
+OTHER_KINDS: Final[dict[str, dict[str, Any]]] = {
+    uid.RTDoseStorage: {"DoseSummationType": "PLAN"},
+    uid.RTStructureSetStorage: {"StructureSetLabel": "Organs", "StructureSetDate": "20260102"},
+    uid.RTPlanStorage: {"RTPlanLabel": "Plan", "RTPlanDate": "20260102", "RTPlanTime": ""},
+    uid.RTBeamsTreatmentRecordStorage: {"TreatmentDate": "20260102", "TreatmentTime": "0910"},
+    uid.RTPhysicianIntentStorage: {"UserContentLabel": "INTENT"},
+    uid.RTBeamsDeliveryInstructionStorage: {},
+    uid.GrayscaleSoftcopyPresentationStateStorage: {
+        "PresentationCreationDate": "20260102",
+        "PresentationCreationTime": "091011",
+    },
+    uid.GrayscalePlanarMPRVolumetricPresentationStateStorage: {
+        "PresentationCreationDate": "20260102",
+        "PresentationCreationTime": "091011",
+    },
+    uid.TwelveLeadECGWaveformStorage: {},
+    uid.ComprehensiveSRStorage: {"CompletionFlag": "COMPLETE", "VerificationFlag": "VERIFIED"},
+    uid.EnhancedXRayRadiationDoseSRStorage: {
+        "CompletionFlag": "PARTIAL",
+        "VerificationFlag": "UNVERIFIED",
+    },
+    uid.KeyObjectSelectionDocumentStorage: {},
+    uid.MRSpectroscopyStorage: {"NumberOfFrames": 1, "DataPointRows": 1, "DataPointColumns": 512},
+    uid.RawDataStorage: {},
+    uid.SpatialRegistrationStorage: {},
+    uid.SpatialFiducialsStorage: {},
+    uid.RealWorldValueMappingStorage: {},
+    uid.StereometricRelationshipStorage: {},
+    uid.LensometryMeasurementsStorage: {},
+    uid.SurfaceSegmentationStorage: {},
+    uid.SurfaceScanMeshStorage: {},
+    uid.TractographyResultsStorage: {},
+    uid.ContentAssessmentResultsStorage: {"InstanceCreationDate": "20260102"},
+    uid.MicroscopyBulkSimpleAnnotationsStorage: {},
+    uid.EncapsulatedPDFStorage: {
+        "DocumentTitle": "Letter",
+        "MIMETypeOfEncapsulatedDocument": "application/pdf",
+        "EncapsulatedDocument": b"%PDF-1.7",
+    },
+}
+
+
+def of_kind(sop_class: str, attributes: dict[str, Any], number: int) -> Dataset:
+    """An instance with what any of the kinds needs, and these attributes."""
+    [data] = ct_slices(1)
+    del data.PixelData
+    if sop_class != uid.MRSpectroscopyStorage:
+        del data.Rows, data.Columns
+    verification = Dataset()
+    verification.VerificationDateTime = f"2026010{1 + number % 9}"
+    earlier = Dataset()
+    earlier.VerificationDateTime = "20251231"
+    [series] = data.ReferencedSeriesSequence = [Dataset()]
+    [image] = series.ReferencedImageSequence = [Dataset()]
+    series.SeriesInstanceUID, image.ReferencedSOPInstanceUID = "2.25.3", "2.25.4"
+    image.ReferencedSOPClassUID = uid.CTImageStorage
+    data.ReferencedImageEvidenceSequence = [image]
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = sop_class
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"2.25.1{number}"
+    data.SeriesInstanceUID, data.SeriesNumber, data.Modality = f"2.25.2{number}", number, "OT"
+    data.ContentDate, data.ContentTime, data.InstanceNumber = "20260102", "091011", number
+    data.ContentLabel, data.ContentDescription, data.ContentCreatorName = "LABEL", "told", "Doe^A"
+    [title] = data.ConceptNameCodeSequence = [Dataset()]
+    title.CodeValue, title.CodingSchemeDesignator = "18748-4", "LN"
+    title.CodeMeaning = "Diagnostic imaging study"
+    data.VerifyingObserverSequence = [earlier, verification]
+    for keyword, value in attributes.items():
+        setattr(data, keyword, value)
+    return data
+
+
+def test_a_dicomdir_has_the_records_that_dcmtk_makes(tmp_path: Path) -> None:
+    if not shutil.which("dcmgpdir"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("dcmtk is not installed")
+    instances = [
+        of_kind(sop_class, attributes, number)
+        for number, (sop_class, attributes) in enumerate(OTHER_KINDS.items())
+    ]
+    result, ours = listed(tmp_path, *instances)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (len(OTHER_KINDS), 0)
+    (theirs := tmp_path / "theirs").mkdir()
+    for number, data in enumerate(instances):
+        (theirs / f"{number}").write_bytes(saved(data))
+    order = ["dcmgpdir", "-Nxc", "+I", "+D", "DICOMDIR", *(f"{n}" for n in range(len(instances)))]
+    subprocess.run(order, cwd=theirs, check=True, capture_output=True, timeout=60)
+    made = {
+        record.ReferencedSOPInstanceUIDInFile: record
+        for record in dcmread(theirs / "DICOMDIR").DirectoryRecordSequence
+        if "ReferencedFileID" in record
+    }
+    kinds = set()
+    for record in ours:
+        if "ReferencedFileID" in record:
+            other = made[record.ReferencedSOPInstanceUIDInFile]
+            kinds.add(record.DirectoryRecordType)
+            for element in other:
+                if element.tag not in OF_PLACE:
+                    assert record.get(element.tag) == element, record.DirectoryRecordType
+    assert kinds == set(KINDS) - {"PATIENT", "STUDY", "SERIES", "IMAGE"}
+
+
+def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        directory, began = Directory("2.25.1"), time.process_time()
+        for number in range(count):
+            header.SOPInstanceUID = f"2.25.{number}"
+            assert directory.add(header).endswith(f"IM{number:06}")
+        (tmp_path / "DICOMDIR").write_bytes(directory.written())
+        return time.process_time() - began
+
+    [header] = ct_slices(1)
+    hundreds, thousands = seconds(250), seconds(2500)
+    assert len(dcmread(tmp_path / "DICOMDIR").DirectoryRecordSequence) == 2503
+    assert thousands < 25 * hundreds
+
+
+def test_what_cannot_be_listed_keeps_its_name(tmp_path: Path) -> None:
+    nameless, good = ct_slices(2)
+    nameless.PatientID = ""
+    result = archived(tmp_path, *map(saved, (nameless, good, good)), b"no DICOM" * 99)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (1, 3)
+    names = {path.name for path in (tmp_path / "disc" / "fetch").iterdir()}
+    assert names == {"instance-0.dcm", "instance-2.dcm", "instance-3.dcm"}
