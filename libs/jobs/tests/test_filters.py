@@ -100,6 +100,10 @@ def test_values_are_parameters_and_never_part_of_the_statement() -> None:
         ('priority = 1 OR owner = "x"', None),
         ('labels.owner = "x"', None),
         ("owner != x", None),
+        ("labels.a = OR owner = x", "x"),
+        ("labels.NOT:* owner = x", "x"),
+        ("labels.a = NOT owner = x", "x"),
+        ("labels.a = OR OR owner = x", None),
         ('labels.a = "owner = x"', None),
         ("owner =", None),
         ("owner", None),
@@ -111,13 +115,25 @@ def test_an_owner_is_found_where_it_must_hold(text: str, owner: str | None) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["owner != x", "(owner = x)", '"owner" = x', "owner = x OR owner = y", "NOT owner = x"]
+    "text",
+    [
+        "owner != x",
+        "(owner = x)",
+        '"owner" = x',
+        "owner = x OR owner = y",
+        "NOT owner = x",
+        'owner = "b\\ob"',
+        'owner = "bo"."b"',
+        "owner = Bob",
+        "owner = x owner = y",
+    ],
 )
 def test_an_owner_that_does_not_decide_whose_jobs_they_are_is_refused(text: str) -> None:
     with pytest.raises(FluoroError, match="owner = ") as caught:
         parse(text)
     assert caught.value.reason == Reason.FILTER_INVALID
     assert parse("owner = x AND state = SUCCEEDED").sql
+    assert parse("labels.a = OR owner = x").sql
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 import random
 import time
+from typing import Final
 from uuid import UUID
+
+OWNER: Final = r"[a-z0-9_.@-]{1,63}"
+"""What an owner may be called."""
 
 _random = random.Random()  # noqa: S311 - ids tell rows apart and guard nothing; seeded by the system, and far cheaper than asking it each time
 

@@ -4,13 +4,13 @@ import ipaddress
 from typing import Annotated, Final, Literal
 
 from fluoro_blobs.store import REQUEST_SECONDS
+from fluoro_jobs.ids import OWNER
 from fluoro_jobs.ledger.connection import STATEMENT_SECONDS
 from fluoro_jobs.outbound import Outbound
 from fluoro_jobs.redis_url import FORMS, RedisUrl
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gateway.identity.principal import OWNER
 from gateway.limits.owners import MOST_OPEN_JOBS, OwnerLimits
 
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -15,10 +15,11 @@ from fluoro.v1.token_service_pb2 import (
     RevokeTokenResponse,
 )
 from fluoro_jobs import wellknown
+from fluoro_jobs.ids import OWNER
 from fluoro_jobs.ledger import paging, tokens
 
 from gateway import names
-from gateway.identity.principal import OWNER, Role
+from gateway.identity.principal import Role
 from gateway.ledger_calls import LedgerCalls
 from gateway.rpc import Call
 

@@ -18,6 +18,7 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
+from fluoro_jobs.ids import OWNER
 from fluoro_jobs.states import JobState, is_terminal
 
 MAX_LENGTH: Final = 2000
@@ -54,6 +55,9 @@ _TOKEN: Final = re.compile(
 )
 _NOT_ALONE: Final = frozenset(("OR", "NOT", "-", ".", "=", ":"))
 """Before a comparison that does not have to hold, or that is none."""
+_BEFORE_VALUES: Final = frozenset(("=", "<", ">", ":", "."))
+"""OR and NOT are texts behind these, as in `labels.state = OR`."""
+_OWNER: Final = re.compile(OWNER)
 _EXPECTED: Final = (
     "Expected FIELD OPERATOR VALUE, joined by AND, OR and NOT; values with signs go in quotes"
 )
@@ -113,10 +117,14 @@ def parse(text: str) -> Filter:
         return Filter()
     compiler = _Jobs()
     sql, reach = compiler.condition(tree, negated=False, depth=0)
-    if compiler.owner_at is not None and owner_of(text) is None:
-        refuse(
-            'Write an owner as owner = "x", beside all else: owner = "x" AND …', compiler.owner_at
-        )
+    decides = owner_of(text)
+    for owner, at in compiler.owners:
+        if owner != decides or not _OWNER.fullmatch(owner):
+            refuse(
+                'Write one owner as owner = "x", beside all else: owner = "x" AND …, in the '
+                "characters a-z 0-9 - _ . @",
+                at,
+            )
     return Filter(sql, compiler.parameters, reach)
 
 
@@ -135,9 +143,8 @@ def tree_of(text: str) -> "Tree[Token] | None":
 def owner_of(text: str) -> str | None:
     """The one owner whose jobs can pass, if a filter of jobs names it: `owner = "x" AND …`.
 
-    Does not parse: whoever decides whose call it is cannot wait for that. What cannot be read,
-    whoever parses it refuses; what this mistakes leads to no other owner's jobs, because the filter
-    is applied to those of the owner whose call it is.
+    Does not parse: whoever decides whose call it is cannot wait for that. `parse` refuses what
+    cannot be read, and what this mistakes.
     """
     if len(text) > MAX_LENGTH or "owner" not in text:
         return None
@@ -150,7 +157,11 @@ def owner_of(text: str) -> str | None:
             end = place + 3
             while tokens[end] == "." and tokens[end + 1]:
                 value, end = f"{value}.{tokens[end + 1]}", end + 2
-            if tokens[place - 1] not in _NOT_ALONE and tokens[end] != "OR":
+            before = tokens[place - 1]
+            is_alone = before not in _NOT_ALONE or (
+                before in {"OR", "NOT"} and tokens[place - 2] in _BEFORE_VALUES
+            )
+            if is_alone and tokens[end] != "OR":
                 return value[1:-1] if value[0] in "\"'" else value
     return None
 
@@ -233,9 +244,11 @@ class Compiler(ABC, Generic[R]):
 
 
 class _Jobs(Compiler[Reach]):
-    """Filters of jobs. owner_at: where the first owner stands."""
+    """Filters of jobs. owners: those that it names, and where."""
 
-    owner_at: int | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.owners: list[tuple[str, int]] = []
 
     def _compiled(
         self, names: list[str], operator: Token, text: str, at: tuple[int, int]
@@ -245,8 +258,8 @@ class _Jobs(Compiler[Reach]):
         if len(names) != 1 or names[0] not in _FIELDS:
             fields = ", ".join([*_FIELDS, "labels.KEY"])
             refuse(f"The field must be one of {fields}", at[0])
-        if names[0] == "owner" and self.owner_at is None:
-            self.owner_at = at[0]
+        if names[0] == "owner":
+            self.owners.append((text, at[0]))
         return _FIELDS[names[0]](self, str(operator), text, at[1])
 
     def _label(self, keys: list[str], operator: str, text: str, at: int) -> "_Term | None":

@@ -4,8 +4,9 @@ import re
 from typing import Final
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ids import OWNER
 
-from gateway.identity.principal import OWNER, Caller, Principal, Role
+from gateway.identity.principal import Caller, Principal, Role
 
 KEY: Final = "fluoro-owner"
 

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Protocol
 
 from fluoro_jobs.errors import FluoroError, Reason
-
-OWNER: Final = r"[a-z0-9_.@-]{1,63}"
-"""What an owner may be called."""
 
 
 class Role(StrEnum):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.identity.principal import OWNER
+from fluoro_jobs.ids import OWNER
 
 KUBERNETES: Final = "kubernetes.io"
 """The claim of a service account's token that says whose it is."""

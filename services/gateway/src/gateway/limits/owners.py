@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import structlog
+from fluoro_jobs.ids import OWNER
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from gateway.identity.principal import OWNER
 
 log = structlog.get_logger(__name__)
 
