@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
+import psycopg
+import pytest
 from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs.celery.tasks import OperationTask
 from fluoro_jobs.ids import new_id
@@ -134,6 +136,55 @@ def test_a_commit_waits_for_nobody_who_holds_what_it_would_claim_along(rig: Rig)
             assert following.claim is None
             first = task
         assert claimed(connection, third).attempt == 1, "nothing of it was claimed"
+
+
+def siblings(rig: Rig, connection: LedgerConnection, count: int) -> list[UUID]:
+    """So many tasks of one step."""
+    job = job_pb2.Job(inputs=[rig.blob(b"%d" % number) for number in range(count)])
+    job.steps.add(name="render", max_inputs_per_task=1).render_dicom.SetInParent()
+    (job_id,) = submit_together(rig, [job])
+    return queue_tasks(connection, job_id)
+
+
+def item(number: int) -> TaskResult:
+    return TaskResult(b"", [ItemResult(number, "", number, job_pb2.Item.STATE_SUCCEEDED)], ())
+
+
+def test_a_task_is_claimed_with_the_end_of_its_sibling_in_one_transaction(rig: Rig) -> None:
+    with rig.connection() as connection:
+        tasks = siblings(rig, connection, 3)
+        claim: Claim | None = claimed(connection, tasks[0])
+        for number, after in enumerate([*tasks[1:], None]):
+            assert claim is not None, "it went along"
+            following = Following(BY, after, 1) if after else None
+            assert attempts.commit(connection, claim, item(number), following)
+            claim = following.claim if following else None
+        ((together,),) = connection.execute(TOGETHER).fetchall()
+    assert together == 2
+
+
+GIVEN_UP = """
+CREATE FUNCTION give_up() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN RAISE EXCEPTION 'given up' USING ERRCODE = 'serialization_failure'; END $$;
+CREATE CONSTRAINT TRIGGER given_up AFTER UPDATE ON jobs
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION give_up()
+"""
+
+
+def test_what_went_along_with_a_commit_that_was_given_up_did_not_happen(rig: Rig) -> None:
+    with rig.connection() as connection:
+        first, second = siblings(rig, connection, 2)
+        claim, following = claimed(connection, first), Following(BY, second, 1)
+        connection.execute(GIVEN_UP)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            attempts.commit(connection, claim, item(0), following)
+        connection.execute("DROP TRIGGER given_up ON jobs")
+        assert following.claim is None
+        assert following.beside.in_doubt, "for all that who sent it can know"
+        assert attempts.commit(connection, claim, item(0), following)
+        assert following.claim is None, "it goes along once"
+        assert following.beside.in_doubt
+        assert claimed(connection, second).attempt == 1
 
 
 def test_two_slots_that_take_up_each_others_jobs_do_not_wait_for_each_other_for_ever(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from fluoro_jobs.ledger.connection import LedgerConnection, cursors_of, fetch_one
@@ -14,20 +15,28 @@ class Beside:
     It must wait for no row: it runs while the other one holds a job's row, and two that waited
     for each other's rows would wait for ever.
 
-    row: what it returned. sent: it may have been done. in_doubt: whether it was is not known.
+    sent: it may have been done. in_doubt: whether it was is not known.
     """
 
     def __init__(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """Sends nothing yet."""
         self._own = statement, parameters
         self.sent = False
-        self.row: TupleRow | None = None
+        self._row: TupleRow | None = None
         self.in_doubt = False
+
+    @property
+    def row(self) -> TupleRow | None:
+        """What it returned, once that is durable."""
+        return None if self.in_doubt else self._row
 
     def fetch(
         self, connection: LedgerConnection, statement: str, parameters: Mapping[str, Any]
     ) -> TupleRow | None:
-        """What `fetch_one` does with this statement, and its own beside it."""
+        """What `fetch_one` does with this statement, and its own beside it.
+
+        In a transaction that the caller has begun it is in doubt until `settle`.
+        """
         if self.sent:
             return fetch_one(connection, statement, parameters)
         self.sent = self.in_doubt = True
@@ -36,5 +45,11 @@ class Beside:
         with connection.pipeline():
             first.execute(statement, parameters)
             second.execute(*self._own)
-        self.row, self.in_doubt = second.fetchone(), False
+        self._row = second.fetchone()
+        if connection.info.transaction_status is TransactionStatus.IDLE:
+            self.settle()
         return first.fetchone()
+
+    def settle(self) -> None:
+        """Its transaction is over, and what it did durable."""
+        self.in_doubt = False

@@ -130,16 +130,19 @@ def transition(
         answer = act(graph)
         if save(connection, graph, beside):
             return answer
-    with connection.transaction():
-        with connection.pipeline():
-            lock(connection, job)
-            graph = load(connection, job, which)
+    goes_along = beside if beside is not None and not beside.sent else None
+    # Others wait for the row from here on: the fewer exchanges, the better.
+    with connection.pipeline(), connection.transaction():
+        lock(connection, job)
+        graph = load(connection, job, which)
         if graph is None:
             return None
         answer = act(graph)
         # Nobody can have been faster this time: the job's row is locked.
-        save(connection, graph)
-        return answer
+        save(connection, graph, goes_along)
+    if goes_along is not None and goes_along.sent:
+        goes_along.settle()
+    return answer
 
 
 def count_end(state: JobState | None) -> None:
