@@ -216,3 +216,33 @@ def test_steps_that_are_alike_are_refused_alike_each_in_its_place(large: bool) -
         fields = {violation.field for violation in caught.value.violations}
         assert {"job.steps[1].name", "job.steps[2].name"} <= fields
         assert "job.steps[0].name" not in fields
+
+
+def test_what_is_remembered_of_one_request_says_nothing_of_another() -> None:
+    def made(**fields: object) -> job_service_pb2.SubmitJobRequest:
+        request = job_service_pb2.SubmitJobRequest(request_id=str(new_id()))
+        request.job.inputs.append(f"blobs/{new_id()}")
+        request.job.labels["study"] = "1"
+        request.job.steps.add(name="look").inspect_dicom.SetInParent()
+        for name, value in fields.items():
+            setattr(request.job if name == "priority" else request, name, value)
+        return request
+
+    for _ in range(2):
+        sent = made()
+        again = validate(
+            job_service_pb2.SubmitJobRequest.FromString(sent.SerializeToString()), "ada"
+        )
+        checked = validate(sent, "ada")
+        assert [str(one) for one in checked.inputs] == [sent.job.inputs[0].removeprefix("blobs/")]
+        assert checked.request_id == sent.request_id
+        assert checked.sha256 == again.sha256
+        for field, bad in (
+            ("request_id", made(request_id="two words")),
+            ("request_id", made(request_id="x" * 129)),
+            ("job.priority", made(priority=10)),
+            ("pipeline", made(pipeline="p" * 93)),
+        ):
+            with pytest.raises(FluoroError) as refusal:
+                validate(bad, "ada")
+            assert [one.field for one in refusal.value.violations] == [field]
