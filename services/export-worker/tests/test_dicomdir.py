@@ -201,6 +201,28 @@ def test_a_dicomdir_has_the_records_that_dcmtk_makes(tmp_path: Path) -> None:
     assert kinds == set(KINDS) - {"PATIENT", "STUDY", "SERIES", "IMAGE"}
 
 
+def test_keys_that_files_without_identity_have_not_are_made(tmp_path: Path) -> None:
+    first, second, third = slices = one_of_each(3)
+    second.StudyInstanceUID = first.StudyInstanceUID
+    for data in slices:
+        for keyword in ("StudyID", "SeriesNumber", "InstanceNumber"):
+            setattr(data, keyword, None)
+        for event in ("Study", "Series", "Acquisition", "Content"):
+            setattr(data, f"{event}Date", None)
+            setattr(data, f"{event}Time", None)
+    third.SeriesDate, third.SeriesTime = "20260102", "0304"
+    third.PatientID = "another"
+    result, records = listed(tmp_path, *slices)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (3, 0)
+    studies = [one for one in records if one.DirectoryRecordType == "STUDY"]
+    assert [(one.StudyID, one.StudyDate, one.StudyTime) for one in studies] == [
+        ("1", "19000101", "000000"),
+        ("1", "20260102", "0304"),
+    ]
+    assert [one.SeriesNumber for one in records if "SeriesNumber" in one] == [1, 2, 1]
+    assert [one.InstanceNumber for one in records if "InstanceNumber" in one] == [1, 1, 1]
+
+
 def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:
     def seconds(count: int) -> float:
         directory, began = Directory("2.25.1"), time.process_time()

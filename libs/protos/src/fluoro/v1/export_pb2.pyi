@@ -400,8 +400,9 @@ class ExportArchive(_message.Message):
     DICOMDIR_FIELD_NUMBER: _builtins.int
     dicomdir: _builtins.bool
     """Makes the archive a DICOM file-set (PS3.10): DICOM files that steps left (role `instance`) get
-    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 2,000.
-    A file that cannot be listed, one without a Patient ID say, keeps its name.
+    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 100,000.
+    Numbers, and date and time of a study, that a file does not tell are made for it (0 o'clock on
+    1900-01-01). A file that cannot be listed, one without a Patient ID say, keeps its name.
     """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

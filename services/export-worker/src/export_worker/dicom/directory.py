@@ -92,7 +92,7 @@ class Directory:
             if known is None:
                 prefix = KINDS[kind].prefix
                 name = f"{prefix}{len(at.children):0{COMPONENT_CHARACTERS - len(prefix)}}"
-                made = record_of(kind, header)
+                made = record_of(kind, header, len(at.children) + 1)
                 if kind not in LEVELS:
                     refer(made, header, [*names, name])
                 known = Record(name, encoded(made))

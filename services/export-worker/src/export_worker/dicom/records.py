@@ -1,9 +1,11 @@
 """Directory records (PS3.3 F.5): which kind an instance has, and what its records say."""
 
+from itertools import chain
 from typing import Final, NamedTuple
 
 from fluoro_jobs.errors import FluoroError, Reason
 from pydicom import uid
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.fileset import _FOUR_LEVEL_SOP_CLASSES
@@ -136,6 +138,16 @@ CLASSES: Final = {
 }
 """Kinds by SOP class, where they are not IMAGE. pydicom's table lacks the newer ones."""
 
+NUMBERED: Final = ("StudyID", "SeriesNumber", "InstanceNumber")
+"""Keys that the creator of a file-set may number (PS3.3 F.5), as `dcmgpdir +I` does."""
+INSTEAD: Final = {
+    "StudyDate": ("SeriesDate", "AcquisitionDate", "ContentDate"),
+    "StudyTime": ("SeriesTime", "AcquisitionTime", "ContentTime"),
+}
+"""Of keys, what tells nearly the same."""
+UNKNOWN: Final = {"DA": "19000101", "TM": "000000"}
+"""By VR, what stands for a moment that nothing is known of: keys of Type 1 cannot be empty."""
+
 BESIDE: Final = (
     *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns"),
     *("VerifyingObserverSequence", "VerificationDateTime"),
@@ -148,6 +160,7 @@ TAGS: Final[list[BaseTag | int]] = [
         {
             *IDENTITY,
             *BESIDE,
+            *chain(*INSTEAD.values()),
             *(keyword for kind in KINDS.values() for keys in kind[1:] for keyword in keys),
         }
     )
@@ -165,8 +178,11 @@ def kind_of(header: Dataset) -> str:
     raise FluoroError(Reason.DICOM_INVALID, "No directory record is for a file of its SOP class.")
 
 
-def record_of(kind: str, header: Dataset) -> Dataset:
-    """A record, not yet in its place. FluoroError DICOM_INVALID without a key that it needs."""
+def record_of(kind: str, header: Dataset, number: int) -> Dataset:
+    """A record, not yet in its place. number: among those beside it, from 1.
+
+    FluoroError DICOM_INVALID without a key that it needs and nobody may invent.
+    """
     _, required, empty, known = KINDS[kind]
     record = Dataset()
     record.OffsetOfTheNextDirectoryRecord = 0
@@ -176,7 +192,7 @@ def record_of(kind: str, header: Dataset) -> Dataset:
     if "SpecificCharacterSet" in header:
         record.SpecificCharacterSet = header.SpecificCharacterSet
     for keyword in required:
-        record.add(needed(header, keyword))
+        record.add(invented(header, keyword, number) or needed(header, keyword))
     if record.get("VerificationFlag") == "VERIFIED":
         record.VerificationDateTime = last_verified(header)
     for keyword in (*empty, *known):
@@ -185,6 +201,19 @@ def record_of(kind: str, header: Dataset) -> Dataset:
         elif keyword in empty:
             setattr(record, keyword, None)
     return record
+
+
+def invented(header: Dataset, keyword: str, number: int) -> DataElement | None:
+    """A value for a key that a header does not tell; files without identity have few left."""
+    if told(header, keyword):
+        return None
+    tag, vr = Tag(keyword), dictionary_VR(keyword)
+    if keyword in NUMBERED:
+        return DataElement(tag, vr, str(number))
+    others = (told(header, other) for other in INSTEAD.get(keyword, ()))
+    if other := next(filter(None, others), None):
+        return DataElement(tag, vr, other.value)
+    return DataElement(tag, vr, UNKNOWN[vr]) if vr in UNKNOWN else None
 
 
 def last_verified(header: Dataset) -> str:
