@@ -55,6 +55,11 @@ def test_it_holds_every_file_with_its_sums_and_a_manifest(study: Study, tmp_path
         assert hashlib.sha256(archive.read(path)).digest() == artifact.sha256
     manifest = json.loads(archive.read("manifest.json"))
     assert manifest["job"] == JOB
+    came = manifest["provenance"]
+    assert [run["step"] for run in came["runs"]] == ["analyze", "render"]
+    assert came["models"] == [
+        {"name": "ct-tissue", "version": "1.0.0", "sha256": study.model.sha256.hex()}
+    ]
     entries = {entry["path"]: entry for entry in manifest["files"]}
     assert entries["analyze/label-map-0001.npy"] == {
         "path": "analyze/label-map-0001.npy",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fluoro.v1 import job_pb2
+from fluoro.v1.export_pb2 import Provenance
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import StepContext
+from google.protobuf.json_format import MessageToDict
 
 from export_worker.wording import job_time
 from export_worker.zipped import Member
@@ -62,8 +64,10 @@ def proved(artifact: job_pb2.Artifact, context: StepContext) -> Iterator[memoryv
         )
 
 
-def manifest(job: str, files: Sequence[Packed], own: Sequence[tuple[str, str, bytes]]) -> bytes:
-    """`manifest.json`: what each file is, and what step left it. Without times of the clock."""
+def manifest(
+    files: Sequence[Packed], own: Sequence[tuple[str, str, bytes]], made: Provenance
+) -> bytes:
+    """`manifest.json`: what each file is, what step left it, and where all of it comes from."""
     entries: list[Mapping[str, Any]] = [
         {"path": path, "mediaType": media_type, "sizeBytes": len(data), "sha256": hexadecimal(data)}
         for path, media_type, data in own
@@ -84,8 +88,20 @@ def manifest(job: str, files: Sequence[Packed], own: Sequence[tuple[str, str, by
     ]
     whole = {
         "format": FORMAT,
-        "job": job,
-        "jobTime": job_time(job).isoformat(timespec="seconds"),
+        "job": made.job,
+        "jobTime": job_time(made.job).isoformat(timespec="seconds"),
+        "provenance": {
+            "inputs": [
+                {"input": one.input, "sizeBytes": one.size_bytes, "sha256": one.sha256.hex()}
+                for one in made.inputs
+            ],
+            "runs": [MessageToDict(run) for run in made.runs],
+            "models": [
+                {"name": model.name, "version": model.version, "sha256": model.sha256.hex()}
+                for model in made.models
+            ],
+            "writerVersion": made.writer_version,
+        },
         "files": entries,
     }
     return json.dumps(whole, indent=1).encode() + b"\n"

@@ -10,6 +10,7 @@ from fluoro_jobs.worker.context import StepContext
 from fluoro_jobs.worker.handler import handles
 
 from export_worker.packing import Packed, manifest, stored, sums
+from export_worker.provenance import provenance
 from export_worker.tables import as_csv, as_parquet
 from export_worker.wording import job_time
 from export_worker.zipped import Member, zipped
@@ -42,17 +43,18 @@ def export_archive(request: ExportArchive, context: StepContext) -> ExportArchiv
         # pydicom takes half a second to import, which an archive without a directory need not wait.
         from export_worker.dicom.directory import file_set  # noqa: PLC0415 - see above
 
-        made = file_set(files, context)
-        files = made.files
-        result.dicomdir_instances, result.dicomdir_left_out = made.listed, made.left_out
-        if made.directory:
-            own.append(("DICOMDIR", "application/dicom", made.directory))
+        listed = file_set(files, context)
+        files = listed.files
+        result.dicomdir_instances, result.dicomdir_left_out = listed.listed, listed.left_out
+        if listed.directory:
+            own.append(("DICOMDIR", "application/dicom", listed.directory))
     tables = [
         ("items.csv", "text/csv", as_csv(context.upstream)),
         ("items.parquet", PARQUET, as_parquet(context.upstream)),
     ]
     own = [*tables, *own]
-    own.insert(0, ("manifest.json", "application/json", manifest(context.job, files, own)))
+    made = provenance(context.job, context.upstream, context.origins)
+    own.insert(0, ("manifest.json", "application/json", manifest(files, own, made)))
     own.insert(1, ("SHA256SUMS", "text/plain", sums(files, own)))
     members = [Member(path, media, len(data), (data,)) for path, media, data in own]
     with ThreadPoolExecutor(1, "read") as reader:
