@@ -84,6 +84,8 @@ def main() -> None:
             ("report-comparison", export_report, report("comparison", "zh"), twice),
             ("report-deidentify", export_report, report("deidentification"), [deidentified()]),
             ("comparison", export_comparison, ExportComparison(), twice),
+            ("dicom-verdicts", export_dicom, ExportDicom(), verdicts(Path(folder))),
+            ("dicom-lesions", export_dicom, ExportDicom(), dermoscopies(Path(folder))),
             ("infographic", export_infographic, ExportInfographic(formats=CHARTS), photos[:3]),
             ("infographic-request", export_infographic, charts(), photos),
         )

@@ -145,6 +145,7 @@ def test_abstention_is_a_finding_without_a_class(tmp_path: Path) -> None:
         '"A model has not seen the like.")',
         '"The models are too uncertain.")',
         'NUM:(,,"Mean probability")="0.62" (1,UCUM,"no units")',
+        "Classes of the image and their probabilities, not calibrated.",
         'NUM:(,,"melanoma")="0.62" (1,UCUM,"no units")',
         'CODE:(,,"Derivation")=(122157,DCM,"Probability")',
         'TEXT:(,,"Algorithm Name")="2 models together"',

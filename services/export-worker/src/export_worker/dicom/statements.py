@@ -136,7 +136,6 @@ def groups_of(
     group = MeasurementsAndQualitativeEvaluations(
         **fields_of(said, image, told, " ".join(names), origin),
         finding_type=coded(*about).type if about else None,
-        finding_category=coded(*about).category if about else None,
         measurements=[measurement(one) for one in measures],
         qualitative_evaluations=list(evaluations(told)),
         source_images=[
@@ -145,7 +144,7 @@ def groups_of(
             )
         ],
     )
-    remark(group, told.models, told.note)
+    remark(group, "" if told.said else f"{told.name}.", *map(statement, told.models), told.note)
     if compared is not None:
         group[0].ContentSequence.append(
             ImageContentItem(
@@ -162,10 +161,9 @@ def groups_of(
             **fields_of(said, image, told, f"object {number}", origin),
             referenced_region=region(image, box),
             finding_type=coded(*of).type,
-            finding_category=coded(*of).category,
             measurements=[measurement(Measure(one.name, one.value, one.unit))],
         )
-        remark(found, told.models, "")
+        remark(found, *map(statement, told.models))
         yield found
 
 
@@ -236,14 +234,13 @@ def frames_of(image: Image, frame: int) -> list[int] | None:
     return [frame] if 1 <= frame <= image.source.frames != 1 else None
 
 
-def remark(group: Group, models: Sequence[ml_pb2.ModelReference], note: str) -> None:
-    """Adds what is said of the models, and a note. TID 1410 and TID 1501 are extensible."""
-    for text in dict.fromkeys([*map(statement, models), note]):
-        if text:
-            group[0].ContentSequence.append(
-                TextContentItem(
-                    name=codes.DCM.Comment,
-                    value=text,
-                    relationship_type=RelationshipTypeValues.CONTAINS,
-                )
+def remark(group: Group, *texts: str) -> None:
+    """Adds comments, each once: TID 1410 and TID 1501 are extensible."""
+    for text in filter(None, dict.fromkeys(texts)):
+        group[0].ContentSequence.append(
+            TextContentItem(
+                name=codes.DCM.Comment,
+                value=text,
+                relationship_type=RelationshipTypeValues.CONTAINS,
             )
+        )
