@@ -140,6 +140,7 @@ def painted(tile: Tiles, out: Tiles, *, palette: Tiles) -> None:
     padded = np.empty(tile.size + 1, np.uint8)
     padded[:-1] = tile.reshape(-1)
     # Four bytes from each pixel on. The fourth, of the next pixel, is masked.
-    places = np.ndarray(tile.size // 3, "<u4", padded, strides=(3,)) & np.uint32(0xFFFFFF)
+    places = np.ndarray(tile.size // 3, "<u4", padded, strides=(3,)).astype(np.intp)
+    places &= 0xFFFFFF
     # No place is outside; "clip" is the mode that writes straight into `out`.
     palette.reshape(-1, 3).take(places, axis=0, out=out.reshape(-1, 3), mode="clip")

@@ -39,24 +39,24 @@ def tissue_of(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
     tiles: (tiles, rows, columns, 3).
     """
+    rows = np.ascontiguousarray(tiles[:, ::STRIDE])
     # Plane by plane: NumPy takes eight times as long for an axis of three.
-    red, green, blue = (
-        np.ascontiguousarray(tiles[:, ::STRIDE, ::STRIDE, channel]) for channel in range(3)
-    )
+    red, green, blue = (np.ascontiguousarray(rows[:, :, ::STRIDE, each]) for each in range(3))
     lightest = np.maximum(np.maximum(red, green), blue)
     coloured = lightest - np.minimum(np.minimum(red, green), blue) >= LEAST_COLOUR
-    density = DENSITY[red]
-    density += DENSITY[green]
-    density += DENSITY[blue]
+    density = DENSITY.take(red)
+    density += DENSITY.take(green)
+    density += DENSITY.take(blue)
     density /= np.float32(3)
     return np.asarray(coloured & (density > LEAST_DENSITY))
 
 
 def sample(tile: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Optical densities of some tissue pixels, spread evenly over a tile: (pixels, 3)."""
-    rows, columns = np.nonzero(tissue)
-    step = max(1, len(rows) // PIXELS_PER_TILE)
-    densities: NDArray[np.float32] = DENSITY[tile[rows[::step] * STRIDE, columns[::step] * STRIDE]]
+    places = np.flatnonzero(tissue)
+    step = max(1, len(places) // PIXELS_PER_TILE)
+    rows, columns = np.divmod(places[::step], tissue.shape[1])
+    densities: NDArray[np.float32] = DENSITY[tile[rows * STRIDE, columns * STRIDE]]
     return densities
 
 
