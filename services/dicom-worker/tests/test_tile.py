@@ -73,12 +73,13 @@ def test_tiles_hold_what_tifffile_reads_of_the_same_place(
 
 @pytest.mark.parametrize("side", [SIDE, 96])
 def test_rows_of_tiles_too_long_for_one_request_are_whole(tmp_path: Path, side: int) -> None:
-    picture = np.tile(stained(220, 1100), (1, 10, 1))
+    picture = np.tile(stained(160, 1100), (1, 45, 1))
     assert picture[:SIDE].nbytes > RUN_BYTES
-    slide, tiles = cut_well(tmp_path, tiff(picture), tile_size=side)
-    assert len({tile.row for tile in slide.tiles}) == 2
-    padded = np.full((288, 11_040, 3), 255, np.uint8)
-    padded[:220, :11_000] = picture
+    slide, tiles = cut_well(tmp_path, tiff(picture), tile_size=side, min_tissue=0)
+    assert {tile.row for tile in slide.tiles} == ({0} if side == SIDE else {0, 1})
+    assert max(tile.column for tile in slide.tiles) * side > RUN_BYTES // (SIDE * 3)
+    padded = np.full((256, 49_536, 3), 255, np.uint8)
+    padded[:160, :49_500] = picture
     for tile, pixels in zip(slide.tiles, tiles, strict=True):
         place = np.s_[tile.row * side :, tile.column * side :]
         np.testing.assert_array_equal(pixels, padded[place][:side, :side])

@@ -22,8 +22,11 @@ from dicom_worker.slides.tiff import WHITE, Level
 
 WHOLE_SLIDE: Final = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
-RUN_BYTES: Final = 4 * limits.MIB
-"""Decoded tiles that the child is asked for at once: its memory for them stays."""
+RUN_BYTES: Final = 16 * limits.MIB
+"""Decoded tiles that the child is asked for at once: its memory for them stays.
+
+With less, its threads wait for the next request more often: a sixth of all time with 4 MiB.
+"""
 TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_INT32: Final = 2**31 - 1
 

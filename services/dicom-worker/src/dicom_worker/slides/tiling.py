@@ -20,7 +20,7 @@ from dicom_worker.slides.tissue import Stain, sample, stain_of, tissue_of
 
 THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """That look at tiles: hashes and look-ups let go of Python's lock."""
-PIECE_TILES: Final = 16
+PIECE_TILES: Final = 20
 """That a thread looks at in one go."""
 
 
