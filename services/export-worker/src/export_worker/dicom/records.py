@@ -1,17 +1,22 @@
 """Directory records (PS3.3 F.5): which kind an instance has, and what its records say."""
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from unicodedata import category
 
 from fluoro_jobs.errors import FluoroError, Reason
-from pydicom import uid
-from pydicom.datadict import dictionary_VR
+from pydicom import config, uid
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.fileset import _FOUR_LEVEL_SOP_CLASSES
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import BYTES_VR
 
-from export_worker.dicom.sources import IDENTITY
+from export_worker.dicom.sources import BINARY, CODE, IDENTITY, is_valid
 
 
 class Kind(NamedTuple):
@@ -148,6 +153,15 @@ INSTEAD: Final = {
 UNKNOWN: Final = {"DA": "19000101", "TM": "000000"}
 """By VR, what stands for a moment that nothing is known of: keys of Type 1 cannot be empty."""
 
+UNICODE: Final = "ISO_IR 192"
+FREE: Final = ("LT", "ST", "UT")
+"""VRs of text with lines."""
+FLAGS: Final = {
+    "CompletionFlag": {"PARTIAL", "COMPLETE"},
+    "VerificationFlag": {"UNVERIFIED", "VERIFIED"},
+}
+"""Enumerated Values of keys."""
+
 BESIDE: Final = (
     *("SOPClassUID", "SOPInstanceUID", "Rows", "Columns"),
     *("VerifyingObserverSequence", "VerificationDateTime"),
@@ -166,6 +180,13 @@ TAGS: Final[list[BaseTag | int]] = [
     )
 ]
 """What records tell of an instance."""
+
+
+def identity_of(header: Dataset) -> tuple[str, ...]:
+    """Who the patient is. FluoroError DICOM_INVALID if a part of that is no name or number."""
+    return tuple(
+        str(needed(header, keyword).value) if has(header, keyword) else "" for keyword in IDENTITY
+    )
 
 
 def kind_of(header: Dataset) -> str:
@@ -189,8 +210,6 @@ def record_of(kind: str, header: Dataset, number: int) -> Dataset:
     record.RecordInUseFlag = 0xFFFF
     record.OffsetOfReferencedLowerLevelDirectoryEntity = 0
     record.DirectoryRecordType = kind
-    if "SpecificCharacterSet" in header:
-        record.SpecificCharacterSet = header.SpecificCharacterSet
     for keyword in required:
         record.add(invented(header, keyword, number) or needed(header, keyword))
     if record.get("VerificationFlag") == "VERIFIED":
@@ -200,6 +219,8 @@ def record_of(kind: str, header: Dataset, number: int) -> Dataset:
             record.add(element)
         elif keyword in empty:
             setattr(record, keyword, None)
+    if characters := characters_of(header, record):
+        record.SpecificCharacterSet = characters
     return record
 
 
@@ -232,7 +253,57 @@ def needed(header: Dataset, keyword: str) -> DataElement:
 
 
 def told(header: Dataset, keyword: str) -> DataElement | None:
-    """What a header tells, if it has a value."""
-    if keyword not in header or header[keyword].is_empty:
+    """What a header tells, if that is valid: one value that is not makes a DICOMDIR invalid."""
+    if not has(header, keyword):
         return None
-    return header[keyword]
+    element = header[keyword]
+    if dictionary_VR(keyword) != element.VR or not is_sound(element):
+        return None
+    if element.VR == "SQ":
+        codes = element.value if keyword == "ConceptNameCodeSequence" else ()
+        return element if all(has(code, part) for code in codes for part in CODE) else None
+    if element.VR not in BINARY:
+        # As it was decoded: what its bytes said may not be text.
+        texts = [str(value) for value in values_of(element)]
+        element = DataElement(element.tag, element.VR, texts, validation_mode=config.IGNORE)
+    return element
+
+
+def has(header: Dataset, keyword: str) -> bool:
+    """Whether there is a value."""
+    return keyword in header and not header[keyword].is_empty
+
+
+def is_sound(element: DataElement) -> bool:
+    """Whether VR and VM allow the value, at any depth of a sequence."""
+    if element.VR == "SQ":
+        return all(is_sound(part) for item in element.value for part in item)
+    if element.VR in BYTES_VR:
+        return True
+    values = values_of(element)
+    return (
+        (len(values) <= 1 or element.tag.is_private or dictionary_VM(element.tag) != "1")
+        and is_valid(element.keyword, element.VR, values)
+        and {str(value) for value in values} <= FLAGS.get(element.keyword, {*map(str, values)})
+        and (
+            element.VR in FREE
+            or not any(category(one) == "Cc" for one in "".join(map(str, values)))
+        )
+    )
+
+
+def values_of(element: DataElement) -> Sequence[Any]:
+    """Its values, of which there may be none."""
+    if element.is_empty:
+        return []
+    return element.value if isinstance(element.value, MultiValue) else [element.value]
+
+
+def characters_of(header: Dataset, record: Dataset) -> Any:
+    """Specific Character Set (0008,0005): Unicode if the texts need one and none is known."""
+    if has(header, "SpecificCharacterSet"):
+        element = header["SpecificCharacterSet"]
+        known = all(name in python_encoding for name in values_of(element))
+        return element.value if known else UNICODE
+    texts = (str(part.value) for part in record.iterall() if part.VR != "SQ")
+    return None if all(map(str.isascii, texts)) else UNICODE

@@ -80,7 +80,7 @@ FIRST_GROUPS: Final = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 META_GROUP: Final = 2
 META_START: Final = 144
 """Where the File Meta Information begins that its group length counts (PS3.10 7.1)."""
-BINARY: Final = frozenset(("US", "FD"))
+BINARY: Final = frozenset(("US", "UL", "SS", "SL", "FD", "FL"))
 NUMERIC: Final = BINARY | {"DS", "IS"}
 """VRs that hold numbers: in binary, and all."""
 FRAME_OF_REFERENCE: Final = Tag("FrameOfReferenceUID")
