@@ -103,8 +103,9 @@ sets whether it comes out right, and by whose opinion, or why it is refused
 ## Transfer Syntaxes
 
 Each has one decoder, whose values reach models and screens. The second one is asked where a frame
-looks wrong: where its code stream holds more than its picture, or its last block ends in the grey
-that libjpeg fills up with. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
+looks wrong: where its code stream holds more than its picture, its last block ends in the grey
+that libjpeg fills up with, or the samples of a lossless JPEG do not take exactly the bytes of its
+scan. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
 GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The decoder and its version are in
 the certificate of the pixels."""
 

@@ -106,7 +106,7 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
         except RuntimeError:
             # More follows the image. Padding is zeros; anything else is a picture with more rows or
             # columns than the header says, and with a column too few each row begins elsewhere.
-            whole = packbits_decode(segment)
+            whole = packbits_decode(bytes(segment))
             if whole.count(0, pixels) < len(whole) - pixels:
                 raise ValueError("a segment goes on after the image") from None
             plane[:] = np.frombuffer(whole, np.uint8, pixels)

@@ -4,13 +4,21 @@ Decoders allocate what the code stream claims, not what DICOM's header says, and
 frame as if it were whole.
 """
 
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from dicom_worker import limits
 
+SOS, EOI, RST0, JPEG_LS, DATA = 0xDA, 0xD9, 0xD0, 0xF7, 0
+"""Second bytes of markers: Start Of Scan, End Of Image, the first restart, SOF of JPEG-LS.
+
+DATA is none: it stands for the entropy-coded data of a scan.
+"""
+MARKER: Final = re.compile(rb"\xff[^\x00\xff]")
+"""In a scan; FF00 is a byte of data there, FFFF a fill byte."""
 SOF: Final = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
 """Second bytes of Start Of Frame markers (ISO/IEC 10918-1 table B.1).
 
@@ -47,20 +55,17 @@ Parser = Callable[[bytes], CodeStream]
 def parse_jpeg(frame: bytes) -> CodeStream:
     """The frame header of a JPEG or JPEG-LS code stream.
 
-    ValueError, IndexError or struct.error if it is none, or has no end.
+    ValueError, IndexError or struct.error if it is none, has no end, or lacks parts of its scans.
     """
     if frame[:2] != b"\xff\xd8" or not has_end(frame):
         raise ValueError("start or end of image is missing")
-    position = 2
-    colour = ""
-    while True:
-        marker = frame[position + 1]
-        if frame[position] != 0xFF:  # noqa: PLR2004 - every marker starts with it
-            raise ValueError("a marker is missing")
-        if marker in SOF:
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, position + 4)
-            names = frame[position + 10 : position + 10 + 3 * samples : 3]
-            return CodeStream(
+    colour, found = "", None
+    components: set[int] = set()
+    for marker, start, end in jpeg_segments(frame):
+        if marker in SOF and found is None:
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, start)
+            names = frame[start + 6 : start + 6 + 3 * samples : 3]
+            found = CodeStream(
                 rows,
                 columns,
                 samples,
@@ -68,14 +73,60 @@ def parse_jpeg(frame: bytes) -> CodeStream:
                 dct=marker not in LOSSLESS,
                 colour=colour or ("RGB" if names.upper() == b"RGB" else ""),
             )
+            # CharLS sees for itself that a scan is broken, and scans of JPEG-LS stuff bits.
+            if marker == JPEG_LS:
+                return found
+            components = set(names)
+        elif marker == SOS:
+            components -= set(frame[start + 1 : start + 1 + 2 * frame[start] : 2])
+        else:
+            colour = application_colour(frame[start - 4 : end]) or colour
+    if found is None or components:
+        raise ValueError("a component has no scan")
+    return found
+
+
+def jpeg_segments(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """Second byte of the marker, start and end of what follows its length, of each segment.
+
+    The data of a scan comes behind its SOS segment, with the marker `DATA`. ValueError or
+    IndexError unless the code stream ends where the frame does: libjpeg decodes one that ends
+    before as if it were whole.
+    """
+    position = 2
+    while True:
+        marker = frame[position + 1]
+        if frame[position] != 0xFF:  # noqa: PLR2004 - every marker starts with it
+            raise ValueError("a marker is missing")
+        if marker == EOI:
+            break
         if marker == 0xFF:  # noqa: PLR2004 - a fill byte
             position += 1
         elif marker in STANDALONE:
             position += 2
         else:
-            length = int.from_bytes(frame[position + 2 : position + 4], "big")
-            colour = application_colour(frame[position : position + 2 + length]) or colour
-            position += 2 + length
+            start = position + 4
+            position += 2 + int.from_bytes(frame[position + 2 : start], "big")
+            yield marker, start, position
+            if marker == SOS:
+                start, position = position, scan_end(frame, position)
+                yield DATA, start, position
+    if position < len(frame) - END_WINDOW_BYTES:
+        raise ValueError("the code stream ends before the frame")
+
+
+def scan_end(frame: bytes, start: int) -> int:
+    """Where the marker after a scan is. ValueError if there is none, or a restart interval is lost.
+
+    RSTn count from 0 to 7 and again (ISO/IEC 10918-1 F.1.1.5.2); libjpeg fills in what it misses.
+    """
+    for restarts, found in enumerate(MARKER.finditer(frame, start)):
+        marker = frame[found.start() + 1]
+        if marker not in STANDALONE:
+            return found.start()
+        if marker != RST0 + restarts % 8:
+            raise ValueError("restart markers are out of order")
+    raise ValueError("a scan has no end")
 
 
 def application_colour(segment: bytes) -> str:

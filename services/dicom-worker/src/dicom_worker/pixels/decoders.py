@@ -31,6 +31,7 @@ from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.codestream import CodeStream, Parser, parse_j2k, parse_jpeg, parse_rle
 from dicom_worker.pixels.frames import group_frames, read_frame, undecodable
 from dicom_worker.pixels.image import Image
+from dicom_worker.pixels.lossless import fills_scan
 from dicom_worker.pixels.sandbox import Ticket, sandbox
 from dicom_worker.pixels.stored import cell_values, sample_values
 from dicom_worker.reading import DicomFile
@@ -353,7 +354,7 @@ def ended(
     samples = sandbox().samples(ticket, spec)
     values = meaning(samples, spec, found, image, codec)
     second = ""
-    if is_suspicious(samples, len(data), found, codec):
+    if is_suspicious(samples, len(data), found, codec) or lacks_samples(samples, data, codec):
         confirm(values, data, spec, found, image, codec)
         second = str(codec.second)
     return StoredFrame(values, found.precision, second)
@@ -401,6 +402,14 @@ def is_suspicious(
     return looks_empty(stream_bytes, samples, codec.flat_bits) or (
         codec.decoder is LIBJPEG_TURBO and ends_grey(samples, found.precision)
     )
+
+
+def lacks_samples(samples: NDArray[Any], data: bytes, codec: Codec) -> bool:
+    """Whether a lossless JPEG may hold other samples, or more or less, than came out of it."""
+    if codec is not JPEG_LOSSLESS:
+        return False
+    with blame_file(Reason.PIXELS_UNDECODABLE, "A compressed frame is broken or cut off."):
+        return not fills_scan(data, samples)
 
 
 def confirm(
