@@ -209,6 +209,8 @@ def test_provenance_tells_the_inputs_and_when_each_step_ran(tmp_path: Path) -> N
     )
     assert ran["activity"]["text"] == "step analyze, attempts: 1"
     assert ran["occurredPeriod"]["start"] < ran["occurredPeriod"]["end"]
+    for issued in (report["issued"], *(one["issued"] for one in found["Observation"])):
+        assert issued == came["recorded"] == ran["recorded"] >= ran["occurredPeriod"]["end"]
     assert ran["agent"] == [{"who": {"reference": f"urn:uuid:{device['id']}"}}]
     for one in (came, ran):
         assert one["target"] == [{"reference": f"urn:uuid:{report['id']}"}]

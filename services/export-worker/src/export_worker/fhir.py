@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -81,8 +81,9 @@ def write_bundle(
     A resource takes a line, and memory no more than that. check: called before each; stops by
     raising.
     """
-    about = {"reference": subject} if subject else UNKNOWN
-    moment = job_time(job).isoformat(timespec="seconds")
+    # Nothing is issued before the steps that it tells of have ended. Another attempt says the same.
+    moment = instant(max([job_time(job), *(run.end_time for run in origins.runs)]))
+    about = {"subject": {"reference": subject} if subject else UNKNOWN, "issued": moment}
     head = {"resourceType": "Bundle", "type": "collection", "timestamp": moment}
     studies, found = [], []
     count = 0
@@ -97,7 +98,7 @@ def write_bundle(
             file.write(",\n" if count else "\n")
             file.write(entry(resource))
             count += 1
-        report = report_of(job, upstream, about, moment, studies, found)
+        report = report_of(job, upstream, about, studies, found)
         for resource in (report, *provenance(job, upstream, reference(report), moment, origins)):
             file.write((",\n" if count else "\n") + entry(resource))
             count += 1
@@ -109,6 +110,11 @@ def entry(resource: Resource) -> str:
     """An entry of the Bundle, on one line."""
     whole = {"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource}
     return json.dumps(whole, ensure_ascii=False, allow_nan=False)
+
+
+def instant(moment: datetime) -> str:
+    """As FHIR writes it."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def reference(resource: Resource) -> dict[str, str]:
@@ -124,8 +130,8 @@ def id_of(job: str, *what: object) -> str:
 def resources(
     job: str, upstream: Sequence[Upstream], about: Mapping[str, Any]
 ) -> Iterator[Resource]:
-    """All but the report."""
-    yield from studies_of(job, upstream, about)
+    """All but the report. about: the `subject` of each, and when Observations are `issued`."""
+    yield from studies_of(job, upstream, about["subject"])
     study_of = {
         key_of(one): id_of(job, "study", one.study_instance_uid) for one in instances(upstream)
     }
@@ -139,11 +145,11 @@ def resources(
             yield device
         for finding, model in findings_in(step.result):
             device = devices[model.SerializeToString(deterministic=True)]
-            common = common_of(job, about, device, study_of.get(key_of(finding)), model)
+            common = common_of(about, device, study_of.get(key_of(finding)), model)
             yield from observations(job, step.step, finding, common)
         for volume, model in volumes_in(step.result):
             device = devices[model.SerializeToString(deterministic=True)]
-            common = common_of(job, about, device, study_of.get(volume.items[0]), model)
+            common = common_of(about, device, study_of.get(volume.items[0]), model)
             yield from of_volume(job, step.step, volume, common)
         for told in told_of(step.result):
             used = [devices[one.SerializeToString(deterministic=True)] for one in told.models]
@@ -167,7 +173,6 @@ def volumes_in(result: Message) -> Iterator[tuple[ml_pb2.VolumeFinding, ml_pb2.M
 
 
 def common_of(
-    job: str,
     about: Mapping[str, Any],
     device: Resource,
     study: str | None,
@@ -176,8 +181,7 @@ def common_of(
     """What Observations of measures have in common. study: id of the ImagingStudy, if known."""
     return {
         "status": "preliminary",
-        "subject": about,
-        "issued": job_time(job).isoformat(timespec="seconds"),
+        **about,
         "device": reference(device),
         **({"derivedFrom": [{"reference": f"urn:uuid:{study}"}]} if study else {}),
         **noted(model),
@@ -204,8 +208,7 @@ def observation_of(
         "id": id_of(job, "told", step, told.item, *told.part),
         "status": "preliminary",
         "code": {"text": told.name},
-        "subject": about,
-        "issued": job_time(job).isoformat(timespec="seconds"),
+        **about,
         **value_of(told),
         **({"device": reference(devices[0])} if len(devices) == 1 else {}),
         **({"derivedFrom": from_} if from_ else {}),
@@ -290,14 +293,10 @@ def provenance(
             {"who": {"reference": f"urn:uuid:{device_of(job, run.step, number, model)['id']}"}}
             for number, model in enumerate(models)
         ]
-        began, ended = (
-            one.astimezone(UTC).isoformat(timespec="milliseconds")
-            for one in (run.start_time, run.end_time)
-        )
         yield {
             "id": id_of(job, "provenance", run.step),
             **common,
-            "occurredPeriod": {"start": began, "end": ended},
+            "occurredPeriod": {"start": instant(run.start_time), "end": instant(run.end_time)},
             "activity": {"text": f"step {run.step}, attempts: {run.attempts}"},
             "agent": ran or [{"who": {"display": "Fluoro"}}],
         }
@@ -318,7 +317,7 @@ def is_uid(text: str) -> bool:
 
 
 def studies_of(
-    job: str, upstream: Sequence[Upstream], about: Mapping[str, Any]
+    job: str, upstream: Sequence[Upstream], subject: Mapping[str, Any]
 ) -> Iterator[Resource]:
     """An ImagingStudy for each study, with its series and instances, each once."""
     studies: dict[str, dict[str, dict[str, dicom_pb2.DicomInstance]]] = {}
@@ -331,7 +330,7 @@ def studies_of(
             "id": id_of(job, "study", uid),
             "identifier": [{"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}],
             "status": "available",
-            "subject": about,
+            "subject": subject,
             "numberOfSeries": len(studies[uid]),
             "numberOfInstances": sum(map(len, studies[uid].values())),
             "series": [series_of(one, studies[uid][one]) for one in sorted(studies[uid])],
@@ -433,7 +432,6 @@ def report_of(
     job: str,
     upstream: Sequence[Upstream],
     about: Mapping[str, Any],
-    moment: str,
     studies: Sequence[Mapping[str, str]],
     found: Sequence[Mapping[str, str]],
 ) -> Resource:
@@ -451,8 +449,7 @@ def report_of(
         "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{job[5:]}"}],
         "status": "preliminary",
         "code": IMAGING,
-        "subject": about,
-        "issued": moment,
+        **about,
         **({"imagingStudy": list(studies)} if studies else {}),
         **({"result": list(found)} if found else {}),
         "conclusion": " ".join(["Found by software; nobody has verified it.", *told]),
