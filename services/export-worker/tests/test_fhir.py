@@ -107,6 +107,19 @@ def test_what_a_file_must_not_say_makes_no_bundle_invalid(
     assert ("derivedFrom" in found["Observation"][0]) == (attribute == "modality")
 
 
+@pytest.mark.parametrize("uid", ["1.2.3.4.5", "2.25.1"])
+def test_after_a_deidentification_no_uid_of_an_original_is_told(
+    clinic: Any, tmp_path: Path, uid: str
+) -> None:
+    inspected = clinic.inspect(sop_instance_uid=uid)
+    attempt = exported(tmp_path, inspected, clinic.deidentify(), clinic.analyze())
+    found = resources(attempt)
+    is_original = uid != "2.25.1"
+    assert ("ImagingStudy" in found) != is_original
+    assert ("derivedFrom" in found["Observation"][0]) != is_original
+    assert (b"1.2.3.4" in attempt.read("fhir.json")) != is_original
+
+
 def test_another_attempt_gives_the_same_bytes(clinic: Any, tmp_path: Path) -> None:
     steps = clinic.inspect(), clinic.analyze()
     first, again = (exported(tmp_path, *steps).read("fhir.json") for _ in range(2))

@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 from fluoro.v1 import (
     classify_pb2,
     compare_pb2,
+    deidentify_pb2,
     dermoscopy_pb2,
     detect_pb2,
     dicom_pb2,
@@ -303,11 +304,18 @@ def provenance(
 
 
 def instances(upstream: Sequence[Upstream]) -> Iterator[dicom_pb2.DicomInstance]:
-    """Those that were inspected, but for those whose UIDs are none: FHIR refuses the whole then."""
+    """Those that were inspected, but for those whose UIDs are none: FHIR refuses the whole then.
+
+    After a de-identification only what it left: UIDs of originals lead back to the patient.
+    """
+    cleaned = list(results(upstream, deidentify_pb2.DeidentifyDicomResult))
+    left = {one.sop_instance_uid for result in cleaned for one in result.instances}
     for result in results(upstream, dicom_pb2.InspectDicomResult):
         for one in result.instances:
             uids = (one.study_instance_uid, one.series_instance_uid, one.sop_instance_uid)
-            if all(map(is_uid, (*uids, one.sop_class_uid))):
+            if all(map(is_uid, (*uids, one.sop_class_uid))) and (
+                not cleaned or one.sop_instance_uid in left
+            ):
                 yield one
 
 

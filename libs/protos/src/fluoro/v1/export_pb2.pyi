@@ -472,7 +472,8 @@ class ExportFhir(_message.Message):
     frame that it classified, those of ClassifyImages, AssessDermoscopy, DetectObjects, AnalyzeSlide
     and CompareImages, a Device per model, a DiagnosticReport of them all, and Provenance: inputs by
     SHA-256, and when each step ran. Status is `preliminary`: nobody has verified them. Names no
-    patient. The same inputs give the same bytes.
+    patient; after DeidentifyDicom it has only studies of files that DeidentifyDicom left. The same
+    inputs give the same bytes.
     Leaves `fhir.json` with role `fhir` (application/fhir+json).
     """
 
