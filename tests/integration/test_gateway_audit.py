@@ -422,6 +422,20 @@ async def test_operators_name_an_owner_in_a_filter_and_others_only_themselves(
     assert crossed == ["ada"] * 3
 
 
+@pytest.mark.parametrize("method", ["ListJobs", "CountJobs", "BatchCancelJobs", "BatchRetryJobs"])
+async def test_no_filling_hides_the_owner_that_a_filter_names(
+    database_url: str, redis_url: str, blob_url: str, method: str
+) -> None:
+    unknown_field = b"\xca>" + b"\x80\x80\x04" + bytes(2**16)
+    request = ListJobsRequest(filter="owner = ada").SerializeToString()
+    if method != "ListJobs":
+        request = CountJobsRequest(filter="owner = ada").SerializeToString()
+    async with scene(database_url, redis_url, blob_url) as s:
+        call = s.client.channel.unary_unary(f"/fluoro.v1.JobService/{method}")
+        told = await refused(call(request + unknown_field, **s.by("ops")))
+    assert told.reason == "MESSAGE_TOO_LARGE"
+
+
 async def test_operators_list_and_export_what_was_recorded(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:

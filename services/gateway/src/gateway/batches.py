@@ -38,7 +38,7 @@ from fluoro_jobs.pipelines import repeat_key
 from fluoro_jobs.states import JobState
 from fluoro_jobs.wakeups import Publisher
 
-from gateway import names
+from gateway import names, wire
 from gateway.errors import MESSAGE_BUDGET_CHARACTERS
 from gateway.ledger_calls import LedgerCalls
 from gateway.rpc import Call
@@ -113,6 +113,7 @@ class Batches:
 
     async def cancel(self, request: BatchCancelJobsRequest, call: Call) -> BatchCancelJobsResponse:
         """Cancels in the ledger, and tells watchers and workers after each piece."""
+        wire.check_filtered(call.request_bytes)
         wanted = batches.cancellable(call.owner, request.filter)
 
         def tell(piece: Piece) -> None:
@@ -125,6 +126,7 @@ class Batches:
 
     async def retry(self, request: BatchRetryJobsRequest, call: Call) -> BatchRetryJobsResponse:
         """Opens jobs again in the ledger, and has them dispatched after each piece."""
+        wire.check_filtered(call.request_bytes)
         wanted = batches.retriable(call.owner, request.filter)
 
         def tell(piece: Piece) -> None:
@@ -138,6 +140,7 @@ class Batches:
 
     async def count(self, request: CountJobsRequest, call: Call) -> CountJobsResponse:
         """Counts piece after piece."""
+        wire.check_filtered(call.request_bytes)
         wanted = Search(call.owner, filters.parse(request.filter))
         counts, token = await self._counted(request, call, wanted, COUNT_SECONDS)
         return CountJobsResponse(

@@ -53,7 +53,7 @@ from fluoro_jobs.pipelines import Pipelines, repeat_key
 from fluoro_jobs.wakeups import Publisher
 from fluoro_telemetry import metrics
 
-from gateway import cursor, frames, names
+from gateway import cursor, frames, names, wire
 from gateway.batches import Batches
 from gateway.job_stream import JobStream
 from gateway.ledger_calls import Landing, LedgerCalls
@@ -138,6 +138,7 @@ class Jobs:
 
     async def list_jobs(self, request: ListJobsRequest, call: Call) -> ListJobsResponse:
         """A page of the caller's jobs."""
+        wire.check_filtered(call.request_bytes)
         if len(request.states) > MAX_WANTED or not set(request.states) <= STATES:
             raise names.invalid("states", "Must be states of a job.")
         _check_labels(request.labels)

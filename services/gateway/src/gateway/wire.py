@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
+from fluoro_jobs.errors import FluoroError, Reason
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
@@ -122,6 +123,15 @@ _NEVER_PACKED: Final = {
     FieldDescriptor.TYPE_STRING,
     FieldDescriptor.TYPE_BYTES,
 }
+
+
+def check_filtered(size_bytes: int) -> None:
+    """FluoroError MESSAGE_TOO_LARGE for a request in whose filter nobody looked for an owner."""
+    if size_bytes > SMALL_BYTES:
+        raise FluoroError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"A request with a filter of jobs has {SMALL_BYTES} bytes at most.",
+        )
 
 
 def is_large(message: Message) -> bool:
