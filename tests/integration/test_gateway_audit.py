@@ -50,7 +50,7 @@ from fluoro.v1.token_service_pb2 import (
     RevokeTokenRequest,
     Token,
 )
-from fluoro_jobs.ledger import purge_audit, tokens
+from fluoro_jobs.ledger import tokens
 from fluoro_jobs.ledger.connection import Ledger
 from fluoro_local.folders import free_port
 from gateway.audit_kinds import KINDS
@@ -345,43 +345,6 @@ async def test_reads_that_come_together_share_a_transaction(
     times = [time for (time,) in s.rows("time")]
     assert len(times) == 240
     assert len(set(times)) < 160
-
-
-def test_a_purge_removes_what_is_older_and_says_so(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    row = """
-    INSERT INTO audit (id, time, principal, how, owner, method, peer)
-    SELECT (lpad(to_hex((extract(epoch FROM time) * 1000)::int8), 12, '0')
-      || '70008000' || lpad(to_hex(n), 12, '0'))::uuid, time, 'ada', 'jwt', 'ada', 'X', ''
-    FROM generate_series(0, 99) n, LATERAL (SELECT now() - n * interval '1 day' AS time) t
-    """
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute(row)
-    ledger = Ledger(database_url)
-    with ledger.connection() as one:
-        assert purge_audit.purge(one, 60, rows=10).rows == 10
-        with pytest.raises(ValueError, match="30 days"):
-            purge_audit.purge(one, 29)
-    ledger.close()
-    monkeypatch.setenv("FLUORO_DATABASE_URL", database_url)
-    purge_audit.main(["60"])
-    assert "30 rows removed" in capsys.readouterr().out
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        kept = (
-            "SELECT count(*), min(time) > now() - interval '61 days' FROM audit WHERE how = 'jwt'"
-        )
-        assert connection.execute(kept).fetchall() == [(60, True)]
-        told = "SELECT calls FROM audit WHERE method = 'fluoro.ledger.PurgeAudit' ORDER BY time"
-        assert connection.execute(told).fetchall() == [(10,), (30,)]
-        with pytest.raises(psycopg.errors.RaiseException, match="never changed"):
-            connection.execute("DELETE FROM audit")
-        # Whoever knows what the purge sets gets at old rows alone.
-        allow = "SELECT set_config('fluoro.purges_audit', 'on', false)"
-        connection.execute(allow)
-        with pytest.raises(psycopg.errors.RaiseException, match="30 days"):
-            connection.execute("DELETE FROM audit")
-        assert connection.execute("SELECT count(*) FROM audit").fetchone() == (62,)
 
 
 async def test_operators_name_an_owner_in_a_filter_and_others_only_themselves(

@@ -5,6 +5,7 @@ way past the table's trigger, and writes into the table what it removed.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -16,6 +17,8 @@ from fluoro_jobs.ledger.connection import Ledger, LedgerConnection
 
 LEAST_DAYS: Final = 30
 """No younger row is removed."""
+MOST_DAYS: Final = 36_500
+"""No site keeps rows for longer."""
 PIECE: Final = 10_000
 """Rows that a transaction removes, at most."""
 FIRST: Final = UUID(int=0)
@@ -23,14 +26,18 @@ FIRST: Final = UUID(int=0)
 METHOD: Final = "fluoro.ledger.PurgeAudit"
 """What its own rows call it."""
 
-# For this transaction alone; the trigger looks at it.
-_ALLOW: Final = "SELECT set_config('fluoro.purges_audit', 'on', true)"
+# For this transaction alone; the trigger looks at it. Purges take turns: one that waited for the
+# rows of another would find them gone, and take that for the end.
+_ALLOW: Final = """
+SELECT set_config('fluoro.purges_audit', 'on', true),
+  pg_advisory_xact_lock(hashtextextended('fluoro purge audit', 0))
+"""
 # Ids have the time in front, by gateways' clocks, which may be wrong by less than a day.
 _PIECE: Final = """
 WITH cutoff AS (
   SELECT now() - %(days)s * interval '1 day' AS time,
-    (lpad(to_hex((extract(epoch FROM now() - (%(days)s - 1) * interval '1 day') * 1000)::int8),
-      12, '0') || repeat('0', 20))::uuid AS id
+    (lpad(to_hex((greatest(extract(epoch FROM now() - (%(days)s - 1) * interval '1 day'), 0)
+      * 1000)::int8), 12, '0') || repeat('0', 20))::uuid AS id
 ), gone AS (
   DELETE FROM audit WHERE id = ANY(ARRAY(
     SELECT a.id FROM audit a
@@ -56,10 +63,10 @@ def purge(
 
     rows: at most so many. To be called until none is removed, each time after the last one:
     otherwise it would walk over all that an earlier call removed and an old snapshot keeps.
-    ValueError for less than LEAST_DAYS.
+    ValueError for less than LEAST_DAYS or more than MOST_DAYS.
     """
-    if days < LEAST_DAYS:
-        raise ValueError(f"rows of the last {LEAST_DAYS} days stay")
+    if not LEAST_DAYS <= days <= MOST_DAYS:
+        raise ValueError(f"at least {LEAST_DAYS} days, and at most {MOST_DAYS}")
     with connection.transaction():
         connection.execute(_ALLOW)
         given = {"days": days, "rows": rows, "after": after}
@@ -76,11 +83,11 @@ def main(arguments: Sequence[str]) -> None:
     """Removes all rows that are older than DAYS. Exits with one line if it cannot."""
     url = os.environ.get("FLUORO_DATABASE_URL")
     given = arguments[0] if len(arguments) == 1 else ""
-    days = int(given) if given.isascii() and given.isdigit() else 0
-    if not url or days < LEAST_DAYS:
+    days = int(given) if re.fullmatch(r"[0-9]{1,9}", given) else 0
+    if not url or not LEAST_DAYS <= days <= MOST_DAYS:
         sys.exit(
             "Usage, with FLUORO_DATABASE_URL set: python -m fluoro_jobs.ledger.purge_audit DAYS, "
-            f"at least {LEAST_DAYS}"
+            f"{LEAST_DAYS} to {MOST_DAYS}"
         )
     ledger = Ledger(url, max_connections=1)
     total, last = 0, FIRST
