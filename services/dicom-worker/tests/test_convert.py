@@ -253,6 +253,23 @@ def test_frames_of_an_enhanced_object_are_sorted_like_slices(convert: Convert) -
     assert second.tolist() == [values(at)[0, 0] for at in (4, 3, 5)]
 
 
+def test_a_segment_that_leaves_out_slices_is_no_volume_with_another_spacing(
+    convert: Convert,
+) -> None:
+    places = [(0.0, 1), (5.0, 1), (10.0, 1), *((2.5 * at, 2) for at in range(5))]
+    dataset = enhanced(places)
+    for groups, (_, segment) in zip(dataset.PerFrameFunctionalGroupsSequence, places, strict=True):
+        identification = Dataset()
+        identification.ReferencedSegmentNumber = segment
+        groups.SegmentIdentificationSequence = Sequence([identification])
+        groups.FrameContentSequence[0].pop("TemporalPositionIndex")
+    result, attempt = convert(saved(dataset), group=False, npy={})
+    (volume,), (left,) = result.volumes, result.left_out
+    assert dict(volume.phase) == {"segment": "2"}
+    assert json.loads(attempt.read(volume.geometry))["spacing_mm"][0] == 2.5
+    assert (left.reason, left.count) == ("VOLUME_IRREGULAR", 3)
+
+
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")  # of what the test writes
 def test_what_may_be_a_name_is_in_no_result(convert: Convert) -> None:
     files = [

@@ -339,3 +339,29 @@ def test_an_order_in_space_keeps_parallel_images_together() -> None:
 def test_an_impossible_place_is_none(changes: dict[str, Any]) -> None:
     assert place(ct_slice(0), 0) is not None
     assert place(ct_slice(0, **changes), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "apart", "missing"),
+    [
+        ([0, 4, 8], [0, 2, 4, 6, 8], 0, 2),
+        ([0, 4, 8], [], 2, 2),
+        ([0, 14], [], 2, 6),
+        ([4, 6], [0, 14], 0, 0),
+        ([0, 2, 4], [], 5, 0),
+    ],
+    ids=["others lie between", "the file says so", "far apart", "neighbours", "nonsense"],
+)
+def test_empty_slices_that_a_segmentation_leaves_out_are_missed(
+    own: list[float], other: list[float], apart: float, missing: int
+) -> None:
+    slices = stack(own, segment=(1.0,)) + stack(other, first=9, segment=(2.0,))
+    volume = study_of(replace(each, apart=apart) for each in slices).volumes[0]
+    assert volume.missing == missing
+    assert np.allclose(volume.step, (0, 0, 2))
+
+
+def test_a_segment_in_one_slice_is_as_thick_as_the_slices_of_others_lie_apart() -> None:
+    slices = stack([4], segment=(1.0,)) + stack([0, 3, 6], first=1, segment=(2.0,))
+    assert study_of(slices).volumes[0].step == (0, 0, pytest.approx(1))
+    assert study_of(stack([4], segment=(1.0,))).volumes[0].step == (0, 0, 2)

@@ -99,7 +99,7 @@ class Slice:
 
     position: of the first pixel's centre, in millimetres. number: Instance Number, 0 if absent.
     pitch: Spacing Between Slices, or Slice Thickness, millimetres; 0 if absent. marks: as in
-    `MARKS`.
+    `MARKS`. apart: Spacing Between Slices alone.
     """
 
     file: int
@@ -110,6 +110,7 @@ class Slice:
     number: float
     pitch: float
     marks: tuple[Mark, ...]
+    apart: float = 0.0
 
 
 def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
@@ -136,6 +137,7 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
             number[0] if number else 0,
             pitch_of(find),
             marks_of(header, find),
+            distance(find, "SpacingBetweenSlices"),
         )
 
 
@@ -209,12 +211,13 @@ def spacing_of(find: Find) -> tuple[float, float]:
 
 def pitch_of(find: Find) -> float:
     """How far the next slice should be; 0 if the file does not say, or nonsense."""
-    source = find("PixelMeasuresSequence")
-    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        found = decimals(source, keyword)
-        if found and NEAR_MM < abs(found[0]) < FAR_MM:
-            return abs(found[0])
-    return 0
+    return distance(find, "SpacingBetweenSlices") or distance(find, "SliceThickness")
+
+
+def distance(find: Find, keyword: str) -> float:
+    """An attribute of the Pixel Measures in millimetres; 0 if it is absent, or nonsense."""
+    found = decimals(find("PixelMeasuresSequence"), keyword)
+    return abs(found[0]) if found and NEAR_MM < abs(found[0]) < FAR_MM else 0
 
 
 def marks_of(header: Dataset, find: Find) -> tuple[Mark, ...]:

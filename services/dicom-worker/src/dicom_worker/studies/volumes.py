@@ -111,7 +111,11 @@ def study_of(slices: Iterable[Slice]) -> Study:
     for each in whole:
         # Segments may lie beside each other, and then no place would tell that they are several.
         series.setdefault((each.series, each.marks[SEGMENT]), []).append(each)
-    for (uid, _), members in series.items():
+    segmented: dict[str, list[Slice]] = {}
+    for each in whole:
+        if each.marks[SEGMENT]:
+            segmented.setdefault(each.series, []).append(each)
+    for (uid, segment), members in series.items():
         try:
             stacks = parallel(members)
             check_drift(stacks)
@@ -120,7 +124,8 @@ def study_of(slices: Iterable[Slice]) -> Study:
             continue
         for stack in stacks:
             try:
-                study.volumes += volumes_of(stack)
+                unit = segments_apart(stack[0], segmented[uid]) if segment else 0
+                study.volumes += volumes_of(stack, unit)
             except FluoroError as error:
                 study.left.append(Left(uid, len(stack), Reason(error.reason), error.message))
     return study
@@ -212,9 +217,25 @@ def same_size(one: Plane, other: Plane) -> bool:
     )
 
 
-def volumes_of(stack: Sequence[Slice]) -> Iterator[Volume]:
+def segments_apart(first: Slice, segmented: Sequence[Slice]) -> float:
+    """Millimetres between slices of a segmentation, which may leave out those that are empty.
+
+    first: of a segment. segmented: all frames of its series. 0 if nobody says.
+    """
+    normal = first.plane.normal
+    along = np.unique([dot(normal, each.position) for each in segmented])
+    steps = np.diff(along)
+    least = float(min(steps[steps > SAME_PLACE_MM], default=0))
+    # A segment with an empty slice behind each other one has no two that are neighbours.
+    times = least / first.apart if first.apart else 0
+    regular = abs(times - round(times)) <= UNEVEN and times > 1 - UNEVEN
+    return first.apart if regular or not least else least
+
+
+def volumes_of(stack: Sequence[Slice], unit: float = 0) -> Iterator[Volume]:
     """The volumes of parallel slices: one, or one for each phase.
 
+    unit: millimetres between slices; 0 to take what most of them have.
     VOLUME_IRREGULAR if several slices lie at one place and nothing tells which belongs to which.
     """
     places = places_of(stack)
@@ -232,7 +253,7 @@ def volumes_of(stack: Sequence[Slice]) -> Iterator[Volume]:
     ]
     names = list(MARKS)
     for phase in phases:
-        volume = fitted(phase)
+        volume = fitted(phase, unit)
         missing = max(volume.missing, len(places) - len(phase))
         told = {names[number]: phase[0].marks[number] for number in varying}
         if segment := phase[0].marks[SEGMENT]:
@@ -297,19 +318,23 @@ def rank(value: Mark) -> tuple[Any, ...]:
     return (1, value) if isinstance(value, str) else (0, *value)
 
 
-def fitted(slices: Sequence[Slice]) -> Volume:
-    """The volume of slices in order, one at each place, and how well they keep to a line."""
+def fitted(slices: Sequence[Slice], unit: float) -> Volume:
+    """The volume of slices in order, one at each place, and how well they keep to a line.
+
+    unit: as of `volumes_of`.
+    """
     first, plane = slices[0], slices[0].plane
     normal = np.array(plane.normal)
     if len(slices) == 1:
-        only = scaled(plane.normal, first.pitch) if first.pitch else None
+        pitch = unit or first.pitch
+        only = scaled(plane.normal, pitch) if pitch else None
         return Volume(first.series, plane, tuple(slices), only)
     points = np.array([each.position for each in slices])
     steps = np.diff(points @ normal)
-    unit = float(np.median(steps[steps < 1.5 * steps.min()]))
-    counts = np.rint(steps / unit)
+    known = unit > 0
+    counts = np.rint(steps / (unit or float(np.median(steps[steps < 1.5 * steps.min()]))))
     # So many gaps mean that two slices lie close to each other rather than that others are missing.
-    sparse = counts.sum() > 2 * len(steps)
+    sparse = not known and counts.sum() > 2 * len(steps)
     if sparse:
         counts = np.ones_like(counts)
     index = np.concatenate(([0.0], np.cumsum(counts)))
