@@ -228,17 +228,23 @@ async def test_other_bytes_than_announced_are_dropped_as_a_whole(
     assert ended.reason == "UPLOAD_NOT_FOUND"
 
 
+@pytest.mark.parametrize("signed", [False, True])
 async def test_uploads_that_were_given_up_keep_nobody_from_beginning_others(
-    gateway: Gateway, database_url: str
+    gateway: Gateway, database_url: str, signed: bool
 ) -> None:
+    """But those with a URL, which may bring bytes until the sweep has deleted them."""
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(
-            "INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type, expired)"
-            " SELECT 'default', gen_random_uuid(), gen_random_uuid(), 1, '', '', true"
+            "INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type, expired, signed)"
+            " SELECT 'default', gen_random_uuid(), gen_random_uuid(), 1, '', '', true, %s"
             " FROM generate_series(1, %s)",
-            (uploads.MOST_OPEN,),
+            (signed, uploads.MOST_OPEN),
         )
-    assert (await gateway.blobs.BeginUpload(begun(str(uuid4())))).committed_bytes == 0
+    begin = gateway.blobs.BeginUpload(begun(str(uuid4())))
+    if signed:
+        assert (await refused(begin)).reason == "UPLOADS_BUSY"
+    else:
+        assert (await begin).committed_bytes == 0
 
 
 async def test_ids_are_of_one_owner_each_and_hostile_ones_are_refused(gateway: Gateway) -> None:

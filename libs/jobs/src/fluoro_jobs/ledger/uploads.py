@@ -17,7 +17,7 @@ from fluoro_jobs.ledger import blobs
 from fluoro_jobs.ledger.connection import LedgerConnection
 
 MOST_OPEN: Final = 1000
-"""Uploads of an owner that have begun and not ended."""
+"""Uploads of an owner that have begun and not ended, and given up ones that have a signed URL."""
 
 MOST_STREAMS: Final = 1000
 """Streams of one upload: each leaves eight bytes in its row."""
@@ -30,7 +30,7 @@ _BEGIN: Final = f"""
 INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type)
 SELECT %(owner)s, %(id)s, %(key)s, %(size)s, %(sha256)s, %(media_type)s
 WHERE %(most)s > (SELECT count(*) FROM
-  (SELECT FROM uploads WHERE owner = %(owner)s AND blob_id IS NULL AND NOT expired
+  (SELECT FROM uploads WHERE owner = %(owner)s AND blob_id IS NULL AND (signed OR NOT expired)
    LIMIT %(most)s) o)
 ON CONFLICT (owner, id) DO NOTHING RETURNING {_COLUMNS}
 """
