@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
-from fluoro_jobs.worker.ahead import made_ahead
+from fluoro_jobs.worker.ahead import made_ahead, read_ahead
 
 
 def test_results_come_in_order_and_no_more_is_read_than_was_asked_for() -> None:
@@ -28,3 +29,23 @@ def test_an_error_comes_where_its_result_would() -> None:
         assert [next(shares), next(shares)] == [2, 3]
         with pytest.raises(ZeroDivisionError):
             next(shares)
+
+
+def test_one_more_is_read_while_the_caller_uses_the_one_before() -> None:
+    second, used = Event(), Event()
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        second.set()
+        assert used.wait(60)
+        yield 2
+        raise OSError
+
+    with ThreadPoolExecutor(1) as pool:
+        read = read_ahead(pool, numbers())
+        assert next(read) == 1
+        assert second.wait(60)
+        used.set()
+        assert next(read) == 2
+        with pytest.raises(OSError):  # noqa: PT011 - it has no text
+            next(read)

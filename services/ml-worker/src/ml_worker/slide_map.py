@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,41 +20,47 @@ OPACITY: Final = 0.6
 """Over a tile of which the model is wholly sure."""
 WHITE: Final = 255
 
+Squares = NDArray[np.float32]
+"""(tiles, side, side)."""
 
-class SlideMap:
-    """The picture, tile by tile. Where no tile is, it is white."""
 
-    def __init__(self, down: int, across: int, labels: Sequence[Label]) -> None:
-        """down, across: the grid."""
-        self.side = max(1, min(MAX_TILE, MAX_SIDE // max(down, across)))
-        self.colors = [
-            each.color or COLORS[place % len(COLORS)] for place, each in enumerate(labels)
-        ]
-        self._paint = np.array(
-            [[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in self.colors]
-        )
-        self._canvas = np.full((down * self.side, across * self.side, 3), WHITE, np.uint8)
+def side_of(down: int, across: int) -> int:
+    """Pixels of a tile's side in the picture of a grid."""
+    return max(1, min(MAX_TILE, MAX_SIDE // max(down, across)))
 
-    def add(
-        self, places: Sequence[tuple[int, int]], tiles: NDArray[np.uint8], scores: NDArray[Any]
-    ) -> None:
-        """Tiles in the colours of their most probable classes.
 
-        places: their rows and columns in the grid. tiles: (tiles, rows, columns, 3). scores:
-        (tiles, labels).
-        """
-        taken = np.arange(self.side) * tiles.shape[1] // self.side
-        grey = (tiles[:, taken[:, np.newaxis], taken] @ LUMA)[..., np.newaxis]
-        best = scores.argmax(axis=1)
-        opacity = (OPACITY * scores.max(axis=1))[:, np.newaxis, np.newaxis, np.newaxis]
-        paint = self._paint[best][:, np.newaxis, np.newaxis]
-        painted = (grey * (1 - opacity) + paint * opacity).round()
-        for (row, column), square in zip(places, painted, strict=True):
-            top, left = row * self.side, column * self.side
-            self._canvas[top : top + self.side, left : left + self.side] = square
+def colors_of(labels: Sequence[Label]) -> list[str]:
+    """The colour of each label, as #rrggbb."""
+    return [each.color or COLORS[place % len(COLORS)] for place, each in enumerate(labels)]
 
-    def png(self) -> bytes:
-        """The picture. The same tiles give the same bytes."""
-        buffer = BytesIO()
-        Image.fromarray(self._canvas).save(buffer, format="PNG")
-        return buffer.getvalue()
+
+def grey_of(tiles: NDArray[np.uint8], side: int) -> Squares:
+    """Tiles, (tiles, rows, columns, 3), as small as in the picture."""
+    taken = np.arange(side) * tiles.shape[1] // side
+    grey: Squares = tiles[:, taken[:, np.newaxis], taken] @ LUMA
+    return grey
+
+
+def draw_slide_map(
+    grid: tuple[int, int],
+    places: Sequence[tuple[int, int]],
+    grey: Squares,
+    scores: NDArray[np.float64],
+    colors: Sequence[str],
+) -> bytes:
+    """A PNG of the tiles, each under the colour of its most probable class; white elsewhere.
+
+    grid: rows and columns of tiles. places: of these tiles in it. scores: (tiles, labels). The same
+    tiles give the same bytes.
+    """
+    side = grey.shape[1]
+    paint = np.array([[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in colors])
+    over = paint[scores.argmax(axis=1)][:, np.newaxis, np.newaxis]
+    opacity = (OPACITY * scores.max(axis=1))[:, np.newaxis, np.newaxis, np.newaxis]
+    painted = (grey[..., np.newaxis] * (1 - opacity) + over * opacity).round()
+    canvas = np.full((grid[0] * side, grid[1] * side, 3), WHITE, np.uint8)
+    for (row, column), square in zip(places, painted, strict=True):
+        canvas[row * side :, column * side :][:side, :side] = square
+    buffer = BytesIO()
+    Image.fromarray(canvas).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -23,3 +23,14 @@ def made_ahead(
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()
+
+
+def read_ahead(pool: Executor, given: Iterator[Given]) -> Iterator[Given]:
+    """The same, the next one read by the pool while the caller uses the one before.
+
+    given: without None. It is read by one thread at a time.
+    """
+    coming = pool.submit(next, given, None)
+    while (each := coming.result()) is not None:
+        coming = pool.submit(next, given, None)
+        yield each

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from fluoro.v1 import dicom_pb2, slide_pb2
-from fluoro_jobs.worker.ahead import made_ahead
+from fluoro_jobs.worker.ahead import made_ahead, read_ahead
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
 from numpy.typing import NDArray
@@ -20,8 +20,15 @@ from ml_worker.outputs import Classes
 from ml_worker.pixels import not_certified
 from ml_worker.prepare import prepare
 from ml_worker.showing import AHEAD, run_ahead, samples_at_once
-from ml_worker.slide_map import SlideMap
-from ml_worker.slides import Some, Tables, check, colours_of, stored_tiles, to_reference
+from ml_worker.slide_map import Squares, colors_of, draw_slide_map, grey_of, side_of
+from ml_worker.slides import (
+    Some,
+    Tables,
+    check,
+    colours_of,
+    stored_tiles,
+    to_reference,
+)
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
@@ -69,9 +76,10 @@ def analyze(
             tables = None
             if request.stain_normalization != NONE:
                 tables = to_reference(slide)
-            seen = Seen(model, slide)
-            for some, scores in scored(model, tensor, part.blob, slide, tables, context):
-                seen.add(some, scores)
+            grey, scores = zip(
+                *scored(model, tensor, part.blob, slide, tables, context), strict=True
+            )
+            seen = Seen(model, slide, np.concatenate(grey), np.concatenate(scores))
             result.slides.append(told(item, seen, request.top_tiles or DEFAULT_TOP))
             result.slides[-1].stain_normalization = NONE if tables is None else MACENKO
     return result
@@ -98,8 +106,8 @@ def scored(
     slide: slide_pb2.TiledSlide,
     tables: Tables | None,
     context: StepContext,
-) -> Iterator[tuple[Some, NDArray[np.float64]]]:
-    """Some tiles at a time, and a probability for each of them and each label."""
+) -> Iterator[tuple[Squares, NDArray[np.float64]]]:
+    """Some tiles at a time, as the picture has them, and a probability for each and each label."""
     size, output = slide.tile_size, model.manifest.output("classes")
     assert isinstance(output, Classes)  # the caller looked
     image = dicom_pb2.RenderedImage(
@@ -109,11 +117,11 @@ def scored(
     )
     at_once = samples_at_once(model, tensor, (size, size), image)
 
-    with ThreadPoolExecutor(AHEAD) as pool:
+    with ThreadPoolExecutor(1 + AHEAD) as pool:
         every = len(slide.tiles) * size**2
         colours = None if tables is None else colours_of(tables, every, pool)
 
-        def ready(some: Some) -> tuple[Some, NDArray[Any]]:
+        def ready(some: Some) -> tuple[Squares, NDArray[Any]]:
             check(some)
             _, pixels = some
             shown = pixels
@@ -121,51 +129,48 @@ def scored(
                 shown = np.empty_like(pixels)
                 for tile, out in zip(pixels, shown, strict=True):
                     colours(tile, out)
-            return some, prepare(shown, image, tensor)
+            return grey_of(pixels, side_of(*grid_of(slide))), prepare(shown, image, tensor)
 
-        chunks = made_ahead(pool, ready, stored_tiles(blob, slide, at_once, context), AHEAD)
-        for some, found in run_ahead(model, tensor, chunks, context):
-            yield some, probabilities(output, found["classes"])
+        stored = read_ahead(pool, stored_tiles(blob, slide, at_once, context))
+        chunks = made_ahead(pool, ready, stored, AHEAD)
+        for grey, found in run_ahead(model, tensor, chunks, context):
+            yield grey, probabilities(output, found["classes"])
 
 
-@dataclass
+def grid_of(slide: slide_pb2.TiledSlide) -> tuple[int, int]:
+    """Rows and columns of tiles."""
+    return -(-slide.rows // slide.tile_size), -(-slide.columns // slide.tile_size)
+
+
+@dataclass(frozen=True)
 class Seen:
-    """What was seen of a slide so far."""
+    """What was seen of a slide: each tile as the picture has it, and (tiles, labels) scores."""
 
     model: "Model"
     slide: slide_pb2.TiledSlide
-    scores: list[NDArray[np.float64]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Begins the picture."""
-        size = self.slide.tile_size
-        grid = -(-self.slide.rows // size), -(-self.slide.columns // size)
-        self.picture = SlideMap(*grid, self.model.manifest.labels)
-
-    def add(self, some: Some, scores: NDArray[np.float64]) -> None:
-        """Tiles, and a probability for each of them and each label."""
-        tiles, pixels = some
-        self.picture.add([(tile.row, tile.column) for tile in tiles], pixels, scores)
-        self.scores.append(scores)
+    grey: Squares
+    scores: NDArray[np.float64]
 
 
 def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
     """The slide in the words of the API."""
-    slide, scores = seen.slide, np.concatenate(seen.scores)
+    slide, scores, labels = seen.slide, seen.scores, seen.model.manifest.labels
+    places, colors = [(tile.row, tile.column) for tile in slide.tiles], colors_of(labels)
+    picture = draw_slide_map(grid_of(slide), places, seen.grey, scores, colors)
     array = BytesIO()
     np.save(array, scores.astype("<f4"))
     best = scores.argmax(axis=1)
     told = slide_pb2.AnalyzedSlide(
         input=item.input,
         item=item.key,
-        heat_map=item.put("heat-map", ".png", "heat-map", "image/png", seen.picture.png()),
+        heat_map=item.put("heat-map", ".png", "heat-map", "image/png", picture),
         scores=item.put(
             "tile-scores", ".npy", "tile-scores", "application/x-npy", array.getvalue()
         ),
         tiles=len(scores),
         tissue_share=slide.tissue_share,
     )
-    for place, label in enumerate(seen.model.manifest.labels):
+    for place, label in enumerate(labels):
         mine = scores[:, place]
         count = int((best == place).sum())
         # Stable, so that equal scores keep the order of the tiles.
@@ -173,7 +178,7 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
         told.classes.add(
             label=label.value,
             display_name=label.display_name,
-            color=seen.picture.colors[place],
+            color=colors[place],
             tiles=count,
             share=count / len(scores),
             mean_probability=float(mine.mean()),
