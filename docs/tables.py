@@ -104,10 +104,10 @@ sets whether it comes out right, and by whose opinion, or why it is refused
 
 Each has one decoder, whose values reach models and screens. The second one is asked where a frame
 looks wrong: where its code stream holds more than its picture, its last block ends in the grey
-that libjpeg fills up with, or the samples of a lossless JPEG do not take exactly the bytes of its
-scan. If it does not agree, the item fails with `PIXELS_UNDECODABLE`.
-GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The decoder and its version are in
-the certificate of the pixels."""
+that libjpeg fills up with, 64 zeros follow each other in a JPEG of 8 bits, or the samples of a
+lossless JPEG do not take exactly the bytes of its scan. If it does not agree, the item fails
+with `PIXELS_UNDECODABLE`. GDCM decodes no lossy JPEG of 12 bits, so there it never agrees. The
+decoder and its version are in the certificate of the pixels."""
 
 CONFORMANCE_WRITTEN: Final = """\
 ConvertDicom writes these; [conversion.md](conversion.md) says of which images, and how it is proved

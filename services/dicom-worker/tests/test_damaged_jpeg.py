@@ -8,12 +8,14 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+from dicom_worker.pixels.certificate import StoredFrame
 from dicom_worker.pixels.codestream import parse_jpeg
 from dicom_worker.pixels.decoders import CODECS, compressed_frame
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.lossless import fills_scan
 from dicom_worker.public_files import files
 from dicom_worker.testing import Render, outcome, saved, wheel_file
+from fluoro_jobs.errors import FluoroError
 from numpy.typing import NDArray
 from PIL import Image as Pil
 from pydicom import dcmread
@@ -22,6 +24,7 @@ from pydicom.encaps import encapsulate, generate_frames
 CT: NDArray[np.uint16] = (dcmread(wheel_file("CT_small")).pixel_array & 0xFFF).astype(np.uint16)
 COLOUR: NDArray[np.uint8] = dcmread(wheel_file("examples_rgb_color")).pixel_array
 LOSSLESS = ("JPEG-LL", "JPGLosslessP14SV1_1s_1f_8b", "SC_rgb_jpeg_gdcm")
+BASELINE = "1.2.840.10008.1.2.4.50"
 SV1 = "1.2.840.10008.1.2.4.70"
 
 
@@ -123,6 +126,28 @@ def test_a_jpeg_that_lacks_restart_intervals_is_refused(lost: int) -> None:
     assert parse_jpeg(data).rows == len(CT)
     with pytest.raises(ValueError, match="out of order"):
         parse_jpeg(data[: markers[3]] + data[markers[3 + lost] :])
+
+
+def decoded(data: bytes, picture: NDArray[np.uint8]) -> StoredFrame:
+    samples, photometric = (1, "MONOCHROME2") if picture.ndim == 2 else (3, "YBR_FULL_422")
+    sides = picture.shape[:2]
+    header = Image("PixelData", *sides, 1, samples, photometric, 0, 8, 8, 7, signed=False)
+    return compressed_frame(data, BASELINE, header, CODECS[BASELINE])
+
+
+@pytest.mark.parametrize("picture", [(CT >> 4).astype(np.uint8), COLOUR], ids=["grey", "colour"])
+def test_zeros_in_a_lossy_jpeg_are_a_flat_picture_or_refused(picture: NDArray[np.uint8]) -> None:
+    whole, flat = BytesIO(), BytesIO()
+    Pil.fromarray(picture).save(whole, "JPEG", quality=90)
+    data = whole.getvalue()
+    assert not decoded(data, picture).second_decoder
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    with pytest.raises(FluoroError, match="PIXELS_UNDECODABLE"):
+        decoded(data[:middle] + bytes(len(data) - middle - 2) + data[-2:], picture)
+    large = np.pad(picture, ((0, 900), (0, 900), (0, 0))[: picture.ndim])
+    Pil.fromarray(large).save(flat, "JPEG", quality=90, optimize=True)
+    assert bytes(64) in flat.getvalue()
+    assert decoded(flat.getvalue(), large).second_decoder.startswith("GDCM")
 
 
 @pytest.mark.parametrize("name", ["SC_rgb_jpeg_dcmtk", "JPGExtended", *LOSSLESS])

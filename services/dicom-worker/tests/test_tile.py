@@ -15,14 +15,17 @@ import pytest
 import tifffile
 from dicom_worker.operations.tile import tile_slide
 from dicom_worker.photographs.refusals import RefusedError
+from dicom_worker.pixels.codestream import DATA, jpeg_segments
 from dicom_worker.slides.source import RUN_BYTES
-from dicom_worker.slides.testing import instance, stained, tiff
-from dicom_worker.slides.tiff import Pyramid, threads
+from dicom_worker.slides.testing import GLASS, instance, stained, tiff
+from dicom_worker.slides.tiff import Pyramid, confirm, jpeg, threads
 from fluoro.v1.job_pb2 import Item
 from fluoro.v1.slide_pb2 import TiledSlide, TileSlide
 from fluoro_jobs.testing import Attempt, operate
+from PIL import Image
 
 SIDE = 128
+TABLES = (0xC4, 0xDB)
 
 
 def cut(folder: Path, data: bytes, **fields: float) -> tuple[TiledSlide | None, Item, Attempt]:
@@ -155,6 +158,13 @@ def broken() -> dict[str, tuple[bytes, str]]:
         "a tile with a JPEG of another size": (with_tile(jpeg, 7), "PIXELS_UNDECODABLE"),
         "a tile that swells": (with_tile(bomb, 8), "PIXELS_UNDECODABLE"),
         "a tile that ends early": (with_tile(zlib.compress(bytes(99)), 8), "PIXELS_UNDECODABLE"),
+        "half a tile of zeros": (with_tile(torn(zeros=True), 7), "PIXELS_UNDECODABLE"),
+        "half a tile": (with_tile(torn(zeros=False), 7), "PIXELS_UNDECODABLE"),
+        "more pictures than levels": (
+            several(*[(picture[::4, ::4], {})] * 64, (picture, {})),
+            "IMAGE_TOO_LARGE",
+        ),
+        "a mask alone": (several((MASK, BLACK), (MASK, BLACK)), "IMAGE_UNSUPPORTED"),
         "a tile in the header": (in_header(), "PIXELS_UNDECODABLE"),
         "a million rows": (with_sides(1_000_000, 1_000_000), "IMAGE_TOO_LARGE"),
         "a row of tiles without end": (with_sides(400_000, 499_999), "IMAGE_TOO_LARGE"),
@@ -175,6 +185,63 @@ def broken() -> dict[str, tuple[bytes, str]]:
             "IMAGE_UNSUPPORTED",
         ),
     }
+
+
+MASK = np.zeros((256, 256), np.uint8)
+BLACK = {"photometric": "minisblack"}
+
+
+def several(*pictures: tuple[np.ndarray, dict[str, object]]) -> bytes:
+    """A TIFF of these pictures, in tiles, each with arguments of its own for tifffile."""
+    file = BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for picture, how in pictures:
+            writer.write(picture, **{"tile": (128, 128), "photometric": "rgb", **how})
+    return file.getvalue()
+
+
+def torn(*, zeros: bool) -> bytes:
+    """A tile of JPEG that ends in its middle, or goes on there with zeros."""
+    noise = np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8)
+    whole = bytes(imagecodecs.jpeg8_encode(noise, level=90))
+    middle = len(whole) // 2
+    return whole[:middle] + bytes(middle if zeros else 0) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "jpeg"}], ids=str)
+def test_neither_masks_nor_labels_stand_for_the_slide(
+    tmp_path: Path, how: dict[str, object]
+) -> None:
+    picture, label = stained(512, 512), stained(900, 1200)
+    scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER", **how}
+    data = several(
+        (picture, scale),
+        (MASK, BLACK),
+        (picture[::2, ::2], {"subfiletype": 1, **how}),
+        (label, {"subfiletype": 1, **how}),
+    )
+    for wanted, side in ((0, 512), (1, 256)):
+        slide, _ = cut_well(tmp_path / str(wanted), data, microns_per_pixel=wanted)
+        assert (slide.rows, slide.columns) == (side, side)
+
+
+def test_a_flat_tile_with_tables_of_its_own_page_is_no_hole() -> None:
+    file = BytesIO()
+    flat = np.full((256, 256, 3), GLASS, np.uint8)
+    flat[:8, :8] = stained(32, 32)[8:16, 8:16]
+    Image.fromarray(flat).save(file, "JPEG", optimize=True)
+    whole = file.getvalue()
+    kept = {True: b"", False: b""}
+    for marker, start, end in jpeg_segments(whole):
+        head = b"" if marker == DATA else whole[start - 4 : start]
+        kept[marker in TABLES] += head + whole[start:end]
+    tables, tile = (b"\xff\xd8" + kept[each] + b"\xff\xd9" for each in (True, False))
+    assert bytes(64) in tile
+    out = np.empty_like(flat)
+    jpeg(tile, out, tables, "YCBCR")
+    assert np.abs(out.astype(int) - flat)[16:].max() < 5
+    with pytest.raises(RefusedError):
+        confirm(whole[: len(whole) // 2] + b"\xff\xd9", flat.shape, "YCBCR")
 
 
 def with_tile(data: bytes, compression: int) -> bytes:

@@ -71,6 +71,10 @@ class Refusal(Enum):
         Reason.IMAGE_UNSUPPORTED,
         "The frames of the slide do not fill its grid row by row.",
     )
+    SLIDE_PAGES = (
+        Reason.IMAGE_TOO_LARGE,
+        "The TIFF holds more pictures than a slide has levels. Save the levels of one slide alone.",
+    )
     SLIDE_TILE = (
         Reason.IMAGE_TOO_LARGE,
         "A tile or strip of the slide is too large. Save it in tiles of 256 x 256 pixels.",

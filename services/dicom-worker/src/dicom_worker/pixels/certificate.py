@@ -15,6 +15,8 @@ HEADER_BYTES: Final = 1024
 """Bytes of a code stream that are not counted as picture: markers, tables, comments."""
 BLOCK: Final = 8
 """Rows and columns of JPEG's blocks."""
+HOLE: Final = bytes(64)
+"""Of a JPEG, so many zeros are a flat picture, or were never written."""
 FACTOR: Final = 4
 """How much more than the picture's own entropy a code stream may plausibly take."""
 
@@ -100,3 +102,11 @@ def ends_grey(samples: NDArray[Any], precision: int) -> bool:
     """Whether the last block ends in the grey with which libjpeg fills what a cut scan lacks."""
     last = (samples.shape[1] - 1) % BLOCK + 1
     return bool((samples[-1, -last:] == 1 << precision - 1).all())
+
+
+def has_hole(jpeg: bytes) -> bool:
+    """Whether part of the scans of a lossy JPEG may be lost, with zeros in its place.
+
+    libjpeg makes blocks of them, and leaves what is too much at the end.
+    """
+    return jpeg.find(HOLE, jpeg.find(b"\xff\xda")) >= 0

@@ -25,6 +25,7 @@ from dicom_worker.pixels.certificate import (
     StoredFrame,
     certified,
     ends_grey,
+    has_hole,
     looks_empty,
 )
 from dicom_worker.pixels.codecs import FrameSpec
@@ -354,7 +355,7 @@ def ended(
     samples = sandbox().samples(ticket, spec)
     values = meaning(samples, spec, found, image, codec)
     second = ""
-    if is_suspicious(samples, len(data), found, codec) or lacks_samples(samples, data, codec):
+    if is_suspicious(samples, len(data), found, codec) or is_damaged(samples, data, found, codec):
         confirm(values, data, spec, found, image, codec)
         second = str(codec.second)
     return StoredFrame(values, found.precision, second)
@@ -404,8 +405,11 @@ def is_suspicious(
     )
 
 
-def lacks_samples(samples: NDArray[Any], data: bytes, codec: Codec) -> bool:
-    """Whether a lossless JPEG may hold other samples, or more or less, than came out of it."""
+def is_damaged(samples: NDArray[Any], data: bytes, found: CodeStream, codec: Codec) -> bool:
+    """Whether a JPEG may hold other samples, or more or less, than came out of it."""
+    # With 12 bits, nobody could confirm those that are only flat.
+    if codec is JPEG:
+        return found.precision == 8 and has_hole(data)  # noqa: PLR2004 - bits of a byte
     if codec is not JPEG_LOSSLESS:
         return False
     with blame_file(Reason.PIXELS_UNDECODABLE, "A compressed frame is broken or cut off."):

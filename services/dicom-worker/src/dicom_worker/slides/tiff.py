@@ -13,21 +13,28 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import JPEGBaseline8Bit
 from tifffile import TiffFile, TiffPage
 
 from dicom_worker import limits
 from dicom_worker.photographs.refusals import Refusal, RefusedError
+from dicom_worker.pixels.certificate import ends_grey, has_hole
+from dicom_worker.pixels.codecs import FrameSpec, gdcm
 from dicom_worker.pixels.codestream import CodeStream, parse_j2k, parse_jpeg
 
 PAGES: Final = 64
 """Most directories that are looked at: a pyramid has some ten, and a few more pictures beside."""
 NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, APERIO_J2K, J2K = 1, 5, 7, 8, 32946, 33005, 34712
 RGB, YCBCR = 2, 6
+SAMPLES: Final = 3
+REDUCED: Final = 1
+"""Bit of NewSubfileType: the picture is a coarser one of another."""
 PREDICTOR: Final = 317
 DIFFERENCES: Final = 2
 """Predictor that stores how each pixel differs from the one before it."""
@@ -141,22 +148,29 @@ def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:
     Label and overview are never among them: they have another shape than the slide, or strips.
     """
     pages = tiff.pages
-    found: list[tuple[TiffPage, Level]] = []
-    for number in range(PAGES):
-        try:
-            page = pages[number]
-        except IndexError:
-            break
-        if isinstance(page, TiffPage) and (page.is_tiled or len(pages) == 1):
-            found.append((page, level_of(page)))
-    if not found:
+    if len(pages) > PAGES:
+        raise RefusedError(Refusal.SLIDE_PAGES)
+    tiled = [
+        page
+        for page in (pages[number] for number in range(len(pages)))
+        if isinstance(page, TiffPage) and (page.is_tiled or len(pages) == 1)
+    ]
+    if not tiled:
         raise RefusedError(Refusal.NO_SLIDE)
+    # Masks lie beside the slide, with one sample.
+    found = [(page, level_of(page)) for page in tiled if page.samplesperpixel == SAMPLES]
+    if not found:
+        raise RefusedError(Refusal.SLIDE_KIND)
+    # A label may be larger than a slide; it is marked as a reduced image, as coarser levels may be.
+    whole = [level for page, level in found if not page.subfiletype & REDUCED]
     # Most writers have it first. Of equal ones the first is taken.
-    finest = max((level for _, level in found), key=lambda level: level.rows * level.columns)
+    finest = max(
+        whole or [level for _, level in found], key=lambda level: level.rows * level.columns
+    )
     levels: list[tuple[TiffPage, Level]] = []
     for page, level in found:
         scale = finest.columns / level.columns
-        if abs(finest.rows / level.rows / scale - 1) <= SHAPE_TOLERANCE:
+        if scale >= 1 and abs(finest.rows / level.rows / scale - 1) <= SHAPE_TOLERANCE:
             known = level.micrometres if level is finest else finest.micrometres * scale
             levels.append((page, Level(*_sizes(level), known)))
     levels.sort(key=lambda each: -each[1].columns)
@@ -196,7 +210,7 @@ Decode = Callable[[bytes, NDArray[np.uint8]], None]
 
 def decoder_of(page: TiffPage) -> Decode:
     """What decodes the page's tiles. RefusedError if nothing does."""
-    if page.samplesperpixel != 3 or page.bitspersample != 8 or page.sampleformat != 1:  # noqa: PLR2004 - RGB bytes
+    if page.samplesperpixel != SAMPLES or page.bitspersample != 8 or page.sampleformat != 1:  # noqa: PLR2004 - bytes
         raise RefusedError(Refusal.SLIDE_KIND)
     compression, photometric = int(page.compression), int(page.photometric)
     if int(page.planarconfig) != 1 or photometric not in (RGB, YCBCR):
@@ -239,6 +253,23 @@ def jpeg(data: bytes, out: NDArray[np.uint8], tables: bytes | None, space: str) 
     """A JPEG tile, once its frame header says that it has the size of a tile."""
     check(parse_jpeg, data, out.shape)
     imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace="RGB", out=out)
+    if ends_grey(out, 8) or has_hole(data):
+        confirm(data[:2] + (tables or b"")[2:-2] + data[2:], out.shape, space)
+
+
+_turn: Final = Lock()
+
+
+def confirm(data: bytes, shape: tuple[int, ...], space: str) -> None:
+    """RefusedError if GDCM warns of a JPEG, or refuses it."""
+    colour = "RGB" if space == "RGB" else "YBR_FULL"
+    rows, columns, samples = shape
+    frame = FrameSpec(JPEGBaseline8Bit, rows, columns, samples, 8, 8, False, True, colour)
+    try:
+        with _turn:  # what it prints is read from standard error, which all threads share
+            gdcm(data, frame, memoryview(b""))
+    except Exception:  # noqa: BLE001 - codecs raise anything
+        raise RefusedError(Refusal.DECODER) from None
 
 
 def j2k(data: bytes, out: NDArray[np.uint8]) -> None:
