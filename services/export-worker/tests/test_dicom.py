@@ -160,6 +160,14 @@ def test_two_readers_get_back_every_voxel(study: Study, kind: str) -> None:
     assert np.array_equal(by_hand(pydicom.dcmread(path), 3), truth)
 
 
+def test_label_maps_may_lie_in_any_order_of_memory(study: Study) -> None:
+    kinds = [ExportDicom.KIND_SEGMENTATION]
+    before = opened(exported(study, kinds)[1], "segmentation-0000.dcm")
+    study.maps = [np.asfortranarray(one) for one in study.maps if one is not None]
+    assert not study.maps[0].flags.c_contiguous  # type: ignore[union-attr]
+    assert opened(exported(study, kinds)[1], "segmentation-0000.dcm") == before
+
+
 @pytest.mark.parametrize("kind", SEGMENTATION_TYPES)
 def test_frames_are_encoded_as_pydicom_does(study: Study, kind: str) -> None:
     _, attempt = exported(study, [ExportDicom.KIND_SEGMENTATION], segmentation_type=kind)

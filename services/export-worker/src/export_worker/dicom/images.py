@@ -42,13 +42,28 @@ Volumes = Mapping[tuple[str, AbstractSet[str]], ml_pb2.VolumeFinding]
 class Found:
     """What one step found in one image.
 
-    label_map: the file, of the shape of the image. sha256: of its voxels.
+    label_map: the file, of the shape of the image. offset: of its voxels, if they lie as NumPy
+    lays them by default (order C). sha256: of its voxels.
     """
 
     model: ml_pb2.ModelReference
     finding: ml_pb2.ImageFinding
     label_map: Path
+    offset: int | None
     sha256: bytes
+
+    def read_into(self, target: NDArray[np.uint8]) -> None:
+        """Reads the voxels. target: (frames, rows, columns), in one piece of memory."""
+        if self.offset is None:
+            target[:] = open_map(self.label_map)
+            return
+        with self.label_map.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            left = target.data.cast("B")
+            while len(left) and (count := file.readinto(left)):
+                left = left[count:]
+        if len(left):
+            raise mismatch("is not a whole NPY file")
 
 
 @dataclass(slots=True)
@@ -134,16 +149,11 @@ class Stack:
                 Reason.IMAGE_TOO_LARGE,
                 f"A series has more than {most_voxels:,} voxels. Export parts of it.",
             )
-        # One after the other: an open map holds a descriptor of its file.
-        whole = np.empty((sum(self._frames), *self.sources[0].shape[1:]), LABELS)
-        for end, found in zip(accumulate(self._frames), self.found, strict=True):
-            labels = open_map(found.label_map)
-            whole[end - len(labels) : end] = labels
+        counts = [source.frames for source in self.sources]
+        whole = np.empty((sum(counts), *self.sources[0].shape[1:]), LABELS)
+        for end, frames, found in zip(accumulate(counts), counts, self.found, strict=True):
+            found.read_into(whole[end - frames : end])
         return whole
-
-    @property
-    def _frames(self) -> list[int]:
-        return [source.frames for source in self.sources]
 
 
 def findings_of(
@@ -233,7 +243,8 @@ def take_maps(
         if not has_only(labels, values):
             raise mismatch("has values that are no class of the model")
         digest = hashlib.sha256(np.ascontiguousarray(labels).data).digest()
-        image.found[part.step] = Found(model, finding, path, digest)
+        offset = labels.offset if labels.flags.c_contiguous else None
+        image.found[part.step] = Found(model, finding, path, offset, digest)
 
 
 def has_only(labels: NDArray[np.uint8], values: AbstractSet[int]) -> bool:
@@ -244,10 +255,10 @@ def has_only(labels: NDArray[np.uint8], values: AbstractSet[int]) -> bool:
     return set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) <= values
 
 
-def open_map(path: Path) -> NDArray[np.uint8]:
+def open_map(path: Path) -> "np.memmap[Any, np.dtype[np.uint8]]":
     """Maps a label map into memory. FluoroError LABEL_MAP_MISMATCH if it is none."""
     try:
-        labels: NDArray[Any] = open_memmap(path, mode="r")
+        labels = open_memmap(path, mode="r")
     except (ValueError, TypeError, SyntaxError, OverflowError, EOFError):
         raise mismatch("is not a whole NPY file") from None
     if labels.dtype != LABELS:
