@@ -272,6 +272,16 @@ def test_a_file_that_refers_to_too_much_is_left_out(tmp_path: Path) -> None:
     assert (result.dicomdir_instances, result.dicomdir_left_out) == (1, 1)
 
 
+def test_a_file_with_a_wrong_reference_is_left_out(tmp_path: Path) -> None:
+    sop_class = uid.GrayscaleSoftcopyPresentationStateStorage
+    good, wrong = (of_kind(sop_class, OTHER_KINDS[sop_class], number) for number in (1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong.ReferencedSeriesSequence[0].SeriesInstanceUID = "Doe^Jane"
+    result, _ = listed(tmp_path, wrong, good)
+    assert (result.dicomdir_instances, result.dicomdir_left_out) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("characters", "name", "read"),
     [

@@ -214,11 +214,11 @@ def record_of(kind: str, header: Dataset, number: int) -> Dataset:
         record.add(invented(header, keyword, number) or needed(header, keyword))
     if record.get("VerificationFlag") == "VERIFIED":
         record.VerificationDateTime = last_verified(header)
-    for keyword in (*empty, *known):
-        if element := told(header, keyword):
-            record.add(element)
-        elif keyword in empty:
-            setattr(record, keyword, None)
+    for keyword in empty:
+        record.add(told(header, keyword) or DataElement(Tag(keyword), dictionary_VR(keyword), None))
+    for keyword in known:
+        if has(header, keyword):
+            record.add(needed(header, keyword))
     if characters := characters_of(header, record):
         record.SpecificCharacterSet = characters
     return record
