@@ -201,7 +201,7 @@ def test_a_model_that_gives_no_boxes_is_refused_in_words(
     models: Registry, render: Render, attempt: After
 ) -> None:
     run = attempt(render(image(saying()), unit="1"))
-    with pytest.raises(FluoroError, match="that gives boxes") as caught:
+    with pytest.raises(FluoroError, match="that gives boxes or regions") as caught:
         detect(DetectObjects(model="ct-tissue"), run.context, models)
     assert caught.value.reason == Reason.MODEL_NOT_APPLICABLE
 

@@ -9,15 +9,16 @@ from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 
 from ml_worker.manifest import Manifest
-from ml_worker.outputs import Boxes, BoxLandmarks, BoxScores
+from ml_worker.outputs import Boxes, BoxLandmarks, BoxScores, Regions
 from ml_worker.prepare import Box
+from ml_worker.regions import MOST_REGIONS, TooManyRegionsError, regions_in
 
 Numbers = NDArray[np.float64]
 
 MOST_CANDIDATES: Final = 10_000
 """Boxes of a frame that reach the threshold: more are no detection, and comparing them is slow."""
 ONE: Final = 1 + 1e-3
-"""Largest score: float16 may give a little more than 1."""
+"""Largest score: float16 may give a little more than 1, and as little less than 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,40 @@ def objects_in(
     found: of that frame, by the kind of output. threshold: None for the manifest's. FluoroError
     MODEL_OUTPUT_INVALID if they can be no boxes of it.
     """
-    output, told = manifest.output("boxes"), manifest.output("box_scores")
-    assert isinstance(output, Boxes)
+    output = manifest.output("regions") or manifest.output("boxes")
+    if isinstance(output, Regions):
+        rows, labels, scores, corners = of_regions(manifest, output, found, shown, threshold)
+        overlap = 1.0  # regions are apart, but the boxes of turned ones may overlap
+    else:
+        assert isinstance(output, Boxes)
+        rows, labels, scores, corners = of_boxes(manifest, output, found, shown, threshold)
+        overlap = output.overlap
+    boxes = shown.in_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
+    boxes = clipped(boxes, shown.area)
+    # What lies wholly in the padding, or beyond what `cover` cuts off, shows nothing of the image.
+    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    rows, labels, scores, boxes = rows[inside], labels[inside], scores[inside], boxes[inside]
+    kept = distinct(boxes, labels, overlap, most)
+    points = points_of(manifest, found, rows[kept], shown)
+    return [
+        Detected(int(labels[place]), float(min(scores[place], 1)), boxes[place], each)
+        for place, each in zip(kept, points, strict=True)
+    ]
+
+
+Candidates = tuple[NDArray[np.intp], NDArray[np.int64], Numbers, Numbers]
+"""Rows, labels, scores and corners in the tensor of boxes, the likeliest first."""
+
+
+def of_boxes(
+    manifest: Manifest,
+    output: Boxes,
+    found: Mapping[str, NDArray[Any]],
+    shown: Shown,
+    threshold: float | None,
+) -> Candidates:
+    """The boxes of a frame that reach the threshold. Errors as of `objects_in`."""
+    told = manifest.output("box_scores")
     assert isinstance(told, BoxScores)  # boxes need them
     count = len(found["boxes"])
     if any(len(values) != count for kind, values in found.items() if kind.startswith("box")):
@@ -75,17 +108,31 @@ def objects_in(
     rows, labels, scores = candidates(found, threshold or told.threshold, manifest)
     corners = corners_of(found["boxes"][rows].astype(float), output, shown.size)
     check_corners(corners, shown.size, manifest)
-    boxes = shown.in_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
-    boxes = clipped(boxes, shown.area)
-    # What lies wholly in the padding, or beyond what `cover` cuts off, shows nothing of the image.
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    rows, labels, scores, boxes = rows[inside], labels[inside], scores[inside], boxes[inside]
-    kept = distinct(boxes, labels, output.overlap, most)
-    points = points_of(manifest, found, rows[kept], shown)
-    return [
-        Detected(int(labels[place]), float(min(scores[place], 1)), boxes[place], each)
-        for place, each in zip(kept, points, strict=True)
-    ]
+    return rows, labels, scores, corners
+
+
+def of_regions(
+    manifest: Manifest,
+    output: Regions,
+    found: Mapping[str, NDArray[Any]],
+    shown: Shown,
+    threshold: float | None,
+) -> Candidates:
+    """The regions of a frame that reach the threshold. Errors as of `objects_in`."""
+    maps = found["regions"]
+    if maps.shape[1:] != shown.size:
+        raise invalid(manifest, "a map of another size than what it was shown")
+    if maps.min() < 1 - ONE or maps.max() > ONE:
+        raise invalid(manifest, "probabilities below 0 or above 1")
+    try:
+        each = [regions_in(one, output, threshold or output.threshold) for one in maps]
+    except TooManyRegionsError:
+        raise invalid(manifest, f"more than {MOST_REGIONS:,} regions in a frame") from None
+    labels = np.repeat(np.arange(len(each)), [len(scores) for _, scores in each])
+    scores = np.concatenate([scores for _, scores in each])
+    order = np.argsort(-scores, kind="stable")
+    corners = np.concatenate([corners for corners, _ in each])
+    return order, labels[order], scores[order], corners[order]
 
 
 def candidates(

@@ -200,6 +200,30 @@ class BoxLandmarks(_Output):
         yield from self._last_is(2 * len(self.names), "two per name")
 
 
+class Regions(_Output):
+    """How likely each pixel belongs to an object of each label, 0 to 1: objects are its regions.
+
+    pixel_threshold: from which on a pixel belongs to a region. threshold: least score of a region.
+    least_side: of its smallest rectangle, in pixels of the map. unclip: how far the map shrank the
+    objects; boxes grow by as much (`regions_in`).
+    """
+
+    kind: Literal["regions"]
+    dtype: Floating
+    pixel_threshold: float = Field(0.3, gt=0, lt=1)
+    threshold: float = Field(0.5, gt=0, le=1)
+    least_side: float = Field(3, ge=1)
+    unclip: float = Field(0, ge=0, le=10)
+
+    def problems(self, labels: int, image: Sequence[int | str]) -> Iterator[str]:
+        """What is wrong with it, for so many labels and an input of that shape."""
+        yield from self._ranked(4)
+        if labels == 0 or self.shape[1:2] != (labels,):
+            yield f"the second axis of output {self.name} must be {labels or 1}, one per label"
+        if self.shape[2:] != tuple(image)[1:]:
+            yield f"output {self.name} must have the rows and columns of the image"
+
+
 class Picture(_Output):
     """An image for each sample, channels first. values: black and white."""
 
@@ -226,6 +250,7 @@ Output = Annotated[
     | BoxScores
     | BoxLabels
     | BoxLandmarks
+    | Regions
     | Picture,
     Field(discriminator="kind"),
 ]
@@ -234,6 +259,8 @@ Output = Annotated[
 def problems_of_boxes(outputs: Sequence[Output], labels: int) -> Iterator[str]:
     """What is wrong with the outputs that tell of boxes, taken together."""
     of_boxes = {one.kind: one for one in outputs if one.kind.startswith("box")}
+    if any(one.kind == "regions" for one in outputs) and of_boxes:
+        yield "a model gives boxes or regions, not both"
     if not of_boxes:
         return
     if not {"boxes", "box_scores"} <= of_boxes.keys() or labels == 0:

@@ -22,13 +22,15 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class DetectObjects(_message.Message):
     """Finds objects in the certified pixels that earlier steps left (role `pixels`), by a model with
-    outputs of kinds `boxes` and `box_scores`. Runs on queue `ml`, Celery task `ml.detect`.
+    outputs of kinds `boxes` and `box_scores`, or of kind `regions`. Runs on queue `ml`, Celery task
+    `ml.detect`.
 
     Each image is an item; items fail and are skipped as those of AnalyzeImages. A model of another
     kind fails the step with MODEL_NOT_APPLICABLE. An image fails with MODEL_OUTPUT_INVALID if a box
     ends before it begins or lies outside of what the model was shown, if a score is above 1 or a
-    label unknown, or if more than 10,000 boxes of a frame reach the threshold. Boxes are cut off at
-    the edges of the image. Of boxes of one label that overlap, the likeliest is told. Leaves for each
+    label unknown, if more than 10,000 boxes of a frame reach the threshold, or if a map of regions
+    has another size, values outside of 0 to 1 or more than 10,000 regions. Boxes are cut off at the
+    edges of the image. Of boxes of one label that overlap, the likeliest is told. Leaves for each
     good item an artifact of role `detections` (image/png).
     """
 

@@ -41,7 +41,7 @@ def detect(
     """Finds objects in every image by one of these models, each image as an item.
 
     FluoroError MODEL_UNKNOWN or MODEL_UNAVAILABLE if there is no such model, MODEL_NOT_APPLICABLE
-    if it does not give boxes in images.
+    if it gives neither boxes nor regions in images.
     """
     model = models.find(request.model, request.version)
     tensor = suited_input(model)
@@ -80,10 +80,12 @@ def detect(
 
 
 def suited_input(model: "Model") -> Input:
-    """The input that takes frames. FluoroError MODEL_NOT_APPLICABLE unless it gives boxes."""
+    """The input that takes frames. FluoroError MODEL_NOT_APPLICABLE unless it tells places."""
     tensor = frames_input(model)
-    if tensor is None or "boxes" not in model.manifest.kinds:
-        raise wrong_kind(model, "DetectObjects needs a model of single frames that gives boxes.")
+    if tensor is None or not {"boxes", "regions"} & set(model.manifest.kinds):
+        raise wrong_kind(
+            model, "DetectObjects needs a model of single frames that gives boxes or regions."
+        )
     return tensor
 
 
