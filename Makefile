@@ -10,7 +10,7 @@ MANIFESTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8)))
 BASE ?= $(shell git rev-parse --quiet --verify origin/main 2>/dev/null || echo HEAD)
 
-.PHONY: help venv demo up test check lint format type imports protos gen models models-check efficientnet centerface deepbrain k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
+.PHONY: help venv demo up test check lint format type imports protos gen models models-check efficientnet centerface deepbrain ppocr k8s bench role-matrix chaos api-fuzz fuzz-dicom deidentify-check dicom-report samples requirements docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ centerface: venv ## Make a model that finds faces and their eyes, of public weig
 
 deepbrain: venv ## Make a model that finds the brain in MR of a head, of public weights (FOLDER=models).
 	@$(BIN)/python services/ml-worker/deepbrain.py "$(or $(FOLDER),models)"
+
+ppocr: venv ## Make a model that finds lines of text, of public weights (FOLDER=models).
+	@$(BIN)/python services/ml-worker/ppocr.py "$(or $(FOLDER),models)"
 
 k8s: venv ## Build the Kubernetes overlay and validate it strictly.
 	@for overlay in deploy/k8s/overlays/*; do $(BIN)/python deploy/k8s/build.py $$overlay | $(BIN)/python deploy/k8s/validate.py || exit 1; done
