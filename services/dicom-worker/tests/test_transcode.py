@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,3 +269,36 @@ def test_lossy_frames_without_a_word_of_it_get_one(convert: Convert, tmp_path: P
     source = edited("SC_rgb_small_odd_jpeg", LossyImageCompression="00")
     _, attempt = convert(source, group=False, dicom=target("EXPLICIT_LITTLE_ENDIAN"))
     assert dcmread(written(attempt, tmp_path)).LossyImageCompression == "01"
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from dicom_worker.convert.encoding import TARGETS, encode
+from dicom_worker.pixels.image import Image
+from fluoro_jobs.worker.memory import limit_memory
+
+side = 4000
+header = Image("PixelData", side, side, 1, 1, "MONOCHROME2", 0, 16, 16, 15, False)
+target = TARGETS[int(sys.argv[1])]
+small = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+encode(target, small, Image("PixelData", 64, 64, 1, 1, "MONOCHROME2", 0, 16, 16, 15, False), 60)
+large = np.random.default_rng(1).integers(0, 2**16, (side, side), np.uint16)
+pages = int(Path("/proc/self/statm").read_text().split()[5])
+limit_memory((pages * resource.getpagesize() + large.nbytes * 3 // 2) // 1024)
+try:
+    encode(target, large, header, 60)
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+@pytest.mark.parametrize(
+    "target", ["RLE_LOSSLESS", "JPEG_LOSSLESS", "JPEG_2000_LOSSLESS", "HTJ2K_LOSSLESS", "JPEG_2000"]
+)
+def test_an_encoder_without_memory_says_so(target: str) -> None:
+    number = TargetTransferSyntax.Value(f"TARGET_TRANSFER_SYNTAX_{target}")
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "MemoryError\n", done.stderr

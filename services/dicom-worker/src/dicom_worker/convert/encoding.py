@@ -12,6 +12,7 @@ from fluoro.v1.convert_pb2 import TargetTransferSyntax
 from fluoro_jobs.errors import FluoroError, Reason
 from numpy.typing import NDArray
 
+from dicom_worker.deidentify.encoders import J2K_ROOM, RLE_ROOM, ROOM, Room, reserve
 from dicom_worker.deidentify.encoders import rle as rle_of
 from dicom_worker.pixels.image import Image
 
@@ -27,7 +28,7 @@ class Target:
 
     encoder: None for native data. colour: Photometric Interpretation that the encoder makes of RGB.
     method: Lossy Image Compression Method (0028,2114), "" for what is lossless. bits: the most that
-    a value may have.
+    a value may have. room: memory that the encoder takes.
     """
 
     syntax: str
@@ -35,6 +36,7 @@ class Target:
     colour: str = "RGB"
     method: str = ""
     bits: int = 16
+    room: Room = ROOM
 
     @property
     def implicit(self) -> bool:
@@ -45,6 +47,7 @@ class Target:
 def encode(target: Target, values: NDArray[Any], image: Image, quality: int) -> bytes:
     """A code stream of even length. CHOICE_UNAVAILABLE if there is none for such values."""
     assert target.encoder is not None
+    reserve(values, target.room)
     try:
         stream = target.encoder(np.ascontiguousarray(values), image, quality)
     except (RuntimeError, ValueError, TypeError):
@@ -129,7 +132,7 @@ TARGETS: Final = {
     ),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_IMPLICIT_LITTLE_ENDIAN: Target("1.2.840.10008.1.2"),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_RLE_LOSSLESS: Target(
-        "1.2.840.10008.1.2.5", rle, bits=64
+        "1.2.840.10008.1.2.5", rle, bits=64, room=RLE_ROOM
     ),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_JPEG_LOSSLESS: Target(
         "1.2.840.10008.1.2.4.70", jpeg_lossless
@@ -138,7 +141,7 @@ TARGETS: Final = {
         "1.2.840.10008.1.2.4.80", jpeg_ls
     ),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_JPEG_2000_LOSSLESS: Target(
-        "1.2.840.10008.1.2.4.90", j2k, "YBR_RCT", bits=26
+        "1.2.840.10008.1.2.4.90", j2k, "YBR_RCT", bits=26, room=J2K_ROOM
     ),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_HTJ2K_LOSSLESS: Target(
         "1.2.840.10008.1.2.4.201", htj2k, "YBR_RCT"
@@ -147,7 +150,7 @@ TARGETS: Final = {
         "1.2.840.10008.1.2.4.50", jpeg_baseline, "YBR_FULL_422", "ISO_10918_1", bits=8
     ),
     TargetTransferSyntax.TARGET_TRANSFER_SYNTAX_JPEG_2000: Target(
-        "1.2.840.10008.1.2.4.91", j2k_lossy, "YBR_ICT", "ISO_15444_1"
+        "1.2.840.10008.1.2.4.91", j2k_lossy, "YBR_ICT", "ISO_15444_1", room=J2K_ROOM
     ),
 }
 """What a request names → how it is written."""

@@ -5,7 +5,7 @@ so encoders run in this process.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,20 @@ from dicom_worker.pixels.image import Image
 PLAIN: Final = frozenset(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB"))
 WHOLE: Final = frozenset((8, 16))
 """Precisions that an encoder of whole bytes states rightly."""
+
+
+class Room(NamedTuple):
+    """Memory of an encoder: so many times the values, and so many bytes for each of them."""
+
+    times: int
+    sample_bytes: int = 0
+
+
+ROOM: Final = Room(4)
+RLE_ROOM: Final = Room(7)
+"""pylibjpeg-rle doubles what is too small, and keeps the old one while it copies."""
+J2K_ROOM: Final = Room(4, 12)
+"""OpenJPEG works on integers of 32 bits."""
 
 
 def encode(values: NDArray[Any], syntax: str, image: Image, precision: int) -> bytes | None:
@@ -27,12 +41,21 @@ def encode(values: NDArray[Any], syntax: str, image: Image, precision: int) -> b
     fits = image.photometric in PLAIN or (encoder is j2k and image.photometric == "YBR_RCT")
     if encoder is None or not fits:
         return None
+    reserve(values, ROOMS.get(encoder, ROOM))
     try:
         stream = encoder(np.ascontiguousarray(values), image, precision)
     except (RuntimeError, ValueError):
         # What an encoder of imagecodecs raises for depths or signs that it does not know.
         return None
     return stream + b"\0" * (len(stream) % 2) if stream else None
+
+
+def reserve(values: NDArray[Any], room: Room) -> None:
+    """MemoryError unless there is as much memory as an encoder takes for these values.
+
+    Without it, they end the process, or raise what they raise for depths that they do not know.
+    """
+    np.empty(room.times * values.nbytes + room.sample_bytes * values.size, np.uint8)
 
 
 def j2k(values: NDArray[Any], image: Image, precision: int) -> bytes:
@@ -85,6 +108,8 @@ def rle(values: NDArray[Any], image: Image, _precision: int) -> bytes:
 
 Encoder = Callable[[NDArray[Any], Image, int], bytes]
 """Stored values, what the header says, precision → code stream; empty if it has none for them."""
+ROOMS: Final[dict[Encoder, Room]] = {j2k: J2K_ROOM, rle: RLE_ROOM}
+"""Encoder → memory that it takes; `ROOM` for the others."""
 ENCODERS: Final[dict[str, Encoder]] = {
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)), j2k),
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (201, 203)), htj2k),
