@@ -166,12 +166,12 @@ of text. It reads nothing.
 
 - **Weights**: wheel rapidocr-onnxruntime 1.4.4 (Apache-2.0 by its metadata), pinned by its
   SHA-256. The graph is as it was.
-- **Trained on** scenes and documents, mostly Chinese and English. It has seen no medical images.
+- **Trained on** scenes and documents, as its authors say. It has seen no medical images.
 - **Sees** the whole picture in {SIDE} x {SIDE} pixels, so letters lower than 1 % of its longest
   side are missed.
-- **Misses** faint, ornate and single letters, and most of what stands on a rough ground.
+- **Misses** most of what stands on a rough ground, and small letters that are turned.
 - **Boxes** have upright sides: that of a turned line holds more than the line.
-- **Calls text** what looks like letters: craters, coins, whiskers. Scores do not tell them apart.
+- **Calls text** what is none: craters, coins, a cell. Its scores do not tell it apart.
 - **Not for** proving that a picture shows no name. De-identification (`DeidentifyDicom`) looks at
   tiles, reads what it found, and looks again. Nothing here has been validated for medical use.
 """
