@@ -159,6 +159,7 @@ def test_a_task_is_claimed_with_the_end_of_its_sibling_in_one_transaction(rig: R
             following = Following(BY, after, 1) if after else None
             assert attempts.commit(connection, claim, item(number), following)
             claim = following.claim if following else None
+            assert following is None or following.claim == claim, "as often as it is asked"
         ((together,),) = connection.execute(TOGETHER).fetchall()
     assert together == 2
 

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -247,6 +248,23 @@ async def test_calls_are_counted_by_method_and_code() -> None:
     async with serving(Servicer()) as (client, _):
         await refused(client.jobs.SubmitJob(SubmitJobRequest()))
     assert REGISTRY.get_sample_value("fluoro_rpc_requests_total", labels) == before + 1
+
+
+async def test_a_refused_call_is_let_go_of_at_once() -> None:
+    def states() -> int:
+        return sum(type(each).__name__ == "RPCState" for each in gc.get_objects())
+
+    async with serving(Servicer()) as (client, _):
+        await refused(client.jobs.SubmitJob(SubmitJobRequest()))
+        gc.collect()
+        gc.disable()
+        try:
+            before = states()
+            for _ in range(20):
+                await refused(client.jobs.SubmitJob(SubmitJobRequest()))
+            assert states() <= before + 1, "the last one may not be over yet"
+        finally:
+            gc.enable()
 
 
 def test_a_servicer_that_lacks_a_method_is_refused_at_start() -> None:

@@ -221,14 +221,22 @@ class _Answer:
 
     async def run(self) -> None:
         """Serves it. Quiet about callers who have gone, and about a server that has stopped."""
-        with suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError, cygrpc._ServerStoppedError):
-            context = cygrpc._ServicerContext(self._state, None, None, self._loop)
-            request = await context.read()
-            if request is grpc.aio.EOF:  # it has none, or was cancelled before it came
-                await asyncio.wait([self.listening()], timeout=EAR_SECONDS)
-            response = await self._answer(request, context)
-            self._is_sending = True
-            await cygrpc.execute_batch(self._state, _response(response), self._loop)
+        try:
+            with suppress(cygrpc.ExecuteBatchError, cygrpc._ServerStoppedError):
+                await self._run()
+        except cygrpc.AbortError as error:
+            # The call's state keeps it, and it keeps the frames that keep the state. Core counts
+            # the stream of such a circle until Python looks for garbage.
+            error.__traceback__ = error.__context__ = None
+
+    async def _run(self) -> None:
+        context = cygrpc._ServicerContext(self._state, None, None, self._loop)
+        request = await context.read()
+        if request is grpc.aio.EOF:  # it has none, or was cancelled before it came
+            await asyncio.wait([self.listening()], timeout=EAR_SECONDS)
+        response = await self._answer(request, context)
+        self._is_sending = True
+        await cygrpc.execute_batch(self._state, _response(response), self._loop)
 
     def listening(self) -> asyncio.Task[None]:
         """The task that breaks it off when its caller has gone."""

@@ -94,15 +94,16 @@ def parse(row: Sequence[Any]) -> JobGraph:
     )
 
 
-def _step(columns: list[Any]) -> Step:
+def _step(given: list[Any]) -> Step:
+    columns = [*given]
     columns[7] = columns[7] and [Source(*source) for source in columns[7]]
     columns[10], columns[13] = JobState(columns[10]), Counters(*columns[13])
     return Step(*columns)
 
 
-def _task(columns: list[Any]) -> Task:
-    columns[0], columns[3] = UUID(columns[0]), TaskState(columns[3])
-    return Task(*columns)
+def _task(given: list[Any]) -> Task:
+    id_, step, shard, state, *others = given
+    return Task(UUID(id_), step, shard, TaskState(state), *others)
 
 
 def transition(
