@@ -133,15 +133,17 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         """All other calls."""
         name, loop = method.decode(), self._tasks_on
         while self.is_running():
-            with suppress(cygrpc._RequestCallError):
+            try:
                 state = await self._request_registered_call(method)
-                context = cygrpc._ServicerContext(state, None, None, loop)
-                owner, line = self._owner_of(context.invocation_metadata(), context.peer)
-                call = Arrival(partial(self._serve, state, name), partial(self._refuse, state))
-                if not arrivals.takes(owner, call, line):
-                    self._flooded.inc()
-                # Core cancels a call that nobody has any more.
-                del state, context, call
+            except cygrpc._RequestCallError:
+                continue
+            context = cygrpc._ServicerContext(state, None, None, loop)
+            owner, line = self._owner_of(context.invocation_metadata(), context.peer)
+            call = Arrival(partial(self._serve, state, name), partial(self._refuse, state))
+            if not arrivals.takes(owner, call, line):
+                self._flooded.inc()
+            # Core cancels a call that nobody has any more.
+            del state, context, call
 
     async def shutdown(self, grace: float | None) -> None:
         """Ends the server, and the tasks of calls that broke off with it."""
