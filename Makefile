@@ -95,7 +95,7 @@ role-matrix: venv ## Call everything in every role, on one's own and others' thi
 	@$(BIN)/pytest -q -s tests/integration/test_gateway_roles.py -k every_call_asks
 
 chaos: venv ## Hurt a whole Fluoro in seeded rounds, audit it after each, compare with stock Celery (ROUNDS=20 SEED=7).
-	@$(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),7)
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),7)
 
 api-fuzz: venv ## Send generated calls to every method of a real gateway (N=50000 SEED=7).
 	@$(BIN)/python tests/fuzz/api.py --calls $(or $(N),50000) --seed $(or $(SEED),7)
