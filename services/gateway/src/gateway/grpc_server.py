@@ -186,10 +186,12 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         if self._is_over:
             return
         sending = cygrpc.execute_batch(state, _status(FLOODED), self._tasks_on)
-        sent = sending.send(None)
-        # No task waits: the future is only to know that core is done with what `sending` holds.
-        sent._asyncio_future_blocking = False
-        sent.add_done_callback(partial(_end, sending))
+        # Whoever has calls refused serves others, and is not to fail because of one.
+        with suppress(cygrpc.ExecuteBatchError):
+            sent = sending.send(None)
+            # No task waits: the future is only to know that core is done with what `sending` holds.
+            sent._asyncio_future_blocking = False
+            sent.add_done_callback(partial(_end, sending))
 
     def _begin(self, handled: Coroutine[Any, Any, None], state: Any, name: str) -> None:
         if self._is_over:  # core has no call any more

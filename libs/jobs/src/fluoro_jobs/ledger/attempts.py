@@ -345,7 +345,7 @@ def end(
 ) -> JobState | None:
     """Does `act` to job and task if this attempt still runs the task (I2).
 
-    picture: the job as the claim left it, for the first try, which `beside` may go along with.
+    picture: the job as the claim left it, for the first try. beside: may go along with the write.
 
     Returns the job's state after it; None if the attempt was over, or there is no such task.
     """
