@@ -100,6 +100,15 @@ def no_version_guard(patch: pytest.MonkeyPatch) -> None:
     without(patch, store, "_JOB", " AND last_sequence = %(version)s")
 
 
+def ends_of_attempts_that_are_over(patch: pytest.MonkeyPatch) -> None:
+    without(patch, store, "_JOB_AMONG_OTHERS", " AND attempt = %(attempt)s")
+
+
+def last_tasks_that_leave_their_step_open(patch: pytest.MonkeyPatch) -> None:
+    text = " AND ended_tasks + %(ended_now)s < task_count"
+    without(patch, store, "_JOB_AMONG_OTHERS", text)
+
+
 def no_fencing_token(patch: pytest.MonkeyPatch) -> None:
     def end(
         db: Db,
@@ -232,6 +241,8 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
 
 BUGS: Final = (
     no_version_guard,
+    ends_of_attempts_that_are_over,
+    last_tasks_that_leave_their_step_open,
     no_fencing_token,
     claims_of_what_is_not_queued,
     claims_by_messages_for_earlier_attempts,

@@ -186,7 +186,7 @@ from fluoro_jobs.ledger import store
 from fluoro_jobs.ledger.connection import Ledger
 
 with Ledger(sys.argv[1]).connection() as connection, connection.transaction():
-    store.lock(connection, UUID(sys.argv[2]))
+    connection.execute(*store.locking(UUID(sys.argv[2])))
     print("locked", flush=True)
     time.sleep(600)
 """

@@ -15,7 +15,7 @@ from psycopg.errors import CheckViolation
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import read, store
 from fluoro_jobs.ledger.beside import Beside
-from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
+from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one, fetch_together
 from fluoro_jobs.ledger.graph import JobGraph
 from fluoro_jobs.ledger.origins import Origins, origins_of
 from fluoro_jobs.ledger.planning import Part, StepInput
@@ -187,26 +187,20 @@ def claim(
     the message is stale: someone else has the task, or it is queued for a later attempt, or it has
     ended.
     """
+    statement = _CLAIM, _claim_parameters(task_id, worker, number)
     try:
-        job, claimed = _try_claim(connection, task_id, worker, number)
-        if job is None or claimed is not None:
-            return claimed
-        with connection.transaction():  # another task of the same job moved meanwhile
-            store.lock(connection, job)
-            return _try_claim(connection, task_id, worker, number)[1]
+        row = fetch_one(connection, *statement)
+        if row is None:
+            return None
+        claimed = _claimed(task_id, row)
+        if claimed is None:  # another task of the same job moved meanwhile
+            _, row = fetch_together(connection, store.locking(row[0]), statement)
+            claimed = None if row is None else _claimed(task_id, row)
     except CheckViolation:
         # Dispatch took it back while the statement waited for its row. A row that runs cannot also
         # be ready or wait, so nothing of the statement was written.
         return None
-
-
-def _try_claim(
-    connection: LedgerConnection, task_id: UUID, worker: Worker, number: int | None
-) -> tuple[UUID | None, Claim | None]:
-    """The job if the task is queued, and the claim unless the job moved during the statement."""
-    parameters = _claim_parameters(task_id, worker, number)
-    row = fetch_one(connection, _CLAIM, parameters)
-    return (None, None) if row is None else (row[0], _claimed(task_id, row))
+    return claimed
 
 
 def _claim_parameters(task_id: UUID, worker: Worker, number: int | None) -> dict[str, Any]:
@@ -360,9 +354,7 @@ def end(
     if picture is not None and picture.tasks[attempt.task].state is not TaskState.RUNNING:
         picture = None  # an earlier try has ended it there, be it durable or not
     # Beside other tasks of its step it would hardly be the first to move the job since its claim.
-    crowded = picture is not None and (
-        picture.steps[picture.tasks[attempt.task].step].counters.tasks > 1
-    )
+    crowded = picture is not None and _has_open_siblings(picture, attempt.task)
     ended = store.transition(
         connection,
         attempt.job,
@@ -373,3 +365,8 @@ def end(
         beside=beside,
     )
     return None if ended is None else ended.state
+
+
+def _has_open_siblings(graph: JobGraph, task: UUID) -> bool:
+    counters = graph.steps[graph.tasks[task].step].counters
+    return counters.tasks - counters.ended > 1

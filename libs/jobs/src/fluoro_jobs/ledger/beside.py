@@ -6,7 +6,7 @@ from typing import Any
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from fluoro_jobs.ledger.connection import LedgerConnection, cursors_of, fetch_one
+from fluoro_jobs.ledger.connection import LedgerConnection, Statement, fetch_together
 
 
 class Beside:
@@ -20,7 +20,7 @@ class Beside:
 
     def __init__(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """Sends nothing yet."""
-        self._own = statement, parameters
+        self._own: Statement = statement, parameters
         self.sent = False
         self._row: TupleRow | None = None
         self.in_doubt = False
@@ -30,25 +30,18 @@ class Beside:
         """What it returned, once that is durable."""
         return None if self.in_doubt else self._row
 
-    def fetch(
-        self, connection: LedgerConnection, statement: str, parameters: Mapping[str, Any]
-    ) -> TupleRow | None:
-        """What `fetch_one` does with this statement, and its own beside it.
+    def fetch(self, connection: LedgerConnection, *statements: Statement) -> list[TupleRow | None]:
+        """What `fetch_together` does with these statements, and its own after them.
 
         In a transaction that the caller has begun it is in doubt until `settle`.
         """
         if self.sent:
-            return fetch_one(connection, statement, parameters)
+            return fetch_together(connection, *statements)
         self.sent = self.in_doubt = True
-        first, second = cursors_of(connection)
-        # In autocommit, what a pipeline sends before it synchronizes is one transaction.
-        with connection.pipeline():
-            first.execute(statement, parameters)
-            second.execute(*self._own)
-        self._row = second.fetchone()
+        *rows, self._row = fetch_together(connection, *statements, self._own)
         if connection.info.transaction_status is TransactionStatus.IDLE:
             self.settle()
-        return first.fetchone()
+        return rows
 
     def settle(self) -> None:
         """Its transaction is over, and what it did durable."""

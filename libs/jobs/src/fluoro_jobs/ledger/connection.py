@@ -23,7 +23,6 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from fluoro_telemetry import metrics
 from psycopg import Connection, Cursor
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -31,6 +30,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from fluoro_jobs.errors import FluoroError, Reason
+from fluoro_jobs.ledger.outages import outage, reason_of
 
 log = structlog.get_logger(__name__)
 # A pool that is given up is not waited for; its threads end by themselves when what they try to
@@ -41,6 +41,10 @@ logging.getLogger("psycopg.pool").addFilter(
 
 
 LedgerConnection = Connection[TupleRow]
+Statement = tuple[str, Mapping[str, Any]]
+"""Text and parameters."""
+MOST_TOGETHER: Final = 3
+"""Most statements that `fetch_together` takes."""
 """What the ledger's functions take, in autocommit."""
 
 STATEMENT_SECONDS: Final = 10.0
@@ -99,35 +103,6 @@ arguments.
 
 _LOOK: Final = "SELECT name, current_setting(name) FROM unnest(%s::text[]) name"
 
-_EXPLANATIONS: Final = {
-    Reason.LEDGER_UNAVAILABLE: "PostgreSQL cannot be reached. Try again.",
-    Reason.LEDGER_BUSY: "PostgreSQL gave the statement up before it was done. Try again.",
-    Reason.LEDGER_READ_ONLY: (
-        "The PostgreSQL that answers takes no writes; a failover may be under way. Try again."
-    ),
-    Reason.LEDGER_FULL: (
-        "PostgreSQL has no disk space or memory left. Try again once there is some."
-    ),
-}
-
-_REASONS: Final = {
-    "25006": Reason.LEDGER_READ_ONLY,  # read_only_sql_transaction
-    "25P04": Reason.LEDGER_BUSY,  # transaction_timeout, which is not ours
-    # idle_in_transaction_session_timeout: this process was stopped inside a transaction.
-    "25P03": Reason.LEDGER_BUSY,
-    "40001": Reason.LEDGER_BUSY,  # serialization_failure
-    "40P01": Reason.LEDGER_BUSY,  # deadlock_detected
-    "55P03": Reason.LEDGER_BUSY,  # lock_not_available: lock_timeout
-    # query_canceled: statement_timeout, or somebody's pg_cancel_backend().
-    "57014": Reason.LEDGER_BUSY,
-    "53100": Reason.LEDGER_FULL,  # disk_full
-    "53200": Reason.LEDGER_FULL,  # out_of_memory
-    "53400": Reason.LEDGER_FULL,  # configuration_limit_exceeded: temp_file_limit
-}
-"""By SQLSTATE (PostgreSQL's appendix A)."""
-PROGRAM_LIMIT_EXCEEDED: Final = "54"
-"""Class of SQLSTATEs: too complex, too many columns, a row or an index entry too large."""
-
 
 class StalledError(psycopg.OperationalError):
     """PostgreSQL did not answer within the deadline.
@@ -144,9 +119,9 @@ class _Bounded(LedgerConnection):
     """When it was last given back, by the monotonic clock; 0 for a new one."""
 
     @cached_property
-    def kept_cursors(self) -> tuple[Cursor[TupleRow], Cursor[TupleRow]]:
+    def kept_cursors(self) -> tuple[Cursor[TupleRow], ...]:
         """For `cursors_of`."""
-        return self.cursor(), self.cursor()
+        return tuple(self.cursor() for _ in range(MOST_TOGETHER))
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Drives one exchange with the server.
@@ -165,33 +140,33 @@ class _Bounded(LedgerConnection):
             raise
 
 
-def cursors_of(connection: LedgerConnection) -> tuple[Cursor[TupleRow], Cursor[TupleRow]]:
-    """For statements that run with every task: a new cursor costs a third of such a statement."""
-    if not isinstance(connection, _Bounded):
-        return connection.cursor(), connection.cursor()
-    return connection.kept_cursors
-
-
 def fetch_one(
     connection: LedgerConnection, statement: str, parameters: Mapping[str, Any]
 ) -> TupleRow | None:
     """The first row that a statement returns, on a kept cursor; None if it returns none."""
-    return cursors_of(connection)[0].execute(statement, parameters).fetchone()
+    return _cursors_of(connection)[0].execute(statement, parameters).fetchone()
 
 
-def reason_of(error: Exception) -> Reason | None:
-    """What a psycopg error means for who asked; None for one that is not an outage but a bug."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    if state in _REASONS:
-        return _REASONS[state]
-    if state is not None and state.startswith(PROGRAM_LIMIT_EXCEEDED):
-        # This statement is too much for any PostgreSQL; psycopg calls it operational all the same.
-        return None
-    return (
-        Reason.LEDGER_UNAVAILABLE
-        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-        else None
-    )
+def fetch_together(connection: LedgerConnection, *statements: Statement) -> list[TupleRow | None]:
+    """The first row that each of up to MOST_TOGETHER statements returns, in one exchange.
+
+    In autocommit they are one transaction, and each sees what was committed before it began.
+    """
+    cursors = _cursors_of(connection)
+    # In autocommit, what a pipeline sends before it synchronizes is one transaction.
+    with connection.pipeline():
+        done = [
+            cursor.execute(*statement)
+            for cursor, statement in zip(cursors, statements, strict=False)
+        ]
+    return [cursor.fetchone() for cursor in done]
+
+
+def _cursors_of(connection: LedgerConnection) -> tuple[Cursor[TupleRow], ...]:
+    """For statements that run with every task: a new cursor costs a third of such a statement."""
+    if not isinstance(connection, _Bounded):
+        return tuple(connection.cursor() for _ in range(MOST_TOGETHER))
+    return connection.kept_cursors
 
 
 class Ledger:
@@ -232,7 +207,7 @@ class Ledger:
         known not to answer.
         """
         if self._away or not self._places.acquire(timeout=self._wait_seconds):
-            raise _outage(Reason.LEDGER_UNAVAILABLE)
+            raise outage(Reason.LEDGER_UNAVAILABLE)
         pool = self._pool
         try:
             pool, connection = self._take()
@@ -245,7 +220,7 @@ class Ledger:
             reason = self._judge(pool, error)
             if reason is None:
                 raise
-            raise _outage(reason) from error
+            raise outage(reason) from error
         finally:
             self._places.release()
 
@@ -266,7 +241,7 @@ class Ledger:
                 Reason.LEDGER_UNAVAILABLE, "The database cannot be used; has it been migrated?"
             ) from error
         if row is None or row[0]:
-            raise _outage(Reason.LEDGER_READ_ONLY)
+            raise outage(Reason.LEDGER_READ_ONLY)
 
     def close(self) -> None:
         """Closes all connections."""
@@ -480,8 +455,3 @@ def _beginning_with(host: str, port: str, conninfo: str) -> str:
     return make_conninfo(
         conninfo, host=",".join(h for h, _ in pairs), port=",".join(p for _, p in pairs)
     )
-
-
-def _outage(reason: Reason) -> FluoroError:
-    metrics.LEDGER_REFUSALS.labels(reason=reason).inc()
-    return FluoroError(reason, _EXPLANATIONS[reason])

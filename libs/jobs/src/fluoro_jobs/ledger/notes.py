@@ -7,7 +7,7 @@ from typing import Any
 from fluoro.v1 import job_pb2
 
 from fluoro_jobs.ledger.graph import JobGraph
-from fluoro_jobs.ledger.records import Change, ItemResult, Step, Task
+from fluoro_jobs.ledger.records import Change, Counters, ItemResult, Step, Task
 from fluoro_jobs.states import TaskState, is_terminal
 
 
@@ -54,15 +54,9 @@ def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
     return given
 
 
-def _step_row(step: Step) -> dict[str, Any]:
-    counters = step.counters
+def counts_row(counters: Counters) -> dict[str, Any]:
+    """What a step counts of its tasks."""
     return {
-        "ordinal": step.ordinal,
-        "state": str(step.state),
-        "reason": str(step.reason),
-        "message": step.message,
-        "input_count": counters.inputs,
-        "task_count": counters.tasks,
         "ended_tasks": counters.ended,
         "failed_tasks": counters.failed,
         "lost_inputs": counters.lost_inputs,
@@ -70,6 +64,18 @@ def _step_row(step: Step) -> dict[str, Any]:
         "items_succeeded": counters.succeeded,
         "items_skipped": counters.skipped,
         "items_failed": counters.failed_items,
+    }
+
+
+def _step_row(step: Step) -> dict[str, Any]:
+    return {
+        "ordinal": step.ordinal,
+        "state": str(step.state),
+        "reason": str(step.reason),
+        "message": step.message,
+        "input_count": step.counters.inputs,
+        "task_count": step.counters.tasks,
+        **counts_row(step.counters),
     }
 
 
@@ -110,7 +116,7 @@ def _event_row(sequence: int, change: Change) -> dict[str, Any]:
         "state": change.state,
         "reason": change.reason,
         "message": change.message,
-        "item_counts": change.item_counts,
+        "item_counts": None if change.item_counts is None else list(change.item_counts),
     }
 
 

@@ -8,7 +8,7 @@ WAITING → READY → QUEUED without it: nothing decided here depends on which o
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -18,9 +18,14 @@ from fluoro.v1 import job_pb2
 from fluoro_telemetry import metrics
 
 from fluoro_jobs.ledger.beside import Beside
-from fluoro_jobs.ledger.connection import LedgerConnection, fetch_one
+from fluoro_jobs.ledger.connection import (
+    LedgerConnection,
+    Statement,
+    fetch_one,
+    fetch_together,
+)
 from fluoro_jobs.ledger.graph import JobGraph
-from fluoro_jobs.ledger.notes import parts_of
+from fluoro_jobs.ledger.notes import counts_row, parts_of
 from fluoro_jobs.ledger.planning import Planner
 from fluoro_jobs.ledger.records import Counters, Step, Task
 from fluoro_jobs.ledger.sources import Source
@@ -69,7 +74,7 @@ def load(
     return None if row is None else parse(row)
 
 
-def lock(connection: LedgerConnection, job: UUID) -> None:
+def locking(job: UUID) -> Statement:
     """Holds the job's row until the transaction ends.
 
     A process that stops meanwhile loses lock and transaction after seconds (connection.py).
@@ -77,7 +82,7 @@ def lock(connection: LedgerConnection, job: UUID) -> None:
     This is a statement of its own. One that waits for the lock and reads at once would see the row
     as it is after the wait, but steps and tasks as they were before it.
     """
-    connection.execute("SELECT FROM jobs WHERE id = %s FOR UPDATE", (job,))
+    return "SELECT 1 FROM jobs WHERE id = %(job)s FOR UPDATE", {"job": job}
 
 
 def parse(row: Sequence[Any]) -> JobGraph:
@@ -122,19 +127,19 @@ def transition(
     left it. beside: what may go along with the write. None if there is no such job.
 
     If another writer was faster, `act` runs again on a fresh read, this time with the job's row
-    locked. crowded: another writer is likely to be faster, so lock the row at once.
+    locked. crowded: others write all the time, so what concerns one task alone goes in among them.
     """
-    if not crowded:
-        graph = load(connection, job, which) if picture is None else picture
-        if graph is None:
-            return None
-        answer = act(graph)
-        if save(connection, graph, beside):
-            return answer
+    graph = load(connection, job, which) if picture is None else picture
+    if graph is None:
+        return None
+    answer = act(graph)
+    write = _save_among_others if crowded else save
+    if write(connection, graph, beside):
+        return answer
     goes_along = beside if beside is not None and not beside.sent else None
     # Others wait for the row from here on: the fewer exchanges, the better.
     with connection.pipeline(), connection.transaction():
-        lock(connection, job)
+        connection.execute(*locking(job))
         graph = load(connection, job, which)
         if graph is None:
             return None
@@ -173,8 +178,50 @@ def save(connection: LedgerConnection, graph: JobGraph, beside: Beside | None = 
     return True
 
 
+def _save_among_others(
+    connection: LedgerConnection, graph: JobGraph, beside: Beside | None
+) -> bool:
+    """Makes the end of an attempt durable, whatever other tasks have done since it was read.
+
+    False, and nothing written, if it is more than a change of this task, or the job is not as it
+    was but for what others have done to their own.
+    """
+    if len(graph.changes) != 1 or graph.changes[0].shard is None:
+        return False
+    (task,) = (graph.tasks[id_] for id_ in graph.changed_tasks)
+    parts, counted = parts_of(graph), Counters()
+    if parts.pop("steps", None):
+        counted.add(task)
+        parts["counts"] = [counts_row(counted)]
+    write = _filled(
+        graph,
+        parts,
+        _JOB_AMONG_OTHERS,
+        task=task.id,
+        attempt=task.attempt,
+        step=task.step,
+        ended_now=counted.ended,
+    )
+    both = locking(graph.id), write
+    rows = beside.fetch(connection, *both) if beside else fetch_together(connection, *both)
+    return rows[1] is not None
+
+
 def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None = None) -> bool:
-    parts = parts_of(graph)
+    statement = _filled(graph, parts_of(graph), _JOB)
+    row = beside.fetch(connection, statement)[0] if beside else fetch_one(connection, *statement)
+    if row is not None:
+        graph.clear_notes()
+    return row is not None
+
+
+def _filled(
+    graph: JobGraph,
+    parts: Mapping[str, Sequence[dict[str, Any]]],
+    guard: str,
+    **of_guard: object,
+) -> Statement:
+    """What makes the graph's notes durable. guard: the job's update. of_guard: its parameters."""
     closed = [id_ for id_ in graph.changed_tasks if is_terminal(graph.tasks[id_].state)]
     # Most transitions change one task of one step, which plain parameters tell at half the cost.
     ones = frozenset(name for name, rows in parts.items() if len(rows) == 1 and name in _ONE)
@@ -193,6 +240,7 @@ def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None 
         "closed": closed,
         "forgotten": graph.forgotten,
         "stale_inputs": graph.stale_inputs,
+        **of_guard,
     }
     if len(closed) == 1:
         ones |= {"closed"}
@@ -202,33 +250,38 @@ def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None 
             parameters |= {f"{name}_{column}": value for column, value in rows[0].items()}
         elif rows:
             parameters[name] = json.dumps(rows)
-    fetch = fetch_one if beside is None else beside.fetch
-    done = fetch(connection, _statement(tuple(parts), ones), parameters) is not None
-    if done:
-        graph.clear_notes()
-    return done
+    return _statement(guard, tuple(parts), ones), parameters
 
 
 @cache
-def _statement(parts: tuple[str, ...], ones: frozenset[str]) -> str:
+def _statement(guard: str, parts: tuple[str, ...], ones: frozenset[str]) -> str:
     """The job's update and one data-modifying CTE per part. ones: the parts of a single row.
 
     Cached text, so that psycopg prepares each combination once.
     """
     return (
-        f"WITH {_JOB}"
+        f"WITH job AS ({guard})"
         f"{''.join(f', {name}_ AS ({(_ONE if name in ones else _PARTS)[name]})' for name in parts)}"
         " SELECT 1 FROM job"
     )
 
 
-_JOB: Final = """job AS (
+_JOB: Final = """
   UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s,
     last_sequence = last_sequence + %(bump)s,
     end_time = CASE WHEN %(ended)s THEN coalesce(end_time, now()) END,
     expire_time = CASE WHEN %(again)s AND expire_time < now() THEN NULL ELSE expire_time END
-  WHERE id = %(job)s AND last_sequence = %(version)s RETURNING id, schedule_time, priority
-)"""
+  WHERE id = %(job)s AND last_sequence = %(version)s
+  RETURNING id, schedule_time, priority, last_sequence"""
+_JOB_AMONG_OTHERS: Final = """
+  UPDATE jobs SET last_sequence = last_sequence + 1
+  WHERE id = %(job)s
+    AND EXISTS (SELECT FROM open_tasks
+      WHERE task_id = %(task)s AND state = 'RUNNING' AND attempt = %(attempt)s)
+    AND EXISTS (SELECT FROM steps
+      WHERE job_id = %(job)s AND ordinal = %(step)s AND ended_tasks + %(ended_now)s < task_count)
+  RETURNING id, schedule_time, priority, last_sequence"""
+"""For one event: of a task that still runs, and so do its job and step, and is not the last."""
 
 # A job retried before its schedule_time waits for it.
 _DUE: Final = "greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time)"
@@ -242,6 +295,15 @@ _ONE: Final[dict[str, str]] = {
     items_total = %(steps_items_total)s, items_succeeded = %(steps_items_succeeded)s,
     items_skipped = %(steps_items_skipped)s, items_failed = %(steps_items_failed)s
   FROM job WHERE s.job_id = %(job)s AND s.ordinal = %(steps_ordinal)s""",
+    "counts": """
+  UPDATE steps s SET ended_tasks = ended_tasks + %(counts_ended_tasks)s,
+    failed_tasks = failed_tasks + %(counts_failed_tasks)s,
+    lost_inputs = lost_inputs + %(counts_lost_inputs)s,
+    items_total = items_total + %(counts_items_total)s,
+    items_succeeded = items_succeeded + %(counts_items_succeeded)s,
+    items_skipped = items_skipped + %(counts_items_skipped)s,
+    items_failed = items_failed + %(counts_items_failed)s
+  FROM job WHERE s.job_id = %(job)s AND s.ordinal = %(step)s""",
     "tasks": """
   UPDATE tasks t SET state = %(tasks_state)s, attempt = %(tasks_attempt)s,
     allowed = %(tasks_allowed)s, returned = %(tasks_returned)s,
@@ -256,8 +318,15 @@ _ONE: Final[dict[str, str]] = {
     reason = %(ends_reason)s, message = %(ends_message)s
   FROM job WHERE a.task_id = %(ends_task_id)s::uuid AND a.number = %(ends_number)s""",
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = %(closed)s",
+    "events": """
+  INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message,
+    item_counts)
+  SELECT job.id, %(owner)s, job.last_sequence, %(events_step)s::int2, %(events_shard)s::int2,
+    %(events_attempt)s::int, %(events_state)s, %(events_reason)s, %(events_message)s,
+    %(events_item_counts)s::int[]
+  FROM job""",
 }
-"""The same parts as in `_PARTS`, for a single row each.
+"""The same parts as in `_PARTS`, for a single row each, and `counts`, for what a step counts more.
 
 Every key is a parameter: a plan made while a table is small would walk through it for a join.
 """

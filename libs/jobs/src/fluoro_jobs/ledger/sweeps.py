@@ -15,8 +15,9 @@ from psycopg.rows import TupleRow
 from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError, Reason
 from fluoro_jobs.ledger import store
 from fluoro_jobs.ledger.attempts import LEASE_SECONDS, Attempt, lose
-from fluoro_jobs.ledger.connection import LedgerConnection, reason_of
+from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.ledger.graph import JobGraph
+from fluoro_jobs.ledger.outages import reason_of
 from fluoro_jobs.ledger.store import Tasks
 from fluoro_jobs.states import JobState, is_terminal
 
