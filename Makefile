@@ -87,7 +87,7 @@ ppocr: venv ## Make a model that finds lines of text, of public weights (FOLDER=
 k8s: venv ## Build the Kubernetes overlay and validate it strictly.
 	@for overlay in deploy/k8s/overlays/*; do $(BIN)/python deploy/k8s/build.py $$overlay | $(BIN)/python deploy/k8s/validate.py || exit 1; done
 
-bench: venv ## Measure against a peer in the same run (NAME=accept, watch, noop, startup, blobs, recovery, cancel, overload or streams).
+bench: venv ## Measure against a peer in the same run (NAME=accept; without it, it lists all names).
 	@test -f benchmarks/$(NAME).py || { echo "NAME must be one of: $$(cd benchmarks && ls [a-z]*.py | sed 's/\.py//' | xargs)"; exit 2; }
 	@$(BIN)/python benchmarks/$(NAME).py
 
