@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,6 +53,31 @@ def test_a_file_put_is_fetched_byte_for_byte(
     assert store.put(name, source) == stored(content)
     store.fetch(name, target)
     assert target.read_bytes() == content
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 64 * 1024 - 1, MIB, 9 * MIB])
+def test_chunks_put_come_back(store: BlobStore, name: str, chunk_bytes: int) -> None:
+    content = os.urandom(20 * MIB + 1)
+    starts = range(0, len(content), chunk_bytes)
+    chunks = (memoryview(content)[start : start + chunk_bytes] for start in starts)
+    assert store.put(name, chunks) == stored(content)
+    assert store.read(name) == content
+
+
+@pytest.mark.parametrize("error", [StoppedError(), FileNotFoundError("a file of the caller's")])
+@pytest.mark.parametrize("mebibytes", [1, 20])
+def test_what_chunks_raise_comes_as_it_is_and_leaves_nothing(
+    store: BlobStore, name: str, mebibytes: int, error: Exception
+) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(mebibytes):
+            yield bytes(MIB)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        store.put(name, chunks())
+    assert caught.value is error
+    assert not store.exists(name)
 
 
 @SIZES

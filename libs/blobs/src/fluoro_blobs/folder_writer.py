@@ -12,6 +12,7 @@ from errno import EINVAL
 from pathlib import Path
 from typing import Final
 
+from fluoro_blobs.errors import BlobStoreError, translated
 from fluoro_blobs.folder import make_durable
 from fluoro_blobs.parts_writer import PartsWriter
 from fluoro_blobs.writer import FOLDER_PART_BYTES
@@ -38,16 +39,38 @@ class FolderWriter(PartsWriter):
         super().__init__(name, _BlobFile(path, top), threads, seconds, FOLDER_PART_BYTES)
 
 
+def put_file(
+    name: str, path: Path, top: Path, chunks: Iterable[bytes | bytearray | memoryview]
+) -> None:
+    """Writes a blob of chunks as they come; the disk takes those before meanwhile.
+
+    All of it stays in the system's cache: the next step reads it. Errors as of `BlobStore.put`.
+    """
+    file = _BlobFile(path, top, past_cache=False)
+    try:
+        for chunk in chunks:
+            with translated(name, missing=BlobStoreError):
+                file.append([memoryview(chunk)])
+        with translated(name, missing=BlobStoreError):
+            file.finish()
+    except BaseException:
+        file.drop()
+        raise
+
+
 class GrowingFile:
     """A new file that stays as it is when its writer fails. Its methods block."""
 
-    def __init__(self, path: Path) -> None:
-        """path: of the file; its folder, and the one above that, are made if need be."""
+    def __init__(self, path: Path, *, past_cache: bool = True) -> None:
+        """path: of the file; its folder, and the one above that, are made if need be.
+
+        past_cache: whether the rest of a large file goes past the system's cache.
+        """
         self._growing = path
         self._digest = hashlib.sha256()
         self._descriptor: int | None = None
         self._size = self._flushed = 0
-        self._direct, self._takes_direct = False, True
+        self._direct, self._takes_direct = False, past_cache
         self._over = False
         self._lock = threading.Lock()
 
@@ -155,8 +178,8 @@ def _aligned(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
 class _BlobFile(GrowingFile):
     """The blob's file, until its end under a name that shows that it is unfinished."""
 
-    def __init__(self, path: Path, top: Path) -> None:
-        super().__init__(path.with_name(f"{path.name}#1"))
+    def __init__(self, path: Path, top: Path, *, past_cache: bool = True) -> None:
+        super().__init__(path.with_name(f"{path.name}#1"), past_cache=past_cache)
         self._path, self._top = path, top
 
     def finish(self) -> None:
