@@ -13,14 +13,14 @@ def test_a_slide_has_its_heat_map_and_the_tiles_that_stand_out_of_each_class(
     clinic: Any, reader: Any, tmp_path: Path
 ) -> None:
     attempt = step_context(tmp_path, [b"slide"], step="score")
-    told = slide_pb2.AnalyzedSlide(item="0", tiles=400)
+    told = slide_pb2.AnalyzedSlide(item="0", tiles=400, novel_tiles=60)
     for item in attempt.context.each("slides"):
         with item:
             picture = png(np.full((240, 240, 3), 200, np.uint8))
             told.heat_map = item.put("heat-map", ".png", "heat-map", "image/png", picture)
     for label, name in enumerate(("fibres", "crowded nuclei")):
-        one = told.classes.add(label=label, display_name=name, color="#c03050", tiles=200)
-        one.share = 0.5
+        one = told.classes.add(label=label, display_name=name, color="#c03050", tiles=170)
+        one.share = 0.425
         one.top.add(row=7, column=12 + label, probability=0.97)
         one.top.add(row=0, column=3, probability=0.5)
     model = ml_pb2.ModelReference(name="he-texture", version="1.0.0", sha256=bytes(32))
@@ -33,3 +33,4 @@ def test_a_slide_has_its_heat_map_and_the_tiles_that_stand_out_of_each_class(
     for place in ("row 7, column 12", "row 7, column 13", "row 0, column 3"):
         assert place in text
     assert "0.97" in text
+    assert "no class: unlike the training data 60 15.0 %" in text

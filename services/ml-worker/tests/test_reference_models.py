@@ -4,16 +4,19 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import skimage
+from dicom_worker.slides.tissue import LEAST_DENSITY, stain_of
 from fluoro.v1 import dicom_pb2
 from fluoro.v1.classify_pb2 import ModelChoice
 from fluoro.v1.dermoscopy_pb2 import AssessDermoscopy
 from fluoro.v1.ml_pb2 import AnalyzeImages
+from fluoro.v1.slide_pb2 import StainEstimate, TiledSlide
 from fluoro_jobs.testing import Attempt
 from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.analyze import analyze
@@ -24,6 +27,7 @@ from ml_worker.prepare import prepare
 from ml_worker.registry import Registry
 from ml_worker.settings import SHIPPED_MODELS
 from ml_worker.skin_phantoms import KINDS, burn, lesion, plain
+from ml_worker.slides import normalized, to_reference
 from ml_worker.waiting import Alone
 from numpy.typing import NDArray
 from PIL import Image
@@ -55,6 +59,39 @@ def limit(models: Registry, name: str) -> float:
     novelty = models.find(name, "").manifest.output("novelty")
     assert isinstance(novelty, Novelty)
     return novelty.threshold
+
+
+def tiles_of(photograph: str) -> NDArray[np.uint8]:
+    """What is lit of it, 256 x 256 pixels each, as they are and normalised."""
+    with Image.open(Path(skimage.__file__).parent / "data" / photograph) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    places = product(*(range(0, side - 255, 128) for side in pixels.shape[:2]))
+    found = [pixels[row : row + 256, column : column + 256] for row, column in places]
+    tiles = np.stack([tile for tile in found if np.median(tile) > 20])
+    density = -np.log((tiles.reshape(-1, 3)[::16] + 1.0) / 240)
+    stain = stain_of(density[density.mean(axis=1) > LEAST_DENSITY])
+    if stain is None:
+        return tiles
+    estimate = StainEstimate(
+        hematoxylin=stain.hematoxylin,
+        eosin=stain.eosin,
+        hematoxylin_maximum=stain.maxima[0],
+        eosin_maximum=stain.maxima[1],
+    )
+    tables = to_reference(TiledSlide(stain=estimate))
+    assert tables is not None
+    return np.concatenate([tiles, [normalized(tile, tables=tables) for tile in tiles]])
+
+
+@pytest.mark.parametrize("photograph", PHOTOGRAPHS)
+def test_the_model_of_tissue_abstains_from_tiles_that_are_not_painted(
+    models: Registry, photograph: str
+) -> None:
+    model = models.find("he-texture", "")
+    tiles = tiles_of(photograph)
+    assert len(tiles) >= 2
+    found = model.run({"image": tiles}, Alone())["novelty"]
+    assert found.min() > 1.2 * limit(models, "he-texture")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -122,7 +159,7 @@ def test_the_figures_of_a_card_are_measured_anew_and_a_false_card_is_found_out()
     assert missing(place, {"Dice of lesion": "1.000"}) == ["| Dice of lesion | 1.000 |"]
 
 
-def test_what_is_no_skin_gets_no_outline_and_no_depth(
+def test_what_is_no_skin_gets_no_outline_no_depth_and_no_class(
     models: Registry, render: Callable[..., Upstream], attempt: Callable[..., Attempt]
 ) -> None:
     cup = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
@@ -133,6 +170,7 @@ def test_what_is_no_skin_gets_no_outline_and_no_depth(
     (lesion,) = assess_all(outline, run.context, models).lesions
     assert (lesion.item, lesion.fraction) == ("1", pytest.approx(np.pi * 0.09, rel=0.1))
     assert "unlike" in run.context.items[0].message
-    run = attempt(photographs)
-    analyze(AnalyzeImages(model="burn-depth"), run.context, models)
-    assert "unlike" in run.context.items[0].message
+    for model in ("burn-depth", "lesion-presence"):
+        run = attempt(photographs)
+        analyze(AnalyzeImages(model=model), run.context, models)
+        assert "unlike" in run.context.items[0].message

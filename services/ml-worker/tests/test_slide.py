@@ -106,18 +106,37 @@ def test_classes_are_told_by_tile_and_drawn_where_the_tile_is(
     assert (picture[-5, -5] == 255).all()  # no tissue there
 
 
-def test_colours_of_another_laboratory_mislead_the_model_unless_normalized(
+def test_a_slide_in_colours_of_another_laboratory_is_skipped_unless_normalized(
     tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
 ) -> None:
-    found = []
-    for how in (STAIN_NORMALIZATION_NONE, STAIN_NORMALIZATION_MACENKO):
-        attempt = after(tmp_path, tiled(tmp_path, tiles))
-        request = AnalyzeSlide(model="he-texture", stain_normalization=how)
-        (slide,) = analyze(request, attempt.context, models).slides
-        assert slide.stain_normalization == how
-        scores = np.load(io.BytesIO(attempt.read(slide.scores)))
-        found.append(float(scores[np.arange(len(KINDS)), KINDS].mean()))
-    assert found[1] > found[0] + 0.05
+    request = AnalyzeSlide(model="he-texture", stain_normalization=STAIN_NORMALIZATION_NONE)
+    attempt = after(tmp_path, tiled(tmp_path, tiles))
+    assert not analyze(request, attempt.context, models).slides
+    (item,) = attempt.context.items.values()
+    assert (item.state, item.reason) == (Item.STATE_SKIPPED, "MODEL_NOT_APPLICABLE")
+    assert not attempt.context.artifacts
+    attempt = after(tmp_path, tiled(tmp_path, tiles))
+    (slide,) = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models).slides
+    assert slide.stain_normalization == STAIN_NORMALIZATION_MACENKO
+
+
+def test_tiles_unlike_the_training_data_have_no_class_and_stay_grey(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    seen = tiles.copy()
+    seen[4] = np.random.default_rng(1).integers(0, 255, seen[4].shape, np.uint8)
+    attempt = after(tmp_path, tiled(tmp_path, seen))
+    (slide,) = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models).slides
+    assert (slide.tiles, slide.novel_tiles) == (10, 1)
+    assert [each.tiles for each in slide.classes] == [5, 2, 2]
+    assert sum(each.share for each in slide.classes) == pytest.approx(0.9)
+    assert sum(each.mean_probability for each in slide.classes) == pytest.approx(1)
+    assert (1, 0) not in {(tile.row, tile.column) for each in slide.classes for tile in each.top}
+    scores = np.load(io.BytesIO(attempt.read(slide.scores)))
+    assert np.flatnonzero(np.isnan(scores).any(axis=1)).tolist() == [4]
+    picture = np.asarray(Image.open(io.BytesIO(attempt.read(slide.heat_map)))).astype(int)
+    square = picture[picture.shape[0] // 3 :][:20, :20]
+    assert (square == square[..., :1]).all()
 
 
 @pytest.mark.parametrize(

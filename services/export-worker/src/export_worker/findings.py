@@ -260,6 +260,9 @@ def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference
 def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Iterator[Told]:
     """Of its tiles, then of those of each class."""
     classes = [Class(one.display_name, one.label) for one in slide.classes]
+    novel = [Measure("Number of tiles unlike the training data", slide.novel_tiles)]
+    if not slide.novel_tiles:  # or the model does not tell
+        novel = []
     shares = [
         Measure("Share of tiles", 100 * one.share, "%", of)
         for one, of in zip(slide.classes, classes, strict=True)
@@ -272,6 +275,7 @@ def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> I
         [
             Measure("Share of the slide that is tissue", 100 * slide.tissue_share, "%"),
             Measure("Number of tiles", slide.tiles),
+            *novel,
             *shares,
         ],
     )

@@ -26,6 +26,9 @@ PICTURED: Final = 12
 
 DIGITS: Final = re.compile(r"(\d+)")
 
+UNLIKE: Final = "no class: unlike the training data"
+"""Name of the tiles of a slide that a model abstains from."""
+
 Result = TypeVar("Result", bound=Message)
 Entry = (
     dicom_pb2.DicomInstance
@@ -208,7 +211,7 @@ def _judge(step: Upstream, images: dict[str, Image]) -> None:
 def _of_slide(
     step: Upstream, slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference
 ) -> Finding:
-    """Its classes with their tiles, and the heat map."""
+    """Its classes with their tiles, those without a class, and the heat map."""
     measurements = [
         ml_pb2.Measurement(
             label=each.label,
@@ -219,6 +222,14 @@ def _of_slide(
         )
         for each in slide.classes
     ]
+    if slide.novel_tiles:
+        measurements.append(
+            ml_pb2.Measurement(
+                display_name=UNLIKE,
+                voxels=slide.novel_tiles,
+                fraction=slide.novel_tiles / slide.tiles,
+            )
+        )
     heat_map = _artifact(step, slide.heat_map)
     return Finding(step.step, model, measurements, (), heat_map, of_tiles=True)
 

@@ -9,6 +9,7 @@ from fluoro_jobs.worker.context import StepContext
 from numpy.typing import NDArray
 
 from ml_worker.manifest import Input, Label
+from ml_worker.novelty import refuse_novel
 from ml_worker.outputs import Classes
 from ml_worker.showing import show
 
@@ -26,11 +27,15 @@ def classify(
     image: dicom_pb2.RenderedImage,
     context: StepContext,
 ) -> Iterator[ml_pb2.ClassScore]:
-    """The most probable classes of each frame, the most probable first."""
+    """The most probable classes of each frame, the most probable first.
+
+    NotForThisImageError if the model says that a frame is unlike its training data.
+    """
     output, labels = model.manifest.output("classes"), model.manifest.labels
     assert isinstance(output, Classes)  # the caller looked
     frame = 0
     for _, found in show(model, tensor, pixels, image, context):
+        refuse_novel(model, found)
         for scores in probabilities(output, found["classes"]):
             frame += 1
             yield from most_probable(scores, labels, frame, MOST_CLASSES)

@@ -12,8 +12,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ml_worker.manifest import Input
-from ml_worker.outputs import Novelty
-from ml_worker.prepare import NotForThisImageError
+from ml_worker.novelty import refuse_novel
 from ml_worker.showing import show
 
 if TYPE_CHECKING:
@@ -68,13 +67,6 @@ def segment(
             voxels += counted[0]
             sums += counted[1]
     return Segmented(preview, voxels, sums)
-
-
-def refuse_novel(model: "Model", found: dict[str, NDArray[Any]]) -> None:
-    """NotForThisImageError if a frame is unlike the training data: its labels mean nothing."""
-    measure = model.manifest.output("novelty")
-    if isinstance(measure, Novelty) and (found["novelty"] >= measure.threshold).any():
-        raise NotForThisImageError("it is unlike what the model was trained on")
 
 
 def counts(

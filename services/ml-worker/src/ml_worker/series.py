@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from ml_worker.images import check_suits, for_each_image, rendered_images
 from ml_worker.measurements import MM3_PER_ML, measure
+from ml_worker.novelty import refuse_novel
 from ml_worker.outputs import Mask
 from ml_worker.overlay import draw_overlay
 from ml_worker.pixels import certified_pixels
 from ml_worker.prepare import NotForThisImageError, along_planes, prepare_planes, resized
-from ml_worker.segmenting import counts, refuse_novel
+from ml_worker.segmenting import counts
 from ml_worker.volumes import Volume, series_of, volume_of
 
 if TYPE_CHECKING:

@@ -50,13 +50,13 @@ def draw_slide_map(
 ) -> bytes:
     """A PNG of the tiles, each under the colour of its most probable class; white elsewhere.
 
-    grid: rows and columns of tiles. places: of these tiles in it. scores: (tiles, labels). The same
-    tiles give the same bytes.
+    grid: rows and columns of tiles. places: of these tiles in it. scores: (tiles, labels), not
+    numbers for a tile without a class, which stays grey. The same tiles give the same bytes.
     """
     side = grey.shape[1]
     paint = np.array([[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in colors])
     over = paint[scores.argmax(axis=1)][:, np.newaxis, np.newaxis]
-    opacity = (OPACITY * scores.max(axis=1))[:, np.newaxis, np.newaxis, np.newaxis]
+    opacity = (OPACITY * np.nan_to_num(scores.max(axis=1)))[:, np.newaxis, np.newaxis, np.newaxis]
     painted = (grey[..., np.newaxis] * (1 - opacity) + over * opacity).round()
     canvas = np.full((grid[0] * side, grid[1] * side, 3), WHITE, np.uint8)
     for (row, column), square in zip(places, painted, strict=True):

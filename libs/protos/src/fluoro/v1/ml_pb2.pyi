@@ -26,7 +26,7 @@ class AnalyzeImages(_message.Message):
 
     Each image is an item. An image whose pixels do not match their certificate fails with
     PIXELS_NOT_CERTIFIED. An image that the model is not made for is skipped. So is one that a model
-    that segments calls unlike its training data (output `novelty`). If the model applies to no image,
+    calls unlike its training data (output `novelty`). If the model applies to no image,
     the step fails with NO_APPLICABLE_INPUT. A model that classifies gives scores in the result alone.
     A model of volumes sees the images of a series as one volume, so one task must have all of them;
     they are skipped together if they make no volume that the model is made for. Leaves for each good

@@ -259,10 +259,12 @@ class AnalyzeSlide(_message.Message):
 
     Each slide is an item. A tile goes to the model only if its bytes are those that TileSlide vouches
     for; else the slide fails with PIXELS_NOT_CERTIFIED. A model of another kind, or one for images of
-    which Modality is not SM, fails the step with MODEL_NOT_APPLICABLE. Tiles run in batches with the
-    images of other jobs. Memory is bounded by some batches. Leaves for each good item an artifact of role
-    `heat-map` (image/png) and one of role `tile-scores` (application/x-npy): a probability for each tile
-    and label, float32, in the order of the tiles.
+    which Modality is not SM, fails the step with MODEL_NOT_APPLICABLE. A tile that the model calls
+    unlike its training data (output `novelty`) has no class; a slide of such tiles alone is skipped.
+    Tiles run in batches with the images of other jobs. Memory is bounded by some batches. Leaves for
+    each good item an artifact of role `heat-map` (image/png) and one of role `tile-scores`
+    (application/x-npy): a probability for each tile and label, float32, in the order of the tiles; NaN
+    for a tile without a class.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -339,13 +341,15 @@ class AnalyzedSlide(_message.Message):
     TILES_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     TISSUE_SHARE_FIELD_NUMBER: _builtins.int
+    NOVEL_TILES_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     item: _builtins.str
     """Key of the item, as in Item.key."""
     heat_map: _builtins.str
     """Name of the artifact with the picture: the tiles in grey, each under the colour of its most
-    probable class, the stronger the more probable. At most 1,024 pixels a side.
+    probable class, the stronger the more probable; those without a class stay grey. At most 1,024
+    pixels a side.
     """
     scores: _builtins.str
     """Name of the artifact with all probabilities."""
@@ -355,6 +359,8 @@ class AnalyzedSlide(_message.Message):
     """Tiles that were shown to the model."""
     tissue_share: _builtins.float
     """Share of the slide's pixels that are tissue, 0 to 1, as TileSlide found it."""
+    novel_tiles: _builtins.int
+    """Tiles that are unlike the model's training data, of `tiles`. They have no class."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlideClass]:
         """The labels of the model, in its order."""
@@ -370,10 +376,11 @@ class AnalyzedSlide(_message.Message):
         tiles: _builtins.int = ...,
         classes: _abc.Iterable[Global___SlideClass] | None = ...,
         tissue_share: _builtins.float = ...,
+        novel_tiles: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "heat_map", b"heat_map", "input", b"input", "item", b"item", "scores", b"scores", "stain_normalization", b"stain_normalization", "tiles", b"tiles", "tissue_share", b"tissue_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "heat_map", b"heat_map", "input", b"input", "item", b"item", "novel_tiles", b"novel_tiles", "scores", b"scores", "stain_normalization", b"stain_normalization", "tiles", b"tiles", "tissue_share", b"tissue_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,7 +410,7 @@ class SlideClass(_message.Message):
     share: _builtins.float
     """Their share of all tiles, 0 to 1."""
     mean_probability: _builtins.float
-    """Mean of its probability over all tiles."""
+    """Mean of its probability over the tiles that have a class."""
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopTile]:
         """Where it is most probable, the most probable tile first."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from fluoro.v1 import dicom_pb2, slide_pb2
+from fluoro_jobs.errors import Reason
 from fluoro_jobs.worker.ahead import made_ahead, read_ahead
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ml_worker.classifying import probabilities
 from ml_worker.images import Models, frames_input, wrong_kind
 from ml_worker.manifest import Input
+from ml_worker.novelty import UNLIKE, novel
 from ml_worker.outputs import Classes
 from ml_worker.pixels import not_certified
 from ml_worker.prepare import prepare
@@ -80,6 +82,12 @@ def analyze(
                 *scored(model, tensor, part.blob, slide, tables, context), strict=True
             )
             seen = Seen(model, slide, np.concatenate(grey), np.concatenate(scores))
+            if seen.is_novel.all():
+                name = model.manifest.name
+                item.skip(
+                    Reason.MODEL_NOT_APPLICABLE, f"{name} is not made for this slide: {UNLIKE}."
+                )
+                continue
             result.slides.append(told(item, seen, request.top_tiles or DEFAULT_TOP))
             result.slides[-1].stain_normalization = NONE if tables is None else MACENKO
     return result
@@ -107,7 +115,10 @@ def scored(
     tables: Tables | None,
     context: StepContext,
 ) -> Iterator[tuple[Squares, NDArray[np.float64]]]:
-    """Some tiles at a time, as the picture has them, and a probability for each and each label."""
+    """Some tiles at a time, as the picture has them, and a probability for each and each label.
+
+    Probabilities are not a number where a tile is unlike what the model was trained on.
+    """
     size, output = slide.tile_size, model.manifest.output("classes")
     assert isinstance(output, Classes)  # the caller looked
     image = dicom_pb2.RenderedImage(
@@ -134,7 +145,9 @@ def scored(
         stored = read_ahead(pool, stored_tiles(blob, slide, at_once, context))
         chunks = made_ahead(pool, ready, stored, AHEAD)
         for grey, found in run_ahead(model, tensor, chunks, context):
-            yield grey, probabilities(output, found["classes"])
+            scores = probabilities(output, found["classes"])
+            scores[novel(model, found)] = np.nan
+            yield grey, scores
 
 
 def grid_of(slide: slide_pb2.TiledSlide) -> tuple[int, int]:
@@ -144,12 +157,20 @@ def grid_of(slide: slide_pb2.TiledSlide) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of a slide: each tile as the picture has it, and (tiles, labels) scores."""
+    """What was seen of a slide: each tile as the picture has it, and (tiles, labels) scores.
+
+    Scores are not a number where a tile is unlike what the model was trained on.
+    """
 
     model: "Model"
     slide: slide_pb2.TiledSlide
     grey: Squares
     scores: NDArray[np.float64]
+
+    @property
+    def is_novel(self) -> NDArray[np.bool_]:
+        """Which tiles are. They have no class."""
+        return np.asarray(np.isnan(self.scores).all(axis=1))
 
 
 def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
@@ -159,7 +180,8 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
     picture = draw_slide_map(grid_of(slide), places, seen.grey, scores, colors)
     array = BytesIO()
     np.save(array, scores.astype("<f4"))
-    best = scores.argmax(axis=1)
+    known = np.flatnonzero(~seen.is_novel)
+    best = scores[known].argmax(axis=1)
     told = slide_pb2.AnalyzedSlide(
         input=item.input,
         item=item.key,
@@ -169,9 +191,10 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
         ),
         tiles=len(scores),
         tissue_share=slide.tissue_share,
+        novel_tiles=len(scores) - len(known),
     )
     for place, label in enumerate(labels):
-        mine = scores[:, place]
+        mine = scores[known, place]
         count = int((best == place).sum())
         # Stable, so that equal scores keep the order of the tiles.
         first = np.argsort(-mine, kind="stable")[:top]
@@ -184,8 +207,8 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
             mean_probability=float(mine.mean()),
             top=[
                 slide_pb2.TopTile(
-                    row=slide.tiles[at].row,
-                    column=slide.tiles[at].column,
+                    row=slide.tiles[known[at]].row,
+                    column=slide.tiles[known[at]].column,
                     probability=float(mine[at]),
                 )
                 for at in first
