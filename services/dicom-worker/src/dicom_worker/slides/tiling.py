@@ -16,7 +16,7 @@ from dicom_worker import limits
 from dicom_worker.photographs.refusals import Refusal
 from dicom_worker.slides.source import Run, Slide
 from dicom_worker.slides.tiff import WHITE
-from dicom_worker.slides.tissue import Stain, sample, stain_of, tissue_of
+from dicom_worker.slides.tissue import Stain, densities_of, sample, stain_of, tissue_of
 
 THREADS: Final = min(4, len(os.sched_getaffinity(0)))
 """That look at tiles: hashes and look-ups let go of Python's lock."""
@@ -65,7 +65,7 @@ class Tiling:
 
         FluoroError as of `open_slide`; IMAGE_TOO_LARGE if the tiles are more than may be left.
         """
-        seen, found, densities = 0, 0, []
+        seen, found, samples = 0, 0, []
         look = partial(look_at, least=self.least)
         for looked in made_ahead(self.pool, look, self._pieces(), THREADS):
             self.tick()
@@ -73,14 +73,14 @@ class Tiling:
             bytes_left = (len(self.tiles) + len(looked.kept)) * self.size**2 * 3
             if bytes_left > limits.ARRAY_LIMIT_BYTES:
                 raise Refusal.SLIDE_TISSUE.error()
-            for tile, data, density in looked.kept:
-                densities.append(density)
+            for tile, data, colours in looked.kept:
+                samples.append(colours)
                 self.tiles.append(tile)
                 yield data
         self.tissue_share = found / seen
-        if densities:
+        if samples:
             # While the store waits for its disk.
-            self._stain = self.pool.submit(stain_of, np.concatenate(densities))
+            self._stain = self.pool.submit(stain_of, densities_of(samples))
 
     def stain(self) -> Stain | None:
         """How the slide is stained; None if too few pixels say."""
@@ -141,12 +141,12 @@ class Tiling:
 class Looked:
     """What was seen of a piece. seen: pixels that were looked at. found: those of tissue.
 
-    kept: tiles of tissue, their bytes, and some of their optical densities.
+    kept: tiles of tissue, their bytes, and colours of some of their tissue.
     """
 
     seen: int
     found: int
-    kept: list[tuple[Tile, memoryview, NDArray[np.float32]]]
+    kept: list[tuple[Tile, memoryview, NDArray[np.uint8]]]
 
 
 def look_at(piece: Piece, least: float) -> Looked:

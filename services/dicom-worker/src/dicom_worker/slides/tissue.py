@@ -1,5 +1,6 @@
 """Where a slide shows tissue, and how it is stained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +13,14 @@ LEAST_DENSITY: Final = 0.15
 """Mean optical density (natural logarithm) from which on a pixel is stained, as in that paper."""
 LEAST_COLOUR: Final = 20
 """Least difference of the channels, of 255: pen, dust and folds of the glass are grey."""
+MOST_LIGHT: Final = round((WHITE * np.exp(-LEAST_DENSITY)) ** 3)
+"""The same without a logarithm: the product of the channels, each plus 1, is below."""
 STRIDE: Final = 4
 """Every so many rows and columns are looked at."""
 PIXELS_PER_TILE: Final = 256
 """Of which the stains are estimated."""
+PIXELS_PER_SLIDE: Final = 2**17
+"""More of them make no other estimate."""
 LEAST_PIXELS: Final = 1000
 """Fewer say nothing about stains."""
 PERCENTILE: Final = 1.0
@@ -44,19 +49,25 @@ def tissue_of(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
     red, green, blue = (np.ascontiguousarray(rows[:, :, ::STRIDE, each]) for each in range(3))
     lightest = np.maximum(np.maximum(red, green), blue)
     coloured = lightest - np.minimum(np.minimum(red, green), blue) >= LEAST_COLOUR
-    density = DENSITY.take(red)
-    density += DENSITY.take(green)
-    density += DENSITY.take(blue)
-    density /= np.float32(3)
-    return np.asarray(coloured & (density > LEAST_DENSITY))
+    light = np.add(red, 1, dtype=np.uint32)
+    light *= np.add(green, 1, dtype=np.uint32)
+    light *= np.add(blue, 1, dtype=np.uint32)
+    return np.asarray(coloured & (light < MOST_LIGHT))
 
 
-def sample(tile: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Optical densities of some tissue pixels, spread evenly over a tile: (pixels, 3)."""
+def sample(tile: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Colours of some tissue pixels, spread evenly over a tile: (pixels, 3)."""
     places = np.flatnonzero(tissue)
     step = max(1, len(places) // PIXELS_PER_TILE)
     rows, columns = np.divmod(places[::step], tissue.shape[1])
-    densities: NDArray[np.float32] = DENSITY[tile[rows * STRIDE, columns * STRIDE]]
+    colours: NDArray[np.uint8] = tile[rows * STRIDE, columns * STRIDE]
+    return colours
+
+
+def densities_of(samples: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Optical densities of the samples of a slide: (pixels, 3), fewer than 2 x PIXELS_PER_SLIDE."""
+    colours = np.concatenate(samples)
+    densities: NDArray[np.float32] = DENSITY[colours[:: max(1, len(colours) // PIXELS_PER_SLIDE)]]
     return densities
 
 
