@@ -135,12 +135,11 @@ def scored(
         def ready(some: Some) -> tuple[Squares, NDArray[Any]]:
             check(some)
             _, pixels = some
-            shown = pixels
+            grey = grey_of(pixels, side_of(*grid_of(slide)))
             if colours is not None:
-                shown = np.empty_like(pixels)
-                for tile, out in zip(pixels, shown, strict=True):
-                    colours(tile, out)
-            return grey_of(pixels, side_of(*grid_of(slide))), prepare(shown, image, tensor)
+                for tile in pixels:
+                    colours(tile, tile)
+            return grey, prepare(pixels, image, tensor)
 
         stored = read_ahead(pool, stored_tiles(blob, slide, at_once, context))
         chunks = made_ahead(pool, ready, stored, AHEAD)
