@@ -18,6 +18,7 @@ from export_worker.testing import (
     dermoscopies,
     looks,
     photographs,
+    slides,
     verdicts,
     wounds,
 )
@@ -81,6 +82,12 @@ def main() -> None:
             ("report-verdicts", export_report, report("skin-check"), verdicts(Path(folder))),
             ("report-abcd", export_report, report("dermoscopy", "de"), dermoscopies(Path(folder))),
             ("report-burn", export_report, report("burn", "de"), wounds(Path(folder), 3)),
+            (
+                "report-histopathology",
+                export_report,
+                report("histopathology"),
+                slides(Path(folder)),
+            ),
             ("report-comparison", export_report, report("comparison", "zh"), twice),
             ("report-deidentify", export_report, report("deidentification"), [deidentified()]),
             ("comparison", export_comparison, ExportComparison(), twice),

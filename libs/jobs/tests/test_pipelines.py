@@ -154,7 +154,7 @@ SHIPPED = {
         "38faa3f86c8461e2779d10d87c2cd318f2a7a35a0c2941ffd99a3933b8648d31"
     ),
     "pipelines/histopathology/versions/1": (
-        "4bba0025d0a1a88094e3333b8a061302fc0304913b1aabd8c70e0fb96766c98f"
+        "dc038163dc6cf88b27a0bd80f35f5c322d3cc2bef75895a7fc1d3fefe6e74545"
     ),
     "pipelines/mr-brain-mask/versions/1": (
         "06be06736366e78080bc7cdfa719bbe7489a6f7199d701a2d3ac3eec65821936"

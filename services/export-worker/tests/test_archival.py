@@ -12,7 +12,7 @@ import pytest
 from export_worker.gathering import PLANS
 from export_worker.operations.comparison import export_comparison
 from export_worker.operations.report import export_report
-from export_worker.testing import dermoscopies, photographs, verdicts, wounds
+from export_worker.testing import dermoscopies, photographs, slides, verdicts, wounds
 from fluoro.v1.export_pb2 import ExportComparison, ExportReport
 from fluoro_jobs.worker.context import Upstream
 from pypdf.generic import ArrayObject, DictionaryObject, IndirectObject
@@ -33,6 +33,7 @@ MADE: Final[dict[str, Callable[[Any], list[Upstream]]]] = {
     "skin-check": lambda clinic: verdicts(clinic.folder),
     "dermoscopy": lambda clinic: dermoscopies(clinic.folder),
     "burn": lambda clinic: wounds(clinic.folder, 2),
+    "histopathology": lambda clinic: slides(clinic.folder),
     "comparison": compared,
     "deidentification": lambda clinic: [clinic.deidentify(), clinic.render()],
 }

@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from export_worker.testing import png
+import pytest
+from export_worker.operations.report import export_report
+from export_worker.testing import png, slides
 from fluoro.v1 import ml_pb2, slide_pb2
+from fluoro.v1.export_pb2 import ExportReport, ReportStyle
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.testing import step_context
 
 
@@ -34,3 +38,36 @@ def test_a_slide_has_its_heat_map_and_the_tiles_that_stand_out_of_each_class(
         assert place in text
     assert "0.97" in text
     assert "no class: unlike the training data 60 15.0 %" in text
+
+
+def test_a_report_of_slides_tells_their_size_tissue_and_shares_in_each_language(
+    clinic: Any, reader: Any, tmp_path: Path
+) -> None:
+    told = {
+        "": ("Histopathology", "6,144 columns", "0.5 µm pixels", "42.0 % tissue"),
+        "de": ("Histopathologie", "6.144", "Pixel von 0,5 µm", "42,0 % Gewebe"),
+        "es": ("Histopatología", "6.144", "píxeles de 0,5 µm", "42,0 % de tejido"),
+        "zh": ("组织病理学", "6,144", "0.5 µm", "42.0 %"),
+    }
+    upstream = slides(tmp_path)
+    for language, words in told.items():
+        attempt = clinic.attempt(upstream)
+        request = ExportReport(
+            template="histopathology",
+            formats=[ExportReport.FORMAT_PDF, ExportReport.FORMAT_HTML],
+            style=ReportStyle(language=language),
+        )
+        export_report(request, attempt.context)
+        pdf, page = attempt.read("report.pdf"), attempt.read("report.html").decode()
+        text = reader.text(pdf)
+        assert reader.images(pdf) == ["960x640"]
+        for each in (*words, "crowded nuclei", "0.97" if language in ("", "zh") else "0,97"):
+            assert each in text
+            assert each in page
+
+
+def test_a_report_of_slides_needs_a_slide(clinic: Any) -> None:
+    attempt = clinic.attempt([clinic.render()])
+    with pytest.raises(FluoroError) as refused:
+        export_report(ExportReport(template="histopathology"), attempt.context)
+    assert refused.value.reason == Reason.NO_APPLICABLE_INPUT

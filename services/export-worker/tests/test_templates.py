@@ -11,7 +11,7 @@ import pytest
 from export_worker import typesetting
 from export_worker.operations.report import export_report
 from export_worker.style import contrast
-from export_worker.testing import looks, photographs, wounds
+from export_worker.testing import looks, photographs, slides, wounds
 from export_worker.words import LANGUAGES, Words
 from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult, ReportStyle
@@ -144,6 +144,7 @@ def test_pictures_of_pages_are_numbered_and_of_the_size_of_paper(clinic: Any) ->
 def test_every_template_is_set_in_every_language(clinic: Any, template: str, language: str) -> None:
     photos = photographs(clinic.folder, 2, steps=("one", "two"))
     upstream = [clinic.deidentify(), *photos, *looks(clinic.folder, 2), wounds(clinic.folder, 2)[1]]
+    upstream += slides(clinic.folder)
     style = ReportStyle(language=language)
     attempt, result = write(clinic, upstream, template, style=style)
     text = " ".join(pdf_text(attempt))

@@ -25,7 +25,7 @@ class Plan:
     """What a template shows. pictured: most images.
 
     classified, measured: only those that a model classified, or measured. scored: those, too, that
-    were scored by a rule. ranked: the most suspicious ones first.
+    were scored by a rule. slides: only slides. ranked: the most suspicious ones first.
 
     thumbnails: whether all inputs are shown in little. pixels: longer side of pictures.
     """
@@ -34,6 +34,7 @@ class Plan:
     classified: bool = False
     measured: bool = False
     scored: bool = False
+    slides: bool = False
     ranked: bool = False
     thumbnails: bool = False
     pixels: int = MOST_PIXELS
@@ -46,6 +47,7 @@ class Plan:
             if image.pictures
             and (not self.classified or self._classified(image))
             and (not self.measured or any(finding.measurements for finding in image.findings))
+            and (not self.slides or any(finding.of_tiles for finding in image.findings))
         ]
         if self.ranks(images):
             chosen.sort(key=lambda image: rank(image.judged))
@@ -75,6 +77,7 @@ PLANS: Final = {
     ),
     "dermoscopy": Plan(pictured=CLASSIFIED, classified=True, scored=True, pixels=CLASSIFIED_PIXELS),
     "burn": Plan(pictured=CLASSIFIED, measured=True, thumbnails=True, pixels=CLASSIFIED_PIXELS),
+    "histopathology": Plan(pictured=CLASSIFIED, slides=True),
     "comparison": Plan(pictured=0),
     "deidentification": Plan(pictured=0),
 }

@@ -35,6 +35,7 @@ Entry = (
     | dicom_pb2.RenderedImage
     | ml_pb2.ImageFinding
     | slide_pb2.AnalyzedSlide
+    | slide_pb2.TiledSlide
     | classify_pb2.ClassifiedImage
     | dermoscopy_pb2.AssessedLesion
 )
@@ -60,7 +61,7 @@ class Finding:
 class Image:
     """One input, as rendered and as analysed. Either may be missing.
 
-    key: names it. in_volume: whether a model saw its series as one volume.
+    key: names it. in_volume: whether a model saw its series as one volume. tiled: of a slide.
     """
 
     key: str
@@ -72,6 +73,7 @@ class Image:
     judged: list[classify_pb2.ClassifiedFrame] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     in_volume: bool = False
+    tiled: slide_pb2.TiledSlide | None = None
 
     @property
     def little(self) -> job_pb2.Artifact | None:
@@ -170,6 +172,9 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
         for sight in sights_of(step):
             images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
         _judge(step, images)
+        if isinstance(step.result, slide_pb2.TileSlideResult):
+            for tiled in step.result.slides:
+                images.setdefault(key_of(tiled), Image(key_of(tiled))).tiled = tiled
         if isinstance(step.result, slide_pb2.AnalyzeSlideResult):
             for slide in step.result.slides:
                 image = images.setdefault(key_of(slide), Image(key_of(slide)))

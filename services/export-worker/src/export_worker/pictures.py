@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2
+from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, slide_pb2
 
 from export_worker import verdicts, wording
 from export_worker.images import Finding, Image
@@ -143,12 +143,11 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             alt = words(f"{sight.kind}_alt", key=key, model=model_name(sight.model))
             pictures.append(picture(files, sight.picture, words(sight.kind), name, alt))
     unit = wording.unit(rendered.certificate.unit)
+    facts = shape.facts(words) if image.tiled is None else slide_facts(image.tiled, words)
     return {
         "input": key,
-        "facts": [
-            fact for fact in (wording.printable(rendered.modality, 16), *shape.facts(words)) if fact
-        ],
-        "aspect": shape.aspect,
+        "facts": [fact for fact in (wording.printable(rendered.modality, 16), *facts) if fact],
+        "aspect": shape.aspect if image.tiled is None else slide_aspect(image.tiled),
         "scale_bar": shape.scale_bar(),
         "pictures": pictures,
         "findings": [
@@ -168,6 +167,25 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
         ],
         "others": [beside(sight, words) for sight in image.sights if sight.rows][:SHOWN_FRAMES],
     }
+
+
+def slide_facts(slide: slide_pb2.TiledSlide, words: Words) -> list[str]:
+    """What the heading says of a slide: size, of its pixels too, and share of tissue."""
+    facts = [
+        words("rows_columns", rows=words.count(slide.rows), columns=words.count(slide.columns))
+    ]
+    if _plausible(slide.microns_per_pixel / 1000):
+        length = words.marked(f"{slide.microns_per_pixel:.3g}")
+        facts.append(words("micron_pixels", length=length))
+    facts.append(words("tissue", share=words.percent(slide.tissue_share)))
+    return facts
+
+
+def slide_aspect(slide: slide_pb2.TiledSlide) -> float | None:
+    """Width over height of its heat map, which shows whole tiles."""
+    if not (slide.rows and slide.columns and slide.tile_size):
+        return None
+    return -(-slide.columns // slide.tile_size) / -(-slide.rows // slide.tile_size)
 
 
 def picture(

@@ -22,7 +22,8 @@ from export_worker.model import Report
 log = structlog.get_logger(__name__)
 
 TEMPLATES: Final = (
-    *("study", "batch", "skin-check", "dermoscopy", "burn", "comparison", "deidentification"),
+    *("study", "batch", "skin-check", "dermoscopy", "burn", "histopathology", "comparison"),
+    "deidentification",
 )
 """Those that ship; the first one is the default."""
 

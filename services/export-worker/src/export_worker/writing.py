@@ -108,6 +108,10 @@ def _refuse_empty(template: str, report: Report) -> None:
             not any(image["findings"] for image in report["images"]),
             "a burn report needs pictures of which a model made label maps",
         ),
+        "histopathology": (
+            not report["images"],
+            "a histopathology needs slides whose tiles a model classified",
+        ),
         "comparison": (
             not (report["comparison"] and report["comparison"]["subjects"]),
             "a comparison needs two findings about the same image, or two images",

@@ -363,7 +363,11 @@ def _of_slides(given: Parameters) -> list[job_pb2.Step]:
     return [
         step(tiles, "tile", max_inputs_per_task=1),
         step(model, "analyze", after=["tile"], max_inputs_per_task=1),
-        report(after=["tile", "analyze"], title=given["title"]),
+        step(
+            export_pb2.ExportReport(title=given["title"], template="histopathology"),
+            "report",
+            after=["tile", "analyze"],
+        ),
     ]
 
 

@@ -79,7 +79,7 @@ class ExportReport(_message.Message):
     """
     template: _builtins.str
     """What the report is about: `study` (the default), `batch`, `skin-check`, `dermoscopy`, `burn`,
-    `comparison`, `deidentification`, or a template in the operator's folder. One that is not there
+    `histopathology`, `comparison`, `deidentification`, or a template in the operator's folder. One that is not there
     is refused with INVALID_ARGUMENT, one that the results cannot fill with NO_APPLICABLE_INPUT.
     Other formats than JSON use it.
     """
