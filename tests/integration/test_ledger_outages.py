@@ -17,7 +17,12 @@ import psycopg
 import pytest
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import control
-from fluoro_jobs.ledger.connection import IDLE_IN_TRANSACTION_SECONDS, Ledger
+from fluoro_jobs.ledger.connection import (
+    IDLE_IN_TRANSACTION_SECONDS,
+    Ledger,
+    LedgerConnection,
+    fetch_together,
+)
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from fluoro_local.folders import free_port
 from fluoro_local.servers import PostgresServer
@@ -177,6 +182,25 @@ def test_a_statement_that_takes_too_long_is_ended_by_the_server_and_its_connecti
         assert refusal.value.reason is Reason.LEDGER_BUSY
         with ledger.connection() as connection:
             assert connection.info.backend_pid == pid
+
+
+@pytest.mark.parametrize("good", range(8))
+def test_statements_of_a_pipeline_that_failed_can_be_run_again(
+    database_url: str, good: int
+) -> None:
+    """good: how often they ran before; psycopg prepares what has run a few times."""
+
+    def run(connection: LedgerConnection, divisor: int) -> list[Any]:
+        first = "SELECT 6 / %(divisor)s::int", {"divisor": divisor}
+        return fetch_together(connection, first, ("SELECT 7", {}))
+
+    with ledger_at(database_url) as ledger, ledger.connection() as connection:
+        for _ in range(good):
+            run(connection, 1)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            run(connection, 0)
+        for _ in range(8):
+            assert run(connection, 1) == [(6,), (7,)]
 
 
 HOLDER = """

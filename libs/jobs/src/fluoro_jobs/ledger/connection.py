@@ -23,9 +23,10 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from psycopg import Connection, Cursor
+from psycopg import Connection, Cursor, Pipeline
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -41,11 +42,11 @@ logging.getLogger("psycopg.pool").addFilter(
 
 
 LedgerConnection = Connection[TupleRow]
+"""What the ledger's functions take, in autocommit."""
 Statement = tuple[str, Mapping[str, Any]]
 """Text and parameters."""
 MOST_TOGETHER: Final = 3
 """Most statements that `fetch_together` takes."""
-"""What the ledger's functions take, in autocommit."""
 
 STATEMENT_SECONDS: Final = 10.0
 """How long a statement may take before its connection is given up.
@@ -120,8 +121,22 @@ class _Bounded(LedgerConnection):
 
     @cached_property
     def kept_cursors(self) -> tuple[Cursor[TupleRow], ...]:
-        """For `cursors_of`."""
+        """For `_cursors_of`."""
         return tuple(self.cursor() for _ in range(MOST_TOGETHER))
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """As psycopg has it, and the connection can be used after an error."""
+        try:
+            with super().pipeline() as pipeline:
+                yield pipeline
+        except psycopg.Error:
+            # After a statement that fails PostgreSQL skips the rest. psycopg takes what it was to
+            # prepare there for prepared, for ever, unless a rollback makes it forget.
+            if self.info.transaction_status is TransactionStatus.IDLE:
+                with self.transaction(force_rollback=True):
+                    pass
+            raise
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Drives one exchange with the server.
