@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
-import psycopg
 import pytest
 from fluoro.v1 import job_pb2, job_service_pb2
 from fluoro_jobs.celery.tasks import OperationTask
+from fluoro_jobs.errors import LEDGER_OUTAGES, FluoroError
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import accept, attempts, control
 from fluoro_jobs.ledger.attempts import Claim, Following, Worker
@@ -177,12 +177,14 @@ def test_what_went_along_with_a_commit_that_was_given_up_did_not_happen(rig: Rig
         first, second = siblings(rig, connection, 2)
         claim, following = claimed(connection, first), Following(BY, second, 1)
         connection.execute(GIVEN_UP)
-        with pytest.raises(psycopg.errors.SerializationFailure):
-            attempts.commit(connection, claim, item(0), following)
+        with pytest.raises(FluoroError) as refusal, rig.ledger.connection() as slot:
+            attempts.commit(slot, claim, item(0), following)
+        assert refusal.value.reason in LEDGER_OUTAGES
         connection.execute("DROP TRIGGER given_up ON jobs")
         assert following.claim is None
         assert following.beside.in_doubt, "for all that who sent it can know"
-        assert attempts.commit(connection, claim, item(0), following)
+        with rig.ledger.connection() as slot:
+            assert attempts.commit(slot, claim, item(0), following)
         assert following.claim is None, "it goes along once"
         assert following.beside.in_doubt
         assert claimed(connection, second).attempt == 1
