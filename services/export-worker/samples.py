@@ -18,10 +18,10 @@ from export_worker.testing import (
     dermoscopies,
     looks,
     photographs,
-    slides,
     verdicts,
     wounds,
 )
+from export_worker.testing_slides import slides
 from fluoro.v1.deidentify_pb2 import (
     DeidentificationAction,
     DeidentifiedInstance,

@@ -12,7 +12,8 @@ import pytest
 from export_worker.gathering import PLANS
 from export_worker.operations.comparison import export_comparison
 from export_worker.operations.report import export_report
-from export_worker.testing import dermoscopies, photographs, slides, verdicts, wounds
+from export_worker.testing import dermoscopies, photographs, verdicts, wounds
+from export_worker.testing_slides import slides
 from fluoro.v1.export_pb2 import ExportComparison, ExportReport
 from fluoro_jobs.worker.context import Upstream
 from pypdf.generic import ArrayObject, DictionaryObject, IndirectObject

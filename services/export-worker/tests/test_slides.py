@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from export_worker.operations.report import export_report
-from export_worker.testing import png, slides
+from export_worker.testing import png
+from export_worker.testing_slides import slides
 from fluoro.v1 import ml_pb2, slide_pb2
 from fluoro.v1.export_pb2 import ExportReport, ReportStyle
 from fluoro_jobs.errors import FluoroError, Reason

@@ -11,7 +11,8 @@ import pytest
 from export_worker import typesetting
 from export_worker.operations.report import export_report
 from export_worker.style import contrast
-from export_worker.testing import looks, photographs, slides, wounds
+from export_worker.testing import looks, photographs, wounds
+from export_worker.testing_slides import slides
 from export_worker.words import LANGUAGES, Words
 from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import ExportReport, ExportReportResult, ReportStyle
