@@ -126,7 +126,7 @@ def loop(path: Path, cut: TiledSlide, normalize: Normalize) -> float:
             if tissue_of(tile).mean() >= LEAST:
                 shown.append(normalize(tile[0]))
             if len(shown) == TOGETHER or (shown and index == len(places) - 1):
-                session.run(["probabilities"], {"image": np.stack(shown)})
+                session.run(["probabilities", "novelty"], {"image": np.stack(shown)})
                 scored += len(shown)
                 shown.clear()
     if scored != len(cut.tiles):

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 MODALITY: Final = "SM"
 """Slide Microscopy (PS3.3 C.7.3.1.1.1)."""
 DEFAULT_TOP: Final = 5
+RUNS_AT_ONCE: Final = 4
+"""That are prepared together: the model need not wait for the threads that do it."""
 NONE: Final = slide_pb2.STAIN_NORMALIZATION_NONE
 MACENKO: Final = slide_pb2.STAIN_NORMALIZATION_MACENKO
 
@@ -126,7 +128,7 @@ def scored(
         certificate=dicom_pb2.PixelCertificate(unit="1", bits_stored=8),
         pixel_spacing_mm=[slide.microns_per_pixel / 1000] * 2 if slide.microns_per_pixel else (),
     )
-    at_once = samples_at_once(model, tensor, (size, size), image)
+    at_once = RUNS_AT_ONCE * samples_at_once(model, tensor, (size, size), image)
 
     with ThreadPoolExecutor(1 + AHEAD) as pool:
         every = len(slide.tiles) * size**2
