@@ -46,9 +46,9 @@ def test_a_report_of_slides_tells_their_size_tissue_and_shares_in_each_language(
 ) -> None:
     told = {
         "": ("Histopathology", "6,144 columns", "0.5 µm pixels", "42.0 % tissue"),
-        "de": ("Histopathologie", "6.144", "Pixel von 0,5 µm", "42,0 % Gewebe"),
-        "es": ("Histopatología", "6.144", "píxeles de 0,5 µm", "42,0 % de tejido"),
-        "zh": ("组织病理学", "6,144", "0.5 µm", "42.0 %"),
+        "de": ("Histopathologie", "ohne Klasse", "6.144", "Pixel von 0,5 µm", "42,0 % Gewebe"),
+        "es": ("Histopatología", "sin clase", "6.144", "píxeles de 0,5 µm", "42,0 % de tejido"),
+        "zh": ("组织病理学", "无类别", "6,144", "0.5 µm", "42.0 %"),
     }
     upstream = slides(tmp_path)
     for language, words in told.items():

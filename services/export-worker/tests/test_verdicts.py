@@ -164,3 +164,20 @@ def test_verdicts_are_told_in_every_language(clinic: Any, language: str) -> None
 )
 def test_names_of_classes_tell_what_comes_first(name: str, first: bool) -> None:
     assert is_suspicious(name) is first
+
+
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [
+        ("de", ("hellbraun, dunkelbraun, blaugrau", "Pigmentnetz, Punkte, Schollen")),
+        ("es", ("marrón claro, marrón oscuro, gris azulado", "red de pigmento, puntos, glóbulos")),
+        ("zh", ("浅褐色, 深褐色, 蓝灰色", "色素网, 点, 球")),
+    ],
+)
+def test_colours_and_structures_are_in_the_language_of_the_report(
+    clinic: Any, language: str, words: tuple[str, ...]
+) -> None:
+    _, pages, page = write(clinic, dermoscopies(clinic.folder), "dermoscopy", language)
+    for each in words:
+        assert each in page
+        assert each in " ".join(pages)

@@ -55,7 +55,7 @@ RESULTS: Final = {
     "overlay": "overlay",
     "heat-map": "heat-map",
     "result": "result",
-    "instance": "clean",
+    "instance": "instance",
     "volume": "volume",
     "deidentification-report": "deidentification-report",
 }

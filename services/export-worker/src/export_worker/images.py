@@ -26,8 +26,8 @@ PICTURED: Final = 12
 
 DIGITS: Final = re.compile(r"(\d+)")
 
-UNLIKE: Final = "no class: unlike the training data"
-"""Name of the tiles of a slide that a model abstains from."""
+NO_CLASS: Final = -1
+"""Label of the tiles of a slide that a model abstains from."""
 
 Result = TypeVar("Result", bound=Message)
 Entry = (
@@ -230,7 +230,8 @@ def _of_slide(
     if slide.novel_tiles:
         measurements.append(
             ml_pb2.Measurement(
-                display_name=UNLIKE,
+                label=NO_CLASS,
+                display_name="no class: unlike the training data",
                 voxels=slide.novel_tiles,
                 fraction=slide.novel_tiles / slide.tiles,
             )

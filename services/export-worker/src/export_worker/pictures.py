@@ -9,7 +9,7 @@ from typing import Final
 from fluoro.v1 import dicom_pb2, job_pb2, ml_pb2, slide_pb2
 
 from export_worker import verdicts, wording
-from export_worker.images import Finding, Image
+from export_worker.images import NO_CLASS, Finding, Image
 from export_worker.model import Classified, ImageBlock, Likelihood, Measure, Picture, ScaleBar
 from export_worker.sights import Row, Sight
 from export_worker.verdicts import SHOWN_CLASSES, SHOWN_FRAMES
@@ -46,7 +46,9 @@ def measurement(entry: ml_pb2.Measurement, words: Words) -> Measure:
     return {
         "color": entry.color if COLOR.fullmatch(entry.color) else None,
         "share": wording.share(entry.fraction),
-        "name": wording.printable(entry.display_name, 64) or str(entry.label),
+        "name": words("no_class")
+        if entry.label == NO_CLASS
+        else wording.printable(entry.display_name, 64) or str(entry.label),
         "voxels": words.count(entry.voxels),
         "percent": words.percent(entry.fraction),
         "volume": words.number(entry.volume_ml, 2) if entry.HasField("volume_ml") else wording.NONE,

@@ -183,8 +183,13 @@ def scored(each: Scored, words: Words) -> Verdict:
     parts: list[tuple[str, int, float, str]] = [
         ("asymmetry", lesion.asymmetry, rule.asymmetry_weight, words("of_axes")),
         ("border", lesion.border, rule.border_weight, words("of_eighths")),
-        ("colors", len(lesion.colors), rule.colors_weight, _names(lesion.colors)),
-        ("structures", len(lesion.structures), rule.structures_weight, _names(lesion.structures)),
+        ("colors", len(lesion.colors), rule.colors_weight, _names(lesion.colors, words)),
+        (
+            "structures",
+            len(lesion.structures),
+            rule.structures_weight,
+            _names(lesion.structures, words),
+        ),
     ]
     rows = [
         [words(key), found, str(score), words.short(weight), words.short(score * weight)]
@@ -265,5 +270,5 @@ def _model(model: ml_pb2.ModelReference) -> str:
     return wording.printable(f"{model.name} {model.version}", 80)
 
 
-def _names(found: Sequence[str]) -> str:
-    return ", ".join(wording.printable(name, 64) for name in found) or wording.NONE
+def _names(found: Sequence[str], words: Words) -> str:
+    return ", ".join(map(words.term, found)) or wording.NONE

@@ -28,6 +28,11 @@ class Words:
         """A phrase, with its names in braces filled in. Values are never phrases themselves."""
         return self.all[key].format(**values)
 
+    def term(self, name: str) -> str:
+        """What a colour or a structure of lesions is called here; others keep their name."""
+        key = "term_" + name.replace(" ", "_").replace("-", "_")
+        return self.all.get(key) or wording.printable(name, 64)
+
     def count(self, value: int) -> str:
         """`16,384`."""
         return self.marked(wording.count(value))
