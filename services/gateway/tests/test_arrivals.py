@@ -88,6 +88,21 @@ def test_a_flood_that_lasts_is_held_back_until_calls_that_begin_earn_refusals() 
     assert arrivals.takes("eve", seen.call("eve")), "who has a share is not held back"
 
 
+def test_who_floods_delays_no_refusal_of_another_owner() -> None:
+    loop, seen = Loop(), Seen()
+    arrivals = Arrivals(10, Refusals(), loop.call_soon)
+    for _ in range(11 + SAVED_REFUSALS + 1000):
+        arrivals.takes("ada", seen.call("ada"))
+    for _ in range(11):
+        arrivals.takes("eve", seen.call("eve"))
+    told = len(seen.refused)
+    for _ in range(round(8 / REFUSALS_PER_CALL)):
+        loop.turn()
+        for owner in ("ada", "eve"):
+            arrivals.takes(owner, seen.call(owner))
+    assert seen.refused[told:] == ["ada", "eve"] * 4
+
+
 def test_who_was_held_back_begins_when_nothing_else_does() -> None:
     loop, seen = Loop(), Seen()
     arrivals = Arrivals(10, Refusals(), loop.call_soon)

@@ -6,9 +6,10 @@ here.
 
 A refusal costs a fifth of what it costs to serve a call, and whoever opens another call for each
 refusal gets as many of them as it can be told. So a gateway tells only so many, and holds the other
-calls back until it may. They keep their places among the streams of their connection meanwhile,
-and a connection has only so many: that is what slows such a caller down. Where even more come, over
-many connections, they are dropped: a tenth of what it costs to serve them.
+calls back until it may. Owners take turns there, too. Held calls keep their places among the
+streams of their connection, and a connection has only so many: that is what slows such a caller
+down. Where even more come, over many connections, they are dropped: a tenth of what it costs to
+serve them.
 """
 
 from collections import OrderedDict, deque
@@ -82,7 +83,7 @@ class Arrivals:
         self._owners: OrderedDict[str, _Lines] = OrderedDict()
         self._size = 0
         self._has_begun = False
-        self._held: deque[Arrival] = deque()
+        self._held: OrderedDict[str, deque[Arrival]] = OrderedDict()
 
     def takes(self, owner: str, call: Arrival, line: str = "") -> bool:
         """Takes a call, which begins at once if none waits. False if there are too many.
@@ -95,9 +96,9 @@ class Arrivals:
             lines: _Lines = self._owners.get(owner) or OrderedDict()
             longest = max(lines.values(), key=len, default=())
             if not longest or len(lines.get(line, ())) + 1 >= len(longest):
-                self._turn_away(call)
+                self._turn_away(owner, call)
                 return False
-            self._turn_away(longest.pop())
+            self._turn_away(owner, longest.pop())
             self._size -= 1
         if self._has_begun:
             self._owners.setdefault(owner, OrderedDict()).setdefault(line, deque()).append(call)
@@ -113,18 +114,18 @@ class Arrivals:
             return self._size >= 2 * self._most
         return sum(map(len, mine.values())) >= self._most // len(self._owners)
 
-    def _turn_away(self, call: Arrival) -> None:
+    def _turn_away(self, owner: str, call: Arrival) -> None:
         if self._refusals.spend():
             call.refuse()
         elif self._refusals.hold():
-            self._held.append(call)
+            self._held.setdefault(owner, deque()).append(call)
 
     def _begin(self, call: Arrival) -> None:
         self._has_begun = True
         self._refusals.earn()
         call.begin()
         if self._held and self._refusals.spend():
-            self._longest_held().refuse()
+            self._next_held().refuse()
         # Calls of other methods, and those under way, have their turn in between.
         self._call_soon(self._next)
 
@@ -141,11 +142,15 @@ class Arrivals:
             self._size -= 1
             self._begin(call)
         elif self._held:  # the flood is over
-            self._begin(self._longest_held())
+            self._begin(self._next_held())
 
-    def _longest_held(self) -> Arrival:
+    def _next_held(self) -> Arrival:
         self._refusals.let_go()
-        return self._held.popleft()
+        owner, calls = self._held.popitem(last=False)
+        call = calls.popleft()
+        if calls:
+            self._held[owner] = calls  # behind the others, who may have few
+        return call
 
 
 class FirstSight:
