@@ -17,7 +17,7 @@ def test_what_all_kinds_of_watch_tell_is_the_same_bytes(
     kind: type[WatchJobResponse | WatchJobsResponse | RunJobResponse], cursor: str
 ) -> None:
     assert kind.FromString(frames.event(cursor, EVENT)) == kind(cursor=cursor, event=EVENT)
-    assert kind.FromString(frames.progress(cursor, PROGRESS)) == kind(
+    assert kind.FromString(frames.progress(cursor, PROGRESS.SerializeToString())) == kind(
         cursor=cursor, progress=PROGRESS
     )
     assert kind.FromString(frames.bookmark(cursor, 7)) == kind(

@@ -17,8 +17,8 @@ def event(sequence: int) -> event_pb2.Event:
     return event_pb2.Event(sequence=sequence)
 
 
-def progress(step: str, fraction: float, shard: int = 0) -> event_pb2.Progress:
-    return event_pb2.Progress(step=step, shard=shard, fraction=fraction)
+def progress(step: str, fraction: float, shard: int = 0) -> bytes:
+    return event_pb2.Progress(step=step, shard=shard, fraction=fraction).SerializeToString()
 
 
 async def test_events_come_once_in_order_and_without_gaps_however_often_they_are_put() -> None:
@@ -54,11 +54,18 @@ async def test_only_the_latest_progress_of_each_task_waits() -> None:
     ):
         one.put_progress(update)
     one.put_progress(progress("b", 0.0), replace=False)
-    assert [(p.step, p.shard, p.fraction) for p in (await one.take()).progress] == [
-        ("a", 0, 0.7),
-        ("b", 0, 0.1),
-        ("a", 1, 0.2),
+    assert (await one.take()).progress == [
+        progress("a", 0.7),
+        progress("b", 0.1),
+        progress("a", 0.2, shard=1),
     ]
+
+
+async def test_progress_of_before_does_not_replace_the_only_one_that_came_since() -> None:
+    one = watcher()
+    one.put_progress(progress("a", 0.7))
+    one.put_progress(progress("a", 0.1), replace=False)
+    assert (await one.take()).progress == [progress("a", 0.7)]
 
 
 async def test_a_sleeping_reader_is_woken() -> None:

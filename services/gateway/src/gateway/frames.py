@@ -33,9 +33,9 @@ def event(cursor: str, told: event_pb2.Event) -> bytes:
     return _with_cursor(cursor, length_delimited(_EVENT, told.SerializeToString()))
 
 
-def progress(cursor: str, told: event_pb2.Progress) -> bytes:
-    """A WatchJobResponse or WatchJobsResponse."""
-    return _with_cursor(cursor, length_delimited(_PROGRESS, told.SerializeToString()))
+def progress(cursor: str, told: bytes) -> bytes:
+    """A WatchJobResponse or WatchJobsResponse. told: a serialized fluoro.v1.Progress."""
+    return _with_cursor(cursor, length_delimited(_PROGRESS, told))
 
 
 def bookmark(cursor: str, last_sequence: int = 0) -> bytes:

@@ -1,6 +1,6 @@
 """What one WatchJob call sends after its snapshot: events in order, progress, bookmarks."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 from fluoro_jobs.errors import FluoroError
@@ -18,7 +18,7 @@ class Pages(Protocol):
         """The next events. last: newest event when the call began."""
 
 
-class JobStream(AsyncIterator[bytes]):
+class JobStream:
     """The messages, one by one, up to the event that made the job terminal.
 
     Not an async generator: ten thousand streams hold one of these each, and what a message costs is
@@ -26,7 +26,6 @@ class JobStream(AsyncIterator[bytes]):
     """
 
     __slots__ = (
-        "_frames",
         "_last",
         "_over",
         "_owner",
@@ -49,33 +48,30 @@ class JobStream(AsyncIterator[bytes]):
         self._last: Final = last
         self._sequence = sequence
         self._position = cursor.encode(watcher.job, sequence)
-        self._frames: Iterator[bytes] = iter(())
         self._over = False
 
-    async def __anext__(self) -> bytes:
-        """The next WatchJobResponse; the one before was taken by the caller.
+    async def send(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Writes every WatchJobResponse, up to the end of the job.
 
         FluoroError CURSOR_EXPIRED, WATCH_TOO_SLOW or SHUTTING_DOWN, or of the ledger; its metadata
         has the cursor to resume from.
         """
         watcher = self._watcher
-        watcher.sent()
-        while True:
-            for frame in self._frames:
-                watcher.sending()
-                return frame
-            if self._over:
-                raise StopAsyncIteration
-            try:
-                pending = await (
-                    self._pages.page(watcher, self._owner, self._last)
-                    if watcher.behind
-                    else watcher.take()
-                )
-            except FluoroError as error:
-                error.metadata["cursor"] = self._position
-                raise
-            self._frames = self._made(pending)
+        try:
+            while not self._over:
+                if watcher.behind:
+                    pending = await self._pages.page(watcher, self._owner, self._last)
+                else:
+                    while watcher.is_empty:
+                        await watcher.something()
+                    pending = watcher.take_all()
+                for frame in self._made(pending):
+                    watcher.sending()
+                    await write(frame)
+                    watcher.sent()
+        except FluoroError as error:
+            error.metadata["cursor"] = self._position
+            raise
 
     def _made(self, pending: Pending) -> Iterator[bytes]:
         for event in pending.events:

@@ -266,7 +266,8 @@ class Jobs:
                 yield first.pop().response
             if state in TERMINAL and sequence == last:
                 return
-            self._hub.recall_progress(watcher)
+            if state != job_pb2.Job.STATE_PENDING:  # or it has made none
+                self._hub.recall_progress(watcher)
             yield self._hub.stream(watcher, call.owner, sequence, last)
 
     async def watch_jobs(

@@ -49,6 +49,7 @@ from gateway.heavy import Heavy
 from gateway.identity.door import Door
 from gateway.identity.principal import Caller, Principal, Role
 from gateway.identity.roles import needed
+from gateway.job_stream import JobStream
 from gateway.limits.arrivals import FirstSight
 from gateway.limits.gate import WAITING, Limits
 
@@ -378,9 +379,10 @@ class Adapter:
                 async with aclosing(function(await call.parsed(parse, request), call)) as responses:
                     async for response in responses:
                         await call.record.served()
-                        if isinstance(response, AsyncIterator):
-                            async for data in response:
-                                await call.context.write(data)
+                        if isinstance(response, JobStream):
+                            # A task of its own: else each message resumes all that is awaited
+                            # between gRPC's task and here.
+                            await asyncio.create_task(response.send(call.context.write))
                             continue
                         data = (
                             response

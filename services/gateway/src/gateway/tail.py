@@ -4,6 +4,7 @@ Redis may go and come back at any time.
 """
 
 import asyncio
+import math
 from collections import Counter
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
@@ -112,21 +113,24 @@ class Tail:
                     asyncio.create_task(self._join(pubsub, patience)),
                 ]
                 try:
-                    async for message in pubsub.listen():
-                        self._handle(message)
+                    # Not `listen`: it would do for each message what nobody asks for.
+                    connection: Any = pubsub.connection
+                    while True:
+                        self._handle(
+                            *await connection.read_response(timeout=math.inf, push_request=True)
+                        )
                 finally:
                     for other in others:
                         other.cancel()
 
-    def _handle(self, message: dict[str, Any]) -> None:
+    def _handle(self, kind: bytes, channel: bytes, data: bytes) -> None:
         self._heard += 1
-        kind, channel = message["type"], message["channel"]
         if channel == self._echo:
-            if kind == "subscribe":
+            if kind == b"subscribe":
                 self._set_up(True)
-        elif kind == "message":
+        elif kind == b"message":
             try:
-                job, owner, progress = unpack(message["data"])
+                job, owner, progress = unpack(data)
                 if progress:
                     self._listener.progressed(job, owner, progress)
                 else:
@@ -138,7 +142,7 @@ class Tail:
                     exception=type(error).__qualname__,
                 )
         # Until the echo is subscribed to, `subscribed` will tell of all of them at once.
-        elif kind == "subscribe" and self._up:
+        elif kind == b"subscribe" and self._up:
             self._listener.joined(int(channel.rpartition(b":")[2]))
 
     async def _join(self, pubsub: Any, patience: asyncio.Timeout) -> None:

@@ -237,11 +237,11 @@ class Hub:
             _UNWATCHED.inc()
             return
         _WATCHED.inc()
-        message = event_pb2.Progress.FromString(progress)
+        event_pb2.Progress.FromString(progress)  # a caller could not read what is none
         for watcher in watchers:
-            watcher.put_progress(message)
+            watcher.put_progress(progress)
         for follower in followers:
-            follower.put_progress(message)
+            follower.put_progress(progress)
 
     def joined(self, shard: int) -> None:
         """Wake-ups of the shard's owners arrive from now on. What they missed is read."""

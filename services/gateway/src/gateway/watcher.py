@@ -10,10 +10,13 @@ from fluoro_jobs.errors import FluoroError
 
 
 class Pending(NamedTuple):
-    """What a watcher has to send: events in order, the latest progress per task, or a bookmark."""
+    """What a watcher has to send: events in order, the latest progress per task, or a bookmark.
+
+    progress: of each task a serialized fluoro.v1.Progress.
+    """
 
     events: list[event_pb2.Event]
-    progress: list[event_pb2.Progress]
+    progress: list[bytes]
     bookmark: bool
 
 
@@ -32,6 +35,7 @@ class Mailbox:
         "_error",
         "_events",
         "_limit",
+        "_lone_progress",
         "_progress",
         "_sleeper",
         "_steps",
@@ -46,7 +50,8 @@ class Mailbox:
         self._still_since = now
         self._limit: Final = limit
         self._events: list[event_pb2.Event] = []
-        self._progress: dict[tuple[str, str, int], event_pb2.Progress] = {}
+        self._lone_progress = b""
+        self._progress: dict[tuple[str, str, int], bytes] = {}
         self._bookmark = False
         self._error: FluoroError | None = None
         self._sleeper: asyncio.Future[None] | None = None
@@ -56,12 +61,21 @@ class Mailbox:
         """Whether the next events are in the ledger and not here."""
         return self.lagging and not self._events
 
-    def put_progress(self, progress: event_pb2.Progress, *, replace: bool = True) -> None:
-        """Keeps the latest of each task. replace=False: unless there is a newer one already."""
-        key = (progress.job, progress.step, progress.shard)
-        if self._error is None and (replace or key not in self._progress):
-            self._progress[key] = progress
-            self._wake()
+    def put_progress(self, progress: bytes, *, replace: bool = True) -> None:
+        """Keeps the latest of each task. replace=False: unless there is a newer one already.
+
+        progress: a serialized fluoro.v1.Progress. Whose it is matters only beside others.
+        """
+        if self._error is not None:
+            return
+        if self._lone_progress:
+            self._progress[_task_of(self._lone_progress)] = self._lone_progress
+            self._lone_progress = b""
+        if not self._progress:
+            self._lone_progress = progress
+        elif replace or _task_of(progress) not in self._progress:
+            self._progress[_task_of(progress)] = progress
+        self._wake()
 
     def put_bookmark(self) -> None:
         """Asks for a sign of life on the stream."""
@@ -82,7 +96,7 @@ class Mailbox:
         self._error = error
         self.lagging = False
         if not keep:
-            self._events, self._progress, self._bookmark = [], {}, False
+            self.take_all()
         self._wake()
 
     async def take(self) -> Pending:
@@ -90,12 +104,30 @@ class Mailbox:
 
         Raises the error the watcher was ended with once it is empty.
         """
-        while not (self._events or self._progress or self._bookmark):
-            self.raise_if_ended()
-            self._sleeper = asyncio.get_running_loop().create_future()
-            await self._sleeper
-        pending = Pending(self._events, list(self._progress.values()), self._bookmark)
-        self._events, self._progress, self._bookmark = [], {}, False
+        while self.is_empty:
+            await self.something()
+        return self.take_all()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send."""
+        return not (self._lone_progress or self._progress or self._events or self._bookmark)
+
+    def something(self) -> asyncio.Future[None]:
+        """Completes when there may be something to send.
+
+        Raises the error the watcher was ended with.
+        """
+        self.raise_if_ended()
+        self._sleeper = asyncio.get_running_loop().create_future()
+        return self._sleeper
+
+    def take_all(self) -> Pending:
+        """All there is to send."""
+        progress = [self._lone_progress] if self._lone_progress else list(self._progress.values())
+        pending = Pending(self._events, progress, self._bookmark)
+        self._events, self._bookmark = [], False
+        self._lone_progress, self._progress = b"", {}
         return pending
 
     def raise_if_ended(self) -> None:
@@ -170,3 +202,8 @@ def after(events: Sequence[event_pb2.Event], sequence: int) -> Sequence[event_pb
     """Those of consecutive events that come after `sequence`; none if there is a gap in between."""
     start = sequence + 1 - events[0].sequence
     return events[start:] if start >= 0 else ()
+
+
+def _task_of(progress: bytes) -> tuple[str, str, int]:
+    told = event_pb2.Progress.FromString(progress)
+    return told.job, told.step, told.shard
