@@ -408,6 +408,16 @@ def test_what_is_unfit_fails_alone(study: Study, what: str, state: Any, reason: 
     assert complaints(attempt) == {}
 
 
+def test_two_versions_of_an_instance_are_in_no_object(study: Study) -> None:
+    files = list(study.files)
+    other = ct_slices(1, SeriesDescription="corrected")[0]
+    study.files = [files[0], written(other), *files[2:]]
+    result, attempt = exported(study, [])
+    failed = (STATES.STATE_FAILED, "SOP_INSTANCE_CONFLICT")
+    assert states(attempt) == [failed, failed, (STATES.STATE_SUCCEEDED, "")]
+    assert [one.sources for one in result.objects] == [1, 1]
+
+
 def test_images_whose_headers_do_not_go_together_fail_alone(tmp_path: Path) -> None:
     bad = ct_slices(1, SeriesInstanceUID="1.2.7")[0]
     bad.SOPInstanceUID = bad.file_meta.MediaStorageSOPInstanceUID = "1.2.7.1"

@@ -242,6 +242,32 @@ def test_one_image_that_does_not_match_its_certificate_fails_and_the_others_are_
     assert set(reasons[:3] + reasons[4:]) == {"MODEL_NOT_APPLICABLE"}
 
 
+def test_a_slice_that_comes_twice_counts_once(
+    upper: Registry, render: Render, attempt: After
+) -> None:
+    upstream = series(render, count=SIDE + 1, order=[*range(SIDE), 3])
+    for number, image in enumerate(upstream.result.images):
+        image.sop_instance_uid = f"1.2.{number if number < SIDE else 3}"
+    run = attempt(upstream)
+    result = analyze(AnalyzeImages(model="upper"), run.context, upper)
+    assert [found.item for found in result.findings] == [str(number) for number in range(SIDE)]
+    (volume,) = result.volumes
+    assert volume.slices == SIDE
+    assert volume.measurements[1].voxels == SIDE**3 // 2
+    assert "the same instance" in run.context.items[SIDE].message
+
+
+def test_two_versions_of_a_slice_fail_their_series(
+    upper: Registry, render: Render, attempt: After
+) -> None:
+    upstream = series(render, count=SIDE + 1)
+    for number, image in enumerate(upstream.result.images):
+        image.sop_instance_uid = f"1.2.{number % SIDE}"
+    run = attempt(upstream)
+    assert not analyze(AnalyzeImages(model="upper"), run.context, upper).findings
+    assert {one.reason for one in run.context.items.values()} == {"SOP_INSTANCE_CONFLICT"}
+
+
 def test_a_series_of_another_kind_beside_it_does_not_matter(
     upper: Registry, render: Render, attempt: After
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from fluoro.v1 import dicom_pb2, ml_pb2
-from fluoro_jobs.errors import FluoroError
+from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.worker.context import Part, StepContext, StepItem
 from numpy.typing import NDArray
 
@@ -35,7 +35,8 @@ class Series:
     """Images of one series, and what became of them.
 
     places: of its planes by key of the image. inside: how likely each voxel of (planes, rows,
-    columns) is inside, in the rows and columns of the model. failure: why there is none.
+    columns) is inside, in the rows and columns of the model. failure: why there is none. copies:
+    keys of images that are in the series already. instances: the others by SOP Instance UID.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -44,8 +45,27 @@ class Series:
     volume: Volume | None = None
     inside: NDArray[np.float32] | None = None
     failure: NotForThisImageError | FluoroError | None = None
+    copies: set[str] = field(default_factory=set)
+    instances: dict[str, dicom_pb2.RenderedImage] = field(default_factory=dict)
     voxels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, np.int64))
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(LABELS))
+
+    def add(self, key: str, part: Part, image: dicom_pb2.RenderedImage) -> None:
+        """Takes an instance in once; another version of it fails the series."""
+        first = self.instances.setdefault(image.sop_instance_uid or key, image)
+        if first is image:
+            self.keys.append(key)
+            self.parts.append(part)
+            self.images.append(image)
+        elif (
+            first.certificate.sha256 == image.certificate.sha256
+            and first.image_positions_mm == image.image_positions_mm
+        ):
+            self.copies.add(key)
+        else:
+            self.failure = FluoroError(
+                Reason.SOP_INSTANCE_CONFLICT, "Two files are versions of one instance."
+            )
 
 
 def takes_volumes(model: "Model") -> bool:
@@ -80,10 +100,7 @@ def gathered(context: StepContext) -> dict[tuple[object, ...], Series]:
         part = next((part for part in given.parts if part.role == "pixels"), None)
         if part is None or (image := images.get((part.step, part.name))) is None:
             continue
-        own = series.setdefault(series_of(image), Series())
-        own.keys.append(given.key)
-        own.parts.append(part)
-        own.images.append(image)
+        series.setdefault(series_of(image), Series()).add(given.key, part, image)
     return series
 
 
@@ -102,6 +119,8 @@ def labels_of(
             series.failure = error
     if series.failure is not None:
         raise series.failure
+    if item.key in series.copies:
+        raise NotForThisImageError("another input is the same instance")
     assert series.volume is not None
     assert series.inside is not None
     number, size = series.keys.index(item.key), pixels.shape[1:3]

@@ -1,5 +1,6 @@
 """The whole of ExportDicom: reads the items, then writes one object after the other."""
 
+import filecmp
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -10,7 +11,7 @@ from fluoro.v1.model_pb2 import Model
 from fluoro_jobs.blame import blame_file
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.operations import DICOM_FILES
-from fluoro_jobs.worker.context import StepContext, StepItem
+from fluoro_jobs.worker.context import Part, StepContext, StepItem
 from highdicom import SOPClass
 
 from export_worker.dicom.capture import capture
@@ -55,6 +56,22 @@ UNWRITABLE: Final = (
 
 
 APART: Final = "It is compared with an image of another study or patient, or one not exported."
+
+
+def dicom_of(item: StepItem) -> Part:
+    """The DICOM file of an item."""
+    file = next((part for part in item.parts if part.role in DICOM_FILES), None)
+    if file is None:
+        raise FluoroError(
+            Reason.NO_APPLICABLE_INPUT,
+            "There is no DICOM file beside what steps made of it. Name the files in `inputs`.",
+        )
+    return file
+
+
+def conflict() -> FluoroError:
+    """Nobody knows which of two files is right."""
+    return FluoroError(Reason.SOP_INSTANCE_CONFLICT, "Two files are versions of one instance.")
 
 
 class Export:
@@ -117,33 +134,45 @@ class Export:
             )
 
     def _read(self) -> list[Image]:
-        """What can be exported of the items, each instance once."""
+        """What can be exported of the items, each instance once.
+
+        Instances of which there are two versions fail.
+        """
         images: dict[str, Image] = {}
+        blobs: dict[str, str] = {}
+        conflicts: set[str] = set()
         for input_, item in zip(self._context.inputs, self._context.each("read"), strict=True):
             with item:
-                image = self._read_item(item, input_.number)
-                if image.source.instance in images:
+                file = dicom_of(item)
+                image = self._read_item(item, file, input_.number)
+                uid = image.source.instance
+                if uid in conflicts or not self._is_same(item, blobs.setdefault(uid, file.blob)):
+                    conflicts.add(uid)
+                    raise conflict()
+                if uid in images:
                     item.skip(Reason.NO_APPLICABLE_INPUT, "Another input is the same instance.")
                 elif (
                     self._write_pictures(item, image)
                     or self._exports(image)
                     or image.key in self._references
                 ):
-                    images[image.source.instance] = image
+                    images[uid] = image
                 else:
                     item.skip(
                         Reason.NO_APPLICABLE_INPUT,
                         "Earlier steps left nothing of this file that the step writes.",
                     )
+        self._fail([images.pop(uid) for uid in conflicts if uid in images], conflict())
         return list(images.values())
 
-    def _read_item(self, item: StepItem, number: int) -> Image:
-        file = next((part for part in item.parts if part.role in DICOM_FILES), None)
-        if file is None:
-            raise FluoroError(
-                Reason.NO_APPLICABLE_INPUT,
-                "There is no DICOM file beside what steps made of it. Name the files in `inputs`.",
-            )
+    def _is_same(self, item: StepItem, first: str) -> bool:
+        """Whether the file of an item has the bytes of this blob."""
+        file = dicom_of(item)
+        return file.blob == first or filecmp.cmp(
+            self._context.fetch(first, item.folder), item.fetch(file), shallow=False
+        )
+
+    def _read_item(self, item: StepItem, file: Part, number: int) -> Image:
         start = self._context.start(file.blob, START_BYTES)
         source = read_source(start, lambda: item.fetch(file), self._known)
         image = Image(number, item.key, source)
