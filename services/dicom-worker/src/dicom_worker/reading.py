@@ -21,11 +21,12 @@ from dicom_worker.attributes import text
 from dicom_worker.blame import blame_file
 from dicom_worker.inflate import inflate
 from dicom_worker.pixels.image import Image, image_of
-from dicom_worker.structure import Element, Walk, truncated
+from dicom_worker.structure import SEQUENCE_VRS, Element, Walk, truncated
 
 PREFIX: Final = b"DICM"
 PREFIX_OFFSET: Final = 128
 META_GROUP: Final = 0x0002
+TRANSFER_SYNTAX: Final = 0x00020010
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE_ENDIAN: Final = (True, True)
 ENCODINGS: Final = {"1.2.840.10008.1.2": (False, True), "1.2.840.10008.1.2.2": (True, False)}
@@ -108,13 +109,11 @@ def find_data_set(stream: BinaryIO, size: int) -> tuple[str, int]:
     """
     stream.seek(PREFIX_OFFSET)
     if stream.read(len(PREFIX)) == PREFIX:
-        meta, start = read_meta(stream, size, PREFIX_OFFSET + len(PREFIX))
-        return uid(meta, "TransferSyntaxUID"), start
+        return read_syntax(stream, size, PREFIX_OFFSET + len(PREFIX))
     stream.seek(0)
     head = stream.read(8)
     if head[:2] == META_GROUP.to_bytes(2, "little") and head[4:6] in VRS:
-        meta, start = read_meta(stream, size, 0)
-        return uid(meta, "TransferSyntaxUID"), start
+        return read_syntax(stream, size, 0)
     if syntax := sniff(head):
         return syntax, 0
     raise FluoroError(Reason.NOT_DICOM, "The file is not DICOM: it has no DICM prefix.")
@@ -136,28 +135,54 @@ def sniff(head: bytes) -> str:
     return ""
 
 
+def read_syntax(stream: BinaryIO, size: int, start: int) -> tuple[str, int]:
+    """Transfer Syntax UID as File Meta Information has it, and the byte after that.
+
+    Errors as `read_meta` and `uid`.
+    """
+    elements = meta_elements(stream, size, start)
+    found = [element for element in elements if element.tag == TRANSFER_SYNTAX]
+    plain = all(each.length is not None and each.vr not in SEQUENCE_VRS for each in elements)
+    if plain and len(found) == 1 and found[0].vr == "UI":
+        stream.seek(found[0].offset)
+        syntax = stream.read(found[0].length or 0).rstrip(b"\0 ").decode("latin-1")
+        if UID_SYNTAX.fullmatch(syntax):
+            return syntax, end_of(elements)
+    # Whatever is out of the ordinary is what pydicom takes it for.
+    meta, end = read_meta(stream, size, start)
+    return uid(meta, "TransferSyntaxUID"), end
+
+
 def read_meta(stream: BinaryIO, size: int, start: int) -> tuple[Dataset, int]:
     """File Meta Information (group 0002, always explicit VR little endian) and the byte after it.
 
     NOT_DICOM if there is none at `start`. Writers leave its group length out or get it wrong, so it
     does not count.
     """
-    stream.seek(start)
-    if int.from_bytes(stream.read(2), "little") != META_GROUP:
-        raise FluoroError(
-            Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information."
-        )
-    end = max(
-        element.offset + (element.length or 0)
-        for element in Walk(stream, size).elements(start, group=META_GROUP)
-    )
-    if end > limits.HEADER_LIMIT_BYTES:
-        raise too_large()
+    end = end_of(meta_elements(stream, size, start))
     stream.seek(start)
     with blame_file(Reason.DICOM_INVALID, "The File Meta Information cannot be parsed."):
         return read_dataset(
             BytesIO(stream.read(end - start)), is_implicit_VR=False, is_little_endian=True
         ), end
+
+
+def meta_elements(stream: BinaryIO, size: int, start: int) -> list[Element]:
+    """The elements of File Meta Information. NOT_DICOM and IMAGE_TOO_LARGE as `read_meta`."""
+    stream.seek(start)
+    if int.from_bytes(stream.read(2), "little") != META_GROUP:
+        raise FluoroError(
+            Reason.NOT_DICOM, "The file is not DICOM Part 10: it has no File Meta Information."
+        )
+    elements = list(Walk(stream, size).elements(start, group=META_GROUP))
+    if end_of(elements) > limits.HEADER_LIMIT_BYTES:
+        raise too_large()
+    return elements
+
+
+def end_of(elements: list[Element]) -> int:
+    """The byte after these elements."""
+    return max(element.offset + (element.length or 0) for element in elements)
 
 
 def read_header(

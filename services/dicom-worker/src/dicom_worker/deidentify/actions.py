@@ -126,7 +126,7 @@ class Cleaner:
     def data_set(self, elements: Sequence[Element], place: Place = TOP) -> list[Element]:
         """The elements that stay, with what takes the place of their values."""
         encodings = encodings_in(elements, place.encodings)
-        place = replace(place, encodings=encodings)
+        place = Place(encodings, place.parent, place.mode)
         kept, private = [], []
         for element in elements:
             if element.tag & PRIVATE:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import attrgetter
 from typing import Final, Literal
 
 from fluoro_jobs.errors import FluoroError, Reason
@@ -38,6 +39,8 @@ KNOWN_VRS: Final = {
     )
 }
 """PS3.5 table 6.2-1, as bytes and as text."""
+SHORT_VRS: Final = {vr: text for vr, text in KNOWN_VRS.items() if vr not in LONG_VRS}
+"""Those whose length has 16 bits: plain values that are read into memory."""
 HEADER_BYTES: Final = 8
 """Of the shortest header: tag, VR and a length of 2 bytes; or tag and a length of 4."""
 LITTLE: Final = struct.Struct("<HH2sH")
@@ -70,6 +73,9 @@ class Element:
     value: bytes | Span = b""
     items: "list[list[Element]] | None" = None
     fragments: list[Span] | None = None
+
+
+TAG: Final = attrgetter("tag")
 
 
 @dataclass(slots=True)
@@ -109,6 +115,14 @@ class Reader:
             tag = group << 16 | number
             if group == ITEM_GROUP:
                 return self._end(found, tag, position, delimited=delimited)
+            after = position + HEADER_BYTES + length
+            if explicit and letters in SHORT_VRS and after <= end:
+                self._count()
+                self._hold(length)
+                value = data[position + HEADER_BYTES : after]
+                found.append(Element(tag, SHORT_VRS[letters], value))
+                position = after
+                continue
             if explicit and (letters in KNOWN_VRS or is_vr(letters)):
                 vr = KNOWN_VRS.get(letters, "UN")
             else:
@@ -156,12 +170,7 @@ class Reader:
             return Element(tag, "SQ", items=items), after
         if depth == 0 and length > IN_MEMORY_BYTES:
             return Element(tag, vr, Span(position, length)), after
-        self.held += length
-        if self.held > limits.HEADER_LIMIT_BYTES:
-            raise FluoroError(
-                Reason.IMAGE_TOO_LARGE,
-                f"The header has more than {limits.HEADER_LIMIT_BYTES} bytes.",
-            )
+        self._hold(length)
         return Element(tag, vr, self.data[position:after]), after
 
     def _items(
@@ -222,6 +231,14 @@ class Reader:
                 f"The data set has more than {limits.ELEMENT_LIMIT} elements.",
             )
 
+    def _hold(self, length: int) -> None:
+        self.held += length
+        if self.held > limits.HEADER_LIMIT_BYTES:
+            raise FluoroError(
+                Reason.IMAGE_TOO_LARGE,
+                f"The header has more than {limits.HEADER_LIMIT_BYTES} bytes.",
+            )
+
     def _number(self, position: int, end: int) -> int:
         """The length, of 4 bytes, at `position`."""
         if end - position < 4:  # noqa: PLR2004 - its bytes
@@ -244,7 +261,7 @@ class Writer:
     def encoded(self, elements: Sequence[Element]) -> bytes:
         """The elements, without fragments among them, in the order of their tags."""
         out: list[bytes] = []
-        for element in sorted(elements, key=lambda each: each.tag):
+        for element in sorted(elements, key=TAG):
             value = self.value(element)
             out += (self.header(element.tag, element.vr, len(value)), value)
         return b"".join(out)
@@ -259,17 +276,15 @@ class Writer:
 
     def header(self, tag: int, vr: str, length: int) -> bytes:
         """What stands before the value."""
+        group, number, letters = tag >> 16, tag & 0xFFFF, vr.encode()
+        if self.explicit and letters not in LONG_VRS and length <= 0xFFFF:  # noqa: PLR2004 - the longest short length
+            return (LITTLE if self.little_endian else BIG).pack(group, number, letters, length)
         mark = "<" if self.little_endian else ">"
-        group, number = tag >> 16, tag & 0xFFFF
         if not self.explicit:
             return struct.pack(mark + "HHL", group, number, length)
-        letters = vr.encode()
-        if letters in LONG_VRS:
-            return struct.pack(mark + "HH2sHL", group, number, letters, 0, length)
-        if length > 0xFFFF:  # noqa: PLR2004 - the longest short length
-            # PS3.5 6.2.2: too long for its VR, so it goes as UN.
-            return struct.pack(mark + "HH2sHL", group, number, b"UN", 0, length)
-        return struct.pack(mark + "HH2sH", group, number, letters, length)
+        # PS3.5 6.2.2: what is too long for its VR goes as UN.
+        letters = letters if letters in LONG_VRS else b"UN"
+        return struct.pack(mark + "HH2sHL", group, number, letters, 0, length)
 
     def _items(self, items: Sequence[Sequence[Element]]) -> Iterator[bytes]:
         mark = "<" if self.little_endian else ">"
@@ -283,7 +298,8 @@ def unambiguous(elements: list[Element]) -> list[Element]:
     """The elements, each once. DICOM_INVALID if two differ: so do readers on which one counts."""
     by_tag: dict[int, Element] = {}
     for element in elements:
-        if by_tag.setdefault(element.tag, element) != element:
+        known = by_tag.setdefault(element.tag, element)
+        if known is not element and known != element:
             raise FluoroError(
                 Reason.DICOM_INVALID, "The data set has two values of the same attribute."
             )

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise, permutations
 from typing import Final
 
@@ -118,12 +119,10 @@ class Identifiers:
 
     def add_text(self, row: str, text: str) -> None:
         """The text of an attribute of the table, if it is an identifier as a whole."""
-        if ID.search(row):
-            kind = self.ids
-        elif PLACE.search(row):
-            kind = self.phrases
-        else:
+        name = kind_of(row)
+        if not name:
             return
+        kind = self.ids if name == "id" else self.phrases
         for value in text.split("\\"):
             if plain := normal(" ".join(value.split())):
                 digits = plain.isdigit()
@@ -220,8 +219,9 @@ class Search:
 
     def _in_text(self, text: str, *, free: bool) -> bool:
         low = " ".join(normal(text).split())
-        if any(each in low for each in self.inside):
-            return True
+        for each in self.inside:
+            if each in low:
+                return True
         told = WORD.findall(low)
         if self.pairs and not self.pairs.isdisjoint(pairwise(told)):
             return True
@@ -237,20 +237,30 @@ class Search:
             any(each in compact for each in self.codes)
             or any(between(low, each) for each in self.numbers)
             or not self.uids.isdisjoint(uids_in(low))
-            or not self.dates.isdisjoint(dates_in(low))
+            or (self._has_year(low) and not self.dates.isdisjoint(dates_in(low)))
             or any(each in run for run in phones_in(low) for each in self.phones)
         )
+
+    def _has_year(self, low: str) -> bool:
+        """Whether a text has the last two digits of a year that is sought: fast to tell."""
+        return any(day[2:4] in low for day in self.dates)
 
     def misread(self) -> Misread:
         """The same for what a recogniser of characters read. Words of the standard are left out."""
         names = self.words | self.exact | {*self.inside, *self.numbers, *self.phones}
         return misread(names - self.common, self.dates)
 
-    def in_header(self, encodings: Sequence[str]) -> Iterator[bytes]:
-        """What the bytes of a header must not hold between characters other than letters."""
-        for text in (*self.exact, *self.numbers, *self.dates):
+    def in_header(self, encodings: Sequence[str], low: bytes) -> Iterator[bytes]:
+        """What the bytes of a header must not hold between characters other than letters.
+
+        low: those bytes in lower case. Days of years that are not in them are left out.
+        """
+        years = {day[:4] for day in self.dates}
+        there = {each for each in years if any(form in low for form in forms(each, ()))}
+        dates = [day for day in self.dates if day[:4] in there]
+        for text in (*self.exact, *self.numbers, *dates):
             yield from forms(text, encodings)
-        for day in self.dates:
+        for day in dates:
             year, month, number = day[:4], day[4:6], day[6:]
             for mark in "-./:":
                 yield from forms(f"{year}{mark}{month}{mark}{number}", ())
@@ -272,12 +282,18 @@ class Search:
         )
 
 
+@lru_cache(8192)
+def kind_of(row: str) -> str:
+    """Whether the text of an attribute is an `id` or a `place` as a whole; "" if neither."""
+    return "id" if ID.search(row) else "place" if PLACE.search(row) else ""
+
+
 def forms(text: str, encodings: Sequence[str]) -> Iterator[bytes]:
     """A text in lower case as bytes: UTF-8, UTF-16, and the file's character sets."""
     if text.isascii():
         raw = text.encode()
         yield raw
-        yield b"\0".join(raw[i : i + 1] for i in range(len(raw)))
+        yield text.encode("utf-16-le")[:-1]
         return
     for encoding in dict.fromkeys(("utf-8", "utf-16-le", "utf-16-be", *encodings)):
         for each in {text, text.upper(), text.title()}:

@@ -152,7 +152,7 @@ def in_bytes(part: bytes, search: Search, encodings: Sequence[str], *, header: b
                 return True
     if not header:
         return False
-    for sought in search.in_header(encodings):
+    for sought in search.in_header(encodings, low):
         plain = sought.isascii() and ESCAPE not in sought
         if stands_alone(low if plain else part, sought):
             return True
