@@ -79,12 +79,17 @@ class Rig:
 
         await asyncio.to_thread(there)
 
-    async def run_step(self, job: str, *, wake: bool = True) -> None:
-        """One ready step starts and succeeds: a commit each."""
+    async def start_step(self, job: str, *, wake: bool = True) -> None:
+        """One ready step starts."""
 
         def start(connection: LedgerConnection, job_id: UUID) -> None:
             first, *_ = queue_tasks(connection, job_id)
             assert attempts.claim(connection, first, WORKER) is not None
+
+        await self.act(job, start, wake=wake)
+
+    async def run_step(self, job: str, *, wake: bool = True) -> None:
+        """One ready step starts and succeeds: a commit each."""
 
         def succeed(graph: JobGraph) -> None:
             graph.succeed(
@@ -92,7 +97,7 @@ class Rig:
                 TaskResult(b""),
             )
 
-        await self.act(job, start, wake=wake)
+        await self.start_step(job, wake=wake)
         await self.act(job, lambda *args: transition(*args, succeed), wake=wake)
 
     async def retry_often(self, job: str, times: int, text: str) -> None:
@@ -251,10 +256,12 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
                 rig.publisher.events(UUID(job[5:]), "default")
                 while not watcher.woken or hub._news.is_set():  # noqa: ASYNC110 - until the wake-up found nobody who knows where to start
                     await asyncio.sleep(0.01)
-                got = [
-                    WatchJobResponse.FromString(sent)
-                    async for sent in hub.stream(watcher, "", sequence=1, last=1)
-                ]
+                got = []
+
+                async def write(sent: bytes) -> None:
+                    got.append(WatchJobResponse.FromString(sent))
+
+                await hub.stream(watcher, "", sequence=1, last=1).send(write)
     finally:
         await hub.close()
         calls.close()
@@ -339,6 +346,7 @@ async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_la
     rig: Rig,
 ) -> None:
     job = await rig.submit("a")
+    await rig.start_step(job)
     call = rig.watch(job)
     (first,) = await read(call, lambda _: True)
     sent = Progress(job=job, step="a", stage="decode", fraction=0.25)
