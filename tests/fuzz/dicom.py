@@ -6,9 +6,9 @@ The same seed makes the same files; `--first N --files 1` makes file N alone. Ea
 rendered, de-identified and converted, in processes that run nothing else; the first `--jobs` of
 them once more as inputs of real jobs, by a real worker behind a real gateway. For each file there
 is a photograph and an archive as damaged; every tenth file's pixels are searched for text, and
-every tenth photograph for faces. Prints how often each operation came
-to each outcome, findings as lines of JSON, and a summary as the last line. Exits with 1 if there is
-any finding.
+every tenth photograph for faces; every twentieth time a name in the pixels is masked. Prints how
+often each operation came to each outcome, findings as lines of JSON, and a summary as the last
+line. Exits with 1 if there is any finding.
 """
 
 import argparse

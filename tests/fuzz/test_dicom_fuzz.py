@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import pytest
 from fluoro.v1.dicom_pb2 import InspectDicom, InspectDicomResult
+from fluoro_jobs.testing import operate
 from fluoro_jobs.worker.context import StepContext
 from fluoro_jobs.worker.handler import handles
 from fuzzing import operations
-from fuzzing.files import NAME, mutant, sources
+from fuzzing.files import NAME, lettered, mutant, sources, written
 from fuzzing.operations import identified, judged
 from fuzzing.photographs import archive, photograph
 from fuzzing.worker import findings_of_log
@@ -66,6 +67,20 @@ def test_an_operation_that_raises_or_hangs_is_found(
     assert [finding.kind for finding in findings] == [found]
 
 
+def test_undamaged_files_with_a_name_in_the_pixels_are_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = operations.OPERATIONS["mask"]
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / operations.PROJECT).write_bytes(bytes(32) + b"of a test alone, and long enough")
+    monkeypatch.setenv("FLUORO_DEIDENTIFY_KEYS_FOLDER", str(keys))
+    files = [source.data for source in lettered()]
+    result, _ = operate(target.operation, target.request, tmp_path, files)
+    assert len(result.instances) == len(files)
+    assert all(instance.masked_regions for instance in result.instances)
+
+
 def test_a_name_that_is_left_and_a_log_that_holds_one_are_found() -> None:
     source = sources()[0].data
     assert identified(source, source) == "Quixotic, Zebedee, ZQ77310042"
@@ -75,6 +90,6 @@ def test_a_name_that_is_left_and_a_log_that_holds_one_are_found() -> None:
     assert [finding.told for finding in findings_of_log(log)] == bad
 
 
-@pytest.mark.parametrize("make", [mutant, photograph, archive])
+@pytest.mark.parametrize("make", [mutant, written, photograph, archive])
 def test_a_seed_and_a_number_always_make_the_same_file(make: Callable[[int, int], bytes]) -> None:
     assert make(3, 14) == make(3, 14) != make(3, 15)

@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final
 
+import imagecodecs
+from dicom_worker.deidentify.painting import background, stamp
 from dicom_worker.structure import Element, Walk
 from dicom_worker.testing import WHEEL
 from pydicom import dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID
+from rle.utils import encode_pixel_data
 
 NAME: Final = "Quixotic^Zebedee"
 """Of the patient of every file, as long as nothing damaged it."""
@@ -70,10 +74,55 @@ def sources() -> Sequence[Source]:
     return found
 
 
+@cache
+def lettered() -> Sequence[Source]:
+    """Images with the patient's name in the pixels, in Transfer Syntaxes that are masked apart."""
+    dataset = dcmread(WHEEL / "test_files" / "MR_small.dcm")
+    dataset.PatientName, dataset.PatientID = NAME, NUMBER
+    dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = 0, 255
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelRepresentation = 0
+    pixels = background(random.Random(NUMBER), 128, 160)
+    ink = stamp(NAME.split("^", maxsplit=1)[0].upper(), 20, 0)
+    pixels[8 : 8 + ink.shape[0], 8 : 8 + ink.shape[1]][ink > 0.5] = 255
+    dataset.Rows, dataset.Columns = pixels.shape
+    frames = {
+        "1.2.840.10008.1.2.4.50": imagecodecs.jpeg8_encode(pixels, level=95),
+        "1.2.840.10008.1.2.4.70": imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=1),
+        "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_encode(pixels),
+        "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_encode(
+            pixels, codecformat="j2k", reversible=True
+        ),
+        "1.2.840.10008.1.2.5": encode_pixel_data(pixels.tobytes(), dataset, "<"),
+        "1.2.840.10008.1.2.1": b"",
+    }
+    found = []
+    for uid, frame in frames.items():
+        dataset.file_meta.TransferSyntaxUID = UID(uid)
+        # pydicom encapsulates only what has an undefined length.
+        dataset.PixelData = encapsulate([bytes(frame)]) if frame else pixels.tobytes()
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = bool(frame)
+        target = io.BytesIO()
+        dataset.save_as(target)
+        found.append(Source(target.getvalue(), uid))
+    return found
+
+
+def written(seed: int, number: int) -> bytes:
+    """File `number` of this seed with a name in the pixels."""
+    chance = random.Random(f"written {seed}/{number}")
+    return damaged(chance.choice(lettered()), chance)
+
+
 def mutant(seed: int, number: int) -> bytes:
     """File `number` of this seed."""
     chance = random.Random(f"{seed}/{number}")
-    source = chance.choice(sources())
+    return damaged(chance.choice(sources()), chance)
+
+
+def damaged(source: Source, chance: random.Random) -> bytes:
+    """The file with one to three things wrong."""
     data = chance.choice(MUTATIONS)(source, chance)
     for _ in range(chance.choice((0, 0, 1, 2))):
         data = bytes(flipped(data, chance, 0, len(data)))

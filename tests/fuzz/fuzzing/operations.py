@@ -37,7 +37,7 @@ from fluoro.v1.photograph_pb2 import ImportImages
 from fluoro_jobs.testing import Attempt, operate
 from pydicom import dcmread
 
-from fuzzing.files import NAME, NUMBER, mutant
+from fuzzing.files import NAME, NUMBER, mutant, written
 from fuzzing.photographs import archive, photograph
 
 PROJECT: Final = "fuzzing"
@@ -67,6 +67,9 @@ OPERATIONS: Final = {
     "deidentify": Target(deidentify_dicom, DeidentifyDicom(project=PROJECT)),
     "clean": Target(
         deidentify_dicom, DeidentifyDicom(project=PROJECT, clean_pixel_data=True), every=10
+    ),
+    "mask": Target(
+        deidentify_dicom, DeidentifyDicom(project=PROJECT, clean_pixel_data=True), written, every=20
     ),
     "convert": Target(convert_dicom, ConvertDicom(nifti=NiftiTarget())),
     "transcode": Target(convert_dicom, ConvertDicom(dicom=DicomTarget(transfer_syntax=J2K))),
@@ -231,6 +234,7 @@ def identified(source: bytes, clean: bytes) -> str:
 LEFT: Final = {
     "deidentify": left_of,
     "clean": left_of,
+    "mask": left_of,
     "photograph": beside_pixels,
     "faces": beside_pixels,
 }
