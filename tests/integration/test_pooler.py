@@ -292,3 +292,19 @@ def test_migrations_through_a_pooler_take_turns(
         finally:
             pooler.stop()
             connection.execute("DROP DATABASE pooled WITH (FORCE)")
+
+
+def test_a_transaction_whose_server_ends_before_its_commit_is_an_outage_and_no_bug(
+    pooler: PoolerServer, database_url: str
+) -> None:
+    with ledger_at(through(pooler, database_url)) as ledger:
+        with (
+            pytest.raises(FluoroError) as refused,
+            ledger.connection() as connection,
+            connection.transaction(),
+            psycopg.connect(database_url, autocommit=True) as other,
+        ):
+            pid = connection.execute("SELECT pg_backend_pid()").fetchone()
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", pid)
+        assert refused.value.reason is Reason.LEDGER_UNAVAILABLE
+        ledger.check()

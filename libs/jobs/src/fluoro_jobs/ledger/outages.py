@@ -45,6 +45,9 @@ def reason_of(error: Exception) -> Reason | None:
     if state is not None and state.startswith(_PROGRAM_LIMIT_EXCEEDED):
         # This statement is too much for any PostgreSQL; psycopg calls it operational all the same.
         return None
+    if isinstance(error, psycopg.InternalError) and state is None:
+        # Not PostgreSQL's, but psycopg's own: of a COMMIT whose server ended, poolers tell twice.
+        return Reason.LEDGER_UNAVAILABLE
     return (
         Reason.LEDGER_UNAVAILABLE
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
