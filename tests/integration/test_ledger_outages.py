@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -201,6 +201,26 @@ def test_statements_of_a_pipeline_that_failed_can_be_run_again(
             run(connection, 0)
         for _ in range(8):
             assert run(connection, 1) == [(6,), (7,)]
+
+
+def test_a_pipeline_with_more_answers_than_psycopg_counts_on_is_an_outage_and_no_bug(
+    database_url: str,
+) -> None:
+    def answered_twice(ledger: Ledger) -> None:
+        with ledger.connection() as connection, connection.pipeline() as pipeline:
+            connection.execute("INSERT INTO once VALUES (1), (1)")
+            with suppress(psycopg.errors.UniqueViolation):
+                pipeline.sync()
+
+    with ledger_at(database_url) as ledger:
+        with ledger.connection() as connection:
+            unique = "UNIQUE DEFERRABLE INITIALLY DEFERRED"
+            connection.execute(f"CREATE TABLE once (number int {unique})")
+        for _ in range(150):  # whether psycopg sees both answers at once is a matter of luck
+            with pytest.raises(FluoroError) as refused:
+                answered_twice(ledger)
+            assert refused.value.reason is Reason.LEDGER_UNAVAILABLE
+            ledger.check()
 
 
 HOLDER = """

@@ -297,14 +297,14 @@ def test_migrations_through_a_pooler_take_turns(
 def test_a_transaction_whose_server_ends_before_its_commit_is_an_outage_and_no_bug(
     pooler: PoolerServer, database_url: str
 ) -> None:
-    with ledger_at(through(pooler, database_url)) as ledger:
-        with (
-            pytest.raises(FluoroError) as refused,
-            ledger.connection() as connection,
-            connection.transaction(),
-            psycopg.connect(database_url, autocommit=True) as other,
-        ):
+    def end_early(ledger: Ledger) -> None:
+        with ledger.connection() as connection, connection.transaction():
             pid = connection.execute("SELECT pg_backend_pid()").fetchone()
-            other.execute("SELECT pg_terminate_backend(%s, 5000)", pid)
+            with psycopg.connect(database_url, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", pid)
+
+    with ledger_at(through(pooler, database_url)) as ledger:
+        with pytest.raises(FluoroError) as refused:
+            end_early(ledger)
         assert refused.value.reason is Reason.LEDGER_UNAVAILABLE
         ledger.check()

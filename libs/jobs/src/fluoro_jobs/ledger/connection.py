@@ -126,7 +126,7 @@ class _Bounded(LedgerConnection):
 
     @contextmanager
     def pipeline(self) -> Iterator[Pipeline]:
-        """As psycopg has it, and the connection can be used after an error."""
+        """As psycopg has it, and the connection can be used after an error, or is closed."""
         try:
             with super().pipeline() as pipeline:
                 yield pipeline
@@ -137,6 +137,11 @@ class _Bounded(LedgerConnection):
                 with self.transaction(force_rollback=True):
                     pass
             raise
+        except IndexError as error:
+            # psycopg's own: it counts on one answer to each message. Where a commit fails there are
+            # two, and poolers tell of the end of a server beside what that said itself.
+            self.close()
+            raise psycopg.OperationalError("more answers than questions") from error
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         """Drives one exchange with the server.
