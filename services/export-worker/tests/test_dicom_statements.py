@@ -194,7 +194,7 @@ def test_the_outline_of_a_lesion_is_no_unfit_label_map(tmp_path: Path) -> None:
 
 def test_a_slide_has_its_tissue_and_the_scores_of_its_tiles(tmp_path: Path) -> None:
     result = slide_pb2.AnalyzeSlideResult(model=CLASSIFIER)
-    slide = result.slides.add(item="0", tissue_share=0.375, tiles=40)
+    slide = result.slides.add(item="0", tissue_share=0.375, tiles=40, novel_tiles=7)
     fibres = slide.classes.add(
         label=1, display_name="fibres", tiles=10, share=0.25, mean_probability=0.5
     )
@@ -204,6 +204,7 @@ def test_a_slide_has_its_tissue_and_the_scores_of_its_tiles(tmp_path: Path) -> N
     assert_lines(
         dumped(attempt),
         'NUM:(,,"Share of the slide that is tissue")="37.5" (%,UCUM,"Percent")',
+        'NUM:(,,"Number of tiles unlike the training data")="7.0" (1,UCUM,"no units")',
         'NUM:(,,"fibres")="25.0" (%,UCUM,"Percent")',
         'CODE:(,,"Finding")=(fibres,99FLUORO,"fibres")',
         'NUM:(,,"Probability of a tile")="0.9375" (1,UCUM,"no units")',

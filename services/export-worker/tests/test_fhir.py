@@ -178,7 +178,7 @@ def test_lesions_and_objects_have_observations(tmp_path: Path) -> None:
 def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:
     model = ml_pb2.ModelReference(name="made", version="1", sha256=bytes(32))
     slide = slide_pb2.AnalyzeSlideResult(model=model)
-    analyzed = slide.slides.add(item="0", tissue_share=0.5)
+    analyzed = slide.slides.add(item="0", tissue_share=0.5, tiles=9, novel_tiles=4)
     analyzed.classes.add(label=1, display_name="<b>&", share=0.25, mean_probability=0.125)
     compared = compare_pb2.CompareImagesResult(model=model)
     compared.images.add(item="0")
@@ -190,7 +190,12 @@ def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:
     ]
     shares, of_class, likeness = resources(exported(tmp_path, *steps))["Observation"]
     told = {one["code"]["text"]: one["valueQuantity"]["value"] for one in shares["component"]}
-    assert told == {"Share of the slide that is tissue": 50, "Number of tiles": 0, "<b>&": 25}
+    assert told == {
+        "Share of the slide that is tissue": 50,
+        "Number of tiles": 9,
+        "Number of tiles unlike the training data": 4,
+        "<b>&": 25,
+    }
     assert of_class["valueCodeableConcept"] == {"text": "<b>&"}
     assert of_class["component"][2]["valueQuantity"]["value"] == 0.125
     assert likeness["component"][0]["valueQuantity"]["value"] == 0.5

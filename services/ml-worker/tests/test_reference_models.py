@@ -17,10 +17,12 @@ from fluoro.v1.classify_pb2 import ModelChoice
 from fluoro.v1.dermoscopy_pb2 import AssessDermoscopy
 from fluoro.v1.ml_pb2 import AnalyzeImages
 from fluoro.v1.slide_pb2 import StainEstimate, TiledSlide
+from fluoro.v1.visualize_pb2 import VisualizeImages
 from fluoro_jobs.testing import Attempt
 from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.analyze import analyze
 from ml_worker.operations.dermoscopy import assess_all
+from ml_worker.operations.visualize import visualize
 from ml_worker.outputs import Novelty
 from ml_worker.phantoms import round_lesion
 from ml_worker.prepare import prepare
@@ -174,3 +176,7 @@ def test_what_is_no_skin_gets_no_outline_no_depth_and_no_class(
         run = attempt(photographs)
         analyze(AnalyzeImages(model=model), run.context, models)
         assert "unlike" in run.context.items[0].message
+    run = attempt(photographs)
+    explained = visualize(VisualizeImages(model="lesion-presence", cells=2), run.context, models)
+    assert [one.item for one in explained.maps] == ["1"]
+    assert "unlike" in run.context.items[0].message

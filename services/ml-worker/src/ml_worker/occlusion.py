@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ml_worker.classifying import probabilities
 from ml_worker.manifest import Input
+from ml_worker.novelty import UNLIKE, novel
 from ml_worker.outputs import Classes
-from ml_worker.prepare import Box, prepare, visible
+from ml_worker.prepare import Box, NotForThisImageError, prepare, visible
 from ml_worker.showing import run_ahead, samples_at_once
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def occlude(
 
     frame: (rows, columns), or with samples behind. cells: on each side of the grid, at most. place:
     of the class among the labels, None for the most probable one. The model sees cells² + 1
-    samples at most, as many at a time as fit. Errors as of `show`.
+    samples at most, as many at a time as fit. Errors as of `show`, and NotForThisImageError if the
+    model calls the frame unlike its training data.
     """
     output = model.manifest.output("classes")
     assert isinstance(output, Classes)  # the caller looked
@@ -63,12 +65,13 @@ def occlude(
     ]
     whole = prepare(frame[np.newaxis], image, tensor)
     chunks = hidden(whole, tensor, seen, [None, *grid], step)
-    found = np.concatenate(
-        [
-            probabilities(output, outputs["classes"])
-            for _, outputs in run_ahead(model, tensor, chunks, context)
-        ]
-    )
+    parts: list[NDArray[np.float64]] = []
+    for _, outputs in run_ahead(model, tensor, chunks, context):
+        # The first sample hides nothing; those that do are unlike all training data.
+        if not parts and novel(model, outputs)[0]:
+            raise NotForThisImageError(UNLIKE)
+        parts.append(probabilities(output, outputs["classes"]))
+    found = np.concatenate(parts)
     place = int(found[0].argmax()) if place is None else place
     scores = found[:, place]
     drops = (scores[0] - scores[1:]).reshape(len(rows) - 1, len(columns) - 1)
