@@ -123,16 +123,16 @@ class Call:
         if self.write_seconds is None:
             await self.context.write(data)
             return
-        writing = asyncio.ensure_future(self.context.write(data))
+        ending: list[asyncio.Future[None]] = []
+        timer = asyncio.get_running_loop().call_later(
+            self.write_seconds, lambda: ending.append(asyncio.ensure_future(responses.aclose()))
+        )
         try:
-            await asyncio.wait([writing], timeout=self.write_seconds)
-            late = not writing.done()
-            if late:
-                await responses.aclose()
-            await writing  # gRPC has no end for a call whose write was cancelled
+            await self.context.write(data)  # whatever its time: gRPC cannot take a write back
         finally:
-            writing.cancel()
-        if late:
+            timer.cancel()
+        if ending:
+            await ending[0]
             raise FluoroError(
                 Reason.DOWNLOAD_TOO_SLOW,
                 "Nothing was read for long. Go on with the number of bytes received as offset.",
