@@ -16,7 +16,7 @@ from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import heartbeats, models
 from fluoro_jobs.ledger.attempts import Worker
 from fluoro_jobs.ledger.models import is_served_elsewhere, live_models, report
-from fluoro_jobs.named_models import NAMING, Named, models_of, models_of_step
+from fluoro_jobs.named_models import FIELDS, Named, models_of, models_of_step
 from fluoro_jobs.operations import BY_FIELD, OPERATIONS
 from fluoro_jobs.testing.rig import OWNER, Rig, until
 from gateway.testing import Client, refused, serving
@@ -164,16 +164,16 @@ async def test_a_model_is_got_with_its_card_the_newest_that_is_ready_unless_a_ve
         assert (await refused(got(name))).reason == "INVALID_ARGUMENT"
 
 
-def test_every_operation_that_names_a_model_says_how() -> None:
-    named = {
-        operation.request
-        for operation in OPERATIONS
-        if any(
-            "model" in field.name or field.message_type is ModelChoice.DESCRIPTOR
-            for field in operation.request.DESCRIPTOR.fields
-        )
-    }
-    assert named == NAMING.keys()
+def test_the_models_of_a_step_are_found_in_every_operation_that_names_some() -> None:
+    for operation in OPERATIONS:
+        names = any("model" in field.name for field in operation.request.DESCRIPTOR.fields)
+        assert not names or operation.field in FIELDS
+    both = [ModelChoice(model="a"), ModelChoice(model="b", version="2.0.0")]
+    request = BY_FIELD["classify_images"].request(models=both)
+    assert models_of(request) == [Named("a", ""), Named("b", "2.0.0")]
+    request = BY_FIELD["assess_dermoscopy"].request(outline=both[1])
+    assert models_of(request) == [Named("b", "2.0.0")]
+    assert models_of(BY_FIELD["compare_images"].request()) == []
     request = BY_FIELD["analyze_images"].request(model="a", version="1.0.0")
     assert models_of(request) == [Named("a", "1.0.0")]
     assert models_of_step("analyze_images", request.SerializeToString()) == models_of(request)

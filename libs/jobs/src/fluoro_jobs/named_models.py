@@ -1,21 +1,15 @@
-"""Which models a step names: for those who look whether a worker has them."""
+"""Which models a step names: for those who look whether a worker has them.
 
-from collections.abc import Callable, Mapping, Sequence
+A message names one in its fields `model` and `version`, or several in fields of type `ModelChoice`.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from fluoro.v1 import (
-    classify_pb2,
-    compare_pb2,
-    dermoscopy_pb2,
-    detect_pb2,
-    embedding_pb2,
-    ml_pb2,
-    slide_pb2,
-    visualize_pb2,
-)
+from fluoro.v1.classify_pb2 import ModelChoice
 from google.protobuf.message import DecodeError, Message
 
-from fluoro_jobs.operations import BY_FIELD
+from fluoro_jobs.operations import BY_FIELD, OPERATIONS
 
 
 class Named(NamedTuple):
@@ -29,41 +23,38 @@ class Named(NamedTuple):
         return f"models/{self.name}" + (f"/versions/{self.version}" if self.version else "")
 
 
-NAMING: Final[Mapping[type[Message], Callable[[Any], Sequence[Named]]]] = {
-    request: lambda request: [Named(request.model, request.version)] if request.model else []
-    for request in (
-        ml_pb2.AnalyzeImages,
-        embedding_pb2.EmbedImages,
-        visualize_pb2.VisualizeImages,
-        detect_pb2.DetectObjects,
-        compare_pb2.CompareImages,
-        slide_pb2.AnalyzeSlide,
-    )
-} | {
-    classify_pb2.ClassifyImages: lambda request: [
-        Named(each.model, each.version) for each in request.models
-    ],
-    dermoscopy_pb2.AssessDermoscopy: lambda request: [
-        Named(request.outline.model, request.outline.version)
-    ],
-}
-"""Requests of operations that need models, and how they name them."""
-FIELDS: Final = tuple(field for field, one in BY_FIELD.items() if one.request in NAMING)
+def _names_models(request: type[Message]) -> bool:
+    fields = request.DESCRIPTOR.fields
+    own = {"model", "version"} <= {field.name for field in fields}
+    return own or any(field.message_type is ModelChoice.DESCRIPTOR for field in fields)
+
+
+FIELDS: Final = tuple(one.field for one in OPERATIONS if _names_models(one.request))
 """Fields of the oneof `fluoro.v1.Step.operation` whose messages name models."""
+_REQUESTS: Final = frozenset(BY_FIELD[field].request for field in FIELDS)
 
 
 def models_of(request: Message) -> Sequence[Named]:
     """The models that a step needs."""
-    naming = NAMING.get(type(request))
-    return naming(request) if naming else ()
+    if type(request) not in _REQUESTS:
+        return ()
+    return [Named(one.model, one.version) for one in _choices(request) if one.model]
 
 
 def models_of_step(field: str, data: bytes) -> Sequence[Named]:
     """The same, of a step as the ledger has it. None of what this release cannot read."""
-    operation = BY_FIELD.get(field)
-    if operation is None or operation.request not in NAMING:
+    if field not in FIELDS:
         return ()
     try:
-        return models_of(operation.request.FromString(data))
+        return models_of(BY_FIELD[field].request.FromString(data))
     except DecodeError:
         return ()
+
+
+def _choices(request: Message) -> Iterator[Any]:
+    """Messages with `model` and `version`."""
+    if "model" in request.DESCRIPTOR.fields_by_name:
+        yield request
+    for field, value in request.ListFields():
+        if field.message_type is ModelChoice.DESCRIPTOR:
+            yield from [value] if isinstance(value, Message) else value
