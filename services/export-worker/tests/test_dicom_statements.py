@@ -136,6 +136,35 @@ def test_detected_objects_are_outlined_and_scored(tmp_path: Path) -> None:
     assert text.count("Image Region") == 2
 
 
+def test_landmarks_in_the_image_are_points(tmp_path: Path) -> None:
+    result = detect_pb2.DetectObjectsResult(model=CLASSIFIER)
+    face = result.images.add(item="0").objects.add(
+        frame=1, label=1, display_name="face", score=0.5, left=10, top=20, width=30, height=40
+    )
+    face.landmarks.add(name="left eye", x=17.5, y=32)
+    face.landmarks.add(name="nose", x=-3, y=40)
+    face.landmarks.add(name="chin", x=float("nan"), y=40)
+    face.landmarks.add(name="", x=0, y=0)
+    face.landmarks.add(name="nose", x=20, y=45)
+    _, attempt = exported(of_images(tmp_path, photographs(1)), left(tmp_path, "detect", result))
+    assert_lines(
+        text := dumped(attempt),
+        'CODE:(,,"Finding")=(left-eye,99FLUORO,"left eye")',
+        'SCOORD:(,,"Image Region")=(POINT,17.5/32)',
+        'CODE:(,,"Finding")=(89545001,SCT,"Face")',
+        'CODE:(,,"Finding")=(4,99FLUORO,"4")',
+        'CODE:(,,"Finding")=(45206002,SCT,"Nose")',
+        'SCOORD:(,,"Image Region")=(POINT,0/0)',
+        'TEXT:(,,"Tracking Identifier")="detect 1 object 1 point 1"',
+    )
+    assert text.count("(POINT,") == 3
+    tracked = [
+        group.ContentSequence[1].UID
+        for group in opened(attempt).ContentSequence[-1].ContentSequence
+    ]
+    assert len(set(tracked)) == len(tracked) == 5
+
+
 def test_abstention_is_a_finding_without_a_class(tmp_path: Path) -> None:
     _, attempt = exported(of_images(tmp_path, photographs(6)), verdicts(tmp_path)[1])
     assert_lines(

@@ -51,15 +51,27 @@ class Box(NamedTuple):
     height: float
 
 
+class Landmark(NamedTuple):
+    """A point of an object, in pixels of the image."""
+
+    name: str
+    x: float
+    y: float
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A figure. unit: as in UCUM. of: the class that it is about. box: of the object."""
+    """A figure. unit: as in UCUM. of: the class that it is about.
+
+    box, landmarks: of the object. Landmarks are finite and have names.
+    """
 
     name: str
     value: float
     unit: str = "1"
     of: Class | None = None
     box: Box | None = None
+    landmarks: tuple[Landmark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +262,18 @@ def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference
             one.score,
             of=Class(one.display_name, one.label),
             box=Box(one.frame, one.left, one.top, one.width, one.height),
+            landmarks=tuple(_landmarks(one)),
         )
         for one in detected.objects
     ]
     item, count = _key(detected), len(detected.objects)
     return Told(item, ("objects",), [model], "Objects found", measures, count=count)
+
+
+def _landmarks(detected: detect_pb2.DetectedObject) -> Iterator[Landmark]:
+    for number, one in enumerate(detected.landmarks, 1):
+        if math.isfinite(one.x) and math.isfinite(one.y):
+            yield Landmark(named(one.name, number), one.x, one.y)
 
 
 def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Iterator[Told]:

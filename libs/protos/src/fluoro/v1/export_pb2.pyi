@@ -214,8 +214,8 @@ class ExportDicom(_message.Message):
         measured. Refers to the segmentation if that is written too. Another per series and step with
         classes of AnalyzeImages or results of ClassifyImages, AssessDermoscopy, DetectObjects,
         AnalyzeSlide or CompareImages; steps that leave no files must be in `after`. A series may
-        have 5,000 statements and objects. Where vectors of EmbedImages are all there is, the step
-        fails with CHOICE_UNAVAILABLE.
+        have 5,000 statements, objects and landmarks. Where vectors of EmbedImages are all there is,
+        the step fails with CHOICE_UNAVAILABLE.
         """
         KIND_PICTURES: ExportDicom._Kind.ValueType  # 3
         """Secondary Capture images of previews and overlays: one per picture."""
@@ -238,8 +238,8 @@ class ExportDicom(_message.Message):
     measured. Refers to the segmentation if that is written too. Another per series and step with
     classes of AnalyzeImages or results of ClassifyImages, AssessDermoscopy, DetectObjects,
     AnalyzeSlide or CompareImages; steps that leave no files must be in `after`. A series may
-    have 5,000 statements and objects. Where vectors of EmbedImages are all there is, the step
-    fails with CHOICE_UNAVAILABLE.
+    have 5,000 statements, objects and landmarks. Where vectors of EmbedImages are all there is,
+    the step fails with CHOICE_UNAVAILABLE.
     """
     KIND_PICTURES: ExportDicom.Kind.ValueType  # 3
     """Secondary Capture images of previews and overlays: one per picture."""

@@ -38,6 +38,11 @@ KNOWN: Final = {
     "soft tissue": Coded(TISSUE, CodedConcept("87784001", "SCT", "Soft tissue")),
     "bone": Coded(TISSUE, CodedConcept("3138006", "SCT", "Bone")),
     "brain": Coded(STRUCTURE, CodedConcept("12738006", "SCT", "Brain")),
+    "face": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Face)),
+    "eye": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Eye)),
+    "nose": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Nose)),
+    "mouth": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Mouth)),
+    "skin": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Skin)),
 }
 """By display name in lower case (CID 7150 and 7151 of PS3.16)."""
 

@@ -23,6 +23,7 @@ from highdicom.sr import (
     TextContentItem,
     TrackingIdentifier,
 )
+from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
@@ -31,7 +32,7 @@ from export_worker.dicom.encoding import put_content
 from export_worker.dicom.images import Image
 from export_worker.dicom.measurements import Group, algorithm_of, report_of
 from export_worker.dicom.origin import Origin, identity, lo, statement
-from export_worker.findings import Box, Measure, Told
+from export_worker.findings import Box, Landmark, Measure, Told
 
 SERIES_NUMBER: Final = 9007
 """Series Number (0020,0011) of ours, far from those of a scanner."""
@@ -75,7 +76,7 @@ def statements_of(images: Sequence[Image]) -> Iterator[Statements]:
 def statement_report(
     said: Statements, images: Sequence[Image], origin: Origin, check: Callable[[], None]
 ) -> Comprehensive3DSR:
-    """A group per statement, and one per object that was detected.
+    """A group per statement, and one per object that was detected and per landmark of it.
 
     images: all that are exported, for those that others are compared with. check: called before
     each; stops by raising.
@@ -83,11 +84,13 @@ def statement_report(
     FluoroError RESULT_TOO_LARGE over the limit. ValueError, or another of highdicom's, if the
     sources do not go together.
     """
-    count = sum(1 + sum(one.box is not None for one in told.known) for _, told in said.told)
+    count = sum(
+        1 + sum(1 + len(one.landmarks) for one in told.known if one.box) for _, told in said.told
+    )
     if count > GROUPS_LIMIT:
         raise FluoroError(
             Reason.RESULT_TOO_LARGE,
-            f"A series has more than {GROUPS_LIMIT:,} statements and objects. "
+            f"A series has more than {GROUPS_LIMIT:,} statements, objects and landmarks. "
             "Export parts of it, or detect fewer objects.",
         )
     by_key = {image.key: image for image in images}
@@ -127,7 +130,7 @@ def statement_report(
 def groups_of(
     said: Statements, image: Image, told: Told, compared: Image | None, origin: Origin
 ) -> Iterator[Group]:
-    """TID 1501 of a statement, then TID 1410 of each of its objects."""
+    """TID 1501 of a statement, then TID 1410 of each of its objects and their landmarks."""
     names = [part for part in told.part if isinstance(part, str)]
     measures = [one for one in told.known if one.box is None]
     if told.count is not None:
@@ -159,12 +162,39 @@ def groups_of(
     for number, (one, of, box) in enumerate(objects, 1):
         found = PlanarROIMeasurementsAndQualitativeEvaluations(
             **fields_of(said, image, told, f"object {number}", origin),
-            referenced_region=region(image, box),
+            referenced_region=region(
+                image, box.frame, GraphicTypeValues.POLYLINE, outline(image, box)
+            ),
             finding_type=coded(*of).type,
             measurements=[measurement(Measure(one.name, one.value, one.unit))],
         )
         remark(found, *map(statement, told.models))
         yield found
+        for place, landmark in enumerate(one.landmarks, 1):
+            # A point at the edge of the image would be another one.
+            if is_in(image, landmark):
+                name = f"object {number} point {place}"
+                yield point(said, image, told, box.frame, name, landmark, origin)
+
+
+def point(
+    said: Statements,
+    image: Image,
+    told: Told,
+    frame: int,
+    name: str,
+    landmark: Landmark,
+    origin: Origin,
+) -> Group:
+    """TID 1410 of a landmark. name: among those of the image."""
+    place = np.array([(landmark.x, landmark.y)])
+    found = PlanarROIMeasurementsAndQualitativeEvaluations(
+        **fields_of(said, image, told, name, origin),
+        referenced_region=region(image, frame, GraphicTypeValues.POINT, place),
+        finding_type=coded(landmark.name, 0).type,
+    )
+    remark(found, *map(statement, told.models))
+    return found
 
 
 def fields_of(
@@ -208,8 +238,13 @@ def evaluations(told: Told) -> Iterator[QualitativeEvaluation]:
         yield QualitativeEvaluation(name=concept(kind), value=concept(name))
 
 
-def region(image: Image, box: Box) -> ImageRegion:
-    """The outline of a box. PS3.3 C.18.6.1.2 counts from the outer corner of the first pixel."""
+def is_in(image: Image, landmark: Landmark) -> bool:
+    """Whether a landmark lies in the image."""
+    return 0 <= landmark.x <= image.source.columns and 0 <= landmark.y <= image.source.rows
+
+
+def outline(image: Image, box: Box) -> NDArray[np.float64]:
+    """Corners of what of a box is in the image, the first again at the end."""
     right, bottom = box.left + box.width, box.top + box.height
     corners = [
         (box.left, box.top),
@@ -218,12 +253,19 @@ def region(image: Image, box: Box) -> ImageRegion:
         (box.left, bottom),
         (box.left, box.top),
     ]
+    return np.clip(corners, 0, (image.source.columns, image.source.rows))
+
+
+def region(
+    image: Image, frame: int, kind: GraphicTypeValues, places: NDArray[np.float64]
+) -> ImageRegion:
+    """Places in an image. PS3.3 C.18.6.1.2 counts from the outer corner of the first pixel."""
     tiled = image.source.sop_class == VLWholeSlideMicroscopyImageStorage
     return ImageRegion(
-        graphic_type=GraphicTypeValues.POLYLINE,
-        graphic_data=np.clip(corners, 0, (image.source.columns, image.source.rows)),
+        graphic_type=kind,
+        graphic_data=places,
         source_image=SourceImageForRegion(
-            image.source.sop_class, image.source.instance, frames_of(image, box.frame)
+            image.source.sop_class, image.source.instance, frames_of(image, frame)
         ),
         pixel_origin_interpretation=PixelOriginInterpretationValues.FRAME if tiled else None,
     )
