@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 INSPECT, RENDER = BY_FIELD["inspect_dicom"], BY_FIELD["render_dicom"]
 ANALYZE, REPORT = BY_FIELD["analyze_images"], BY_FIELD["export_report"]
-EXPORT = BY_FIELD["export_dicom"]
+EXPORT, STORE = BY_FIELD["export_dicom"], BY_FIELD["store_dicomweb"]
 UNPACK = replace(INSPECT, field="unpack", reads=("input",), leaves=("member", "members"))
 DEIDENTIFY = replace(INSPECT, field="deidentify", leaves=("instance",), deidentifies=True)
 FETCH = replace(INSPECT, field="fetch", reads=(), leaves=("instance",), brings_originals=True)
@@ -267,6 +267,15 @@ def test_a_step_that_names_the_originals_may_see_them_but_those_after_it_must_sa
     assert job["r"].sources == (Source(None, "input"),)
 
 
+def test_originals_are_not_stored_elsewhere_before_they_are_cleaned() -> None:
+    steps = [("f", FETCH, []), ("store", STORE, ["f"]), ("clean", DEIDENTIFY, ["store"])]
+    error = refused(*steps)
+    assert error.reason == Reason.STEP_SEES_IDENTIFIABLE
+    assert error.violations[0].field == "job.steps[1].inputs"
+    assert wired(*steps, store=True)["store"].sources == (Source(0, "instance"),)
+    assert wired(("f", FETCH, []), ("clean", DEIDENTIFY, ["f"]), ("store", STORE, ["clean"]))
+
+
 def test_a_step_that_names_clean_files_still_sees_the_results_of_all_it_comes_after() -> None:
     steps = [("i", INSPECT, []), ("clean", DEIDENTIFY, []), ("r", RENDER, ["i"])]
     error = refused(*steps, i=True, r=[Input(step="clean")])
@@ -291,7 +300,7 @@ def test_a_job_without_a_de_identifying_step_is_free() -> None:
 
 
 COPY = replace(INSPECT, field="copy", leaves=("instance",))
-KINDS = [COPY, COPY, FETCH, DEIDENTIFY, RENDER, ANALYZE, REPORT]
+KINDS = [COPY, COPY, FETCH, DEIDENTIFY, RENDER, ANALYZE, STORE, REPORT]
 
 
 @st.composite
@@ -337,7 +346,8 @@ def test_no_step_of_any_graph_sees_identifiable_data_without_having_said_so(
                 tainted.add(i)
             if i in cleaning or i in leading:
                 leading |= set(place.after)
-    for i in tainted - (leading - cleaned):
+    preparing = {i for i in leading - cleaned if operations[i].leaves}
+    for i in tainted - preparing:
         seen = {source.step for source in places[i].sources} | set(places[i].after)
         dirty = {
             "" if each is None else steps[each].name

@@ -238,7 +238,8 @@ def _nearest(graph: _Graph, i: int, reads: Sequence[str]) -> Sequence[int]:
 def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
     """FluoroError STEP_SEES_IDENTIFIABLE if a step sees what identifies a patient, unsaid.
 
-    Steps that lead to the first de-identifying one may see it: they prepare its input.
+    Steps that leave files and lead to the first de-identifying one may see it: they prepare its
+    input.
     """
     leading = cleaned = 0
     for step in reversed(graph.order):
@@ -247,8 +248,10 @@ def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
     for step in graph.order:
         if any(graph.operations[k].deidentifies or cleaned >> k & 1 for k in graph.after[step]):
             cleaned |= 1 << step
-    # Between two de-identifying steps nobody expects the originals any more.
-    preparing = leading & ~cleaned
+    # Between two de-identifying steps nobody expects the originals any more. What leaves nothing
+    # prepares nothing: it may send the originals to a PACS.
+    leaving = sum(1 << i for i, operation in enumerate(graph.operations) if operation.leaves)
+    preparing = leading & ~cleaned & leaving
     identifiable = [False] * len(wired)
     for step in graph.order:
         if graph.operations[step].deidentifies:

@@ -376,8 +376,9 @@ class Step(_message.Message):
     """Lets the step see data that identifies a patient, in a job with a step that de-identifies.
 
     Such a job is refused, reason STEP_SEES_IDENTIFIABLE, if a step works on the originals, or
-    comes after a step that did. Only steps that lead to the first de-identifying one may do so
-    unsaid. Others say that they may by this field, or by naming the source itself in `inputs`.
+    comes after a step that did. Only steps that leave artifacts and lead to the first
+    de-identifying step may do so unsaid. Others say that they may by this field, or by naming the
+    source itself in `inputs`.
     """
     max_inputs_per_task: _builtins.int
     """Fan-out: the step's inputs are split over tasks of at most this many inputs each, which run in
