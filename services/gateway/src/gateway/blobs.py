@@ -41,7 +41,7 @@ from gateway.uploads import SMALL_BYTES, Gathered, Pace, Places
 CHUNK_BYTES: Final = 2**20
 """Largest chunk of an upload."""
 
-SENT_CHUNK_BYTES: Final = 128 * 1024
+SENT_CHUNK_BYTES: Final = 256 * 1024
 """Bytes of a chunk sent. Small: each has to reach its caller before the download seems stalled."""
 
 DOWNLOAD_WAIT_SECONDS: Final = 30
