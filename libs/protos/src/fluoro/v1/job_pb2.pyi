@@ -63,8 +63,8 @@ class Job(_message.Message):
         STATE_PARTIALLY_SUCCEEDED: Job._State.ValueType  # 4
         """Terminal: every step has a result, but some items failed. The other items have their results."""
         STATE_FAILED: Job._State.ValueType  # 5
-        """Terminal: a step failed, so the steps after it did not run. Artifacts of the steps that
-        finished are kept.
+        """Terminal: a step failed, so the steps after it did not run; or expire_time passed. Artifacts
+        of the steps that finished are kept.
         """
         STATE_CANCELLED: Job._State.ValueType  # 6
         """Terminal: cancelled before it could finish. The record and what was already committed are
@@ -87,8 +87,8 @@ class Job(_message.Message):
     STATE_PARTIALLY_SUCCEEDED: Job.State.ValueType  # 4
     """Terminal: every step has a result, but some items failed. The other items have their results."""
     STATE_FAILED: Job.State.ValueType  # 5
-    """Terminal: a step failed, so the steps after it did not run. Artifacts of the steps that
-    finished are kept.
+    """Terminal: a step failed, so the steps after it did not run; or expire_time passed. Artifacts
+    of the steps that finished are kept.
     """
     STATE_CANCELLED: Job.State.ValueType  # 6
     """Terminal: cancelled before it could finish. The record and what was already committed are
