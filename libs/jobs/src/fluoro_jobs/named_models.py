@@ -43,10 +43,11 @@ def models_of(request: Message) -> Sequence[Named]:
 
 def models_of_step(field: str, data: bytes) -> Sequence[Named]:
     """The same, of a step as the ledger has it. None of what this release cannot read."""
-    if field not in FIELDS:
+    operation = BY_FIELD.get(field)
+    if operation is None or operation.request not in _REQUESTS:
         return ()
     try:
-        return models_of(BY_FIELD[field].request.FromString(data))
+        return models_of(operation.request.FromString(data))
     except DecodeError:
         return ()
 
