@@ -1,10 +1,14 @@
-"""Reads a job's graph and makes changes of it durable: one statement each, no lock in between.
+"""Reads a job's graph and makes changes of it durable, one statement each.
 
 `jobs.last_sequence` is the version. Every transition emits at least one event, so it bumps the
-version, and every write says `WHERE last_sequence = what I read`: a writer that acted on an old
-picture writes nothing and reads again. That one guard is what fences late attempts off (I2), writes
-terminal states once (I3) and keeps the event sequence free of gaps (I5). Dispatch alone moves tasks
-WAITING → READY → QUEUED without it: nothing decided here depends on which of the three a task has.
+version, and a write says `WHERE last_sequence = what I read`: a writer that acted on an old picture
+writes nothing and reads again. That guard is what fences late attempts off (I2), writes terminal
+states once (I3) and keeps the event sequence free of gaps (I5).
+
+An attempt that ends beside others of its step would lose to them all the time. Its write locks the
+job first, and asks instead whether its own task still runs it and is not the last to end. Dispatch
+moves tasks WAITING → READY → QUEUED without either: nothing decided here depends on which of the
+three a task has.
 """
 
 import json
@@ -281,7 +285,8 @@ _JOB_AMONG_OTHERS: Final = """
     AND EXISTS (SELECT FROM steps
       WHERE job_id = %(job)s AND ordinal = %(step)s AND ended_tasks + %(ended_now)s < task_count)
   RETURNING id, schedule_time, priority, last_sequence"""
-"""For one event: of a task that still runs, and so do its job and step, and is not the last."""
+"""For one event, of a task that still runs this attempt (then its job and step run, too) and is not
+the last of its step to end."""
 
 # A job retried before its schedule_time waits for it.
 _DUE: Final = "greatest(now() + u.delay_seconds * interval '1 s', job.schedule_time)"
