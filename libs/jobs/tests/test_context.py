@@ -66,6 +66,21 @@ def test_items_that_fail_or_do_not_apply_are_told_and_the_others_go_on(tmp_path:
     ]
 
 
+def test_an_item_that_fails_after_its_end_leaves_nothing(tmp_path: Path) -> None:
+    attempt = step_context(tmp_path, [b"0", b"1"])
+    items = []
+    for item in attempt.context.each("work"):
+        with item:
+            item.put("left", ".bin", "instance", "application/octet-stream", b"data")
+            items.append(item)
+    items[0].fail(FluoroError(Reason.SOP_INSTANCE_CONFLICT, "Two versions."))
+    assert states(attempt) == [FAILED, SUCCEEDED]
+    assert attempt.context.items[0].reason == Reason.SOP_INSTANCE_CONFLICT
+    assert list(attempt.context.artifacts) == ["left-0001.bin"]
+    counts = attempt.context.item_counts()
+    assert (counts.total, counts.succeeded, counts.failed) == (2, 1, 1)
+
+
 @pytest.mark.parametrize(
     "error",
     [FluoroError(Reason.BLOB_STORE_UNAVAILABLE, "Away."), OSError(28, "full"), MemoryError()],

@@ -1,5 +1,6 @@
 """InspectDicom's metadata: DICOM JSON in UTF-8 without bulk data, and what reports rely on."""
 
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_the_instance_of_a_ct_has_its_fields(inspect: Inspect) -> None:
             samples_per_pixel=1,
             photometric_interpretation="MONOCHROME2",
             bits_stored=16,
+            sha256=hashlib.sha256(wheel_file("CT_small").read_bytes()).digest(),
         )
     ]
     artifact = attempt.context.artifacts["metadata-0000.json"]

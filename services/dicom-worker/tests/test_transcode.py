@@ -79,21 +79,23 @@ def without_pixels(path: Path) -> Dataset:
 def test_every_pixel_is_what_it_was_also_for_dcmtk(
     name: str, convert: Convert, dcmtk: Dcmtk, tmp_path: Path
 ) -> None:
-    sources = [wheel_file(source) for source in SOURCES]
-    result, attempt = convert(*sources, group=False, dicom=target(name))
     syntax = TARGETS[TargetTransferSyntax.Value(f"TARGET_TRANSFER_SYNTAX_{name}")].syntax
-    done = {instance.input: instance for instance in result.instances}
-    refused = {source for at, source in enumerate(SOURCES) if at not in done}
-    # RGB is made of YBR for the encoder of HTJ2K, and of JPEG lossless a decoder; so it rounds.
-    assert refused <= ({"examples_ybr_color"} if "J" in name else set())
-    for at, instance in done.items():
-        original, path = hashes(sources[at], tmp_path), written(attempt, tmp_path, at)
+    refused = set()
+    for source in map(wheel_file, SOURCES):  # some are versions of one instance
+        result, attempt = convert(source, group=False, dicom=target(name))
+        if not result.instances:
+            refused.add(source.stem)
+            continue
+        [instance] = result.instances
+        original, path = hashes(source, tmp_path), written(attempt, tmp_path)
         assert dcmread(path).file_meta.TransferSyntaxUID == syntax
         assert [each.sha256 for each in instance.frames] == original
-        assert instance.sop_instance_uid == dcmread(sources[at]).SOPInstanceUID
+        assert instance.sop_instance_uid == dcmread(source).SOPInstanceUID
         assert not instance.lossy
         if DECODERS[name]:
-            assert hashes(dcmtk(*DECODERS[name], path), tmp_path) == original, SOURCES[at]
+            assert hashes(dcmtk(*DECODERS[name], path), tmp_path) == original, source.stem
+    # RGB is made of YBR for the encoder of HTJ2K, and of JPEG lossless a decoder; so it rounds.
+    assert refused <= ({"examples_ybr_color"} if "J" in name else set())
 
 
 def errors(path: Path) -> Counter[str]:
@@ -112,12 +114,13 @@ def test_what_is_written_is_no_less_valid_than_its_source(
     if not shutil.which("dciodvfy"):
         assert "CI" not in os.environ, "CI must have dciodvfy"
         pytest.skip("dciodvfy is not installed")
-    sources = [wheel_file(each) for each in SOURCES if each not in UNSEEN]
-    result, attempt = convert(*sources, group=False, dicom=target(name, quality))
-    assert len(result.instances) >= 3
-    for each in result.instances:
-        new = errors(written(attempt, tmp_path, each.input)) - errors(sources[each.input])
-        assert not new, sources[each.input].name
+    checked = 0
+    for source in (wheel_file(each) for each in SOURCES if each not in UNSEEN):
+        result, attempt = convert(source, group=False, dicom=target(name, quality))
+        for _ in result.instances:
+            assert not errors(written(attempt, tmp_path)) - errors(source), source.stem
+            checked += 1
+    assert checked >= 3
 
 
 @pytest.mark.parametrize("name", ["CT_small", "MR_small_bigendian", "MR_small_implicit"])

@@ -97,13 +97,15 @@ class Clinic:
     """Runs the steps before a report by hand, and the report for real.
 
     inputs: of the job. keys: of what the steps work on; the job's inputs if empty.
-    failing: keys of what fails in every step, with reason and message.
+    failing: keys of what fails in every step, with reason and message. files: bytes by key, where
+    an input is another version of the instance that all of them are.
     """
 
     folder: Path
     inputs: int = 1
     keys: Sequence[str] = ()
     failing: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     job: str = "jobs/0198c1f2-7a3b-7c4d-9e5f-0123456789ab"
 
     def step(self, name: str) -> Attempt:
@@ -127,12 +129,18 @@ class Clinic:
     def picture(self) -> bytes:
         return preview()
 
+    def cleaned(self, item: StepItem) -> bytes:
+        return self.files.get(item.key, b"clean")
+
     def deidentify(self, **fields: Any) -> Upstream:
         attempt = self.step("deidentify")
         instances = [
             deidentify_pb2.DeidentifiedInstance(
                 input=item.input,
                 item=item.key,
+                instance=item.put(
+                    "instance", ".dcm", "instance", "application/dicom", self.cleaned(item)
+                ),
                 sop_instance_uid="2.25.1",
                 study_instance_uid="2.25.2",
                 **{
@@ -179,6 +187,7 @@ class Clinic:
                 number_of_frames=1,
                 samples_per_pixel=1,
                 bits_stored=16,
+                sha256=hashlib.sha256(self.files.get(item.key, b"original")).digest(),
             )
             for item in self.good(attempt)
         ]

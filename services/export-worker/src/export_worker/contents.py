@@ -12,7 +12,7 @@ from fluoro_jobs.ledger.origins import JobInput, Origins, StepRun
 from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
-from export_worker import comparison, wording
+from export_worker import comparison, versions, wording
 from export_worker.deidentification import deidentification
 from export_worker.images import (
     Image,
@@ -113,6 +113,7 @@ def contents(
     created = wording.job_time(job)
     use, sentences = uses(upstream, words)
     warnings = sentences + ([words("uncalibrated")] if _classifies(images) else [])
+    warnings += versions.warning(upstream, words)
     return {
         "language": words.language,
         "words": words.all,

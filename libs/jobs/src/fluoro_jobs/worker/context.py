@@ -412,6 +412,13 @@ class StepItem:
         """Records that the operation does not apply to this input."""
         self._end(State.STATE_SKIPPED, reason, message)
 
+    def fail(self, error: FluoroError) -> None:
+        """Fails an item that has ended: what it left is taken back."""
+        for name in self._artifacts:
+            self._context.artifacts.pop(name, None)
+        self._artifacts.clear()
+        self._end(State.STATE_FAILED, error.reason, error.message)
+
     def __enter__(self) -> None:
         """Begins. CancelledAttempt if nobody wants the result any more."""
         self._context.check()

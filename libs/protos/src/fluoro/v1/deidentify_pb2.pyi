@@ -77,7 +77,8 @@ class DeidentifyDicom(_message.Message):
     inside compressed frames. Text in pixels stays unless `clean_pixel_data` is set; faces stay. An
     input fails with DEIDENTIFICATION_REFUSED if it cannot be cleaned (a DICOMDIR, or one that
     declares text burnt into its pixels and may not be masked), and with IDENTIFIERS_LEFT if what
-    identified the patient is found in the written file. Leaves for each good item an artifact of
+    identified the patient is found in the written file. Where one task would write different files
+    under one SOP Instance UID, all of them fail with SOP_INSTANCE_CONFLICT. Leaves for each good item an artifact of
     role `instance` (application/dicom, in the input's Transfer Syntax, or Explicit VR Little Endian
     where masked frames cannot be compressed without loss), which later steps work on, and one of role
     `deidentification-report` (application/json): what was done to which attribute. Reads what InspectDicom reads.

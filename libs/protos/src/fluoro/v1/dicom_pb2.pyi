@@ -72,7 +72,8 @@ class InspectDicom(_message.Message):
     """Validates each input as DICOM Part 10 and returns its metadata. Runs on queue `dicom`, Celery
     task `dicom.inspect`.
 
-    Each input is an item: one that is not DICOM, or is truncated, fails alone. Reads the job's
+    Each input is an item: one that is not DICOM, or is truncated, fails alone. Two versions of an
+    instance (one SOP Instance UID, other bytes) both succeed, and a report warns of them. Reads the job's
     inputs, DICOM files that steps left (role `instance`) and files out of archives (role `member`).
     Leaves one artifact of role `metadata` per good item: the data set without bulk data in the DICOM
     JSON model (PS3.18 annex F).
@@ -138,6 +139,7 @@ class DicomInstance(_message.Message):
     BITS_STORED_FIELD_NUMBER: _builtins.int
     BODY_PART_EXAMINED_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     input: _builtins.int
     """0-based index into Job.inputs of the input it comes from; -1 if there is none, or several."""
     sop_class_uid: _builtins.str
@@ -168,6 +170,10 @@ class DicomInstance(_message.Message):
     """Body Part Examined (0018,0015)."""
     item: _builtins.str
     """Key of the item, as in Item.key."""
+    sha256: _builtins.bytes
+    """SHA-256 of the file, 32 bytes. Entries with one `sop_instance_uid` are copies of one instance if
+    this is equal, and versions of it if not.
+    """
     def __init__(
         self,
         *,
@@ -186,10 +192,11 @@ class DicomInstance(_message.Message):
         bits_stored: _builtins.int = ...,
         body_part_examined: _builtins.str = ...,
         item: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_stored", b"bits_stored", "body_part_examined", b"body_part_examined", "columns", b"columns", "input", b"input", "item", b"item", "modality", b"modality", "number_of_frames", b"number_of_frames", "photometric_interpretation", b"photometric_interpretation", "rows", b"rows", "samples_per_pixel", b"samples_per_pixel", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_stored", b"bits_stored", "body_part_examined", b"body_part_examined", "columns", b"columns", "input", b"input", "item", b"item", "modality", b"modality", "number_of_frames", b"number_of_frames", "photometric_interpretation", b"photometric_interpretation", "rows", b"rows", "samples_per_pixel", b"samples_per_pixel", "series_instance_uid", b"series_instance_uid", "sha256", b"sha256", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -185,7 +185,8 @@ class StoreDicomweb(_message.Message):
     `dicomweb.store`.
 
     Servers are those that the operator lists for this (FLUORO_DICOMWEB_DESTINATIONS). Each file is
-    an item. One that is not a complete DICOM instance is not sent. What the server does not take
+    an item. One that is not a complete DICOM instance is not sent, nor is another version of one that
+    this task took before: SOP_INSTANCE_CONFLICT. What the server does not take
     fails with PACS_REFUSED and its DICOM failure reason (PS3.18 table 10.5.3-2). Where the server
     says that it has the instance already, that is read and compared: with the same data set the item
     succeeds, with another one it fails with PACS_CONFLICT. A second attempt therefore ends as the

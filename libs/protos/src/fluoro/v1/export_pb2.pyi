@@ -164,8 +164,8 @@ class ExportReportResult(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the report says that it lacks, in its language: a script without a font, pictures that were
-        left out.
+        """What the report warns of, in its language: a script without a font, pictures that were left out,
+        inputs that are versions of one instance.
         """
 
     def __init__(

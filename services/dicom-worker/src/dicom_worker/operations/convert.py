@@ -6,6 +6,7 @@ from fluoro_jobs.worker.handler import handles
 
 from dicom_worker.convert.transcoding import instances
 from dicom_worker.convert.volumes import volumes
+from dicom_worker.versions import refuse_versions
 
 TARGETS = {"nifti": volumes, "npy": volumes, "dicom": instances}
 
@@ -15,7 +16,10 @@ def convert_dicom(request: ConvertDicom, context: StepContext) -> ConvertDicomRe
     """Leaves volumes with their geometry, or instances, of each item."""
     result = ConvertDicomResult()
     convert = TARGETS[request.WhichOneof("target") or "nifti"]
+    items = {}
     for item in context.each("convert"):
         with item:
             result.MergeFrom(convert(item, request, context.check))
+            items[item.key] = item
+    refuse_versions(result.instances, items, context)
     return result

@@ -14,6 +14,7 @@ from dicom_worker.deidentify.profile import edition, options_of
 from dicom_worker.deidentify.pseudonyms import read_key
 from dicom_worker.deidentify.report import report
 from dicom_worker.deidentify.settings import DeidentifySettings
+from dicom_worker.versions import refuse_versions
 
 
 @handles(DeidentifyDicom)
@@ -22,6 +23,7 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
     key = read_key(DeidentifySettings().keys_folder, request.project)
     options = options_of(request)
     result = DeidentifyDicomResult(profile_edition=edition())
+    written = {}
     for item in context.each("deidentify"):
         with item:
             clean = item.folder / "clean.dcm"
@@ -50,6 +52,8 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
             entry.instance = item.put("instance", ".dcm", "instance", "application/dicom", clean)
             entry.report = put_report(item, story)
             result.instances.append(entry)
+            written[item.key] = item
+    refuse_versions(result.instances, written, context)
     return result
 
 

@@ -1,5 +1,8 @@
 """InspectDicom: is it DICOM, is it whole, what is it."""
 
+import hashlib
+from pathlib import Path
+
 from fluoro.v1.dicom_pb2 import DicomInstance, InspectDicom, InspectDicomResult
 from fluoro_jobs.worker.context import StepContext, StepItem
 from fluoro_jobs.worker.handler import handles
@@ -15,16 +18,19 @@ def inspect_dicom(_request: InspectDicom, context: StepContext) -> InspectDicomR
     result = InspectDicomResult()
     for item in context.each("inspect"):
         with item:
-            file = open_dicom(item.fetch(), item.folder)
-            instance = instance_of(item, file)
+            path = item.fetch()
+            file = open_dicom(path, item.folder)
+            instance = instance_of(item, path, file)
             metadata = dicom_json(file)
             item.put("metadata", ".json", "metadata", "application/dicom+json", metadata)
             result.instances.append(instance)
     return result
 
 
-def instance_of(item: StepItem, file: DicomFile) -> DicomInstance:
-    """What later steps rely on."""
+def instance_of(item: StepItem, path: Path, file: DicomFile) -> DicomInstance:
+    """What later steps rely on. path: the file as it came."""
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").digest()
     instance = DicomInstance(
         input=item.input,
         item=item.key,
@@ -35,6 +41,7 @@ def instance_of(item: StepItem, file: DicomFile) -> DicomInstance:
         transfer_syntax_uid=file.transfer_syntax,
         modality=text(file.header, "Modality"),
         body_part_examined=text(file.header, "BodyPartExamined"),
+        sha256=sha256,
     )
     if image := file.image:
         instance.rows, instance.columns, instance.number_of_frames = (

@@ -1,6 +1,7 @@
 """StoreDicomweb: files of the job to a PACS, with an outcome for each."""
 
 import hashlib
+from filecmp import cmp
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -64,6 +65,7 @@ class Batch:
         self._verify = verify
         self._silence = Silence()
         self._waiting: dict[str, tuple[StepItem, Instance]] = {}
+        self._known: dict[str, str] = {}
         self._bytes = 0
 
     @property
@@ -72,11 +74,15 @@ class Batch:
         return self._bytes >= self._settings.batch_bytes or len(self._waiting) >= BATCH_INSTANCES
 
     def add(self, item: StepItem) -> None:
-        """Takes an item in if it is a complete DICOM instance."""
+        """Takes an item in if it is a complete DICOM instance.
+
+        FluoroError SOP_INSTANCE_CONFLICT for another version of one that was taken in.
+        """
         # The item's own folder does not last until the batch is sent.
         folder = Path(mkdtemp(dir=self._context.scratch))
         try:
             instance = read(self._context.fetch(item.parts[0].blob, folder), item.folder)
+            self._refuse_version(item, instance)
         except FluoroError:
             rmtree(folder)
             raise
@@ -86,6 +92,17 @@ class Batch:
             self.send()
         self._waiting[instance.uid] = item, instance
         self._bytes += size
+
+    def _refuse_version(self, item: StepItem, instance: Instance) -> None:
+        """The first one may have been sent, which nobody can take back, so the others fail."""
+        first = self._known.setdefault(instance.uid, item.parts[0].blob)
+        if first != item.parts[0].blob and not cmp(
+            self._context.fetch(first, item.folder), instance.file, shallow=False
+        ):
+            raise FluoroError(
+                Reason.SOP_INSTANCE_CONFLICT,
+                "An earlier file of the step is another version of this instance.",
+            )
 
     def send(self) -> None:
         """Sends what waits. FluoroError only if another attempt may mend it."""
