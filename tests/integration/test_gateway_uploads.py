@@ -1,6 +1,7 @@
 """Uploads that stall, trickle, are too large or too many: each ends, and memory is bounded."""
 
 import asyncio
+import hashlib
 import os
 import re
 import threading
@@ -12,12 +13,18 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
-from fluoro.v1.blob_service_pb2 import GetBlobRequest, UploadBlobHeader, UploadBlobRequest
+from fluoro.v1.blob_service_pb2 import (
+    Blob,
+    GetBlobRequest,
+    UploadBlobHeader,
+    UploadBlobRequest,
+)
 from fluoro_client import AsyncClient
 from fluoro_client.sending import send
 from fluoro_jobs.testing.rig import Rig, until
 from fluoro_local.folders import free_port
 from gateway.testing import Client, connected, refused, serving
+from gateway.uploads import WIDE_AFTER_BYTES
 
 MIB = 2**20
 IDLE_SECONDS = 3
@@ -161,6 +168,32 @@ async def test_uploads_that_find_no_memory_wait_for_it(client: Client) -> None:
         return int((await call).blob.size_bytes)
 
     assert await asyncio.gather(*map(upload, range(12))) == [MIB] * 12
+
+
+async def test_large_uploads_that_took_more_memory_leave_enough_for_the_next(
+    database_url: str, redis_url: str, blob_url: str
+) -> None:
+    size_bytes = WIDE_AFTER_BYTES + 5 * MIB
+    limits = {"upload_memory_bytes": 16 * MIB, "upload_owner_share": 1}
+    async with serving(database_url, redis_url, blob_url, **limits) as client:
+
+        async def upload(number: int) -> Blob:
+            chunk, digest = bytes([number]) * (MIB - number), hashlib.sha256()
+
+            async def requests() -> AsyncGenerator[UploadBlobRequest, None]:
+                yield UploadBlobRequest(header=UploadBlobHeader(size_bytes=size_bytes))
+                for start in range(0, size_bytes, len(chunk)):
+                    sent = chunk[: size_bytes - start]
+                    digest.update(sent)
+                    yield UploadBlobRequest(chunk=sent)
+
+            blob = (await client.blobs.UploadBlob(requests())).blob
+            assert blob.sha256 == digest.digest()
+            return blob
+
+        blobs = [await upload(0), *await asyncio.gather(*map(upload, range(1, 12)))]
+    assert [blob.size_bytes for blob in blobs] == [size_bytes] * 12
+    assert len(stored(blob_url)) == 12
 
 
 async def test_a_disk_that_hangs_ends_uploads_and_holds_up_nothing_else(

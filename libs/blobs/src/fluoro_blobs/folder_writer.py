@@ -36,7 +36,8 @@ class FolderWriter(PartsWriter):
     def __init__(
         self, name: str, path: Path, top: Path, threads: ThreadPoolExecutor, seconds: float
     ) -> None:
-        super().__init__(name, _BlobFile(path, top), threads, seconds, FOLDER_PART_BYTES)
+        file = _BlobFile(path, top)
+        super().__init__(name, file, threads, seconds, FOLDER_PART_BYTES, can_widen=True)
 
 
 def put_file(

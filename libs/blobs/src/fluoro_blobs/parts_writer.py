@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from fluoro_blobs.errors import BlobStoreError, translated
-from fluoro_blobs.writer import TIDY_SECONDS, StoredBlob
+from fluoro_blobs.writer import TIDY_SECONDS, WIDENED, StoredBlob
 
 APART_BYTES: Final = 512 * 1024
 """From this size on a part is hashed by one thread while another waits for the store."""
@@ -40,17 +40,25 @@ class PartsWriter:
     """
 
     def __init__(
-        self, name: str, file: Parts, threads: ThreadPoolExecutor, seconds: float, part_bytes: int
+        self,
+        name: str,
+        file: Parts,
+        threads: ThreadPoolExecutor,
+        seconds: float,
+        part_bytes: int,
+        *,
+        can_widen: bool = False,
     ) -> None:
-        """name: for errors."""
+        """name: for errors. can_widen: whether larger parts are cheaper to write."""
         self._name = name
         self._file = file
         self._threads = threads
         self._seconds = seconds
         self._part_bytes = part_bytes
+        self.can_widen = can_widen
         self._size_bytes = self._gathered_bytes = 0
         self._gathered: list[bytes | memoryview] = []
-        self._under_way: asyncio.Future[Any] | None = None
+        self._under_way: list[Future[None]] = []
 
     @property
     def size_bytes(self) -> int:
@@ -80,6 +88,12 @@ class PartsWriter:
         if self._gathered_bytes >= self._part_bytes:
             await self._hand_over()
 
+    def widen(self) -> None:
+        """WIDENED times as large parts from here on, once, for as many times the memory."""
+        if self.can_widen:
+            self._part_bytes *= WIDENED
+            self.can_widen = False
+
     async def flush(self) -> None:
         """Returns when all that came is hashed and written."""
         await self._hand_over()
@@ -100,7 +114,7 @@ class PartsWriter:
         try:
             await self._hand_over()
             await self._written()
-            self._under_way = self._in_thread(self._file.finish)
+            self._under_way = [self._threads.submit(self._file.finish)]
             await self._written()
         except BaseException:
             # It cannot be called back under way; what comes of it is taken away.
@@ -110,13 +124,14 @@ class PartsWriter:
     async def _hand_over(self) -> None:
         await self._written()
         if self._gathered:
+            submit, parts = self._threads.submit, self._gathered
             if self._gathered_bytes < APART_BYTES:
-                self._under_way = self._in_thread(self._put, self._gathered)
+                self._under_way = [submit(self._put, parts)]
             else:
-                self._under_way = asyncio.gather(
-                    self._in_thread(self._file.hash, self._gathered),
-                    self._in_thread(self._file.append, self._gathered),
-                )
+                self._under_way = [
+                    submit(self._file.hash, parts),
+                    submit(self._file.append, parts),
+                ]
             self._gathered, self._gathered_bytes = [], 0
 
     def _put(self, parts: Sequence[bytes | memoryview]) -> None:
@@ -125,20 +140,32 @@ class PartsWriter:
 
     async def _written(self) -> None:
         """Waits for what is under way."""
-        if self._under_way is not None:
-            with translated(self._name, missing=BlobStoreError):
-                async with asyncio.timeout(self._seconds):
-                    await asyncio.shield(self._under_way)
-            self._under_way = None
+        with translated(self._name, missing=BlobStoreError):
+            if not await _over(self._under_way, self._seconds):
+                raise TimeoutError
+            for each in self._under_way:
+                each.result()
+        self._under_way = []
 
     async def _dropped(self) -> None:
         """Waits a while for what clears up, which matters more than how it ends."""
         self._gathered = []
-        ending = [self._in_thread(self._file.drop)]
-        ending += [self._under_way] if self._under_way is not None else []
-        done, _ = await asyncio.wait(ending, timeout=TIDY_SECONDS)
-        for each in done:
-            each.exception()  # looked at, so that asyncio does not call it forgotten
+        await _over([*self._under_way, self._threads.submit(self._file.drop)], TIDY_SECONDS)
 
-    def _in_thread(self, function: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+async def _over(under_way: Sequence[Future[None]], seconds: float) -> bool:
+    """Waits so long for all, and cancels none. Whether all are over."""
+    # A store that keeps up has none left here. To be woken for each costs more than to write it.
+    left = [asyncio.wrap_future(each) for each in under_way if not each.done()]
+    if not left:
+        return True
+    for future in left:
+        future.add_done_callback(_looked_at)
+    _, waiting = await asyncio.wait(left, timeout=seconds)
+    return not waiting
+
+
+def _looked_at(future: asyncio.Future[None]) -> None:
+    """So that asyncio does not call an exception forgotten: whoever cares asks the thread's."""
+    if not future.cancelled():
+        future.exception()

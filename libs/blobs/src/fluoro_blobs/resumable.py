@@ -104,7 +104,7 @@ class ResumableUpload:
     def writer(self, starts: Sequence[int]) -> PartsWriter:
         """For the newest stream, which begins at the last of the starts.
 
-        What it took before an error stays, except for what it had gathered: two parts at most.
+        What it took before an error stays, except for the two parts that it held.
         """
         stream, start = len(starts), starts[-1]
         if self._folder is None:
@@ -113,7 +113,14 @@ class ResumableUpload:
         else:
             file = GrowingFile(self._folder / _path(self._prefix, stream, start))
             part_bytes = FOLDER_PART_BYTES
-        return PartsWriter("", file, self._home.threads, self._home.seconds, part_bytes)
+        return PartsWriter(
+            "",
+            file,
+            self._home.threads,
+            self._home.seconds,
+            part_bytes,
+            can_widen=self._folder is not None,
+        )
 
     async def finish(
         self, name: str, starts: Sequence[int], wanted: StoredBlob, seen: StoredBlob | None

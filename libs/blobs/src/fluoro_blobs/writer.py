@@ -38,6 +38,9 @@ Smaller than PART_BYTES, because a process has many writers at once.
 FOLDER_PART_BYTES: Final = 1024 * 1024
 """The same in a folder, where a part needs no request."""
 
+WIDENED: Final = 2
+"""By how much the parts of a widened writer are larger, and so the memory that it takes."""
+
 PARTS_HELD: Final = 2
 """Parts that a `BlobWriter` holds: one filling, one on its way."""
 
@@ -80,6 +83,9 @@ class BlobWriter:
     What a store completes after that has no record in the ledger, and is collected.
     """
 
+    can_widen: Final = False
+    """Each part is a request already, so a larger one gains nothing."""
+
     def __init__(
         self,
         store: ObjectStore,
@@ -121,6 +127,9 @@ class BlobWriter:
             async with asyncio.timeout(self._seconds):
                 await self._file.write(chunk)
         self._tally.add(chunk)
+
+    def widen(self) -> None:
+        """Nothing to do. See PartsWriter."""
 
     async def flush(self) -> None:
         """Nothing to wait for: what came is in the digest. See FolderWriter."""

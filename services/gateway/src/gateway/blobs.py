@@ -36,7 +36,7 @@ from gateway.limits.stored import Upload
 from gateway.resuming import Resuming
 from gateway.rpc import Call
 from gateway.settings import Settings
-from gateway.uploads import SMALL_BYTES, Gathered, Pace, Places
+from gateway.uploads import SMALL_BYTES, WIDE_AFTER_BYTES, Gathered, Pace, Places
 
 CHUNK_BYTES: Final = 2**20
 """Largest chunk of an upload."""
@@ -174,6 +174,10 @@ class Blobs:
                 # fast as they send.
                 await places.enter_async_context(self._large_place(owner))
                 large = True
+            if size_bytes > WIDE_AFTER_BYTES and writer.can_widen and self._large.plenty(owner):
+                # Nothing waits: `plenty` has seen a place.
+                await places.enter_async_context(self._large.taken(owner))
+                writer.widen()
             await gathered.write(chunk)
             metrics.BLOB_BYTES_RECEIVED.inc(len(chunk))
             # Or it would be held for as long as the caller takes for the next.

@@ -201,8 +201,9 @@ class Settings(BaseSettings):
     upload_memory_bytes: Count = Field(
         default=128 * 2**20,
         description=(
-            "Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a "
-            "folder, 10 MiB with a bucket. Others wait."
+            "Memory for parts of uploads over 256 KiB: each takes 2 MiB of it with a folder "
+            "(4 MiB after its first 32 MiB, if three quarters are free), 10 MiB with a bucket. "
+            "Others wait."
         ),
     )
     upload_owner_share: Annotated[float, Field(gt=0, le=1)] = Field(

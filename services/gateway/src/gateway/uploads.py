@@ -16,6 +16,9 @@ from gateway.limits.stored import FREE, Upload
 SMALL_BYTES: Final = 256 * 1024
 """An upload up to this size needs no share of the memory for parts."""
 
+WIDE_AFTER_BYTES: Final = 32 * 1024 * 1024
+"""An upload that got so far takes a second share, for larger parts, while most shares are free."""
+
 LEAST_BYTES: Final = 4 * 1024
 """What goes to a writer at once, the end of an upload aside."""
 
@@ -58,6 +61,11 @@ class Places:
             # Wakes all who wait for a place. Those who get none wait for the next event.
             self._left.set()
             self._left = asyncio.Event()
+
+    def plenty(self, owner: str) -> bool:
+        """Whether three of four places are free, of all and of those of one owner."""
+        taken = self._taken.get(owner, 0)
+        return taken * 4 < self._of_owner and self._taken.total() * 4 < self._number
 
     def _refusal(self, owner: str) -> str:
         if self._taken.get(owner, 0) >= self._of_owner:
