@@ -46,6 +46,7 @@ def decimals(header: Dataset, keyword: str) -> list[float]:
         ]
     except (TypeError, ValueError):
         return []
+    # All or none: without one of them, the others would move to places that mean something else.
     return numbers if all(abs(each) < float("inf") for each in numbers) else []
 
 

@@ -4,4 +4,5 @@ from fluoro_jobs.blame import blame_file, silence
 
 __all__ = ["blame_file"]
 
+# Their warnings quote values of the file, and the log may hold no patient data.
 silence("pydicom", "pylibjpeg", "openjpeg", "rle")

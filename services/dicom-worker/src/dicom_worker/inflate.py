@@ -20,11 +20,14 @@ def inflate(
     FluoroError: IMAGE_TOO_LARGE past the limit, DICOM_TRUNCATED if the stream has no end,
     DICOM_INVALID if it is none.
     """
+    # Negative: the data set is raw deflate (RFC 1951), without zlib's header (PS3.5 A.5).
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     size = 0
     with source.open("rb") as deflated, target.open("wb") as inflated:
         deflated.seek(start)
+        # Behind the end of the stream there may be a byte of padding (PS3.5 A.5). It is never read.
         while not stream.eof:
+            # What did not fit into the last chunk comes first: it holds up to 1,000 chunks.
             data = stream.unconsumed_tail or deflated.read(CHUNK_BYTES)
             if not data:
                 raise FluoroError(

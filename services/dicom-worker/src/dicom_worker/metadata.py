@@ -21,6 +21,7 @@ def dicom_json(file: DicomFile) -> bytes:
     VR. They are removed from `file.header` too. FluoroError: DICOM_INVALID.
     """
     for element in file.elements:
+        # By its tag: to look at the value would read it from disk into memory.
         if is_bulk(element):
             del file.header[element.tag]
     with blame_file(Reason.DICOM_INVALID, "The data set cannot be written as DICOM JSON."):

@@ -75,6 +75,7 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
     if syntax == DEFLATED:
         inflated = scratch / f"{path.name}.inflated"
         inflate(path, start, inflated)
+        # Only the data set is deflated; the File Meta Information before it is not (PS3.5 A.5).
         path, start = inflated, 0
     with path.open("rb") as stream:
         walk = Walk(stream, path.stat().st_size, explicit, little_endian)
@@ -85,9 +86,12 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
                 "The file ends after its File Meta Information. Send it again.",
             )
         images = [element for element in elements if element.tag in PIXEL_TAGS]
+        # The three kinds of pixel data exclude each other. Which one to show would be a guess.
         if len(images) > 1:
             raise FluoroError(Reason.DICOM_INVALID, "The instance has pixel data twice.")
         pixels = images[0] if images else None
+        # What follows the pixels describes no image: signatures (FFFA,FFFA), padding (FFFC,FFFC),
+        # private data.
         before = tuple(
             element for element in elements if pixels is None or element.start < pixels.start
         )
@@ -145,6 +149,7 @@ def read_syntax(stream: BinaryIO, size: int, start: int) -> tuple[str, int]:
     plain = all(each.length is not None and each.vr not in SEQUENCE_VRS for each in elements)
     if plain and len(found) == 1 and found[0].vr == "UI":
         stream.seek(found[0].offset)
+        # UIDs are padded with NUL to an even length (PS3.5 9.1); some writers take a space.
         syntax = stream.read(found[0].length or 0).rstrip(b"\0 ").decode("latin-1")
         if UID_SYNTAX.fullmatch(syntax):
             return syntax, end_of(elements)
@@ -201,6 +206,7 @@ def read_header(
     explicit, little_endian = ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN)
     stream.seek(start)
     with blame_file(Reason.DICOM_INVALID, "The data set cannot be parsed."):
+        # Without `stop_when`, pydicom would read the pixels into memory, of whatever size.
         parsed = read_dataset(
             stream,
             not explicit,

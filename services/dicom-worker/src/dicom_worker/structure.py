@@ -117,6 +117,7 @@ class Walk:
         self._need(position + size)
         self.stream.seek(position)
         data = self.stream.read(size)
+        # Without this check, struct would fail with an error that has no reason for the client.
         if len(data) < size:
             raise truncated()
         return data
@@ -152,6 +153,8 @@ class Walk:
         header = self._read(position, 8)
         group, number = struct.unpack(order + "HH", header[:4])
         tag, vr = group << 16 | number, header[4:6]
+        # Some writers put implicit elements among explicit ones. pydicom takes whatever is not two
+        # capital letters for the start of a length, and the walk must see the same elements.
         if not explicit or not is_vr(vr):
             length = struct.unpack(order + "L", header[4:])[0]
             return Element(tag, None, position, position + 8, defined(length))
@@ -181,6 +184,8 @@ class Walk:
         """The position after a sequence of undefined length."""
         check_depth(depth)
         position = sequence.offset
+        # UN of undefined length holds implicit VR little endian, whatever is around it (PS3.5
+        # 6.2.2).
         inside = explicit and sequence.vr != "UN"
         while (item := self._item(position)).tag != SEQUENCE_END:
             if item.tag != ITEM:
@@ -256,6 +261,7 @@ class Walk:
 
 def check_depth(depth: int) -> None:
     """FluoroError: DICOM_INVALID if a sequence is so deep in others."""
+    # Each level is a call on the stack, here and in pydicom.
     if depth >= limits.DEPTH_LIMIT:
         raise FluoroError(
             Reason.DICOM_INVALID, f"Sequences are more than {limits.DEPTH_LIMIT} deep."

@@ -29,5 +29,6 @@ def refuse_versions(
         )
     if refused:
         kept = [entry for entry in entries if entry.item not in refused]
+        # In place, because the list is a field of the result's message.
         del entries[:]
         entries.extend(kept)

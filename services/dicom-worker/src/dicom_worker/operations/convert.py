@@ -21,5 +21,6 @@ def convert_dicom(request: ConvertDicom, context: StepContext) -> ConvertDicomRe
         with item:
             result.MergeFrom(convert(item, request, context.check))
             items[item.key] = item
+    # After the loop, because two versions may come from two items.
     refuse_versions(result.instances, items, context)
     return result

@@ -153,6 +153,7 @@ def orientation_of(file: DicomFile, frames: int) -> list[float]:
         decimals(macro(file.header, frame, "PlaneOrientationSequence"), "ImageOrientationPatient")
         for frame in range(frames)
     ]
+    # The result has room for one orientation. Where frames differ, none is true of all.
     return found[0] if len(found[0]) == 6 and found.count(found[0]) == frames else []  # noqa: PLR2004 - two vectors
 
 
@@ -162,6 +163,7 @@ def positions_of(file: DicomFile, frames: int) -> list[float]:
         decimals(macro(file.header, frame, "PlanePositionSequence"), "ImagePositionPatient")
         for frame in range(frames)
     ]
+    # All or none: a list with a gap would give frames the positions of others.
     return [each for one in found for each in one] if {len(one) for one in found} == {3} else []
 
 

@@ -84,6 +84,7 @@ class Batch:
             instance = read(self._context.fetch(item.parts[0].blob, folder), item.folder)
             self._refuse_version(item, instance)
         except FluoroError:
+            # A step may have thousands of inputs, and its scratch space goes only when it ends.
             rmtree(folder)
             raise
         size = instance.file.stat().st_size
@@ -96,6 +97,7 @@ class Batch:
     def _refuse_version(self, item: StepItem, instance: Instance) -> None:
         """The first one may have been sent, which nobody can take back, so the others fail."""
         first = self._known.setdefault(instance.uid, item.parts[0].blob)
+        # Two blobs may hold the same bytes, and then they are one version.
         if first != item.parts[0].blob and not cmp(
             self._context.fetch(first, item.folder), instance.file, shallow=False
         ):
@@ -117,8 +119,11 @@ class Batch:
                     self._judge(item, instance, outcome)
                 rmtree(instance.file.parent)
         except FluoroError as error:
+            # Another attempt sends all of them again; those that are there already count as
+            # duplicates.
             if error.may_retry:
                 raise
+            # The answer broke off. What it did not reach shares its error.
             for item, instance in waiting.values():
                 with item:
                     raise
@@ -133,6 +138,8 @@ class Batch:
         """Enters what became of an item, or raises why it failed."""
         if isinstance(outcome, FluoroError):
             raise outcome
+        # The duplicate may be ours, from an attempt that was killed after it had sent. Its data set
+        # tells, not its UID.
         was_there = outcome.failure in DUPLICATES
         if not outcome.stored and not was_there:
             self.result.refused.add(input=item.input, item=item.key, failure_reason=outcome.failure)

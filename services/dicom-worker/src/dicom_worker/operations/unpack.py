@@ -60,6 +60,7 @@ def unpack(item: StepItem, path: Path, check: Callable[[], None]) -> UnpackedArc
     size = 0
     with open_archive(path) as archive:
         for number, member in enumerate(members(archive)):
+            # Each member overwrites the one before, so the disk holds one of them at a time.
             file = item.folder / "member"
             with file.open("wb") as target:
                 for chunk in chunks(archive, member):
@@ -93,6 +94,7 @@ def open_archive(path: Path) -> ZipFile:
         raise FluoroError(Reason.ARCHIVE_INVALID, DAMAGED)
     if tail[max(0, end - LOCATOR64_BYTES) : end].startswith(LOCATOR64):
         raise too_large("It is a ZIP64 archive, for more than 4 GiB or 65,535 files.")
+    # Size of the central directory (APPNOTE 4.3.16). ZipFile parses all of it at once.
     if int.from_bytes(tail[end + 12 : end + 16], "little") > DIRECTORY_LIMIT_BYTES:
         raise too_large("It lists too many files.")
     with blame_file(Reason.ARCHIVE_INVALID, DAMAGED):
@@ -106,6 +108,7 @@ def members(archive: ZipFile) -> list[ZipInfo]:
         for entry in archive.infolist()
         # Not is_dir(), which looks at the last character of a name that may be empty.
         if not entry.filename.endswith("/")
+        # A symbolic link would come out as a file that holds a path.
         and not stat.S_ISLNK(entry.external_attr >> 16)
         and not of_the_system(entry.filename)
     ]

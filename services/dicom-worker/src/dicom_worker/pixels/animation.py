@@ -52,16 +52,22 @@ class WebpWriter:
         """Appends a frame."""
         rows, columns = picture.shape[:2]
         if self.empty:
+            # The size stands at the front and is known at the end: `finish` writes it over these
+            # zeros.
             self.stream.write(b"RIFF\0\0\0\0WEBP")
             self.stream.write(
                 chunk(b"VP8X", WEBP_FLAGS + number(columns - 1, 3) + number(rows - 1, 3))
             )
+            # Loop count 0 is forever (RFC 9649).
             self.stream.write(chunk(b"ANIM", bytes((0, 0, 0, 255)) + number(0, 2)))
             self.empty = False
         buffer = BytesIO()
         PilImage.fromarray(picture).convert("RGB").save(buffer, "WEBP", quality=self.quality)
+        # Offset 0, 0: every frame covers the whole canvas, so none depends on the one before.
         head = number(0, 6) + number(columns - 1, 3) + number(rows - 1, 3)
         head += number(self.frame_ms, 3) + bytes((OVERWRITE,))
+        # Pillow writes a whole file. ANMF holds a bare VP8 chunk, without the 12 bytes of the RIFF
+        # header.
         self.stream.write(chunk(b"ANMF", head + buffer.getvalue()[12:]))
 
     def finish(self) -> None:
@@ -84,10 +90,13 @@ class GifWriter:
         """Appends a frame."""
         rows, columns = picture.shape[:2]
         if self.empty:
+            # No global palette: a later frame may have colours that the first one has not.
             self.stream.write(b"GIF89a" + number(columns, 2) + number(rows, 2) + bytes(3))
+            # Without this extension viewers play the frames once and stop.
             self.stream.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01" + number(0, 2) + b"\0")
             self.empty = False
         image = PilImage.fromarray(picture)
+        # A grey frame has at most 256 values already. Quantizing would only lose some of them.
         if image.mode != "L":
             image = image.quantize(256)
         for block in getdata(image, duration=self.frame_ms, include_color_table=True):
@@ -135,6 +144,7 @@ class AnimationFile(AbstractContextManager["AnimationFile"]):
     ) -> None:
         """Finishes the file, unless something went wrong."""
         with self._stream:
+            # A file without its size or trailer does not pass for a whole animation.
             if error is None:
                 self._writer.finish()
 
@@ -143,6 +153,7 @@ def frames_within(longest_side: int, size: tuple[int, int]) -> int:
     """Most frames, 2 at least, of pictures of this size (rows, columns) made as small as that."""
     shrink = min(1.0, longest_side / max(size))
     pixels = max(1, round(size[0] * shrink)) * max(1, round(size[1] * shrink))
+    # Two, because one frame is no animation.
     return max(2, min(FRAME_LIMIT, PIXEL_LIMIT // pixels))
 
 

@@ -62,6 +62,8 @@ def certified(frame: StoredFrame) -> DecodedFrame:
     """The frame with its certificate."""
     values = np.ascontiguousarray(frame.values)
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    # fmin and fmax ignore NaN. With min and max, one NaN in a float image would hide the whole
+    # range.
     certificate = FrameCertificate(
         sha256=hashlib.sha256(little.data).digest(),
         precision=frame.precision,
@@ -83,6 +85,8 @@ def entropy(values: NDArray[Any]) -> float:
     _, counts = np.unique(chosen, return_counts=True)
     shares = counts / counts.sum()
     estimate = float(-(shares * np.log2(shares)).sum())
+    # The samples may miss the few values that differ. Only a look at all of them proves a flat
+    # frame.
     if estimate > 0 or flat.min() == flat.max():
         return max(estimate, 0.0)
     return 1 / flat.size

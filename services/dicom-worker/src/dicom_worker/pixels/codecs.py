@@ -55,6 +55,8 @@ def libjpeg_turbo(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[A
 
     if frame.samples == 1:
         return np.asarray(jpeg8_decode(data))
+    # Without a colour space, libjpeg guesses one from markers and component numbers. The caller has
+    # weighed those against the header. Lossless JPEG stores colours as they are.
     ybr = frame.dct and frame.colour != "RGB"
     space = "ycbcr" if ybr else "rgb"
     return np.asarray(jpeg8_decode(data, colorspace=space, outcolorspace="rgb"))
@@ -96,6 +98,8 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
     """RLE: a segment for each byte of a sample, the highest first (PS3.5 G.2)."""
     from imagecodecs import packbits_decode  # noqa: PLC0415 - see above
 
+    # The header has the number of segments, which `parse_rle` has checked, then where each starts
+    # (PS3.5 G.5).
     count, pixels = frame.samples * frame.bits // 8, frame.rows * frame.columns
     offsets = struct.unpack_from(f"<{count}L", data, 4)
     stream, planes = memoryview(data), scratch(count * pixels).reshape(count, pixels)
@@ -110,6 +114,8 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
             if whole.count(0, pixels) < len(whole) - pixels:
                 raise ValueError("a segment goes on after the image") from None
             plane[:] = np.frombuffer(whole, np.uint8, pixels)
+        # The scratch is not cleared: the rest of the plane would be that of the frame before,
+        # perhaps of another patient.
         if len(whole) < pixels:
             raise ValueError("a segment is too short")
     size = frame.bits // 8
@@ -162,6 +168,7 @@ def gdcm(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
 def warnings_raised() -> Iterator[None]:
     """ValueError if the body prints on standard error, as decoders do that go on with a guess."""
     with TemporaryFile() as warnings:
+        # The descriptor, not sys.stderr: C libraries write past Python.
         kept = os.dup(2)
         os.dup2(warnings.fileno(), 2)
         try:
@@ -176,6 +183,7 @@ def warnings_raised() -> Iterator[None]:
 def pydicom_rle(data: bytes, frame: FrameSpec, _room: memoryview) -> NDArray[Any]:
     """RLE in Python."""
     array = by_pydicom(data, frame, "pydicom")
+    # Unsigned, as `packbits` gives them: `decoders.meaning` sets the sign for both alike.
     return array.view(array.dtype.str.replace("i", "u"))
 
 
@@ -186,6 +194,8 @@ def by_pydicom(data: bytes, frame: FrameSpec, plugin: str) -> NDArray[Any]:
 
     container = 8 if frame.precision <= 8 else 16  # noqa: PLR2004 - bits of a byte
     is_rle = plugin == "pydicom"
+    # All corrections are off: `stored` gives samples their meaning, the same for every decoder. Two
+    # decoders that agree would else be two plugins with the same correction.
     options: dict[str, Any] = {
         "pixel_keyword": "PixelData",
         "pixel_vr": "OW",

@@ -64,6 +64,7 @@ def parse_jpeg(frame: bytes) -> CodeStream:
     for marker, start, end in jpeg_segments(frame):
         if marker in SOF and found is None:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", frame, start)
+            # Some writers call the components R, G and B, and leave out the marker that says so.
             names = frame[start + 6 : start + 6 + 3 * samples : 3]
             found = CodeStream(
                 rows,
@@ -78,6 +79,7 @@ def parse_jpeg(frame: bytes) -> CodeStream:
                 return found
             components = set(names)
         elif marker == SOS:
+            # A stream that was cut between two scans is well formed, and a colour is missing.
             components -= set(frame[start + 1 : start + 1 + 2 * frame[start] : 2])
         else:
             colour = application_colour(frame[start - 4 : end]) or colour
@@ -162,6 +164,7 @@ def parse_j2k(frame: bytes) -> CodeStream:
     if len(components) != 1:
         raise ValueError("components differ")
     depth, x_step, y_step = components.pop()
+    # Rows and Columns hold for all samples alike.
     if (x_step, y_step) != (1, 1):
         raise ValueError("components are subsampled")
     check_tile_parts(frame, start + 2)
@@ -215,6 +218,7 @@ def parse_rle(frame: bytes, *, rows: int, columns: int, samples: int, bits: int)
 
     ValueError unless it has a segment for each byte of a pixel, in order.
     """
+    # Always 16 numbers, used or not, so the first segment starts at byte 64 (PS3.5 G.5).
     count, *offsets = struct.unpack_from("<16L", frame)
     used = offsets[:count]
     expected = samples * bits // 8

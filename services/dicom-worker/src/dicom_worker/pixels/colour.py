@@ -21,6 +21,7 @@ def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         return (values >> (bits - 8)).astype(np.uint8)
     if bits == 8:  # noqa: PLR2004 - bits of the result
         return values.astype(np.uint8, copy=False)
+    # A shift would not reach white: the largest of 4 bits would become 240.
     return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 
@@ -48,6 +49,7 @@ def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
     """A segmented palette, expanded by pydicom."""
     with blame_file(Reason.DICOM_INVALID, "The segmented palette cannot be read."):
         count, start, bits = (int(number) for number in header.RedPaletteColorLookupTableDescriptor)
+        # 65,536 does not fit 16 bits, so 0 stands for it (PS3.3 C.7.6.3.1.5).
         inputs = np.arange(start, start + (count or 65536))
         rgb = apply_color_lut(inputs, header)
     # pydicom indexes with the dtype of the entries.
@@ -68,6 +70,7 @@ def apply_palette(stored: NDArray[Any], palette: tuple[Lut, Lut, Lut]) -> NDArra
     channels = []
     for lut in palette:
         fills_words = lut.entries.max() > 255  # noqa: PLR2004 - largest value of a byte
+        # Such a palette, taken at its word, would lose the high byte, where the colours are.
         bits = 16 if fills_words else lut.bits
         channels.append(eight_bits(lut.apply(stored), bits))
     return np.stack(channels, axis=-1)

@@ -178,6 +178,7 @@ def check_budget(image: Image) -> None:
             Reason.IMAGE_TOO_LARGE,
             f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
         )
+    # A rescale may turn any grey value into a 32-bit float.
     sample_bytes = max(4, image.samples * -(-image.bits_allocated // 8))
     if image.frames * image.rows * image.columns * sample_bytes > limits.ARRAY_LIMIT_BYTES:
         raise FluoroError(
@@ -209,6 +210,7 @@ def check_encoding(image: Image, codec: Codec) -> None:
 def native_frames(file: DicomFile, image: Image) -> Iterator[StoredFrame]:
     """The frames of uncompressed pixel data."""
     assert file.pixels is not None and file.pixels.length is not None  # noqa: PT018 - one fact
+    # One byte of excess is the padding to an even length (PS3.5 7.1.1).
     excess = file.pixels.length - image.native_bytes
     # Half a frame too much means more frames, or YBR_FULL_422 that is not subsampled.
     if excess > 1 and excess * 16 >= image.frame_bits:
@@ -279,6 +281,7 @@ def native_cells(file: DicomFile, image: Image, stream: BinaryIO) -> Iterator[ND
     frames = decoder.iter_array(stream, **options)
     for _ in range(image.frames):
         with blame_file(Reason.PIXELS_UNDECODABLE, "The pixel data cannot be read."):
+            # pydicom raises many kinds of exceptions on hostile values.
             array, properties = next(frames)
         is_rgb = properties["photometric_interpretation"] == "RGB"
         if array.shape != image.shape or (image.samples > 1 and not is_rgb):
@@ -432,9 +435,12 @@ def confirm(
         samples = sandbox().decode(codec.second.name, spec, data)
         other = meaning(samples, spec, found, image, codec)
     except FluoroError as error:
+        # A child that was killed says nothing about the frame: another attempt may confirm it.
         if error.reason is not Reason.PIXELS_UNDECODABLE:
             raise
         raise refusal from error
+    # The tolerance is a share of the range, so each bit of precision above 8 doubles it.
     tolerance = 0 if codec.lossless else LOSSY_TOLERANCE << max(0, found.precision - 8)
+    # Unsigned differences would wrap around at 0.
     if np.abs(values.astype(np.int64) - other.astype(np.int64)).max() > tolerance:
         raise refusal

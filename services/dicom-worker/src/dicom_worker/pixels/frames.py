@@ -27,6 +27,7 @@ def group_frames(stream: BinaryIO, items: Sequence[Fragment], frames: int) -> li
     if not items:
         raise undecodable("The encapsulated pixel data has no Basic Offset Table.")
     table, *fragments = items
+    # As many fragments as frames leave no choice, so a wrong offset table cannot mislead.
     if len(fragments) == frames:
         groups = [[fragment] for fragment in fragments]
     elif offsets := read_offsets(stream, table):
@@ -58,6 +59,7 @@ def read_frame(stream: BinaryIO, fragments: Sequence[Fragment]) -> bytes:
 
 def read_offsets(stream: BinaryIO, table: Fragment) -> list[int]:
     """The Basic Offset Table: where each frame starts, counted from the first fragment's tag."""
+    # No file has more fragments than the limit. Without it, a false table could fill the memory.
     data = read(stream, table.offset, min(table.length, 4 * limits.ELEMENT_LIMIT))
     return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
 
@@ -69,6 +71,7 @@ def by_offset(fragments: Sequence[Fragment], offsets: Sequence[int]) -> list[lis
     for fragment in fragments:
         if fragment.offset - fragments[0].offset in starts:
             groups.append([])
+        # The first frame starts at the first fragment, at offset 0 (PS3.5 A.4).
         if not groups:
             return []
         groups[-1].append(fragment)

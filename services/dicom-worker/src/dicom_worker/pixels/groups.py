@@ -25,6 +25,8 @@ def macros(header: Dataset, frame: int) -> Callable[[str], Dataset]:
     with blame_file(Reason.DICOM_INVALID, "The functional groups cannot be read."):
         per_frame = (value(header, "PerFrameFunctionalGroupsSequence") or [])[frame : frame + 1]
         shared = (value(header, "SharedFunctionalGroupsSequence") or [])[:1]
+        # A macro is in one of the two, never in both (PS3.3 C.7.6.16). Where a writer errs, the
+        # frame's own item is the nearer truth.
         groups = (*per_frame, *shared)
 
     def find(keyword: str) -> Dataset:

@@ -99,9 +99,12 @@ def image_of(header: Dataset, pixels: Element) -> Image:
         frames=number(header, "NumberOfFrames", 1, MAX_INT32, default=1),
         samples=samples,
         photometric=text(header, "PhotometricInterpretation"),
+        # Planar Configuration has no meaning for one sample (PS3.3 C.7.6.3.1.3), and some writers
+        # put anything there.
         planar=number(header, "PlanarConfiguration", 0, 1, default=0) if samples > 1 else 0,
         bits_allocated=allocated,
         bits_stored=stored,
+        # A High Bit under Bits Stored - 1 would put the lowest bits outside the cell (PS3.5 8.1.1).
         high_bit=stored - 1
         if is_float
         else number(header, "HighBit", stored - 1, allocated - 1, default=stored - 1),

@@ -53,6 +53,7 @@ def fills_scan(frame: bytes, samples: Plane) -> bool:
         elif marker == SOS:
             scans.append(frame[start:end])
         elif marker == DATA:
+            # Encoders stuff a zero behind each FF of data (ISO/IEC 10918-1 B.1.1.5). It is no data.
             data_bytes = end - start - frame.count(b"\xff\0", start, end)
         elif marker == DRI and any(frame[start:end]):
             return False
@@ -68,6 +69,7 @@ def fills_scan(frame: bytes, samples: Plane) -> bool:
         sizes = difference_sizes(plane, predictor, 1 << frame_header[0] - 1)
         lengths = tables[table >> 4]
         bits += sum(count * length for count, length in zip(sizes, lengths, strict=True) if count)
+    # Encoders fill the last byte up, so whole bytes are compared.
     return (bits + 7) // 8 == data_bytes
 
 
@@ -89,6 +91,7 @@ def difference_sizes(plane: Plane, predictor: int, middle: int) -> list[int]:
     """How many differences have each size. middle: the prediction of the first sample."""
     reach = [plane.size, *[0] * SIZES]
     for part in differences(plane, predictor, middle):
+        # Back to unsigned, because 32768, which abs makes of -32768, is no int16.
         sizes = np.abs(part.view(np.int16)).view(np.uint16)
         # To count 10 times takes less than to look each one's size up once.
         for size in range(1, SIZES):
@@ -101,8 +104,11 @@ def difference_sizes(plane: Plane, predictor: int, middle: int) -> list[int]:
 
 def differences(plane: Plane, predictor: int, middle: int) -> Iterator[Plane]:
     """Samples less their predictions, modulo 2^16 (H.1.2.1): all of them, some at a time."""
+    # The first column is predicted from above, its first sample as half of the range, whatever the
+    # predictor (H.1.2.1).
     yield np.diff(plane[:, 0].astype(np.uint16), prepend=np.uint16(middle))
     if predictor != LEFT:
+        # The first row has nothing above it, so it is predicted from the left.
         yield np.diff(plane[0].astype(np.uint16))
     rows = max(1, STRIPE_SAMPLES // plane.shape[1])
     for top in range(0, len(plane), rows):

@@ -44,11 +44,16 @@ def lut_of(source: Dataset, prefix: str = "LUT", *, little_endian: bool, signed:
     descriptor, data = value(source, f"{prefix}Descriptor"), value(source, f"{prefix}Data")
     with blame_file(Reason.DICOM_INVALID, "A lookup table cannot be read."):
         count, first, bits = (int(number) for number in descriptor)
+        # 65,536 does not fit 16 bits, so 0 stands for it (PS3.3 C.11.1.1).
         count = count or 65536
         if isinstance(data, bytes):
+            # Entries of 8 bits have a byte each with some writers and a word with others. The
+            # length tells.
             packed = "u1" if len(data) < 2 * count else "<u2" if little_endian else ">u2"
             entries = np.frombuffer(data, packed).astype(np.uint16)
         else:
+            # Read as SS, large entries are negative, and NumPy puts no negative numbers into uint16
+            # directly.
             entries = np.asarray(np.atleast_1d(data), np.int64).astype(np.uint16)
     if not 8 <= bits <= 16 or not 0 < count <= len(entries):  # noqa: PLR2004 - PS3.3 C.11.1.1
         raise FluoroError(

@@ -53,7 +53,9 @@ class Modality:
                 self.intercept
             )
             if reach < np.iinfo(np.int32).max:
+                # Exact like float64, in half of the memory.
                 return stored.astype(np.int32) * np.int32(self.slope) + np.int32(self.intercept)
+        # An overflow becomes an infinity here, and `narrow` refuses that with a reason.
         with np.errstate(over="ignore", invalid="ignore"):
             made = np.asarray(stored * np.float64(self.slope) + np.float64(self.intercept))
         # Slices without any signal may have a slope of 0, and lose nothing by it.
@@ -101,6 +103,7 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
         return Modality(
             slope[0], intercept[0], unit=unit_of(header, text(source, "RescaleType") or "HU")
         )
+    # Half a rescale is none: the standard requires both attributes (PS3.3 C.11.1).
     if value(source, "RescaleSlope") is None or value(source, "RescaleIntercept") is None:
         return Modality()
     raise FluoroError(
@@ -123,6 +126,7 @@ def is_signed(header: Dataset) -> bool:
 
 def may_be_negative(header: Dataset, frame: int) -> bool:
     """Whether modality values of this frame (0-based) may be negative (PS3.3 C.11.2.1.1)."""
+    # The output of a Modality LUT is unsigned (PS3.3 C.11.1.1.1).
     if item(header, "ModalityLUTSequence"):
         return False
     source, signed = macro(header, frame, MACRO), is_signed(header)

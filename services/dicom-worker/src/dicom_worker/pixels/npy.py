@@ -44,9 +44,11 @@ class NpyWriter:
         """Writes the frame of that number, 0-based. ValueError as for `append`."""
         if self.dtype is None:
             self.dtype, self.shape = frame.dtype, frame.shape
+            # The header needs the number of frames and the final dtype, so `close` writes it.
             self.path.write_bytes(bytes(HEADER_BYTES))
         if frame.shape != self.shape:
             raise ValueError(f"frame {at} has shape {frame.shape}, the first has {self.shape}")
+        # Integers fit into floats and not the other way: a later frame of integers becomes floats.
         if np.can_cast(self.dtype, frame.dtype) and frame.dtype != self.dtype:
             self._widen(frame.dtype)
         cells = np.ascontiguousarray(frame, self.dtype)
@@ -69,11 +71,13 @@ class NpyWriter:
                     "shape": (self.frames, *self.shape),
                 },
             )
+            # A longer header has just overwritten the first values.
             if file.tell() != HEADER_BYTES:
                 raise ValueError(
                     f"the header of {self.frames} frames has {file.tell()} bytes, "
                     f"not {HEADER_BYTES}"
                 )
+            # The file now stands right behind its header, so the digest is of the values alone.
             return hashlib.file_digest(file, "sha256").digest()
 
     def _widen(self, dtype: np.dtype[Any]) -> None:

@@ -14,6 +14,7 @@ from dicom_worker.blame import blame_file
 from dicom_worker.pixels.image import MAX_INT32, MAX_UINT16, Image
 from dicom_worker.reading import DicomFile
 
+# Sixteen groups of even number (PS3.5 7.6).
 GROUPS: Final = range(0x6000, 0x6020, 2)
 WHITE: Final = 255
 
@@ -71,6 +72,7 @@ def overlay_of(file: DicomFile, image: Image, group: int) -> Overlay:
     """The overlay of one group."""
     header = file.header
     with blame_file(Reason.DICOM_INVALID, "An overlay cannot be read."):
+        # The image's first pixel is 1, 1 (PS3.3 C.9.2).
         origin = attribute(header, group, 0x0050) or [1, 1]
         top, left = int(origin[0]) - 1, int(origin[1]) - 1
         frames = int(attribute(header, group, 0x0015) or 1)
@@ -103,6 +105,7 @@ def in_bits(
     swapped = not file.little_endian and element.vr == "OW"
 
     def plane(number: int) -> Mask:
+        # By words, because big endian swaps the bytes within each of them.
         first_word, first_bit = divmod(number * count, 16)
         words = -(-(first_bit + count) // 16)
         start = element.offset + 2 * first_word
@@ -120,6 +123,7 @@ def in_cells(file: DicomFile, image: Image, bit: int) -> Callable[[int], Mask]:
     """Planes in one bit of each pixel cell (retired since 2004, PS3.3 C.9.2.1.1)."""
     used = range(image.high_bit + 1 - image.bits_stored, image.high_bit + 1)
     is_grey = image.samples == 1 and not image.is_float and image.bits_allocated in (8, 16, 32)
+    # A bit of the stored values themselves would show anatomy as an overlay.
     if not is_grey or not 0 <= bit < image.bits_allocated or bit in used:
         raise invalid()
     pixels = file.pixels

@@ -61,6 +61,7 @@ class Screen:
         else:
             picture = eight_bits(values, image.bits_stored)
         if self.overlays:
+            # Pictures of colour may be the caller's own values, and nothing is drawn on those.
             picture = picture.copy()
             for overlay in self.overlays:
                 overlay.draw(picture, frame)

@@ -150,6 +150,8 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
         sha256=sha256,
         shape=(writer.frames, *writer.shape),
         dtype=writer.dtype.str if writer.dtype else "",
+        # Each frame may have a rescale of its own. Where units differ, none is true of the whole
+        # array.
         unit=units.pop() if len(units) == 1 else "1",
         minimum=writer.minimum,
         maximum=writer.maximum,
@@ -233,6 +235,7 @@ class Album(ExitStack):
             path.write_bytes(encoded(picture, wanted.format, wanted.quality))
             self.pictures.frames.append((frame, path))
         if frame in self._tiles:
+            # Tiles are made small at once, because they stay in memory until the last frame.
             self.pictures.tiles.append((frame, fitted(picture, wanted.tile_px)))
         if self._animation and wanted.moving and frame in self._moving:
             self._animation.add(fitted(picture, wanted.moving.longest_side))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dicom_worker.pixels.codecs import FrameSpec
 from dicom_worker.pixels.sandbox_child import read_message, write_message
 
+# SIGALRM is the child's own limit of time, see `sandbox_child.serve`.
 CRASHES: Final = frozenset(
     (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 )
@@ -48,6 +49,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # A child that cut the memory short would kill this process with SIGBUS at the next access.
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         os.ftruncate(self.descriptor, mmap.PAGESIZE)
         self.shared = mmap.mmap(self.descriptor, mmap.PAGESIZE)
@@ -78,11 +80,13 @@ class Memory:
     def _pixels(self, ticket: "Ticket") -> NDArray[Any] | None:
         assert isinstance(ticket.reply, dict)
         dtype, shape = np.dtype(ticket.reply["dtype"]), tuple(ticket.reply["shape"])
+        # Hostile bytes may have taken over the child, so its reply is checked like any input.
         if dtype.itemsize * prod(shape) > ticket.room:
             ticket.reply = FluoroError(
                 Reason.PIXELS_UNDECODABLE, "The decoder gave more pixels than it may."
             )
             return None
+        # A copy, because the next frame overwrites the shared memory.
         return np.frombuffer(self.shared, dtype, prod(shape), ticket.start).reshape(shape).copy()
 
 
@@ -164,11 +168,14 @@ class Sandbox:
     def _begin(self, request: dict[str, Any], data: bytes, room: int) -> Ticket:
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
         with self._turn:
+            # The child answers in order. The reply of the request before must be read first, or it
+            # would be taken for that of this one.
             self._settle()
             memory = self._free(start + room)
             memory.make_room(max(1, start + room))
             memory.shared[: len(data)] = data
             ticket = Ticket(memory, start, room)
+            # Weak, so that pixels that nobody waits for any more are dropped and not copied out.
             self._under_way = memory.holds = ref(ticket)
             self._send(
                 request
@@ -226,6 +233,8 @@ class Sandbox:
         if self._child is None:
             module = "dicom_worker.pixels.sandbox_child"
             memories = [memory.descriptor for memory in self._memories]
+            # Isolated (-I): no environment variable and no working folder can put another module in
+            # the way.
             command = [sys.executable, "-I", "-m", module, *map(str, memories)]
             # A session of its own, because signals to the worker's process group are not for it.
             # Nothing of our environment, because it needs no secrets.

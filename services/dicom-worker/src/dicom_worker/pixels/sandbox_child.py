@@ -45,9 +45,12 @@ def serve(requests: IO[bytes], replies: IO[bytes], memories: Sequence[int]) -> N
     mapped = [mmap.mmap(memory, 0) for memory in memories]
     while request := read_message(requests):
         number = request["memory"]
+        # The parent has enlarged this memory since it was mapped.
         if request["pixels_end"] > len(mapped[number]):
             mapped[number] = mmap.mmap(memories[number], 0)
         shared = mapped[number]
+        # Nothing handles SIGALRM: the kernel ends the process, even inside a codec that never
+        # returns.
         signal.alarm(limits.DECODER_TIME_LIMIT_SECONDS)
         try:
             with blame_file(Reason.PIXELS_UNDECODABLE, "The decoder refused the pixel data."):

@@ -25,6 +25,7 @@ def cell_values(cells: NDArray[Any], image: Image) -> NDArray[Any]:
             cells if cells.max() >> image.bits_stored == 0 else cells & (1 << image.bits_stored) - 1
         )
     container = cells.dtype.itemsize * 8
+    # Up, to drop the bits above High Bit, and down again, which fills in the sign of signed values.
     values = cells << (container - 1 - image.high_bit)
     values >>= container - image.bits_stored
     return values

@@ -32,6 +32,7 @@ def suv_of(header: Dataset, frame: int, stored: NDArray[Any], *, little_endian: 
     """
     if text(header, "Modality") != "PT":
         raise unavailable("Only PET images have standardized uptake values.")
+    # The mapping counts first: it needs no assumption about doses and times.
     for mapping in mappings(header, frame):
         if is_suv(mapping) and (mapped := linear_mapping(mapping, stored)):
             return mapped
@@ -81,12 +82,15 @@ def suv_factor(header: Dataset) -> float:
     """SUV per modality value. FluoroError CHOICE_UNAVAILABLE."""
     units = text(header, "Units")
     if units == "GML":
+        # GML without SUV Type is by body weight (PS3.3 C.8.9.1).
         if text(header, "SUVType") not in ("", "BW"):
             raise unavailable("The values are standardized by another measure than body weight.")
         return 1.0
     if units != "BQML":
         raise unavailable("SUV are computed of values in BQML, or taken in GML.")
     corrections = value(header, "CorrectedImage") or []
+    # Without both corrections the values are not activity at a known time, and the SUV would be off
+    # by an unknown factor.
     if not {"ATTN", "DECY"} <= set([corrections] if isinstance(corrections, str) else corrections):
         raise unavailable("The image is not corrected for attenuation and decay.")
     tracer = item(header, "RadiopharmaceuticalInformationSequence")
@@ -102,6 +106,7 @@ def suv_factor(header: Dataset) -> float:
         dose *= 0.5 ** (since_injection(header, tracer) / half_life)
     elif correction != "ADMIN":
         raise unavailable("Decay Correction is neither START nor ADMIN.")
+    # Patient's Weight is in kilograms, SUV in grams per millilitre.
     return weight * 1000 / dose
 
 
@@ -125,6 +130,8 @@ def since_injection(header: Dataset, tracer: Dataset) -> timedelta:
             injected = datetime.combine(started.date(), time)
     if injected.tzinfo:
         raise unavailable("The time of the injection has a time zone, and the series has none.")
+    # A time of injection without a date gets that of the series. For a scan past midnight it lies
+    # after the scan: a refusal is better than a guess by a day.
     if not timedelta(0) <= started - injected < timedelta(days=1):
         raise unavailable("The injection was not within a day before the scan.")
     return started - injected

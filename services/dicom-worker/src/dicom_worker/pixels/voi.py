@@ -66,6 +66,7 @@ def linear(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.fl
 
     Black up to center - 0.5 - (width - 1) / 2, white above center - 0.5 + (width - 1) / 2.
     """
+    # The formula would divide by 0. The standard makes it a step here.
     if width == 1:
         return np.where(x > center - 0.5, WHITE, 0.0)
     return np.clip(((x - (center - 0.5)) / (width - 1) + 0.5) * WHITE, 0, WHITE)
@@ -78,6 +79,7 @@ def linear_exact(x: NDArray[np.float64], center: float, width: float) -> NDArray
 
 def sigmoid(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
     """PS3.3 C.11.2.1.3.1."""
+    # exp overflows far below the window; what is divided by infinity is the black that is meant.
     return WHITE / (1 + np.exp(-4 * (x - center) / width))
 
 
@@ -124,6 +126,7 @@ def transform_of(
     if isinstance(chosen, Dataset):
         signed = may_be_negative(header, frame)
         return lut_of(chosen, little_endian=little_endian, signed=signed)
+    # Some writers put a width of 0 where they have no window.
     return chosen if chosen and chosen.is_valid() else None
 
 
@@ -175,6 +178,7 @@ def full_range(values: NDArray[Any], ignored: NDArray[np.bool_]) -> Window:
     """
     shown = values[~ignored & np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 0.0)
+    # The +1 makes the LINEAR formula reach black at `low` and white at `high`, no sooner.
     return Window((low + high + 1) / 2, high - low + 1)
 
 
@@ -189,6 +193,7 @@ def padding_mask(stored: NDArray[Any], header: Dataset) -> NDArray[np.bool_]:
         return np.zeros(stored.shape, np.bool_)
     signed = is_signed(header)
     ends = (padding, limit if isinstance(limit, int) else padding)
+    # The limit may lie on either side of the padding value (PS3.3 C.7.5.1.1.2).
     low, high = sorted(as_stored(end, signed=signed) for end in ends)
     return (stored >= low) & (stored <= high)
 

@@ -122,6 +122,7 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
     for frame in range(image.frames):
         find = macros(header, frame)
         orientation, spacing = orientation_of(find), spacing_of(find)
+        # Thousands of frames share a plane, and are compared by it, so each is made once.
         plane = known.get((*orientation, *spacing))
         if plane is None:
             row, column = axes(orientation)
@@ -196,6 +197,8 @@ def axes(orientation: tuple[float, ...]) -> tuple[Vector, Vector]:
     ):
         raise unusable("Image Orientation (Patient) is not two unit vectors at a right angle.")
     first = scaled(row, 1 / hypot(*row))
+    # Rounded cosines are not quite at a right angle. Taking the rest off the second axis makes the
+    # affine a rigid one.
     along = dot(first, column)
     second = tuple(each - along * axis for each, axis in zip(column, first, strict=True))
     return first, scaled(second, 1 / hypot(*second))
@@ -211,12 +214,14 @@ def spacing_of(find: Find) -> tuple[float, float]:
 
 def pitch_of(find: Find) -> float:
     """How far the next slice should be; 0 if the file does not say, or nonsense."""
+    # Slices may overlap or leave room between them, so their thickness is the second choice.
     return distance(find, "SpacingBetweenSlices") or distance(find, "SliceThickness")
 
 
 def distance(find: Find, keyword: str) -> float:
     """An attribute of the Pixel Measures in millimetres; 0 if it is absent, or nonsense."""
     found = decimals(find("PixelMeasuresSequence"), keyword)
+    # Some writers give the distance a sign, for the direction.
     return abs(found[0]) if found and NEAR_MM < abs(found[0]) < FAR_MM else 0
 
 
@@ -233,6 +238,7 @@ def mark_of(header: Dataset, source: Dataset, inside: str, outside: str) -> Mark
         return plain(header, outside)
     if inside:
         return plain(source, inside)
+    # The gradient lies one sequence deeper (MR Diffusion Macro, PS3.3 C.8.13.5.9).
     direction = item(source, "DiffusionGradientDirectionSequence")
     return plain(direction, outside) if direction is not None else ""
 

@@ -147,6 +147,7 @@ def parallel(slices: Sequence[Slice]) -> list[list[Slice]]:
     exact: dict[Plane, list[Slice]] = {}
     for each in slices:
         exact.setdefault(each.plane, []).append(each)
+    # Below, each is compared with every group: a hostile series would take quadratic time.
     if len(exact) > ORIENTATION_LIMIT:
         raise irregular(f"The slices have more than {ORIENTATION_LIMIT} directions or sizes.")
     groups: list[tuple[Plane, list[Slice]]] = []
@@ -188,9 +189,11 @@ def order_in_space(places: Sequence[Place]) -> list[int]:
     for number, (position, normal) in enumerate(places):
         near = (at for at, known in enumerate(normals) if is_near(normal, known))
         group = next(near, len(normals))
+        # Past the limit all share the last group, so that the search above stays short.
         if group == len(normals) < ORIENTATION_LIMIT:
             normals.append(normal)
         group = min(group, len(normals) - 1)
+        # Rounded to `SAME_PLACE_MM`, so that images of one place keep the order of their numbers.
         ranks.append((group, round(dot(normals[group], position), 2), number))
     return [number for *_, number in sorted(ranks)]
 
@@ -254,6 +257,7 @@ def volumes_of(stack: Sequence[Slice], unit: float = 0) -> Iterator[Volume]:
     names = list(MARKS)
     for phase in phases:
         volume = fitted(phase, unit)
+        # Where another phase has a slice and this one has none, one is missing, also at the ends.
         missing = max(volume.missing, len(places) - len(phase))
         told = {names[number]: phase[0].marks[number] for number in varying}
         if segment := phase[0].marks[SEGMENT]:
@@ -264,6 +268,7 @@ def volumes_of(stack: Sequence[Slice], unit: float = 0) -> Iterator[Volume]:
 def places_of(stack: Sequence[Slice]) -> list[list[Slice]]:
     """The slices of each place, in the order of the normal, and there of their numbers."""
     plane = stack[0].plane
+    # Pixels of microscopes are smaller than `SAME_PLACE_MM`, and so are their slices' distances.
     normal, near = plane.normal, min(SAME_PLACE_MM, 0.1 * min(plane.spacing))
     along = {id(each): dot(normal, each.position) for each in stack}
     places: list[list[Slice]] = []
@@ -315,6 +320,7 @@ def by_mark(group: Sequence[tuple[int, Slice]], mark: int) -> list[list[tuple[in
 
 def rank(value: Mark) -> tuple[Any, ...]:
     """Numbers before texts."""
+    # One slice may have a mark that another lacks, and Python does not compare text with numbers.
     return (1, value) if isinstance(value, str) else (0, *value)
 
 
@@ -332,6 +338,8 @@ def fitted(slices: Sequence[Slice], unit: float) -> Volume:
     points = np.array([each.position for each in slices])
     steps = np.diff(points @ normal)
     known = unit > 0
+    # A step over a missing slice is twice as long at least. The median of the short steps is the
+    # spacing, however many slices are missing.
     counts = np.rint(steps / (unit or float(np.median(steps[steps < 1.5 * steps.min()]))))
     # So many gaps mean that two slices lie close to each other rather than that others are missing.
     sparse = not known and counts.sum() > 2 * len(steps)
@@ -345,6 +353,7 @@ def fitted(slices: Sequence[Slice], unit: float) -> Volume:
     aside = np.linalg.norm(off - along[:, None] * normal, axis=1).max()
     uneven = sparse or np.abs(along).max() > UNEVEN * forward or aside > ASIDE * pixel
     sideways = float(np.linalg.norm(vector - forward * normal))
+    # Less than that over the whole stack is rounding of positions, and the step follows the normal.
     sheared = sideways * index[-1] > ASIDE * pixel
     step = vector if sheared else normal * forward
     return Volume(
