@@ -71,6 +71,7 @@ def arrays_of(
         narrowed = NARROWED.get(source.values, np.asarray)
         for frame, decoded in enumerate(decode_frames(source.file)):
             check()
+            # A frame of a series that was left out, in a file that other volumes need.
             if (place := places.get((file, frame))) is None:
                 continue
             number, at = place

@@ -47,6 +47,7 @@ class Target:
 def encode(target: Target, values: NDArray[Any], image: Image, quality: int) -> bytes:
     """A code stream of even length. CHOICE_UNAVAILABLE if there is none for such values."""
     assert target.encoder is not None
+    # Before the encoder starts, because a lack of memory must not pass for an impossible image.
     reserve(values, target.room)
     try:
         stream = target.encoder(np.ascontiguousarray(values), image, quality)
@@ -68,6 +69,7 @@ def jpeg_lossless(values: NDArray[Any], image: Image, _quality: int) -> bytes:
     cells = values
     if image.signed:
         whole = values.view(values.dtype.str.replace("i", "u"))
+        # The sign fills all bits above Bits Stored, and the code stream has no room for those.
         cells = whole & whole.dtype.type((1 << image.bits_stored) - 1)
     if image.bits_stored <= BYTE:
         cells = cells.astype(np.uint8)
@@ -121,6 +123,7 @@ def jpeg_baseline(values: NDArray[Any], image: Image, quality: int) -> bytes:
 
     if image.signed or values.dtype != np.uint8:
         raise impossible()
+    # 4:2:2 is what YBR_FULL_422 promises of the chroma (PS3.3 C.7.6.3.1.2).
     colour = {"colorspace": "rgb", "outcolorspace": "ycbcr", "subsampling": "422"}
     options: dict[str, Any] = colour if image.samples > 1 else {}
     return bytes(jpeg8_encode(values, level=quality, **options))

@@ -86,6 +86,8 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
         try:
             file = open_dicom(path, item.folder)
         except FluoroError as error:
+            # Folders of studies hold other files as well. A file that came alone is the one that
+            # was meant.
             if error.reason is not Reason.NOT_DICOM or len(item.parts) == 1:
                 raise
             others[error.reason, error.message] += 1
@@ -96,6 +98,7 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
         series = text(file.header, "SeriesInstanceUID")
         instance = text(file.header, "SOPInstanceUID")
         if known := versions.get(instance):
+            # By content: a shallow comparison trusts size and time.
             if filecmp.cmp(known[0], path, shallow=False):
                 found.repeated += 1
                 continue
@@ -108,6 +111,7 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
         try:
             add(found, number, path, file, file.image)
         except FluoroError as error:
+            # The limit is the item's: to leave this series out would not help the others.
             if error.reason is Reason.IMAGE_TOO_LARGE:
                 raise
             bad.setdefault(series, error)

@@ -31,10 +31,12 @@ def geometry(volume: Volume, array: Array, modality: str, thickness: float) -> d
         "shape": [array.writer.frames, *array.writer.shape],
         "dtype": array.writer.dtype.str,
         "unit": array.unit,
+        # The affine takes (column, row, slice); the array has them the other way round.
         "spacing_mm": sides[::-1].tolist(),
         "origin_mm": affine[:3, 3].tolist(),
         "direction": directions[:, ::-1].tolist(),
         "affine_lps": affine.tolist(),
+        # Adding 0 makes 0 of -0, which JSON would show.
         "affine_ras": (ras(affine) + 0.0).tolist(),
         "shear_degrees": volume.shear_degrees,
         "phase": told(volume.phase),

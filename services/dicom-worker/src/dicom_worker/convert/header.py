@@ -36,6 +36,7 @@ def tidy(file: DicomFile) -> None:
         swap(header)
     for keyword in OFFSET_TABLES:
         header.pop(keyword, None)
+    # What was lost stays lost in every later encoding (PS3.3 C.7.6.1.1.5).
     if file.transfer_syntax in LOSSY_BY_NATURE and text(header, "LossyImageCompression") != "01":
         header.LossyImageCompression = "01"
         header.LossyImageCompressionMethod = "ISO_10918_1"
@@ -59,6 +60,7 @@ def derive(header: Dataset, target: Target, quality: int, ratio: float) -> None:
     made = uuid5(NAMESPACE_OID, f"{source} {target.syntax} {quality}")
     header.SOPInstanceUID = f"2.25.{made.int}"
     kind = list(value(header, "ImageType") or ["ORIGINAL", "PRIMARY"])
+    # Value 1 says whether the pixels are those of the acquisition (PS3.3 C.7.6.1.1.2).
     header.ImageType = ["DERIVED", *kind[1:]]
     reference = Dataset()
     reference.ReferencedSOPClassUID = text(header, "SOPClassUID")

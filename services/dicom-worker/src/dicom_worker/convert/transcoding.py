@@ -57,6 +57,7 @@ def instances(item: StepItem, request: ConvertDicom, check: Check) -> ConvertDic
         made = transcode(file, path, written, target, request.dicom.lossy_quality, check)
         name = item.put("instance", ".dcm", "instance", "application/dicom", written, key)
         written.unlink()
+        # An item may be a whole study: its files are on disk one after the other.
         path.unlink(missing_ok=True)
         result.instances.append(
             ConvertedInstance(
@@ -95,6 +96,8 @@ def transcode(
     ratio = write(file, image, written, target, quality, before, check)
     again = open_dicom(written, written.parent)
     after = certificates(again, check)
+    # Some encoders take depths and signs that they do not know, and write other values without a
+    # word.
     if not target.method and [each.sha256 for each in after] != [each.sha256 for each in before]:
         raise impossible()
     return Transcoded(text(again.header, "SOPInstanceUID"), ratio, after)

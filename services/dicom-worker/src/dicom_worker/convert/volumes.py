@@ -42,13 +42,17 @@ def volumes(item: StepItem, request: ConvertDicom, check: Callable[[], None]) ->
         try:
             arrays = arrays_of(group, found.sources, folder, check)
         except FluoroError as error:
+            # To leave the series out would be final, and another attempt may make it.
             if error.may_retry:
                 raise
             count = sum(len(volume.slices) for volume in group)
             left.append(Left(series, count, error.reason, error.message))
             arrays = []
+        # There are no arrays if the series failed; its keys stay unused, so that those of others do
+        # not depend on it.
         for key, volume, array in zip(own, group, arrays, strict=False):
             result.volumes.append(keep(item, key, volume, array, found, request, check))
+        # Before the next series, so that the disk holds the arrays of one.
         rmtree(folder)
     if not result.volumes:
         nothing(item, left)

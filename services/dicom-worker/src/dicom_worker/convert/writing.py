@@ -106,6 +106,7 @@ def write_encapsulated(target: BinaryIO, frames: Iterable[bytes], count: int) ->
         size += len(frame)
     target.write(item(SEQUENCE_END, 0))
     end = target.tell()
+    # Offsets have 32 bits (PS3.5 A.4), and only after the last frame are they known.
     if offsets[-1] > MAX_OFFSET:
         raise FluoroError(Reason.IMAGE_TOO_LARGE, "The encoded frames have more than 4 GiB.")
     target.seek(place)
@@ -128,6 +129,7 @@ def behind(file: DicomFile) -> Dataset:
         raise too_large()
     with file.path.open("rb") as stream:
         stream.seek(start)
+        # Some writers pad files with zeros, which pydicom would take for elements.
         if not stream.read(size).strip(b"\0"):
             return Dataset()
         stream.seek(start)

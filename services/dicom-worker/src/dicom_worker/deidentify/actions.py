@@ -147,8 +147,11 @@ class Cleaner:
             if number in CREATORS:
                 creators[element.tag] = element
                 continue
+            # The high byte of an element's number is the number of its block's creator (PS3.5
+            # 7.8.1).
             creator = creators.get(element.tag & 0xFFFF0000 | number >> 8)
             if creator and self._is_safe(element, creator):
+                # A creator stays only with what it reserves: its name is free text, too.
                 kept[creator.tag] = creator
                 kept[element.tag] = element
                 self._note(PRIVATE, place, "X", "K")
@@ -234,6 +237,7 @@ class Cleaner:
         if element.items is not None:
             return self._changed(element, "K", place)
         if element.fragments is not None or element.tag in PIXEL_TAGS:
+            # Pixels in a sequence are an icon, a small copy of the frame, and no mask reaches them.
             if place.parent:
                 self._note(element.tag, place, "", "X")
                 return None
@@ -258,6 +262,7 @@ class Cleaner:
         vr = kind(element)
         if names_a_kind(element.tag):
             return "K"
+        # The table is of one edition. A name that it does not list is a name all the same.
         if vr == "PN":
             return "D"
         if vr == "UI":
@@ -338,6 +343,7 @@ class Cleaner:
             element, encodings = kept.element, kept.encodings
             text = self.values.text(element, encodings)
             if kept.clean and text.strip(" \0"):
+                # Not empty: the attribute may be of type 1, which has to have a value.
                 text = cleaned(text, search.is_word) or REMOVED
                 element.value = encoded(text, encodings)
             values = text.split("\\") if element.vr in MULTIPLE else [text]

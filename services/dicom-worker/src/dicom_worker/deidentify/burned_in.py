@@ -160,6 +160,7 @@ def plan(file: DicomFile, search: Search) -> Plan:
             film.add(frame.values, seen[original].outlines[len(before) :])
             known[original] = len(film.known)
         whole.frames.append(seen[original])
+    # Some frame was searched before all texts of the film were known.
     if len(film.known) > min(known.values()):
         look_back(file, whole, film, known, search)
     return whole
@@ -200,6 +201,7 @@ def plan_frame(
     by_rule = False
     if fixed is not None:
         masked = cover(file, values, fixed)
+        # Where the strip was black already, nothing was masked, and the report says so.
         by_rule = not np.array_equal(masked, values)
         hidden = fixed if by_rule else None
     if outlines:
@@ -212,6 +214,7 @@ def plan_frame(
             pixels = 0 if hidden is None else int(hidden.sum())
             return FramePlan(digest(masked), tuple(outlines), by_rule, len(found), pixels)
         outlines += confirmed
+        # Each round adds to the mask, so its share of the frame is judged in each.
         refuse_large(confirmed, outlines, values.shape)
         hidden = mask_of(outlines, fixed, values.shape)
         masked = cover(file, values, hidden)
@@ -260,6 +263,8 @@ def grown(outline: NDArray[np.float32]) -> NDArray[np.float32]:
     """The outline of a text with a margin, and more at the ends of its line."""
     centre, (width, height), angle = cv2.minAreaRect(outline)
     short = min(width, height)
+    # Both sides, and two pixels at least: a share of small letters would not cover their soft
+    # edges.
     margin = ends = 2 * max(2.0, MARGIN * short)
     if max(width, height) > LINE * short:
         ends = 2 * ENDS * short
@@ -270,6 +275,7 @@ def grown(outline: NDArray[np.float32]) -> NDArray[np.float32]:
 def cover(file: DicomFile, values: NDArray[Any], mask: Mask) -> NDArray[Any]:
     """A copy of stored values with the darkest one of the frame under the mask; black in colour."""
     covered = values.copy()
+    # 0 is a grey in the middle of signed values, and white in MONOCHROME1.
     covered[mask] = 0 if values.ndim > 2 else values.flat[darkest(file, values)]  # noqa: PLR2004 - rows, columns
     return covered
 
@@ -281,6 +287,7 @@ def darkest(file: DicomFile, values: NDArray[Any]) -> int:
         palette = palette_of(file.header, little_endian=file.little_endian)
         return int(apply_palette(values, palette).sum(axis=-1, dtype=np.int64).argmin())
     if file.image.photometric == "MONOCHROME1":
+        # In MONOCHROME1 the largest value is black (PS3.3 C.7.6.3.1.2).
         return int(np.nanargmax(values))
     return int(np.nanargmin(values))
 
@@ -371,6 +378,7 @@ def prove_pixels(target: Path, planned: Plan | None, search: Search) -> None:
         search.check()
         if digest(frame.values) == planned.frames[index].digest:
             continue
+        # Lossy frames come back with other values, and masks may have edges that read as letters.
         if any(region.confirmed for region in search.frame(file, index, frame.values)):
             raise FluoroError(
                 Reason.IDENTIFIERS_LEFT, "Text is still to be read in the pixels that were written."

@@ -71,6 +71,7 @@ def strip_jpeg(frame: bytes) -> tuple[bytes, Removed]:
     kept.append(b"\xff\xd9")
     if frame[start:].strip(b"\0\xff"):
         removed["after the image"] += 1
+    # What follows the end is dropped: decoders never look at it, and it may be a whole second file.
     return even(b"".join(kept)), removed
 
 
@@ -109,6 +110,7 @@ def jpeg_marker(frame: bytes, position: int) -> tuple[int, int]:
 def needed_segment(marker: int, body: bytes) -> bytes | None:
     """What of a segment decoders go by; None if nothing."""
     if marker == APP0 and body[:5] == b"JFIF\0" and len(body) >= JFIF_BYTES:
+        # Width and height of the thumbnail become 0: it is a picture of the frame without any mask.
         return body[:12] + b"\0\0"
     if marker == APP14 and body[:5] == b"Adobe" and len(body) >= ADOBE_BYTES:
         return body[:ADOBE_BYTES]
@@ -214,6 +216,7 @@ def state_lengths(kept: list[bytes], lengths: list[TilePart]) -> int:
         written = []
     for number, at in enumerate(tables):
         kept[at] = written[number] if written else b""
+    # An empty part among `kept` leaves nothing in the code stream.
     return len(tables) - len(written)
 
 
@@ -260,6 +263,7 @@ def keep_tile_part(
         position += size
     part = b"".join(header) + frame[position:end]
     if length:
+        # Psot counts the removed segments, and decoders find the next tile-part by it.
         part = part[:6] + len(part).to_bytes(4, "big") + part[10:]
     kept.append(part)
     return end
@@ -293,6 +297,7 @@ def strip_rle(
         clean, over = unpacked_to(segment, plane, tables[number % len(tables)])
         removed["unused bits"] |= not over and clean != segment[: len(clean)]
         removed["after the image"] |= over or any(segment[len(clean) :])
+        # Segments shrink, so each offset is written anew.
         kept[4 * number + 4 : 4 * number + 8] = len(kept).to_bytes(4, "little")
         kept += even(clean)
     removed["RLE header"] |= any(frame[4 * count + 4 : RLE_HEADER_BYTES])
@@ -315,6 +320,7 @@ def unpacked_to(segment: bytes, plane: int, table: bytes | None) -> tuple[bytes,
         length, stored = (head + 1, head + 1) if head < 128 else (257 - head, 1)  # noqa: PLR2004
         if over := length > plane - done:
             length = plane - done
+            # PackBits has no run of one byte: what is cut down to one becomes a literal.
             literal = stored > 1 or length == 1
             stored = length if literal else 1
             clean[position - 1] = length - 1 if literal else 257 - length

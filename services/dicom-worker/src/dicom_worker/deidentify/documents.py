@@ -59,6 +59,7 @@ def replace_document(elements: list[Element], sop_class: str, *, little_endian: 
             document = EMPTY[sop_class]
             elements[number] = Element(DOCUMENT, "OB", document + b"\0" * (len(document) % 2))
         elif element.tag == DOCUMENT_LENGTH:
+            # Without the padding: that is what this attribute is for.
             length = len(EMPTY[sop_class])
             elements[number] = Element(
                 DOCUMENT_LENGTH,

@@ -102,6 +102,7 @@ class Reader:
         """The elements up to `end`, or up to the delimiter of their item; the position after."""
         data = self.data
         if end - position >= 6:  # noqa: PLR2004 - bytes of a tag and a VR
+            # The guess of `structure.Walk` and of pydicom: all three must see the same elements.
             explicit = is_vr(data[position + 4 : position + 6])
         unpack = (LITTLE if self.little_endian else BIG).unpack_from
         found: list[Element] = []
@@ -116,6 +117,8 @@ class Reader:
             if group == ITEM_GROUP:
                 return self._end(found, tag, position, delimited=delimited)
             after = position + HEADER_BYTES + length
+            # The way of most elements. Without calls to other methods it takes a fraction of the
+            # time.
             if explicit and letters in SHORT_VRS and after <= end:
                 self._count()
                 self._hold(length)
@@ -168,6 +171,7 @@ class Reader:
         if vr == "SQ" or (vr == "UN" and explicit and vr_of(tag) == "SQ"):
             items, _ = self._items(position, after, explicit and vr != "UN", depth)
             return Element(tag, "SQ", items=items), after
+        # Only at the top, because a sequence is written from memory as a whole.
         if depth == 0 and length > IN_MEMORY_BYTES:
             return Element(tag, vr, Span(position, length)), after
         self._hold(length)
@@ -261,6 +265,7 @@ class Writer:
     def encoded(self, elements: Sequence[Element]) -> bytes:
         """The elements, without fragments among them, in the order of their tags."""
         out: list[bytes] = []
+        # Readers count on ascending tags (PS3.5 7.1), and replaced elements come last.
         for element in sorted(elements, key=TAG):
             value = self.value(element)
             out += (self.header(element.tag, element.vr, len(value)), value)

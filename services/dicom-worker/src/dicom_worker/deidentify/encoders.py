@@ -41,6 +41,8 @@ def encode(values: NDArray[Any], syntax: str, image: Image, precision: int) -> b
     fits = image.photometric in PLAIN or (encoder is j2k and image.photometric == "YBR_RCT")
     if encoder is None or not fits:
         return None
+    # Before the encoder starts, because a lack of memory must not pass for a frame that it cannot
+    # encode.
     reserve(values, ROOMS.get(encoder, ROOM))
     try:
         stream = encoder(np.ascontiguousarray(values), image, precision)

@@ -38,6 +38,7 @@ class Film:
 
     def add(self, values: NDArray[Any], outlines: tuple[Outline, ...]) -> None:
         """Remembers the texts of a frame, as many as there is room for."""
+        # Every frame is compared with all known texts, so their number bounds time and memory.
         room = MAX_KNOWN - len(self.known)
         self.known += [Known(outline, strokes(values, outline)) for outline in outlines[:room]]
 
@@ -56,6 +57,7 @@ def strokes(values: NDArray[Any], outline: Outline) -> NDArray[np.float32]:
     grey = part if part.ndim == 2 else part.mean(axis=-1)  # noqa: PLR2004 - rows, columns
     height = float(min(cv2.minAreaRect(outline)[1]))
     fine = grey - cv2.GaussianBlur(grey, (0, 0), max(1.0, height / 2))
+    # A text that fills the frame is known by fewer pixels just as well.
     step = max(1, int(np.ceil(np.sqrt(fine.size / MAX_PIXELS))))
     return np.ascontiguousarray(fine[::step, ::step])
 

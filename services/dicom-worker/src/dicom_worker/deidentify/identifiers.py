@@ -106,6 +106,7 @@ class Identifiers:
     def add_name(self, name: str) -> None:
         """A person name, in all its groups and components (PS3.5 6.2.1)."""
         low = normal(name)
+        # Bytes are searched as they are, without `normal`, so both spellings count.
         for word in {*WORD.findall(low), *WORD.findall(name.casefold())}:
             self._add(self.words, word, MIN_DIGITS if word.isdigit() else MIN_WORD_BYTES)
             self.words.update(each for each in plainer(word) if len(each) >= MIN_WORD_BYTES)
@@ -128,6 +129,7 @@ class Identifiers:
                 digits = plain.isdigit()
                 self._add(kind, plain, MIN_DIGITS if digits else MIN_HEADER_BYTES)
                 if kind is self.ids and not digits:
+                    # People write the number of an ID without its prefix.
                     self.ids.update(LONG_NUMBER.findall(plain))
                     if is_code(compact := squeezed(plain)):
                         self.ids.add(compact)
@@ -157,6 +159,7 @@ class Identifiers:
         dates = self.dates - self.written - self.allowed
         words = self.words - self.written
         texts = (self.phrases | self.ids) - self.written - self.allowed
+        # Each is searched for in all bytes, so a hostile header could ask for hours.
         if len(words | texts) > MAX_SEARCHED:
             raise FluoroError(
                 Reason.IMAGE_TOO_LARGE,
@@ -230,6 +233,7 @@ class Search:
             return True
         if any(between(low, each) for each in (*self.exact, *(self.weak if free else ()))):
             return True
+        # Everything from here on has digits, and most texts have none.
         if not any(character.isdigit() for character in low):
             return False
         compact = squeezed(low) if self.codes else ""
@@ -293,9 +297,11 @@ def forms(text: str, encodings: Sequence[str]) -> Iterator[bytes]:
     if text.isascii():
         raw = text.encode()
         yield raw
+        # Without the last zero, the same bytes are found in UTF-16 of both byte orders.
         yield text.encode("utf-16-le")[:-1]
         return
     for encoding in dict.fromkeys(("utf-8", "utf-16-le", "utf-16-be", *encodings)):
+        # bytes.lower() changes ASCII alone, so other letters are sought in each case.
         for each in {text, text.upper(), text.title()}:
             try:
                 yield each.encode(encoding)
@@ -334,6 +340,7 @@ def uids_in(text: str) -> Iterator[str]:
     """Every UID that a text may hold: runs of digits and dots, and what they start with."""
     for found in UID_LIKE.findall(text):
         components = found.strip(".").split(".")
+        # Writers make UIDs of others by adding numbers: the start still tells.
         for count in range(2, len(components) + 1):
             yield ".".join(components[:count])
 
@@ -365,6 +372,7 @@ def plainer(word: str) -> Iterator[str]:
         return
     bare = "".join(each for each in unicodedata.normalize("NFD", word) if each.isascii())
     for each in (bare, word.translate(UMLAUTS)):
+        # Of another script only a letter or two would be left, which are found everywhere.
         if each.isascii() and len(each) >= len(word):
             yield each
 
@@ -381,6 +389,7 @@ def joined(name: str) -> Iterator[str]:
 def phone(text: str) -> str:
     """The last seven digits of a telephone number; "" if it is none."""
     digits = re.sub(r"[\s().+/-]", "", text)
+    # Country and area codes are written in many ways, or left out.
     return digits[-7:] if digits.isdigit() and len(digits) >= MIN_NUMBER_BYTES else ""
 
 

@@ -110,6 +110,8 @@ def deidentify(
         stated += masked.changed if masked else ()
         kept = [each for each in kept if each.tag not in {new.tag for new in stated}] + stated
         sought = identifiers.search()
+        # Only now is every identifier known: an early text may hold a name that a late attribute
+        # told.
         cleaner.sweep(sought)
         removed = write(
             original.stream,
@@ -120,6 +122,7 @@ def deidentify(
             check,
             original.header.draws_overlays(),
         )
+    # The file as it lies on disk, because a fault of the writer would not show in memory.
     prove(read_back(target, original.encoding, sought, check))
     prove_pixels(target, pixels, search)
     now = Header(kept, little_endian=original.encoding.little_endian)
@@ -165,6 +168,7 @@ def opened(stack: ExitStack, source: Path, target: Path, masked: Masked | None) 
     size = os.fstat(stream.fileno()).st_size
     syntax, start = find_data_set(stream, size) if not masked else (masked.syntax, masked.start)
     encoding = Encoding(syntax, *ENCODINGS.get(syntax, EXPLICIT_LITTLE_ENDIAN))
+    # A copy with masks is inflated already.
     if syntax == DEFLATED and not masked:
         inflated = target.with_suffix(".inflated")
         inflate(source, start, inflated)
@@ -208,6 +212,8 @@ def clean_pixels(
     if file.image is None:
         return options.without_pixels, None, None, search
     with ExitStack() as stack:
+        # The header is cleaned twice. This time only for its identifiers, which the recogniser may
+        # misread in the pixels.
         cleaner, _ = clean_header(opened(stack, source, target, None), key, options)
     search = Search(check, cleaner.values.identifiers.search().misread())
     planned = plan(file, search)
@@ -250,6 +256,8 @@ def who(header: Header) -> str:
 
     Without those each study is a patient of its own.
     """
+    # The same number of two issuers is two patients. NUL is in no value, so parts cannot run into
+    # each other.
     if number := header.text(PATIENT_ID):
         return f"id\0{header.text(ISSUER)}\0{number}".casefold()
     if name := header.text(PATIENT_NAME).strip("^= "):

@@ -74,5 +74,6 @@ def ultrasound_regions(header: Dataset, image: Image) -> list[Box]:
         left, top, right, bottom = edges
         if not (0 <= left < right <= image.columns and 0 <= top < bottom <= image.rows):
             return []
+        # The region's last pixels belong to it (PS3.3 C.8.5.5); slices end one past them.
         boxes.append((left, top, right + 1, bottom + 1))
     return boxes

@@ -86,6 +86,7 @@ def patch(file: DicomFile, image: Image, planned: Plan, path: Path, check: Check
     raw = np.memmap(path, np.uint8, "r+", file.pixels.offset, (file.pixels.length,))
     for index, frame in enumerate(uncertified_frames(file)):
         check()
+        # Frames without a mask keep every byte, also where they were encoded with loss.
         if not planned.frames[index].touched:
             continue
         start = index * size
@@ -122,6 +123,7 @@ def assemble(file: DicomFile, path: Path, write: Callable[[BinaryIO], None]) -> 
     with file.path.open("rb") as source, path.open("wb") as target:
         target.write(source.read(file.pixels.start))
         write(target)
+        # Past the sequence delimiter, of 8 bytes, which `write` has written itself if need be.
         source.seek(last.offset + last.length + 8)
         shutil.copyfileobj(source, target)
 
@@ -152,6 +154,7 @@ def gives(stream: bytes, values: NDArray[Any], syntax: str, image: Image) -> boo
     try:
         again = compressed_frame(stream, syntax, image, CODECS[syntax]).values
     except FluoroError as error:
+        # A child that was killed says nothing about the code stream.
         if error.reason is not Reason.PIXELS_UNDECODABLE:
             raise
         return False
@@ -163,6 +166,8 @@ def write_native(
 ) -> None:
     """All frames, decoded, as native pixel data."""
     size = image.frames * image.decoded_frame_bytes
+    # In explicit VR, cells of more than 8 bits are OW (PS3.5 A.2). The size fits 32 bits, see
+    # `limits.ARRAY_LIMIT_BYTES`.
     vr = b"OW" if image.bits_allocated > 8 else b"OB"  # noqa: PLR2004 - bits of a byte
     target.write(b"\xe0\x7f\x10\x00" + vr + b"\0\0" + (size + size % 2).to_bytes(4, "little"))
     target.writelines(

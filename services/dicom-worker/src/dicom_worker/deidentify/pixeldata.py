@@ -71,6 +71,7 @@ def copy_native(
     removed: Removed = Counter()
     span = element.value
     length = length_of(element)
+    # The padding to an even length is no hiding place; more than that may be.
     if size is not None and size + size % 2 < length:
         length = size + size % 2
         removed["after the image"] += 1
@@ -141,10 +142,12 @@ def copy_frames(
         source, [Fragment(each.offset, each.length) for each in fragments], frames
     )
     total = sum(each.length + 8 for each in fragments)
+    # Offsets have 32 bits. Without them the table is empty, which PS3.5 A.4 allows.
     offsets: list[int] | None = [] if len(groups) > 1 and total <= MAX_OFFSET else None
     target.write(b"\xe0\x7f\x10\x00OB\0\0" + UNDEFINED.to_bytes(4, "little"))
     table = target.tell()
     target.write(item(ITEM, 0 if offsets is None else 4 * len(groups)))
+    # Zeros for now: frames shrink as they are stripped.
     target.write(bytes(0 if offsets is None else 4 * len(groups)))
     start = target.tell()
     removed: Removed = Counter()

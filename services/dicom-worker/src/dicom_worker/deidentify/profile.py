@@ -144,6 +144,8 @@ class Policy:
         for name in DATE_OPTIONS:
             if name in said:
                 return Action(said[name], row.basic, basic)
+        # Keeping wins over cleaning: both were asked for, and cleaning would undo what was to be
+        # kept.
         for code in ("K", "C"):
             if code in said.values():
                 return Action(code, row.basic, basic)

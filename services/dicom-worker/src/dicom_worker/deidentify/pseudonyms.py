@@ -84,6 +84,7 @@ def read_key(folder: Path | None, project: str) -> Key:
         raise missing(project, "FLUORO_DEIDENTIFY_KEYS_FOLDER is not set.")
     try:
         with (folder / project).open("rb") as stream:
+            # One byte more than allowed tells a longer file, of any size.
             secret = stream.read(MAX_KEY_BYTES + 1)
     except FileNotFoundError:
         raise missing(project, "It has no file in FLUORO_DEIDENTIFY_KEYS_FOLDER.") from None
@@ -91,6 +92,7 @@ def read_key(folder: Path | None, project: str) -> Key:
         raise missing(project, "Its file cannot be read.") from None
     if len(secret) > MAX_KEY_BYTES:
         raise missing(project, f"Its file has more than {MAX_KEY_BYTES} bytes.")
+    # Editors end a file with a line break. With it, the same key would make other pseudonyms.
     secret = secret.strip()
     if len(secret) < MIN_KEY_BYTES:
         raise missing(project, f"Its file has less than {MIN_KEY_BYTES} bytes.")
@@ -114,6 +116,7 @@ def shifted(value: str, shift: timedelta) -> str | None:
     # What follows may be a time, and no text.
     if tail.strip(TIME_CHARACTERS):
         return None
+    # On Linux, %Y does not pad years before 1000.
     return f"{day + shift:%Y%m%d}{tail}".rjust(8 + len(tail), "0")
 
 

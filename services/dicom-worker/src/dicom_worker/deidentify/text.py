@@ -37,8 +37,10 @@ def encodings_of(character_set: str) -> tuple[str, ...]:
 
 def decoded(value: bytes, vr: str, encodings: Sequence[str]) -> str:
     """A string value as text, padding included. Bytes that do not fit become replacement marks."""
+    # ISO 2022 writes other scripts in ASCII bytes, behind an escape.
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii")
+    # Specific Character Set does not apply to it (PS3.5 6.1.2.3), and Latin-1 loses no byte.
     if vr not in TEXT_VRS:
         return value.decode("latin-1")
     delimiters = PN_DELIMS if vr == "PN" else TEXT_VR_DELIMS

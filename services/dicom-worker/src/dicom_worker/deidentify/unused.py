@@ -28,6 +28,7 @@ class Unused:
 
     def clear(self, data: bytes) -> bytes:
         """The cells with nothing but their values. The same object if that is what they were."""
+        # The padding at the end of the pixel data may be less than a cell.
         size = len(data) // np.dtype(self.cell).itemsize * np.dtype(self.cell).itemsize
         cells = np.frombuffer(data[:size], self.cell)
         kind = cells.dtype.type

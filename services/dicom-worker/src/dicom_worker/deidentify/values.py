@@ -81,6 +81,7 @@ class Values:
         for value in self.raw(element).decode("latin-1").split("\\"):
             plain = value.strip(" \0")
             new = shifted(plain, self.patient.shift) if plain else ""
+            # One date that cannot be moved would tell how far its neighbours were.
             if new is None:
                 return None
             self.identifiers.written.add(new[:8])

@@ -93,6 +93,7 @@ def write_data_set(
         if element.fragments is None and not isinstance(element.value, Span) and not pixels:
             small.append(element)
             continue
+        # Small elements so far come first: tags ascend (PS3.5 7.1).
         target.write(writer.encoded(small))
         small.clear()
         cells = None
@@ -128,6 +129,7 @@ def file_meta(header: Header, syntax: str) -> bytes:
         ]
     )
     length = Element(0x00020000, "UL", len(group).to_bytes(4, "little"))
+    # Zeros, because the preamble of the original may hold anything, even another file.
     return bytes(PREFIX_OFFSET) + PREFIX + writer.encoded([length]) + group
 
 
@@ -150,6 +152,7 @@ def deflate(plain: Path, target: Path, meta: bytes) -> None:
         while chunk := source.read(CHUNK_BYTES):
             size += stream.write(packer.compress(chunk))
         size += stream.write(packer.flush())
+        # A deflated data set is padded to an even length (PS3.5 A.5).
         stream.write(b"\0" * (size % 2))
 
 

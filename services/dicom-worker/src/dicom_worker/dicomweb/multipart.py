@@ -80,6 +80,7 @@ class _Reader:
     def skip_through(self, mark: bytes, otherwise: FluoroError, ended: FluoroError) -> None:
         """Drops what stands before a mark, and the mark. Raises `otherwise` if it is far away."""
         while (at := self.buffer.find(mark)) < 0:
+            # A hostile server may never send the mark, and everything before it lies in memory.
             if len(self.buffer) > MAX_HEAD_BYTES:
                 raise otherwise
             if not self.more():

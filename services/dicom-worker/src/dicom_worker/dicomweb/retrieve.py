@@ -40,6 +40,7 @@ def retrieve(server: Server, place: Place, target: Path, most_bytes: int) -> int
         for piece in content(server, answer):
             size += len(piece)
             if size > most_bytes:
+                # What is left of the answer would be read as the answer to the next request.
                 server.close()
                 raise too_large(most_bytes)
             file.write(piece)
@@ -65,6 +66,7 @@ def identity(file: Path) -> tuple[str, set[str]]:
             for element in walk.elements(start, FIRST_GROUP):
                 if element.tag == SOP_INSTANCE:
                     stream.seek(element.offset)
+                    # The length is the server's word, and may be gigabytes.
                     value = stream.read(min(element.length or 0, 2 * MAX_UID))
                     found.add(value.decode("latin-1").strip(" \0"))
     return syntax, found
@@ -81,6 +83,7 @@ def content(server: Server, answer: Answer) -> Iterator[bytes]:
     kind, boundary = media_type(answer.header("Content-Type"))
     if kind == "multipart/related":
         yield from only_part(read, boundary)
+    # Without a length or chunks, a file that breaks off looks like one that ends.
     elif kind == "application/dicom" and answer.is_delimited:
         while piece := read(PIECE_BYTES):
             yield piece

@@ -128,12 +128,14 @@ def matches(
             raise invalid("it is no list of matches")
         before = len(seen)
         for match in page:
+            # What is stored while pages are asked for shifts the matches, so some come twice.
             if (found := uid(match, key)) in seen:
                 continue
             seen.add(found)
             if len(seen) > most:
                 raise too_many()
             yield match
+        # Not PAGE: a server that gives fewer than asked for would have the next ones skipped.
         offset += len(page)
         if len(seen) == before:
             return

@@ -84,6 +84,8 @@ class Server:
             was_kept = self._line is not None and self._line is kept
             in_time = time.monotonic() - began < self._settings.answer_seconds
             self.close()
+            # A new connection that ends at once is a refusal. A POST may have been carried out, so
+            # only a GET is asked again.
             ended = was_kept and in_time and isinstance(error.__cause__, ConnectionError)
             if ended and method == "GET":
                 # The server may have ended it while the request was on its way (RFC 9112, 9.3.1).
@@ -92,6 +94,7 @@ class Server:
         if may_pass(answer.status) and answer.status not in tells:
             self.close()
             raise unavailable(f"it answered {answer.status}")
+        # Limits count the bytes that come. Unpacked, they may be a thousand times as many.
         if answer.header("Content-Encoding").lower() not in {"", "identity"}:
             self.close()
             raise invalid("it is compressed, which it was not asked for")
@@ -123,6 +126,7 @@ class Server:
             raise invalid("it is not JSON")
         try:
             return json.loads(data)
+        # json recurses, so nothing but brackets can exhaust the stack.
         except (ValueError, RecursionError) as error:
             raise invalid("it is no JSON that can be read") from error
 
@@ -143,6 +147,7 @@ class Server:
     def close(self) -> None:
         """Ends the connection. Another request makes a new one."""
         if self._line is not None:
+            # The other side may have closed it first.
             with suppress(OSError):
                 self._line.close()
         self._line = None

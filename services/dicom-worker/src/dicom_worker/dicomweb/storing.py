@@ -76,6 +76,7 @@ def store(
     answer = server.ask("POST", "/studies", headers, body, tells=TO_HALVE)
     if answer.status in TO_HALVE and len(batch) > 1:
         server.close()
+        # One instance may be what the server fails on. Halves find it, and the others are stored.
         half = len(batch) // 2
         yield from store(server, batch[:half])
         yield from store(server, batch[half:])

@@ -28,7 +28,7 @@ def tile_slide(request: TileSlide, context: StepContext) -> TileSlideResult:
             except NoSlideError as error:
                 item.skip(Reason.NO_APPLICABLE_INPUT, f"{error}.")
                 continue
-            # 0 is a choice, of all tiles, and not the absence of one.
+            # 0 is a choice: every tile with some tissue.
             least = request.min_tissue if request.HasField("min_tissue") else MIN_TISSUE
             with ThreadPoolExecutor(THREADS) as pool:
                 tiling = Tiling(slide, request.tile_size or TILE_SIZE, least, pool, context.check)

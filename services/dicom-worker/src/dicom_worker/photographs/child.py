@@ -36,6 +36,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], NDArray[Any] | None
     except Exception:  # noqa: BLE001 - its text may quote the file
         kept.clear()
         raise RefusedError(Refusal.DECODER) from None
+    # Nobody asks for more, and the child outlives the file.
     if index == kept[path].found.frames - 1:
         kept.clear()
     return {"converted": picture.converted, "composited": picture.composited}, picture.array

@@ -92,6 +92,7 @@ def on_white(array: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     for start in range(0, len(array), 256):
         rows = slice(start, start + 256)
         weight = share[rows].astype(wide)
+        # Half of the divisor is added, so that the division rounds.
         mixed = array[rows] * weight + (top - weight) * top + top // 2
         result[rows] = mixed // top
     return result

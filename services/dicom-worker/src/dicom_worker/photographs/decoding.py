@@ -166,6 +166,8 @@ class Pictures:
         with warnings_raised():
             array = cv2.imdecode(
                 np.frombuffer(self.data, np.uint8),
+                # `upright` turns the picture, the same for every format; OpenCV would have turned
+                # it before.
                 cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION,
             )
         if array is None:
@@ -174,6 +176,7 @@ class Pictures:
             return self._narrow(0)
         if array.shape[:2] != (found.rows, found.columns) or array.dtype != np.uint8:
             raise RefusedError(Refusal.BROKEN)
+        # OpenCV has blue first.
         return array if array.ndim == 2 else array[..., ::-1]  # noqa: PLR2004 - grey has two
 
     def _narrow(self, index: int) -> NDArray[Any]:
@@ -208,6 +211,7 @@ class Pictures:
                 array = np.moveaxis(array, 0, -1)
         if array.shape[:2] != (found.rows, found.columns) or array.dtype != np.uint16:
             raise RefusedError(Refusal.BROKEN)
+        # WhiteIsZero (TIFF 6.0 section 8): imagecodecs gives the values as they are.
         return ~array if found.inverted else array
 
 

@@ -73,6 +73,7 @@ def mask_faces(array: NDArray[Any], bits: int) -> tuple[NDArray[Any], list[Face]
     masked, faces = array, list[Face]()
     for _ in range(LOOKS):
         seen = find_faces(eight_bits(masked, bits))
+        # Only new ones, or the second look would mask the masks again, with a larger margin.
         found = [face for face in seen if not is_black(masked, face)]
         if not found:
             break

@@ -67,6 +67,7 @@ def check_boxes(data: bytes) -> None:
         if position == len(data):
             return
         size, head = int.from_bytes(data[position : position + 4]), 8
+        # 1 stands for a size of 64 bits behind the type (ISO/IEC 14496-12, 4.2).
         if size == 1:
             size, head = int.from_bytes(data[position + 8 : position + 16]), 16
         if size == 0:  # up to the end of the file
@@ -97,6 +98,7 @@ def decoded(data: bytes, found: Found) -> tuple[NDArray[Any], bytes]:
     if found.bits > 8:  # noqa: PLR2004 - bits of a byte
         # libheif's bits stand highest; repeated below, they fill the scale.
         array = array | array >> depth
+    # Colours that were multiplied by a small alpha have lost the digits that a division would need.
     if heif.premultiplied_alpha:
         raise RefusedError(Refusal.KIND)
     return array, heif.info.get("icc_profile") or b""

@@ -71,6 +71,7 @@ class Tags:
             number, kind = self._number("H", place), self._number("H", place + 2)
             length = self._number("Q" if self.big else "I", place + 4)
             size = length * (WIDTHS.get(kind) or WIDTHS_64.get(kind, 1))
+            # A value that is no longer than a pointer stands in its place (TIFF 6.0 section 2).
             inline = place + width - pointer
             at = inline if size <= pointer else self._number("Q" if self.big else "I", inline)
             if at + size > len(self.data):
@@ -83,6 +84,7 @@ class Tags:
         """The numbers of a tag, `VALUE_LIMIT` at most; none if it has none, or of another type."""
         if tag is None or tag.kind not in INTEGERS:
             return []
+        # The count is the file's word: without a limit it makes a list of that length.
         count = min(tag.count, VALUE_LIMIT)
         code = self.order + INTEGERS[tag.kind] * count
         return [int(each) for each in struct.unpack_from(code, self.data, tag.offset)]
@@ -95,6 +97,7 @@ class Tags:
         """Every directory from the first on. RefusedError FRAMES past `limit`, BROKEN in a loop."""
         offset, seen = self.first, set[int]()
         while offset:
+            # Each directory points at the next one, so a hostile file can go round for ever.
             if offset in seen:
                 raise RefusedError(Refusal.BROKEN)
             if len(seen) >= limit:

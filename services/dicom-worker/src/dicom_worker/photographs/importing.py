@@ -83,6 +83,7 @@ def take_in(
     faces: list[tuple[int, Face]] = []
     for index, (values, facts) in enumerate(pictures(path, found)):
         tick()
+        # Before the certificate and the preview, so that no face is in either.
         if without_faces:
             values, masked = mask_faces(values, found.bits)  # noqa: PLW2901 - nobody needs the other
             faces += ((index, face) for face in masked)

@@ -40,6 +40,7 @@ def walk(data: bytes) -> Found:
         if end > len(data) or end < position + 2:
             raise RefusedError(Refusal.TRUNCATED if end > len(data) else Refusal.BROKEN)
         body = data[position + 2 : end]
+        # DNL states the rows after the scan: memory would be taken before its size is known.
         if marker in OTHER_FRAMES or marker == DNL:
             raise RefusedError(Refusal.KIND)
         if marker in FRAMES:
@@ -98,6 +99,8 @@ def scan(body: bytes, depths: dict[int, list[int]]) -> None:
     components = body[0] if body else 0
     if len(body) != 4 + 2 * components:
         raise RefusedError(Refusal.BROKEN)
+    # Ss, Se and Al: the coefficients of this scan, and the bits that it leaves to later ones
+    # (B.2.3).
     first, last, shift = body[-3], body[-2], body[-1] & 0x0F
     for component in body[1 : 1 + 2 * components : 2]:
         if component not in depths or not first <= last < COEFFICIENTS:

@@ -31,6 +31,7 @@ def walk(data: bytes) -> Found:
         end = position + 12 + length
         if end > len(data):
             raise RefusedError(Refusal.TRUNCATED)
+        # Decoders go on after a wrong checksum in chunks that they can do without.
         if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise RefusedError(Refusal.CHECKSUM)
         if (number == 0) != (name == b"IHDR"):

@@ -51,6 +51,7 @@ def walk(data: bytes) -> Found:
     RefusedError if it is cut off, broken or a raw file, or if its pictures differ.
     """
     tags = Tags(data)
+    # Canon's raw files (CR2) are TIFFs whose first picture is a preview.
     if data[8:10] == b"CR":
         raise RefusedError(Refusal.RAW)
     found = Found(Format.TIFF)
@@ -61,6 +62,7 @@ def walk(data: bytes) -> Found:
         if subfile & (REDUCED | MASK):
             found.removed[Kind.THUMBNAIL if subfile & REDUCED else Kind.EMBEDDED_IMAGE] += 1
             continue
+        # One array holds all pictures, so they must be of one size and kind.
         kinds.add(shape(tags, page, found))
         found.pages.append(number)
     if not found.pages:

@@ -31,6 +31,7 @@ def walk(data: bytes) -> Found:
         body = data[position + 8 : after]
         frames += name == b"ANMF"
         count(name, body, found)
+        # RIFF pads chunks to an even length, and does not count the padding.
         position = after + after % 2
     else:
         raise RefusedError(Refusal.PARTS)

@@ -129,6 +129,7 @@ def open_instance(file: DicomFile) -> Slide:
         raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
     if (image.samples, image.bits_stored) != (3, 8):
         raise Refusal.SLIDE_KIND.error()
+    # Several focal planes have several frames for each tile.
     if number(header, "TotalPixelMatrixFocalPlanes", 1, MAX_INT32, default=1) > 1:
         raise Refusal.SLIDE_KIND.error()
     measures = item(header, "SharedFunctionalGroupsSequence")
@@ -156,6 +157,7 @@ def instance_runs(file: DicomFile, level: Level) -> Iterator[Run]:
     place, frame = next(frames, (-1, None))
     shape = (level.across, level.tile_rows, level.tile_columns, 3)
     for row in range(level.down):
+        # TILED_SPARSE leaves tiles out where the scanner saw only glass.
         tiles = np.full(shape, WHITE, np.uint8)
         while frame is not None and place // level.across == row:
             tiles[place % level.across] = frame.values
@@ -181,6 +183,7 @@ def places_of(file: DicomFile, level: Level) -> list[int]:
         position = item(group, "PlanePositionSlideSequence")
         if position is None:
             raise Refusal.SLIDE_ORDER.error()
+        # Positions count from 1 (PS3.3 C.8.12.6.1).
         down = number(position, "RowPositionInTotalImagePixelMatrix", 1, MAX_INT32) - 1
         right = number(position, "ColumnPositionInTotalImagePixelMatrix", 1, MAX_INT32) - 1
         if down % level.tile_rows or right % level.tile_columns or right >= level.columns:

@@ -95,6 +95,7 @@ class Pyramid:
         self._decode = decoder_of(page)
         self._size = path.stat().st_size
         self._places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        # Otherwise the places of one row would be taken for those of the next.
         if len(self._places) != self.level.down * self.level.across:
             raise RefusedError(Refusal.BROKEN)
 
@@ -176,6 +177,7 @@ def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:
     levels.sort(key=lambda each: -each[1].columns)
     if micrometres == 0 or levels[0][1].micrometres == 0:
         return levels[0]
+    # By ratio: twice as coarse is as far away as twice as fine.
     return min(levels, key=lambda each: abs(np.log(each[1].micrometres / micrometres)))
 
 
@@ -233,6 +235,7 @@ def decoder_of(page: TiffPage) -> Decode:
             raise RefusedError(Refusal.BROKEN)
         array = values.reshape(out.shape)
         if differs:
+            # Differences are modulo 256, so the sum has to overflow as well.
             np.cumsum(array, axis=1, dtype=np.uint8, out=out)
         else:
             out[:] = array
@@ -254,6 +257,8 @@ def jpeg(data: bytes, out: NDArray[np.uint8], tables: bytes | None, space: str) 
     check(parse_jpeg, data, out.shape)
     imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace="RGB", out=out)
     if ends_grey(out, 8) or has_hole(data):
+        # JPEGTables is a code stream of its own. Without its start and end, its tables fit behind
+        # the start of the tile.
         confirm(data[:2] + (tables or b"")[2:-2] + data[2:], out.shape, space)
 
 

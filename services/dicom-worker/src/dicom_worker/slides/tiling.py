@@ -71,6 +71,7 @@ class Tiling:
             self.tick()
             seen, found = seen + looked.seen, found + looked.found
             bytes_left = (len(self.tiles) + len(looked.kept)) * self.size**2 * 3
+            # Before any of this piece is given away: the store could not take it back.
             if bytes_left > limits.ARRAY_LIMIT_BYTES:
                 raise Refusal.SLIDE_TISSUE.error()
             for tile, data, colours in looked.kept:
@@ -154,6 +155,7 @@ def look_at(piece: Piece, least: float) -> Looked:
     tissue = tissue_of(piece.tiles)
     shares = tissue.mean(axis=(1, 2))
     kept = []
+    # A least share of 0 keeps every tile with some tissue, not those of glass alone.
     for place in np.flatnonzero(shares >= max(least, np.finfo(float).tiny)):
         pixels = np.ascontiguousarray(piece.tiles[place])
         # In bytes: whoever takes chunks counts by len().

@@ -80,7 +80,9 @@ def stain_of(densities: NDArray[Any]) -> Stain | None:
         return None
     densities = densities.astype(np.float64)
     _, vectors = np.linalg.eigh(np.cov(densities.T))
+    # eigh sorts eigenvalues upwards; the two largest span the plane of the stains.
     plane = vectors[:, [2, 1]]
+    # An eigenvector has no sign of its own, and density is never negative.
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
     on_plane = densities @ plane
     angles = np.arctan2(on_plane[:, 1], on_plane[:, 0])
@@ -89,6 +91,7 @@ def stain_of(densities: NDArray[Any]) -> Stain | None:
     # Hematoxylin takes more of the red.
     hematoxylin, eosin = (first, second) if first[0] > second[0] else (second, first)
     stains = np.stack([hematoxylin, eosin], axis=1)
+    # Of one colour, both directions are the same, and amounts would be noise.
     if np.linalg.cond(stains) > 1 / np.finfo(np.float32).eps:
         return None
     amounts = np.percentile(np.linalg.pinv(stains) @ densities.T, 99, axis=1)
