@@ -162,7 +162,8 @@ How RenderDicom makes pictures and arrays, and what a request can choose. The fi
 
 A frame's own functional groups win over the shared ones, and these over the top of the data set
 (PS3.3 C.7.6.16). Colour has no VOI: YBR becomes RGB, and more than 8 bits are cut to 8 in pictures
-alone; a palette (a segmented one too) becomes RGB of 8 bits. Whether the first input of a table is
+alone; a palette (a segmented one too) becomes RGB, of 8 bits if its entries hold no more: those of
+16 bits often have the same byte twice, or 0 in the lower one. Whether the first input of a table is
 signed follows from the values that it is for, whatever its VR says (PS3.3 C.11.2.1.1). In big
 endian files, a pixel cell of 32 bits is read as one number of four bytes, as pydicom does; DCMTK
 swaps the bytes of 16-bit words.

@@ -122,3 +122,25 @@ def test_indices_of_a_palette_become_its_colours(target: str, convert: Convert) 
     else:
         array = channels(nibabel.Nifti1Image.from_bytes(gzip.decompress(data)))
     assert np.array_equal(array, table[cells])
+
+
+def test_a_palette_of_16_bits_keeps_its_depth_in_an_array_and_nifti_is_refused(
+    convert: Convert,
+) -> None:
+    levels = (np.arange(256) * 251).astype("<u2")
+    cells = np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5)
+    files = []
+    for number in range(2):
+        described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "PALETTE COLOR"}
+        dataset = colour_slice(number, cells[number], **described)
+        for channel, table in (("Red", levels), ("Green", levels[::-1]), ("Blue", levels)):
+            dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+            dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", table.tobytes())
+        files.append(saved(dataset))
+    result, attempt = convert(*files, npy={})
+    array = np.load(io.BytesIO(attempt.read(result.volumes[0].volume)), allow_pickle=False)
+    expected = np.stack([levels[cells], levels[::-1][cells], levels[cells]], axis=-1)
+    assert np.array_equal(array, expected)
+    assert result.volumes[0].certificate.bits_stored == 16
+    _, attempt = convert(*files)
+    assert outcome(attempt) == "FAILED CHOICE_UNAVAILABLE"

@@ -1,4 +1,4 @@
-"""What a screen shows: choice of windows, presets, presentation shape, overlays, frames, palettes.
+"""What a screen shows: choice of windows, presets, presentation shape, overlays, frames.
 
 DCMTK's dcm2pnm gives the second opinion, within one grey value.
 """
@@ -266,30 +266,6 @@ def test_each_frame_of_an_enhanced_object_has_its_own_window_and_table(render: R
     assert set(np.unique(preview_of(attempt))) == {0, 255}
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_segmented_palette_is_expanded(bits: int, render: Render) -> None:
-    dataset = dcmread(wheel_file("examples_palette"))
-    for channel in ("Red", "Green", "Blue"):
-        delattr(dataset, f"{channel}PaletteColorLookupTableData")
-        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
-    top = (1 << bits) - 1
-    # PS3.3 C.7.9.2: one discrete entry, a linear segment up to `top`; and the other way round.
-    rising, falling = [0, 1, 0, 1, 255, top], [0, 1, top, 1, 255, 0]
-    for channel, segments in {"Red": rising, "Green": falling, "Blue": rising}.items():
-        data = np.array(segments, "u1" if bits == 8 else "<u2").tobytes()
-        dataset.add_new(f"Segmented{channel}PaletteColorLookupTableData", "OW", data)
-    stored = np.arange(256, dtype="u1").reshape(16, 16)
-    dataset.Rows = dataset.Columns = 16
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit = 7
-    dataset.PixelData = stored.tobytes()
-    _, attempt = render(saved(dataset))
-    shown = preview_of(attempt).astype(int)
-    assert np.abs(shown[..., 0] - stored).max() <= 1
-    assert np.abs(shown[..., 1] - (255 - stored.astype(int))).max() <= 1
-    assert np.array_equal(shown[..., 2], shown[..., 0])
-
-
 @pytest.mark.parametrize("photometric", ["YBR_PARTIAL_422", "YBR_PARTIAL_420", "HSV", "CMYK"])
 def test_colour_spaces_without_a_meaning_of_ours_are_refused(
     photometric: str, render: Render
@@ -351,17 +327,6 @@ def test_a_voi_table_of_hounsfield_values_begins_below_zero_whatever_its_vr_says
     buffer = BytesIO()
     dataset.save_as(buffer, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
     assert_same(render, dcmtk, buffer.getvalue(), tmp_path, "+Wl", "1")
-
-
-def test_a_palette_of_signed_pixels_begins_below_zero_whatever_its_vr_says(render: Render) -> None:
-    dataset = dcmread(wheel_file("CT_small"))
-    dataset.Rows, dataset.Columns, dataset.PhotometricInterpretation = 1, 4, "PALETTE COLOR"
-    dataset.PixelData = np.arange(-2, 2, dtype="<i2").tobytes()
-    for channel in ("Red", "Green", "Blue"):
-        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [4, 65534, 16])
-        entries = np.arange(4, dtype="<u2") << 8
-        dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", entries.tobytes())
-    assert preview_of(render(saved(dataset))[1])[0, :, 0].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -374,22 +374,6 @@ def test_planar_configuration_makes_no_difference(render: Render) -> None:
     assert np.array_equal(preview_of(attempt), by_pixel.pixel_array)
 
 
-def test_a_palette_of_16_bits_and_one_first_mapped_above_zero_become_rgb(render: Render) -> None:
-    dataset = ramp("CT_small", PhotometricInterpretation="PALETTE COLOR", PixelRepresentation=0)
-    levels = (np.arange(200) * 300).astype("<u2")
-    for channel, table in (
-        ("Red", levels),
-        ("Green", levels[::-1]),
-        ("Blue", np.zeros(200, "<u2")),
-    ):
-        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [200, 20, 16])
-        dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", table.tobytes())
-    _, attempt = render(saved(dataset))
-    index = np.clip(np.arange(256) - 20, 0, 199)
-    expected = np.stack([levels[index] >> 8, levels[::-1][index] >> 8, np.zeros(256)], axis=-1)
-    assert np.array_equal(array_of(attempt)[0, 0], expected)
-
-
 def test_frames_that_are_fewer_or_more_than_the_header_says_are_refused(render: Render) -> None:
     _, attempt = render(
         edited("SC_rgb_rle_2frame", NumberOfFrames="3"),

@@ -815,7 +815,9 @@ class PixelCertificate(_message.Message):
     decoder: _builtins.str
     """Decoder and its version, such as `OpenJPEG of imagecodecs 2026.3.6`."""
     bits_stored: _builtins.int
-    """Bits Stored (0028,0101): white is 2^bits_stored - 1 in an RGB array."""
+    """Bits Stored (0028,0101), or bits of the colours in a palette: white is 2^bits_stored - 1 in an
+    RGB array.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape: frames, rows, columns, and samples when there is more than one."""

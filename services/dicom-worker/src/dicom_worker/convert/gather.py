@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from dicom_worker import limits
 from dicom_worker.attributes import decimals, text, value
+from dicom_worker.pixels.colour import colour_bits
 from dicom_worker.pixels.decoders import check_budget
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.image import Image
@@ -32,8 +33,8 @@ class Source:
 
     file: without its header, because there are thousands. rescaled: whether it has a rescale.
     thickness: Slice Thickness in millimetres, 0 if absent. values: `grey`, or for colour the depth
-    of its samples, which tells whether they are on one scale. modality: of each frame; None where
-    tables make it too large to keep.
+    of its samples, which tells whether they are on one scale. bits: of a sample. modality: of each
+    frame; None where tables make it too large to keep.
     """
 
     file: DicomFile
@@ -41,6 +42,7 @@ class Source:
     kind: str
     photometric: str
     values: str
+    bits: int
     rescaled: bool
     thickness: float
     modality: tuple[Modality, ...] | None
@@ -148,13 +150,14 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
             Reason.IMAGE_TOO_LARGE, f"There are more than {limits.SLICE_LIMIT} slices in one item."
         )
     slices = list(slices_of(file.header, image, number))
-    thickness = decimals(file.header, "SliceThickness")
+    thickness, bits = decimals(file.header, "SliceThickness"), colour_bits(file)
     found.sources[number] = Source(
         replace(file, header=Dataset(), elements=()),
         path,
         coded(text(file.header, "Modality")),
         image.photometric if is_grey(image) else "RGB",
-        depth_of(image),
+        depth_of(image, bits),
+        bits,
         value(macro(file.header, 0, MACRO), "RescaleSlope") is not None,
         thickness[0] if thickness else 0,
         modalities(file, image),
@@ -162,13 +165,12 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
     found.slices += slices
 
 
-def depth_of(image: Image) -> str:
-    """`grey`, or what the samples of a colour are: `8 bits`. Palettes give 8 bits."""
+def depth_of(image: Image, bits: int) -> str:
+    """`grey`, or what the samples of a colour are: `8 bits`, `12 signed bits`."""
     if is_grey(image):
         return "grey"
-    if image.photometric == "PALETTE COLOR":
-        return EIGHT_BITS
-    return f"{image.bits_stored} {'signed ' if image.signed else ''}bits"
+    signed = image.signed and image.photometric != "PALETTE COLOR"  # its indices are, not colours
+    return f"{bits} {'signed ' if signed else ''}bits"
 
 
 def modalities(file: DicomFile, image: Image) -> tuple[Modality, ...] | None:

@@ -173,8 +173,8 @@ def keep(
 
 def certificate(volume: Volume, array: Array, found: Gathered) -> PixelCertificate:
     """What the decoders vouch for about the array."""
-    files = [found.sources[number].file for number in {each.file for each in volume.slices}]
-    syntaxes = sorted({file.transfer_syntax for file in files})
+    sources = [found.sources[number] for number in {each.file for each in volume.slices}]
+    syntaxes = sorted({source.file.transfer_syntax for source in sources})
     writer = array.writer
     return PixelCertificate(
         sha256=array.sha256,
@@ -185,6 +185,6 @@ def certificate(volume: Volume, array: Array, found: Gathered) -> PixelCertifica
         maximum=writer.maximum,
         transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
         decoder=", ".join(sorted({decoder_name(syntax) for syntax in syntaxes})),
-        bits_stored=max(file.image.bits_stored for file in files if file.image),
+        bits_stored=max(source.bits for source in sources),
         frames=[FrameCertificate(**asdict(each)) for each in array.certificates],
     )

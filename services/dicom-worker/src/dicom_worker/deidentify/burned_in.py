@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dicom_worker.deidentify.films import Film
 from dicom_worker.deidentify.layouts import Box, rule
 from dicom_worker.deidentify.reading_text import Picture, Region, find_text
-from dicom_worker.pixels.colour import apply_palette, eight_bits, palette_of
+from dicom_worker.pixels.colour import eight_bits, palette_of
 from dicom_worker.pixels.decoders import uncertified_frames
 from dicom_worker.pixels.modality import modality_of
 from dicom_worker.pixels.presentation import by_table
@@ -285,7 +285,7 @@ def darkest(file: DicomFile, values: NDArray[Any]) -> int:
     assert file.image is not None
     if file.image.photometric == "PALETTE COLOR":
         palette = palette_of(file.header, little_endian=file.little_endian)
-        return int(apply_palette(values, palette).sum(axis=-1, dtype=np.int64).argmin())
+        return int(palette.apply(values).sum(axis=-1, dtype=np.int64).argmin())
     if file.image.photometric == "MONOCHROME1":
         # In MONOCHROME1 the largest value is black (PS3.3 C.7.6.3.1.2).
         return int(np.nanargmax(values))
@@ -312,7 +312,7 @@ def pictures(file: DicomFile, index: int, values: NDArray[Any]) -> Iterator[Pict
         return
     if image.photometric == "PALETTE COLOR":
         palette = palette_of(file.header, little_endian=file.little_endian)
-        yield np.ascontiguousarray(apply_palette(values, palette))
+        yield np.ascontiguousarray(eight_bits(palette.apply(values), palette.bits))
         return
     grey = np.nan_to_num(values.astype(np.float32))
     full = stretched(grey, float(grey.min()), float(grey.max()))

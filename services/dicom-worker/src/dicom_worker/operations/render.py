@@ -131,7 +131,7 @@ def keep(item: StepItem, file: DicomFile, rendering: Rendering, wanted: Wanted) 
             maximum=rendering.maximum,
             transfer_syntax_uid=file.transfer_syntax,
             decoder=decoder_name(file.transfer_syntax),
-            bits_stored=file.image.bits_stored if file.image else 0,
+            bits_stored=rendering.bits,
             frames=[FrameCertificate(**asdict(frame)) for frame in rendering.certificates],
         ),
         window=window_message(rendering.window),

@@ -1,6 +1,6 @@
-"""Colour images as 8-bit RGB."""
+"""Colour images as RGB."""
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from fluoro_jobs.errors import FluoroError, Reason
@@ -11,8 +11,36 @@ from pydicom.pixels.processing import apply_color_lut
 from dicom_worker.blame import blame_file
 from dicom_worker.pixels.lut import Lut, first_input, lut_of
 from dicom_worker.pixels.modality import is_signed
+from dicom_worker.reading import DicomFile
 
 CHANNELS: Final = ("Red", "Green", "Blue")
+BYTE, WORD = 8, 16
+"""Bits."""
+
+
+class Palette(NamedTuple):
+    """The tables of a PALETTE COLOR image, whose entries have the same bits: 8 to 16."""
+
+    red: Lut
+    green: Lut
+    blue: Lut
+
+    @property
+    def bits(self) -> int:
+        """Of a sample of a colour."""
+        return self.red.bits
+
+    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """RGB, (rows, columns, 3), of indices, (rows, columns): 8 bits in uint8, more in uint16."""
+        return np.stack([lut.apply(stored) for lut in self], axis=-1)
+
+
+def colour_bits(file: DicomFile) -> int:
+    """Bits of a sample in the array of a file: Bits Stored, or those of its palette."""
+    assert file.image is not None
+    if file.image.photometric != "PALETTE COLOR":
+        return file.image.bits_stored
+    return palette_of(file.header, little_endian=file.little_endian).bits
 
 
 def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -25,13 +53,13 @@ def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 
-def palette_of(header: Dataset, *, little_endian: bool) -> tuple[Lut, Lut, Lut]:
+def palette_of(header: Dataset, *, little_endian: bool) -> Palette:
     """The palette of a PALETTE COLOR image (PS3.3 C.7.6.3.1.5), also a segmented one (C.7.9.2).
 
     DICOM_INVALID if it cannot be read.
     """
     if "SegmentedRedPaletteColorLookupTableData" in header:
-        return segmented_palette(header)
+        return narrowest(segmented_palette(header))
     signed = is_signed(header)
     red, green, blue = (
         lut_of(
@@ -42,7 +70,7 @@ def palette_of(header: Dataset, *, little_endian: bool) -> tuple[Lut, Lut, Lut]:
         )
         for channel in CHANNELS
     )
-    return red, green, blue
+    return narrowest((red, green, blue))
 
 
 def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
@@ -62,15 +90,34 @@ def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
     return red, green, blue
 
 
-def apply_palette(stored: NDArray[Any], palette: tuple[Lut, Lut, Lut]) -> NDArray[np.uint8]:
-    """RGB, (rows, columns, 3), of an image of indices, (rows, columns).
+def narrowest(luts: tuple[Lut, Lut, Lut]) -> Palette:
+    """The palette of these tables, with as few bits as lose nothing.
 
-    Entries said to have 8 bits may fill both bytes of a word.
+    Many files say 16 bits and have colours of 8, in the upper byte or in both.
     """
-    channels = []
-    for lut in palette:
-        fills_words = lut.entries.max() > 255  # noqa: PLR2004 - largest value of a byte
-        # Such a palette, taken at its word, would lose the high byte, where the colours are.
-        bits = 16 if fills_words else lut.bits
-        channels.append(eight_bits(lut.apply(stored), bits))
-    return np.stack(channels, axis=-1)
+    widths = [width(lut, luts) for lut in luts]
+    bits = max(widths)
+    tables: list[NDArray[Any]] = [
+        lut.entries.astype(np.uint32) * ((1 << bits) - 1) // ((1 << own) - 1)
+        for lut, own in zip(luts, widths, strict=True)
+    ]
+    low, high = (np.concatenate(each) for each in zip(*map(halves, tables), strict=True))
+    if bits == WORD and (not low.any() or np.array_equal(low, high)):
+        tables, bits = [table >> BYTE for table in tables], BYTE
+    dtype = np.uint8 if bits == BYTE else np.uint16
+    red, green, blue = (
+        Lut(lut.first, table.astype(dtype), bits) for lut, table in zip(luts, tables, strict=True)
+    )
+    return Palette(red, green, blue)
+
+
+def halves(table: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The lower and the upper bytes of words."""
+    return table & 0xFF, table >> BYTE
+
+
+def width(lut: Lut, luts: tuple[Lut, Lut, Lut]) -> int:
+    """Bits of an entry. Those said to have 8 may fill both bytes of a word."""
+    # Taken at its word, such a palette would lose the high byte, where the colours are.
+    largest = max(int(each.entries.max()) for each in luts if each.bits == lut.bits)
+    return WORD if largest >> lut.bits else lut.bits

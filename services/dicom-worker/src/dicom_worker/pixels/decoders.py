@@ -178,9 +178,10 @@ def check_budget(image: Image) -> None:
             Reason.IMAGE_TOO_LARGE,
             f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
         )
-    # A rescale may turn any grey value into a 32-bit float.
-    sample_bytes = max(4, image.samples * -(-image.bits_allocated // 8))
-    if image.frames * image.rows * image.columns * sample_bytes > limits.ARRAY_LIMIT_BYTES:
+    if (
+        image.frames * image.rows * image.columns * image.array_pixel_bytes
+        > limits.ARRAY_LIMIT_BYTES
+    ):
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
             f"The decoded image has more than {limits.ARRAY_LIMIT_BYTES} bytes.",

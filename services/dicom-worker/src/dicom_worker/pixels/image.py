@@ -67,6 +67,19 @@ class Image:
         return self.rows * self.columns * self.samples * max(1, self.bits_allocated // 8)
 
     @property
+    def channels(self) -> int:
+        """Values of a pixel in the array."""
+        return 3 if self.photometric == "PALETTE COLOR" else self.samples
+
+    @property
+    def array_pixel_bytes(self) -> int:
+        """The most that a pixel takes in the array."""
+        if self.photometric == "PALETTE COLOR":
+            return 6
+        # A rescale may turn any grey value into a 32-bit float.
+        return max(4, self.samples * -(-self.bits_allocated // 8))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(rows, columns), and samples when there is more than one."""
         return (

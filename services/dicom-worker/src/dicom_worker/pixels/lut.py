@@ -25,10 +25,10 @@ class Lut:
     """
 
     first: int
-    entries: NDArray[np.uint16]
+    entries: NDArray[Any]
     bits: int
 
-    def apply(self, values: NDArray[Any]) -> NDArray[np.uint16]:
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
         """The outputs, of the same shape. Floats are rounded: a table has whole inputs."""
         integers = values if np.issubdtype(values.dtype, np.integer) else np.rint(values)
         index = np.clip(integers.astype(np.int64) - self.first, 0, len(self.entries) - 1)

@@ -35,12 +35,14 @@ Radiographs have both, and are inverted once (PS3.3 C.8.11.3.1.2).
 class Screen:
     """Shows the frames of one file.
 
+    bits: of a sample of a colour.
     window: what the first frame was shown with; None where a VOI LUT or colour leaves nothing to
     choose. Frames without a window of their own have the range of the first one's values, so that
     an animation does not flicker.
     """
 
     file: DicomFile
+    bits: int
     choice: Choice
     overlays: list[Overlay]
     window: Window | None = None
@@ -56,10 +58,8 @@ class Screen:
         assert image is not None
         if image.photometric.startswith("MONOCHROME"):
             picture = self._grey(frame, stored, values, unit)
-        elif image.photometric == "PALETTE COLOR":
-            picture = values
         else:
-            picture = eight_bits(values, image.bits_stored)
+            picture = eight_bits(values, self.bits)
         if self.overlays:
             # Pictures of colour may be the caller's own values, and nothing is drawn on those.
             picture = picture.copy()

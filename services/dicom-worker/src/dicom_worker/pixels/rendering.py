@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from dicom_worker.attributes import decimals
 from dicom_worker.pixels.animation import WEBP, AnimationFile, AnimationFormat, frames_within
 from dicom_worker.pixels.certificate import FrameCertificate
-from dicom_worker.pixels.colour import apply_palette, palette_of
+from dicom_worker.pixels.colour import colour_bits, palette_of
 from dicom_worker.pixels.decoders import decode_frames
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.modality import modality_of, narrow
@@ -100,10 +100,11 @@ class Rendering:
     """What was made of one file.
 
     Pictures have one pixel per stored pixel unless made smaller; pixels that are not square are not
-    resampled. array: an NPY file, (frames, rows, columns) of
-    modality values, or (frames, rows, columns, 3) RGB at the depth of the file; the other fields
-    describe it. unit: `HU`, `{SUVbw}g/ml` or `1`. window: what the preview shows; None where a VOI
-    LUT or colour leaves nothing to choose. certificates: of each frame's stored values.
+    resampled. array: an NPY file, (frames, rows, columns) of modality values, or (frames, rows,
+    columns, 3) RGB at the depth of the file; the other fields describe it. bits: of a sample; in
+    RGB the largest one is white. unit: `HU`, `{SUVbw}g/ml` or `1`. window: what the preview shows;
+    None where a VOI LUT or colour leaves nothing to choose. certificates: of each frame's stored
+    values.
     """
 
     pictures: Pictures
@@ -111,6 +112,7 @@ class Rendering:
     sha256: bytes
     shape: tuple[int, ...]
     dtype: str
+    bits: int
     unit: str
     minimum: float
     maximum: float
@@ -130,7 +132,8 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
     frames = decode_frames(file)
     assert file.image is not None
     value = values_of(file, suv=wanted.suv)
-    screen = Screen(file, wanted.choice, overlays_of(file) if wanted.overlays else [])
+    bits = colour_bits(file)
+    screen = Screen(file, bits, wanted.choice, overlays_of(file) if wanted.overlays else [])
     writer, units, certificates = NpyWriter(array), set(), []
     chosen, size = wanted.frames.of(file.image), (file.image.rows, file.image.columns)
     with Album(file.header, wanted, chosen, size, array.parent) as album:
@@ -150,6 +153,7 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
         sha256=sha256,
         shape=(writer.frames, *writer.shape),
         dtype=writer.dtype.str if writer.dtype else "",
+        bits=bits,
         # Each frame may have a rescale of its own. Where units differ, none is true of the whole
         # array.
         unit=units.pop() if len(units) == 1 else "1",
@@ -183,7 +187,7 @@ def values_of(
     if image.photometric != "PALETTE COLOR":
         return lambda _frame, stored: (stored, "1")
     palette = palette_of(header, little_endian=little_endian)
-    return lambda _frame, stored: (apply_palette(stored, palette), "1")
+    return lambda _frame, stored: (palette.apply(stored), "1")
 
 
 def is_grey(image: Image) -> bool:

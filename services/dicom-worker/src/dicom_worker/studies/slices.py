@@ -126,7 +126,9 @@ def slices_of(header: Dataset, image: Image, file: int) -> Iterator[Slice]:
         plane = known.get((*orientation, *spacing))
         if plane is None:
             row, column = axes(orientation)
-            plane = Plane(reference, image.rows, image.columns, image.samples, row, column, spacing)
+            plane = Plane(
+                reference, image.rows, image.columns, image.channels, row, column, spacing
+            )
             known[*orientation, *spacing] = plane
         position = position_of(find)
         yield Slice(
