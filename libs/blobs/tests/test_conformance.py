@@ -89,6 +89,17 @@ def test_the_start_of_a_blob_is_as_long_as_asked_for_or_as_the_blob(
     assert store.start(name, 1000) == content[:1000]
 
 
+@pytest.mark.parametrize("part_bytes", [MIB - 1, 3 * MIB, 4 * MIB, 9 * MIB])
+def test_parts_have_the_size_that_was_asked_for(
+    store: BlobStore, name: str, part_bytes: int
+) -> None:
+    content = os.urandom(20 * MIB + 1)
+    store.put(name, content)
+    parts = [bytes(part) for part in store.parts(name, part_bytes)]
+    assert {len(part) for part in parts[:-1]} == {part_bytes}
+    assert b"".join(parts) == content
+
+
 @SIZES
 async def test_chunks_written_are_streamed_back(store: BlobStore, name: str, size: int) -> None:
     content = os.urandom(size)
@@ -177,7 +188,13 @@ async def test_a_missing_blob_is_named_by_every_reader(
     store: BlobStore, name: str, tmp_path: Path
 ) -> None:
     target = tmp_path / "target"
-    for act in (store.read, store.size, lambda missing: store.fetch(missing, target)):
+    readers = (
+        store.read,
+        store.size,
+        lambda missing: next(store.parts(missing)),
+        lambda missing: store.fetch(missing, target),
+    )
+    for act in readers:
         with pytest.raises(BlobNotFoundError) as caught:
             act(name)
         assert caught.value.name == name

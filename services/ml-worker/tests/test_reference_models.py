@@ -82,7 +82,7 @@ def tiles_of(photograph: str) -> NDArray[np.uint8]:
     )
     tables = to_reference(TiledSlide(stain=estimate))
     assert tables is not None
-    return np.concatenate([tiles, [normalized(tile, tables=tables) for tile in tiles]])
+    return np.concatenate([tiles, normalized(tiles, tables)])
 
 
 @pytest.mark.parametrize("photograph", PHOTOGRAPHS)

@@ -163,14 +163,13 @@ def test_tiles_that_nobody_vouches_for_are_refused(
 
 def test_a_slide_of_many_tiles_gets_the_same_colours_by_a_faster_way(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
-    tile = random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    (slide,) = tiled(tmp_path, [tile]).result.slides
+    tiles = random.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    (slide,) = tiled(tmp_path, tiles).result.slides
     tables = to_reference(slide)
     assert tables is not None
-    few, many = np.empty_like(tile), np.empty_like(tile)
     with ThreadPoolExecutor() as pool:
-        colours_of(tables, 1, pool)(tile, few)
-        colours_of(tables, PALETTE_PIXELS, pool)(tile, many)
+        few = colours_of(tables, 1, pool)(tiles)
+        many = colours_of(tables, PALETTE_PIXELS, pool)(tiles)
     np.testing.assert_array_equal(few, many)
 
 

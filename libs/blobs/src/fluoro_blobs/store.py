@@ -165,9 +165,11 @@ class BlobStore:
         with translated(name):
             return obstore.get(self._store, key).bytes().to_bytes()
 
-    def parts(self, name: str) -> Iterator[Bytes]:
-        """The whole content, `RANGE_BYTES` at a time: memory is bounded by that."""
-        return self._parts(name)
+    def parts(self, name: str, part_bytes: int = RANGE_BYTES) -> Iterator[Bytes | bytes]:
+        """The whole content, so many bytes at a time: memory is bounded by that."""
+        if self._folder is None:
+            return of_size(self._parts(name), part_bytes)
+        return self._file_parts(name, self._folder / self._key(name), part_bytes)
 
     def start(self, name: str, length: int) -> bytes:
         """The first bytes; fewer if there are no more."""
@@ -362,6 +364,19 @@ class BlobStore:
                 part = obstore.get_range(self._store, key, start=start, length=part_bytes)
             yield part
 
+    @staticmethod
+    def _file_parts(name: str, path: Path, part_bytes: int) -> Iterator[bytes]:
+        """The same of a file, which takes half the time."""
+        with translated(name):
+            file = path.open("rb")
+        with file:
+            while True:
+                with translated(name):
+                    part = file.read(part_bytes)
+                if not part:
+                    return
+                yield part
+
     def _put(self, name: str, key: str, data: bytes | Chunks) -> None:
         with translated(name, missing=BlobStoreError):
             obstore.put(
@@ -425,6 +440,21 @@ def _noted(chunks: Chunks, raised: list[Exception]) -> Chunks:
     except Exception as error:
         raised.append(error)
         raise
+
+
+def of_size(parts: Iterator[Bytes], part_bytes: int) -> Iterator[Bytes | bytes]:
+    """The same bytes, so many at a time."""
+    filled = bytearray()
+    for part in parts:
+        if not filled and len(part) == part_bytes:
+            yield part
+            continue
+        filled += part
+        while len(filled) >= part_bytes:
+            yield bytes(filled[:part_bytes])
+            del filled[:part_bytes]
+    if filled:
+        yield bytes(filled)
 
 
 def joined(chunks: Chunks) -> Chunks:

@@ -18,7 +18,13 @@ from typing import Final, Protocol
 
 import structlog
 from fluoro.v1 import event_pb2, job_pb2
-from fluoro_blobs import BlobNotFoundError, BlobStore, BlobStoreError, BlobStoreFullError
+from fluoro_blobs import (
+    RANGE_BYTES,
+    BlobNotFoundError,
+    BlobStore,
+    BlobStoreError,
+    BlobStoreFullError,
+)
 from google.protobuf.message import Message
 
 from fluoro_jobs.errors import CancelledAttempt, FluoroError, Reason
@@ -251,10 +257,10 @@ class StepContext:
                 self.blobs.fetch(blob, path)
         return path
 
-    def parts(self, blob: str) -> Iterator[memoryview]:
-        """The content of a blob, some MiB at a time. FluoroError if it cannot be had."""
+    def parts(self, blob: str, part_bytes: int = RANGE_BYTES) -> Iterator[memoryview]:
+        """The content of a blob, so many bytes at a time. FluoroError if it cannot be had."""
         with blob_errors():
-            for part in self.blobs.parts(blob):
+            for part in self.blobs.parts(blob, part_bytes):
                 self.check()
                 yield memoryview(part)
 

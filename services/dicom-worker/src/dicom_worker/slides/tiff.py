@@ -45,6 +45,7 @@ MPP: Final = re.compile(r"\bMPP ?= ?([0-9]{1,4}(?:\.[0-9]{1,12})?)\b")
 MICROMETRES: Final = {2: 25_400.0, 3: 10_000.0}
 """ResolutionUnit → micrometres: inch, centimetre."""
 WHITE: Final = 255
+THREADS: Final = min(8, len(os.sched_getaffinity(0)))
 HEADER_BYTES: Final = 8
 """Of a TIFF, at its start, where no tile can be."""
 
@@ -116,31 +117,38 @@ class Pyramid:
         if level.across == 1 and level.tile_columns == level.columns:
             rows = min(rows, level.rows - row * level.tile_rows)
 
-        def fill(place: int) -> None:
-            tile = tiles[place]
-            offset, size = self._places[row * level.across + first + place]
-            if size == 0:  # nobody scanned there
-                tile[:] = WHITE
-                return
-            if size > limits.SLIDE_TILE_LIMIT_BYTES or offset + size > self._size:
-                raise RefusedError(Refusal.TRUNCATED)
-            if offset < HEADER_BYTES:
-                raise RefusedError(Refusal.BROKEN)
-            tile[rows:] = WHITE
-            self._decode(os.pread(self._tiff.filehandle.fileno(), size, offset), tile[:rows])
+        # Threads take them in turn. A future for each tile would cost a tenth of its decoding.
+        rest = iter(range(count))
 
-        filling = [threads().submit(fill, place) for place in range(count)]
+        def fill() -> None:
+            for place in rest:
+                self._fill(row * level.across + first + place, tiles[place], rows)
+
+        filling = [threads().submit(fill) for _ in range(THREADS)]
         # All of them, or one would still write when the room belongs to somebody else.
         wait(filling)
         for each in filling:
             each.result()
         return tiles
 
+    def _fill(self, number: int, tile: NDArray[np.uint8], rows: int) -> None:
+        """One tile of the file, of which so many rows are stored."""
+        offset, size = self._places[number]
+        if size == 0:  # nobody scanned there
+            tile[:] = WHITE
+            return
+        if size > limits.SLIDE_TILE_LIMIT_BYTES or offset + size > self._size:
+            raise RefusedError(Refusal.TRUNCATED)
+        if offset < HEADER_BYTES:
+            raise RefusedError(Refusal.BROKEN)
+        tile[rows:] = WHITE
+        self._decode(os.pread(self._tiff.filehandle.fileno(), size, offset), tile[:rows])
+
 
 @cache
 def threads() -> ThreadPoolExecutor:
-    """As many as there are processors, eight at most: codecs let go of Python's lock."""
-    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+    """They decode: codecs let go of Python's lock."""
+    return ThreadPoolExecutor(THREADS)
 
 
 def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:

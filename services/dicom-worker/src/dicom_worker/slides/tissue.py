@@ -79,12 +79,14 @@ def stain_of(densities: NDArray[Any]) -> Stain | None:
     if len(densities) < LEAST_PIXELS:
         return None
     densities = densities.astype(np.float64)
-    _, vectors = np.linalg.eigh(np.cov(densities.T))
+    # Products by einsum: BLAS would keep a thread of every processor spinning for a while.
+    apart = densities - densities.mean(axis=0)
+    _, vectors = np.linalg.eigh(np.einsum("ij,ik->jk", apart, apart) / (len(apart) - 1))
     # eigh sorts eigenvalues upwards; the two largest span the plane of the stains.
     plane = vectors[:, [2, 1]]
     # An eigenvector has no sign of its own, and density is never negative.
     plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
-    on_plane = densities @ plane
+    on_plane = np.einsum("ij,jk->ik", densities, plane)
     angles = np.arctan2(on_plane[:, 1], on_plane[:, 0])
     ends = np.percentile(angles, (PERCENTILE, 100 - PERCENTILE))
     first, second = (plane @ (np.cos(angle), np.sin(angle)) for angle in ends)
@@ -94,7 +96,8 @@ def stain_of(densities: NDArray[Any]) -> Stain | None:
     # Of one colour, both directions are the same, and amounts would be noise.
     if np.linalg.cond(stains) > 1 / np.finfo(np.float32).eps:
         return None
-    amounts = np.percentile(np.linalg.pinv(stains) @ densities.T, 99, axis=1)
+    found = np.einsum("ij,kj->ki", densities, np.linalg.pinv(stains))
+    amounts = np.percentile(found, 99, axis=1)
     if not np.isfinite(stains).all() or amounts.min() <= 0:
         return None
     return Stain(

@@ -138,10 +138,8 @@ def scored(
             check(some)
             _, pixels = some
             grey = grey_of(pixels, side_of(*grid_of(slide)))
-            if colours is not None:
-                for tile in pixels:
-                    colours(tile, tile)
-            return grey, prepare(pixels, image, tensor)
+            shown = pixels if colours is None else colours(pixels)
+            return grey, prepare(shown, image, tensor)
 
         stored = read_ahead(pool, stored_tiles(blob, slide, at_once, context))
         chunks = made_ahead(pool, ready, stored, AHEAD)

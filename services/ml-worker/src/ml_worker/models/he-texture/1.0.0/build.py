@@ -83,7 +83,7 @@ def slides(random: np.random.Generator, count: int) -> Iterator[tuple[Tiles, Til
         )
         tables = to_reference(slide_pb2.TiledSlide(stain=estimate))
         assert tables is not None
-        yield tiles, np.stack([normalized(tile, tables=tables) for tile in tiles]), kinds
+        yield tiles, normalized(tiles, tables), kinds
 
 
 def look(graph: Graph) -> str:
