@@ -70,6 +70,7 @@ SETTINGS: Final[dict[Any, Any]] = {
     "xtick.color": MUTED,
     "ytick.color": INK,
     "hatch.linewidth": 0.6,
+    # A viewer need not have our fonts. The salt makes the ids in an SVG the same in every attempt.
     "svg.fonttype": "path",
     "svg.hashsalt": "fluoro",
     "pdf.fonttype": 42,
@@ -91,7 +92,9 @@ def draw(chart: Chart, notes: Sequence[str], words: Words, targets: Mapping[Path
 
     The same chart gives the same bytes.
     """
+    # matplotlib's settings are global; these hold for this chart alone.
     with mpl.rc_context({**SETTINGS, "font.family": _families()}):
+        # Not by pyplot, which keeps every figure until somebody closes it.
         figure = Figure(figsize=(WIDTH_INCHES, _height(chart)), layout="constrained")
         axes = figure.add_subplot()
         KINDS[chart.kind](axes, chart, words)
@@ -110,6 +113,7 @@ def missing_in_fonts(texts: Sequence[str]) -> set[str]:
 
 @cache
 def _families() -> list[str]:
+    # matplotlib warns for every text of a family that is not installed.
     there = {font.name for font in font_manager.fontManager.ttflist}
     return [family for family in FAMILIES if family in there]
 
@@ -170,6 +174,7 @@ def _breakdown(axes: Any, chart: Chart, words: Words) -> None:
     labels = labels_of(chart)
     names = [_short(series.name) or str(n + 1) for n, series in enumerate(chart.series)]
     totals = [sum(max(point.value, 0) for point in series.points) for series in chart.series]
+    # Parts may all be 0, and widths below are shares of this.
     widest = max(totals) or 1
     starts = [0.0] * len(names)
     for place, label in enumerate(labels):
@@ -185,15 +190,18 @@ def _breakdown(axes: Any, chart: Chart, words: Words) -> None:
             **_bar_style(place),
         )
         for row, (start, value) in enumerate(zip(starts, values, strict=True)):
+            # A thinner part has no room for its number.
             if value > 0.12 * widest:
                 _boxed(axes, start + value / 2, row, _value(value, "", words))
         starts = [start + value for start, value in zip(starts, values, strict=True)]
     for row, total in enumerate(totals):
         text = _value(total, _short(chart.unit, 16), words)
         axes.text(total + 0.01 * widest, row, text, va="center", fontweight="bold")
+    # Room for the totals behind the bars.
     axes.set_xlim(0, widest * 1.18)
     axes.xaxis.set_major_formatter(lambda value, _: words.marked(f"{value:,.6g}"))
     axes.set_yticks(range(len(names)), names if len(names) > 1 or chart.series[0].name else [""])
+    # matplotlib counts rows from the bottom, readers from the top.
     axes.invert_yaxis()
     _legend(axes, labels)
 
@@ -212,8 +220,10 @@ def _course(axes: Any, chart: Chart, words: Words) -> None:
             linestyle=LINES[place],
             marker=MARKERS[place],
             markersize=4,
+            # Twenty markers tell lines apart; hundreds would hide them.
             markevery=max(1, len(points) // 20),
         )
+        # A band over some points would look as if the others were certain.
         if all(_has_interval(point) for point in points):
             low, high = [p.low for p in points], [p.high for p in points]
             axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)

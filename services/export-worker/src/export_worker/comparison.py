@@ -93,6 +93,7 @@ def _measured(findings: Sequence[Finding | None]) -> list[Row]:
         {_name(entry): entry for entry in finding.measurements} if finding else {}
         for finding in findings
     ]
+    # Volumes of some and shares of others cannot stand in one column.
     volumes = all(entry.HasField("volume_ml") for table in tables for entry in table.values())
     quantity = Quantity.QUANTITY_VOLUME_ML if volumes else Quantity.QUANTITY_FRACTION
     return _rows(
@@ -189,6 +190,7 @@ def _subject(
         "name": f"{words('step' if compared.of_images else 'input')} "
         f"{wording.key(wording.printable(pair.name, 128))}",
         "quantity": " / ".join(words(headings[each]) for each in sorted(quantities)),
+        # With one missing, the others would stand under wrong names.
         "pictures": shown if len(shown) == len(compared.variants) else [],
         "rows": [_compared(row, words) for row in pair.rows],
     }
@@ -197,6 +199,7 @@ def _subject(
 def _compared(row: Row, words: Words) -> Compared:
     first = row.values[0]
     volume = row.quantity == Quantity.QUANTITY_VOLUME_ML
+    # Bars of volumes are drawn relative to the largest; shares have a scale of their own.
     most = max((value for value in row.values if value), default=1.0) if volume else 1.0
     return {
         "name": row.name,

@@ -109,6 +109,7 @@ def contents(
     suspicious ones come first.
     """
     images = images_of(upstream)
+    # An empty list is a choice: a report without pictures.
     shown = pictured(images) if shown is None else shown
     created = wording.job_time(job)
     use, sentences = uses(upstream, words)
@@ -220,6 +221,7 @@ def worst_states(upstream: Sequence[Upstream]) -> dict[str, int]:
     for step in upstream:
         for item in step.items:
             key = key_of_item(item)
+            # The numbers of states rise from good to bad.
             worst[key] = max(worst.get(key, 0), item.state)
     return worst
 
@@ -374,6 +376,7 @@ def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]
             [words("provider"), wording.printable(model.execution_provider, 64)],
         ]
         rows = [row for row in rows if row[1]]
+        # Several steps may have run one model; another provider makes it another line.
         if rows not in models:
             models.append(rows)
     return models

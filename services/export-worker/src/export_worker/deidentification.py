@@ -77,6 +77,7 @@ def _options(instances: Iterable[deidentify_pb2.DeidentifiedInstance]) -> str:
 
 def _proof(instances: Sequence[deidentify_pb2.DeidentifiedInstance]) -> str:
     searched = [each.searched_identifiers for each in instances]
+    # min and max of nothing raise, and every file may have been refused.
     if not searched:
         return "No file was written"
     low, high = min(searched), max(searched)

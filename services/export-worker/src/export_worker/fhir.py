@@ -89,6 +89,7 @@ def write_bundle(
     studies, found = [], []
     count = 0
     with path.open("w", encoding="utf-8") as file:
+        # The Bundle is written entry by entry, so it is never in memory as a whole.
         file.write(json.dumps(head)[:-1] + ', "entry": [')
         for resource in resources(job, upstream, about):
             check()
@@ -110,6 +111,7 @@ def write_bundle(
 def entry(resource: Resource) -> str:
     """An entry of the Bundle, on one line."""
     whole = {"fullUrl": f"urn:uuid:{resource['id']}", "resource": resource}
+    # NaN would be written as a word that no JSON reader knows: better an error here.
     return json.dumps(whole, ensure_ascii=False, allow_nan=False)
 
 
@@ -142,6 +144,7 @@ def resources(
         devices: dict[bytes, Resource] = {}
         for number, model in enumerate(models_behind(step.result)):
             device = device_of(job, step.step, number, model)
+            # Shares of a step may have run different versions of a model, each a Device of its own.
             devices[model.SerializeToString(deterministic=True)] = device
             yield device
         for finding, model in findings_in(step.result):
@@ -181,6 +184,7 @@ def common_of(
 ) -> Resource:
     """What Observations of measures have in common. study: id of the ImagingStudy, if known."""
     return {
+        # `final` would say that somebody has verified it.
         "status": "preliminary",
         **about,
         "device": reference(device),
@@ -299,6 +303,7 @@ def provenance(
             **common,
             "occurredPeriod": {"start": instant(run.start_time), "end": instant(run.end_time)},
             "activity": {"text": f"step {run.step}, attempts: {run.attempts}"},
+            # R4 wants an agent of every Provenance.
             "agent": ran or [{"who": {"display": "Fluoro"}}],
         }
 
@@ -332,6 +337,7 @@ def studies_of(
     for one in instances(upstream):
         series = studies.setdefault(one.study_instance_uid, {})
         series.setdefault(one.series_instance_uid, {})[one.sop_instance_uid] = one
+    # By UID, because the order of inputs must not change the bytes.
     for uid in sorted(studies):
         yield {
             "resourceType": "ImagingStudy",
@@ -348,6 +354,7 @@ def studies_of(
 def series_of(uid: str, instances: Mapping[str, dicom_pb2.DicomInstance]) -> Resource:
     """A series of an ImagingStudy."""
     told = next(iter(instances.values())).modality
+    # A hostile header may say anything. OT is DICOM's code for another modality.
     modality = told if CODE_STRING.fullmatch(told) else "OT"
     return {
         "uid": uid,
@@ -417,6 +424,7 @@ def code_of(measured: ml_pb2.Measurement) -> Resource:
     """What was measured: SNOMED CT where the name is known."""
     concept = coded(measured.display_name, measured.label).type
     coding = {"system": SNOMED, "code": concept.value, "display": concept.meaning}
+    # A code of our own scheme means nothing to an electronic record; the words do.
     known = concept.scheme_designator != SCHEME
     return {
         **({"coding": [coding]} if known else {}),

@@ -142,6 +142,7 @@ def told_of(result: Message) -> Iterator[Told]:
             yield from (
                 _of_likeness(one, _key(result.images[0]), result.model)
                 for one in result.images
+                # The reference itself has no likeness to itself.
                 if one.HasField("similarity") and math.isfinite(one.similarity)
             )
 
@@ -151,6 +152,7 @@ by_frame: Final = attrgetter("frame")
 
 def _of_classes(finding: ml_pb2.ImageFinding, model: ml_pb2.ModelReference) -> Iterator[Told]:
     """Of each frame that a model classified. model: that of findings that name none."""
+    # groupby joins neighbours alone.
     for frame, scores in groupby(sorted(finding.classes, key=by_frame), by_frame):
         told = Told(
             _key(finding),
@@ -188,6 +190,7 @@ def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
         of = Class(frame.display_name, frame.label)
         said = Said(of.text, of)
     else:
+        # A newer worker may give a verdict that this one does not know: that is no class either.
         said = Said(NO_CLASS.get(frame.verdict, UNKNOWN), absent=True)
     parts: list[tuple[object, ...]] = [
         ("opinion", frame.frame, n) for n in range(len(frame.opinions))
@@ -272,6 +275,7 @@ def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference
 
 def _landmarks(detected: detect_pb2.DetectedObject) -> Iterator[Landmark]:
     for number, one in enumerate(detected.landmarks, 1):
+        # A graphic in SR and a quantity in FHIR must be numbers.
         if math.isfinite(one.x) and math.isfinite(one.y):
             yield Landmark(named(one.name, number), one.x, one.y)
 

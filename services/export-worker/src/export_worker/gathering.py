@@ -95,6 +95,7 @@ def gather(
 
     FluoroError with BLOB_NOT_FOUND if one is gone, REPORT_FAILED if one is no picture.
     """
+    # By blob: two images may share a picture, and it is fetched and scaled once.
     full = {one.blob: one for image in plan.shown(images) for one in image.pictures}
     if compared:
         full |= {one.blob: one for one in comparison.picture_artifacts(compared)}
@@ -106,6 +107,7 @@ def gather(
     for blob in full:
         context.progress("collect", len(names), total)
         path = context.fetch(blob)
+        # At once, so that neither the folder nor typst ever holds the pictures in full.
         scale(path, plan.pixels)
         names[blob] = path.name
     small: dict[str, str] = {}
@@ -114,6 +116,7 @@ def gather(
         path = context.fetch(one.blob)
         target = context.scratch / f"little-{len(small):05}.jpg"
         thumbnail(path, target)
+        # Otherwise it is shown large as well, and still needed.
         if one.blob not in full:
             path.unlink()
         small[one.blob] = target.name

@@ -108,6 +108,7 @@ def model_of(
 
 def models_of(result: ml_pb2.AnalyzeImagesResult) -> list[ml_pb2.ModelReference]:
     """Each model that ran, once: shares of a step may have met different versions."""
+    # A step without findings still ran a model.
     ran = [model_of(result, finding) for finding in result.findings] or [result.model]
     return list({model.SerializeToString(deterministic=True): model for model in ran}.values())
 
@@ -163,6 +164,7 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
     for step in upstream:
         for rendered in rendered_by(step):
             image = images.setdefault(key_of(rendered), Image(key_of(rendered)))
+            # Two steps may have rendered it. One preview is enough.
             if image.rendered is None:
                 image.rendered = rendered
                 image.preview = _artifact(step, rendered.preview)

@@ -57,6 +57,7 @@ def proved(artifact: job_pb2.Artifact, context: StepContext) -> Iterator[memoryv
     for part in context.parts(artifact.blob):
         digest.update(part)
         yield part
+    # The bytes are in the archive by now. The attempt fails, and the archive is dropped with it.
     if digest.digest() != artifact.sha256:
         raise FluoroError(
             Reason.INTERNAL,
@@ -109,6 +110,7 @@ def manifest(
 
 def sums(files: Sequence[Packed], own: Sequence[tuple[str, str, bytes]]) -> bytes:
     """`SHA256SUMS` as `sha256sum --check` reads it, of all files but itself."""
+    # Two spaces: that is how sha256sum separates them.
     lines = [f"{hexadecimal(data)}  {path}" for path, _, data in own]
     lines += [f"{file.artifact.sha256.hex()}  {file.path}" for file in files]
     return "".join(f"{line}\n" for line in lines).encode()

@@ -44,6 +44,7 @@ def model_name(model: ml_pb2.ModelReference) -> str:
 def measurement(entry: ml_pb2.Measurement, words: Words) -> Measure:
     """One class of a model in one image."""
     return {
+        # A colour comes from a model's manifest and goes into markup: nothing but a colour may.
         "color": entry.color if COLOR.fullmatch(entry.color) else None,
         "share": wording.share(entry.fraction),
         "name": words("no_class")
@@ -263,6 +264,7 @@ class Shape:
     def scale_bar(self) -> ScaleBar | None:
         """A length and its share of the image's width, or None if the spacing is unknown."""
         width_mm = self.columns * self.column_mm
+        # The table runs from long to short, so the first that fits is the longest.
         length = next((length for length in SCALE_BARS if length <= 0.3 * width_mm), None)
         if length is None:
             return None

@@ -34,6 +34,7 @@ def _step(upstream: Upstream) -> Iterator[str]:
     field = next(
         operation.field for operation in OPERATIONS if isinstance(upstream.result, operation.result)
     )
+    # The name that the API gives it, so that the file reads back as a Job.
     result = job_pb2.Step.DESCRIPTOR.fields_by_name[f"{field}_result"].json_name
     return _object(
         {
@@ -53,6 +54,7 @@ def _result(result: Message) -> Iterator[str]:
     rest = type(result)()
     rest.CopyFrom(result)
     for field in lists:
+        # Entry by entry below: as one message, the JSON would be in memory as a whole.
         rest.ClearField(field.name)
     fields: dict[str, Iterable[str]] = {name: [_json(value)] for name, value in _dict(rest).items()}
     for field in lists:

@@ -24,6 +24,7 @@ THUMBNAIL_PIXELS: Final = 240
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
+        # Pillow knows some fifty formats. Hostile bytes reach three of their decoders.
         with Image.open(path, formats=FORMATS) as picture:
             yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -52,7 +53,10 @@ def scale(path: Path, most: int = MOST_PIXELS) -> None:
 def thumbnail(path: Path, target: Path) -> None:
     """Writes the picture in little, as JPEG. Raises as `scale` does."""
     with _opened(path) as picture:
+        # A JPEG is then decoded at a fraction of its size. Twice the thumbnail leaves enough for a
+        # clean reduction.
         picture.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
         small = picture if picture.mode in {"L", "RGB"} else picture.convert("RGB")
         small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+        # JPEG has neither palettes nor alpha.
         small.save(target, "JPEG", quality=85)

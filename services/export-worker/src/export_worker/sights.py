@@ -109,6 +109,7 @@ def _top_tiles(analyzed: slide_pb2.AnalyzeSlideResult) -> Iterator[Sight]:
 
 def model_beside(result: Message) -> ml_pb2.ModelReference | None:
     """The one model of these results; None if it is another result, or no model ran."""
+    # Its vectors were made in an earlier step, which tells of the model.
     if isinstance(result, PICTURING) and not isinstance(result, embedding_pb2.FindSimilarResult):
         return result.model
     return None

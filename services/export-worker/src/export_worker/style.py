@@ -35,6 +35,7 @@ def style_of(request: ReportStyle, folder: Path | None) -> ReportStyle:
     """
     style = ReportStyle(language=LANGUAGES[0], accent_color=ACCENT)
     if folder is not None:
+        # In this order: what is set later wins, and empty fields do not count.
         style.MergeFrom(_of_folder(folder))
     style.MergeFrom(request)
     if not COLOR.fullmatch(style.accent_color) or contrast(style.accent_color) < LEAST_CONTRAST:
@@ -96,6 +97,8 @@ def _save_logo(data: bytes, path: Path) -> None:
 def _decoded(data: bytes) -> Image.Image | None:
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            # Known from the header, before a pixel is decoded: 256 KiB of PNG can hold gigabytes of
+            # white.
             if picture.width * picture.height > MOST_LOGO_AREA:
                 return None
             small = picture.convert("RGBA")

@@ -38,6 +38,7 @@ def as_csv(upstream: Sequence[Upstream]) -> bytes:
 
 def as_parquet(upstream: Sequence[Upstream]) -> bytes:
     """The same columns; input is int32, the others are strings."""
+    # zip of no rows gives no columns.
     columns = list(zip(*rows(upstream), strict=True)) or [()] * len(COLUMNS)
     table = Table.from_pydict(
         {

@@ -81,11 +81,13 @@ class Typesetter:
         missing: frozenset[str] = frozenset()
         for _ in range(ROUNDS):
             self._write(missing)
+            # Before anything is written: a count needs the layout alone.
             self._refuse_books()
             try:
                 data = self._compiler.compile(format="pdf", pdf_standards=[*ARCHIVAL])
             except typst.TypstError as error:
                 more = missing_characters(error.diagnostic)
+                # Nothing new: typst refuses for another reason, and one more round would not help.
                 if more <= missing:
                     raise _failed(error) from None
                 missing |= more
@@ -100,6 +102,7 @@ class Typesetter:
             warning = self._original["words"]["missing_script"].format(scripts=scripts)
             self.report = named_throughout(self._original, missing)
             self.report["warnings"].append(warning)
+        # typst reads JSON, which has no NaN.
         text = json.dumps(self.report, allow_nan=False)
         (self._folder / "report.json").write_text(text, encoding="utf-8")
 
@@ -146,12 +149,14 @@ def _sources(own: Path | None) -> Iterator[tuple[str, bytes]]:
             source = path.read_bytes() if inside else None
         except OSError:
             source = None
+        # Which path it was stays unsaid: it may tell how the operator's machine is laid out.
         if source is None:
             raise FluoroError(
                 Reason.REPORT_FAILED,
                 "A template in the operator's folder cannot be read, or is a link that leads out "
                 "of the folder. Tell the operator.",
             )
+        # The worker must not reach the network because of a template.
         if PACKAGE.search(source):
             raise FluoroError(
                 Reason.REPORT_FAILED,

@@ -67,6 +67,7 @@ def models_judging(result: Message) -> list[ml_pb2.ModelReference]:
 
 def is_suspicious(name: str) -> bool:
     """Whether a class of this name comes first: `melanoma`, not `benign lesion`."""
+    # Otherwise `non-melanoma skin cancer` would pass for unsuspicious, by its `non`.
     name = NON_MELANOMA.sub("", name)
     return bool(SUSPICIOUS.search(name)) and not UNSUSPICIOUS.search(name)
 
@@ -80,6 +81,7 @@ def rank(frames: Sequence[classify_pb2.ClassifiedFrame]) -> tuple[int, float]:
 
 
 def _rank(frame: classify_pb2.ClassifiedFrame) -> tuple[int, float]:
+    # Models that abstain may have seen something: before all that is unsuspicious.
     if frame.verdict != Frame.VERDICT_CLASSIFIED:
         return 1, 0.0
     if is_suspicious(frame.display_name):
@@ -201,6 +203,7 @@ def scored(each: Scored, words: Words) -> Verdict:
         facts.append(words("diameter", mm=words.number(lesion.diameter_mm, 1)))
     if lesion.HasField("area_mm2"):
         facts.append(words("area", mm2=words.number(lesion.area_mm2, 1)))
+    # Without a scale there is neither diameter nor area, and the reader is told why.
     if len(facts) == 1:
         facts.append(words("no_scale"))
     return {

@@ -49,6 +49,7 @@ def webpage(report: Report, folder: Path) -> bytes:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{escape(report['title'])}</title>"
+        # `style.style_of` lets nothing but a colour through, so it needs no escape.
         f"<style>:root{{--accent:{look['accent']}}}{_style()}</style>\n"
         + "\n".join(part for part in parts if part)
         + f"\n<footer>{escape(footer)}</footer></html>\n"
@@ -129,6 +130,7 @@ def _deidentification(report: Report) -> list[str]:
 
 def _image(file: str, alt: str, folder: Path) -> str:
     data = (folder / file.lstrip("/")).read_bytes()
+    # By its first bytes: browsers refuse data of another type than said.
     media = next(media for head, media in SIGNATURES.items() if data.startswith(head))
     source = f"data:{media};base64,{base64.b64encode(data).decode()}"
     return f'<img alt="{escape(alt)}" src="{source}">'

@@ -26,6 +26,7 @@ KEY_CHARACTERS: Final = 24
 def printable(text: str, characters: int = 400) -> str:
     """One line without control and direction characters, of at most so many characters."""
     line = " ".join(
+        # Marks of direction could show a text in another order than it is stored.
         "".join(character if character.isprintable() else " " for character in text).split()
     )
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
@@ -36,6 +37,7 @@ def key(text: str) -> str:
     if len(text) <= KEY_CHARACTERS:
         return text
     half = KEY_CHARACTERS // 2
+    # Keys of one series begin alike, and differ at the end.
     return f"{text[: half - 1]}…{text[-half:]}"
 
 

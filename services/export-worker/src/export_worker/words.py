@@ -20,6 +20,7 @@ class Words:
         self.language = language
         text = (files("export_worker") / "languages" / f"{language}.toml").read_text("utf-8")
         self.all: Final[dict[str, str]] = tomllib.loads(text)
+        # Both marks at once: one after the other, the second would change what the first has made.
         self._marks = str.maketrans(
             {",": self.all["thousands"], ".": self.all["decimal"]},
         )
@@ -30,6 +31,7 @@ class Words:
 
     def term(self, name: str) -> str:
         """What a colour or a structure of lesions is called here; others keep their name."""
+        # Names of TOML keys have no spaces.
         key = "term_" + name.replace(" ", "_").replace("-", "_")
         return self.all.get(key) or wording.printable(name, 64)
 

@@ -51,12 +51,15 @@ def capture(
         photometric_interpretation="MONOCHROME2" if pixels.ndim == 2 else "RGB",  # noqa: PLR2004 - no samples
         bits_allocated=8,
         coordinate_system="PATIENT",
+        # highdicom insists on one. It is taken back below, because nobody knows it.
         patient_orientation=("L", "P"),
         series_instance_uid=origin.uid("pictures", step, role, *source.subject, source.series),
         series_number=SERIES_NUMBER[role],
         sop_instance_uid=origin.instance_uid(
             "picture",
             [step] if model else [],
+            # Another picture is another instance, or an archive would see one UID with two
+            # contents.
             *(step, role, source.encoded, pixels.tobytes()),
             *([identity(model)] if model else []),
         ),
@@ -70,6 +73,7 @@ def capture(
     written.copy_patient_and_study_information(header)
     written.PatientOrientation = []  # unknown (Type 2C): pictures lie as the image does
     written.Laterality = header.get("Laterality", "")  # Type 2C of paired body parts
+    # A workstation made it (PS3.3 C.8.6.1), not a scanner of film.
     written.ConversionType = "WSD"
     del written.DateOfSecondaryCapture, written.TimeOfSecondaryCapture  # of a scanner of film
     written.DerivationDescription = f"{role.capitalize()} of the source image, for display."
@@ -99,6 +103,7 @@ def pixels_of(picture: Path) -> "np.typing.NDArray[np.uint8]":
     """The first frame of a PNG, JPEG or WebP: uint8 (rows, columns), or with three samples."""
     try:
         with Image.open(picture) as image:
+            # Known from the header, before a pixel is decoded.
             if image.width * image.height > PIXELS_LIMIT:
                 raise FluoroError(
                     Reason.IMAGE_TOO_LARGE, "A picture has more pixels than a capture may have."
@@ -107,6 +112,7 @@ def pixels_of(picture: Path) -> "np.typing.NDArray[np.uint8]":
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
         raise undecodable() from None
     except OSError as error:
+        # An errno is the disk's fault, and another attempt may help.
         if error.errno is not None:
             raise
         raise undecodable() from None  # Pillow's word for a file that ends too soon

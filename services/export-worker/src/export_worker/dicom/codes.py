@@ -70,6 +70,7 @@ def coded(display_name: str, label: int) -> Coded:
     known = KNOWN.get(display_name.lower())
     if known is not None:
         return known
+    # The category is of Type 1. A class of which nobody knows better gets the widest one.
     return Coded(TISSUE, own(lo(display_name) or f"Class {label}"))
 
 
@@ -85,6 +86,7 @@ def own(meaning: str) -> CodedConcept:
     """
     meaning = lo(meaning)
     word = re.sub(r"[^a-z0-9]+", "-", meaning.lower()).strip("-")
+    # Cut to 16 characters, two classes may begin alike, and a reader would take them for one.
     if len(word) > CODE_CHARACTERS or not meaning.isascii():
         digest = hashlib.sha256(meaning.encode()).hexdigest()[:DIGEST_CHARACTERS]
         kept = word[: CODE_CHARACTERS - DIGEST_CHARACTERS - 1].strip("-")

@@ -106,6 +106,7 @@ class Directory:
             names.append(known.name)
             at = known
         size = sum(len(ITEM) + 4 + len(record.data) for *_, record in fresh)
+        # Before anything is entered: a refused instance leaves no half of its records.
         if size > INSTANCE_BYTES or self._size + size > LIMIT_BYTES:
             raise FluoroError(Reason.IMAGE_TOO_LARGE, "Its records are too large for a DICOMDIR.")
         self._size += size
@@ -115,10 +116,12 @@ class Directory:
 
     def written(self) -> bytes:
         """The DICOMDIR."""
+        # Offsets have a fixed length, so the head is as long without them.
         at = len(self._head(0, 0))
         for record in self._root:
             record.offset = at
             at += len(ITEM) + 4 + len(record.data)
+        # In a second pass: a record points at those after it, whose places the first one has set.
         for parent in (self._root, *self._root):
             children = list(parent.children.values())
             for one, following in pairwise(children):
@@ -141,6 +144,7 @@ class Directory:
         ds.FileSetID = None
         ds.OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity = first
         ds.OffsetOfTheLastDirectoryRecordOfTheRootDirectoryEntity = last
+        # No known inconsistencies (PS3.3 F.3.2.2).
         ds.FileSetConsistencyFlag = 0
         ds.DirectoryRecordSequence = []
         buffer = BytesIO()
@@ -204,4 +208,5 @@ def header_of(blob: str, context: StepContext) -> Dataset:
         with path.open("rb") as file:
             return read_header(file, TAGS)
     finally:
+        # An archive may list 100,000 files, and each is needed for its header alone.
         path.unlink()

@@ -54,6 +54,7 @@ def encapsulated(
     header = sources[0].header
     models = [model for _, model in made]
     told = least_cleared(models)
+    # Sorted, so that the order of the items does not make another document.
     digests = sorted(hashlib.sha256(source.encoded).digest() for source in sources)
     written = SOPClass(
         series_instance_uid=origin.uid("documents", *sources[0].subject),
@@ -71,6 +72,7 @@ def encapsulated(
     )
     written.copy_patient_and_study_information(header)
     written.ContributingEquipmentSequence = origin.equipment(made)
+    # Type 2: present, and empty, because a report is about several moments.
     written.AcquisitionDateTime = None
     written.ConversionType = "WSD"
     written.BurnedInAnnotation = "NO"
@@ -78,6 +80,7 @@ def encapsulated(
     written.ConceptNameCodeSequence = []
     written.MIMETypeOfEncapsulatedDocument = "application/pdf"
     written.EncapsulatedDocumentLength = len(data)
+    # Values have even lengths (PS3.5 7.1.1). The length above tells the document from the padding.
     written.EncapsulatedDocument = data + b"\0" * (len(data) % 2)
     written.SourceInstanceSequence = [reference(source.header) for source in sources]
     origin.stamp(written, header.get("TimezoneOffsetFromUTC", ""))

@@ -25,6 +25,8 @@ def saved(written: SOPClass, folder: Path) -> Path:
     path = folder / f"{written.SOPInstanceUID}.dcm"
     if long := [written[tag] for tag in LONG if tag in written]:
         for sequence in long:
+            # The next call walks through everything: with thousands of items it would take most of
+            # the time.
             del written[sequence.tag]
         correct_ambiguous_vr(written, is_little_endian=True)
         written.set_original_encoding(False, True, UTF_8)  # so that what is encoded stays so

@@ -103,6 +103,7 @@ class Export:
         self._refuse_vectors()
         images = self._compare(self._read())
         stacks = list(stacks_of(images))
+        # An image that fails in one object is in none of the later ones: its item has ended.
         lost: set[str] = set()
         for done, stack in enumerate(stacks):
             self._context.progress("write", done, len(stacks))
@@ -162,12 +163,14 @@ class Export:
                         Reason.NO_APPLICABLE_INPUT,
                         "Earlier steps left nothing of this file that the step writes.",
                     )
+        # The first version was taken in before the second one was seen.
         self._fail([images.pop(uid) for uid in conflicts if uid in images], conflict())
         return list(images.values())
 
     def _is_same(self, item: StepItem, first: str) -> bool:
         """Whether the file of an item has the bytes of this blob."""
         file = dicom_of(item)
+        # The same file may have been uploaded twice, and is then two blobs.
         return file.blob == first or filecmp.cmp(
             self._context.fetch(first, item.folder), item.fetch(file), shallow=False
         )
@@ -188,6 +191,7 @@ class Export:
             return True
         wanted = set(self._kinds) - {ExportDicom.KIND_PICTURES}
         if not image.source.may_be_segmented:
+            # highdicom needs the place of every frame, and would refuse the whole series.
             wanted.discard(ExportDicom.KIND_SEGMENTATION)
         return bool((wanted and image.found) or image.told)
 
@@ -277,6 +281,7 @@ class Export:
         for image in images:
             for step in image.found:
                 made = identity(image.found[step].model)
+                # By patient as well: a selection that names images of two is in the file of one.
                 together.setdefault((step, made, *image.source.subject), []).append(image)
         for (step, *_), ones in together.items():
             if chosen := key_images(ones, step):
@@ -316,6 +321,7 @@ class Export:
         name = f"{stem}-{number:04}.dcm"
         path = saved(written, self._context.scratch)
         self._context.put(name, "instance", "application/dicom", path, key=f"{stem}/{number:04}")
+        # A segmentation may have hundreds of megabytes, and the store has it now.
         path.unlink()
         self._tell(name, kind, written, sources, step, model)
 
@@ -346,6 +352,7 @@ class Export:
         """The images of an object fail together, and leave nothing. Others go on."""
         gone = {name for image in images for name in image.artifacts}
         for name in gone:
+            # The item fails, and a failed item leaves nothing.
             del self._context.artifacts[name]
         kept = [one for one in self._result.objects if one.artifact not in gone]
         del self._result.objects[:]

@@ -60,6 +60,7 @@ class Found:
         with self.label_map.open("rb", buffering=0) as file:
             file.seek(self.offset)
             left = target.data.cast("B")
+            # The kernel may give less than was asked for, 2 GiB at most.
             while len(left) and (count := file.readinto(left)):
                 left = left[count:]
         if len(left):
@@ -110,6 +111,7 @@ class Stack:
         """Between neighbours; None of one image, or where it differs by more than a percent."""
         places = [source.position for source in self.sources if source.position is not None]
         gaps = np.diff(places)
+        # Slices at one place, or uneven ones, have no spacing that would be true of all.
         if not len(gaps) or gaps.min() <= 0 or np.ptp(gaps) > EVEN * gaps.max():
             return None
         return float(gaps.mean())
@@ -150,6 +152,7 @@ class Stack:
                 f"A series has more than {most_voxels:,} voxels. Export parts of it.",
             )
         counts = [source.frames for source in self.sources]
+        # Filled in place: a list of maps that is joined afterwards would take twice the memory.
         whole = np.empty((sum(counts), *self.sources[0].shape[1:]), LABELS)
         for end, frames, found in zip(accumulate(counts), counts, self.found, strict=True):
             found.read_into(whole[end - frames : end])
@@ -229,6 +232,7 @@ def take_maps(
 ) -> None:
     """Fetches its label maps. FluoroError LABEL_MAP_MISMATCH if one does not fit the image."""
     for part in item.parts:
+        # The outline of a lesion is told in words: its values are no classes of a model.
         outline = isinstance(context.results.get(part.step), dermoscopy_pb2.AssessDermoscopyResult)
         if part.role != "label-map" or part.step in image.found or outline:
             continue
@@ -241,7 +245,9 @@ def take_maps(
         model, finding = known
         values = {measurement.label for measurement in finding.measurements} | {0}
         if not has_only(labels, values):
+            # highdicom would refuse them as well, and the whole series with them.
             raise mismatch("has values that are no class of the model")
+        # Of the voxels, because two writers of NPY may differ in the header alone.
         digest = hashlib.sha256(np.ascontiguousarray(labels).data).digest()
         offset = labels.offset if labels.flags.c_contiguous else None
         image.found[part.step] = Found(model, finding, path, offset, digest)

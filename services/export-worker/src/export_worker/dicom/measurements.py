@@ -184,10 +184,12 @@ def totals(stack: Stack, volume_ml: Mapping[int, float]) -> list[ml_pb2.Measurem
     for found in stack.found:
         for measured in found.finding.measurements:
             classes.setdefault(measured.label, []).append(measured)
+    # Shares are of all voxels, the background among them.
     everything = sum(one.voxels for ones in classes.values() for one in ones)
     summed = []
     for label, ones in classes.items():
         there = [one for one in ones if one.voxels]
+        # Label 0 is the background, which is no finding.
         if label == 0 or not there:
             continue
         voxels = sum(one.voxels for one in there)
@@ -197,6 +199,7 @@ def totals(stack: Stack, volume_ml: Mapping[int, float]) -> list[ml_pb2.Measurem
             voxels=voxels,
             fraction=voxels / everything,
         )
+        # A model that saw the volume counts what lies between slices, too.
         if label in volume_ml:
             total.volume_ml = volume_ml[label]
         elif all(one.HasField("volume_ml") for one in there):

@@ -75,12 +75,14 @@ class Origin:
         digest = hashlib.sha256()
         for part in (self.step, kind, *of):
             data = part.encode() if isinstance(part, str) else part
+            # With its length, so that `ab`, `c` is another object than `a`, `bc`.
             digest.update(len(data).to_bytes(8, "big") + data)
         return f"2.25.{uuid5(UUID(self.job.removeprefix('jobs/')), digest.hexdigest()).int}"
 
     def instance_uid(self, kind: str, steps: Iterable[str], *of: str | bytes) -> str:
         """A UID of an instance that shows what these steps found: it tells when they ran."""
         ran = (
+            # A step that ran again may have found something else in the same inputs.
             part
             for step in steps
             if (run := self.runs.get(step))
@@ -140,6 +142,8 @@ class Origin:
                 setattr(dataset, f"{keyword}Date", DA(moment.date()))
                 setattr(dataset, f"{keyword}Time", TM(moment.time().replace(microsecond=0)))
         for item in dataset.get("ContributingEquipmentSequence", ()):
+            # highdicom names itself with the time of the clock, and another attempt would write
+            # other bytes.
             if "ContributionDateTime" in item and item.Manufacturer != MANUFACTURER:
                 item.ContributionDateTime = DT(moment.strftime("%Y%m%d%H%M%S%z"))
         if offset:
@@ -230,6 +234,7 @@ def series_description(what: str, model: ml_pb2.ModelReference | None) -> str:
     name = f"{what}, {model.name} {model.version}"
     mark = MARKS[use_of(model)]
     end = f", {mark}" if mark else ""
+    # The name is cut, never the mark behind it: that says that it is not for diagnosis.
     return lo(name, LO_BYTES - len(end)) + end
 
 
@@ -239,4 +244,5 @@ def lo(text: str, most_bytes: int = LO_BYTES) -> str:
     data = line.encode()
     if len(data) <= most_bytes:
         return line
+    # The cut may go through the middle of a character.
     return data[: most_bytes - len(CUT)].decode(errors="ignore").rstrip() + CUT

@@ -194,6 +194,7 @@ def kind_of(header: Dataset) -> str:
     sop_class = needed(header, "SOPClassUID").value
     if sop_class in CLASSES:
         return CLASSES[sop_class]
+    # An image of a class that is newer than the table is an image all the same.
     if header.get("Rows") and header.get("Columns"):
         return "IMAGE"
     raise FluoroError(Reason.DICOM_INVALID, "No directory record is for a file of its SOP class.")
@@ -301,6 +302,7 @@ def values_of(element: DataElement) -> Sequence[Any]:
 
 def characters_of(header: Dataset, record: Dataset) -> Any:
     """Specific Character Set (0008,0005): Unicode if the texts need one and none is known."""
+    # Values stand in the record in the character set of their file.
     if has(header, "SpecificCharacterSet"):
         element = header["SpecificCharacterSet"]
         known = all(name in python_encoding for name in values_of(element))

@@ -76,6 +76,7 @@ def segmentation(
     )
     if not sources[0].frame_of_reference:
         written.PatientOrientation = None  # Type 2C where no plane is in space (PS3.3 C.7.6.1)
+    # highdicom draws this UID by chance, and another attempt would write other bytes.
     organization = origin.uid("dimensions", written.SOPInstanceUID)
     for item in (*written.DimensionOrganizationSequence, *written.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
@@ -107,6 +108,7 @@ def segments_of(stack: Stack, origin: Origin) -> list[SegmentDescription]:
     )
     described = []
     for measured in stack.found[0].finding.measurements:
+        # Label 0 is the background, and segments are numbered from 1.
         if measured.label == 0:
             continue
         code = coded(measured.display_name, measured.label)

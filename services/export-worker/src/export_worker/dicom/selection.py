@@ -38,6 +38,7 @@ def key_images(images: Sequence[Image], step: str) -> list[tuple[str, Source]]:
     most: dict[int, _Most] = {}
     for image in images:
         for measured in image.found[step].finding.measurements:
+            # Most of nothing is no key image.
             if measured.label == 0 or not measured.voxels:
                 continue
             before = most.get(measured.label)

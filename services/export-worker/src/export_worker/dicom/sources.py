@@ -165,6 +165,7 @@ class Known:
             return kept(valid(header, keyword))
         key = (keyword, raw.VR, raw.value, raw.is_implicit_VR, raw.is_little_endian, characters)
         if key not in self._kept:
+            # All at once: what the next instances share is soon there again.
             if len(self._kept) >= KNOWN_VALUES:
                 self._kept.clear()
             self._kept[key] = kept(valid(header, keyword))
@@ -258,8 +259,10 @@ class Bounded:
 
     def read(self, size: int = -1, /) -> bytes:
         """As of a file. FluoroError IMAGE_TOO_LARGE past a limit."""
+        # One byte over the limit tells that there is more.
         data = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(data)
+        # Values may hold these bytes by chance: rather one too many than one not counted.
         self._items += data.count(ITEM_TAGS[0]) + data.count(ITEM_TAGS[1])
         if self._left < 0 or self._items > ITEMS_LIMIT:
             raise FluoroError(
@@ -307,6 +310,7 @@ def read_start(head: bytes, tags: list[BaseTag | int]) -> Dataset | None:
         return ended
 
     header = None
+    # A deflated data set has to be inflated before anything is seen of it.
     if head[128:132] == b"DICM" and DeflatedExplicitVRLittleEndian.encode() not in head:
         with suppress(Exception):  # of a header that goes on, or is broken: it is read once more
             header = read_partial(cast("BinaryIO", BytesIO(head)), at_end, specific_tags=tags)
@@ -364,6 +368,7 @@ def is_valid(keyword: str, vr: str, values: Sequence[Any]) -> bool:
     try:
         for one, text in zip(values, texts, strict=True):
             validate_value(vr, one if vr in BINARY else text, config.RAISE)
+            # pydicom checks the form alone, and 20250231 has the form of a date.
             if vr in PARSED:
                 PARSED[vr](text)
         numbers = [float(text) for text in texts] if vr in NUMERIC else []

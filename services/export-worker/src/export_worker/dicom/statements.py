@@ -87,6 +87,7 @@ def statement_report(
     count = sum(
         1 + sum(1 + len(one.landmarks) for one in told.known if one.box) for _, told in said.told
     )
+    # Counted before the first group is made, because each takes milliseconds.
     if count > GROUPS_LIMIT:
         raise FluoroError(
             Reason.RESULT_TOO_LARGE,
@@ -253,6 +254,7 @@ def outline(image: Image, box: Box) -> NDArray[np.float64]:
         (box.left, bottom),
         (box.left, box.top),
     ]
+    # A detector may draw a box over the edge, where there is no pixel to refer to.
     return np.clip(corners, 0, (image.source.columns, image.source.rows))
 
 
@@ -260,6 +262,7 @@ def region(
     image: Image, frame: int, kind: GraphicTypeValues, places: NDArray[np.float64]
 ) -> ImageRegion:
     """Places in an image. PS3.3 C.18.6.1.2 counts from the outer corner of the first pixel."""
+    # Of a tiled image it has to be said what coordinates count from (Type 1C).
     tiled = image.source.sop_class == VLWholeSlideMicroscopyImageStorage
     return ImageRegion(
         graphic_type=kind,
@@ -273,6 +276,7 @@ def region(
 
 def frames_of(image: Image, frame: int) -> list[int] | None:
     """The frame to refer to; none of an image that has but one, or not this one."""
+    # Referenced Frame Number is for multi-frame images alone (PS3.3 10.3).
     return [frame] if 1 <= frame <= image.source.frames != 1 else None
 
 

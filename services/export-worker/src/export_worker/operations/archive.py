@@ -28,6 +28,7 @@ def export_archive(request: ExportArchive, context: StepContext) -> ExportArchiv
     roles = frozenset(request.roles)
     files = [
         Packed(step.step, artifact, f"{step.step}/{artifact.name}")
+        # By name, because the order in which steps end differs from attempt to attempt.
         for step in sorted(context.upstream, key=lambda step: step.step)
         for artifact in step.artifacts
         if not roles or artifact.role in roles
@@ -54,8 +55,11 @@ def export_archive(request: ExportArchive, context: StepContext) -> ExportArchiv
     ]
     own = [*tables, *own]
     made = provenance(context.job, context.upstream, context.origins)
+    # The manifest lists the tables, and SHA256SUMS lists the manifest: each is made of those
+    # before.
     own.insert(0, ("manifest.json", "application/json", manifest(files, own, made)))
     own.insert(1, ("SHA256SUMS", "text/plain", sums(files, own)))
+    # What tells of the files stands before them: a reader that breaks off early has it.
     members = [Member(path, media, len(data), (data,)) for path, media, data in own]
     with ThreadPoolExecutor(1, "read") as reader:
         context.put(

@@ -59,6 +59,7 @@ def export_comparison(request: ExportComparison, context: StepContext) -> Export
         whole.provenance.CopyFrom(provenance(context.job, context.upstream, context.origins))
         text = MessageToJson(whole, indent=1) + "\n"
         context.put("comparison.json", "result", "application/json", text.encode())
+    # After the files were written, which have them all: a result in the ledger has a limited size.
     del result.differences[LISTED:]
     result.artifacts.extend(context.artifacts)
     return result

@@ -81,6 +81,7 @@ def export_infographic(request: ExportInfographic, context: StepContext) -> Expo
         charts.draw(shown, [note for note in notes if note], words, targets)
         for path, kind in targets.items():
             context.put(path.name, "chart", charts.extension(kind)[1], path)
+            # A request may have many charts in four formats, and the store has this one now.
             path.unlink()
     context.progress("draw", len(drawn), len(drawn))
     if scripts:
@@ -128,6 +129,7 @@ def _of_models(context: StepContext, words: Words) -> Iterator[Chart]:
 def _of_finding(finding: Finding, key: str, words: Words) -> Chart | None:
     source = words("found_in", model=model_name(finding.model), key=key)
     if finding.classes:
+        # Probabilities of several frames in one chart would look like those of one image.
         first = finding.classes[0].frame
         points = [
             ChartPoint(

@@ -31,6 +31,7 @@ def export_report(request: ExportReport, context: StepContext) -> ExportReportRe
             "A report can be written as FORMAT_PDF, FORMAT_PNG, FORMAT_JPEG, FORMAT_HTML or "
             "FORMAT_JSON.",
         )
+    # A report without any content would look as if nothing had been found.
     if not has_results(context.upstream):
         raise FluoroError(
             Reason.NO_APPLICABLE_INPUT,
