@@ -19,8 +19,11 @@ from ml_worker.waiting import Caller, Slice, Slices, Waiting, Work, count, halve
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS: Final = 0.05
-"""Interval at which a caller looks whether it was cancelled, or its run takes too long."""
+LOOK_SECONDS: Final = 0.2
+"""Interval at which a caller looks whether it was cancelled, or its run takes too long.
+
+Not shorter: each look takes a processor from a run for a moment, and a worker has many callers.
+"""
 IDLE_SECONDS: Final = 5
 """A thread that has had nothing to run for so long ends; the next samples start another."""
 GRACE_SECONDS: Final = 5
