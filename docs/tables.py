@@ -4,6 +4,7 @@ A test compares the committed files with what this gives.
 """
 # ruff: noqa: INP001 - a script, not a package
 
+import ast
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ from pydicom.uid import UID, AllTransferSyntaxes
 from scheduler.settings import Settings as SchedulerSettings
 
 DOCS: Final = Path(__file__).parent
+TESTS: Final = DOCS.parent / "services" / "dicom-worker" / "tests"
 MARK: Final = "<!-- Written by `make docs` from the code; edit it there. -->"
 
 SETTINGS: Final[dict[str, type[BaseSettings]]] = {
@@ -139,6 +141,11 @@ CONFORMANCE_RULES: Final = """\
   order are seen in the first elements. Such a file is uncompressed, or it is refused.
 - SOP Class UID, SOP Instance UID, and with File Meta Information a Transfer Syntax UID, are
   required of every file."""
+
+CONFORMANCE_TRAPS: Final = """\
+## Traps
+
+Bugs that somebody had in production, and the tests that rehearse them here:"""
 
 
 RENDERING_HEAD: Final = """\
@@ -349,6 +356,20 @@ def conformance() -> Iterator[str]:
     )
     yield table(("Transfer Syntax", "UID", "values"), sorted(written))
     yield CONFORMANCE_RULES
+    yield CONFORMANCE_TRAPS
+    yield table(("what goes wrong elsewhere", "tests"), traps())
+
+
+def traps() -> Iterator[list[str]]:
+    """What a test module of dicom-worker says of itself, without what it imports."""
+    module = ast.parse((TESTS / "test_traps.py").read_text())
+    [found] = (
+        each.value
+        for each in module.body
+        if isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "TRAPS" and each.value
+    )
+    for trap, tests in ast.literal_eval(found).items():
+        yield [trap, ", ".join(f"`test_{name}`" for name in tests.split())]
 
 
 def _codec_row(name: str, uid: str, codec: Codec) -> list[str]:
