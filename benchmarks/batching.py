@@ -54,7 +54,6 @@ license = "Apache-2.0"
 source = "benchmarks/rig/resnet.py"
 training_data = "None."
 applies_to = {{ modalities = [], unit = "1", photometric = ["grey", "colour"] }}
-batch = {{ max = 8, ladder = [1, 2, 4, 8], bytes_per_voxel = 512 }}
 labels = [{", ".join(f'{{value = {n}, display_name = "{n}"}}' for n in range(LABELS))}]
 [[inputs]]
 name = "x"
@@ -71,15 +70,16 @@ shape = ["n", {LABELS}]
 Images = NDArray[np.float32]
 
 
-def write_resnet(folder: Path) -> Path:
-    """The model's folder."""
+def write_resnet(folder: Path, ladder: Sequence[int] = (1, 2, 4, 8)) -> Path:
+    """The model's folder. ladder: sizes of its runs."""
+    batch = f"batch = {{ max = {ladder[-1]}, ladder = {list(ladder)}, bytes_per_voxel = 512 }}"
     graph = resnet50()
     x = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
     (y,) = ort.InferenceSession(graph).run(None, {"x": x})
-    return write_model(folder, MANIFEST, graph, {"x": x, "y": np.asarray(y)})
+    return write_model(folder, f"{batch}\n{MANIFEST}", graph, {"x": x, "y": np.asarray(y)})
 
 
-def callers(model: Model, images: Images, seconds: list[float]) -> float:
+def callers(model: Model, images: Images, seconds: list[float], threads: int = SLOTS) -> float:
     """Images per second of the batcher. seconds: of each image, from asking to the answer."""
 
     def show(number: int) -> None:
@@ -88,7 +88,7 @@ def callers(model: Model, images: Images, seconds: list[float]) -> float:
         seconds.append(time.perf_counter() - before)
 
     began = time.perf_counter()
-    with ThreadPoolExecutor(SLOTS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(show, range(len(images))))
     return len(images) / (time.perf_counter() - began)
 

@@ -2,20 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pytest
+from ml_worker.parity import parities
 from ml_worker.registry import Registry
 from ml_worker.repository import read_model
+from ml_worker.sessions import in_company
 from ml_worker.settings import SHIPPED_MODELS, ModelSettings
+from ml_worker.testing import has_gpu
 from ml_worker.waiting import Alone
 from ml_worker.warm_up import read_sample
 
-HAS_GPU = (
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    and Path("/dev/nvidia0").exists()
-)
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_gpu(), reason="there is no GPU")]
 MODELS = sorted(path.parent for path in SHIPPED_MODELS.glob("*/*/model.toml"))
 
 
@@ -23,7 +20,7 @@ MODELS = sorted(path.parent for path in SHIPPED_MODELS.glob("*/*/model.toml"))
 def test_a_model_gives_on_the_gpu_what_it_gives_on_the_cpu(place: Path) -> None:
     files = read_model(place)
     manifest, found = files.manifest, {}
-    sample = read_sample(manifest, files.files[manifest.warm_up.file])
+    shown = in_company(read_sample(manifest, files.files[manifest.warm_up.file]), manifest)
     for device in ("cpu", "cuda"):
         registry = Registry(ModelSettings(device=device))
         registry.open()
@@ -31,10 +28,7 @@ def test_a_model_gives_on_the_gpu_what_it_gives_on_the_cpu(place: Path) -> None:
         assert model.execution_provider == ("CPU" if device == "cpu" else "CUDA") + (
             "ExecutionProvider"
         )
-        shown = {one.name: sample[one.name] for one in manifest.inputs}
         found[device] = model.run(shown, Alone())
-    for output in manifest.outputs:
-        on_cpu, on_gpu = found["cpu"][output.name], found["cuda"][output.name]
-        assert np.allclose(on_cpu, on_gpu, atol=1e-3, rtol=1e-3, equal_nan=True), output.name
-        if output.kind == "classes":
-            assert np.array_equal(on_cpu.argmax(axis=1), on_gpu.argmax(axis=1))
+    for parity in parities(manifest, found["cuda"], found["cpu"]):
+        assert parity.problem is None
+        assert not parity.label_differs, parity.output

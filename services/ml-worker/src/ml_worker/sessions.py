@@ -210,7 +210,7 @@ def warm_up(model: Model, sample: Tensors) -> None:
     manifest = model.manifest
     inputs = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
     first = {name: values[:1] for name, values in inputs.items()}
-    company = _in_company(inputs, manifest)
+    company = in_company(inputs, manifest)
     for shown, hint in ((inputs, ""), (company, COMPANY), (first, COMPANY)):
         found = _warm_up_run(model, shown)
         for output in manifest.outputs:
@@ -243,7 +243,7 @@ def _warm_up_run(model: Model, shown: Tensors) -> Tensors:
         alarm.cancel()
 
 
-def _in_company(inputs: Tensors, manifest: Manifest) -> Tensors:
+def in_company(inputs: Tensors, manifest: Manifest) -> Tensors:
     """The sample, and others that fill the run up: mirrored images, and the same numbers."""
     shown, batch = {}, manifest.batch
     for tensor in manifest.inputs:

@@ -11,7 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
+
+from ml_worker.devices import PROVIDERS
+from ml_worker.gpu_memory import free_bytes
 
 
 def write_model(
@@ -36,6 +40,15 @@ def write_model(
     # Last, because a folder is a model from when it has a manifest.
     (place / "model.toml").write_text(text, encoding="utf-8")
     return place
+
+
+def has_gpu() -> bool:
+    """Whether models can run on CUDA here: ONNX Runtime has it, and a GPU answers."""
+    provider, _ = PROVIDERS["cuda"]
+    if provider not in ort.get_available_providers():
+        return False
+    ort.preload_dlls()
+    return free_bytes() is not None
 
 
 def files_of_wheel(requirements: Path, *files: str) -> list[bytes]:
