@@ -20,5 +20,6 @@ if __name__ == "__main__":
             inventory="ml_worker.registry:models",
             settings=from_environment(ModelWorkerSettings),
         )
+    # Calls of the inference server get their time of grace; without it they would break off.
     finally:
         close()

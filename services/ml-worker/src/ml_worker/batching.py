@@ -132,6 +132,7 @@ class Batcher:
         MODEL_RUN_FAILED, MODEL_RUN_TIMEOUT, MODEL_OUTPUT_INVALID or IMAGE_TOO_LARGE if the samples
         are to blame; INTERNAL if the model runs nothing any more.
         """
+        # Nobody can wait for two events at once, so the caller's is looked at in between.
         while not work.over.wait(LOOK_SECONDS):
             if work.caller.cancelled.is_set():
                 self.leave(work)
@@ -139,6 +140,8 @@ class Batcher:
             self._end_what_takes_too_long()
         if work.error is not None:
             if work.caller.cancelled.is_set():
+                # Whoever was cancelled may have ended the run himself. That is no finding about the
+                # image.
                 raise CancelledAttempt from work.error
             raise work.error
         parts = [work.parts[start] for start in sorted(work.parts)]
@@ -210,6 +213,7 @@ class Batcher:
                     if is_full or now >= until:
                         return self._waiting.take(self._limit)
                 elif now >= idle_until:
+                    # Under the lock, or `submit` would count on a thread that is about to end.
                     self._threads -= 1
                     return []
                 self._idle += 1
@@ -228,6 +232,8 @@ class Batcher:
         while parts:
             wanted = [one for one in parts.pop() if one.work.is_wanted]
             if wanted and count(wanted) > self._limit(wanted[0].work):
+                # Parts are taken from the end, so the first half is next: callers get outputs in
+                # order.
                 parts += reversed(halves(wanted))
             elif wanted and (failure := self._run(wanted)):
                 metrics.MODEL_RUNS_FAILED.labels(model=self._name, cause=failure.cause).inc()
@@ -242,6 +248,8 @@ class Batcher:
         )
         with self._changed:
             self._running.add(run)
+            # The last caller may have left after the look in `_run_all`, when there was no run to
+            # end yet.
             if not run.is_wanted():
                 run.options.terminate = True
         try:
@@ -267,6 +275,8 @@ class Batcher:
         """What to run after a failed run, if anything; fails those who are to blame."""
         if failure.cause == LEFT:
             return [slices]  # without those who left
+        # A model that cannot run what it has run before is broken. The images are not to blame, and
+        # other attempts may find a worker that works.
         if failure.cause == FAILED and not self._still_works():
             log.error("model_broken", model=self._title, exception=type(failure.error).__name__)
             self._fail(slices, self._broken(failure.error))
@@ -276,6 +286,7 @@ class Batcher:
         if is_of_one or count(slices) == 1:
             self._fail(slices, self._blamed(failure))
             return ()
+        # Otherwise every later run would fail first, and then run in halves.
         if failure.cause == OUT_OF_MEMORY:
             self._remember(failure.rung // 2 * slices[0].work.voxels)
         return halves(slices)
@@ -283,6 +294,8 @@ class Batcher:
     def _remember(self, voxels: int) -> None:
         with self._changed:
             now = time.monotonic()
+            # What was learned longer ago was forgotten: memory may have been short for a moment
+            # only.
             before = self._most_voxels if now < self._small_until else voxels
             self._most_voxels, self._small_until = min(voxels, before), now + REMEMBER_SECONDS
         log.warning("runs_made_smaller", model=self._title, most_voxels=voxels)
@@ -309,6 +322,7 @@ class Batcher:
     def _fail(self, slices: Slices, error: FluoroError) -> None:
         with self._changed:
             for one in slices:
+                # The rest of its samples is not run: nobody can use a part of the outputs.
                 self._waiting.remove(one.work)
                 one.work.fail(error)
 
@@ -346,6 +360,7 @@ class _Failure:
 
 
 def _inputs(slices: Slices) -> Tensors:
+    # One work needs no concatenation, which would copy all of its samples.
     if len(slices) == 1:
         work, start, stop = slices[0]
         return {name: values[start:stop] for name, values in work.inputs.items()}

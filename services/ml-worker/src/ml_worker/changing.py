@@ -55,6 +55,7 @@ def part_of(made: tuple[int, ...], size: tuple[int, ...], seen: Box) -> Box:
     made: its rows and columns. size: those of the tensor. seen: where the tensor shows the image.
     """
     down, across = (
+        # Outwards to whole pixels, so that none of the image is cut off.
         slice(side.start * length // there, max(1, -(-side.stop * length // there)))
         for side, length, there in zip(seen, made, size, strict=False)
     )

@@ -64,6 +64,7 @@ def probabilities(output: Classes, scores: NDArray[Any]) -> NDArray[np.float64]:
         # Without overflow at either end.
         sigmoid: NDArray[np.float64] = np.exp(-np.logaddexp(0, -values))
         return sigmoid
+    # The largest becomes 0, so that exp cannot overflow.
     raised = np.exp(values - values.max(axis=1, keepdims=True))
     softmax: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
     return softmax

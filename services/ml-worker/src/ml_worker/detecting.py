@@ -122,6 +122,7 @@ def of_regions(
     maps = found["regions"]
     if maps.shape[1:] != shown.size:
         raise invalid(manifest, "a map of another size than what it was shown")
+    # Logits in place of probabilities would pass every threshold.
     if maps.min() < 1 - ONE or maps.max() > ONE:
         raise invalid(manifest, "probabilities below 0 or above 1")
     try:
@@ -144,10 +145,12 @@ def candidates(
         raise invalid(manifest, "scores above 1")
     places = np.nonzero(scores >= threshold)
     rows = places[0]
+    # `distinct` compares boxes with each other: hostile or broken outputs would take hours.
     if len(rows) > MOST_CANDIDATES:
         raise invalid(
             manifest, f"more than {MOST_CANDIDATES:,} boxes that reach the threshold of a frame"
         )
+    # With a score for each label, one box may count for several of them.
     if len(places) > 1:
         labels = places[1].astype(np.int64)
     elif "box_labels" in found:
@@ -167,6 +170,7 @@ def corners_of(boxes: Numbers, output: Boxes, size: Sequence[int]) -> Numbers:
     if output.order == "yxyx":
         boxes = boxes[:, [1, 0, 3, 2]]
     elif output.order == "xywh":
+        # The first two are the centre.
         half = boxes[:, 2:] / 2
         boxes = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
     return boxes * _unit(output, size)[[0, 1, 0, 1]]

@@ -52,6 +52,7 @@ def check_room(
             ) from error
         raise _refused(f"A run of {most} samples runs out of it") from error
     left = free()
+    # What the run took stays in the arena, so this is all that later models will find.
     if left is not None and left < reserve_bytes:
         raise _refused(f"After a run of {most} samples {left} bytes of it are free")
 

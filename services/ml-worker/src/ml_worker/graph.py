@@ -44,6 +44,7 @@ def checked_graph(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
         model.ParseFromString(files["model.onnx"])
     except DecodeError as error:
         raise _invalid("model.onnx is not an ONNX file.") from error
+    # Before the checker, whose words on a newer operator set do not say what to do.
     _check_opsets(model)
     embedded = _embed(model, files)
     try:
@@ -102,6 +103,7 @@ def _embed(model: onnx.ModelProto, files: Mapping[str, bytes]) -> bool:
         data = files[name]
         start = _number(told, "offset", 0)
         end = start + _number(told, "length", len(data) - start)
+        # Python takes a negative offset from the end, and gives what there is of too long a part.
         if not 0 <= start <= end <= len(data):
             raise ModelRefusedError(
                 ModelProto.PROBLEM_EXTERNAL_DATA,
@@ -136,6 +138,7 @@ def _tensors(message: Message) -> Iterator[Any]:
 
 
 def _check_tensors(manifest: Manifest, graph: onnx.GraphProto) -> None:
+    # Older exporters list weights among the inputs as well (IR version 3 and before).
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [node for node in graph.input if node.name not in weights]
     _check_side("inputs", manifest.inputs, inputs, every=True)

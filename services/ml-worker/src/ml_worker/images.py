@@ -79,6 +79,7 @@ def for_each_certified(context: StepContext, stage: str, work: Work) -> None:
     for item in context.each(stage):
         with item:
             part = item.part("pixels")
+            # An array that no earlier step vouches for may be anything: an upload, or a leftover.
             if (image := images.get((part.step, part.name))) is None:
                 raise not_certified("has no certificate")
             work(item, image, certified_pixels(item.fetch(part), image.certificate, context.check))

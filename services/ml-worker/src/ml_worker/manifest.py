@@ -36,6 +36,7 @@ class ModelRefusedError(Exception):
 
 
 class _Table(BaseModel):
+    # A misspelt field would be a setting that is silently ignored, and TOML has `nan` and `inf`.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

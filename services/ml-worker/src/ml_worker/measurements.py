@@ -36,6 +36,7 @@ def measure(
         )
         if volume is not None:
             measurement.volume_ml = count * volume
+        # An image may hold infinities and NaN, and a mean of them says nothing.
         if count and math.isfinite(value_sum):
             measurement.mean_value = value_sum / count
         measurements.append(measurement)

@@ -98,6 +98,7 @@ def hidden(
 
     mean = whole[within(seen)].mean(axis=sides, keepdims=True, dtype=np.float64)
     if whole.dtype.kind in "iu":
+        # astype cuts off, which would make the hidden cell darker by half a step.
         mean = np.rint(mean)
     fill = mean.astype(whole.dtype)
     for start in range(0, len(grid), step):

@@ -30,6 +30,7 @@ def draw_overlay(
     one = frame.astype(np.float32) @ LUMA if in_colour else frame
     center, width = style.window_center, style.window_width
     if center is None or width is None:
+        # One NaN would make both ends NaN, and the picture black.
         low, high = float(np.nanmin(one)), float(np.nanmax(one))
         center, width = (shown.center, shown.width) if shown else ((low + high) / 2, high - low)
     grey = apply_window(one, center, width)
@@ -50,6 +51,7 @@ def apply_window(values: NDArray[Any], center: float, width: float) -> NDArray[n
 
     What is not a number is black.
     """
+    # A width of 1 would divide by 0; the standard makes it a step (PS3.3 C.11.2.1.2.1).
     scale = max(width - 1, 1)
     grey = ((values.astype(np.float32) - (center - 0.5)) / scale + 0.5) * 255
     levels: NDArray[np.float32] = np.clip(np.nan_to_num(grey, nan=0.0), 0, 255)

@@ -22,8 +22,10 @@ def certified_pixels(
     """
     try:
         pixels: NDArray[Any] = open_memmap(path, mode="r")
+    # What NumPy raises for hostile headers, which it evaluates as Python literals.
     except (ValueError, TypeError, SyntaxError, OverflowError, EOFError) as error:
         raise not_certified("is not a whole NPY file") from error
+    # Cheap looks first: the hash reads the whole file.
     if pixels.shape != tuple(certificate.shape):
         raise not_certified("has another shape than its certificate says")
     if pixels.dtype.str != certificate.dtype:

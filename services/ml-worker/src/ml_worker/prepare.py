@@ -86,6 +86,7 @@ def _laid_out(volume: NDArray[np.float32], axes: str, tensor: Input) -> NDArray[
     ordered: NDArray[Any] = volume.transpose([axes.index(letter) for letter in tensor.layout])
     if np.dtype(tensor.dtype).kind in "iu":
         limits = np.iinfo(tensor.dtype)
+        # astype alone cuts off fractions and wraps around what does not fit.
         ordered = np.clip(np.rint(ordered), limits.min, limits.max)
     return np.ascontiguousarray(ordered, tensor.dtype)
 
@@ -111,6 +112,7 @@ def size_in_space(
     how, fixed = tensor.image, (tensor.axis("H"), tensor.axis("W"))
     assert how is not None  # the caller looked
     rows, columns = _at_spacing(frame, image, how)
+    # The spacing comes from the file: a false one could ask for any amount of memory.
     if rows * columns * how.channels > MAX_VOXELS:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE,
@@ -138,6 +140,7 @@ def visible(frame: Sequence[int], image: dicom_pb2.RenderedImage, tensor: Input)
         return (slice(0, rows), slice(0, columns)), whole
     size, ours, theirs = _placed(there, (rows, columns), how)
     down, across = (
+        # Outwards to whole pixels, so that the box holds all that the model saw.
         slice(one.start * length // scaled, -(-one.stop * length // scaled))
         for one, length, scaled in zip(theirs, frame, size, strict=True)
     )
@@ -164,6 +167,7 @@ def _channels(frame: NDArray[Any], how: Prepare) -> list[NDArray[np.float32]]:
     order = (2, 1, 0) if how.colour == "bgr" else (0, 1, 2)
     if in_colour:
         return [frame[..., sample].astype(np.float32) for sample in order]
+    # The same plane thrice, not copied: nothing below changes it in place.
     return [frame.astype(np.float32)] * len(order)
 
 
@@ -176,6 +180,7 @@ def _mapped(
     if values.source == "full":
         if dtype.kind != "u":
             raise NotForThisImageError("it needs pixels that are unsigned integers")
+        # 12 bits in words of 16 would otherwise come out sixteen times too dark.
         bits = image.certificate.bits_stored or dtype.itemsize * 8
         low, high = 0.0, float(2**bits - 1)
     else:
@@ -236,6 +241,7 @@ def _placed(
 ) -> tuple[tuple[int, int], Box, Box]:
     """The size that a plane is scaled to, and which box of the tensor shows which box of that."""
     factors = fixed[0] / there[0], fixed[1] / there[1]
+    # `fit` shows all of the image and leaves room; `cover` leaves no room and cuts off.
     factor = min(factors) if how.resize == "fit" else max(factors)
     size = (_scaled(there[0], factor), _scaled(there[1], factor))
     rows, columns = (_centred(length, one) for length, one in zip(fixed, size, strict=True))

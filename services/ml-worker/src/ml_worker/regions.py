@@ -53,6 +53,7 @@ def _measured(
         score = float(probabilities[place][region].mean(dtype=float))
         axes, low, high = smallest_rectangle(region)
         width, height = high - low
+        # The box of a turned rectangle may be long enough where the rectangle is not.
         if score < threshold or min(width, height) < output.least_side:
             continue
         margin = output.unclip * width * height / (2 * (width + height))

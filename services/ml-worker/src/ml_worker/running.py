@@ -74,6 +74,7 @@ def still_works(
     """Whether the session runs inputs that it has run before, filled up, within this time."""
     options = ort.RunOptions()
     fuse = Timer(seconds, setattr, (options, "terminate", True))
+    # A timer of a long run must not keep the process from ending.
     fuse.daemon = True
     fuse.start()
     try:

@@ -55,12 +55,15 @@ def segment(
         for number, (frames, found) in enumerate(show(model, tensor, pixels, image, context)):
             refuse_novel(model, found)
             label_map = found["label_map"]
+            # A label that the manifest does not have would count for none, and the shares would not
+            # add up.
             if label_map.shape != frames.shape[:3] or int(label_map.max()) >= labels:
                 raise FluoroError(
                     Reason.MODEL_OUTPUT_INVALID,
                     f"{model.manifest.name} gave labels that it does not have, or too few.",
                 )
             if number == 0:
+                # A view would keep the outputs of the whole chunk in memory.
                 preview = label_map[0].copy()
             file.write(label_map.tobytes())
             counted = counts(frames, found, labels)

@@ -52,6 +52,7 @@ class Series:
 
     def add(self, key: str, part: Part, image: dicom_pb2.RenderedImage) -> None:
         """Takes an instance in once; another version of it fails the series."""
+        # Without a UID nothing tells instances apart but their keys.
         first = self.instances.setdefault(image.sop_instance_uid or key, image)
         if first is image:
             self.keys.append(key)
@@ -112,6 +113,7 @@ def labels_of(
         try:
             series.volume, series.inside = seen(series, model, context)
         except FluoroError as error:
+            # Kept as the series' failure, it would fail all images for good.
             if error.may_retry:
                 raise
             series.failure = error
@@ -145,6 +147,8 @@ def seen(
     assert manifest.applies_to is not None
     assert manifest.applies_to.volume is not None
     volume = volume_of(series.images, manifest.applies_to.volume)
+    # The files go when the planes are made, also if that fails: a series may be larger than the
+    # disk.
     with TemporaryDirectory(dir=context.scratch) as folder:
         planes = planes_of(series, volume, Path(folder), model, context)
         shown = prepare_planes(planes, series.images[0], tensor)
@@ -198,6 +202,7 @@ def keep(
     manifest = model.manifest
     file = item.folder / "label-map.npy"
     np.save(file, labels)
+    # The first frame of a multi-frame image may have nothing of the mask to show.
     fullest = int(labels.sum(axis=(1, 2), dtype=np.int64).argmax())
     window = image.window if image.HasField("window") else None
     drawing = draw_overlay(pixels[fullest], labels[fullest], manifest, window)

@@ -78,6 +78,7 @@ class Model:
         """
         batch = self.manifest.batch
         samples = self.run_memory_bytes // (math.prod(spatial) * batch.bytes_per_voxel)
+        # To shrink the sample would be another image than the one that was certified.
         if samples == 0:
             raise FluoroError(
                 Reason.IMAGE_TOO_LARGE,
@@ -144,6 +145,7 @@ def batcher(
         return still_works(session, names, one, manifest.batch.rung(1), settings.run_seconds)
 
     batch = manifest.batch
+    # One run at a time: it has all threads already, and a second one would double the memory.
     rules = Rules(1, settings.run_seconds, batch.rung, batch.ladder)
     return Batcher(manifest.name, title, rules, run, check, works)
 
@@ -188,6 +190,7 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
             ModelProto.PROBLEM_RUN_FAILED,
             f"ONNX Runtime {ort.__version__} cannot open model.onnx: {error}",
         ) from error
+    # Before the first run: a model on the wrong device would pass the warm-up, slowly.
     check_placement(session, settings, provider.cpu_ops)
     model = Model(
         manifest,
@@ -225,6 +228,7 @@ def warm_up(model: Model, sample: Tensors) -> None:
 def _warm_up_run(model: Model, shown: Tensors) -> Tensors:
     caller = Alone()
     alarm = Timer(WARM_UP_SECONDS, caller.cancelled.set)
+    # A timer must not keep the process from ending.
     alarm.daemon = True
     alarm.start()
     try:
@@ -250,6 +254,7 @@ def in_company(inputs: Tensors, manifest: Manifest) -> Tensors:
         sample = inputs[tensor.name]
         filling = min(batch.max, batch.rung(len(sample) + 1)) - len(sample)
         others = sample[np.arange(filling) % len(sample)]
+        # Company that is the sample itself would hide a graph that mixes samples.
         if "W" in tensor.layout:
             others = np.flip(others, tensor.layout.index("W"))
         shown[tensor.name] = np.concatenate([sample, others])
@@ -261,7 +266,9 @@ def session_options(settings: ModelSettings) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
+    # Threads that spin while they wait take processors from the runs of other models.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # `check_placement` needs to know which node runs where.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.enable_cpu_mem_arena = False
     # A pattern takes all memory of a run as one block. Over 32 MiB, the C library asks the system

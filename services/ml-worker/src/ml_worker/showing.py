@@ -81,10 +81,13 @@ def run_ahead(
         for told, values in chunks:
             context.check()
             ahead.append((told, model.submit({tensor.name: values}, context)))
+            # One chunk runs while the next one is prepared. More would only take memory in every
+            # slot.
             if len(ahead) == AHEAD:
                 yield first()
         while ahead:
             yield first()
     finally:
+        # Whoever stops early leaves, or runs would go on that nobody waits for.
         for _, work in ahead:
             model.batcher.leave(work)

@@ -51,6 +51,7 @@ class Volume:
         """Undoes `to_patient`."""
         ahead = volume.ndim - AXES
         back = [ahead + number for number, (_, is_back) in enumerate(self.turn) if is_back]
+        # The inverse of a permutation.
         order = np.argsort([axis for axis, _ in self.turn]) + ahead
         turned: NDArray[Any] = np.flip(volume, tuple(back))
         return turned.transpose([*range(ahead), *order.tolist()])
@@ -76,6 +77,7 @@ def volume_of(images: Sequence[dicom_pb2.RenderedImage], limits: VolumeLimits) -
         raise NotForThisImageError(f"it needs {limits.planes} slices of a series, or more")
     planes = sorted(at, key=at.__getitem__)
     gaps = np.diff([at[plane] for plane in planes])
+    # A missing slice would move all that lies behind it.
     if gaps.min() <= 0 or np.ptp(gaps) > EVEN * gaps.max():
         raise NotForThisImageError("its series has slices missing, or several in one place")
     spacing = (float(gaps.mean()), *images[0].pixel_spacing_mm)
@@ -93,6 +95,7 @@ def _directions(image: dicom_pb2.RenderedImage) -> NDArray[np.float64]:
     row, column = np.array(image.image_orientation, np.float64).reshape(2, AXES)
     normal = np.cross(row, column)
     vectors = np.stack([normal, column, row])
+    # Vectors that are no rotation would mirror or shear the anatomy.
     if not np.allclose(vectors @ vectors.T, np.eye(AXES), atol=UNIT):
         raise NotForThisImageError("its Image Orientation (Patient) is impossible")
     return vectors

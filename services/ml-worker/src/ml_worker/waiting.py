@@ -122,6 +122,7 @@ def halves(slices: Slices) -> tuple[list[Slice], list[Slice]]:
     room, first, second = count(slices) // 2, [], []
     for work, start, stop in slices:
         middle = min(stop, start + room)
+        # A work may be cut in the middle; its outputs are joined again by their first sample.
         room -= middle - start
         if middle > start:
             first.append(Slice(work, start, middle))
@@ -167,6 +168,7 @@ class Waiting:
         """Whether a full run waits, and by when (time.monotonic()) the next one is to begin."""
         together = [work for works in self._together() for work in works]
         there = sum(work.samples - work.taken for work in together)
+        # Whoever is in the greatest hurry decides for all of the run.
         until = min(work.arrived + work.delay_seconds for work in together)
         return there >= limit(together[0]), until
 
@@ -195,11 +197,14 @@ class Waiting:
             if work.taken == work.samples:
                 self.remove(work)
         if first.caller.owner in self._owners:
+            # Its turn is over. Others keep their places, though they had room in the run.
             self._owners.move_to_end(first.caller.owner)
         return found
 
     def _together(self) -> Iterator[list[Work]]:
         """What may run next, owner by owner."""
+        # The owner in front chooses the shape: if the commonest one ran first, a rare one would
+        # wait for ever.
         shapes = next(iter(self._owners.values()))[0].shapes
         for works in self._owners.values():
             if same := [work for work in works if work.shapes == shapes]:

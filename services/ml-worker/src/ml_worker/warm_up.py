@@ -27,6 +27,7 @@ def read_sample(manifest: Manifest, data: bytes) -> Sample:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             size_bytes = sum(member.file_size for member in archive.infolist())
+        # The sizes come from the archive's directory: a few kilobytes may unpack to gigabytes.
         if size_bytes <= MAX_SAMPLE_BYTES:
             with np.load(BytesIO(data), allow_pickle=False) as arrays:
                 sample = {name: arrays[name] for name in arrays.files}
@@ -62,6 +63,7 @@ def difference(
             f"{warm_up.file} has {expected.dtype.name} of shape {list(expected.shape)}."
         )
     if found.dtype.kind == "f":
+        # The sum of values with NaN among them is NaN, and rightly so.
         right = np.isclose(found, expected, rtol=warm_up.rtol, atol=warm_up.atol, equal_nan=True)
     else:
         right = found == expected

@@ -58,11 +58,13 @@ def prepare(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Lesion:
     regions = regionprops(label(mask, connectivity=2))
     if not regions:
         raise LesionRefusedError("no lesion was found")
+    # Of equal ones the first, so that the same mask gives the same lesion.
     region = max(regions, key=lambda one: (one.area, -one.label))
     top, left, bottom, right = region.bbox
     side = max(bottom - top, right - left)
     if side < MIN_PIXELS:
         raise LesionRefusedError(f"the lesion is less than {MIN_PIXELS} pixels long")
+    # Hair and reflections tear holes into masks; no lesion has any.
     whole = ndimage.binary_fill_holes(region.image)
     margin = max(2, round(MARGIN * side))
     rows = slice(max(0, top - margin), min(mask.shape[0], bottom + margin))
@@ -77,6 +79,7 @@ def prepare(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Lesion:
     lesion = resize(cut.astype(np.float32), shape, order=1, anti_aliasing=smooth) >= 0.5  # noqa: PLR2004 - half of a pixel
     lab = rgb2lab(np.clip(small, 0, 1)).astype(np.float32)
     around = ~ndimage.binary_dilation(lesion, iterations=6)
+    # Colours and borders are judged against the skin, so some of it is needed.
     if np.count_nonzero(around) < around.size // 50:
         raise LesionRefusedError("the image shows too little skin around the lesion")
     row, column = ndimage.center_of_mass(lesion)

@@ -78,6 +78,7 @@ def _about(lesion: Lesion, planes: list[NDArray[np.float32]], angle: int) -> Asy
 def _turned(lesion: Lesion, plane: NDArray[np.float32], angle: float) -> NDArray[np.float32]:
     """The plane on a square grid around the lesion's centre, turned by degrees; 0 outside."""
     distances = np.argwhere(lesion.mask) - np.array(lesion.center)
+    # The grid reaches the farthest point, so that no turn cuts any of the lesion off.
     far = np.linalg.norm(distances, axis=1).max()
     reach = int(np.ceil(far)) + 1
     steps = np.arange(-reach, reach + 1, _GRID, dtype=np.float32)

@@ -88,6 +88,7 @@ def _smooth(lightness: NDArray[np.float32], core: NDArray[np.bool_]) -> float:
         return 0.0
     mean = ndimage.uniform_filter(lightness.astype(np.float64), 13)
     square = ndimage.uniform_filter(lightness.astype(np.float64) ** 2, 13)
+    # Rounding may leave a little less than 0, of which the root is NaN.
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     return float((deviation[core] <= SMOOTH_DEVIATION).mean())
 

@@ -32,6 +32,8 @@ class InferenceServer:
             maximum_concurrent_rpcs=settings.calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                # With it, a second worker could take the same port, and each would get some of the
+                # calls.
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -45,6 +47,7 @@ class InferenceServer:
         address = settings.address or ""
         try:
             if settings.tls_files is None:
+                # `InferenceSettings` lets only loopback be served without TLS.
                 return int(self._server.add_insecure_port(address))
             certificate, key, authorities = (path.read_bytes() for path in settings.tls_files)
             credentials = grpc.ssl_server_credentials(

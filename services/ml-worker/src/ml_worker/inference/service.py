@@ -159,9 +159,11 @@ def _within(seconds: float, context: Context) -> Iterator[Alone]:
         is_late.set()
         caller.cancelled.set()
 
+    # The call is over already, and nobody would call back.
     if not context.add_callback(caller.cancelled.set):
         caller.cancelled.set()
     alarm = Timer(seconds, ring)
+    # A timer must not keep the process from ending.
     alarm.daemon = True
     alarm.start()
     try:

@@ -66,6 +66,7 @@ class InferenceSettings(BaseSettings):
             raise ValueError(f"{PREFIX}TLS_… belong together: certificate, key and client CA")
         if any(files) and self.address is None:
             raise ValueError(f"{PREFIX}TLS_… need {PREFIX}ADDRESS")
+        # Without TLS nobody knows who calls, or who reads along.
         if self.address and not any(files) and not _is_loopback(self.address):
             raise ValueError(
                 f"without TLS everyone who reaches {PREFIX}ADDRESS runs models. Set it to "

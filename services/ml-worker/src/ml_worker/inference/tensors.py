@@ -107,6 +107,7 @@ def _array(
         raise refused("this server knows no parameters of inputs")
     if told.datatype != DATATYPES[tensor.dtype]:
         raise refused(f"{name} must be {DATATYPES[tensor.dtype]}")
+    # Two negative sizes would multiply to a right number of values.
     if min(shape, default=0) < 1 or not fits(shape, tensor.shape):
         raise refused(f"{name} must have the shape {list(tensor.shape)}, each axis 1 at least")
     count = math.prod(shape)
@@ -120,9 +121,11 @@ def _array(
     if field is None:
         raise refused(f"{name} must go as raw contents")
     values = getattr(told.contents, field)
+    # Values in two fields contradict each other; to take one of them would be a guess.
     others = [one for one, _ in told.contents.ListFields() if one.name != field]
     if len(values) != count or others:
         raise refused(f"{name} must have its {count} values in {field} alone")
+    # Wide first: NumPy's conversion to a narrow type wraps around what does not fit.
     wide = np.array(values, np.int64 if dtype.kind in "iu" else dtype)
     if dtype.kind in "iu" and not _holds(dtype, wide):
         raise refused(f"{name} has values that {told.datatype} cannot hold")

@@ -39,6 +39,7 @@ def analyze(
     if it neither segments nor classifies images.
     """
     model = models.find(request.model, request.version)
+    # Before `suited_input`, which knows models of single frames alone.
     if takes_volumes(model):
         return analyze_volumes(model, context)
     tensor = suited_input(model)
@@ -83,6 +84,7 @@ def find_in_image(
     """
     manifest = model.manifest
     finding = ml_pb2.ImageFinding(input=item.input, item=item.key, model=model.reference)
+    # A label map in another size than the image's would count other voxels than the certified ones.
     if "label_map" not in manifest.kinds or tensor.changes_size:
         finding.classes.extend(classify(model, tensor, pixels, image, context))
         return finding

@@ -45,6 +45,7 @@ def classify_all(
     """
     asked = [models.find(each.model, each.version) for each in request.models]
     tensors = [suited_input(model, asked[0]) for model in asked]
+    # 0 is a choice: no class is too improbable.
     least = request.least_probability if request.HasField("least_probability") else DEFAULT_LEAST
     result = classify_pb2.ClassifyImagesResult()
 
@@ -79,6 +80,7 @@ def suited_input(model: "Model", first: "Model") -> Input:
         raise wrong_kind(
             model, "ClassifyImages needs a model of single frames that gives exclusive classes."
         )
+    # A mean over labels in another order would mix up the classes without a word.
     if labels_of(model) != labels_of(first):
         raise wrong_kind(model, f"ClassifyImages needs the labels of {first.manifest.name}.")
     return tensor
@@ -146,6 +148,7 @@ def verdict_of(
 ) -> "classify_pb2.ClassifiedFrame.Verdict.ValueType":
     """Whether the frame has a class, and if not, the first reason against it."""
     told = [each for each in frame.opinions if each.HasField("novelty")]
+    # First, because on what is unlike the training data agreement means nothing either.
     if any(each.novelty >= each.novelty_threshold for each in told):
         return Frame.VERDICT_OUT_OF_DISTRIBUTION
     if frame.agreement < 1:

@@ -61,12 +61,15 @@ def assess_all(
     result = dermoscopy_pb2.AssessDermoscopyResult(rule=told_rule(NACHBAR_1994))
 
     def work(item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]) -> None:
+        # Thresholds of colour are those of 8-bit sRGB.
         if pixels.dtype != np.uint8:
             raise NotForThisImageError("it needs 8 bits per sample")
+        # The rule is for one picture of one lesion.
         first = pixels[:1]
         file = item.folder / "label-map.npy"
         mask = segment(model, tensor, first, image, file, context).preview
         inside = mask == lesion_label
+        # `assess` takes seconds and never looks whether the attempt is cancelled.
         context.check()
         scale = request.mm_per_pixel if request.HasField("mm_per_pixel") else scale_of(image)
         try:

@@ -72,6 +72,7 @@ def read_images(
     images: list[Embedded] = []
     parts = list(first_parts(context))
     entries = [told.get((part.step, part.name)) for part in parts]
+    # By what earlier steps told, before a single vector is read.
     check_comparable([entry for entry in entries if entry is not None])
     count = size = 0
     for part, entry, item in zip(parts, entries, context.each("read"), strict=True):
@@ -81,6 +82,7 @@ def read_images(
             vectors = read_vectors(item.fetch(part), entry)
             images.append(Embedded(item.input, item.key, vectors))
             count, size = count + len(vectors), size + vectors.nbytes
+        # Once more with what was read: vectors of a job's inputs were told by nobody.
         check_room(count, size)
     if len({image.vectors.shape[1] for image in images}) > 1:
         raise of_different_models()
@@ -136,6 +138,7 @@ def read_vectors(path: Path, entry: embedding_pb2.ImageEmbedding | None) -> Vect
     if array.shape != told or array.ndim != 2 or array.dtype.str != "<f4" or not array.size:  # noqa: PLR2004 - vectors, dimensions
         raise not_as_told()
     check_room(len(array), array.nbytes)
+    # A copy, because the file goes with the item's folder.
     vectors: Vectors = np.array(array)
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(vectors, axis=1)
@@ -181,7 +184,9 @@ def compare(
     for done in range(0, len(queries), VECTORS_AT_ONCE):
         context.progress("compare", done, len(queries))
         block = queries[done : done + VECTORS_AT_ONCE]
+        # Blocks bound memory: all scores of 50,000 vectors would take 10 GB.
         rows = everything[[starts[place] + frame for place, frame in block]]
+        # Rounding takes products of unit vectors a little beyond 1.
         cosines = np.round(np.clip(rows @ everything.T, -1, 1), DECIMALS)
         best = np.maximum.reduceat(cosines, starts, axis=1)
         for (place, frame), row, nearest in zip(block, cosines, best, strict=True):

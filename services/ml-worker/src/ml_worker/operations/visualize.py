@@ -86,6 +86,7 @@ def show_changes(
     request: visualize_pb2.VisualizeImages, context: StepContext, model: "Model", tensor: Input
 ) -> visualize_pb2.VisualizeImagesResult:
     """Puts what the model makes of the first frame of every image beside that frame."""
+    # What would silently be ignored is refused.
     if request.cells or request.HasField("label"):
         raise FluoroError(
             Reason.CHOICE_UNAVAILABLE,

@@ -147,6 +147,7 @@ def trained(
     told: NDArray[np.float64], scene: NDArray[np.float64], kinds: NDArray[np.intp], classes: int
 ) -> Head:
     """Before the temperature: weights and offsets are not rounded yet."""
+    # A feature that is the same everywhere would divide by 0.
     mean, std = told.mean(axis=0), told.std(axis=0) + 1e-6
     weights, offsets = training.softmax_regression((told - mean) / std, kinds, classes)
     weights = weights / std[:, np.newaxis]

@@ -44,6 +44,7 @@ def softmax_regression(
 def temperature(logits: Numbers, kinds: Kinds) -> float:
     """What to divide logits by, so that the likelihood of a set apart is highest (Guo 2017)."""
     losses = [
+        # The small number keeps the logarithm finite where a probability rounds to 0.
         -np.log(softmax(logits / one)[np.arange(len(kinds)), kinds] + 1e-12).mean()
         for one in TEMPERATURES
     ]
