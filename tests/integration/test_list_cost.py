@@ -250,6 +250,31 @@ def test_attempts_are_read_by_their_tasks_in_a_ledger_that_was_never_analyzed(ri
         )
 
 
+MANY_ATTEMPTS: Final = """
+INSERT INTO attempts (task_id, number, worker, outcome, reason, message)
+SELECT id, n, 'host:1', 'FAILED', 'INTERNAL', repeat('m', 200)
+FROM tasks, generate_series(1, 100) n WHERE job_id = %(job)s AND shard < 1000
+"""
+
+
+def test_a_page_of_tasks_reads_little_more_attempts_than_it_shows(rig: Rig) -> None:
+    job = rig.submit(rig.job_of())
+    with rig.connection() as connection:
+        connection.execute(ATTEMPTS, {"job": job, "stored": 1000})
+        connection.execute(MANY_ATTEMPTS, {"job": job})
+        connection.execute("ANALYZE attempts")
+        request = ListTasksRequest(job=f"jobs/{job}", page_size=1000)
+        page = lists.list_tasks(connection, OWNER, job, request)
+        shown = sum(len(each.task.attempts) for each in page.tasks)
+        assert page.next_page_token
+        assert all(len(each.task.attempts) == 100 for each in page.tasks)
+        more = lists.TASKS_TOGETHER * lists.ATTEMPTS
+        assert (
+            cost(connection, "attempts", lambda: lists.list_tasks(connection, OWNER, job, request))
+            <= shown + more
+        )
+
+
 AUDIT: Final = """
 INSERT INTO audit (id, time, principal, how, owner, method, action, peer, thing, outcome)
 SELECT (lpad(to_hex(%(start)s + n * 60000::int8), 12, '0') || '70008000'

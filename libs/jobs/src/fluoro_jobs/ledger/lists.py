@@ -4,7 +4,7 @@ Every page begins at a key and follows an index from there. What it costs depend
 not on what is stored: see `paging.py`. `search.py` says why a limit is hidden from the planner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -54,6 +54,8 @@ from fluoro_jobs.ledger.rows import (
 
 ATTEMPTS: Final = 100
 """Most attempts that a list shows of a task. They are the newest."""
+TASKS_TOGETHER: Final = 100
+"""Tasks whose attempts are read at once. A page that is full before reads no more."""
 _LAST_STEP: Final = 2**15 - 1
 
 Found = TypeVar("Found", bound=Message)
@@ -104,18 +106,24 @@ def list_tasks(
     FluoroError as from `list_items`.
     """
     place = _place(connection, owner, job_id, request, int)
-    with connection.pipeline():
-        rows = connection.execute(_TASKS, place.parameters).fetchall()
-        attempts: dict[UUID, list[job_pb2.Attempt]] = {row[7]: [] for row in rows[: place.limit]}
-        for task_id, *attempt in rows_of(connection.execute(_ATTEMPTS, (list(attempts),))):
-            attempts[task_id].append(attempt_of(attempt))
+    rows = connection.execute(_TASKS, place.parameters).fetchall()
+    attempts: dict[UUID, list[job_pb2.Attempt]] = {}
+
+    def read() -> Iterator[TupleRow]:
+        for start in range(0, len(rows), TASKS_TOGETHER):
+            some = rows[start : start + TASKS_TOGETHER]
+            ids = [row[7] for row in some]
+            attempts.update((each, []) for each in ids)
+            for task_id, *attempt in rows_of(connection.execute(_ATTEMPTS, (ids,))):
+                attempts[task_id].append(attempt_of(attempt))
+            yield from some
 
     def make(row: TupleRow) -> StepTask:
         task = task_of(row[1:7])
         task.attempts.extend(attempts[row[7]])
         return StepTask(step=place.names[row[0]], task=task)
 
-    tasks, following = cut(iter(rows), place.limit, make)
+    tasks, following = cut(read(), place.limit, make)
     return ListTasksResponse(tasks=tasks, next_page_token=place.token(following))
 
 
