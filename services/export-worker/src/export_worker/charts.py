@@ -123,6 +123,7 @@ def _covered() -> frozenset[int]:
     found: set[int] = set()
     for family in _families():
         path = font_manager.findfont(family)
+        # All families count: matplotlib looks into the next one for what the first has not.
         found |= set(font_manager.get_font(path).get_charmap())
     return frozenset(found)
 
@@ -209,6 +210,7 @@ def _breakdown(axes: Any, chart: Chart, words: Words) -> None:
 def _course(axes: Any, chart: Chart, words: Words) -> None:
     """A line per series, and its interval as a band."""
     for place, series in enumerate(chart.series):
+        # In the order of the axis, or the line would run back and forth.
         points = sorted(series.points, key=lambda point: point.position)
         at = [point.position for point in points]
         color = COLORS[place]
@@ -249,6 +251,7 @@ def _risk(axes: Any, chart: Chart, words: Words) -> None:
         if _has_interval(point):
             low, high = (min(max(each, 0), 1) for each in (point.low, point.high))
             axes.plot([low, high], [row, row], color=INK, linewidth=1.2, marker="|", markersize=7)
+            # The number stands behind the whisker, not on it.
             end = max(end, high)
         axes.text(end + 0.015, row, words.percent(point.value), va="center", fontsize=8)
     axes.set_xlim(0, 1.12)
@@ -266,6 +269,7 @@ def _comparison(axes: Any, chart: Chart, words: Words) -> None:
     height = 0.8 / len(chart.series)
     for place, series in enumerate(chart.series):
         values = {point.label: point.value for point in series.points}
+        # The bars of a label are centred on its tick.
         rows = [row + (place - (len(chart.series) - 1) / 2) * height for row in range(len(labels))]
         drawn = [values.get(label, 0) for label in labels]
         style = _bar_style(place) | {"height": 0.9 * height}

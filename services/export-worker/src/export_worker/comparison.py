@@ -78,6 +78,7 @@ def _of(image: Image | None, step: str) -> Finding | None:
 
 def _pair(name: str, found: Sequence[tuple[Image | None, Finding | None]]) -> Pair | None:
     findings = [finding for _, finding in found]
+    # A table with one column of values looks like a comparison that found no difference.
     if sum(finding is not None for finding in findings) < 2:  # noqa: PLR2004 - one is no comparison
         return None
     pictures = [
@@ -136,6 +137,7 @@ def differences(compared: Compare) -> list[Difference]:
     found: list[Difference] = []
     for pair in compared.pairs:
         for row in pair.rows:
+            # The first variant is the reference, which has no difference from itself.
             for variant, value in zip(compared.variants[1:], row.values[1:], strict=True):
                 found.append(
                     Difference(

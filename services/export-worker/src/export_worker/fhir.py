@@ -141,6 +141,7 @@ def resources(
     for step in upstream:
         if not isinstance(step.result, FOUND):
             continue
+        # By all that is said of a model: two models of one name are two Devices.
         devices: dict[bytes, Resource] = {}
         for number, model in enumerate(models_behind(step.result)):
             device = device_of(job, step.step, number, model)
@@ -205,6 +206,7 @@ def observation_of(
 
     study: id of the ImagingStudy, if it is known.
     """
+    # Several models may carry the same note, which is said once.
     notes = dict.fromkeys([*(statement(model) for model in told.models), told.note])
     members = [id_of(job, "told", step, told.item, *part) for part in told.members]
     from_ = [{"reference": f"urn:uuid:{one}"} for one in ([study] if study else []) + members]

@@ -49,6 +49,7 @@ class Plan:
             and (not self.measured or any(finding.measurements for finding in image.findings))
             and (not self.slides or any(finding.of_tiles for finding in image.findings))
         ]
+        # Before the first so many are chosen, or the most suspicious might be left out.
         if self.ranks(images):
             chosen.sort(key=lambda image: rank(image.judged))
         return first(chosen, self.pictured)
@@ -100,6 +101,7 @@ def gather(
     if compared:
         full |= {one.blob: one for one in comparison.picture_artifacts(compared)}
     little: list[job_pb2.Artifact] = []
+    # Only where the template shows them: a batch may have thousands of images to fetch.
     if plan.thumbnails:
         little = [image.little for image in images[:THUMBNAILS] if image.little]
     total = len(full) + len(little)

@@ -15,6 +15,7 @@ def missing_characters(diagnostic: str) -> frozenset[str]:
     """Those that typst complains about; none if it complains about something else."""
     quoted = "".join(MISSING.findall(diagnostic))
     spelled = ESCAPED.sub(lambda found: chr(int(found[1], 16)), quoted)
+    # Every font has ASCII, so it stands there only beside what is missing.
     return frozenset(character for character in spelled if ord(character) > 127)  # noqa: PLR2004 - ASCII
 
 
@@ -32,6 +33,7 @@ def named(text: str, missing: AbstractSet[str]) -> str:
     for character in text:
         if character in missing:
             name = f"[{script_of(character)}]"
+            # A run of one script is named once: a sentence of it would fill the line with brackets.
             if name != last:
                 parts.append(name)
             last = name

@@ -259,6 +259,8 @@ def first(images: Sequence[Image], most: int) -> list[Image]:
     """So many of them: the first ones; of slices of volumes, some from everywhere."""
     if len(images) <= most or not all(image.in_volume for image in images):
         return list(images[:most])
+    # The middle of each of so many equal parts: the first slices alone would show one end of the
+    # body.
     return [images[(2 * number + 1) * len(images) // (2 * most)] for number in range(most)]
 
 
@@ -274,6 +276,7 @@ def volumes_of(upstream: Sequence[Upstream]) -> list[Image]:
         for step in upstream
         if isinstance(step.result, ml_pb2.AnalyzeImagesResult)
         for volume in step.result.volumes
+        # Only for its model: the message of a volume names none.
         for found in step.result.findings[:1]
     ]
 

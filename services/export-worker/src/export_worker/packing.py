@@ -83,6 +83,7 @@ def manifest(
             "name": file.artifact.name,
             "role": file.artifact.role,
             "item": file.artifact.key,
+            # Input 0 is one like the others, so absence is asked for.
             "input": file.artifact.input if file.artifact.HasField("input") else None,
         }
         for file in files

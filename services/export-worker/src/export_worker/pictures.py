@@ -230,6 +230,7 @@ class Shape:
         """Zero for what is unknown or impossible."""
         frames, rows, columns = (*rendered.certificate.shape, 0, 0, 0)[:3]
         match tuple(rendered.pixel_spacing_mm):
+            # A scale bar of a wrong spacing is worse than none.
             case (row_mm, column_mm) if _plausible(row_mm) and _plausible(column_mm):
                 spacing = (row_mm, column_mm)
             case _:

@@ -43,6 +43,7 @@ def scale(path: Path, most: int = MOST_PIXELS) -> None:
     million pixels) that Pillow takes it for an attack.
     """
     with _opened(path) as picture:
+        # As it is: encoding it again would lose a little of it for nothing.
         if max(picture.size) <= most or picture.mode not in SCALABLE:
             return
         kind = picture.format

@@ -67,8 +67,10 @@ class Typesetter:
         self.report = self._original = report
         self._folder = folder
         shipped = files("export_worker") / "templates"
+        # Copied, because typst reads nothing outside of its root.
         for file in shipped.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
+        # After ours, so that an organization's file takes the place of one of the same name.
         for name, source in _sources(own):
             (folder / name).write_bytes(source)
         self._compiler = typst.Compiler(
@@ -79,6 +81,8 @@ class Typesetter:
 
     def _set(self) -> bytes:
         missing: frozenset[str] = frozenset()
+        # Each round sets the whole report, so a text of many scripts must not have one for each of
+        # them.
         for _ in range(ROUNDS):
             self._write(missing)
             # Before anything is written: a count needs the layout alone.

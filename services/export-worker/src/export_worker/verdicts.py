@@ -85,6 +85,7 @@ def _rank(frame: classify_pb2.ClassifiedFrame) -> tuple[int, float]:
     if frame.verdict != Frame.VERDICT_CLASSIFIED:
         return 1, 0.0
     if is_suspicious(frame.display_name):
+        # Negative, because Python sorts upwards.
         return 0, -wording.share(frame.mean_probability)
     return 2, 0.0
 
@@ -101,6 +102,7 @@ def in_short(
 ) -> Likelihood | None:
     """The verdict below a picture in little; None if there is none."""
     if frames:
+        # The most suspicious frame speaks for the image: a mean would hide it among the others.
         frame = min(frames, key=_rank)
         if frame.verdict == Frame.VERDICT_CLASSIFIED:
             return {

@@ -48,6 +48,7 @@ def count(value: int) -> str:
 
 def number(value: float, decimals: int) -> str:
     """`-1,024.5`, with a true minus sign; a dash where there is no finite value."""
+    # A hyphen is shorter than a digit, and columns of numbers would not line up.
     return f"{value:,.{decimals}f}".replace("-", MINUS) if math.isfinite(value) else NONE
 
 

@@ -77,11 +77,13 @@ def write(
         compared=compared,
         origins=context.origins,
     )
+    # A template without what it is about would look as if nothing had been found.
     _refuse_empty(template, report)
     context.progress("typeset", 0, 1)
     pages = 0
     if formats & (WRITTEN - {Format.FORMAT_HTML}):
         setter = Typesetter(report, context.scratch, template, folder)
+        # The setter names characters that no font holds. The web page is to say the same.
         report, pages = setter.report, setter.pages
         if Format.FORMAT_PDF in formats:
             context.progress("store", 0, 1)
@@ -139,7 +141,9 @@ def _put_pictures(
         if Format.FORMAT_JPEG in formats:
             target = path.with_suffix(".jpg")
             with Image.open(path) as picture:
+                # JPEG has no alpha, which typst's pages have.
                 picture.convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY)
             context.put(f"{name}-{number:03}.jpg", "report", "image/jpeg", target)
             target.unlink()
+        # A report may have 100 pages in two formats, and the store has this one now.
         path.unlink()

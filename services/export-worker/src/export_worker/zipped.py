@@ -56,6 +56,8 @@ class _Sink:
             return
         small: list[Chunk] = []
         for chunk in self._held:
+            # Each chunk costs the store a call, and an archive of small files has a header for each
+            # of them.
             if len(chunk) < SMALL_BYTES:
                 small.append(chunk)
                 continue
@@ -76,11 +78,16 @@ def zipped(members: Iterable[Member], moment: datetime) -> Iterator[Chunk]:
     same bytes.
     """
     sink = _Sink()
+    # zipfile notices that the sink cannot seek, and writes sizes and checksums behind each file
+    # (APPNOTE 4.3.9).
     with ZipFile(cast("IO[bytes]", sink), "w", allowZip64=True) as archive:
         for member in members:
             info = ZipInfo(member.path, moment.timetuple()[:6])
             info.compress_type = ZIP_DEFLATED if member.media_type in DEFLATED else ZIP_STORED
+            # By default these depend on the system that the worker runs on, and then so would the
+            # bytes.
             info.create_system, info.external_attr = UNIX, READABLE
+            # Told before: zipfile decides on ZIP64 when a file begins, and cannot go back.
             info.file_size = member.size_bytes
             with archive.open(info, "w") as file:
                 for chunk in member.chunks:

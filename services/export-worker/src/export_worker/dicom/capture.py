@@ -78,6 +78,7 @@ def capture(
     del written.DateOfSecondaryCapture, written.TimeOfSecondaryCapture  # of a scanner of film
     written.DerivationDescription = f"{role.capitalize()} of the source image, for display."
     source_image = reference(header)
+    # A viewer that has the capture finds the image by this.
     source_image.PurposeOfReferenceCodeSequence = [
         CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
     ]

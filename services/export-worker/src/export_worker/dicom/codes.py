@@ -67,6 +67,7 @@ VOXELS: Final = CodedConcept("voxels", SCHEME, "Number of voxels")
 
 def coded(display_name: str, label: int) -> Coded:
     """Codes of a class; of our own scheme for a name that is not known."""
+    # By name, because models number their classes each in their own way.
     known = KNOWN.get(display_name.lower())
     if known is not None:
         return known

@@ -192,6 +192,7 @@ def file_set(files: Sequence[Packed], context: StepContext) -> Listed:
                 named[number] = replace(files[number], path=directory.add(header))
                 seen.add(uid)
         except FluoroError as error:
+            # A store that is away for a moment must not turn a file into one that cannot be listed.
             if error.reason not in UNLISTED:
                 raise
     data = directory.written() if seen else b""

@@ -42,6 +42,7 @@ def encapsulated(
     FluoroError CHOICE_UNAVAILABLE if the sources are of several studies or patients: a report that
     tells about two must not be filed under one. IMAGE_TOO_LARGE for a large PDF.
     """
+    # Whoever opens the file of one patient would read about another.
     if len({source.subject for source in sources}) > 1:
         raise FluoroError(
             Reason.CHOICE_UNAVAILABLE,

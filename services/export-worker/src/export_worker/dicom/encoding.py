@@ -42,6 +42,8 @@ def encoded(sequence: DataElement, known: Known) -> RawDataElement:
     pydicom would encode it for each item, and look at it once per level above it.
     """
     same = tuple(map(id, sequence.value))
+    # Codes of classes repeat in every group and frame: encoded once, they take a fraction of the
+    # time.
     if same not in known:
         for item in sequence.value:
             item.set_original_encoding(False, True, default_encoding)

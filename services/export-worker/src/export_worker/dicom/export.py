@@ -83,6 +83,7 @@ class Export:
         self._type = request.segmentation_type
         self._context = context
         self._origin = Origin.of(context)
+        # Findings come from steps that left inputs, and from those in `after`.
         results = {**context.results, **{step.step: step.result for step in context.upstream}}
         self._results = results
         self._findings = findings_of(results)
@@ -112,6 +113,7 @@ class Export:
             except FluoroError as error:
                 self._fail(stack.images, error)
                 lost |= {image.key for image in stack.images}
+        # A report must not refer to an image whose objects were taken back.
         images = [image for image in images if image.key not in lost]
         images = self._write_statements(images)
         if ExportDicom.KIND_KEY_IMAGES in self._kinds:
@@ -148,11 +150,14 @@ class Export:
                 image = self._read_item(item, file, input_.number)
                 uid = image.source.instance
                 if uid in conflicts or not self._is_same(item, blobs.setdefault(uid, file.blob)):
+                    # Noted, because a third version may be equal to the first.
                     conflicts.add(uid)
                     raise conflict()
                 if uid in images:
                     item.skip(Reason.NO_APPLICABLE_INPUT, "Another input is the same instance.")
                 elif (
+                    # At once, and not with the other objects: the pictures lie in the item's
+                    # folder, which goes with it.
                     self._write_pictures(item, image)
                     or self._exports(image)
                     or image.key in self._references
@@ -245,6 +250,7 @@ class Export:
 
         Returns the images of which there is something to write; the others are skipped.
         """
+        # A comparison across patients would put the name of one into the file of the other.
         subjects = {image.key: image.source.subject for image in images}
         for image in images:
             subject = image.source.subject
@@ -304,6 +310,8 @@ class Export:
                 written = encapsulated(
                     self._context.fetch(artifact.blob), number, sources, self._made, self._origin
                 )
+            # A document shows what all of them found, so the least cleared one decides what is said
+            # of it.
             told = least_cleared([model for _, model in self._made])
             self._put(ExportDicom.KIND_DOCUMENT, written, len(sources), step, told)
 

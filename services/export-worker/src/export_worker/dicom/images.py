@@ -54,6 +54,7 @@ class Found:
 
     def read_into(self, target: NDArray[np.uint8]) -> None:
         """Reads the voxels. target: (frames, rows, columns), in one piece of memory."""
+        # In another order the bytes cannot be read straight into place.
         if self.offset is None:
             target[:] = open_map(self.label_map)
             return
@@ -243,6 +244,7 @@ def take_maps(
         if labels.shape != image.source.shape:
             raise mismatch("has other frames, rows or columns than the image")
         model, finding = known
+        # 0 is the background, which models need not measure.
         values = {measurement.label for measurement in finding.measurements} | {0}
         if not has_only(labels, values):
             # highdicom would refuse them as well, and the whole series with them.

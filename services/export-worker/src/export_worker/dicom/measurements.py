@@ -145,6 +145,7 @@ def report_of(
 
 def algorithm_of(models: Sequence[ml_pb2.ModelReference]) -> AlgorithmIdentification:
     """TID 4019: the model; of several, their number, and each as a parameter."""
+    # A group has room for one algorithm (TID 4019).
     if len(models) == 1:
         [model] = models
         return AlgorithmIdentification(
@@ -205,6 +206,7 @@ def totals(stack: Stack, volume_ml: Mapping[int, float]) -> list[ml_pb2.Measurem
         elif all(one.HasField("volume_ml") for one in there):
             total.volume_ml = sum(one.volume_ml for one in there)
         if all(one.HasField("mean_value") for one in there):
+            # By voxels, because a slice at the edge has few, and counts as little.
             total.mean_value = sum(one.mean_value * one.voxels for one in there) / voxels
         summed.append(total)
     return summed
@@ -272,6 +274,7 @@ def measured(total: ml_pb2.Measurement, unit: str) -> Iterator[Measurement]:
     """What is known of a class. unit: of its mean, UCUM."""
     if total.HasField("volume_ml"):
         yield Measurement(name=codes.SCT.Volume, value=total.volume_ml, unit=MILLILITRE)
+    # A mean without a unit is a number that anybody may misread.
     if total.HasField("mean_value") and unit in MEANS:
         name, of_unit = MEANS[unit]
         yield Measurement(

@@ -77,6 +77,7 @@ class Origin:
             data = part.encode() if isinstance(part, str) else part
             # With its length, so that `ab`, `c` is another object than `a`, `bc`.
             digest.update(len(data).to_bytes(8, "big") + data)
+        # The job is the namespace: the same findings in another job are another instance.
         return f"2.25.{uuid5(UUID(self.job.removeprefix('jobs/')), digest.hexdigest()).int}"
 
     def instance_uid(self, kind: str, steps: Iterable[str], *of: str | bytes) -> str:
@@ -203,6 +204,8 @@ def identity(model: ml_pb2.ModelReference) -> bytes:
     copy = ml_pb2.ModelReference(
         name=model.name, version=model.version, sha256=model.sha256, intended_use=use_of(model)
     )
+    # Without fields that say where it ran: another device that finds the same writes the same
+    # object.
     return copy.SerializeToString(deterministic=True)
 
 
@@ -240,6 +243,7 @@ def series_description(what: str, model: ml_pb2.ModelReference | None) -> str:
 
 def lo(text: str, most_bytes: int = LO_BYTES) -> str:
     r"""Text as LO may hold it: of limited length, no backslash."""
+    # A backslash separates values (PS3.5 6.2), so one in a name would make two of it.
     line = " ".join("".join(c if c.isprintable() and c != "\\" else " " for c in text).split())
     data = line.encode()
     if len(data) <= most_bytes:

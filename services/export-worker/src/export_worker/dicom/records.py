@@ -241,6 +241,7 @@ def invented(header: Dataset, keyword: str, number: int) -> DataElement | None:
 def last_verified(header: Dataset) -> str:
     """When somebody last verified a document. FluoroError DICOM_INVALID if it does not say so."""
     observers = header.get("VerifyingObserverSequence") or [header]
+    # Several may have verified it, and the record has room for the last one.
     return max(str(needed(one, "VerificationDateTime").value) for one in observers)
 
 
@@ -284,10 +285,12 @@ def is_sound(element: DataElement) -> bool:
     values = values_of(element)
     return (
         (len(values) <= 1 or element.tag.is_private or dictionary_VM(element.tag) != "1")
+        # A key that is none by its VR makes readers refuse the whole DICOMDIR, not this record.
         and is_valid(element.keyword, element.VR, values)
         and {str(value) for value in values} <= FLAGS.get(element.keyword, {*map(str, values)})
         and (
             element.VR in FREE
+            # Only texts with lines may have control characters (PS3.5 6.1.3).
             or not any(category(one) == "Cc" for one in "".join(map(str, values)))
         )
     )

@@ -53,6 +53,7 @@ def segmentation(
     sources = stack.sources
     headers = [source.header for source in sources]
     for header in headers:
+        # highdicom copies it into the functional groups of the frames.
         set_spacing(header, stack.spacing_mm)
     written = Segmentation(
         source_images=headers,

@@ -54,6 +54,7 @@ def key_object_selection(
     origin: Origin,
 ) -> KeyObjectSelectionDocument:
     """Refers to the chosen images of one study, each once."""
+    # One image may have most of several classes, and is referred to once.
     sources = list({source.instance: source for _, source in chosen}.values())
     headers = [source.header for source in sources]
     lines = [

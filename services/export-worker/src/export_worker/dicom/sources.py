@@ -200,7 +200,9 @@ class Source:
     @property
     def header(self) -> Dataset:
         """What was kept of its header, in Unicode. The caller may change it."""
+        # Copies, because highdicom and `set_spacing` change what they are given.
         header = Dataset({one.element.tag: copy(one.element) for one in self.kept if one.element})
+        # Sequences are parsed when asked for, see `Kept`.
         if groups := b"".join(one.encoded for one in self.kept if one.element is None):
             header.update(read_dataset(BytesIO(groups), False, True))
         header.set_original_encoding(False, True, "utf-8")
@@ -319,6 +321,7 @@ def read_start(head: bytes, tags: list[BaseTag | int]) -> Dataset | None:
 
 def inflate(file: BinaryIO) -> bytes:
     """As much of a deflated data set as may be read."""
+    # Raw deflate, without zlib's header (PS3.5 A.5).
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     parts, left = [], HEADER_LIMIT_BYTES
     while left > 0 and not inflater.eof and (data := inflater.unconsumed_tail or file.read(2**16)):
@@ -417,6 +420,7 @@ def source_of(header: Dataset, kept: Sequence[Kept]) -> Source:
     subject = (str(header.StudyInstanceUID), *patient)
     series, rows, columns = str(header.SeriesInstanceUID), int(header.Rows), int(header.Columns)
     spacing = [float(one) for one in header.get("PixelSpacing", ())]
+    # Rounded, because slices of one series may differ in the last digit.
     numbers = tuple(round(one, GRID_DIGITS) for one in (*orientation, *spacing))
     return Source(
         study=subject[0],

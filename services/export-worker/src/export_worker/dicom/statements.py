@@ -107,6 +107,7 @@ def statement_report(
     content = (f"{image.source.instance} {told.content}".encode() for image, told in said.told)
     # highdicom copies and searches all content some times: it gets the first group.
     written = report_of(
+        # Made twice: to keep all groups until then would take the memory of the whole report.
         [next(groups())],
         [source.header for source in sources.values()],
         said.models,

@@ -30,6 +30,7 @@ def export_comparison(request: ExportComparison, context: StepContext) -> Export
     if not formats <= {*WRITTEN, ExportReport.FORMAT_JSON}:
         raise FluoroError(Reason.INVALID_ARGUMENT, "There is no such format of a report.")
     images = images_of(context.upstream)
+    # One step is enough where images are compared with each other.
     _refuse_unknown("steps", request.steps, analyses(images), alone=not request.items)
     _refuse_unknown("items", request.items, [image.key for image in images])
     compared = compare(images, request.steps, request.items)

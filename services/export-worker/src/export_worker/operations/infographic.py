@@ -42,6 +42,7 @@ def export_infographic(request: ExportInfographic, context: StepContext) -> Expo
 
     style = style_of(request.style, ReportSettings().folder)
     words = words_of(style.language)
+    # Sorted and each once: the order of a request must not change the order of what is left.
     formats = sorted(set(request.formats or DEFAULT_FORMATS))
     if not set(formats) <= {*ExportInfographic.Format.values()} - {0}:
         raise FluoroError(Reason.INVALID_ARGUMENT, "There is no such format of a chart.")
@@ -60,6 +61,7 @@ def export_infographic(request: ExportInfographic, context: StepContext) -> Expo
         context.progress("draw", number - 1, len(drawn))
         _refuse_impossible(chart)
         bars = sum(len(series.points) for series in chart.series)
+        # Before drawing, which takes memory for each bar.
         if chart.kind in {Chart.KIND_RISK, Chart.KIND_COMPARISON} and bars > charts.MOST_BARS:
             raise FluoroError(
                 Reason.INVALID_ARGUMENT, f"A chart has at most {charts.MOST_BARS} bars: split it."
@@ -69,6 +71,7 @@ def export_infographic(request: ExportInfographic, context: StepContext) -> Expo
                 Reason.INVALID_ARGUMENT,
                 f"A breakdown has more than {charts.MOST_PARTS} different labels: join some.",
             )
+        # matplotlib would draw an empty box for each, and nobody would know what it was.
         missing = charts.missing_in_fonts([*_texts(chart), style.organization])
         scripts |= {script_of(character) for character in missing}
         shown = _renamed(chart, missing)
@@ -169,6 +172,7 @@ def _texts(chart: Chart) -> list[str]:
 def _renamed(chart: Chart, missing: set[str]) -> Chart:
     """With characters that no font holds named in brackets."""
     shown = Chart()
+    # The request is not ours to change.
     shown.CopyFrom(chart)
     for field in ("title", "unit", "axis", "source"):
         setattr(shown, field, named(getattr(shown, field), missing))
