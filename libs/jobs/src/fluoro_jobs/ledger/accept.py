@@ -320,6 +320,8 @@ def _earlier(connection: LedgerConnection, repeated: Sequence[Submission]) -> di
     for row in connection.execute(_EARLIER, keys).fetchall():
         owner, request_id, job_id, *_ = row
         found[(owner, request_id) if request_id else job_id] = row[2:]
+    # The insert may have met a unique key for two reasons: this very submit, sent before a
+    # connection broke, or another with its request_id.
     return {
         s.id: _again(s, found.get(s.id) or found.get((s.owner, s.request_id))) for s in repeated
     }

@@ -85,6 +85,8 @@ class Claim:
     def queues_after(self) -> set[str]:
         """The queues of the steps that wait for its step, as far as this release knows them."""
         operations = (
+            # An operation of a later release has no row in this table. Its queue cannot be nudged
+            # from here; the scheduler's turn finds its tasks within a second.
             BY_FIELD.get(step.operation)
             for step in self.graph.steps.values()
             if self.task.step in step.after
@@ -103,6 +105,8 @@ class Claim:
         )
 
 
+# The list is kept once, under the first step with these sources; steps that share it have no rows
+# of their own (ADR 0017).
 _INPUTS: Final = """CASE WHEN t.sources IS NULL THEN (
     SELECT json_agg(json_build_array(i.number, i.number, i.number,
       json_build_array(json_build_array(
@@ -192,8 +196,11 @@ def claim(
         row = fetch_one(connection, *statement)
         if row is None:
             return None
+        # The picture tells two cases apart. No row: the message is stale. A row that says not done:
+        # the task is still queued, but the guard on the job's number failed.
         claimed = _claimed(task_id, row)
         if claimed is None:  # another task of the same job moved meanwhile
+            # With the job's row locked first, the same statement cannot lose twice (ADR 0003).
             _, row = fetch_together(connection, store.locking(row[0]), statement)
             claimed = None if row is None else _claimed(task_id, row)
     except CheckViolation:
@@ -217,7 +224,11 @@ def _claimed(task_id: UUID, row: Sequence[Any]) -> Claim | None:
     graph = store.parse((job, owner, state, version, job_inputs, steps, ()))
     graph.tasks[task_id] = task
     # The statement returned the job from before the claim. Now the picture is that from after it.
+    # Python repeats what the statement did, so that the commit can begin from this picture without
+    # a read.
     graph.start(task)
+    # The events of the claim are durable already; left in the graph, the commit would write them a
+    # second time.
     graph.clear_notes()
     return Claim(
         graph,
@@ -241,6 +252,8 @@ class Following:
     @property
     def claim(self) -> Claim | None:
         """What it claimed. None says nothing: `claim` tries with more patience."""
+        # A claim in doubt shows as None here: acting on a claim that was never durable would run a
+        # task that another worker may have.
         row = self.beside.row
         return None if row is None else _claimed(self._task_id, row)
 
@@ -308,6 +321,8 @@ def lose(connection: LedgerConnection, attempt: Attempt, message: str) -> JobSta
     def act(graph: JobGraph, task: Task) -> None:
         graph.fail(task, Outcome.LOST, Reason.WORKER_LOST, message, may_retry=True)
 
+    # Counted after the transition, which may be repeated: counted within it, one end could count
+    # twice.
     state = end(connection, attempt, act)
     store.count_end(state)
     return state
@@ -368,5 +383,6 @@ def end(
 
 
 def _has_open_siblings(graph: JobGraph, task: UUID) -> bool:
+    # Counters, not tasks: the claim's picture holds this task alone, however many its step has.
     counters = graph.steps[graph.tasks[task].step].counters
     return counters.tasks - counters.ended > 1

@@ -16,6 +16,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 ACCEPTED: Final = "OK"
 """The outcome of a call that was not refused; others are names of gRPC codes."""
 
+# A write that is repeated after a lost connection must not add the same rows again.
 _ADD: Final = """
 INSERT INTO audit (id, principal, how, roles, owner, method, action, thing, peer, agent, outcome,
   reason, calls)
@@ -51,6 +52,8 @@ class Entry(NamedTuple):
 
     def caller(self) -> dict[str, str | tuple[str, ...]]:
         """What a submit's row takes from here; the rest it has itself."""
+        # A submit has neither outcome nor thing yet: its statement decides which jobs are new, and
+        # writes rows for these alone.
         return {
             "principal": self.principal,
             "how": self.how,
@@ -83,6 +86,8 @@ def recorded(
         return
     with connection.transaction():
         yield things
+        # One transaction for both: a change without its row would be a gap in the audit, a row
+        # without its change a false one.
         if named := [entry._replace(thing=each) for each in things or [thing] if each]:
             add(connection, named)
 

@@ -51,6 +51,8 @@ ORDERS: Final = {"": True, "time desc": True, "time": False}
 
 _COLUMNS: Final = """id, time, principal, how, roles, owner, method, action, thing, peer, agent,
   outcome, reason, calls"""
+# The row after the last one that was looked at comes along unfiltered: it is where the next page
+# starts.
 _PAGE: Final = f"""
 SELECT {_COLUMNS}, place FROM (
   SELECT *, row_number() OVER (ORDER BY {{order}}) AS place FROM (
@@ -63,6 +65,7 @@ ORDER BY {{order}} LIMIT %(limit)s
 """
 # One owner or thing, and said as a range: the order is then that of this index and of no other.
 # After an equality PostgreSQL may walk through all rows by id, if few owners make most of them.
+# Bounds are parameters, not literals, so that one plan serves every owner.
 _ONE: Final = "{column} >= %({column})s AND {column} <= %({column})s"
 _ACTIONS: Final = {
     name.removeprefix("ACTION_"): number for name, number in AuditEvent.Action.items() if number
@@ -85,6 +88,8 @@ class Reach:
             self,
             times=within(self.times, other.times),
             owner=other.owner if self.owner is None else self.owner,
+            # Two names in an AND may differ. Either one bounds the search; the filter itself then
+            # lets nothing pass.
             thing=other.thing if self.thing is None else self.thing,
         )
 
@@ -93,6 +98,7 @@ class Reach:
         return replace(
             self,
             times=around(self.times, other.times),
+            # Unless both sides name the same one, the index must not leave out the rows of either.
             owner=self.owner if self.owner == other.owner else None,
             thing=self.thing if self.thing == other.thing else None,
         )
@@ -129,6 +135,7 @@ def _equal(column: str, make: Callable[[str, int], str], of: str = "") -> _Compi
         value = make(text, at)
         one = Reach(**{of: value}) if of else Reach()  # type: ignore[arg-type]  # owner or thing
         sql = f"({column} {operator.replace('!=', '<>')} {compiler.parameter(value)})"
+        # What is not equal to one value may be anything else, so a negation bounds nothing.
         return (sql, one, Reach()) if operator == "=" else (sql, Reach(), one)
 
     return compiled
@@ -205,14 +212,18 @@ def _statement(
     sql: str, reach: Reach, key: UUID | None, newest_first: bool
 ) -> tuple[str, dict[str, Any]]:
     """Each kind of search has a text of its own: PostgreSQL plans one for all its values."""
+    # The id holds the time when it was made, by the gateway's clock, and the column PostgreSQL's
+    # time. The slack covers their difference; the filter compares the column.
     low = id_at(reach.times[0], -CLOCK_SLACK) or FIRST
     high = id_at(reach.times[1], CLOCK_SLACK) or LAST
     start, last = (high, low) if newest_first else (low, high)
     if key is not None:
+        # A token may come from a page of wider bounds. The stricter of both is right.
         start = min(key, high) if newest_first else max(key, low)
     comes, goes = ("<=", ">=") if newest_first else (">=", "<=")
     way = " DESC" if newest_first else ""
     which, order = "true", f"id{way}"
+    # The thing before the owner: a job has few rows, an owner may have millions.
     for column in ("thing", "owner"):
         if getattr(reach, column) is not None:
             which, order = _ONE.format(column=column), f"{column}{way}, id{way}"
@@ -230,6 +241,7 @@ def _statement(
 
 
 def _event(row: TupleRow) -> AuditEvent:
+    # The last column is the place within the page, of use to the statement alone.
     id_, time, principal, how, roles, owner, method, action, thing, *rest = row[:-1]
     peer, agent, outcome, reason, calls = rest
     event = AuditEvent(

@@ -56,6 +56,8 @@ class QueueBacklog:
         Without any slot, as if there were one.
         """
         tasks = sum(self.tasks.values()) - self.tasks[OpenState.WAITING]
+        # A queue that has not ended a task yet has no measure. A second each is a guess that still
+        # lets the figure rise with the backlog.
         return tasks * (self.task_seconds or 1) / max(self.slots, 1)
 
 
@@ -64,6 +66,7 @@ def by_queue(connection: LedgerConnection) -> list[QueueBacklog]:
     queues = {name: QueueBacklog(name, dict.fromkeys(OpenState, 0)) for name in QUEUES}
     known: dict[str, list[str]] = {}
     for name, workers, slots, task_seconds, operations in connection.execute(_WORKERS):
+        # A worker of a later release may serve a queue that this one has not heard of.
         if name in queues:
             queue = queues[name]
             queue.workers, queue.slots, queue.task_seconds = workers, slots, task_seconds
@@ -75,6 +78,7 @@ def by_queue(connection: LedgerConnection) -> list[QueueBacklog]:
             queue = queues[name]
             queue.tasks[OpenState(state)] += tasks
             queue.oldest_ready_seconds = max(queue.oldest_ready_seconds, float(oldest))
+            # Not counted when nobody is alive: a queue without workers is its own alarm.
             if state == OpenState.READY and name in known and operation not in known[name]:
                 queue.held += tasks
     return list(queues.values())

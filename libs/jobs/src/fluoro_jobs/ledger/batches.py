@@ -44,6 +44,8 @@ def cancellable(owner: str, text: str) -> Search:
 
 def retriable(owner: str, text: str) -> Search:
     """The jobs that a retry by filter is about. FluoroError as from `filters.parse`."""
+    # The states are part of the search, not of the filter: they choose the index, and jobs that
+    # succeeded are never looked at.
     return Search(owner, _filter(text), states=frozenset(JobState) - OPEN - {JobState.SUCCEEDED})
 
 
@@ -63,6 +65,8 @@ def retry(
         try:
             control.retry(connection, owner, job)
         except FluoroError as error:
+            # Between the search and this line somebody else may have retried or deleted the job.
+            # That is no failure of the batch.
             if error.reason in _UNLESS:
                 return False
             raise
@@ -82,15 +86,20 @@ def _each(
     until = time.monotonic() + PIECE_SECONDS
     changed: list[UUID] = []
     for job in found:
+        # At least one job a piece: otherwise a slow ledger would let a batch go on for ever without
+        # a step ahead.
         if changed and time.monotonic() > until:
             return Piece(audience(connection, changed), [str(job)])
         try:
+            # A transaction for each job: a failure halfway keeps what was done, and no lock is held
+            # for longer than one job takes.
             with recorded(connection, entry) as things:
                 if act(connection, wanted.owner, job):
                     things.append(job_name(job))
                     changed.append(job)
         except FluoroError:
             if not changed:
+                # Nothing changed, so nobody has to be told, and the caller may simply try again.
                 raise
             # Whom the others concern is told; the next piece begins with this one.
             return Piece(audience(connection, changed), [str(job)])
@@ -99,6 +108,7 @@ def _each(
 
 def _filter(text: str) -> filters.Filter:
     if not text.strip():
+        # An empty filter is more often a forgotten one than a wish to cancel everything.
         what = "Say which jobs; * means all."
         violations = [FieldViolation("filter", what)]
         raise FluoroError(Reason.INVALID_ARGUMENT, f"filter: {what}", violations)

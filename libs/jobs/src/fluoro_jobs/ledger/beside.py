@@ -35,10 +35,15 @@ class Beside:
 
         In a transaction that the caller has begun it is in doubt until `settle`.
         """
+        # A transition that loses its first try fetches again. This statement may be durable by
+        # then, and must not run twice.
         if self.sent:
             return fetch_together(connection, *statements)
+        # In doubt before it is sent: an error from here on does not say whether the server carried
+        # it out.
         self.sent = self.in_doubt = True
         *rows, self._row = fetch_together(connection, *statements, self._own)
+        # In autocommit the exchange was the whole transaction, so whatever it returned is durable.
         if connection.info.transaction_status is TransactionStatus.IDLE:
             self.settle()
         return rows

@@ -49,6 +49,8 @@ def add(
 def get(connection: LedgerConnection, owner: str, blob_id: UUID) -> blob_service_pb2.Blob:
     """The record. FluoroError BLOB_NOT_FOUND if it is not the owner's."""
     row = connection.execute(_GET, (blob_id, owner)).fetchone()
+    # Whether it is missing or somebody else's is not told apart: the difference would tell which
+    # ids exist.
     if row is None:
         raise FluoroError(
             Reason.BLOB_NOT_FOUND,
@@ -62,6 +64,7 @@ def of_content(
     connection: LedgerConnection, owner: str, sha256: bytes
 ) -> blob_service_pb2.Blob | None:
     """The owner's upload of these bytes, if there is one. Those of others are never looked at."""
+    # By owner: finding the bytes of others would tell a caller what they have stored.
     row = connection.execute(_OF_CONTENT, (owner, sha256)).fetchone()
     return None if row is None else from_row(row)
 
@@ -79,6 +82,8 @@ def ledger_name(connection: LedgerConnection) -> str:
     It stays the same after a failover or a restored base backup. A new cluster or database has
     another one.
     """
+    # The id of the cluster alone is not enough: two databases of one cluster would share it, and
+    # one's collector would delete the other's bytes.
     row = connection.execute(_IDENTITY).fetchone()
     assert row is not None
     return str(row[0])

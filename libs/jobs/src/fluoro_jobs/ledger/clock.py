@@ -29,18 +29,23 @@ class Clock:
         Right to half of what the statement takes.
         """
         started = time.monotonic()
+        # Every round of the caller asks; most need no statement.
         if started - self._looked < EVERY_SECONDS:
             return
         ((ledger,),) = connection.execute(
             "SELECT extract(epoch FROM clock_timestamp())::float8"
         ).fetchall()
         took = time.monotonic() - started
+        # The answer may have waited anywhere on its way, so half of a long wait is no estimate of
+        # the offset.
         if took > 1:
             return  # says nothing; the next look may
         self._looked = started
         offset = time.time() - took / 2 - ledger
         metrics.CLOCK_OFFSET_SECONDS.set(offset)
         wrong = abs(offset) > WRONG_SECONDS
+        # Only a change is logged. A clock that stays wrong would fill the log with one line every
+        # half minute.
         if wrong != self._wrong:
             (log.warning if wrong else log.info)(
                 "clock_wrong" if wrong else "clock_right", ahead_seconds=round(offset, 3)

@@ -133,6 +133,7 @@ class _Bounded(LedgerConnection):
         except psycopg.Error:
             # After a statement that fails PostgreSQL skips the rest. psycopg takes what it was to
             # prepare there for prepared, for ever, unless a rollback makes it forget.
+            # Inside a caller's transaction the caller's own rollback does the same.
             if self.info.transaction_status is TransactionStatus.IDLE:
                 with self.transaction(force_rollback=True):
                     pass
@@ -184,6 +185,7 @@ def fetch_together(connection: LedgerConnection, *statements: Statement) -> list
 
 def _cursors_of(connection: LedgerConnection) -> tuple[Cursor[TupleRow], ...]:
     """For statements that run with every task: a new cursor costs a third of such a statement."""
+    # Tests and tools pass plain connections, which have no cursors to keep.
     if not isinstance(connection, _Bounded):
         return tuple(connection.cursor() for _ in range(MOST_TOGETHER))
     return connection.kept_cursors
@@ -226,6 +228,8 @@ class Ledger:
         FluoroError with a reason of LEDGER_OUTAGES: LEDGER_UNAVAILABLE at once while PostgreSQL is
         known not to answer.
         """
+        # While PostgreSQL is away nobody queues for a place: a thousand callers would each wait out
+        # the timeout, and find it away then.
         if self._away or not self._places.acquire(timeout=self._wait_seconds):
             raise outage(Reason.LEDGER_UNAVAILABLE)
         pool = self._pool
@@ -234,9 +238,13 @@ class Ledger:
             try:
                 yield connection
             finally:
+                # Given back whatever happened. The pool itself looks at the connection's state, and
+                # drops a broken one.
                 connection.used_time = time.monotonic()
                 pool.putconn(connection)
         except psycopg.Error as error:
+            # Judged in the thread that met the error, before the caller hears of it: its next try
+            # already finds a new pool, or is refused at once.
             reason = self._judge(pool, error)
             if reason is None:
                 raise
@@ -251,6 +259,8 @@ class Ledger:
         """
         try:
             with self.connection() as connection:
+                # Only a read of a table shows that the schema is there, and only the setting that
+                # this host is not a standby; a plain SELECT would pass on both.
                 row = connection.execute(
                     "SELECT current_setting('transaction_read_only')::bool,"
                     " EXISTS (SELECT FROM jobs)"
@@ -283,9 +293,13 @@ class Ledger:
                 if pool is self._pool:
                     raise
                 continue  # it was replaced between the two lines
+            # New, or just used: to ask first would add a round trip to every call of a busy
+            # process.
             if not connection.used_time or time.monotonic() - connection.used_time < IDLE_SECONDS:
                 return pool, connection
             try:
+                # A connection that was cut off swallows the question too. Three seconds are lost
+                # then, not ten.
                 connection.seconds = ASK_SECONDS
                 connection.execute("SELECT")
                 connection.seconds = self._statement_seconds
@@ -308,6 +322,8 @@ class Ledger:
         if reason is Reason.LEDGER_READ_ONLY:
             # Another of the URL's hosts may be the one that takes writes by now.
             self._replace(pool)
+        # A silent server costs everybody a deadline. A refused connection does not, so the pool may
+        # go on trying there.
         elif isinstance(error, (StalledError, PoolTimeout)):
             self._refuse(pool)
         elif reason is Reason.LEDGER_UNAVAILABLE:
@@ -358,6 +374,8 @@ class Ledger:
 
     def _replace(self, pool: "ConnectionPool[_Bounded]") -> None:
         with self._lock:
+            # Every caller that met the standby comes here. The first has replaced the pool already,
+            # and a failover that goes on must not make pools in a loop.
             if pool is not self._pool or time.monotonic() - self._pool_since < REPLACE_SECONDS:
                 return
             self._pool, self._pool_since = self._new_pool(), time.monotonic()
@@ -369,6 +387,8 @@ class Ledger:
         pool = ConnectionPool(
             lambda: self._database_url,
             connection_class=_Bounded,
+            # Connections are made when a caller needs one: a pool that fills itself would go on
+            # trying a PostgreSQL that is away.
             min_size=0,
             max_size=self._max_connections,
             open=False,
@@ -467,6 +487,8 @@ def _beginning_with(host: str, port: str, conninfo: str) -> str:
     parameters = conninfo_to_dict(conninfo)
     hosts = str(parameters.get("host", "")).split(",")
     ports = str(parameters.get("port", "")).split(",")
+    # Without a choice of hosts there is nothing to order. Addresses stand in a list beside the
+    # hosts, which would have to move along.
     if len(hosts) == 1 or "hostaddr" in parameters:
         return conninfo
     pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))

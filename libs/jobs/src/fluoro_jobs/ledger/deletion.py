@@ -20,6 +20,7 @@ ROUND_SECONDS: Final = 1.0
 """How long a removal takes at most; the next round goes on."""
 
 # The version moves on, so that whoever read the job before changes nothing in it any more.
+# One guarded statement: a retry that comes first clears `end_time`, and then nothing is deleted.
 _MARK: Final = """
 UPDATE jobs SET owner = '', request_id = NULL, last_sequence = last_sequence + 1
 WHERE id = %s AND owner = %s AND end_time IS NOT NULL RETURNING id
@@ -31,6 +32,8 @@ DELETE FROM events WHERE job_id = %(job)s AND sequence > (
   SELECT coalesce((SELECT sequence FROM events WHERE job_id = %(job)s
     ORDER BY sequence DESC OFFSET %(rows)s LIMIT 1), 0))
 """
+# By place on the page: a DELETE knows no LIMIT, and a big job's rows in one statement would exceed
+# its deadline.
 _ROWS: Final = """
 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM {table} WHERE job_id = %(job)s LIMIT %(rows)s))
@@ -69,6 +72,8 @@ def delete_job(
     if connection.execute(_MARK, (job_id, owner)).fetchone() is not None:
         return True
     try:
+        # Nothing was marked. This read finds out why, and only then: the usual case is one
+        # statement.
         job_head(connection, owner, job_id)
     except FluoroError as error:
         if allow_missing and error.reason is Reason.JOB_NOT_FOUND:
@@ -84,9 +89,13 @@ def remove_deleted(connection: LedgerConnection, seconds: float = ROUND_SECONDS)
     until = time.monotonic() + seconds
     count = 0
     for (job,) in connection.execute(_MARKED, (JOBS,)).fetchall():
+        # The deadline is looked at between chunks, so that a large job cannot keep the sweeper from
+        # its other work.
         while _remove_some(connection, job):
             if time.monotonic() > until:
                 return count
+        # The job's row goes last: as long as it is there, the next round finds what a crash has
+        # left.
         connection.execute(_JOB, (job,))
         count += 1
     return count
@@ -104,6 +113,9 @@ def _remove_some(connection: LedgerConnection, job: UUID) -> bool:
             removed.append(rows.rowcount)
             blobs = [blob for (blob,) in rows.fetchall() if blob is not None]
             if blobs:
+                # Locked and looked at in two statements: the second one has a new snapshot, so it
+                # sees the inputs of submits that it waited for.
                 connection.execute(_LOCK_BLOBS, {"blobs": blobs})
                 connection.execute(_BLOBS, {"blobs": blobs})
+    # A table that gave a full chunk may have more. One that gave less is empty of this job's rows.
     return max(removed) >= CHUNK

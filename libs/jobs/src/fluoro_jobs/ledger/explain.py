@@ -51,6 +51,8 @@ def explanation(found: Standing) -> JobExplanation:
     told = JobExplanation(job=job.name, state=job.state)
     set_time(told.time, found.now)
     told.attempts_truncated = found.attempts_truncated
+    # Read from the newest on, because only so many are read; told in the order in which they
+    # happened.
     for ordinal, shard, attempt in reversed(found.attempts):
         told.attempts.add(step=found.steps[ordinal].name, shard=shard, attempt=attempt)
     if job.HasField("end_time"):
@@ -82,14 +84,18 @@ def _summary(steps: Sequence[StepExplanation]) -> str:
 
 
 def _causes(found: Standing, step: StandingStep) -> Iterator[Cause]:
+    # A missing model comes first, and even if the step still waits: it can be mended before the
+    # step fails.
     if missing := [str(model) for model in step.models if model in found.unserved]:
         yield _without_model(found, step, missing)
     before = [found.steps[n].name for n in step.after if not found.steps[n].has_ended]
     if before:
         text = f"Waits for {_listed(before)} to end."
         yield Cause(kind=Cause.KIND_WAITING_FOR_STEP, message=text, steps=before)
+        # Tasks come to be when the step is unblocked, so there is nothing else to say of this one.
         return
     running = [task for task in step.open if task.state == "RUNNING"]
+    # A step may have 10,000 running tasks. The first few say what a reader wants to know.
     yield from (_running(found, task) for task in running[:TOLD_RUNNING])
     if (left := len(running) - TOLD_RUNNING) > 0:
         text = f"{_tasks(left)} more running."
@@ -103,6 +109,7 @@ def _causes(found: Standing, step: StandingStep) -> Iterator[Cause]:
         yield _scheduled(first)
     if again := [task for task in waiting if task.attempt or not is_scheduled]:
         yield _backoff(found, again)
+    # Dispatch alone moves between these two, at any moment; for a reader both wait in the queue.
     queued = [task for task in step.open if task.state in {"READY", "QUEUED"}]
     if queued or _unseen(step):
         yield _queued(found, step, queued)
@@ -124,6 +131,7 @@ def _without_model(found: Standing, step: StandingStep, missing: Sequence[str]) 
 def _running(found: Standing, task: OpenTask) -> Cause:
     cause = Cause(kind=Cause.KIND_RUNNING, task_count=1, shard=task.shard)
     attempt = found.current.get(task.id)
+    # The attempts read are a sample (ADR 0024), and this one may not be in it.
     if attempt is None:
         cause.message = "A task runs."
         return cause
@@ -151,6 +159,7 @@ def _backoff(found: Standing, tasks: Sequence[OpenTask]) -> Cause:
     reason = attempt.reason if attempt else ""
     text = f"{_tasks(len(tasks))} to be tried again, the first at {_moment(first.due_time)}."
     if reason:
+        # The ledger keeps a reason as text. One of a later release has no advice here.
         advice = ADVICE[Reason(reason)] if reason in Reason.__members__ else ""
         text = f"{text} The attempt before ended with {reason}. {advice}".rstrip()
     cause = Cause(kind=Cause.KIND_BACKOFF, message=text, task_count=len(tasks), reason=reason)
@@ -182,6 +191,7 @@ def _queued(found: Standing, step: StandingStep, tasks: Sequence[OpenTask]) -> C
 def _held_up(found: Standing, step: StandingStep) -> Iterator[Cause]:
     queue = found.queues.get(step.queue, QueueStanding())
     about = Cause(queue=step.queue, workers=queue.workers, slots=queue.slots)
+    # If nobody knows the operation, free slots do not help: this cause hides the other.
     if not queue.knows(step.task_name):
         about.kind = Cause.KIND_NO_WORKER
         about.operation = step.task_name
@@ -200,6 +210,7 @@ def _held_up(found: Standing, step: StandingStep) -> Iterator[Cause]:
             "busy. More workers would start it sooner."
         )
         yield about
+    # A limit holds over all queues, so it may hold up a step whose queue has free slots.
     if found.limit is not None and found.limit[1] >= found.limit[0]:
         most, in_use = found.limit
         text = (
@@ -215,6 +226,7 @@ def _unseen(step: StandingStep) -> int:
 
 
 def _ahead(found: Standing, step: StandingStep, tasks: Sequence[OpenTask]) -> tuple[int, bool]:
+    # One that is in a worker's hands already has nobody ahead.
     if any(task.state == "QUEUED" for task in tasks):
         return 0, False
     return found.ahead.get(step.ordinal, (0, False))
@@ -236,6 +248,8 @@ def _expect(found: Standing, told: JobExplanation) -> None:
         each = _rate(found, step)
         queue = found.queues.get(step.queue, QueueStanding())
         known = [end for end in before if end is not None]
+        # One unknown makes everything after it unknown. No estimate is better than one that ignores
+        # a part.
         if each is None or not queue.knows(step.task_name) or len(known) < len(before):
             ends[step.ordinal] = None
             continue
@@ -246,9 +260,12 @@ def _expect(found: Standing, told: JobExplanation) -> None:
         ends[step.ordinal] = end, each.samples
         _set(texts[step.name].finish, found.now, end, each.samples)
     if starts and not found.job.HasField("start_time"):
+        # The job starts with whichever of its steps is first.
         _set(told.start, found.now, *min(starts, key=lambda start: start[0].mid))
     whole = [end for end in ends.values() if end is not None]
+    # The job ends with the last of its steps, so all must be known.
     if len(whole) == len(ends):
+        # An estimate is as good as its weakest part.
         samples = [n for step, (_, n) in zip(found.steps, whole, strict=True) if not step.has_ended]
         _set(
             told.finish,
@@ -270,12 +287,15 @@ def _work(found: Standing, step: StandingStep, queue: QueueStanding) -> Work:
     all_wait = bool(waiting) and len(waiting) == len(step.open)
     queued = [task for task in step.open if task.state in {"READY", "QUEUED"}]
     return Work(
+        # A step that waits has no tasks yet; how many it gets is known when it is unblocked.
         open_tasks=max(1, step.task_count - step.ended_tasks or _planned(found, step)),
         running=len(running),
         elapsed_seconds=max((_seconds_since(found, one) for one in started), default=0),
         tasks_ahead=_ahead(found, step, queued)[0],
         free_slots=max(0, queue.slots - queue.running),
+        # A divisor below: a queue whose workers all gave up their slots would divide by zero.
         slots=max(1, queue.slots),
+        # If others of the step can run now, the wait of some does not delay its beginning.
         wait_seconds=max(0, (min(waiting) - found.now).total_seconds()) if all_wait else 0,
     )
 
@@ -283,12 +303,14 @@ def _work(found: Standing, step: StandingStep, queue: QueueStanding) -> Work:
 def _planned(found: Standing, step: StandingStep) -> int:
     """Tasks that a step will have which has none yet, as if each input of the job were one."""
     size = step.inputs_per_task
+    # Rounds up: the last group may be smaller.
     return -(-found.job.input_count // size) if size else 1
 
 
 def _set(into: Estimate, now: datetime, span: Span, samples: int) -> None:
     fields = (into.earliest_time, into.expected_time, into.latest_time)
     for field, seconds in zip(fields, span, strict=True):
+        # A span may be endless. Beyond about 10^9 s the sum would leave the years that Python has.
         field.FromDatetime(now + min(timedelta(seconds=min(seconds, 1e9)), _LATEST))
     into.sample_count = samples
 
@@ -297,6 +319,8 @@ def _set(into: Estimate, now: datetime, span: Span, samples: int) -> None:
 
 
 def _seconds_since(found: Standing, attempt: job_pb2.Attempt) -> float:
+    # `now` is when the transaction began; its snapshot, taken a moment later, may hold an attempt
+    # that is younger.
     return max(0.0, found.now.timestamp() - attempt.start_time.ToNanoseconds() / 1e9)
 
 

@@ -196,6 +196,7 @@ class Compiler(ABC, Generic[R]):
         """
         if tree.data == "restriction":
             return self._term(tree, negated)
+        # The compiler recurses once a level: nested NOTs could use up the stack of the thread.
         if depth > MAX_DEPTH:
             refuse(f"At most {MAX_DEPTH} levels of AND, OR and NOT", _start(tree))
         parts: list[Any] = tree.children
@@ -224,12 +225,15 @@ class Compiler(ABC, Generic[R]):
         self._terms += 1
         if self._terms > MAX_TERMS:
             refuse(f"At most {MAX_TERMS} comparisons", start)
+        # PostgreSQL's text takes no NUL and would refuse the whole statement.
         if any("\0" in piece for piece in (*names, text)):
             refuse("Must not hold NUL; nothing does", start)
         compiled = self._compiled(names, operator, text, (start, at))
         if compiled is None:
             refuse("This field has no such operator", operator.start_pos or 0)
         sql, reach, inverse = compiled
+        # SQL's NOT, but the reach of the inverse: a term that reaches little has a negation that
+        # reaches much.
         return (f"NOT {sql}", inverse) if negated else (sql, reach)
 
     @abstractmethod
@@ -274,7 +278,10 @@ class _Jobs(Compiler[Reach]):
             return f"(labels ? {key})", Reach(), Reach()
         if operator not in {"=", "!="}:
             return None
+        # A job without the label is not equal to anything. With `<>` the comparison would be null,
+        # and its negation null too.
         word = "IS NOT DISTINCT FROM" if operator == "=" else "IS DISTINCT FROM"
+        # Labels have no index, so what a filter says of them bounds nothing.
         return f"(labels ->> {key} {word} {self.parameter(text)})", Reach(), Reach()
 
 
@@ -297,6 +304,8 @@ def _column(name: str) -> Callable[[_Jobs, str, str, int], _Term | None]:
     def compiled(compiler: _Jobs, operator: str, text: str, _: int) -> _Term | None:
         if operator not in {"=", "!="}:
             return None
+        # `reason` and `pipeline` may be null. A filter must never be, or NOT would lose the same
+        # jobs.
         word = "IS NOT DISTINCT FROM" if operator == "=" else "IS DISTINCT FROM"
         return f"({name} {word} {compiler.parameter(text)})", Reach(), Reach()
 
@@ -322,6 +331,8 @@ def _end_time(compiler: _Jobs, operator: str, text: str, at: int) -> _Term | Non
         return None
     when = time_of(text, at)
     sql = f"(end_time {operator.replace('!=', '<>')} {compiler.parameter(when)})"
+    # A job that has not ended has no end_time. IS TRUE makes the comparison false for it, so that
+    # NOT finds it.
     return f"({sql} IS TRUE)", Reach(_ENDED, ended=bounds(operator, when)), Reach()
 
 
@@ -340,6 +351,7 @@ def time_of(text: str, at: int) -> datetime:
     try:
         when = datetime.fromisoformat(text)
         zoned = when.tzinfo is not None
+        # The year 1 with an offset may lie before the first hour that Python knows: OverflowError.
         when = when.astimezone(UTC)
     except (ValueError, OverflowError):
         zoned = False
@@ -350,6 +362,7 @@ def time_of(text: str, at: int) -> datetime:
 
 def bounds(operator: str, when: datetime) -> tuple[datetime, datetime]:
     """First and last time that can pass the comparison."""
+    # "!=" has no bounds: it falls through to the ends of time below.
     if operator == "=":
         return when, when
     return (
@@ -380,6 +393,7 @@ def _joined(value: "Tree[Token]") -> str:
 def _text(piece: "Token | Tree[Token]") -> str:
     assert isinstance(piece, Token)
     return (
+        # A backslash takes the next character as it is, a quote or a backslash too.
         re.sub(r"\\(.)", r"\1", piece[1:-1], flags=re.DOTALL) if piece.type == "STRING" else piece
     )
 
@@ -390,6 +404,7 @@ def _start(tree: "Tree[Token]") -> int:
 
 def _position(error: UnexpectedInput, text: str) -> int:
     """Of the first character that does not fit; the filter's length if it ends too soon."""
+    # Lark places the end of the text at the last token, which is a good one.
     if isinstance(error, UnexpectedToken) and error.token.type == "$END":
         return len(text)
     if isinstance(error, UnexpectedCharacters | UnexpectedToken):

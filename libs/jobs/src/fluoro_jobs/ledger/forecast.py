@@ -42,11 +42,14 @@ class Rate(NamedTuple):
 
 def rate(samples: Sequence[float], average: float) -> Rate | None:
     """From attempts measured, or else from the workers' average; None if neither is known."""
+    # One or two attempts may both be outliers.
     if len(samples) >= FEWEST_SAMPLES:
         ordered = sorted(samples)
         last = len(ordered) - 1
         early, late = ordered[math.floor(last * 0.1)], ordered[math.ceil(last * 0.9)]
         mean = sum(ordered) / len(ordered)
+        # One very long sample pulls the mean over the slowest tenth. Bounded, the three stay in
+        # order.
         return Rate(Span(early, min(max(mean, early), late), late), len(ordered))
     if average > 0:
         return Rate(Span(average / SPREAD, average, average * SPREAD), 0)
@@ -72,16 +75,20 @@ class Work(NamedTuple):
 
 def start(work: Work, after: Span, each: Rate) -> Span:
     """When the first task starts. after: when the steps before have ended."""
+    # A task runs already, so the step has started, whatever waits behind it.
     if work.running:
         return NOW
     begun = Span(*(max(when, work.wait_seconds) for when in after))
+    # Those before it take the free slots first; it has to wait for a slot only beyond them.
     before = max(0, work.tasks_ahead + 1 - work.free_slots)
+    # Slots become free evenly, so one of many is free after a fraction of a task's length.
     return begun.plus(each.seconds, before / work.slots)
 
 
 def finish(work: Work, after: Span, each: Rate) -> Span:
     """When the last task ends: its tasks run side by side, as many as there are slots."""
     rounds = math.ceil(work.open_tasks / work.slots)
+    # The running ones are in their first round, part of which is over.
     first = each.seconds.less(work.elapsed_seconds) if work.running else each.seconds
     return start(work, after, each).plus(first).plus(each.seconds, rounds - 1)
 

@@ -103,6 +103,8 @@ class JobGraph:
 
     def inputs_of(self, step: Step) -> int:
         """Ordinal under which `step_inputs` has its inputs: the first step with these sources."""
+        # The first of them in the graph, not the first to be planned: every transition must find
+        # the same.
         return min(
             (other.ordinal for other in self.steps.values() if other.sources == step.sources),
             default=step.ordinal,
@@ -115,6 +117,8 @@ class JobGraph:
 
         It counts, whatever comes of it (I7).
         """
+        # Counted at the claim and not at the end: an attempt that kills its worker has no end of
+        # its own.
         task.attempt += 1
         if self.state is JobState.PENDING:
             self._move_job(JobState.RUNNING)
@@ -130,6 +134,8 @@ class JobGraph:
         """
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, Outcome.SUCCEEDED))
         self.results.append((task, result))
+        # Counts come from the items, which the task's own row keeps: a retry needs them without
+        # reading the items.
         task.counts, task.result = _count(result.items), result.message
         task.result_blob = result.blob.blob if result.blob else None
         self._move_task(task, TaskState.SUCCEEDED, counts=task.counts if result.items else None)
@@ -143,12 +149,17 @@ class JobGraph:
         Otherwise the task fails.
         For a fault of its surroundings it is released instead, and waits for them to recover.
         """
+        # A worker's disk or a store failed, not the task. Its attempts are for its own faults, so
+        # these returns are counted apart, and bounded.
         if may_retry and task.may_return(reason):
             self.release(task, reason, message, growing(1, task.returned, MAX_RETURN_DELAY_SECONDS))
+            # Raised after the delay was computed: the first return waits one second.
             task.returned += 1
             return
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, outcome, reason, message))
         step = self.steps[task.step]
+        # `attempt` has been raised by the claim. The last one allowed must not leave another behind
+        # it.
         if may_retry and task.attempt < task.allowed:
             task.delay_seconds = step.backoff_seconds(task.attempt)
             self._move_task(task, TaskState.READY, reason, message)
@@ -169,6 +180,7 @@ class JobGraph:
         self.ended_attempts.append(
             AttemptEnd(task.id, task.attempt, Outcome.RELEASED, reason, message)
         )
+        # The number of the attempt stays used (I7), so one more is allowed in its place.
         task.allowed, task.delay_seconds = task.allowed + 1, delay_seconds
         self._move_task(task, TaskState.READY, reason, message)
 
@@ -177,8 +189,11 @@ class JobGraph:
 
         No-op on a terminal job. end: FAILED when its time ran out.
         """
+        # A cancel is safe to repeat, and an expiry may meet a job that has just ended.
         if is_terminal(self.state):
             return
+        # From the inside out: a watch ends with the event that ends the job, so that one has to be
+        # the last.
         for task in self.tasks.values():
             self._cancel_task(task, reason, message)
         for step in self.steps.values():
@@ -196,6 +211,8 @@ class JobGraph:
         }
         if self.state not in JOB_REOPENINGS or not redo:
             return False
+        # A step after a redone one worked on what will be replaced, so it is redone too. It takes
+        # along those after it: repeated until none is added.
         while more := {
             s.ordinal
             for s in self.steps.values()
@@ -204,6 +221,7 @@ class JobGraph:
             redo |= more
         self.state, self.reason, self.message = JobState.PENDING, "", ""
         self.reopened = True
+        # The events go on counting: watchers that kept a cursor see the job begin again.
         self.changes.append(Change(JobState.PENDING, message="Retried."))
         for ordinal in sorted(redo):
             step = self.steps[ordinal]
@@ -224,6 +242,8 @@ class JobGraph:
         """Its bad tasks again, or all if none is bad. If it waits for others it is planned anew."""
         tasks = list(self.tasks_of(step.ordinal))
         if waits:
+            # Its tasks stay on record but belong to no plan: what it counts begins anew with the
+            # next one.
             step.counters = Counters()
             self.forgotten.append(step.ordinal)
             return
@@ -232,11 +252,14 @@ class JobGraph:
             return
         # Shards beyond are left from an earlier plan that had more.
         tasks = [task for task in tasks if task.shard < step.counters.tasks]
+        # None may be bad although the step failed, if every item was skipped, say. Then all run
+        # again.
         bad = [
             task
             for task in tasks
             if task.state is not TaskState.SUCCEEDED or (task.counts and task.counts[3])
         ] or tasks
+        # Counted anew from those that stay, so that no task counts twice.
         step.counters = Counters(inputs=step.counters.inputs, tasks=step.counters.tasks)
         redone = {task.id for task in bad}
         for task in tasks:
@@ -244,6 +267,8 @@ class JobGraph:
                 step.counters.add(task)
         for task in bad:
             task.state = TaskState.READY
+            # From where it stands: numbers of attempts never come twice (I7), and it may have as
+            # many again as at first.
             task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
             task.counts, task.result, task.result_blob = None, None, None
             self.changed_tasks.add(task.id)
@@ -254,6 +279,8 @@ class JobGraph:
 
     def _unblock(self, step: Step) -> None:
         """Nothing that it waits for is left: it gets its inputs and its tasks."""
+        # No sources: on each input of the job. An empty list: an operation without items, which has
+        # one task.
         if step.sources is None:
             self.plan(step, self.input_count)
         elif not step.sources:
@@ -266,11 +293,13 @@ class JobGraph:
 
         refusal: why it cannot have so many; it fails then.
         """
+        # Without a size the step has one task for all its inputs.
         size = step.inputs_per_task or inputs
         tasks = math.ceil(inputs / size) if size else 1
         self.changed_steps.add(step.ordinal)
         if refusal:
             self._move_step(step, StepState.FAILED, Reason.TOO_MANY_INPUTS, refusal)
+        # An empty step would succeed without having looked at anything.
         elif step.sources and not inputs:
             text = "No earlier step left anything for this one to work on."
             self._move_step(step, StepState.FAILED, Reason.NO_APPLICABLE_INPUT, text)
@@ -298,6 +327,7 @@ class JobGraph:
                 self.tasks[task.id] = task
                 self.planned_tasks.append(task)
             return
+        # A step that failed here has no task whose end could pass this on.
         self._settle(step)
 
     def _tasks_beside(self, step: Step) -> int:
@@ -313,11 +343,16 @@ class JobGraph:
         """
         counters = step.counters
         self.changed_steps.add(step.ordinal)
+        # Other tasks still run. The last of them ends the step; the job's version makes sure that
+        # one is the last.
         if counters.ended < counters.tasks:
             return
         total, succeeded, failed = counters.total, counters.succeeded, counters.failed_items
+        # Tasks that failed with nothing that succeeded: their own reason says more than a count of
+        # items.
         if counters.failed and (counters.failed == counters.tasks or not succeeded):
             self._move_step(step, StepState.FAILED, *self._last_word(step))
+        # Whatever was worked on is skipped or failed: a step of no use to those after it.
         elif total and not succeeded:
             reason = Reason.ALL_ITEMS_FAILED if failed else Reason.NO_APPLICABLE_INPUT
             text = (
@@ -325,6 +360,7 @@ class JobGraph:
                 "none succeeded."
             )
             self._move_step(step, StepState.FAILED, reason, text)
+        # A lost task has no items of its own, so its inputs count as failed.
         elif failed or counters.failed:
             lost = counters.lost_inputs
             text = f"{failed + lost} of {total + lost} items failed."
@@ -338,19 +374,23 @@ class JobGraph:
         """Why a task of the step failed, if one did so in this transition."""
         for change in reversed(self.changes):
             if change.step == step.ordinal and change.state is TaskState.FAILED:
+                # The newest of them: it is the one that ended the step.
                 return change.reason, change.message
+        # The others failed in earlier transitions, whose changes are not here.
         return Reason.STEP_FAILED, "A task failed; its attempts say why."
 
     def _settle(self, step: Step) -> None:
         """Passes the end of a step on to those after it, and to the job."""
         useful = step.state in {StepState.SUCCEEDED, StepState.PARTIALLY_SUCCEEDED}
         for follower in self.steps.values():
+            # A follower of two failed steps was skipped with the first one.
             if step.ordinal not in follower.after or is_terminal(follower.state):
                 continue
             if not useful:
                 self._skip(follower, f"Step {step.name} has no result.")
             elif all(is_terminal(self.steps[other].state) for other in follower.after):
                 self._unblock(follower)
+        # Skipping recurses: the innermost call may have ended the job already.
         if not is_terminal(self.state) and all(
             is_terminal(other.state) for other in self.steps.values()
         ):
@@ -379,6 +419,7 @@ class JobGraph:
     def _cancel_task(self, task: Task, reason: str, message: str) -> None:
         if is_terminal(task.state):
             return
+        # Only an attempt that runs has a row to end. A queued task was never claimed.
         if task.state is TaskState.RUNNING:
             self.ended_attempts.append(
                 AttemptEnd(task.id, task.attempt, Outcome.CANCELLED, reason, message)
@@ -400,6 +441,8 @@ class JobGraph:
         if is_terminal(state):
             self.steps[task.step].counters.add(task)
             self.changed_steps.add(task.step)
+        # No state changes without an event: the event is what raises the version that guards the
+        # write (ADR 0003).
         self.changes.append(
             Change(state, task.step, task.shard, task.attempt, reason, message, counts)
         )

@@ -75,6 +75,8 @@ class Held:
     @property
     def standing(self) -> Standing:
         """Where it stands."""
+        # OVERDUE comes from the ledger's clock and its start of the attempt, never from the
+        # worker's.
         match self.outcome, self.reason:
             case None, _:
                 return Standing.OVERDUE if self.seconds > self.timeout_seconds else Standing.IN_TIME
@@ -119,6 +121,7 @@ def beat(
 
 def leave(connection: LedgerConnection, worker: Worker) -> None:
     """Takes a worker process that ends off the list: its slots count no longer."""
+    # Without it, dispatch would count slots that are gone until the row expires.
     connection.execute("DELETE FROM workers WHERE id = %s", (worker.id,))
 
 
@@ -140,6 +143,8 @@ def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttem
     Returns the job if it moved.
     """
     held = connection.execute(_OF_ATTEMPT, (worker.id, *lost)).fetchall()
+    # Read first, ended after: between the two the attempt may have ended on its own, and `lose`
+    # then writes nothing.
     return [
         one[0] for one in held if lose(connection, Attempt(*one), "The process that ran it died.")
     ]
@@ -150,6 +155,7 @@ def release_of_worker(
 ) -> list[UUID]:
     """Hands this attempt back if this worker process holds it. Returns the job if it moved."""
     held = connection.execute(_OF_ATTEMPT, (worker.id, *attempt)).fetchall()
+    # No reason: that is how `Held.standing` tells a handed-back attempt from one that gave up.
     return [one[0] for one in held if release(connection, Attempt(*one))]
 
 

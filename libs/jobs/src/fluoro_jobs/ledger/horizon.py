@@ -162,6 +162,7 @@ def _page(owner: str, rows: list[TupleRow], limit: int) -> Page:
     ]
     # It may hold more than the limit, because it ends with a whole transaction. So the next page
     # begins right after that one.
+    # A full page may be the last one all the same. The next is then empty, which costs a look.
     is_full = sum(row[0] for row in rows) >= limit
     return Page(news, max(int(row[1]) for row in rows) + 1 if is_full else None)
 

@@ -16,6 +16,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 
 def set_limit(connection: LedgerConnection, owner: str, max_tasks: int | None) -> None:
     """Sets the owner's limit, or takes it away. ValueError if it is negative."""
+    # Zero is a limit: it stops an owner's work and leaves what is accepted.
     if max_tasks is not None and max_tasks < 0:
         raise ValueError("A limit is not negative.")
     connection.execute(

@@ -20,12 +20,14 @@ class Line(Generic[Item]):
         with self._changed:
             self._owners.setdefault(owner, deque()).append(item)
             self._size += 1
+            # One waiter: only one thread takes.
             self._changed.notify()
 
     def close(self) -> None:
         """No more will come."""
         with self._changed:
             self._closed = True
+            # It may wait for something that will never come.
             self._changed.notify()
 
     def take(self, *, wait: bool) -> Item | None:
@@ -35,9 +37,12 @@ class Line(Generic[Item]):
                 self._changed.wait_for(lambda: self._size or self._closed)
             if not self._size:
                 return None
+            # The owner that waited longest, with its oldest item.
             owner, items = self._owners.popitem(last=False)
             item = items.popleft()
             if items:
+                # Only owners with something are in the line, so that it cannot grow with all who
+                # ever came.
                 self._owners[owner] = items  # behind the others
             self._size -= 1
             return item

@@ -73,8 +73,10 @@ def list_inputs(
 ) -> ListInputsResponse:
     """One page of a job's inputs, in order. FluoroError as from `list_items`."""
     limit, key = page_size(request), read_token(request, int)
+    # Whose job it is, before anything of it is read.
     _steps(connection, owner, job_id)
     start = int(key[0]) if key else 0
+    # One more than asked for: where the next page begins.
     rows = connection.execute(_INPUTS, {"job": job_id, "start": start, "limit": limit + 1})
     found = rows.fetchall()
     more = found[limit:]
@@ -149,6 +151,7 @@ def list_items(
     INVALID_ARGUMENT for a page_size or page_token that does not fit.
     """
     place = _place(connection, owner, job_id, request, int)
+    # An empty list in SQL stands for all states; there is a single text, and with it a single plan.
     parameters = place.parameters | {"wanted": list(request.states)}
     items, following = cut(
         rows_of(connection.execute(_ITEMS, parameters)),
@@ -158,6 +161,8 @@ def list_items(
     return ListItemsResponse(items=items, next_page_token=place.token(following))
 
 
+# OFFSET 0 keeps the planner from joining with all blobs there are.
+# Filters work on what was looked at, so that a rare role makes a short page and not a long walk.
 _ARTIFACTS: Final = f"""
 SELECT a.step, {ARTIFACT_COLUMNS}, seen FROM (
   SELECT *, row_number() OVER (ORDER BY step, name) AS seen FROM (
@@ -252,6 +257,7 @@ def _place(
             [FieldViolation("step", "Must be the name of a step of the job.")],
         )
     first = only[0] if only else 0
+    # The token has the step in it, so that a page may begin within any of them.
     step, start = key or (first, kind())
     parameters = {
         "job": job_id,
@@ -268,6 +274,7 @@ def _place(
 def _steps(connection: LedgerConnection, owner: str, job_id: UUID) -> dict[int, str]:
     """Ordinals and names of a job's steps. FluoroError JOB_NOT_FOUND if it is not the owner's."""
     rows = connection.execute(_STEPS, (job_id, owner)).fetchall()
+    # No job, or another's: the same answer, or it would tell which ids exist.
     if not rows:
         raise job_not_found(job_id)
     return dict(rows)

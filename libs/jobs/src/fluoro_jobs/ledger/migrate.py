@@ -34,6 +34,7 @@ def migrate(database_url: str, upto: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(files("fluoro_jobs") / "migrations"))
     config.set_main_option("path_separator", "os")
+    # From the oldest on: Alembic walks backwards.
     revisions = list(ScriptDirectory.from_config(config).iterate_revisions(upto, "base"))
     database = engine(database_url)
     for each in reversed(revisions):
@@ -47,6 +48,7 @@ def migrate(database_url: str, upto: str = "head") -> None:
                 connection.execute(text(f"SET LOCAL {deadline} = 0"))
             config.attributes["connection"] = connection
             command.upgrade(config, each.revision)
+    # The process may go on, as in tests, and idle connections count against the server's limit.
     database.dispose()
 
 

@@ -19,6 +19,8 @@ def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
     changed = [graph.tasks[task] for task in graph.changed_tasks]
     rows: dict[str, Sequence[dict[str, Any]]] = {
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
+        # The row of a task changes when it ends or comes back, never with a claim; that is in
+        # `open_tasks`.
         "tasks": [_task_row(task) for task in changed],
         # After an attempt. A task that is reopened has no row in open_tasks, and gets a new one.
         "returned": [
@@ -46,7 +48,11 @@ def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
         "lost": [_lost_row(graph, *lost) for lost in graph.lost],
         **_artifacts(graph),
     }
+    # Absent parts are left out of the statement's text too. There are few combinations, so
+    # PostgreSQL keeps a plan for each.
     given: dict[str, Sequence[dict[str, Any]]] = {name: part for name, part in rows.items() if part}
+    # Whoever ends a task takes its row out of `open_tasks`: the table is as large as the work at
+    # hand (ADR 0017).
     if any(is_terminal(task.state) for task in changed):
         given["closed"] = ()
     if graph.forgotten:
@@ -82,11 +88,13 @@ def _step_row(step: Step) -> dict[str, Any]:
 def _task_row(task: Task) -> dict[str, Any]:
     return {
         "id": str(task.id),
+        # The open states are in `open_tasks`; here a task is OPEN until it has ended.
         "state": str(task.state) if is_terminal(task.state) else "OPEN",
         "attempt": task.attempt,
         "allowed": task.allowed,
         "returned": task.returned,
         "item_counts": None if task.counts is None else list(task.counts),
+        # JSON has no bytes; the statement decodes base64.
         "result": None if task.result is None else b64encode(task.result).decode(),
         "result_blob": task.result_blob and task.result_blob.removeprefix("blobs/"),
     }
@@ -151,6 +159,7 @@ def _artifacts(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
         for task, result in graph.results
         for position, artifact in enumerate(result.artifacts)
     ]
+    # A result in the blob store needs a record, or the collector would take its bytes for garbage.
     large = [result.blob for _, result in graph.results if result.blob]
     return {
         "blobs": [
@@ -174,6 +183,7 @@ def _artifact_row(task: Task, position: int, artifact: job_pb2.Artifact) -> dict
         "name": artifact.name,
         "role": artifact.role,
         "key": artifact.key,
+        # 0 is an input. Only a field that was not set means none.
         "input": artifact.input if artifact.HasField("input") else None,
         "blob_id": artifact.blob.removeprefix("blobs/"),
     }

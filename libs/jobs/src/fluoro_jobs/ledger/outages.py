@@ -39,6 +39,7 @@ _PROGRAM_LIMIT_EXCEEDED: Final = "54"
 
 def reason_of(error: Exception) -> Reason | None:
     """What a psycopg error means for who asked; None for one that is not an outage but a bug."""
+    # Errors of the pool are psycopg's too, and have no SQLSTATE.
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     if state in _REASONS:
         return _REASONS[state]
@@ -48,6 +49,8 @@ def reason_of(error: Exception) -> Reason | None:
     if isinstance(error, psycopg.InternalError) and state is None:
         # Not PostgreSQL's, but psycopg's own: of a COMMIT whose server ended, poolers tell twice.
         return Reason.LEDGER_UNAVAILABLE
+    # Whatever is left of these says that the connection broke. All else is a fault of the
+    # statement, thus a bug.
     return (
         Reason.LEDGER_UNAVAILABLE
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))

@@ -35,6 +35,7 @@ def page_size(request: Any) -> int:
     """How many the request asks for. FluoroError INVALID_ARGUMENT if that is negative."""
     if request.page_size < 0:
         raise _invalid("page_size", "Must not be negative.")
+    # More than the most is no error (AIP-158): the caller gets what one page holds.
     return min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
 
 
@@ -48,6 +49,8 @@ def cut(
     found: list[Found] = []
     size_bytes = 0
     for row in rows:
+        # The size is looked at before a row is taken, so every page has at least one, however
+        # large.
         if len(found) == limit or row[-1] > LOOKED_AT or size_bytes >= PAGE_BYTES:
             return found, row
         found.append(make(row))
@@ -57,6 +60,8 @@ def cut(
 
 def write_token(request: Message, key: Key) -> str:
     """The token of the page that begins with this key."""
+    # The digest ties the token to its list and filter: with another filter, the key might lie where
+    # nothing passes, and hide all before it.
     text = json.dumps([_digest(request), *key])
     return base64.urlsafe_b64encode(text.encode()).decode()
 
@@ -69,13 +74,18 @@ def read_token(request: Any, *kinds: type[int] | type[str]) -> Key | None:
     if not request.page_token:
         return None
     try:
+        # A token is a caller's bytes. Cut off before it is decoded, it cannot cost more than a real
+        # one.
         text = base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode()).decode()
         digest, *key = json.loads(text)
+        # Text that cannot be written as UTF-8 would fail in PostgreSQL, as a bug.
         json.dumps(key, ensure_ascii=False).encode()
+    # RecursionError: brackets in brackets are JSON too.
     except (ValueError, TypeError, RecursionError):
         raise _invalid("page_token", "Must be a next_page_token.") from None
     if digest != _digest(request):
         raise _invalid("page_token", "Must be the next_page_token of a call with the same filter.")
+    # True is an int to Python; the types must be the very ones that were written.
     if [type(part) for part in key] != list(kinds) or any("\0" in str(part) for part in key):
         raise _invalid("page_token", "Must be a next_page_token.")
     return list(key)
@@ -93,6 +103,7 @@ def _digest(request: Message) -> str:
     """Of the list and its filter: all of the request but the page's size and token."""
     asked = type(request)()
     asked.CopyFrom(request)
+    # The size may change from page to page (AIP-158), and the token is not part of what is asked.
     for field in {"page_size", "page_token"} & set(request.DESCRIPTOR.fields_by_name):
         asked.ClearField(field)
     name = request.DESCRIPTOR.name.encode()

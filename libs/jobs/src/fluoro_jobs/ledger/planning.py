@@ -97,10 +97,13 @@ class Planner:
         """How many inputs it has, and why it cannot have them if there are too many."""
         parameters = {"job": self._graph.id, "step": shared}
         # Another step with these sources may have been planned in an earlier transaction.
+        # A step with the same sources in this transaction is in `_known`; this finds those of
+        # earlier ones.
         (there,) = self._connection.execute(_COUNT, parameters).fetchall()
         if there[0]:
             return there[0], ""
         sources = step.sources or ()
+        # Less than a step's own limit where others have taken most of the transaction's.
         most = min(MAX_PARTS, self._left)
         row = self._connection.execute(
             _PLAN,
@@ -114,6 +117,7 @@ class Planner:
         ).fetchone()
         assert row is not None
         parts, inputs = row
+        # Nothing was kept of it: the statement counted first.
         if inputs > MAX_INPUTS or parts > MAX_PARTS:
             return inputs, (
                 f"It has more than {MAX_INPUTS} inputs, or {MAX_PARTS} files. Split the job."
@@ -123,5 +127,6 @@ class Planner:
                 f"The steps that may begin together have more than {MAX_PARTS_TOGETHER} files. "
                 "Let some of them come after others, or split the job."
             )
+        # What was kept counts, also towards steps that begin in the same transaction.
         self._left -= parts
         return inputs, ""

@@ -65,6 +65,7 @@ def purge(
     otherwise it would walk over all that an earlier call removed and an old snapshot keeps.
     ValueError for less than LEAST_DAYS or more than MOST_DAYS.
     """
+    # A slip of the keyboard must not take the audit of a month.
     if not LEAST_DAYS <= days <= MOST_DAYS:
         raise ValueError(f"at least {LEAST_DAYS} days, and at most {MOST_DAYS}")
     with connection.transaction():
@@ -73,6 +74,7 @@ def purge(
         row = connection.execute(_PIECE, given).fetchone()
         assert row is not None
         purged = Purged(*row)
+        # A purge of nothing leaves no row, or every nightly run would.
         if purged.rows:
             entry = audit.Entry("ledger", "command", (), "", METHOD, "D", calls=purged.rows)
             audit.add(connection, [entry])
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         with ledger.connection() as connection:
             while (purged := purge(connection, days, after=last)).last is not None:
                 total, last = total + purged.rows, purged.last
+    # What earlier pieces removed is gone and on record. Running it again goes on from there.
     except FluoroError as error:
         sys.exit(f"{error} {total} rows were removed before; run it again.")
     finally:

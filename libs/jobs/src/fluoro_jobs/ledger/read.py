@@ -158,11 +158,15 @@ def get_job(
     more than MAX_JOB_BYTES.
     """
     job = job_pb2.Job() if into is None else into
+    # One snapshot for all the reads: otherwise a step could show tasks of a later moment than the
+    # job's state.
     with connection.transaction():
         with connection.pipeline():
             connection.execute(_ONE_MOMENT)
             heads = connection.execute(_JOBS, {"jobs": [job_id]})
             steps = connection.execute(_STEPS, {"jobs": [job_id]})
+            # Weighed in the same exchange: to learn that a job is too large must not cost as much
+            # as reading it.
             weights = connection.execute(_WEIGHTS, {"jobs": [job_id]}) if view != BASIC else None
             head = heads.fetchone()
         if head is None or head[1] != owner:
@@ -171,6 +175,8 @@ def get_job(
         _add_steps({job_id: job}, steps.fetchall())
         if weights is None:
             return job
+        # Refused before its rows are fetched: a job of 10,000 items would take this process's
+        # memory for an answer that is not sent.
         if sum(weight for _, weight in weights.fetchall()) > MAX_JOB_BYTES:
             raise _too_large(job_id)
         with connection.pipeline():
@@ -190,6 +196,7 @@ def get_jobs(
     FluoroError in a job's place; None if it is too large to be read with others.
     """
     ids = list({job_id for _, (job_id, _) in wanted})
+    # Several callers may ask for the same job in different views, and a caller for another's job.
     full = {(owner, job_id) for owner, (job_id, view) in wanted if view != BASIC}
     small: dict[UUID, job_pb2.Job] = {}
     with connection.transaction():
@@ -205,6 +212,8 @@ def get_jobs(
             # Of a job that is not the caller's, nothing more is read.
             if job is None or (job.owner, job_id) not in full:
                 continue
+            # Large jobs are left to `get_job`: the many small ones of this read would wait for one
+            # of them.
             if _parts_of(job) <= SMALL_JOB_PARTS and weight <= SMALL_JOB_BYTES:
                 small[job_id] = job_pb2.Job()
                 small[job_id].CopyFrom(job)
@@ -219,6 +228,7 @@ def get_jobs(
         if view == BASIC:
             return basic[job_id]
         job = small.get(job_id)
+        # Weighed too low, and too large all the same.
         return _too_large(job_id) if job and job.ByteSize() > MAX_JOB_BYTES else job
 
     return [answer(owner, job_id, view) for owner, (job_id, view) in wanted]
@@ -252,6 +262,7 @@ def _add_steps(jobs: Mapping[UUID, job_pb2.Job], rows: Sequence[TupleRow]) -> No
 
 def _fill(jobs: Mapping[UUID, job_pb2.Job], parts: Sequence[Cursor[TupleRow]]) -> None:
     """Adds to the jobs what `_REST` found of them. A step's ordinal is its place."""
+    # Rows were counted by PostgreSQL; nothing has been turned into messages yet.
     large = sum(part.rowcount for part in parts) > FEW_ROWS
     with _ONE_AT_A_TIME if large else nullcontext():
         inputs, results, tasks, attempts, items, artifacts = map(rows_of, parts)
@@ -372,6 +383,8 @@ def upstream_of(
     FluoroError RESULT_TOO_LARGE if the results weigh more than MAX_EARLIER_BYTES.
     """
     wanted = list(ordinals)
+    # Before the results are fetched: a worker that reads too much dies of memory, and its attempt
+    # says nothing.
     _bounded(connection.execute(_BYTES + _FINISHED, (job_id, wanted)))
     with connection.pipeline():
         parts = [

@@ -83,6 +83,7 @@ class Search(NamedTuple):
 def order_of(text: str) -> Order:
     """The order that an `order_by` names. FluoroError INVALID_ARGUMENT if there is no such."""
     try:
+        # A caller may send megabytes; splitting them would cost more than the answer.
         return ORDERS[" ".join(text.split()) if len(text) < 64 else "?"]  # noqa: PLR2004 - longer than any
     except KeyError:
         names = ", ".join(filter(None, ORDERS))
@@ -152,6 +153,7 @@ def list_jobs(
         dict(request.labels),
     )
     key = read_key(request, search.order)
+    # A filter that nothing can pass, such as two states at once, needs no look at the ledger.
     if not search.reachable:
         return ListJobsResponse()
 
@@ -176,6 +178,7 @@ def find(
     if not search.reachable:
         return [], None
     rows = connection.execute(*_statement(_NAMES, search, key, limit)).fetchall()
+    # Rows beyond LOOKED_AT were not filtered: they mark the place, and belong to the next page.
     found = [row[0] for row in rows[:limit] if row[2] <= LOOKED_AT]
     return found, _key(search.order, rows[len(found)]) if len(rows) > len(found) else None
 
@@ -193,6 +196,7 @@ def count(
         return counts, following
     rows = connection.execute(*_statement(_COUNT, search, key, 0)).fetchall()
     for state, pipeline, number, after in rows:
+        # The row of the place, which has no state; it was not filtered either.
         if state is None:
             following = [after]
         else:
@@ -204,6 +208,8 @@ def read_key(request: Any, order: Order) -> Key | None:
     """Where a request's page begins; None for the first one. FluoroError as from `read_token`."""
     key = read_token(request, *([str] if order.column == "id" else [str, str]))
     if key is not None:
+        # A token is a caller's text. Checked here, a forged one is INVALID_ARGUMENT and not an
+        # error of PostgreSQL.
         uuid_of(key[-1])
         if order.column == "end_time":
             _time_of(key[0])
@@ -213,6 +219,7 @@ def read_key(request: Any, order: Order) -> Key | None:
 def _statement(
     text: str, search: Search, key: Key | None, limit: int
 ) -> tuple[str, dict[str, Any]]:
+    # Each order has its own index, so its own way to say where a page begins.
     place = _by_end if search.order.column == "end_time" else _by_id
     start, end, bounds = place(search, key)
     first = "owner" if search.order.column == "id" else "end_time"
@@ -235,12 +242,17 @@ def _by_id(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     begins = low if not search.order.descending else high
     if key is not None:
         token = uuid_of(key[-1])
+        # The page never begins outside what the filter reaches, whatever the token says.
         begins = min(token, high) if search.order.descending else max(token, low)
     comes, goes = ("<=", ">=") if search.order.descending else (">=", "<=")
     last = low if search.order.descending else high
+    # The index of open jobs is partial; PostgreSQL uses it only if the statement says its
+    # condition.
     is_open = " AND end_time IS NULL" if search.reachable <= OPEN else ""
     return (
         f"{_ONE_OWNER} AND id {comes} %(start)s{is_open}",
+        # One bound enters the index, the other is a filter (see above), left out if it cuts off
+        # nothing.
         "true" if last in {FIRST, LAST} else f"id {goes} %(last)s",
         {"start": begins, "last": last},
     )
@@ -252,6 +264,8 @@ def _by_end(search: Search, key: Key | None) -> tuple[str, str, dict[str, Any]]:
     low = "-infinity" if since == filters.EARLIEST else since.isoformat()
     high = "infinity" if until == filters.LATEST else until.isoformat()
     begins, last = (high, low) if search.order.descending else (low, high)
+    # Several jobs may end in one instant; the id breaks the tie, and these are before and after all
+    # ids.
     first = LAST if search.order.descending else FIRST
     if key is not None:
         begins, first = _time_of(key[0]).isoformat(), uuid_of(key[1])
@@ -274,7 +288,11 @@ def id_at(when: datetime, slack: timedelta) -> UUID | None:
     except OverflowError:  # the end of time
         return None
     if not 0 <= millis < 2**48:
+        # A negative time has no id. As a lower bound it cuts off nothing, as an upper one
+        # everything.
         return None if millis < 0 and slack < timedelta() else UUID(int=0)
+    # Ids of one millisecond differ in their last 80 bits; an upper bound has to include all of
+    # them.
     return UUID(int=(millis << 80) + (2**80 - 1 if slack > timedelta() else 0))
 
 
@@ -318,6 +336,7 @@ def _invalid(field: str, description: str) -> FluoroError:
 
 def open_jobs(connection: LedgerConnection, owner: str, most: int) -> int:
     """How many jobs of the owner have not ended, counted up to `most`."""
+    # The count stops at `most`: an owner's limit is checked at every submit.
     row = connection.execute(_OPEN_JOBS, {"owner": owner, "most": most}).fetchone()
     assert row is not None
     return int(row[0])

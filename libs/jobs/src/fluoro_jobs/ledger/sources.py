@@ -66,8 +66,11 @@ def wire(steps: Sequence[job_pb2.Step], operations: Sequence[Operation]) -> list
     wired = []
     for i, step in enumerate(steps):
         named = list(_named(graph, i, ordinals)) if step.inputs else []
+        # A step may name the same source twice; worked on twice, its items would have the same
+        # keys.
         sources = tuple(dict.fromkeys(named)) if named else _default(graph, i)
         wired.append(Wired(after[i], sources, bool(named)))
+    # Without a de-identifying step nobody expects the originals to be gone.
     if any(operation.deidentifies for operation in operations):
         _check_deidentified(graph, wired)
     return wired
@@ -101,6 +104,7 @@ def _ordinals(steps: Sequence[job_pb2.Step]) -> dict[str, int]:
         mentioned = [(name, f"after[{k}]") for k, name in enumerate(step.after)]
         mentioned += [
             (source.step, f"inputs[{k}].step")
+            # An empty name stands for the job's inputs.
             for k, source in enumerate(step.inputs)
             if source.step
         ]
@@ -120,10 +124,13 @@ def _ordinals(steps: Sequence[job_pb2.Step]) -> dict[str, int]:
 
 def _in_order(steps: Sequence[job_pb2.Step], after: Sequence[Sequence[int]]) -> Sequence[int]:
     """Ordinals, each after those it waits for. FluoroError STEP_GRAPH_CYCLE if none exists."""
+    # `after` is sorted, so the last one is the highest.
     if all(not waits or waits[-1] < i for i, waits in enumerate(after)):
         return range(len(after))  # steps in the order they run in, as most write them
     try:
         return tuple(TopologicalSorter(dict(enumerate(after))).static_order())
+    # graphlib gives the circle with its first step repeated at the end, as a reader wants to see
+    # it.
     except CycleError as error:
         circle = error.args[1]
         drawn = some([steps[i].name for i in circle], " -> ")
@@ -167,6 +174,8 @@ def _named(graph: _Graph, i: int, ordinals: dict[str, int]) -> Iterator[Source]:
                 ],
             )
         for role in fitting:
+            # The same files one by one and in groups would be items twice, under keys that cannot
+            # be told apart.
             if groups.setdefault((step, role), named.group) != named.group:
                 raise FluoroError(
                     Reason.STEP_INPUT_MISMATCH,
@@ -187,6 +196,7 @@ def _default(graph: _Graph, i: int) -> Sequence[Source]:
     FluoroError STEP_INPUT_MISSING if it can read neither.
     """
     operation = graph.operations[i]
+    # What belongs to the files does not stand for them: it is taken along once there are files.
     reads = [role for role in operation.reads if role not in operation.beside]
     if not reads:
         return ()
@@ -224,9 +234,11 @@ def _nearest(graph: _Graph, i: int, reads: Sequence[str]) -> Sequence[int]:
     found, before = [0] * len(graph.after), [0] * len(graph.after)
     for step in graph.order:
         for earlier in graph.after[step]:
+            # A step that leaves nothing of use is looked through, to what stood before it.
             leaves = not set(reads).isdisjoint(graph.operations[earlier].leaves)
             found[step] |= 1 << earlier if leaves else found[earlier]
             before[step] |= 1 << earlier | before[earlier]
+        # In topological order, so nothing behind it matters.
         if step == i:
             break
     candidates = list(_bits(found[i]))
@@ -254,12 +266,16 @@ def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
     preparing = leading & ~cleaned & leaving
     identifiable = [False] * len(wired)
     for step in graph.order:
+        # It is the one step that must see the originals; what it leaves is clean.
         if graph.operations[step].deidentifies:
             continue
         place = wired[step]
         sources = [source.step for source in place.sources]
+        # Also what it only waits for: an operation may read the results of such steps, texts of
+        # headers among them.
         before = dict.fromkeys([*sources, *place.after])
         seen = [earlier for earlier in before if earlier is None or identifiable[earlier]]
+        # A step that fetches from a PACS brings originals of its own, whatever it works on.
         identifiable[step] = bool(seen) or graph.operations[step].brings_originals
         unnamed = [earlier for earlier in seen if not (place.named and earlier in sources)]
         if unnamed and not (preparing >> step & 1 or graph.steps[step].allow_identifiable):

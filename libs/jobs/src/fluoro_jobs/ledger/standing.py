@@ -238,6 +238,7 @@ def standing(connection: LedgerConnection, owner: str, job_id: UUID) -> Standing
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         head = connection.execute(_HEAD, given).fetchone()
+        # The same answer for another's job: the caller must not learn that it exists.
         if head is None:
             raise job_not_found(job_id)
         with connection.pipeline():
@@ -245,6 +246,7 @@ def standing(connection: LedgerConnection, owner: str, job_id: UUID) -> Standing
             tasks = connection.execute(_OPEN, given)
             attempts = connection.execute(_ATTEMPTS, given)
         found = _begun(head, steps.fetchall(), tasks.fetchall(), attempts.fetchall())
+        # Of a job that has ended, nothing competes any more.
         if any(not step.has_ended for step in found.steps):
             _surroundings(connection, found, given)
     return found
@@ -252,6 +254,7 @@ def standing(connection: LedgerConnection, owner: str, job_id: UUID) -> Standing
 
 def _begun(head: Any, steps: list[Any], tasks: list[Any], attempts: list[Any]) -> Standing:
     rows = [StandingStep(*row) for row in steps]
+    # One row more was read, to know that there are more.
     for ordinal, *task in tasks[:LOOKED_AT]:
         rows[ordinal].open.append(OpenTask(*task))
     oldest: dict[UUID, int] = {}
@@ -259,6 +262,7 @@ def _begun(head: Any, steps: list[Any], tasks: list[Any], attempts: list[Any]) -
     for _, _, task_id, number, *_ in attempts:
         oldest[task_id] = min(number, oldest.get(task_id, number))
         count[task_id] += 1
+    # The oldest attempt that was read is not the first one: some of that task are missing.
     cut_off = any(count[task] == _OF_ONE_TASK and oldest[task] > 1 for task in count)
     more = len(attempts) > TOLD_ATTEMPTS or sum(step.task_count for step in rows) > LOOKED_AT
     return Standing(
@@ -284,6 +288,7 @@ def _surroundings(connection: LedgerConnection, found: Standing, given: dict[str
         measured = connection.execute(_MEASURED_SECONDS, {**given, "names": names})
         ahead = {
             step.ordinal: connection.execute(_AHEAD, {**given, **_first_ready(step)})
+            # Only what is ready has a place in the queue; what is queued has left it.
             for step in found.steps
             if any(task.state == "READY" for task in step.open)
         }
@@ -308,6 +313,7 @@ def _surroundings(connection: LedgerConnection, found: Standing, given: dict[str
 
 
 def _first_ready(step: StandingStep) -> dict[str, Any]:
+    # All of the step are behind its first one, so its place is the one to tell.
     first = min((task for task in step.open if task.state == "READY"), key=lambda task: task.place)
     return {"queue": step.queue, "names": task_names_of(step.queue), "task": first.id}
 
@@ -319,5 +325,6 @@ TOLD_RUNNING: Final = 5
 def _told_of(step: StandingStep) -> list[OpenTask]:
     """Tasks whose newest attempt is told: the first that run, and the first that backs off."""
     runs = [task for task in step.open if task.state == "RUNNING"][:TOLD_RUNNING]
+    # A task that never ran waits for its start time, and has no attempt to tell of.
     waits = [task for task in step.open if task.state == "WAITING" and task.attempt]
     return runs + sorted(waits, key=lambda task: task.due_time)[:1]

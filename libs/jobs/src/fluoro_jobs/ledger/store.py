@@ -98,6 +98,7 @@ def parse(row: Sequence[Any]) -> JobGraph:
         state=JobState(state),
         version=version,
         input_count=input_count,
+        # By ordinal: JSON's aggregate has no order, and the graph goes through its steps in theirs.
         steps={s.ordinal: s for s in map(_step, sorted(steps))},
         tasks={t.id: t for t in map(_task, tasks or ())},
     )
@@ -133,6 +134,7 @@ def transition(
     If another writer was faster, `act` runs again on a fresh read, this time with the job's row
     locked. crowded: others write all the time, so what concerns one task alone goes in among them.
     """
+    # A worker still has the picture of its claim. If nobody moved the job since, it needs no read.
     graph = load(connection, job, which) if picture is None else picture
     if graph is None:
         return None
@@ -140,13 +142,17 @@ def transition(
     write = _save_among_others if crowded else save
     if write(connection, graph, beside):
         return answer
+    # What was sent with the first try may be durable, so it does not go again.
     goes_along = beside if beside is not None and not beside.sent else None
     # Others wait for the row from here on: the fewer exchanges, the better.
     with connection.pipeline(), connection.transaction():
+        # Locked before it is read: this time nobody can move the job between the read and the
+        # write.
         connection.execute(*locking(job))
         graph = load(connection, job, which)
         if graph is None:
             return None
+        # On a fresh graph: the first try's notes belong to a picture that was out of date.
         answer = act(graph)
         # Nobody can have been faster this time: the job's row is locked.
         save(connection, graph, goes_along)
@@ -166,18 +172,22 @@ def save(connection: LedgerConnection, graph: JobGraph, beside: Beside | None = 
 
     False, and nothing written, if the job has moved on since it was read.
     """
+    # An attempt that was fenced off changes nothing, and must not cost a write.
     if not graph.changes:
         return True
     if not graph.unplanned:
         return _write(connection, graph, beside)
     # The write that unblocks a step may leave what the step works on, so that is read afterwards.
     # The write also locks the job's row, so every further one finds the job as this one left it.
+    # One transaction: a step that is unblocked and has no tasks would wait for ever.
     with connection.transaction():
         if not _write(connection, graph):
             return False
         planner = Planner(connection, graph)
         while graph.unplanned:
             planner.plan(graph.steps[graph.unplanned.pop(0)])
+            # Planning may end a step at once, and unblock or skip others; each write has its own
+            # version.
             _write(connection, graph)
     return True
 
@@ -190,11 +200,14 @@ def _save_among_others(
     False, and nothing written, if it is more than a change of this task, or the job is not as it
     was but for what others have done to their own.
     """
+    # The end of a step, or of the job, depends on the counters of all tasks: that needs a fresh
+    # read.
     if len(graph.changes) != 1 or graph.changes[0].shard is None:
         return False
     (task,) = (graph.tasks[id_] for id_ in graph.changed_tasks)
     parts, counted = parts_of(graph), Counters()
     if parts.pop("steps", None):
+        # The difference alone: other tasks have changed the step's row since the picture was read.
         counted.add(task)
         parts["counts"] = [counts_row(counted)]
     write = _filled(
@@ -202,12 +215,14 @@ def _save_among_others(
         parts,
         _JOB_AMONG_OTHERS,
         task=task.id,
+        # Its own task instead of the job's version: others raise that all the time.
         attempt=task.attempt,
         step=task.step,
         ended_now=counted.ended,
     )
     both = locking(graph.id), write
     rows = beside.fetch(connection, *both) if beside else fetch_together(connection, *both)
+    # The first row is that of the lock.
     return rows[1] is not None
 
 
@@ -215,6 +230,7 @@ def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None 
     statement = _filled(graph, parts_of(graph), _JOB)
     row = beside.fetch(connection, statement)[0] if beside else fetch_one(connection, *statement)
     if row is not None:
+        # Only now: if the guard failed, the caller decides anew.
         graph.clear_notes()
     return row is not None
 
@@ -270,6 +286,7 @@ def _statement(guard: str, parts: tuple[str, ...], ones: frozenset[str]) -> str:
     )
 
 
+# A job that is retried after its expire_time would expire again at once, so it loses that.
 _JOB: Final = """
   UPDATE jobs SET state = %(state)s, reason = %(reason)s, message = %(message)s,
     last_sequence = last_sequence + %(bump)s,
@@ -322,6 +339,7 @@ _ONE: Final[dict[str, str]] = {
   UPDATE attempts a SET end_time = now(), outcome = %(ends_outcome)s,
     reason = %(ends_reason)s, message = %(ends_message)s
   FROM job WHERE a.task_id = %(ends_task_id)s::uuid AND a.number = %(ends_number)s""",
+    # With the write that ends the task, so that the table holds work at hand and nothing else.
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = %(closed)s",
     "events": """
   INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message,
@@ -362,6 +380,7 @@ _PARTS: Final[dict[str, str]] = {
       result_blob uuid)
   WHERE t.id = ANY(%(changed)s) AND t.id = u.id""",
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = ANY(%(closed)s)",
+    # `order_time` stays: a back-off does not send a task behind those that came later.
     "returned": f"""
   UPDATE open_tasks o SET state = CASE WHEN {_DUE} > now() THEN 'WAITING'
     ELSE 'READY' END, due_time = {_DUE}, queued_time = NULL,
@@ -432,6 +451,7 @@ _PARTS: Final[dict[str, str]] = {
   SELECT job.id, u.* FROM job, json_to_recordset(%(items)s::json)
     u(step int2, shard int2, number int, key text, input int, state int2, reason text,
       message text)""",
+    # Each input of a lost task becomes a failed item, so that every input of the step has one.
     "lost": f"""
   INSERT INTO items (job_id, step, shard, number, key, input, state, reason, message)
   SELECT job.id, u.step, u.shard, n, coalesce(i.key, n::text), CASE WHEN i.key IS NULL THEN n

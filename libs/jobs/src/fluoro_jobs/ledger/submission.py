@@ -207,6 +207,7 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
     if not job.steps:
         raise _empty("steps")
     violations = _Violations()
+    # Counts first: what is made of a request must not grow before its size was checked.
     violations.extend(rules.too_many(request))
     violations.check()
     clear_output_only(job)  # or the rules would look at each message in it
@@ -218,6 +219,8 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
             violations.add(f"job.steps[{i}].{fault.field}".rstrip("."), fault.description)
         _check_fan_out(i, step, violations)
     violations.check()
+    # Steps of their own limits may be too much together: a cancel takes all tasks of a job in one
+    # statement.
     if sum(_task_count(step, len(inputs)) for step in job.steps) > MAX_TASKS:
         violation = FieldViolation(
             "job.steps", f"At most {MAX_TASKS} tasks in all: raise max_inputs_per_task."
@@ -225,8 +228,10 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         raise FluoroError(
             Reason.INVALID_ARGUMENT, f"The job would have more than {MAX_TASKS} tasks.", [violation]
         )
+    # Unknown operations were refused above, as a rule of the proto.
     rows = [operations.BY_FIELD[seen.field] for seen in looked_at]
     wired = wire(job.steps, rows)
+    # Only now is it known whether any step reads them: a fetch from a PACS needs no inputs.
     if not inputs and any(each.reads_originals for each in wired):
         raise _empty("inputs")
     steps = [
@@ -239,6 +244,8 @@ def validate(request: job_service_pb2.SubmitJobRequest, owner: str) -> Submissio
         id=new_id(),
         owner=owner,
         request_id=request.request_id,
+        # After the fields that the server sets were cleared: a caller may send back a job that it
+        # has read, and means the same.
         sha256=hashlib.sha256(job.SerializeToString(deterministic=True)).digest(),
         inputs=[blob for blob in inputs if blob],
         labels=dict(job.labels),
@@ -265,6 +272,7 @@ def _time(job: job_pb2.Job, field: Literal["schedule_time", "expire_time"]) -> d
 def _blob_id(name: str, field: str, violations: _Violations) -> UUID | None:
     prefix, _, text = name.partition("/")
     try:
+        # Python's UUID takes braces and URNs too. The length bounds what it has to look at.
         if prefix == "blobs" and len(text) in _BLOB_LENGTHS:
             return UUID(text)
     except ValueError:
@@ -301,6 +309,7 @@ class _FaultyError(Exception):
 def _look_at(step: job_pb2.Step) -> _Seen:
     """Steps repeat from job to job, those of a pipeline above all, so small ones are remembered."""
     data = step.SerializeToString()
+    # What is remembered is counted in steps, so each of them has to be small.
     if len(data) > REMEMBERED_BYTES:
         return _seen(step)
     try:
@@ -313,6 +322,7 @@ def _look_at(step: job_pb2.Step) -> _Seen:
 def _seen_before(data: bytes) -> _Seen:
     seen = _seen(job_pb2.Step.FromString(data))
     if seen.faults:
+        # lru_cache remembers what a function returns, and never what it raises.
         raise _FaultyError(seen)
     return seen
 
@@ -335,6 +345,7 @@ def _faults_beside_steps(request: job_service_pb2.SubmitJobRequest) -> Iterator[
     """Those of all but the steps. Leaves the request as it is."""
     job = request.job
     steps = list(job.steps)
+    # Without the steps, whose faults are remembered step by step.
     job.ClearField("steps")
     try:
         if not _is_known_to_be_sound(request):
@@ -354,14 +365,18 @@ def _is_known_to_be_sound(request: job_service_pb2.SubmitJobRequest) -> bool:
     `request_id`.
     """
     job, request_id = request.job, request.request_id
+    # An id that a rule may be against, or a list that takes long to take away: the rules are
+    # cheaper.
     if len(job.inputs) > FEW_INPUTS or not _PLAIN_ID.fullmatch(request_id):
         return False
     inputs = list(job.inputs)
     job.ClearField("inputs")
     request.ClearField("request_id")
     try:
+        # Deterministic, because a map of labels has no order of its own.
         data = request.SerializeToString(deterministic=True)
         return len(data) <= REMEMBERED_BYTES and _is_sound(data)
+    # The request is the caller's; it must be whole again even if this raises.
     finally:
         request.request_id = request_id
         job.inputs.extend(inputs)
@@ -380,12 +395,14 @@ def _times_that_are_none(step: job_pb2.Step) -> Iterator[FieldViolation]:
         ("attempt_timeout", step.attempt_timeout),
     )
     for name, duration in durations:
+        # NaN is what `seconds` makes of a duration that is out of range.
         if math.isnan(seconds(duration)):
             yield FieldViolation(name, "Must be a duration.")
 
 
 def _check_fan_out(i: int, step: job_pb2.Step, violations: _Violations) -> None:
     operation = operations.of_step(step) if step.max_inputs_per_task else None
+    # 0 means one task for all, which every operation takes.
     if operation and not operation.fans_out:
         violations.add(
             f"job.steps[{i}].max_inputs_per_task",
@@ -396,6 +413,7 @@ def _check_fan_out(i: int, step: job_pb2.Step, violations: _Violations) -> None:
 def _new_step(
     ordinal: int, step: job_pb2.Step, seen: _Seen, operation: Operation, wired: Wired, inputs: int
 ) -> NewStep:
+    # Operations of later releases have no rules here, so their size is bounded for all.
     if len(seen.request) > MAX_OPERATION_BYTES:
         violation = FieldViolation(
             f"job.steps[{ordinal}].{operation.field}", f"At most {MAX_OPERATION_BYTES} bytes."
@@ -417,6 +435,8 @@ def _new_step(
         timeout_seconds=seen.timeout_seconds or operation.timeout_seconds,
         requires_all=step.item_failure_policy == job_pb2.Step.ITEM_FAILURE_POLICY_FAIL_STEP,
         allow_identifiable=step.allow_identifiable,
+        # A step that waits gets its tasks when it is unblocked: its inputs are not known before
+        # (ADR 0017).
         tasks=[] if wired.after else _tasks(step, _first_inputs(wired, inputs)),
     )
 
@@ -429,6 +449,7 @@ def _first_inputs(wired: Wired, inputs: int) -> int:
 
 
 def _tasks(step: job_pb2.Step, inputs: int) -> list[tuple[UUID, int, int]]:
+    # A job without inputs still has one task for each such step.
     size = step.max_inputs_per_task or inputs or 1
     return [(new_id(), first, min(size, inputs - first)) for first in range(0, inputs or 1, size)]
 

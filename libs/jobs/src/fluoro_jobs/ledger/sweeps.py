@@ -55,8 +55,11 @@ class Backoff:
     def failed(self, job: UUID, error: Exception) -> None:
         """Counts and logs the failure by type: the text may quote the job."""
         metrics.SWEEP_FAILURES.labels(action=self._action).inc()
+        # A failure doubles the pause of the one before; the first of a job is FIRST_PAUSE_SECONDS.
         _, before = self._failed.pop(job, (0.0, FIRST_PAUSE_SECONDS / 2))
         pause = min(2 * before, LONGEST_PAUSE_SECONDS)
+        # Popped and put back, so that the dictionary is in order of the last failure, and the
+        # oldest goes first.
         self._failed[job] = time.monotonic() + pause, pause
         if len(self._failed) > MAX_FAILED:
             del self._failed[next(iter(self._failed))]
@@ -103,6 +106,8 @@ def one_by_one(
 def _rows(connection: LedgerConnection, due: str) -> Iterator[TupleRow]:
     after = ("-infinity", UUID(int=0))
     while True:
+        # From the key of the last row: rows that were dealt with are gone, and an OFFSET would skip
+        # others.
         page = connection.execute(due, {"time": after[0], "id": after[1], "limit": PAGE}).fetchall()
         yield from page
         if len(page) < PAGE:
@@ -114,6 +119,8 @@ def _unknown_first(rows: Iterator[TupleRow], backoff: Backoff) -> Iterator[Tuple
     again = []
     for row in rows:
         job = row[2]
+        # Known to fail: it comes after all others, or a thousand such jobs would use up every
+        # round.
         if job not in backoff:
             yield row
         elif backoff.is_due(job):
@@ -129,6 +136,8 @@ def _done(
     except Exception as error:
         reason = error.reason if isinstance(error, FluoroError) else reason_of(error)
         # Busy may be this job's row alone.
+        # An outage is everybody's. Counted against each job, it would put all of them off for
+        # minutes.
         if reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY:
             raise
         backoff.failed(job, error)
@@ -159,6 +168,7 @@ def expired_leases(connection: LedgerConnection, backoff: Backoff) -> Iterator[U
     text = f"Its worker stopped renewing the lease for {LEASE_SECONDS} s."
 
     def act(job: UUID, task: UUID, number: int) -> object:
+        # `lose` checks the attempt: a heartbeat may have renewed the lease since the page was read.
         return lose(connection, Attempt(job, task, number), text)
 
     return one_by_one(connection, _EXPIRED_LEASES, act, backoff)
@@ -179,6 +189,7 @@ def expired_jobs(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUI
 
     def act(job: UUID, _: UUID) -> bool:
         store.count_end(store.transition(connection, job, end, Tasks.OPEN))
+        # Yielded even if it had just ended: what still computes for it has to stop all the same.
         return True
 
     return one_by_one(connection, _EXPIRED_JOBS, act, backoff)

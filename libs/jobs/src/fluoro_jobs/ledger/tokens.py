@@ -29,6 +29,7 @@ DEFAULT_DAYS: Final = 90
 LONGEST_DAYS: Final = 366
 
 _COLUMNS: Final = "id, owner, roles, display_name, creator, create_time, expire_time, revoke_time"
+# PostgreSQL's clock decides whether the time is good, as it does when the token is used.
 _CREATE: Final = f"""
 INSERT INTO tokens (id, sha256, owner, roles, display_name, creator, expire_time)
 SELECT %(id)s, %(sha256)s, %(owner)s, %(roles)s, %(display_name)s, %(creator)s, e.at
@@ -40,6 +41,7 @@ _FIND: Final = """
 SELECT owner, roles, revoke_time IS NOT NULL, extract(epoch FROM expire_time - now())::float8
 FROM tokens WHERE sha256 = %s
 """
+# Revoked twice, it keeps the first time: that is when it stopped being good.
 _REVOKE: Final = f"""
 UPDATE tokens SET revoke_time = coalesce(revoke_time, now()) WHERE id = %s RETURNING {_COLUMNS}
 """
@@ -74,6 +76,7 @@ class Found(NamedTuple):
 
 def digest(token: str) -> bytes:
     """What the ledger has of a token. It has 256 random bits: a slow hash would protect no more."""
+    # Looked up by digest, so that no comparison of secrets takes a time that tells something.
     return hashlib.sha256(token.encode()).digest()
 
 
@@ -123,6 +126,7 @@ def find(connection: LedgerConnection, sha256: bytes) -> Found | None:
 def revoke(connection: LedgerConnection, token_id: UUID) -> Token:
     """Revokes it, unless it is already. FluoroError TOKEN_NOT_FOUND."""
     row = connection.execute(_REVOKE, (token_id,)).fetchone()
+    # A revoked token stays on record, so only a wrong name comes here.
     if row is None:
         raise FluoroError(Reason.TOKEN_NOT_FOUND, f"tokens/{token_id} does not exist.")
     return _token(row)
@@ -157,6 +161,8 @@ def main(arguments: Sequence[str]) -> None:
     ledger = Ledger(url, max_connections=1)
     try:
         entry = Entry("ledger", "command", (), owner, "fluoro.ledger.CreateToken", "C")
+        # The row of the audit is in the same transaction: no token exists that nobody is on record
+        # for.
         with ledger.connection() as connection, recorded(connection, entry) as things:
             token, secret = create(connection, owner, roles, creator="ledger")
             things.append(f"tokens/{token.id}")
@@ -164,6 +170,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(error))
     finally:
         ledger.close()
+    # To standard error, so that standard output has the secret alone and can go into a file.
     sys.stderr.write(f"tokens/{token.id}, until {token.expire_time:%Y-%m-%d}. Shown once:\n")
     sys.stdout.write(f"{secret}\n")
 

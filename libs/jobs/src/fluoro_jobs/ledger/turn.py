@@ -67,6 +67,8 @@ class Turn(NamedTuple):
         # These lines may be of owners at their limits; those behind them are not to wait for it.
         goes_further = self.last is not None and not self.came_round
         more = may_have_more or goes_further or self.blocked
+        # Whoever did not get the turn asks again: what made it ask may not have been there when the
+        # other turn read.
         return not self.mine or self.due or (not self.is_full and more)
 
     @property
@@ -92,6 +94,10 @@ _ORDER: Final = "t.order_time - t.priority * interval '1 min'"
 # turn that takes tasks of an owner with a limit leaves a new version of the owner's row (`spent`).
 # A turn whose moment was before that finds the row locked, or its `version` gone, and passes over
 # the owner (`held`). It waits for nobody, so no two turns wait for each other.
+# A worker without a measure gets nothing ahead (`listed`): its tasks may be long. A turn of few
+# lines may fill up with one of them, one of many looks at few tasks of each (`most`). `locked`
+# passes over rows that a cancel holds: waiting would keep the queue's turn from everybody. `spent`
+# writes what it read, because only the row's new version counts.
 _TURN: Final = f"""
 WITH RECURSIVE turn AS MATERIALIZED (
   SELECT EXISTS (SELECT FROM open_tasks t WHERE t.queue = %(queue)s AND {_READY}) AS ready,
@@ -198,6 +204,7 @@ SELECT turn.mine, turn.due, (SELECT places FROM room),
 FROM turn
 """
 
+# Rows that another process promotes, or a cancel holds, need nobody to wait for them.
 _PROMOTE: Final = f"""
 WITH due AS MATERIALIZED (
   SELECT task_id FROM open_tasks t WHERE t.queue = %s AND {_WAITING} AND t.due_time <= now()
@@ -207,6 +214,7 @@ UPDATE open_tasks t SET state = 'READY', dispatch_order = {_ORDER}
 FROM due WHERE t.task_id = due.task_id
 """
 
+# The newest go back: the others are next to be taken by a worker.
 _RECALL: Final = f"""
 WITH excess AS MATERIALIZED (
   SELECT task_id FROM open_tasks t WHERE t.queue = %s AND {_IN_FLIGHT} AND t.state = 'QUEUED'
@@ -217,6 +225,7 @@ UPDATE open_tasks t SET state = 'READY', queued_time = NULL, dispatch_order = {_
 FROM excess WHERE t.task_id = excess.task_id
 """
 
+# Only as it was asked for: the task may be queued for a later attempt, which another worker takes.
 _DECLINE: Final = """
 UPDATE open_tasks SET state = 'WAITING', queued_time = NULL,
   due_time = now() + %(seconds)s * interval '1 s'

@@ -26,6 +26,7 @@ SWEPT: Final = 20
 """Uploads whose time is over, in one go."""
 
 _COLUMNS: Final = "id, key, size_bytes, sha256, media_type, starts, blob_id, expired"
+# An owner's uploads that are given up count as long as a signed URL may still bring their bytes.
 _BEGIN: Final = f"""
 INSERT INTO uploads (owner, id, key, size_bytes, sha256, media_type)
 SELECT %(owner)s, %(id)s, %(key)s, %(size)s, %(sha256)s, %(media_type)s
@@ -47,6 +48,8 @@ _TOUCH: Final = f"UPDATE uploads SET update_time = now() WHERE {_MINE} RETURNING
 _SIGN: Final = f"""
 UPDATE uploads SET update_time = now(), signed = true WHERE {_MINE} RETURNING id
 """
+# Locked first: of two streams that close at once, the second one finds the row changed. The update
+# in ON CONFLICT changes nothing; it makes RETURNING give the earlier blob of these bytes.
 _CLOSE: Final = f"""
 WITH mine AS (SELECT FROM uploads WHERE {_MINE} FOR UPDATE),
 added AS (
@@ -63,12 +66,14 @@ SELECT {blobs.COLUMNS} FROM added
 """
 # The row stays its time: a signed URL may bring bytes that only the sweep of the row deletes.
 _DROP: Final = f"UPDATE uploads SET expired = true WHERE {_MINE} RETURNING id"
+# Two schedulers sweep at once; each takes other rows.
 _EXPIRE: Final = """
 UPDATE uploads u SET expired = true
 FROM (SELECT owner, id FROM uploads WHERE update_time < now() - %s * interval '1 second'
   ORDER BY update_time LIMIT %s FOR UPDATE SKIP LOCKED) old
 WHERE u.owner = old.owner AND u.id = old.id RETURNING u.owner, u.id, u.key
 """
+# Only what expired: a new upload may have taken the id since.
 _FORGET: Final = "DELETE FROM uploads WHERE owner = %s AND id = %s AND expired"
 
 
@@ -93,7 +98,9 @@ def begin(
     FluoroError INVALID_ARGUMENT if it was begun for other bytes, UPLOADS_BUSY if too many are open,
     UPLOAD_NOT_FOUND if its time is over.
     """
+    # Bytes that the owner has stored already need not come again.
     blob = blobs.of_content(connection, owner, header.sha256)
+    # Another size means that the caller's header is wrong, which the upload will show.
     if blob is not None and blob.size_bytes == header.size_bytes:
         return blob
     row = connection.execute(
@@ -110,6 +117,7 @@ def begin(
     ).fetchone()
     if row is not None:
         return Upload(*row)
+    # No row was written: the id is taken, or too many are open. Only the row itself tells which.
     row = connection.execute(_FIND, (owner, id_)).fetchone()
     if row is None:
         raise FluoroError(
@@ -118,6 +126,7 @@ def begin(
             "Go on with them, or try again later.",
         )
     upload = _living(row)
+    # Whoever goes on with an upload would otherwise mix the bytes of two files.
     if (upload.size_bytes, upload.sha256) != (header.size_bytes, header.sha256):
         text = "Was begun for other bytes. Take a new one."
         raise FluoroError(
@@ -138,6 +147,8 @@ def open_stream(
 
     None if another stream was faster.
     """
+    # The number of streams is the fencing token: whoever read the row before another stream began
+    # writes nothing.
     row = connection.execute(_OPEN, _mine(owner, upload) | {"start": start}).fetchone()
     return None if row is None else list(row[0])
 
@@ -222,6 +233,7 @@ def not_found() -> FluoroError:
 
 
 def _living(row: TupleRow | None) -> Upload:
+    # An expired row is there only for the sweep; for callers it is gone.
     if row is None or (upload := Upload(*row)).expired:
         raise not_found()
     return upload

@@ -37,8 +37,10 @@ def is_there(
     size_bytes: 0 if unknown. Another size than that of the bytes with this SHA-256 is a lie.
     """
     blob = blobs.of_content(connection, owner, sha256) if sha256 else None
+    # The size is the caller's word. Only together with the digest may it spare the quota.
     if blob is not None and size_bytes in {0, blob.size_bytes}:
         return True
+    # Without an id there is nothing that could go on.
     if upload_id is None:
         return False
     return connection.execute(_BEGUN, (owner, upload_id)).fetchone() is not None
