@@ -20,6 +20,7 @@ import highdicom
 import numpy as np
 from export_worker.dicom import export as _warm  # noqa: F401 - imports are not what is measured
 from export_worker.dicom.codes import coded
+from export_worker.findings import Class
 from export_worker.operations.dicom import export_dicom
 from export_worker.testing import CLASSES, Study, ct_slices
 from fluoro.v1.export_pb2 import ExportDicom
@@ -58,8 +59,8 @@ def theirs(folder: Path, _upstream: list[Upstream]) -> None:
         SegmentDescription(
             segment_number=number,
             segment_label=name,
-            segmented_property_category=coded(name, number).category,
-            segmented_property_type=coded(name, number).type,
+            segmented_property_category=coded(Class(name, number)).category,
+            segmented_property_type=coded(Class(name, number)).type,
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
         )

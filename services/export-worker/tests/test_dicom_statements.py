@@ -128,7 +128,7 @@ def test_detected_objects_are_outlined_and_scored(tmp_path: Path) -> None:
         text := dumped(attempt),
         'NUM:(,,"Number of objects")="2.0" (1,UCUM,"no units")',
         'NUM:(,,"Number of objects")="0.0" (1,UCUM,"no units")',
-        'CODE:(,,"Finding")=(lesion,99FLUORO,"lesion")',
+        'CODE:(,,"Finding")=(52988006,SCT,"Lesion")',
         'NUM:(,,"Score")="0.75" (1,UCUM,"no units")',
         'SCOORD:(,,"Image Region")=(POLYLINE,10.5/20,40.5/20,40.5/28,10.5/28,10.5/20)',
         'TEXT:(,,"Algorithm Name")="skin-demo, demonstration"',
@@ -149,7 +149,9 @@ def test_landmarks_in_the_image_are_points(tmp_path: Path) -> None:
     _, attempt = exported(of_images(tmp_path, photographs(1)), left(tmp_path, "detect", result))
     assert_lines(
         text := dumped(attempt),
-        'CODE:(,,"Finding")=(left-eye,99FLUORO,"left eye")',
+        'CODE:(,,"Finding")=(81745001,SCT,"Eye")',
+        'CODE:(,,"Finding Site")=(81745001,SCT,"Eye")',
+        'CODE:(,,"Laterality")=(7771000,SCT,"Left")',
         'SCOORD:(,,"Image Region")=(POINT,17.5/32)',
         'CODE:(,,"Finding")=(89545001,SCT,"Face")',
         'CODE:(,,"Finding")=(4,99FLUORO,"4")',
@@ -163,6 +165,20 @@ def test_landmarks_in_the_image_are_points(tmp_path: Path) -> None:
         for group in opened(attempt).ContentSequence[-1].ContentSequence
     ]
     assert len(set(tracked)) == len(tracked) == 5
+
+
+def test_a_side_of_the_picture_is_no_side_of_the_patient(tmp_path: Path) -> None:
+    result = detect_pb2.DetectObjectsResult(model=CLASSIFIER)
+    found = result.images.add(item="0")
+    face = found.objects.add(
+        frame=1, label=1, display_name="Right eye", score=0.5, width=3, height=4
+    )
+    face.landmarks.add(name="eye, right in the image", x=1, y=1)
+    _, attempt = exported(of_images(tmp_path, photographs(1)), left(tmp_path, "detect", result))
+    text = dumped(attempt)
+    assert text.count('CODE:(,,"Finding")=(81745001,SCT,"Eye")') == 2
+    assert text.count('CODE:(,,"Laterality")=(24028007,SCT,"Right")') == 1
+    assert_lines(text, 'TEXT:(,,"Comment")="eye, right in the image"')
 
 
 def test_abstention_is_a_finding_without_a_class(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from export_worker.operations.fhir import export_fhir
 from export_worker.testing import JOB, Study, ct_slices, dermoscopies, looks, verdicts
 from fhir.resources.R4B.bundle import Bundle
-from fluoro.v1 import compare_pb2, ml_pb2, slide_pb2
+from fluoro.v1 import classify_pb2, compare_pb2, detect_pb2, ml_pb2, slide_pb2
 from fluoro.v1.export_pb2 import ExportFhir
+from fluoro.v1.model_pb2 import Code
 from fluoro_jobs.errors import CancelledAttempt, FluoroError
 from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
@@ -173,6 +174,57 @@ def test_lesions_and_objects_have_observations(tmp_path: Path) -> None:
         "Largest diameter": 7.4,
         "Area": 38.2,
     }
+
+
+def test_classes_have_the_codes_of_the_models_manifest(tmp_path: Path) -> None:
+    naevus = Code(value="400010006", scheme="SCT", meaning="Melanocytic naevus of skin")
+    codes = [
+        naevus,
+        Code(value="C0027962", scheme="UMLS", meaning="\u202e"),
+        Code(value="1 \n 2", scheme="SCT", meaning="none"),
+        Code(value="1", scheme="99ACME", meaning="theirs"),
+    ]
+    coding = {
+        "system": "http://snomed.info/sct",
+        "code": "400010006",
+        "display": "Melanocytic naevus of skin",
+    }
+    asked = verdicts(tmp_path, 1)[1]
+    assert isinstance(asked.result, classify_pb2.ClassifyImagesResult)
+    [frame] = asked.result.images[0].frames
+    frame.codes.extend(codes)
+    frame.opinions[0].classes[0].codes.append(naevus)
+    frame.opinions[0].classes[1].ClearField("codes")
+    analyzed = Study.of_slices(tmp_path, ct_slices(1)).analyze()
+    assert isinstance(analyzed.result, ml_pb2.AnalyzeImagesResult)
+    analyzed.result.findings[0].measurements[5].codes.append(naevus)
+    observations = resources(exported(tmp_path, asked, analyzed))["Observation"]
+    said = next(
+        one["valueCodeableConcept"] for one in observations if "valueCodeableConcept" in one
+    )
+    umls = {"system": "http://www.nlm.nih.gov/research/umls", "code": "C0027962"}
+    assert said == {"coding": [coding, umls], "text": "nevus"}
+    components = [part["code"] for one in observations for part in one.get("component", [])]
+    assert {"coding": [coding], "text": "nevus"} in components
+    assert {"text": "melanoma"} in components
+    assert {"coding": [coding], "text": "bone"} in [one["code"] for one in observations]
+
+
+def test_landmarks_tell_where_they_are_and_whose_side_it_is(tmp_path: Path) -> None:
+    result = detect_pb2.DetectObjectsResult(model=ml_pb2.ModelReference(name="made"))
+    face = result.images.add(item="0").objects.add(frame=1, display_name="face", score=0.5)
+    for name in ("left eye", "eye, left in the image", "corner of the mouth, left in the image"):
+        face.landmarks.add(name=name, x=17.5, y=32)
+    step = step_context(tmp_path, step="detect").as_upstream(result)
+    [observation] = resources(exported(tmp_path, step))["Observation"]
+    score, *points = observation["component"]
+    assert score["code"]["coding"][0]["code"] == "89545001"
+    assert [one["code"].get("coding", [{}])[0].get("code") for one in points] == [
+        "8966001",
+        "81745001",
+        None,
+    ]
+    assert {one["valueString"] for one in points} == {"Column 17.5, row 32"}
 
 
 def test_slides_and_likeness_have_observations(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def test_a_skin_check_tells_verdicts_the_most_suspicious_ones_first(clinic: Any)
     ]
 
 
+def test_codes_of_classes_stand_beside_their_model(clinic: Any) -> None:
+    upstream = verdicts(clinic.folder, 3)
+    images = upstream[1].result.images  # type: ignore[attr-defined]
+    for one in images[2].frames[0].opinions[0].classes:
+        if one.display_name == "melanoma":
+            one.codes.add(value="93655004", scheme="SCT", meaning="#read(<b>Melanoma</b>)")
+    attempt, pages, page = write(clinic, upstream, "skin-check")
+    assert "Codes of classes melanoma = SCT 93655004 #read(<b>Melanoma</b>)" in " ".join(pages)
+    assert "melanoma = SCT 93655004 #read(&lt;b&gt;Melanoma&lt;/b&gt;)" in page
+    [*_, told] = recorded(attempt, "ask").classify_images_result.images
+    codes = {one.display_name: one.codes for one in told.frames[0].opinions[0].classes}
+    assert codes["melanoma"][0].value == "93655004"
+
+
 def test_of_many_frames_the_most_suspicious_is_shown_and_counts(clinic: Any) -> None:
     upstream = verdicts(clinic.folder, 3)
     images = upstream[1].result.images  # type: ignore[attr-defined]

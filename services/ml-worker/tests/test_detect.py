@@ -37,7 +37,12 @@ license = "Apache-2.0"
 source = "A test."
 training_data = "None."
 applies_to = { modalities = [], unit = "1", photometric = ["grey"] }
-labels = [{ value = 0, display_name = "cat" }, { value = 1, display_name = "dog" }]
+labels = [
+    { value = 0, display_name = "cat" },
+    { value = 1, display_name = "dog", codes = [
+        { value = "448771007", scheme = "SCT", meaning = "Canis lupus subspecies familiaris" },
+    ] },
+]
 batch = { max = 4, bytes_per_voxel = 16 }
 [[inputs]]
 name = "x"
@@ -149,6 +154,7 @@ def test_objects_are_told_in_pixels_the_likeliest_of_those_that_overlap(
         (1, "dog", 0.6),
         *[(frame, "cat", 0.5) for frame in range(3, 7)],
     ]
+    assert [code.value for each in found.objects[:2] for code in each.codes] == ["448771007"]
     sides = [(each.left, each.top, each.width, each.height) for each in found.objects]
     assert sides[:3] == [(1, 1, 2.2, 2), (0, 4, 2, 3), (1, 1, 2, 2)]
     (nose,) = found.objects[0].landmarks

@@ -13,7 +13,7 @@ import pytest
 import skimage
 from dicom_worker.slides.tissue import LEAST_DENSITY, stain_of
 from fluoro.v1 import dicom_pb2
-from fluoro.v1.classify_pb2 import ModelChoice
+from fluoro.v1.classify_pb2 import ClassifyImages, ModelChoice
 from fluoro.v1.dermoscopy_pb2 import AssessDermoscopy
 from fluoro.v1.ml_pb2 import AnalyzeImages
 from fluoro.v1.slide_pb2 import StainEstimate, TiledSlide
@@ -21,6 +21,7 @@ from fluoro.v1.visualize_pb2 import VisualizeImages
 from fluoro_jobs.testing import Attempt
 from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.analyze import analyze
+from ml_worker.operations.classify import classify_all
 from ml_worker.operations.dermoscopy import assess_all
 from ml_worker.operations.visualize import visualize
 from ml_worker.outputs import Novelty
@@ -139,6 +140,52 @@ def test_presence_outline_and_depths_of_larger_pictures_are_near_the_truth(
     burns = [burn(random, 240) for _ in range(6)]
     right = [(asked(models, "burn-depth", b.pixels)["label_map"] == b.truth).mean() for b in burns]
     assert np.mean(right) > 0.9
+
+
+def test_codes_of_classes_are_identifiers_of_snomed_ct(models: Registry) -> None:
+    found = {
+        label.display_name: code
+        for name in MODELS
+        for label in models.find(name, "").manifest.labels
+        for code in label.codes
+    }
+    assert len(found) == 8
+    for code in found.values():
+        assert code.scheme == "SCT"
+        assert verhoeff(code.value) == 0, code.value
+
+
+def verhoeff(digits: str) -> int:
+    """The checksum of SNOMED CT identifiers (RF2 specification, 5.8): 0 if it is right."""
+    turned, checksum = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4), 0
+    for place, digit in enumerate(reversed(digits)):
+        value = int(digit)
+        for _ in range(place % 8):
+            value = turned[value]
+        # Sum in the dihedral group of a pentagon: 5 to 9 are its reflections.
+        turn = (checksum - value if checksum >= 5 else checksum + value) % 5
+        checksum = turn + 5 * ((checksum >= 5) != (value >= 5))
+    return checksum
+
+
+def test_results_tell_the_codes_of_classes(
+    models: Registry, render: Callable[..., Upstream], attempt: Callable[..., Attempt]
+) -> None:
+    upstream = render(round_lesion().pixels[np.newaxis], unit="1", modality="DMS")
+    run = attempt(upstream)
+    (outline,) = analyze(AnalyzeImages(model="lesion-outline"), run.context, models).findings
+    told = {one.display_name: one.codes[0].meaning for one in outline.measurements}
+    assert told == {"skin": "Skin", "lesion": "Skin lesion"}
+    (presence,) = analyze(AnalyzeImages(model="lesion-presence"), run.context, models).findings
+    codes = {one.display_name: [code.value for code in one.codes] for one in presence.classes}
+    assert codes == {"no lesion": [], "lesion": ["95324001"]}
+    asked = ClassifyImages(models=[ModelChoice(model=name) for name in KIND_MODELS])
+    (image,) = classify_all(asked, run.context, models).images
+    (frame,) = image.frames
+    values = {"naevus": "400010006", "melanoma": "93655004", "keratosis": "25499005"}
+    assert [code.value for code in frame.codes] == [values[frame.display_name]]
+    for opinion in frame.opinions:
+        assert {one.display_name: one.codes[0].value for one in opinion.classes} == values
 
 
 @pytest.mark.parametrize("name", ["lesion-presence", "burn-depth"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from fluoro_jobs.testing import Attempt, step_context
 from fluoro_jobs.worker.context import Upstream
 from ml_worker.operations.slide import analyze
 from ml_worker.registry import Registry
+from ml_worker.settings import SHIPPED_MODELS, ModelSettings
 from ml_worker.slide_phantoms import laboratory, tissue
 from ml_worker.slides import PALETTE_PIXELS, colours_of, to_reference
 from numpy.typing import NDArray
@@ -104,6 +106,20 @@ def test_classes_are_told_by_tile_and_drawn_where_the_tile_is(
     assert orange[0] > orange[2] + 50
     assert blue[2] > blue[0]
     assert (picture[-5, -5] == 255).all()  # no tissue there
+
+
+def test_classes_have_the_codes_of_the_manifest(tmp_path: Path, tiles: NDArray[np.uint8]) -> None:
+    place = tmp_path / "models" / "he-texture" / "1.0.1"
+    shutil.copytree(SHIPPED_MODELS / "he-texture" / "1.0.0", place)
+    manifest = (place / "model.toml").read_text().replace('version = "1.0.0"', 'version = "1.0.1"')
+    code = 'codes = [{ value = "84640000", scheme = "SCT", meaning = "Nucleus" }]'
+    manifest = manifest.replace('"crowded nuclei"\n', f'"crowded nuclei"\n{code}\n')
+    (place / "model.toml").write_text(manifest)
+    models = Registry(ModelSettings(models_folder=tmp_path / "models"))
+    models.open()
+    attempt = after(tmp_path, tiled(tmp_path, tiles))
+    (slide,) = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models).slides
+    assert [[code.value for code in each.codes] for each in slide.classes] == [[], [], ["84640000"]]
 
 
 def test_a_slide_in_colours_of_another_laboratory_is_skipped_unless_normalized(

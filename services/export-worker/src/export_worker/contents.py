@@ -13,6 +13,7 @@ from fluoro_jobs.operations import OPERATIONS
 from fluoro_jobs.worker.context import NO_INPUT, Upstream
 
 from export_worker import comparison, versions, wording
+from export_worker.coding import codes_by_model
 from export_worker.deidentification import deidentification
 from export_worker.images import (
     Image,
@@ -366,6 +367,7 @@ def _instance(instance: dicom_pb2.DicomInstance) -> list[str]:
 def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]:
     """Per model, once: names and values of what one needs to run it again."""
     models: list[list[list[str]]] = []
+    codes = codes_by_model(upstream)
     for model in models_in(upstream):
         rows = [
             [words("model"), model_name(model)],
@@ -374,6 +376,7 @@ def _models(upstream: Sequence[Upstream], words: Words) -> list[list[list[str]]]
             [words("manifest_sha"), model.manifest_sha256.hex()],
             [words("runtime"), f"ONNX Runtime {wording.printable(model.runtime_version, 64)}"],
             [words("provider"), wording.printable(model.execution_provider, 64)],
+            [words("codes"), codes.get(model.SerializeToString(deterministic=True), "")],
         ]
         rows = [row for row in rows if row[1]]
         # Several steps may have run one model; another provider makes it another line.

@@ -24,11 +24,11 @@ from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
-from export_worker.dicom.codes import SCHEME, coded
+from export_worker.dicom.codes import CODE_VALUE, SIDED, located
 from export_worker.dicom.origin import algorithm_name, lo, statement
-from export_worker.findings import Told, named, told_of
+from export_worker.findings import Class, Told, class_of, told_of
 from export_worker.images import key_of, model_of, models_behind, results
-from export_worker.wording import job_time
+from export_worker.wording import job_time, printable
 
 Resource = dict[str, Any]
 
@@ -44,7 +44,16 @@ FOUND: Final = (
 NO_ORIGINS: Final = Origins([], [])
 DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
 UCUM: Final = "http://unitsofmeasure.org"
-SNOMED: Final = "http://snomed.info/sct"
+SYSTEMS: Final = {
+    "SCT": "http://snomed.info/sct",
+    "LN": "http://loinc.org",
+    "DCM": DCM,
+    "RADLEX": "urn:oid:2.16.840.1.113883.6.256",
+    "NCIt": "http://ncicb.nci.nih.gov/xml/owl/EVS/Thesaurus.owl",
+    "UMLS": "http://www.nlm.nih.gov/research/umls",
+    "FMA": "urn:oid:2.16.840.1.113883.6.119",
+}
+"""What FHIR calls the coding schemes of PS3.16 table 8-1. A code of another means nothing here."""
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 UID_CHARACTERS: Final = 64
 CODE_STRING: Final = re.compile(r"[A-Z0-9_]+")
@@ -231,14 +240,22 @@ def value_of(told: Told) -> Resource:
     if told.said is None:
         return {}
     kind = "dataAbsentReason" if told.said.absent else "valueCodeableConcept"
-    return {kind: {"text": told.said.text}}
+    return {kind: concept_of(told.said.of) if told.said.of else {"text": told.said.text}}
 
 
 def parts_of(told: Told) -> list[Resource]:
     """Its components: figures, then what was seen."""
-    figures = [
-        component(one.of.text if one.of else one.name, one.value, one.unit) for one in told.known
-    ]
+    figures = []
+    for one in told.known:
+        code = concept_of(one.of) if one.of else {"text": one.name}
+        figures.append({"code": code, **quantity(one.value, one.unit, one.unit)})
+        figures += [
+            {
+                "code": concept_of(Class(point.name, 0)),
+                "valueString": f"Column {point.x:g}, row {point.y:g}",
+            }
+            for point in one.landmarks
+        ]
     seen = [
         {"code": {"text": kind}, "valueCodeableConcept": {"text": name}}
         for kind, name in told.qualities
@@ -401,7 +418,7 @@ def observations(
         yield {
             "resourceType": "Observation",
             "id": id_of(job, "measurement", step, item, one.label),
-            "code": code_of(one),
+            "code": concept_of(class_of(one)),
             **common,
             "component": components(one),
         }
@@ -415,23 +432,38 @@ def of_volume(
         yield {
             "resourceType": "Observation",
             "id": id_of(job, "volume", step, *volume.items, one.label),
-            "code": code_of(one),
+            "code": concept_of(class_of(one)),
             **common,
             "method": {"text": "Measured in the series as a whole"},
             "component": components(one),
         }
 
 
-def code_of(measured: ml_pb2.Measurement) -> Resource:
-    """What was measured: SNOMED CT where the name is known."""
-    concept = coded(measured.display_name, measured.label).type
-    coding = {"system": SNOMED, "code": concept.value, "display": concept.meaning}
-    # A code of our own scheme means nothing to an electronic record; the words do.
-    known = concept.scheme_designator != SCHEME
-    return {
-        **({"coding": [coding]} if known else {}),
-        "text": named(measured.display_name, measured.label),
-    }
+def concept_of(of: Class) -> Resource:
+    """CodeableConcept of a class: codes of its manifest, else of its name where that is known."""
+    codings = [
+        {"system": SYSTEMS[one.scheme], "code": one.value, **displayed(one.meaning)}
+        for one in of.codes
+        if one.scheme in SYSTEMS and CODE_VALUE.fullmatch(one.value)
+    ]
+    if not codings:
+        known = SIDED.get(of.name.lower()) or located(of)[0]
+        # A code of our own scheme means nothing to an electronic record; the words do.
+        if known.scheme_designator in SYSTEMS:
+            codings = [
+                {
+                    "system": SYSTEMS[known.scheme_designator],
+                    "code": known.value,
+                    "display": known.meaning,
+                }
+            ]
+    return {**({"coding": codings} if codings else {}), "text": of.text}
+
+
+def displayed(meaning: str) -> Resource:
+    """What a code means, if that can be read."""
+    text = printable(meaning)
+    return {"display": text} if text else {}
 
 
 def components(measured: ml_pb2.Measurement) -> list[Resource]:

@@ -29,11 +29,20 @@ RULED: Final = {
 """What the ABCD rule says of a lesion."""
 
 
+class Coding(NamedTuple):
+    """What a class is called elsewhere, as `fluoro.v1.Code`."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
 class Class(NamedTuple):
-    """A class of a model."""
+    """A class of a model. codes: of the model's manifest."""
 
     name: str
     label: int
+    codes: tuple[Coding, ...] = ()
 
     @property
     def text(self) -> str:
@@ -187,7 +196,7 @@ def _of_frames(image: classify_pb2.ClassifiedImage) -> Iterator[Told]:
 def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
     """What models together say, then what each says."""
     if frame.verdict == classify_pb2.ClassifiedFrame.VERDICT_CLASSIFIED:
-        of = Class(frame.display_name, frame.label)
+        of = class_of(frame)
         said = Said(of.text, of)
     else:
         # A newer worker may give a verdict that this one does not know: that is no class either.
@@ -218,10 +227,7 @@ def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
 
 
 def _probabilities(scores: Iterable[ml_pb2.ClassScore]) -> list[Measure]:
-    return [
-        Measure("Probability", one.probability, of=Class(one.display_name, one.label))
-        for one in scores
-    ]
+    return [Measure("Probability", one.probability, of=class_of(one)) for one in scores]
 
 
 def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion, rule: dermoscopy_pb2.AbcdRule) -> Told:
@@ -263,7 +269,7 @@ def _of_objects(detected: detect_pb2.DetectedImage, model: ml_pb2.ModelReference
         Measure(
             "Score",
             one.score,
-            of=Class(one.display_name, one.label),
+            of=class_of(one),
             box=Box(one.frame, one.left, one.top, one.width, one.height),
             landmarks=tuple(_landmarks(one)),
         )
@@ -282,7 +288,7 @@ def _landmarks(detected: detect_pb2.DetectedObject) -> Iterator[Landmark]:
 
 def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> Iterator[Told]:
     """Of its tiles, then of those of each class."""
-    classes = [Class(one.display_name, one.label) for one in slide.classes]
+    classes = [class_of(one) for one in slide.classes]
     novel = [Measure("Number of tiles unlike the training data", slide.novel_tiles)]
     if not slide.novel_tiles:  # or the model does not tell
         novel = []
@@ -322,6 +328,12 @@ def _of_slide(slide: slide_pb2.AnalyzedSlide, model: ml_pb2.ModelReference) -> I
 
 def _key(entry: Any) -> str:
     return str(entry.item or entry.input)
+
+
+def class_of(entry: Any) -> Class:
+    """The class that part of a result is about."""
+    codes = (Coding(one.value, one.scheme, one.meaning) for one in entry.codes)
+    return Class(entry.display_name, entry.label, tuple(codes))
 
 
 def named(display_name: str, label: int) -> str:

@@ -52,6 +52,7 @@ def most_probable(
             label=labels[place].value,
             display_name=labels[place].display_name,
             probability=float(scores[place]),
+            codes=labels[place].coded,
         )
 
 

@@ -26,9 +26,7 @@ def described(files: ModelFiles) -> ModelProto:
         card=files.card,
     )
     for label in manifest.labels:
-        into = about.labels.add(value=label.value, display_name=label.display_name)
-        for code in label.codes:
-            into.codes.add(value=code.value, scheme=code.scheme, meaning=code.meaning)
+        about.labels.add(value=label.value, display_name=label.display_name, codes=label.coded)
     return about
 
 

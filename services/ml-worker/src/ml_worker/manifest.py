@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal, Self
 
+from fluoro.v1.model_pb2 import Code as CodeProto
 from fluoro.v1.model_pb2 import Model as ModelProto
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -288,6 +289,14 @@ class Label(_Table):
     range: tuple[float, float] | None = None
     color: Color | None = None
     codes: tuple[Code, ...] = Field(default=(), max_length=8)
+
+    @property
+    def coded(self) -> list[CodeProto]:
+        """Its codes in the words of the API."""
+        return [
+            CodeProto(value=code.value, scheme=code.scheme, meaning=code.meaning)
+            for code in self.codes
+        ]
 
 
 class Manifest(_Table):

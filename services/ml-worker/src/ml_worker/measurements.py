@@ -33,6 +33,7 @@ def measure(
             voxels=count,
             fraction=count / total,
             color=label.color or "",
+            codes=label.coded,
         )
         if volume is not None:
             measurement.volume_ml = count * volume

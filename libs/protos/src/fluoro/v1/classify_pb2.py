@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
+from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66luoro/v1/classify.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\xf8\x01\n\x0e\x43lassifyImages\x12\x7f\n\x06models\x18\x01 \x03(\x0b\x32\x16.fluoro.v1.ModelChoiceBW\xbaHT\x92\x01\x04\x08\x01\x10\x08\xba\x01J\n\x08\x64istinct\x12\x19must name each model once\x1a#this.map(each, each.model).unique()\x12\x37\n\x11least_probability\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x16\n\x03top\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\x42\x14\n\x12_least_probability\"\xcc\x01\n\x0bModelChoice\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"B\n\x14\x43lassifyImagesResult\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.fluoro.v1.ClassifiedImage\"Z\n\x0f\x43lassifiedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12*\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x1a.fluoro.v1.ClassifiedFrame\"\xdf\x02\n\x0f\x43lassifiedFrame\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\x33\n\x07verdict\x18\x02 \x01(\x0e\x32\".fluoro.v1.ClassifiedFrame.Verdict\x12\r\n\x05label\x18\x03 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x18\n\x10mean_probability\x18\x05 \x01(\x01\x12\x11\n\tagreement\x18\x06 \x01(\x01\x12$\n\x08opinions\x18\x07 \x03(\x0b\x32\x12.fluoro.v1.Opinion\"\x8f\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x16\n\x12VERDICT_CLASSIFIED\x10\x01\x12\x1f\n\x1bVERDICT_OUT_OF_DISTRIBUTION\x10\x02\x12\x1b\n\x17VERDICT_MODELS_DISAGREE\x10\x03\x12\x15\n\x11VERDICT_UNCERTAIN\x10\x04\"\xc7\x01\n\x07Opinion\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12&\n\x07\x63lasses\x18\x02 \x03(\x0b\x32\x15.fluoro.v1.ClassScore\x12\x12\n\ncalibrated\x18\x03 \x01(\x08\x12\x14\n\x07novelty\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11novelty_threshold\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_noveltyB\x14\n\x12_novelty_thresholdb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66luoro/v1/classify.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x15\x66luoro/v1/model.proto\"\xf8\x01\n\x0e\x43lassifyImages\x12\x7f\n\x06models\x18\x01 \x03(\x0b\x32\x16.fluoro.v1.ModelChoiceBW\xbaHT\x92\x01\x04\x08\x01\x10\x08\xba\x01J\n\x08\x64istinct\x12\x19must name each model once\x1a#this.map(each, each.model).unique()\x12\x37\n\x11least_probability\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x16\n\x03top\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x14(\x00\x42\x14\n\x12_least_probability\"\xcc\x01\n\x0bModelChoice\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\"B\n\x14\x43lassifyImagesResult\x12*\n\x06images\x18\x01 \x03(\x0b\x32\x1a.fluoro.v1.ClassifiedImage\"Z\n\x0f\x43lassifiedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12*\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x1a.fluoro.v1.ClassifiedFrame\"\xff\x02\n\x0f\x43lassifiedFrame\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\x33\n\x07verdict\x18\x02 \x01(\x0e\x32\".fluoro.v1.ClassifiedFrame.Verdict\x12\r\n\x05label\x18\x03 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x18\n\x10mean_probability\x18\x05 \x01(\x01\x12\x11\n\tagreement\x18\x06 \x01(\x01\x12$\n\x08opinions\x18\x07 \x03(\x0b\x32\x12.fluoro.v1.Opinion\x12\x1e\n\x05\x63odes\x18\x08 \x03(\x0b\x32\x0f.fluoro.v1.Code\"\x8f\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x16\n\x12VERDICT_CLASSIFIED\x10\x01\x12\x1f\n\x1bVERDICT_OUT_OF_DISTRIBUTION\x10\x02\x12\x1b\n\x17VERDICT_MODELS_DISAGREE\x10\x03\x12\x15\n\x11VERDICT_UNCERTAIN\x10\x04\"\xc7\x01\n\x07Opinion\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12&\n\x07\x63lasses\x18\x02 \x03(\x0b\x32\x15.fluoro.v1.ClassScore\x12\x12\n\ncalibrated\x18\x03 \x01(\x08\x12\x14\n\x07novelty\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11novelty_threshold\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_noveltyB\x14\n\x12_novelty_thresholdb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,18 +44,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELCHOICE'].fields_by_name['model']._serialized_options = b'\272Hpr\003\030\200\002\272\001e\n\004text\022\037must hold no control characters\032<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\310\001\001'
   _globals['_MODELCHOICE'].fields_by_name['version']._loaded_options = None
   _globals['_MODELCHOICE'].fields_by_name['version']._serialized_options = b'\272H$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$'
-  _globals['_CLASSIFYIMAGES']._serialized_start=89
-  _globals['_CLASSIFYIMAGES']._serialized_end=337
-  _globals['_MODELCHOICE']._serialized_start=340
-  _globals['_MODELCHOICE']._serialized_end=544
-  _globals['_CLASSIFYIMAGESRESULT']._serialized_start=546
-  _globals['_CLASSIFYIMAGESRESULT']._serialized_end=612
-  _globals['_CLASSIFIEDIMAGE']._serialized_start=614
-  _globals['_CLASSIFIEDIMAGE']._serialized_end=704
-  _globals['_CLASSIFIEDFRAME']._serialized_start=707
-  _globals['_CLASSIFIEDFRAME']._serialized_end=1058
-  _globals['_CLASSIFIEDFRAME_VERDICT']._serialized_start=915
-  _globals['_CLASSIFIEDFRAME_VERDICT']._serialized_end=1058
-  _globals['_OPINION']._serialized_start=1061
-  _globals['_OPINION']._serialized_end=1260
+  _globals['_CLASSIFYIMAGES']._serialized_start=112
+  _globals['_CLASSIFYIMAGES']._serialized_end=360
+  _globals['_MODELCHOICE']._serialized_start=363
+  _globals['_MODELCHOICE']._serialized_end=567
+  _globals['_CLASSIFYIMAGESRESULT']._serialized_start=569
+  _globals['_CLASSIFYIMAGESRESULT']._serialized_end=635
+  _globals['_CLASSIFIEDIMAGE']._serialized_start=637
+  _globals['_CLASSIFIEDIMAGE']._serialized_end=727
+  _globals['_CLASSIFIEDFRAME']._serialized_start=730
+  _globals['_CLASSIFIEDFRAME']._serialized_end=1113
+  _globals['_CLASSIFIEDFRAME_VERDICT']._serialized_start=970
+  _globals['_CLASSIFIEDFRAME_VERDICT']._serialized_end=1113
+  _globals['_OPINION']._serialized_start=1116
+  _globals['_OPINION']._serialized_end=1315
 # @@protoc_insertion_point(module_scope)

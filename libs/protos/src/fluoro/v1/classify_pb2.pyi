@@ -5,6 +5,7 @@ The operation that asks several models of what kind an image is, and abstains wh
 
 from collections import abc as _abc
 from fluoro.v1 import ml_pb2 as _ml_pb2
+from fluoro.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -187,6 +188,7 @@ class ClassifiedFrame(_message.Message):
     MEAN_PROBABILITY_FIELD_NUMBER: _builtins.int
     AGREEMENT_FIELD_NUMBER: _builtins.int
     OPINIONS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of the frame, from 1."""
     verdict: Global___ClassifiedFrame.Verdict.ValueType
@@ -205,6 +207,10 @@ class ClassifiedFrame(_message.Message):
     def opinions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opinion]:
         """What each model says, in the order of the request."""
 
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Code]:
+        """Codes of that class in the manifest of the first model; empty if it has none."""
+
     def __init__(
         self,
         *,
@@ -215,10 +221,11 @@ class ClassifiedFrame(_message.Message):
         mean_probability: _builtins.float = ...,
         agreement: _builtins.float = ...,
         opinions: _abc.Iterable[Global___Opinion] | None = ...,
+        codes: _abc.Iterable[_model_pb2.Code] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "display_name", b"display_name", "frame", b"frame", "label", b"label", "mean_probability", b"mean_probability", "opinions", b"opinions", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "codes", b"codes", "display_name", b"display_name", "frame", b"frame", "label", b"label", "mean_probability", b"mean_probability", "opinions", b"opinions", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

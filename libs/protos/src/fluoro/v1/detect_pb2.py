@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
+from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/detect.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\xae\x02\n\rDetectObjects\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12/\n\tthreshold\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x1f\n\x0bmax_objects\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x42\x0c\n\n_threshold\"i\n\x13\x44\x65tectObjectsResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12(\n\x06images\x18\x02 \x03(\x0b\x32\x18.fluoro.v1.DetectedImage\"i\n\rDetectedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x0f\n\x07picture\x18\x03 \x01(\t\x12*\n\x07objects\x18\x04 \x03(\x0b\x32\x19.fluoro.v1.DetectedObject\"\xb5\x01\n\x0e\x44\x65tectedObject\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x0c\n\x04left\x18\x05 \x01(\x01\x12\x0b\n\x03top\x18\x06 \x01(\x01\x12\r\n\x05width\x18\x07 \x01(\x01\x12\x0e\n\x06height\x18\x08 \x01(\x01\x12&\n\tlandmarks\x18\t \x03(\x0b\x32\x13.fluoro.v1.Landmark\".\n\x08Landmark\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x01\x12\t\n\x01y\x18\x03 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66luoro/v1/detect.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x15\x66luoro/v1/model.proto\"\xae\x02\n\rDetectObjects\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12/\n\tthreshold\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x1f\n\x0bmax_objects\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x42\x0c\n\n_threshold\"i\n\x13\x44\x65tectObjectsResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12(\n\x06images\x18\x02 \x03(\x0b\x32\x18.fluoro.v1.DetectedImage\"i\n\rDetectedImage\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x0f\n\x07picture\x18\x03 \x01(\t\x12*\n\x07objects\x18\x04 \x03(\x0b\x32\x19.fluoro.v1.DetectedObject\"\xd5\x01\n\x0e\x44\x65tectedObject\x12\r\n\x05\x66rame\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x01\x12\x0c\n\x04left\x18\x05 \x01(\x01\x12\x0b\n\x03top\x18\x06 \x01(\x01\x12\r\n\x05width\x18\x07 \x01(\x01\x12\x0e\n\x06height\x18\x08 \x01(\x01\x12&\n\tlandmarks\x18\t \x03(\x0b\x32\x13.fluoro.v1.Landmark\x12\x1e\n\x05\x63odes\x18\n \x03(\x0b\x32\x0f.fluoro.v1.Code\".\n\x08Landmark\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01x\x18\x02 \x01(\x01\x12\t\n\x01y\x18\x03 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,14 +42,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DETECTOBJECTS'].fields_by_name['threshold']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?!\000\000\000\000\000\000\000\000'
   _globals['_DETECTOBJECTS'].fields_by_name['max_objects']._loaded_options = None
   _globals['_DETECTOBJECTS'].fields_by_name['max_objects']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
-  _globals['_DETECTOBJECTS']._serialized_start=87
-  _globals['_DETECTOBJECTS']._serialized_end=389
-  _globals['_DETECTOBJECTSRESULT']._serialized_start=391
-  _globals['_DETECTOBJECTSRESULT']._serialized_end=496
-  _globals['_DETECTEDIMAGE']._serialized_start=498
-  _globals['_DETECTEDIMAGE']._serialized_end=603
-  _globals['_DETECTEDOBJECT']._serialized_start=606
-  _globals['_DETECTEDOBJECT']._serialized_end=787
-  _globals['_LANDMARK']._serialized_start=789
-  _globals['_LANDMARK']._serialized_end=835
+  _globals['_DETECTOBJECTS']._serialized_start=110
+  _globals['_DETECTOBJECTS']._serialized_end=412
+  _globals['_DETECTOBJECTSRESULT']._serialized_start=414
+  _globals['_DETECTOBJECTSRESULT']._serialized_end=519
+  _globals['_DETECTEDIMAGE']._serialized_start=521
+  _globals['_DETECTEDIMAGE']._serialized_end=626
+  _globals['_DETECTEDOBJECT']._serialized_start=629
+  _globals['_DETECTEDOBJECT']._serialized_end=842
+  _globals['_LANDMARK']._serialized_start=844
+  _globals['_LANDMARK']._serialized_end=890
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The operation that finds things in images."""
 
 from collections import abc as _abc
 from fluoro.v1 import ml_pb2 as _ml_pb2
+from fluoro.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -151,6 +152,7 @@ class DetectedObject(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     LANDMARKS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of the frame, from 1."""
     label: _builtins.int
@@ -173,6 +175,10 @@ class DetectedObject(_message.Message):
         the box and of the image.
         """
 
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Code]:
+        """Codes of its label in the model's manifest; empty if it has none."""
+
     def __init__(
         self,
         *,
@@ -185,10 +191,11 @@ class DetectedObject(_message.Message):
         width: _builtins.float = ...,
         height: _builtins.float = ...,
         landmarks: _abc.Iterable[Global___Landmark] | None = ...,
+        codes: _abc.Iterable[_model_pb2.Code] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "frame", b"frame", "height", b"height", "label", b"label", "landmarks", b"landmarks", "left", b"left", "score", b"score", "top", b"top", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "display_name", b"display_name", "frame", b"frame", "height", b"height", "label", b"label", "landmarks", b"landmarks", "left", b"left", "score", b"score", "top", b"top", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -246,6 +246,7 @@ class ClassScore(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     frame: _builtins.int
     """Number of the frame, from 1."""
     label: _builtins.int
@@ -254,6 +255,10 @@ class ClassScore(_message.Message):
     """Name of the class."""
     probability: _builtins.float
     """Its probability as the model gives it, 0 to 1. Not calibrated unless the card says so."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Code]:
+        """Codes of the class in the model's manifest; empty if it has none."""
+
     def __init__(
         self,
         *,
@@ -261,10 +266,11 @@ class ClassScore(_message.Message):
         label: _builtins.int = ...,
         display_name: _builtins.str = ...,
         probability: _builtins.float = ...,
+        codes: _abc.Iterable[_model_pb2.Code] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "frame", b"frame", "label", b"label", "probability", b"probability"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "display_name", b"display_name", "frame", b"frame", "label", b"label", "probability", b"probability"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,6 +289,7 @@ class Measurement(_message.Message):
     VOLUME_ML_FIELD_NUMBER: _builtins.int
     MEAN_VALUE_FIELD_NUMBER: _builtins.int
     COLOR_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     label: _builtins.int
     """Value in the label map."""
     display_name: _builtins.str
@@ -297,6 +304,10 @@ class Measurement(_message.Message):
     """Mean value inside, in the unit of the pixels; absent when there are no voxels."""
     color: _builtins.str
     """Colour of the class in the overlay, `#rrggbb`; empty if the overlay does not draw it."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Code]:
+        """Codes of the class in the model's manifest; empty if it has none."""
+
     def __init__(
         self,
         *,
@@ -307,10 +318,11 @@ class Measurement(_message.Message):
         volume_ml: _builtins.float | None = ...,
         mean_value: _builtins.float | None = ...,
         color: _builtins.str = ...,
+        codes: _abc.Iterable[_model_pb2.Code] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_value", b"_mean_value", "_volume_ml", b"_volume_ml", "mean_value", b"mean_value", "volume_ml", b"volume_ml"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_value", b"_mean_value", "_volume_ml", b"_volume_ml", "color", b"color", "display_name", b"display_name", "fraction", b"fraction", "label", b"label", "mean_value", b"mean_value", "volume_ml", b"volume_ml", "voxels", b"voxels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_value", b"_mean_value", "_volume_ml", b"_volume_ml", "codes", b"codes", "color", b"color", "display_name", b"display_name", "fraction", b"fraction", "label", b"label", "mean_value", b"mean_value", "volume_ml", b"volume_ml", "voxels", b"voxels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean_value: _TypeAlias = _typing.Literal["mean_value"]  # noqa: Y015
     _WhichOneofArgType__mean_value: _TypeAlias = _typing.Literal["_mean_value", b"_mean_value"]  # noqa: Y015

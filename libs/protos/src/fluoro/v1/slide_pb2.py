@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from fluoro.v1 import ml_pb2 as fluoro_dot_v1_dot_ml__pb2
+from fluoro.v1 import model_pb2 as fluoro_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/slide.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\"\xeb\x01\n\tTileSlide\x12i\n\ttile_size\x18\x01 \x01(\x05\x42V\xbaHS\xba\x01P\n\ttile_size\x12\x18must be 0, or 64 to 1024\x1a)this == 0 || (this >= 64 && this <= 1024)\x12\x30\n\nmin_tissue\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x32\n\x11microns_per_pixel\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00\x42\r\n\x0b_min_tissue\"8\n\x0fTileSlideResult\x12%\n\x06slides\x18\x01 \x03(\x0b\x32\x15.fluoro.v1.TiledSlide\"\x84\x02\n\nTiledSlide\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x16\n\x0etiles_artifact\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x05 \x01(\x05\x12\x19\n\x11microns_per_pixel\x18\x06 \x01(\x01\x12\x11\n\ttile_size\x18\x07 \x01(\x05\x12\x14\n\x0ctissue_share\x18\x08 \x01(\x01\x12\x0f\n\x07\x64\x65\x63oder\x18\t \x01(\t\x12$\n\x05tiles\x18\n \x03(\x0b\x32\x15.fluoro.v1.TissueTile\x12\'\n\x05stain\x18\x0b \x01(\x0b\x32\x18.fluoro.v1.StainEstimate\"O\n\nTissueTile\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\x05\x12\x14\n\x0ctissue_share\x18\x03 \x01(\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"g\n\rStainEstimate\x12\x13\n\x0bhematoxylin\x18\x01 \x03(\x01\x12\r\n\x05\x65osin\x18\x02 \x03(\x01\x12\x1b\n\x13hematoxylin_maximum\x18\x03 \x01(\x01\x12\x15\n\reosin_maximum\x18\x04 \x01(\x01\"\xb1\x02\n\x0c\x41nalyzeSlide\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12\x44\n\x13stain_normalization\x18\x03 \x01(\x0e\x32\x1d.fluoro.v1.StainNormalizationB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\ttop_tiles\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x32(\x00\"h\n\x12\x41nalyzeSlideResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12(\n\x06slides\x18\x02 \x03(\x0b\x32\x18.fluoro.v1.AnalyzedSlide\"\xec\x01\n\rAnalyzedSlide\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08heat_map\x18\x03 \x01(\t\x12\x0e\n\x06scores\x18\x04 \x01(\t\x12:\n\x13stain_normalization\x18\x05 \x01(\x0e\x32\x1d.fluoro.v1.StainNormalization\x12\r\n\x05tiles\x18\x06 \x01(\x05\x12&\n\x07\x63lasses\x18\x07 \x03(\x0b\x32\x15.fluoro.v1.SlideClass\x12\x14\n\x0ctissue_share\x18\x08 \x01(\x01\x12\x13\n\x0bnovel_tiles\x18\t \x01(\x05\"\x99\x01\n\nSlideClass\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\r\n\x05tiles\x18\x04 \x01(\x05\x12\r\n\x05share\x18\x05 \x01(\x01\x12\x18\n\x10mean_probability\x18\x06 \x01(\x01\x12\x1f\n\x03top\x18\x07 \x03(\x0b\x32\x12.fluoro.v1.TopTile\";\n\x07TopTile\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01*x\n\x12StainNormalization\x12#\n\x1fSTAIN_NORMALIZATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18STAIN_NORMALIZATION_NONE\x10\x01\x12\x1f\n\x1bSTAIN_NORMALIZATION_MACENKO\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66luoro/v1/slide.proto\x12\tfluoro.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x12\x66luoro/v1/ml.proto\x1a\x15\x66luoro/v1/model.proto\"\xeb\x01\n\tTileSlide\x12i\n\ttile_size\x18\x01 \x01(\x05\x42V\xbaHS\xba\x01P\n\ttile_size\x12\x18must be 0, or 64 to 1024\x1a)this == 0 || (this >= 64 && this <= 1024)\x12\x30\n\nmin_tissue\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x32\n\x11microns_per_pixel\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00\x42\r\n\x0b_min_tissue\"8\n\x0fTileSlideResult\x12%\n\x06slides\x18\x01 \x03(\x0b\x32\x15.fluoro.v1.TiledSlide\"\x84\x02\n\nTiledSlide\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x16\n\x0etiles_artifact\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x05 \x01(\x05\x12\x19\n\x11microns_per_pixel\x18\x06 \x01(\x01\x12\x11\n\ttile_size\x18\x07 \x01(\x05\x12\x14\n\x0ctissue_share\x18\x08 \x01(\x01\x12\x0f\n\x07\x64\x65\x63oder\x18\t \x01(\t\x12$\n\x05tiles\x18\n \x03(\x0b\x32\x15.fluoro.v1.TissueTile\x12\'\n\x05stain\x18\x0b \x01(\x0b\x32\x18.fluoro.v1.StainEstimate\"O\n\nTissueTile\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\x05\x12\x14\n\x0ctissue_share\x18\x03 \x01(\x01\x12\x0e\n\x06sha256\x18\x04 \x01(\x0c\"g\n\rStainEstimate\x12\x13\n\x0bhematoxylin\x18\x01 \x03(\x01\x12\r\n\x05\x65osin\x18\x02 \x03(\x01\x12\x1b\n\x13hematoxylin_maximum\x18\x03 \x01(\x01\x12\x15\n\reosin_maximum\x18\x04 \x01(\x01\"\xb1\x02\n\x0c\x41nalyzeSlide\x12\x82\x01\n\x05model\x18\x01 \x01(\tBs\xbaHpr\x03\x18\x80\x02\xba\x01\x65\n\x04text\x12\x1fmust hold no control characters\x1a<!this.matches(r\'[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]\')\xc8\x01\x01\x12\x38\n\x07version\x18\x02 \x01(\tB\'\xbaH$r\"2 ^([0-9]{1,9}(\\.[0-9]{1,9}){2})?$\x12\x44\n\x13stain_normalization\x18\x03 \x01(\x0e\x32\x1d.fluoro.v1.StainNormalizationB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\ttop_tiles\x18\x04 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x32(\x00\"h\n\x12\x41nalyzeSlideResult\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.fluoro.v1.ModelReference\x12(\n\x06slides\x18\x02 \x03(\x0b\x32\x18.fluoro.v1.AnalyzedSlide\"\xec\x01\n\rAnalyzedSlide\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0c\n\x04item\x18\x02 \x01(\t\x12\x10\n\x08heat_map\x18\x03 \x01(\t\x12\x0e\n\x06scores\x18\x04 \x01(\t\x12:\n\x13stain_normalization\x18\x05 \x01(\x0e\x32\x1d.fluoro.v1.StainNormalization\x12\r\n\x05tiles\x18\x06 \x01(\x05\x12&\n\x07\x63lasses\x18\x07 \x03(\x0b\x32\x15.fluoro.v1.SlideClass\x12\x14\n\x0ctissue_share\x18\x08 \x01(\x01\x12\x13\n\x0bnovel_tiles\x18\t \x01(\x05\"\xb9\x01\n\nSlideClass\x12\r\n\x05label\x18\x01 \x01(\x05\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05\x63olor\x18\x03 \x01(\t\x12\r\n\x05tiles\x18\x04 \x01(\x05\x12\r\n\x05share\x18\x05 \x01(\x01\x12\x18\n\x10mean_probability\x18\x06 \x01(\x01\x12\x1f\n\x03top\x18\x07 \x03(\x0b\x32\x12.fluoro.v1.TopTile\x12\x1e\n\x05\x63odes\x18\x08 \x03(\x0b\x32\x0f.fluoro.v1.Code\";\n\x07TopTile\x12\x0b\n\x03row\x18\x01 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01*x\n\x12StainNormalization\x12#\n\x1fSTAIN_NORMALIZATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18STAIN_NORMALIZATION_NONE\x10\x01\x12\x1f\n\x1bSTAIN_NORMALIZATION_MACENKO\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,26 +48,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANALYZESLIDE'].fields_by_name['stain_normalization']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_ANALYZESLIDE'].fields_by_name['top_tiles']._loaded_options = None
   _globals['_ANALYZESLIDE'].fields_by_name['top_tiles']._serialized_options = b'\272H\006\032\004\0302(\000'
-  _globals['_STAINNORMALIZATION']._serialized_start=1700
-  _globals['_STAINNORMALIZATION']._serialized_end=1820
-  _globals['_TILESLIDE']._serialized_start=86
-  _globals['_TILESLIDE']._serialized_end=321
-  _globals['_TILESLIDERESULT']._serialized_start=323
-  _globals['_TILESLIDERESULT']._serialized_end=379
-  _globals['_TILEDSLIDE']._serialized_start=382
-  _globals['_TILEDSLIDE']._serialized_end=642
-  _globals['_TISSUETILE']._serialized_start=644
-  _globals['_TISSUETILE']._serialized_end=723
-  _globals['_STAINESTIMATE']._serialized_start=725
-  _globals['_STAINESTIMATE']._serialized_end=828
-  _globals['_ANALYZESLIDE']._serialized_start=831
-  _globals['_ANALYZESLIDE']._serialized_end=1136
-  _globals['_ANALYZESLIDERESULT']._serialized_start=1138
-  _globals['_ANALYZESLIDERESULT']._serialized_end=1242
-  _globals['_ANALYZEDSLIDE']._serialized_start=1245
-  _globals['_ANALYZEDSLIDE']._serialized_end=1481
-  _globals['_SLIDECLASS']._serialized_start=1484
-  _globals['_SLIDECLASS']._serialized_end=1637
-  _globals['_TOPTILE']._serialized_start=1639
-  _globals['_TOPTILE']._serialized_end=1698
+  _globals['_STAINNORMALIZATION']._serialized_start=1755
+  _globals['_STAINNORMALIZATION']._serialized_end=1875
+  _globals['_TILESLIDE']._serialized_start=109
+  _globals['_TILESLIDE']._serialized_end=344
+  _globals['_TILESLIDERESULT']._serialized_start=346
+  _globals['_TILESLIDERESULT']._serialized_end=402
+  _globals['_TILEDSLIDE']._serialized_start=405
+  _globals['_TILEDSLIDE']._serialized_end=665
+  _globals['_TISSUETILE']._serialized_start=667
+  _globals['_TISSUETILE']._serialized_end=746
+  _globals['_STAINESTIMATE']._serialized_start=748
+  _globals['_STAINESTIMATE']._serialized_end=851
+  _globals['_ANALYZESLIDE']._serialized_start=854
+  _globals['_ANALYZESLIDE']._serialized_end=1159
+  _globals['_ANALYZESLIDERESULT']._serialized_start=1161
+  _globals['_ANALYZESLIDERESULT']._serialized_end=1265
+  _globals['_ANALYZEDSLIDE']._serialized_start=1268
+  _globals['_ANALYZEDSLIDE']._serialized_end=1504
+  _globals['_SLIDECLASS']._serialized_start=1507
+  _globals['_SLIDECLASS']._serialized_end=1692
+  _globals['_TOPTILE']._serialized_start=1694
+  _globals['_TOPTILE']._serialized_end=1753
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The operations for whole slides: images too large to be shown to a model at once
 
 from collections import abc as _abc
 from fluoro.v1 import ml_pb2 as _ml_pb2
+from fluoro.v1 import model_pb2 as _model_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -399,6 +400,7 @@ class SlideClass(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     MEAN_PROBABILITY_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     label: _builtins.int
     """Value of the label."""
     display_name: _builtins.str
@@ -415,6 +417,10 @@ class SlideClass(_message.Message):
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopTile]:
         """Where it is most probable, the most probable tile first."""
 
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Code]:
+        """Codes of the label in the model's manifest; empty if it has none."""
+
     def __init__(
         self,
         *,
@@ -425,10 +431,11 @@ class SlideClass(_message.Message):
         share: _builtins.float = ...,
         mean_probability: _builtins.float = ...,
         top: _abc.Iterable[Global___TopTile] | None = ...,
+        codes: _abc.Iterable[_model_pb2.Code] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["color", b"color", "display_name", b"display_name", "label", b"label", "mean_probability", b"mean_probability", "share", b"share", "tiles", b"tiles", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "color", b"color", "display_name", b"display_name", "label", b"label", "mean_probability", b"mean_probability", "share", b"share", "tiles", b"tiles", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

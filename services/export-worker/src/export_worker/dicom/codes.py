@@ -1,17 +1,24 @@
-"""Codes of what models name: SNOMED CT where there is one, else a code of our own."""
+"""Codes of what models name: those of their manifests, else of SNOMED CT, else of our own."""
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from highdicom.sr import CodedConcept
 from pydicom.sr.codedict import codes
 
-from export_worker.dicom.origin import lo
+from export_worker.dicom.origin import LO_BYTES, lo
+from export_worker.findings import Class, Coding
 
 SCHEME: Final = "99FLUORO"
 """Coding Scheme Designator of our own codes (PS3.16 8.2: private ones begin with 99)."""
+
+CODE_VALUE: Final = re.compile(r"[!-\[\]-~]{1,200}")
+"""A Code Value, or a Long Code Value (0008,0119): no space, no backslash."""
+DESIGNATOR: Final = re.compile(r"[!-\[\]-~]{1,16}")
+"""A Coding Scheme Designator (0008,0102), VR SH."""
 
 CODE_CHARACTERS: Final = 16
 """Longest Code Value (0008,0100), VR SH."""
@@ -30,6 +37,7 @@ class Coded:
 TISSUE: Final = CodedConcept("85756007", "SCT", "Tissue")
 STRUCTURE: Final = CodedConcept("91723000", "SCT", "Anatomical Structure")
 SUBSTANCE: Final = CodedConcept("91720002", "SCT", "Body Substance")
+ABNORMAL: Final = CodedConcept.from_code(codes.SCT.MorphologicallyAbnormalStructure)
 
 KNOWN: Final = {
     "air": Coded(SUBSTANCE, CodedConcept("15158005", "SCT", "Air")),
@@ -43,8 +51,22 @@ KNOWN: Final = {
     "nose": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Nose)),
     "mouth": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Mouth)),
     "skin": Coded(STRUCTURE, CodedConcept.from_code(codes.SCT.Skin)),
+    "lesion": Coded(ABNORMAL, CodedConcept.from_code(codes.SCT.Lesion)),
 }
 """By display name in lower case (CID 7150 and 7151 of PS3.16)."""
+
+SIDES: Final = {
+    "left": CodedConcept.from_code(codes.SCT.Left),
+    "right": CodedConcept.from_code(codes.SCT.Right),
+}
+OF_BODY: Final = re.compile("(?P<side>left|right) (?P<thing>.+)")
+IN_IMAGE: Final = re.compile("(?P<thing>.+), (?:left|right) in the image")
+"""Names with a side: of the patient, and of the picture."""
+SIDED: Final = {
+    "left eye": CodedConcept("8966001", "SCT", "Left eye structure"),
+    "right eye": CodedConcept("18944008", "SCT", "Right eye structure"),
+}
+"""Codes that tell the side, for records without a place for it."""
 
 NAMED: Final = {
     "Area": CodedConcept("42798000", "SCT", "Area"),
@@ -65,14 +87,43 @@ VOXELS: Final = CodedConcept("voxels", SCHEME, "Number of voxels")
 """What no standard code says."""
 
 
-def coded(display_name: str, label: int) -> Coded:
-    """Codes of a class; of our own scheme for a name that is not known."""
+def coded(of: Class) -> Coded:
+    """Codes of a class: what the model's manifest says, else what its name says.
+
+    Of our own scheme for a name that is not known.
+    """
     # By name, because models number their classes each in their own way.
-    known = KNOWN.get(display_name.lower())
-    if known is not None:
-        return known
-    # The category is of Type 1. A class of which nobody knows better gets the widest one.
-    return Coded(TISSUE, own(lo(display_name) or f"Class {label}"))
+    known = KNOWN.get(of.name.lower())
+    if (stated := stated_in(of.codes)) is not None:
+        # The category is of Type 1. A class of which nobody knows better gets the widest one.
+        return Coded(known.category if known else TISSUE, stated)
+    return known or Coded(TISSUE, own_of(of))
+
+
+def own_of(of: Class) -> CodedConcept:
+    """The code of our own scheme for a class."""
+    return own(lo(of.name) or f"Class {of.label}")
+
+
+def located(of: Class) -> tuple[CodedConcept, CodedConcept | None]:
+    """Code of a thing in an image, and the side of the patient's body that its name tells.
+
+    `left eye` is the patient's; `eye, left in the image` may be either.
+    """
+    if stated_in(of.codes) is None:
+        for pattern in (OF_BODY, IN_IMAGE):
+            found = pattern.fullmatch(of.name.lower())
+            if found and (known := KNOWN.get(found["thing"])):
+                return known.type, SIDES.get(found["side"]) if pattern is OF_BODY else None
+    return coded(of).type, None
+
+
+def stated_in(codes: Iterable[Coding]) -> CodedConcept | None:
+    """The first of these codes that DICOM can write, SNOMED CT before others."""
+    for code in sorted(codes, key=lambda one: one.scheme != "SCT"):
+        if CODE_VALUE.fullmatch(code.value) and DESIGNATOR.fullmatch(code.scheme):
+            return CodedConcept(code.value, code.scheme, lo(code.meaning) or code.value[:LO_BYTES])
+    return None
 
 
 def concept(name: str) -> CodedConcept:

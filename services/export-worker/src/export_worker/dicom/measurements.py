@@ -45,6 +45,7 @@ from export_worker.dicom.origin import (
     statement,
 )
 from export_worker.dicom.segmentation import tracking_uid
+from export_worker.findings import class_of
 
 SERIES_NUMBER: Final = 9002
 """Series Number (0020,0011) of ours, far from those of a scanner."""
@@ -199,6 +200,7 @@ def totals(stack: Stack, volume_ml: Mapping[int, float]) -> list[ml_pb2.Measurem
             display_name=ones[0].display_name,
             voxels=voxels,
             fraction=voxels / everything,
+            codes=ones[0].codes,
         )
         # A model that saw the volume counts what lies between slices, too.
         if label in volume_ml:
@@ -220,7 +222,7 @@ def group_of(
     origin: Origin,
 ) -> Group:
     """TID 1411 with a segment, TID 1501 without."""
-    model, code = stack.model, coded(total.display_name, total.label)
+    model, code = stack.model, coded(class_of(total))
     fields: dict[str, Any] = {
         "tracking_identifier": TrackingIdentifier(
             uid=tracking_uid(stack, origin, total.label),

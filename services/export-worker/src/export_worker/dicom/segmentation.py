@@ -27,6 +27,7 @@ from export_worker.dicom.origin import (
     series_description,
     statement,
 )
+from export_worker.findings import class_of
 
 TYPES: Final = {
     export_pb2.ExportDicom.SEGMENTATION_TYPE_UNSPECIFIED: SegmentationTypeValues.BINARY,
@@ -112,7 +113,7 @@ def segments_of(stack: Stack, origin: Origin) -> list[SegmentDescription]:
         # Label 0 is the background, and segments are numbered from 1.
         if measured.label == 0:
             continue
-        code = coded(measured.display_name, measured.label)
+        code = coded(class_of(measured))
         segment = SegmentDescription(
             segment_number=measured.label,
             segment_label=lo(measured.display_name),

@@ -1,6 +1,7 @@
 """Comprehensive 3D SR (PS3.16 TID 1500) of what models said of images, label maps aside."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,7 +9,9 @@ import numpy as np
 from fluoro.v1 import ml_pb2
 from fluoro_jobs.errors import FluoroError, Reason
 from highdicom.sr import (
+    CodedConcept,
     Comprehensive3DSR,
+    FindingSite,
     GraphicTypeValues,
     ImageContentItem,
     ImageRegion,
@@ -27,12 +30,12 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
-from export_worker.dicom.codes import UNITS, coded, concept
+from export_worker.dicom.codes import IN_IMAGE, UNITS, coded, concept, located, own_of
 from export_worker.dicom.encoding import put_content
 from export_worker.dicom.images import Image
 from export_worker.dicom.measurements import Group, algorithm_of, report_of
 from export_worker.dicom.origin import Origin, identity, lo, statement
-from export_worker.findings import Box, Landmark, Measure, Told
+from export_worker.findings import Box, Class, Landmark, Measure, Told
 
 SERIES_NUMBER: Final = 9007
 """Series Number (0020,0011) of ours, far from those of a scanner."""
@@ -138,10 +141,11 @@ def groups_of(
     if told.count is not None:
         measures.insert(0, Measure("Number of objects", told.count))
     about = told.said.of if told.said else None
+    types = types_of(measures)
     group = MeasurementsAndQualitativeEvaluations(
         **fields_of(said, image, told, " ".join(names), origin),
-        finding_type=coded(*about).type if about else None,
-        measurements=[measurement(one) for one in measures],
+        finding_type=coded(about).type if about else None,
+        measurements=[measurement(one, types) for one in measures],
         qualitative_evaluations=list(evaluations(told)),
         source_images=[
             SourceImageForMeasurementGroup(
@@ -167,8 +171,8 @@ def groups_of(
             referenced_region=region(
                 image, box.frame, GraphicTypeValues.POLYLINE, outline(image, box)
             ),
-            finding_type=coded(*of).type,
-            measurements=[measurement(Measure(one.name, one.value, one.unit))],
+            **thing(of),
+            measurements=[measurement(Measure(one.name, one.value, one.unit), {})],
         )
         remark(found, *map(statement, told.models))
         yield found
@@ -193,9 +197,11 @@ def point(
     found = PlanarROIMeasurementsAndQualitativeEvaluations(
         **fields_of(said, image, told, name, origin),
         referenced_region=region(image, frame, GraphicTypeValues.POINT, place),
-        finding_type=coded(landmark.name, 0).type,
+        **thing(Class(landmark.name, 0)),
     )
-    remark(found, *map(statement, told.models))
+    # The code of an eye does not tell which of two is meant.
+    in_image = landmark.name if IN_IMAGE.fullmatch(landmark.name) else ""
+    remark(found, *map(statement, told.models), in_image)
     return found
 
 
@@ -219,11 +225,25 @@ def fields_of(
     }
 
 
-def measurement(one: Measure) -> Measurement:
+def thing(of: Class) -> dict[str, Any]:
+    """What a TID 1410 is about: Finding, and Finding Site if a side of the body is known."""
+    what, side = located(of)
+    site = {"finding_sites": [FindingSite(what, laterality=side)]} if side else {}
+    return {"finding_type": what, **site}
+
+
+def types_of(measures: Sequence[Measure]) -> dict[Class, CodedConcept]:
+    """Codes of the classes of figures; our own where a manifest calls several the same."""
+    types = {one.of: coded(one.of).type for one in measures if one.of}
+    times = Counter(types.values())
+    return {of: code if times[code] == 1 else own_of(of) for of, code in types.items()}
+
+
+def measurement(one: Measure, types: Mapping[Class, CodedConcept]) -> Measurement:
     """A figure. One about a class is named by it, and says what it is as its derivation."""
     of = one.of
     return Measurement(
-        name=coded(*of).type if of else concept(one.name),
+        name=types[of] if of else concept(one.name),
         value=float(one.value),
         unit=UNITS[one.unit],
         derivation=concept(one.name) if of else None,
@@ -234,7 +254,7 @@ def evaluations(told: Told) -> Iterator[QualitativeEvaluation]:
     """What it comes to, and what was seen."""
     if told.said:
         of = told.said.of
-        value = coded(*of).type if of else concept(told.said.text)
+        value = coded(of).type if of else concept(told.said.text)
         yield QualitativeEvaluation(name=concept(told.name), value=value)
     for kind, name in told.qualities:
         yield QualitativeEvaluation(name=concept(kind), value=concept(name))

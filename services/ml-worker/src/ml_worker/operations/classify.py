@@ -128,6 +128,7 @@ def frame_of(
         display_name=label.display_name,
         mean_probability=float(mean[best]),
         agreement=float((scores.argmax(axis=1) == best).mean()),
+        codes=label.coded,
     )
     for model, row, novelty in zip(models, scores, novelties, strict=True):
         output = model.manifest.output("classes")

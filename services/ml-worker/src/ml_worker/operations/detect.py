@@ -98,6 +98,7 @@ def told(found: Detected, frame: int, manifest: Manifest) -> detect_pb2.Detected
         label=label.value,
         display_name=label.display_name,
         score=found.score,
+        codes=label.coded,
         left=left,
         top=top,
         width=round(right - left, DECIMALS),

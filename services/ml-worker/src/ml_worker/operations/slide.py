@@ -204,6 +204,7 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
             tiles=count,
             share=count / len(scores),
             mean_probability=float(mine.mean()),
+            codes=label.coded,
             top=[
                 slide_pb2.TopTile(
                     row=slide.tiles[known[at]].row,

@@ -68,6 +68,7 @@ def visualize(
                 label=label.value,
                 display_name=label.display_name,
                 probability=found.whole,
+                codes=label.coded,
             ),
             rows=rows,
             columns=columns,
