@@ -1,13 +1,18 @@
 """A study that is split over many tasks has the results it has in one piece."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
+import pydicom
 import pytest
 from fluoro.v1 import job_pb2, job_service_pb2
+from fluoro.v1.deidentify_pb2 import DeidentifyDicom
+from fluoro.v1.dicom_pb2 import InspectDicom
+from fluoro.v1.export_pb2 import ExportReport
 from fluoro_client import FluoroApiError
-from fluoro_client.jobs import imaging_report
+from fluoro_client.jobs import imaging_report, step
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ledger import accept
 from fluoro_jobs.operations import BY_FIELD
@@ -90,3 +95,34 @@ def test_images_that_are_taken_together_are_one_item_for_model_and_report(
             "render": ["0", "1"],
             "analyze": ["all"],
         }
+
+
+def test_versions_of_an_instance_are_told_whatever_tasks_they_were_in(
+    fluoro: RunningFluoro, ct: Path
+) -> None:
+    other = pydicom.dcmread(ct)
+    other.SliceThickness = 7
+    written = io.BytesIO()
+    other.save_as(written)
+    steps = [
+        step(DeidentifyDicom(project="default"), "apart"),
+        step(DeidentifyDicom(project="default"), "together"),
+        step(InspectDicom(), "inspect", allow_identifiable=True),
+        step(ExportReport(), "report", after=["apart", "inspect"]),
+    ]
+    steps[3].allow_identifiable = True
+    steps[0].max_inputs_per_task = steps[2].max_inputs_per_task = 1
+    with fluoro.client() as client:
+        inputs = [client.upload(one).name for one in (ct, written.getvalue(), ct)]
+        name = client.submit(job_pb2.Job(inputs=inputs, steps=steps)).name
+        done = client.wait(name, timeout_seconds=JOB_SECONDS)
+    apart, together, inspect, report = done.steps
+    conflict = Reason.SOP_INSTANCE_CONFLICT
+    assert [item.reason for item in together.items] == [conflict] * 3, fluoro.logs()
+    assert list(together.artifacts) == list(together.deidentify_dicom_result.instances) == []
+    for each in (apart, inspect):
+        assert [item.reason for item in each.items] == [""] * 3
+    hashes = [one.sha256 for one in inspect.inspect_dicom_result.instances]
+    assert hashes[0] == hashes[2] != hashes[1]
+    [warning] = report.export_report_result.warnings
+    assert "other bytes: 0, 1, 2." in warning
