@@ -113,6 +113,7 @@ def compare(path: Path, file: DicomFile, ours: NDArray[Any], scratch: Path) -> L
         apart = ours.astype(np.float64) - theirs.reshape(ours.shape)
         difference = float(np.abs(apart).max())
         bits = file.image.bits_stored if file.image else 8
+        # Two decoders of a lossy format may round differently, and both are right.
         tolerance = 0 if codec.lossless else LOSSY_TOLERANCE << max(0, bits - 8)
         verdict = "right" if difference <= tolerance else "WRONG"
         return Line(path.stem, file.transfer_syntax, verdict, name, difference)
@@ -142,6 +143,7 @@ def pixels(path: Path, plugin: str = "") -> NDArray[Any]:
     """Stored values, RGB for YBR, as pydicom has them of native data, or a plugin of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # Some of these files have no preamble, on purpose.
         dataset = dcmread(path, force=True)
         if plugin:
             dataset.pixel_array_options(decoding_plugin=plugin)

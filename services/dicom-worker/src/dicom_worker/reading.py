@@ -80,6 +80,7 @@ def open_dicom(path: Path, scratch: Path) -> DicomFile:
     with path.open("rb") as stream:
         walk = Walk(stream, path.stat().st_size, explicit, little_endian)
         elements = tuple(walk.elements(start))
+        # Parsed, it would be a data set without a single element, and pass for one.
         if not elements:
             raise FluoroError(
                 Reason.DICOM_TRUNCATED,
@@ -147,6 +148,7 @@ def read_syntax(stream: BinaryIO, size: int, start: int) -> tuple[str, int]:
     elements = meta_elements(stream, size, start)
     found = [element for element in elements if element.tag == TRANSFER_SYNTAX]
     plain = all(each.length is not None and each.vr not in SEQUENCE_VRS for each in elements)
+    # The short way for nearly all files: a data set of pydicom takes far longer.
     if plain and len(found) == 1 and found[0].vr == "UI":
         stream.seek(found[0].offset)
         # UIDs are padded with NUL to an even length (PS3.5 9.1); some writers take a space.
@@ -219,6 +221,7 @@ def read_header(
         )
         header.file_meta.TransferSyntaxUID = UID(syntax)
         implicit, _ = parsed.original_encoding
+        # pydicom needs to know it to convert what it has not looked at yet.
         header.set_original_encoding(implicit, little_endian, parsed.original_character_set)
     # Where two parsers disagree, one of them would take bytes of a value for an element. Of two
     # elements with one tag, some toolkits take the first and some the last.

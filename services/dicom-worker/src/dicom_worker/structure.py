@@ -234,6 +234,7 @@ class Walk:
             item = self._item(position)
             if item.tag == SEQUENCE_END:
                 return item.offset
+            # A length that leads out of its sequence is cut there: the outer one has been checked.
             stop = end if item.length is None else min(item.offset + item.length, end)
             position = self._count_elements(item.offset, stop, explicit, depth)
             if item.length is not None:

@@ -53,6 +53,8 @@ NOTE_CHARACTERS: Final = 110
 
 WHOLE_FROM: Final = 10_000
 """From here on, digits after the point say nothing."""
+# Risks have one scale in all charts: an axis that ends at the largest value makes any risk look
+# large.
 TICKS: Final = (0, 0.25, 0.5, 0.75, 1)
 
 SETTINGS: Final[dict[Any, Any]] = {
@@ -98,6 +100,7 @@ def draw(chart: Chart, notes: Sequence[str], words: Words, targets: Mapping[Path
         figure = Figure(figsize=(WIDTH_INCHES, _height(chart)), layout="constrained")
         axes = figure.add_subplot()
         KINDS[chart.kind](axes, chart, words)
+        # matplotlib wraps no lines: a long title would run out of the picture.
         title = "\n".join(wrap(printable(chart.title, 120), TITLE_CHARACTERS))
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
         _write_notes(figure, notes)
@@ -131,6 +134,7 @@ def _covered() -> frozenset[int]:
 def _height(chart: Chart) -> float:
     """Inches: as much as the bars and the legend need."""
     points = max(len(series.points) for series in chart.series)
+    # Rows of the legend, or it would lie over the notes below.
     legend = 0.2 * -(-len(_entries(chart)) // _columns(_entries(chart)))
     if chart.kind == Chart.KIND_COURSE:
         return 4.2 + legend
@@ -271,11 +275,13 @@ def _comparison(axes: Any, chart: Chart, words: Words) -> None:
         values = {point.label: point.value for point in series.points}
         # The bars of a label are centred on its tick.
         rows = [row + (place - (len(chart.series) - 1) / 2) * height for row in range(len(labels))]
+        # A label that a series lacks still has its place, or the bars beside it would move up.
         drawn = [values.get(label, 0) for label in labels]
         style = _bar_style(place) | {"height": 0.9 * height}
         bars = axes.barh(rows, drawn, label=_short(series.name) or str(place + 1), **style)
         texts = [_value(value, _short(chart.unit, 16), words) for value in drawn]
         axes.bar_label(bars, texts, padding=3, fontsize=8)
+    # Bars may go both ways, and without a line nobody sees where they begin.
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.margins(x=0.12)
     _label_rows(axes, [_short(label) for label in labels])
@@ -328,6 +334,7 @@ def _has_interval(point: ChartPoint) -> bool:
 def _write_notes(figure: Figure, notes: Sequence[str]) -> None:
     """Below the chart; matplotlib makes room for a label of the whole figure."""
     lines = [line for note in notes for line in wrap(printable(note), NOTE_CHARACTERS)]
+    # In the colour of a warning, because the notes say that the figures are not for diagnosis.
     style: dict[str, Any] = {"fontsize": 7.5, "color": ALERT, "x": 0.02, "ha": "left"}
     figure.supxlabel("\n".join(lines), **style)
 

@@ -61,9 +61,12 @@ def compare(images: Sequence[Image], steps: Sequence[str], items: Sequence[str])
 
     Subjects with a single finding are left out.
     """
+    # Only what nobody chose is cut: more variants have no room on paper.
     steps = list(steps) or analyses(images)[:MOST_VARIANTS]
     if items:
         by_key = {image.key: image for image in images}
+        # An image that failed leaves its column empty; dropped, the others would move under its
+        # name.
         chosen = [by_key.get(key) for key in items]
         pairs = [_pair(step, [(image, _of(image, step)) for image in chosen]) for step in steps]
         return Compare(items, True, [pair for pair in pairs if pair])
@@ -210,6 +213,7 @@ def _compared(row: Row, words: Words) -> Compared:
         "differences": [
             wording.NONE
             if value is None or first is None
+            # Without a value on either side there is no difference, and 0 would be one.
             else _signed(value - first, volume, words)
             for value in row.values[1:]
         ],

@@ -132,6 +132,7 @@ def contents(
         "steps": [_step(step, words) for step in upstream if isinstance(step.result, REPORTABLE)],
         "deidentification": deidentification(upstream, words),
         "problems": _problem_table(upstream, words),
+        # Whole series first: they are what the slices below are parts of.
         "images": [
             image_block(image, pictures.full, words) for image in (*volumes_of(upstream), *shown)
         ],

@@ -144,6 +144,7 @@ def resources(
 ) -> Iterator[Resource]:
     """All but the report. about: the `subject` of each, and when Observations are `issued`."""
     yield from studies_of(job, upstream, about["subject"])
+    # Findings name items; a record knows studies.
     study_of = {
         key_of(one): id_of(job, "study", one.study_instance_uid) for one in instances(upstream)
     }
@@ -472,6 +473,7 @@ def components(measured: ml_pb2.Measurement) -> list[Resource]:
     if measured.HasField("volume_ml"):
         told.append(component("Volume", measured.volume_ml, "mL"))
     if measured.HasField("mean_value"):
+        # The unit of a mean is that of the image, which the finding does not say.
         told.append(component("Mean value", measured.mean_value, ""))
     told.append(component("Share of voxels", 100 * measured.fraction, "%"))
     told.append(component("Number of voxels", measured.voxels))

@@ -171,6 +171,7 @@ def _of_classes(finding: ml_pb2.ImageFinding, model: ml_pb2.ModelReference) -> I
             _probabilities(scores),
             frame=frame,
         )
+        # Probabilities that are all no numbers make no statement.
         if told.known:
             yield told
 
@@ -201,6 +202,7 @@ def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
     else:
         # A newer worker may give a verdict that this one does not know: that is no class either.
         said = Said(NO_CLASS.get(frame.verdict, UNKNOWN), absent=True)
+    # By place, because two opinions may be of one model.
     parts: list[tuple[object, ...]] = [
         ("opinion", frame.frame, n) for n in range(len(frame.opinions))
     ]
@@ -222,6 +224,7 @@ def _of_frame(item: str, frame: classify_pb2.ClassifiedFrame) -> Iterator[Told]:
         if opinion.HasField("novelty"):
             measures.append(Measure("Novelty", opinion.novelty))
         calibrated = "calibrated" if opinion.calibrated else "not calibrated"
+        # A probability that is not calibrated reads like one that is, so its name says so.
         name = f"Classes of the image and their probabilities, {calibrated}"
         yield Told(item, part, [opinion.model], name, measures, frame=frame.frame)
 
@@ -239,6 +242,7 @@ def _of_lesion(lesion: dermoscopy_pb2.AssessedLesion, rule: dermoscopy_pb2.AbcdR
         Measure("Total dermatoscopy score", lesion.total),
         Measure("Share of the image", 100 * lesion.fraction, "%"),
     ]
+    # Without a scale there is none, and 0 mm would be a finding.
     if lesion.HasField("diameter_mm"):
         measures.append(Measure("Largest diameter", lesion.diameter_mm, "mm"))
     if lesion.HasField("area_mm2"):

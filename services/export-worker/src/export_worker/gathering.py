@@ -99,6 +99,7 @@ def gather(
     # By blob: two images may share a picture, and it is fetched and scaled once.
     full = {one.blob: one for image in plan.shown(images) for one in image.pictures}
     if compared:
+        # Pictures of a comparison may be of images that the template itself does not show.
         full |= {one.blob: one for one in comparison.picture_artifacts(compared)}
     little: list[job_pb2.Artifact] = []
     # Only where the template shows them: a batch may have thousands of images to fetch.
@@ -117,6 +118,7 @@ def gather(
         context.progress("collect", len(names) + len(small), total)
         path = context.fetch(one.blob)
         target = context.scratch / f"little-{len(small):05}.jpg"
+        # Into a file of its own: the picture may still be needed in full.
         thumbnail(path, target)
         # Otherwise it is shown large as well, and still needed.
         if one.blob not in full:

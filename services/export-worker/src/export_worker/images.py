@@ -168,12 +168,15 @@ def images_of(upstream: Sequence[Upstream]) -> list[Image]:
             if image.rendered is None:
                 image.rendered = rendered
                 image.preview = _artifact(step, rendered.preview)
+                # Both of the first step that rendered it, so that thumbnail and preview show one
+                # window.
                 image.thumbnail = _artifact(step, rendered.thumbnail)
         if isinstance(step.result, ml_pb2.AnalyzeImagesResult):
             _add_findings(step, step.result, images)
         for sight in sights_of(step):
             images.setdefault(sight.key, Image(sight.key)).sights.append(sight)
         _judge(step, images)
+        # A slide has tiles and no preview; its size stands in the heading.
         if isinstance(step.result, slide_pb2.TileSlideResult):
             for tiled in step.result.slides:
                 images.setdefault(key_of(tiled), Image(key_of(tiled))).tiled = tiled

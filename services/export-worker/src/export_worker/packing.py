@@ -91,6 +91,7 @@ def manifest(
     whole = {
         "format": FORMAT,
         "job": made.job,
+        # The time of the job and not the clock's, so that another attempt writes the same bytes.
         "jobTime": job_time(made.job).isoformat(timespec="seconds"),
         "provenance": {
             "inputs": [

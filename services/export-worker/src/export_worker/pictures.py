@@ -78,6 +78,7 @@ def classified(finding: Finding, words: Words) -> list[Classified]:
             "frame": words("frame", frame=str(frame)) if len(frames) > 1 else "",
             "rows": [likelihood(score, words) for score in scores[:SHOWN_CLASSES]],
         }
+        # A film has thousands of frames, and paper has room for a few.
         for frame, scores in islice(sorted(frames.items()), SHOWN_FRAMES)
     ]
 
@@ -146,6 +147,7 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             alt = words(f"{sight.kind}_alt", key=key, model=model_name(sight.model))
             pictures.append(picture(files, sight.picture, words(sight.kind), name, alt))
     unit = wording.unit(rendered.certificate.unit)
+    # A slide is not rendered, so its size comes from the step that tiled it.
     facts = shape.facts(words) if image.tiled is None else slide_facts(image.tiled, words)
     return {
         "input": key,
@@ -253,6 +255,7 @@ class Shape:
         )
         if self.frames > 1:
             facts.append(words("first_frame", frames=str(self.frames)))
+        # 0 stands for unknown here, see `Shape.of`.
         if self.row_mm:
             row, column = (
                 words.marked(f"{length:.3g}") for length in (self.row_mm, self.column_mm)

@@ -72,6 +72,7 @@ def sights_of(step: Upstream) -> Iterator[Sight]:
         case visualize_pb2.VisualizeImagesResult() as shown:
             for map_ in shown.maps:
                 said = map_.explained.display_name or str(map_.explained.label)
+                # KeyError here is a fault of the step: it told of a file that it did not leave.
                 picture = step.artifact(map_.heat_map)
                 yield Sight(_key(map_), "heat_map", shown.model, picture, said)
             for changed in shown.changed:

@@ -54,6 +54,7 @@ def style_of(request: ReportStyle, folder: Path | None) -> ReportStyle:
 def _of_folder(folder: Path) -> ReportStyle:
     style = ReportStyle()
     try:
+        # Read anew for each report: a change of the mounted folder needs no restart.
         file = folder / "style.toml"
         fields = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
         ParseDict(fields, style)

@@ -19,6 +19,7 @@ def rows(upstream: Sequence[Upstream]) -> Iterator[Row]:
     """One per item: step, key, number of the job's input or -1, state, reason, message."""
     for step in upstream:
         for item in step.items:
+            # In words: numbers of an enum mean nothing in a spreadsheet.
             state = job_pb2.Item.State.Name(item.state).removeprefix("STATE_").lower()
             yield step.step, item.key, item.input, state, item.reason, item.message
 

@@ -139,6 +139,7 @@ class Typesetter:
             )
         except typst.TypstError as error:
             raise _failed(error) from None
+        # typst pads the numbers with zeros, so names sort as pages do.
         return sorted(self._folder.glob("page-*.png"))
 
 

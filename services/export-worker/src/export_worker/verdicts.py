@@ -175,6 +175,7 @@ def judged(
                 threshold=words.short(round(opinion.novelty_threshold, 2)),
             )
             for opinion in frame.opinions
+            # Each model by its own threshold: novelties of two models have no common scale.
             if opinion.HasField("novelty") and opinion.novelty >= opinion.novelty_threshold
         ],
         "rows": [],
@@ -199,6 +200,7 @@ def scored(each: Scored, words: Words) -> Verdict:
         [words(key), found, str(score), words.short(weight), words.short(score * weight)]
         for key, score, weight, found in parts
     ]
+    # The total as it was computed: a sum of rounded products may differ in the last digit.
     rows.append([words("total"), "", "", "", words.short(lesion.total)])
     facts = [words("share_of_image", share=words.percent(lesion.fraction))]
     if lesion.HasField("diameter_mm"):

@@ -46,6 +46,7 @@ def webpage(report: Report, folder: Path) -> bytes:
     ]
     page = (
         f'<!doctype html>\n<html lang="{escape(report["language"])}"><meta charset="utf-8">'
+        # In the page itself, because it is opened from a disk, where no server sends headers.
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{escape(report['title'])}</title>"
@@ -85,6 +86,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _section(title: str, *parts: str) -> list[str]:
+    # A heading over nothing would look like a section that was lost.
     shown = [part for part in parts if part]
     return [f"<h2>{escape(title)}</h2>", *shown] if shown else []
 

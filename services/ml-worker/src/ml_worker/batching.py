@@ -119,8 +119,11 @@ class Batcher:
         with self._changed:
             if self._idle == 0 and self._threads < self._rules.runs:
                 # First, because it may fail: then nothing waits for a thread that is not there.
+                # A daemon, because a run that never ends must not keep the process from ending.
                 Thread(target=self._work, name=f"runs {self._title}", daemon=True).start()
                 self._threads += 1
+            # Under the same lock as the look at `_idle`: a thread that goes to sleep now sees the
+            # work first.
             self._waiting.add(work)
             self._changed.notify()
         return work

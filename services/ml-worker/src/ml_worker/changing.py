@@ -36,6 +36,7 @@ def before_after(
     seen, area = visible(frame.shape[:2], image, tensor)
     size = size_in_space(frame.shape[:2], image, tensor)
     ((_, found),) = show(model, tensor, pixels, image, context)
+    # Channels first, as graphs give them; pictures have them last.
     made = found["image"][0].transpose(1, 2, 0)
     made = made[part_of(made.shape, size, seen)]
     if made.shape[2] == 1:

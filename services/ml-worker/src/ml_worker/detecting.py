@@ -76,6 +76,7 @@ def objects_in(
         rows, labels, scores, corners = of_boxes(manifest, output, found, shown, threshold)
         overlap = output.overlap
     boxes = shown.in_frame(corners.reshape(-1, 2, 2)).reshape(-1, 4)
+    # Clipped before overlaps are compared: what lies outside of the image must not count.
     boxes = clipped(boxes, shown.area)
     # What lies wholly in the padding, or beyond what `cover` cuts off, shows nothing of the image.
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -103,6 +104,7 @@ def of_boxes(
     told = manifest.output("box_scores")
     assert isinstance(told, BoxScores)  # boxes need them
     count = len(found["boxes"])
+    # Rows belong together by their numbers, and a shorter output would shift them.
     if any(len(values) != count for kind, values in found.items() if kind.startswith("box")):
         raise invalid(manifest, "outputs of different numbers of boxes")
     rows, labels, scores = candidates(found, threshold or told.threshold, manifest)
@@ -157,6 +159,7 @@ def candidates(
         labels = found["box_labels"][rows].astype(np.int64)
     else:
         labels = np.zeros(len(rows), np.int64)
+    # A label that is none would raise IndexError later, and count as a fault of ours.
     if labels.size and not 0 <= labels.min() <= labels.max() < len(manifest.labels):
         raise invalid(manifest, "labels that it does not have")
     kept = scores[places].astype(float)

@@ -94,6 +94,7 @@ def _embed(model: onnx.ModelProto, files: Mapping[str, bytes]) -> bool:
     for tensor in outside:
         told = {entry.key: entry.value for entry in tensor.external_data}
         name = told.get("location", "")
+        # Only listed files were hashed. A path could also lead out of the model's folder.
         if name not in files:
             raise ModelRefusedError(
                 ModelProto.PROBLEM_EXTERNAL_DATA,
@@ -109,6 +110,8 @@ def _embed(model: onnx.ModelProto, files: Mapping[str, bytes]) -> bool:
                 ModelProto.PROBLEM_EXTERNAL_DATA,
                 f"model.onnx names bytes that {name} does not have.",
             )
+        # Protobuf fails on more than 2 GiB only when the message is written, with words that help
+        # nobody.
         size += end - start
         if size > MAX_GRAPH_BYTES:
             raise _invalid("The graph with its weights is larger than 2 GiB.")

@@ -32,6 +32,7 @@ def draw_heat_map(frame: NDArray[Any], found: Occluded) -> bytes:
     across = cells_of(columns, frame.shape[1], found.area[1], found.drops.shape[1])
     inside = np.ix_(down >= 0, across >= 0)
     drops = found.drops[np.ix_(down[down >= 0], across[across >= 0])][..., np.newaxis]
+    # A lower bound, or the noise of a class that hangs on nothing would be painted in full colour.
     strongest = max(float(np.abs(found.drops).max()), LEAST_DROP)
     opacity = OPACITY * np.abs(drops) / strongest * (np.abs(drops) >= LEAST_DROP)
     color = np.where(drops > 0, np.array(FOR), np.array(AGAINST))
@@ -48,6 +49,7 @@ def small(frame: NDArray[Any]) -> NDArray[np.float64]:
     some = frame[::stride, ::stride].astype(np.float32)
     grey = some @ LUMA if some.ndim == 3 else some  # noqa: PLR2004 - rows, columns, samples
     finite = grey[np.isfinite(grey)]
+    # Percentiles, because one bright pixel would leave the rest of the image black.
     low, high = np.percentile(finite, [1, 99]) if finite.size else (0, 0)
     levels = np.nan_to_num((grey - low) * (255 / max(high - low, 1e-6)), nan=0, neginf=0)
     scale = min(1, MAX_SIDE / max(levels.shape))

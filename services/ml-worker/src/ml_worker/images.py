@@ -64,6 +64,7 @@ def for_each_image_of(
                 assert applies_to is not None  # a manifest with an image input has it
                 check_suits(applies_to, image, pixels)
             work(item, image, pixels)
+        # Skipped and not failed: nothing is wrong with the image, nor with the model.
         except NotForThisImageError as error:
             item.skip(Reason.MODEL_NOT_APPLICABLE, f"{name} is not made for this image: {error}.")
 
@@ -111,6 +112,7 @@ def check_suits(
 ) -> None:
     """NotForThisImageError unless the model is made for such an image."""
     in_colour = pixels.ndim > len(GREY_DIMENSIONS)
+    # Complex numbers and booleans have no meaning as values of an image.
     if pixels.dtype.kind not in NUMBERS or (in_colour and pixels.shape[-1] != len("RGB")):
         raise NotForThisImageError("it needs real numbers, one or three per voxel")
     if ("colour" if in_colour else "grey") not in applies_to.photometric:

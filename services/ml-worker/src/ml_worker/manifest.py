@@ -160,8 +160,10 @@ class Input(_Table):
         if not {"H", "W"} <= set(self.layout) or "F" in self.layout:
             raise ValueError("layout of an image must have H and W, and no F")
         fixed = [isinstance(self.axis(letter), int) for letter in self.spatial]
+        # A tensor that is fixed in one direction alone would need to be resized and not at once.
         if any(fixed) != all(fixed):
             raise ValueError("D, H and W must be all numbers or all names")
+        # A fixed size without a way to get there would refuse every image of another size.
         if all(fixed) != (self.image.resize is not None):
             raise ValueError("image.resize belongs to a tensor of fixed size, and to no other")
         if "C" in self.layout and self.axis("C") != self.image.channels:
@@ -322,6 +324,8 @@ class Manifest(_Table):
     @field_validator("labels")
     @classmethod
     def _labels_are_a_partition(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        # A label map holds these values, and outputs hold scores in this order: gaps would shift
+        # one of them.
         if [label.value for label in labels] != list(range(len(labels))):
             raise ValueError("values must be 0, 1, 2 and so on, in this order")
         if len({label.display_name for label in labels}) < len(labels):
@@ -329,6 +333,7 @@ class Manifest(_Table):
         ranges = sorted(label.range for label in labels if label.range)
         if any(low >= high for low, high in ranges):
             raise ValueError("a range must begin below its end")
+        # A voxel in two ranges would have two labels.
         if any(first[1] > second[0] for first, second in itertools.pairwise(ranges)):
             raise ValueError("ranges must not overlap")
         return labels

@@ -72,6 +72,7 @@ def occlude(
             raise NotForThisImageError(UNLIKE)
         parts.append(probabilities(output, outputs["classes"]))
     found = np.concatenate(parts)
+    # The most probable of the whole image, before anything is hidden.
     place = int(found[0].argmax()) if place is None else place
     scores = found[:, place]
     drops = (scores[0] - scores[1:]).reshape(len(rows) - 1, len(columns) - 1)

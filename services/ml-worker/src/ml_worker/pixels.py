@@ -31,6 +31,7 @@ def certified_pixels(
     if pixels.dtype.str != certificate.dtype:
         raise not_certified("has another dtype than its certificate says")
     digest = hashlib.sha256()
+    # Frame by frame: the file is mapped, and a whole series would not fit into memory.
     for frame in pixels:
         check()
         digest.update(np.ascontiguousarray(frame).data)

@@ -178,6 +178,7 @@ def _mapped(
     if values is None:
         return plane
     if values.source == "full":
+        # `full` is what the image can hold. Signed values and floats have no such range.
         if dtype.kind != "u":
             raise NotForThisImageError("it needs pixels that are unsigned integers")
         # 12 bits in words of 16 would otherwise come out sixteen times too dark.
@@ -210,6 +211,7 @@ def _depth(planes: int, image: dicom_pb2.RenderedImage, tensor: Input, how: Prep
     """How many planes the tensor has."""
     if how.spacing_mm is not None:
         thickness = image.slice_thickness_mm
+        # A guess at the depth would show the model an anatomy that is pressed or stretched.
         if not np.isfinite(thickness) or thickness <= 0:
             raise NotForThisImageError("it needs a known Slice Thickness")
         planes = _scaled(planes, thickness / how.spacing_mm[0])
@@ -231,6 +233,7 @@ def _to_size(plane: NDArray[np.float32], tensor: Input, how: Prepare) -> NDArray
         return resized(plane, (rows, columns), how)
     size, ours, theirs = _placed(plane.shape, (rows, columns), how)
     scaled = resized(plane, size, how)
+    # The padding of the manifest and not 0, which is a tissue in Hounsfield units.
     out = np.full((rows, columns), how.pad, np.float32)
     out[ours] = scaled[theirs]
     return out
@@ -260,6 +263,7 @@ def resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> ND
     if plane.shape == tuple(size):
         return plane
     rows, columns = size
+    # Pillow and not SciPy: it averages when it shrinks, as training code does.
     picture = Image.fromarray(plane).resize((columns, rows), _FILTERS[how.interpolation])
     return np.asarray(picture, np.float32)
 

@@ -41,6 +41,7 @@ def run_session(
     given = inputs
     if rung > samples:
         given = {name: _filled(values, rung) for name, values in inputs.items()}
+    # On the CPU there is nothing to copy, and a binding would only cost time.
     if session.get_providers()[0] == CPU:
         # The manifest promises arrays, and the graph was held to it.
         found = cast("list[NDArray[Any]]", session.run(names, dict(given), options))

@@ -65,6 +65,7 @@ def segment(
             if number == 0:
                 # A view would keep the outputs of the whole chunk in memory.
                 preview = label_map[0].copy()
+            # Chunk by chunk: a label map of a long series does not fit into memory.
             file.write(label_map.tobytes())
             counted = counts(frames, found, labels)
             voxels += counted[0]
@@ -76,6 +77,7 @@ def counts(
     frames: NDArray[Any], found: dict[str, NDArray[Any]], labels: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Voxels of each label, and the sum of their values; counted here if the graph does not."""
+    # A graph that counts has seen the values in full precision, before they were prepared.
     if {"voxels", "sums"} <= found.keys():
         return found["voxels"].sum(axis=0), found["sums"].sum(axis=0)
     flat = found["label_map"].ravel()

@@ -121,6 +121,7 @@ def labels_of(
             series.failure = error
     if series.failure is not None:
         raise series.failure
+    # Its planes are in the volume once, or every gap beside them would be 0.
     if item.key in series.copies:
         raise NotForThisImageError("another input is the same instance")
     assert series.volume is not None
@@ -222,6 +223,7 @@ def keep(
 def told(series: Series, model: "Model") -> ml_pb2.VolumeFinding:
     """What the images of a series have together."""
     assert series.volume is not None
+    # By the distance of planes and not by their thickness: slices may overlap or leave room.
     voxel_ml = float(np.prod(series.volume.spacing_mm)) / MM3_PER_ML
     in_order = dict.fromkeys(series.keys[plane.image] for plane in series.volume.planes)
     measurements = measure(

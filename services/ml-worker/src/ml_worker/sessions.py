@@ -201,6 +201,7 @@ def open_model(files: ModelFiles, settings: ModelSettings) -> Model:
     )
     warm_up(model, sample)
     if settings.device == "cuda":
+        # Last, because it runs the model at its largest: one that is wrong is refused before.
         check_room(model, sample, settings.gpu_reserve_bytes)
     return model
 

@@ -73,12 +73,14 @@ def run_ahead(
 
     def first() -> tuple[Told, dict[str, NDArray[Any]]]:
         told, work = ahead[0]
+        # Still in `ahead` meanwhile: if waiting for it is broken off, it is left with the others.
         found = model.batcher.result(work)
         ahead.popleft()
         return told, {kinds[name]: values for name, values in found.items()}
 
     try:
         for told, values in chunks:
+            # Between chunks, because a film of thousands of frames may take minutes.
             context.check()
             ahead.append((told, model.submit({tensor.name: values}, context)))
             # One chunk runs while the next one is prepared. More would only take memory in every

@@ -56,6 +56,7 @@ def draw_slide_map(
     side = grey.shape[1]
     paint = np.array([[int(one[at : at + 2], 16) for at in (1, 3, 5)] for one in colors])
     over = paint[scores.argmax(axis=1)][:, np.newaxis, np.newaxis]
+    # NaN becomes 0: a tile without a class stays grey.
     opacity = (OPACITY * np.nan_to_num(scores.max(axis=1)))[:, np.newaxis, np.newaxis, np.newaxis]
     painted = (grey[..., np.newaxis] * (1 - opacity) + over * opacity).round()
     canvas = np.full((grid[0] * side, grid[1] * side, 3), WHITE, np.uint8)

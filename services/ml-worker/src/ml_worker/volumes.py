@@ -60,6 +60,7 @@ class Volume:
 def series_of(image: dicom_pb2.RenderedImage) -> tuple[object, ...]:
     """What the images of one volume have in common."""
     numbers = (*image.image_orientation, *image.pixel_spacing_mm)
+    # Rounded, because slices of one series may differ in the last digit.
     place = tuple(f"{number:.4f}" for number in numbers)  # what is not a number equals itself
     own = image.series_instance_uid or image.sop_instance_uid or image.pixels
     certificate = image.certificate
@@ -138,6 +139,8 @@ def _turn(directions: NDArray[np.float64], limits: VolumeLimits) -> list[tuple[i
     for axis in (2, 1, 0):
         along = directions[:, axis]
         nearest = int(np.abs(along).argmax())
+        # Two axes of a slanted volume may be nearest to the same one of the patient, and then
+        # nothing fits.
         if abs(along[nearest]) < np.cos(np.radians(limits.tilt_degrees)):
             raise NotForThisImageError(
                 f"it needs slices within {limits.tilt_degrees:g} degrees of an axis of the patient"

@@ -183,6 +183,8 @@ class Waiting:
         shares = {work: 0 for works in lines for work in works}
         there = sum(work.samples - work.taken for work in shares)
         for _ in range(self._fitting(min(there, limit(first)))):
+            # Sample by sample and owner by owner: a job of 10,000 images does not keep others from
+            # the run.
             works = lines.popleft()
             shares[works[0]] += 1
             if works[0].taken + shares[works[0]] == works[0].samples:
@@ -207,6 +209,7 @@ class Waiting:
         # wait for ever.
         shapes = next(iter(self._owners.values()))[0].shapes
         for works in self._owners.values():
+            # Other shapes of the same owner wait for a run of their own.
             if same := [work for work in works if work.shapes == shapes]:
                 yield same
 
@@ -214,6 +217,7 @@ class Waiting:
         """So many of the samples that hardly any filling is needed."""
         above = next((rung for rung in self._ladder if rung >= samples), samples)
         below = [rung for rung in self._ladder if rung <= samples]
+        # Filling costs as much as samples do: rather a full run now, and the rest after it.
         if below and (above - samples) / above > MOST_PADDING:
             return below[-1]
         return samples

@@ -42,6 +42,7 @@ def read_sample(manifest: Manifest, data: bytes) -> Sample:
         array = sample[tensor.name]
         if not isinstance(array, np.ndarray):  # NumPy gives a member that is no array as bytes
             raise _wrong(f"has {tensor.name}, which is no array")
+        # A sample of another type would test a cast, and not the model.
         if array.dtype.name != tensor.dtype or not fits(array.shape, tensor.shape):
             raise _wrong(
                 f"has {tensor.name} as {array.dtype.name} of shape {list(array.shape)}; model.toml "
@@ -68,6 +69,7 @@ def difference(
     else:
         right = found == expected
     share = 1 - float(right.mean()) if right.size else 0.0
+    # Processors round differently at the edge of a class, so label maps may differ in a few voxels.
     if share <= warm_up.differing_share:
         return None
     return (

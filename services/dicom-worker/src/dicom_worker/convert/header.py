@@ -35,6 +35,7 @@ def tidy(file: DicomFile) -> None:
     if not file.little_endian:
         swap(header)
     for keyword in OFFSET_TABLES:
+        # They are offsets into the old encoding, and a reader would look for frames there.
         header.pop(keyword, None)
     # What was lost stays lost in every later encoding (PS3.3 C.7.6.1.1.5).
     if file.transfer_syntax in LOSSY_BY_NATURE and text(header, "LossyImageCompression") != "01":

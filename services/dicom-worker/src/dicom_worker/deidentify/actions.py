@@ -199,6 +199,8 @@ class Cleaner:
             self.values.allow(element, place.encodings)
         else:
             self._remember(element, code, place)
+        # In a sequence of dummies nothing stays by an option: one value that does would give the
+        # others away.
         scrub = place.mode == "scrub" and element.vr not in REFERENCES
         if scrub and code in ("K", "C"):
             code = action.fallback

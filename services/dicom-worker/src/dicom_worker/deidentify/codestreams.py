@@ -120,6 +120,7 @@ def needed_segment(marker: int, body: bytes) -> bytes | None:
     # Decoders skip some of the others (DNL), and stop at the rest: none is of use to any.
     if is_whole is None:
         return None
+    # A segment with room for more than its tables has something else in it.
     if not is_whole(body):
         raise refused()
     return body

@@ -166,6 +166,7 @@ class Reader:
         if after > end:
             raise truncated()
         # A writer that did not know the attribute; we do.
+        # As UN it would be a binary value, which no sweep looks at.
         if vr == "UN" and vr_of(tag) in STRING_VRS:
             vr = vr_of(tag)
         if vr == "SQ" or (vr == "UN" and explicit and vr_of(tag) == "SQ"):

@@ -56,6 +56,7 @@ def strokes(values: NDArray[Any], outline: Outline) -> NDArray[np.float32]:
     part = np.nan_to_num(values[top : bottom + 1, left : right + 1].astype(np.float32))
     grey = part if part.ndim == 2 else part.mean(axis=-1)  # noqa: PLR2004 - rows, columns
     height = float(min(cv2.minAreaRect(outline)[1]))
+    # What is broader than a letter moves from frame to frame; strokes stand still.
     fine = grey - cv2.GaussianBlur(grey, (0, 0), max(1.0, height / 2))
     # A text that fills the frame is known by fewer pixels just as well.
     step = max(1, int(np.ceil(np.sqrt(fine.size / MAX_PIXELS))))

@@ -165,6 +165,7 @@ class Identifiers:
                 Reason.IMAGE_TOO_LARGE,
                 f"The header names people and places by more than {MAX_SEARCHED} words.",
             )
+        # A patient may be called Head or Long: words of the standard would be found in every file.
         common = {each for each in words | texts if is_common(each)}
         numbers = {each for each in words | texts if each.isdigit()}
         weak = common | {each for each in numbers if len(each) < MIN_NUMBER_BYTES}

@@ -108,6 +108,7 @@ def deidentify(
         identifiers = cleaner.values.identifiers
         identifiers.written |= words_of(stated)
         stated += masked.changed if masked else ()
+        # What somebody said before of de-identification would stand beside what is true now.
         kept = [each for each in kept if each.tag not in {new.tag for new in stated}] + stated
         sought = identifiers.search()
         # Only now is every identifier known: an early text may hold a name that a late attribute
@@ -187,6 +188,7 @@ def clean_header(original: Original, key: Key, options: Options) -> tuple[Cleane
     FluoroError as `refuse`.
     """
     header = original.header
+    # Before anything is cleaned, so that a refused file leaves nothing half done.
     refuse(header, options)
     values = Values(key, patient(key, who(header)), original.fetch)
     cleaner = Cleaner(policy(header.text(SOP_CLASS), options), values)

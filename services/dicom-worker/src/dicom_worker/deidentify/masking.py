@@ -83,6 +83,7 @@ def patch(file: DicomFile, image: Image, planned: Plan, path: Path, check: Check
     # Words of two bytes were swapped as such, also where each byte is a pixel (PS3.5 A.3).
     swapped = not file.little_endian and image.bits_allocated == 8 and file.pixels.vr == "OW"  # noqa: PLR2004 - bits of a byte
     size = image.frame_bits // 8
+    # Mapped: of a large file only the masked cells are written.
     raw = np.memmap(path, np.uint8, "r+", file.pixels.offset, (file.pixels.length,))
     for index, frame in enumerate(uncertified_frames(file)):
         check()

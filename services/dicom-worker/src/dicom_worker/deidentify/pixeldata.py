@@ -75,6 +75,7 @@ def copy_native(
     if size is not None and size + size % 2 < length:
         length = size + size % 2
         removed["after the image"] += 1
+    # The length comes first, so all that is dropped has to be known by now.
     target.write(writer.header(element.tag, element.vr, length))
     stream = source
     if isinstance(span, Span):

@@ -134,6 +134,7 @@ def candidates(view: Picture) -> Iterator[NDArray[np.float32]]:
     mask = (probability > PROBABILITY).astype(np.uint8)
     mask = cv2.dilate(mask, np.ones((2, 2), np.uint8))
     contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    # The largest first: what the limit cuts off is the smallest, and is seen in the next round.
     for contour in sorted(contours, key=cv2.contourArea, reverse=True)[:MAX_CANDIDATES]:
         centre, (width, height), angle = cv2.minAreaRect(contour)
         if min(width, height) < MIN_SIDE or mean_inside(probability, contour) < BOX_PROBABILITY:

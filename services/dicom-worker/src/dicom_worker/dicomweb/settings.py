@@ -88,6 +88,7 @@ class DicomwebSettings(BaseSettings):
             return ""
         try:
             with (self.credentials_folder / server).open("rb") as file:
+                # One byte more than allowed tells a longer file, of any size.
                 text = file.read(MAX_CREDENTIALS_BYTES + 1).decode().strip()
         except FileNotFoundError:
             return ""

@@ -115,6 +115,7 @@ def keyed(wanted: Iterable[Listed]) -> dict[str, Place]:
     in_order = sorted(wanted, key=lambda one: (series_of(one), one.number, one.place.instance))
     for number, (_, series) in enumerate(groupby(in_order, series_of), 1):
         for position, one in enumerate(series):
+            # Keys come from the order and not from UIDs: they stand in names and logs.
             keys[f"series-{number}/{position:04}"] = one.place
     return keys
 
@@ -144,6 +145,7 @@ def fetched(
         context.cancelled.wait(pause)
         pause *= 2
     syntax, instances = identity(file)
+    # A server may answer with another instance, and it would be filed under this one's name.
     if instances != {place.instance}:
         raise FluoroError(Reason.PACS_ANSWER_INVALID, "The server sent another instance.")
     return FetchedInstance(

@@ -144,6 +144,7 @@ class Batch:
         if not outcome.stored and not was_there:
             self.result.refused.add(input=item.input, item=item.key, failure_reason=outcome.failure)
             raise refused(outcome.failure)
+        # A server that keeps its own version has stored nothing of ours, whatever it says.
         if (was_there or self._verify) and not self._has(instance):
             raise conflict()
         self.result.instances.add(

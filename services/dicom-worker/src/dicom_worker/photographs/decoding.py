@@ -186,6 +186,7 @@ class Pictures:
         size = (found.columns, found.rows)
         if self._is_upright() and found.orientation > 4:  # noqa: PLR2004 - from 5 on, rows are columns
             size = size[::-1]
+        # The array was promised to have the size that the walk found, and memory was made for that.
         if image.size != size:
             raise RefusedError(Refusal.BROKEN)
         image.load()

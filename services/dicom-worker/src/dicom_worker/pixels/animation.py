@@ -73,6 +73,7 @@ class WebpWriter:
     def finish(self) -> None:
         """Writes the size of the whole."""
         size = self.stream.tell()
+        # RIFF's size counts what follows the first 8 bytes.
         self.stream.seek(4)
         self.stream.write(number(size - 8, 4))
 
@@ -98,6 +99,8 @@ class GifWriter:
         image = PilImage.fromarray(picture)
         # A grey frame has at most 256 values already. Quantizing would only lose some of them.
         if image.mode != "L":
+            # A GIF has 256 colours at most. A palette for each frame keeps them close to the
+            # frame's own.
             image = image.quantize(256)
         for block in getdata(image, duration=self.frame_ms, include_color_table=True):
             self.stream.write(block)

@@ -128,6 +128,7 @@ def packbits(data: bytes, frame: FrameSpec, room: memoryview) -> NDArray[Any]:
 
 def scratch(size: int) -> NDArray[np.uint8]:
     """So many bytes, until the next call. Fresh ones cost as much as a decoder's work on them."""
+    # A large one is not kept: the child lives on, and its memory is limited.
     if size > MOST_SCRATCH_BYTES:
         return np.empty(size, np.uint8)
     global _scratch  # noqa: PLW0603 - of this process, which does one thing at a time

@@ -163,6 +163,7 @@ def parse_j2k(frame: bytes) -> CodeStream:
     # DICOM has one Bits Allocated and one Pixel Representation for all samples.
     if len(components) != 1:
         raise ValueError("components differ")
+    # The highest bit of Ssiz is the sign, the others are the depth less 1 (ISO/IEC 15444-1 A.5.1).
     depth, x_step, y_step = components.pop()
     # Rows and Columns hold for all samples alike.
     if (x_step, y_step) != (1, 1):

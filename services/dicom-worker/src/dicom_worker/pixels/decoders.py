@@ -154,6 +154,7 @@ def uncertified_frames(file: DicomFile) -> Iterator[StoredFrame]:
             Reason.TRANSFER_SYNTAX_UNSUPPORTED,
             f"There is no decoder for Transfer Syntax {file.transfer_syntax}.",
         )
+    # Before anything else, because the checks after it allocate by what the header claims.
     check_budget(file.image)
     check_encoding(file.image, codec)
     if (file.pixels.length is not None) != (codec is NATIVE):
@@ -298,6 +299,7 @@ def encapsulated_frames(file: DicomFile, image: Image, codec: Codec) -> Iterator
     """
     assert file.pixels is not None
     with file.path.open("rb") as stream:
+        # One frame ahead and no more: the child has two memories, and one of them is being read.
         begun: Callable[[], StoredFrame] | None = None
         for fragments in group_frames(stream, file.pixels.fragments, image.frames):
             following = begin_fragments(stream, fragments, file.transfer_syntax, image, codec)

@@ -127,6 +127,7 @@ def image_of(header: Dataset, pixels: Element) -> Image:
         raise FluoroError(
             Reason.DICOM_INVALID, "Bits Allocated is neither 1 nor a multiple of 8 (PS3.5 8.1.1)."
         )
+    # Decoders would fill up what is missing, and a picture that was cut off would look whole.
     if pixels.length is not None and pixels.length < image.native_bytes:
         raise truncated()
     return image

@@ -59,9 +59,13 @@ def fills_scan(frame: bytes, samples: Plane) -> bool:
             return False
     planes = [samples] if samples.ndim == 2 else list(np.moveaxis(samples, -1, 0))  # noqa: PLR2004 - grey
     subsampled = any(factors != 0x11 for factors in frame_header[7::3])  # noqa: PLR2004 - 1 and 1
+    # With several scans, or subsampling, samples of the planes do not stand side by side in the
+    # data.
     if len(scans) != 1 or scans[0][0] != len(planes) or subsampled:
         return False
     predictor, _, transform = scans[0][-3:]
+    # A point transform drops the lowest bits, so samples no longer tell the size of their
+    # differences.
     if predictor not in PREDICTORS or transform:
         return False
     bits = 0

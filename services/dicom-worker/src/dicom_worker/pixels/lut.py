@@ -31,6 +31,7 @@ class Lut:
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
         """The outputs, of the same shape. Floats are rounded: a table has whole inputs."""
         integers = values if np.issubdtype(values.dtype, np.integer) else np.rint(values)
+        # Wide before the subtraction: an unsigned input below the first one would wrap around.
         index = np.clip(integers.astype(np.int64) - self.first, 0, len(self.entries) - 1)
         return self.entries[index]
 

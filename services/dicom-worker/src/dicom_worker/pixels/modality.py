@@ -95,6 +95,7 @@ def modality_of(header: Dataset, frame: int, *, little_endian: bool) -> Modality
     if table := item(header, "ModalityLUTSequence"):
         lut = lut_of(table, little_endian=little_endian, signed=is_signed(header))
         return Modality(lut=lut, unit=unit_of(header, text(table, "ModalityLUTType") or "US"))
+    # RT Dose has Dose Grid Scaling instead. A rescale beside it is a leftover.
     if text(header, "Modality") == "RTDOSE":
         return dose_of(header)
     source = macro(header, frame, MACRO)

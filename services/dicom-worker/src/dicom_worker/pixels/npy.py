@@ -46,6 +46,7 @@ class NpyWriter:
             self.dtype, self.shape = frame.dtype, frame.shape
             # The header needs the number of frames and the final dtype, so `close` writes it.
             self.path.write_bytes(bytes(HEADER_BYTES))
+        # NumPy would write it all the same, and every later frame would lie in the wrong place.
         if frame.shape != self.shape:
             raise ValueError(f"frame {at} has shape {frame.shape}, the first has {self.shape}")
         # Integers fit into floats and not the other way: a later frame of integers becomes floats.

@@ -40,6 +40,7 @@ class Overlay:
 
     def draw(self, pixels: NDArray[np.uint8], frame: int) -> None:
         """Paints it white over the picture of frame `frame`, (rows, columns) or (…, 3)."""
+        # An overlay may begin at a later frame, and end before the last (PS3.3 C.9.3).
         number = frame - self.first_frame
         if not 0 <= number < self.frames:
             return

@@ -205,6 +205,7 @@ class Album(ExitStack):
         super().__init__()
         self.pictures = Pictures(first=chosen[0])
         self._wanted, self._chosen, self._folder = wanted, chosen, folder
+        # Decided before the first frame, because no frame is seen twice.
         self._tiles = spread(chosen, wanted.tiles) if wanted.tiles else frozenset()
         self._moving: frozenset[int] = frozenset()
         self._animation: AnimationFile | None = None

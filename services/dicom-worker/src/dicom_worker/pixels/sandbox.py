@@ -166,6 +166,7 @@ class Sandbox:
         return self._answer(ticket)
 
     def _begin(self, request: dict[str, Any], data: bytes, room: int) -> Ticket:
+        # Pixels begin on a page of their own, aligned for values of any size.
         start = -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
         with self._turn:
             # The child answers in order. The reply of the request before must be read first, or it
@@ -253,6 +254,8 @@ class Sandbox:
         self.close()
         if -code in CRASHES:
             return FluoroError(Reason.PIXELS_UNDECODABLE, "The decoder crashed on the pixel data.")
+        # By another signal: the kernel's killer of processes most likely, which another attempt may
+        # escape.
         if code < 0:
             return FluoroError(Reason.WORKER_LOST, "The decoder's process was killed.")
         return FluoroError(Reason.INTERNAL, f"The decoder's process ended with exit code {code}.")

@@ -60,6 +60,7 @@ class Sheets:
         series = self.series.setdefault(text(header, "SeriesInstanceUID"), [])
         number = decimals(header, "InstanceNumber")
         for frame, picture in tiles:
+            # On disk, because a task may have thousands of images and sheets come last.
             path = self.folder / f"tile-{sum(map(len, self.series.values()))}.npy"
             np.save(path, picture)
             where = place(header, frame)

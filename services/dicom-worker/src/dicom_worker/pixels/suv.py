@@ -98,12 +98,15 @@ def suv_factor(header: Dataset) -> float:
         raise unavailable("Radiopharmaceutical Information is missing.")
     weight = positive(header, "PatientWeight")
     dose = positive(tracer, "RadionuclideTotalDose")
+    # A dose a million times too small makes values a million times too large, which look like a hot
+    # lesion.
     if dose < LEAST_DOSE_BQ:
         raise unavailable("Radionuclide Total Dose is not in becquerel.")
     correction = text(header, "DecayCorrection")
     if correction == "START":
         half_life = timedelta(seconds=positive(tracer, "RadionuclideHalfLife"))
         dose *= 0.5 ** (since_injection(header, tracer) / half_life)
+    # NONE leaves each frame at a time of its own, and no one factor is right.
     elif correction != "ADMIN":
         raise unavailable("Decay Correction is neither START nor ADMIN.")
     # Patient's Weight is in kilograms, SUV in grams per millilitre.

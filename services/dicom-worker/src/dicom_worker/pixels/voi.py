@@ -115,6 +115,7 @@ def transform_of(
     """
     if choice.window:
         return choice.window
+    # A preset for CT means nothing for other values: those keep the file's own window.
     if choice.hounsfield and unit == "HU":
         return choice.hounsfield
     source = macro(header, frame, "FrameVOILUTSequence")
@@ -176,6 +177,7 @@ def full_range(values: NDArray[Any], ignored: NDArray[np.bool_]) -> Window:
 
     Only values that are numbers and not `ignored` count.
     """
+    # Padding is far below all tissue, and would leave the image with a few greys.
     shown = values[~ignored & np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 0.0)
     # The +1 makes the LINEAR formula reach black at `low` and white at `high`, no sooner.

@@ -157,6 +157,7 @@ def chosen(tiff: TiffFile, micrometres: float) -> tuple[TiffPage, Level]:
     Label and overview are never among them: they have another shape than the slide, or strips.
     """
     pages = tiff.pages
+    # Each directory is parsed, and a hostile file may have millions.
     if len(pages) > PAGES:
         raise RefusedError(Refusal.SLIDE_PAGES)
     tiled = [

@@ -175,6 +175,7 @@ def dose_position(first: Vector, normal: Vector, offsets: list[float], frame: in
 def position_of(find: Find) -> Vector:
     """Image Position (Patient) (0020,0032) of a frame."""
     found = decimals(find("PlanePositionSequence"), "ImagePositionPatient")
+    # A position beyond the scanner would make one volume of kilometres.
     if len(found) != AXES or max(map(abs, found)) > FAR_MM:
         raise unusable("Image Position (Patient) is missing or impossible.")
     return found[0], found[1], found[2]

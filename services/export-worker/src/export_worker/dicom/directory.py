@@ -108,6 +108,7 @@ class Directory:
         size = sum(len(ITEM) + 4 + len(record.data) for *_, record in fresh)
         # Before anything is entered: a refused instance leaves no half of its records.
         if size > INSTANCE_BYTES or self._size + size > LIMIT_BYTES:
+            # The instance is left out of the list, and stays in the archive.
             raise FluoroError(Reason.IMAGE_TOO_LARGE, "Its records are too large for a DICOMDIR.")
         self._size += size
         for parent, key, record in fresh:  # once all could be encoded

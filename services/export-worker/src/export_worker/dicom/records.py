@@ -259,6 +259,7 @@ def told(header: Dataset, keyword: str) -> DataElement | None:
     if not has(header, keyword):
         return None
     element = header[keyword]
+    # A hostile file may call a name a sequence, and the record would be written so.
     if dictionary_VR(keyword) != element.VR or not is_sound(element):
         return None
     if element.VR == "SQ":

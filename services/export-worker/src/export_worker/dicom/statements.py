@@ -66,6 +66,8 @@ def statements_of(images: Sequence[Image]) -> Iterator[Statements]:
             ran = {identity(model): model for one in told for model in one.models}
             key: tuple[object, ...] = (
                 step,
+                # Shares of a step may have met different versions of a model, and a report names
+                # those of all its groups.
                 frozenset(ran),
                 *image.source.subject,
                 image.source.series,
@@ -139,6 +141,7 @@ def groups_of(
     names = [part for part in told.part if isinstance(part, str)]
     measures = [one for one in told.known if one.box is None]
     if told.count is not None:
+        # First, because a reader wants to know how many before the score of each.
         measures.insert(0, Measure("Number of objects", told.count))
     about = told.said.of if told.said else None
     types = types_of(measures)

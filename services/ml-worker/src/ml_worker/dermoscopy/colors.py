@@ -38,6 +38,7 @@ class Colors:
 
 def colors(lesion: Lesion) -> Colors:
     """Gives each point of the lesion the nearest reference, or that of the skin."""
+    # Smoothed, because noise would scatter one colour over several references.
     lab = np.stack(
         [ndimage.gaussian_filter(lesion.lab[..., band], 1.5) for band in range(3)], axis=-1
     )

@@ -74,6 +74,7 @@ def prepare(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Lesion:
     scale = DIAMETER_PIXELS / side
     cut = inside[rows, columns]
     shape = tuple(max(1, round(length * scale)) for length in cut.shape)
+    # Enlarging needs no smoothing, which would soften borders that are to be judged.
     smooth = scale < 1
     small = resize(image[rows, columns], shape, order=1, anti_aliasing=smooth)
     lesion = resize(cut.astype(np.float32), shape, order=1, anti_aliasing=smooth) >= 0.5  # noqa: PLR2004 - half of a pixel

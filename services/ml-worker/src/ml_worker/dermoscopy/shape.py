@@ -110,6 +110,7 @@ def border(lesion: Lesion) -> Border:
     inside = ndimage.distance_transform_edt(lesion.mask)
     outside = ndimage.distance_transform_edt(~lesion.mask)
     rows, columns = np.indices(lesion.mask.shape)
+    # Rows run downwards, so the difference is turned round to count angles upwards.
     direction = np.arctan2(lesion.center[0] - rows, columns - lesion.center[1]) % (2 * np.pi)
     eighth = (direction * EIGHTHS / (2 * np.pi)).astype(np.int64) % EIGHTHS
     contrast, sharpness = [], []
@@ -136,6 +137,7 @@ def _difference(
     within, beyond = (
         where & (distance >= band[0]) & (distance <= band[1]) for distance in (inside, outside)
     )
+    # A lesion at the edge of the image has no skin on that side.
     if not within.any() or not beyond.any():
         return 0.0
     return float(np.linalg.norm(lab[within].mean(axis=0) - lab[beyond].mean(axis=0)))

@@ -129,6 +129,7 @@ def _spots(
     for row, column, sigma in blobs:
         at = (int(row), int(column))
         radius = sigma * np.sqrt(2)
+        # blob_log finds places by the shape of the light, however faint.
         if not core[at] or darkness[at] < least or _on_line(lines, at, radius):
             continue
         dots += radius < GLOBULE_RADII[0]
@@ -159,6 +160,7 @@ def _streaks(lines: NDArray[np.bool_], center: tuple[float, float]) -> int:
         row, column = region.centroid
         outwards = np.array([row - center[0], column - center[1]])
         along = np.array([np.cos(region.orientation), np.sin(region.orientation)])
+        # A line has no direction of its own, so the sign says nothing.
         cosine = abs(float(outwards @ along)) / max(1e-6, float(np.linalg.norm(outwards)))
         count += int(cosine > 0.85)  # noqa: PLR2004 - within some 30 degrees
     return count

@@ -29,6 +29,7 @@ class InferenceServer:
         assert settings.address is not None  # the caller looked
         self._server = grpc.server(
             ThreadPoolExecutor(settings.calls, thread_name_prefix="inference"),
+            # As many as threads: calls beyond them would wait in a queue without an end.
             maximum_concurrent_rpcs=settings.calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -72,6 +73,7 @@ def warm_up() -> Registry:
     """Opens the models of this process, and serves them if the settings name an address."""
     settings = from_environment(InferenceSettings)
     models = open_models()
+    # The warm-up may be asked for again; the port is taken then, by ourselves.
     if settings.address is not None and not _running:
         _running.append(InferenceServer(models, settings))
     return models

@@ -140,6 +140,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         model = self._models.find(request.model_name, request.model_version)
         outputs = wanted_outputs(request, model.manifest)
         inputs = read_inputs(request, model.manifest)
+        # Reading and checking come before: a call that is refused takes no turn.
         with _within(self._call_seconds, context) as caller:
             found = model.run(inputs, caller)
         response = wire.ModelInferResponse(
@@ -169,6 +170,7 @@ def _within(seconds: float, context: Context) -> Iterator[Alone]:
     try:
         yield caller
     except CancelledAttempt:
+        # Both set the same event, and only this tells the two ends apart.
         if is_late.is_set():
             raise _CallEndedError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -41,6 +41,7 @@ def read_inputs(request: wire.ModelInferRequest, manifest: Manifest) -> dict[str
 
     FluoroError INVALID_ARGUMENT if they are not what the model takes. Values are not repeated.
     """
+    # Parameters change what is asked for. To ignore them would answer another question.
     if request.parameters:
         raise refused("this server knows no parameters of extensions")
     found = {tensor.name: tensor for tensor in request.inputs}

@@ -91,6 +91,7 @@ def find_in_image(
     file = item.folder / "label-map.npy"
     found = segment(model, tensor, pixels, image, file, context)
     window = image.window if image.HasField("window") else None
+    # One picture for each image: a film has thousands of frames, and the label map has them all.
     drawing = draw_overlay(pixels[0], found.preview, manifest, window)
     finding.label_map = item.put("label-map", ".npy", "label-map", "application/x-npy", file)
     finding.overlay = item.put("overlay", ".png", "overlay", "image/png", drawing)

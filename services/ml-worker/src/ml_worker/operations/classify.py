@@ -76,6 +76,7 @@ def suited_input(model: "Model", first: "Model") -> Input:
     """
     output = model.manifest.output("classes")
     tensor = frames_input(model)
+    # Where several labels may be true, a mean over models tells of no class.
     if tensor is None or not isinstance(output, Classes) or not output.exclusive:
         raise wrong_kind(
             model, "ClassifyImages needs a model of single frames that gives exclusive classes."
@@ -106,6 +107,7 @@ def scores_of(
     assert isinstance(output, Classes)  # `suited_input` looked
     for _, found in show(model, tensor, pixels, image, context):
         scores = probabilities(output, found["classes"])
+        # NaN is below every threshold, so a model that does not tell calls nothing novel.
         unknown = np.full(len(scores), np.nan)
         yield scores, found.get("novelty", unknown).astype(np.float64)
 

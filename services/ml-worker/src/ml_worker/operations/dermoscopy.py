@@ -75,6 +75,7 @@ def assess_all(
         try:
             found = assess(first[0], inside, scale)
         except LesionRefusedError as error:
+            # Not a failure: an image without a lesion, or without skin around it, has no score.
             raise NotForThisImageError(str(error)) from error
         lesion = told_lesion(found)
         lesion.input, lesion.item = item.input, item.key
@@ -115,6 +116,7 @@ def label_of_lesion(model: "Model") -> int:
 def scale_of(image: dicom_pb2.RenderedImage) -> float | None:
     """Side of a pixel in millimetres, if the image tells one and pixels are square."""
     match list(image.pixel_spacing_mm):
+        # The rule's diameters need one scale; pixels that are not square have two.
         case [row, column] if row > 0 and math.isclose(row, column, rel_tol=0.01):
             return (row + column) / 2
         case _:

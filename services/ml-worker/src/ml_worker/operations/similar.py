@@ -77,6 +77,7 @@ def read_images(
     count = size = 0
     for part, entry, item in zip(parts, entries, context.each("read"), strict=True):
         with item:
+            # Vectors of a step that did not tell of them may be of any model.
             if entry is None and part.role != JOB_INPUT:
                 raise not_as_told()
             vectors = read_vectors(item.fetch(part), entry)
@@ -188,6 +189,7 @@ def compare(
         rows = everything[[starts[place] + frame for place, frame in block]]
         # Rounding takes products of unit vectors a little beyond 1.
         cosines = np.round(np.clip(rows @ everything.T, -1, 1), DECIMALS)
+        # An image is as like as its most similar frame.
         best = np.maximum.reduceat(cosines, starts, axis=1)
         for (place, frame), row, nearest in zip(block, cosines, best, strict=True):
             image = images[place]

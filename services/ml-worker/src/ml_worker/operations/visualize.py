@@ -46,6 +46,7 @@ def visualize(
         return show_changes(request, context, model, tensor)
     labels = model.manifest.labels
     place = request.label if request.HasField("label") else None
+    # Before the first image, because it is the request that is wrong.
     if place is not None and place >= len(labels):
         raise FluoroError(
             Reason.CHOICE_UNAVAILABLE,

@@ -40,6 +40,7 @@ def sample(**arrays: NDArray[Any]) -> bytes:
 
 def threshold(novelties: NDArray[np.float64]) -> float:
     """With some room above nearly all of the training data."""
+    # A quantile and not the maximum: one odd picture would make everything look known.
     return round(1.15 * float(np.quantile(novelties, LISTED)), 1)
 
 

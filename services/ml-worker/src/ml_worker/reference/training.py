@@ -57,6 +57,7 @@ def whitening(values: Numbers) -> Numbers:
     It is the Mahalanobis distance from the training data, with a covariance drawn towards the unit
     matrix.
     """
+    # Features that depend on each other have no inverse, and the unit matrix gives them one.
     covariance = 0.95 * np.cov(values, rowvar=False) + 0.05 * np.eye(values.shape[1])
     return np.linalg.cholesky(np.linalg.inv(covariance))
 
