@@ -24,11 +24,11 @@ from fluoro_jobs.ledger.origins import Origins
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
-from export_worker.dicom.codes import CODE_VALUE, SIDED, located
 from export_worker.dicom.origin import algorithm_name, lo, statement
+from export_worker.fhir_codes import DCM, concept_of
 from export_worker.findings import Class, Told, class_of, told_of
 from export_worker.images import key_of, model_of, models_behind, results
-from export_worker.wording import job_time, printable
+from export_worker.wording import job_time
 
 Resource = dict[str, Any]
 
@@ -42,18 +42,7 @@ FOUND: Final = (
 )
 """Results with something for an electronic record."""
 NO_ORIGINS: Final = Origins([], [])
-DCM: Final = "http://dicom.nema.org/resources/ontology/DCM"
 UCUM: Final = "http://unitsofmeasure.org"
-SYSTEMS: Final = {
-    "SCT": "http://snomed.info/sct",
-    "LN": "http://loinc.org",
-    "DCM": DCM,
-    "RADLEX": "urn:oid:2.16.840.1.113883.6.256",
-    "NCIt": "http://ncicb.nci.nih.gov/xml/owl/EVS/Thesaurus.owl",
-    "UMLS": "http://www.nlm.nih.gov/research/umls",
-    "FMA": "urn:oid:2.16.840.1.113883.6.119",
-}
-"""What FHIR calls the coding schemes of PS3.16 table 8-1. A code of another means nothing here."""
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 UID_CHARACTERS: Final = 64
 CODE_STRING: Final = re.compile(r"[A-Z0-9_]+")
@@ -438,33 +427,6 @@ def of_volume(
             "method": {"text": "Measured in the series as a whole"},
             "component": components(one),
         }
-
-
-def concept_of(of: Class) -> Resource:
-    """CodeableConcept of a class: codes of its manifest, else of its name where that is known."""
-    codings = [
-        {"system": SYSTEMS[one.scheme], "code": one.value, **displayed(one.meaning)}
-        for one in of.codes
-        if one.scheme in SYSTEMS and CODE_VALUE.fullmatch(one.value)
-    ]
-    if not codings:
-        known = SIDED.get(of.name.lower()) or located(of)[0]
-        # A code of our own scheme means nothing to an electronic record; the words do.
-        if known.scheme_designator in SYSTEMS:
-            codings = [
-                {
-                    "system": SYSTEMS[known.scheme_designator],
-                    "code": known.value,
-                    "display": known.meaning,
-                }
-            ]
-    return {**({"coding": codings} if codings else {}), "text": of.text}
-
-
-def displayed(meaning: str) -> Resource:
-    """What a code means, if that can be read."""
-    text = printable(meaning)
-    return {"display": text} if text else {}
 
 
 def components(measured: ml_pb2.Measurement) -> list[Resource]:

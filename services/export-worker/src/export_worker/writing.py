@@ -85,11 +85,7 @@ def write(
         setter = Typesetter(report, context.scratch, template, folder)
         # The setter names characters that no font holds. The web page is to say the same.
         report, pages = setter.report, setter.pages
-        if Format.FORMAT_PDF in formats:
-            context.progress("store", 0, 1)
-            context.put(f"{name}.pdf", "report", "application/pdf", setter.pdf)
-        if formats & {Format.FORMAT_PNG, Format.FORMAT_JPEG}:
-            _put_pictures(name, formats, setter.pictures(), context)
+        _put_set(name, formats, setter, context)
     if Format.FORMAT_HTML in formats:
         context.put(f"{name}.html", "report", "text/html", webpage(report, context.scratch))
     context.progress("store", 1, 1)
@@ -128,6 +124,17 @@ def _refuse_empty(template: str, report: Report) -> None:
         raise FluoroError(
             Reason.NO_APPLICABLE_INPUT, f"The results cannot fill the template: {why}."
         )
+
+
+def _put_set(
+    name: str, formats: set["Format.ValueType"], setter: Typesetter, context: StepContext
+) -> None:
+    """What typst makes: the PDF, and pictures of its pages."""
+    if Format.FORMAT_PDF in formats:
+        context.progress("store", 0, 1)
+        context.put(f"{name}.pdf", "report", "application/pdf", setter.pdf)
+    if formats & {Format.FORMAT_PNG, Format.FORMAT_JPEG}:
+        _put_pictures(name, formats, setter.pictures(), context)
 
 
 def _put_pictures(
