@@ -233,6 +233,7 @@ def _of_slide(
         for each in slide.classes
     ]
     if slide.novel_tiles:
+        # Listed with the classes, or their shares would not add up to the whole.
         measurements.append(
             ml_pb2.Measurement(
                 label=NO_CLASS,

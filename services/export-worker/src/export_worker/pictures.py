@@ -100,6 +100,7 @@ def beside(sight: Sight, words: Words) -> Classified:
         "rows": [
             {
                 "name": row_name(row, words),
+                # Scores and likenesses are no probabilities, so they get no percent sign.
                 "percent": words.number(row.value, 2),
                 "share": wording.share(row.value),
             }

@@ -160,6 +160,7 @@ def judged(
     else:
         why = ABSTAINED.get(frame.verdict)
         said = words(why) if why else words("abstained")
+        # Told as a fact and not as the verdict: the models abstain.
         facts = [words("most_probable_is", name=name, mean=mean), agreement]
         facts.append(words("abstained_note"))
     return {

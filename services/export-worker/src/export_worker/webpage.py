@@ -178,6 +178,7 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
     for finding in image["findings"]:
         counted = "tiles" if finding["of_tiles"] else "voxels"
         head = _words(words, f"class {counted} share volume mean")
+        # A mean without its unit is a number that anybody may misread.
         head[-1] = f"{head[-1]} {finding['unit']}".strip()
         rows_ = [
             [row["name"], row["voxels"], row["percent"], row["volume"], row["mean"]]

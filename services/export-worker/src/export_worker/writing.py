@@ -49,6 +49,7 @@ def write(
     NO_APPLICABLE_INPUT if the results cannot fill the template, REPORT_FAILED if it cannot be set.
     """
     folder = ReportSettings().folder
+    # Before anything is fetched: a wrong style fails the attempt in its first moment.
     style = style_of(style, folder)
     words = words_of(style.language)
     template = template or TEMPLATES[0]

@@ -16,6 +16,7 @@ MOST_THREADS: Final = 16
 def run_threads() -> int:
     """Threads of one run: a processor each, as far as the cgroup's quota goes."""
     there = len(os.sched_getaffinity(0))
+    # A quota of half a processor still needs a thread.
     return max(1, min(there, MOST_THREADS, round(quota() or there)))
 
 

@@ -206,6 +206,7 @@ def distinct(boxes: Numbers, labels: NDArray[np.int64], overlap: float, most: in
     left, top, right, bottom = np.ascontiguousarray(boxes.T)
     areas = (right - left) * (bottom - top)
     for place in range(len(boxes)):
+        # Before the comparison, which takes most of the time.
         if len(kept) == most:
             break
         if not is_open[place]:

@@ -37,11 +37,13 @@ def check_device(device: Device) -> None:
             "Install the extra `gpu`, not `cpu`."
         )
     if device == "cuda":
+        # CUDA's libraries come in wheels, where the system's loader does not look.
         ort.preload_dlls()
 
 
 def check_wheels(installed: Sequence[str], device: Device) -> None:
     """DeviceMissingError if both wheels are there and a GPU is demanded."""
+    # On a CPU either of them runs, whichever was installed last.
     if device != "cpu" and len(installed) > 1:
         raise DeviceMissingError(
             f"Both {' and '.join(installed)} are installed, and overwrite each other. "

@@ -32,7 +32,6 @@ def draw_heat_map(frame: NDArray[Any], found: Occluded) -> bytes:
     across = cells_of(columns, frame.shape[1], found.area[1], found.drops.shape[1])
     inside = np.ix_(down >= 0, across >= 0)
     drops = found.drops[np.ix_(down[down >= 0], across[across >= 0])][..., np.newaxis]
-    # A lower bound, or the noise of a class that hangs on nothing would be painted in full colour.
     strongest = max(float(np.abs(found.drops).max()), LEAST_DROP)
     opacity = OPACITY * np.abs(drops) / strongest * (np.abs(drops) >= LEAST_DROP)
     color = np.where(drops > 0, np.array(FOR), np.array(AGAINST))

@@ -46,6 +46,7 @@ def measure(
 
 def voxel_volume_ml(image: dicom_pb2.RenderedImage) -> float | None:
     """Volume of one voxel in millilitres, None when spacing or thickness is unknown."""
+    # A volume from a guessed side would be wrong by its factor, and look like any other.
     sides = [*image.pixel_spacing_mm, image.slice_thickness_mm]
     if len(image.pixel_spacing_mm) != len(("rows", "columns")) or not all(
         math.isfinite(side) and side > 0 for side in sides

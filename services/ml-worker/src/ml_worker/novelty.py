@@ -18,7 +18,7 @@ def novel(model: "Model", found: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Which samples are, (samples,); none if the model does not tell."""
     measure = model.manifest.output("novelty")
     if isinstance(measure, Novelty):
-        # `>=`, as verdicts and cards have it, so that one image is never both.
+        # `>=`, as `verdict_of` has it, so that one image is never both.
         return np.asarray(found["novelty"] >= measure.threshold)
     return np.zeros(len(next(iter(found.values()))), np.bool_)
 

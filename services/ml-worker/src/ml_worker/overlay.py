@@ -35,6 +35,7 @@ def draw_overlay(
         center, width = (shown.center, shown.width) if shown else ((low + high) / 2, high - low)
     grey = apply_window(one, center, width)
     image = np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    # Labels without a colour, as a background, leave the image as it is.
     for label in manifest.labels:
         if label.color is not None:
             inside = labels == label.value

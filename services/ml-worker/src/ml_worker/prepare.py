@@ -263,7 +263,6 @@ def resized(plane: NDArray[np.float32], size: Sequence[int], how: Prepare) -> ND
     if plane.shape == tuple(size):
         return plane
     rows, columns = size
-    # Pillow and not SciPy: it averages when it shrinks, as training code does.
     picture = Image.fromarray(plane).resize((columns, rows), _FILTERS[how.interpolation])
     return np.asarray(picture, np.float32)
 

@@ -77,7 +77,6 @@ def counts(
     frames: NDArray[Any], found: dict[str, NDArray[Any]], labels: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Voxels of each label, and the sum of their values; counted here if the graph does not."""
-    # A graph that counts has seen the values in full precision, before they were prepared.
     if {"voxels", "sums"} <= found.keys():
         return found["voxels"].sum(axis=0), found["sums"].sum(axis=0)
     flat = found["label_map"].ravel()

@@ -121,7 +121,7 @@ def labels_of(
             series.failure = error
     if series.failure is not None:
         raise series.failure
-    # Its planes are in the volume once, or every gap beside them would be 0.
+    # Its planes stand in the volume once, under the key of the first input.
     if item.key in series.copies:
         raise NotForThisImageError("another input is the same instance")
     assert series.volume is not None

@@ -55,6 +55,7 @@ def samples_at_once(
     Errors as of `show`.
     """
     size = size_in_space(frame, image, tensor)
+    # By what a run may have and by what a slot may hold: a chunk is in memory before it runs.
     return min(model.samples_per_run(size), max(1, CHUNK_VOXELS // math.prod(size)))
 
 

@@ -41,6 +41,7 @@ def as_shown(frame: NDArray[Any], low: float, high: float, side: int = MAX_SIDE)
     frame: (rows, columns), or with three samples behind. What is no number is black.
     """
     some = shrunk(frame, side).astype(np.float64)
+    # Infinity is as bright as can be; NaN is black, as in overlays.
     levels = np.nan_to_num((some - low) * (255 / max(high - low, 1e-9)), nan=0, posinf=255)
     picture = np.clip(levels, 0, 255).round().astype(np.uint8)
     return np.asarray(Image.fromarray(picture).convert("RGB"))

@@ -74,6 +74,7 @@ def volume_of(images: Sequence[dicom_pb2.RenderedImage], limits: VolumeLimits) -
     """
     directions = _directions(images[0])
     at = _heights(images, directions[0])
+    # A model of volumes that sees a few slices says something all the same, and it means nothing.
     if len(at) < limits.planes:
         raise NotForThisImageError(f"it needs {limits.planes} slices of a series, or more")
     planes = sorted(at, key=at.__getitem__)

@@ -159,6 +159,7 @@ class Waiting:
     def remove(self, work: Work) -> None:
         """Takes it out, if it still waits."""
         works = self._owners.get(work.caller.owner)
+        # Another thread may have taken its last samples meanwhile.
         if works and work in works:
             works.remove(work)
             if not works:

@@ -149,6 +149,7 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE, f"There are more than {limits.SLICE_LIMIT} slices in one item."
         )
+    # All of them before the file is entered: one impossible frame must leave nothing behind.
     slices = list(slices_of(file.header, image, number))
     thickness, bits = decimals(file.header, "SliceThickness"), colour_bits(file)
     found.sources[number] = Source(

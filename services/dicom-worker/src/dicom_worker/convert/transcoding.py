@@ -116,6 +116,7 @@ def check_possible(file: DicomFile, image: Image, target: Target) -> None:
     """CHOICE_UNAVAILABLE if the image has what the Transfer Syntax, or our encoder, has not."""
     if target.encoder is None and is_native(file) and file.little_endian:
         return  # the bytes stay as they are
+    # Encoders keep the bits of the value alone, and the overlay would vanish without a word.
     if hides_overlay(file, image):
         raise FluoroError(
             Reason.CHOICE_UNAVAILABLE,
@@ -149,6 +150,7 @@ def write(
 ) -> float:
     """Writes the file, and adds what is certified of its frames; native bytes by encoded ones."""
     tidy(file)
+    # Into a file of its own first: the header tells the ratio, which is known at the end.
     pixels = written.with_suffix(".pixels")
     ratio = 1.0
     with pixels.open("w+b") as stream:

@@ -32,6 +32,7 @@ def volumes(item: StepItem, request: ConvertDicom, check: Callable[[], None]) ->
     study = study_of(found.slices)
     left = found.left + study.left
     usable = [each for each in study.volumes if fits(each, found.sources, request, left)]
+    # Given out before anything is decoded, so that they do not depend on what fails later.
     keys = iter(keys_of(item.key, len(usable)))
     result = ConvertDicomResult()
     for series, members in groupby(usable, lambda volume: volume.series):
@@ -183,6 +184,7 @@ def certificate(volume: Volume, array: Array, found: Gathered) -> PixelCertifica
         unit=array.unit,
         minimum=writer.minimum,
         maximum=writer.maximum,
+        # Files of one volume may have several, and none of them would be true of all.
         transfer_syntax_uid=syntaxes[0] if len(syntaxes) == 1 else "",
         decoder=", ".join(sorted({decoder_name(syntax) for syntax in syntaxes})),
         bits_stored=max(source.bits for source in sources),

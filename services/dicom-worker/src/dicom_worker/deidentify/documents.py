@@ -30,6 +30,7 @@ SOUND: Final = frozenset(
 
 def refuse_document(header: Header, options: Options) -> None:
     """DEIDENTIFICATION_REFUSED if there is a document that may not, or cannot be replaced."""
+    # Before all else, because no option makes a voice anonymous.
     if header.text(SOP_CLASS) in SOUND:
         raise FluoroError(
             Reason.DEIDENTIFICATION_REFUSED,

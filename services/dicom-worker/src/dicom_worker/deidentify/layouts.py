@@ -53,6 +53,8 @@ def rule(header: Dataset, image: Image) -> tuple[str, NDArray[np.bool_] | None]:
         return "outside the ultrasound regions", outside
     model = text(header, "ManufacturerModelName").upper()
     for layout in LAYOUTS:
+        # The size as well: the same model exports screens of several sizes, with strips of other
+        # heights.
         if layout.model in model and (layout.rows, layout.columns) == (image.rows, image.columns):
             strip = np.zeros((image.rows, image.columns), bool)
             strip[: layout.height] = True
@@ -69,6 +71,7 @@ def ultrasound_regions(header: Dataset, image: Image) -> list[Box]:
     boxes: list[Box] = []
     for item in found:
         edges = [value(item, keyword) for keyword in REGION]
+        # A mask by half a description would hide anatomy and show names.
         if not all(isinstance(edge, int) for edge in edges):
             return []
         left, top, right, bottom = edges

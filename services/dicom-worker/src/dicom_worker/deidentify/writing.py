@@ -87,6 +87,7 @@ def write_data_set(
     removed: Removed = Counter()
     small: list[Element] = []
     for element in sorted(elements, key=lambda each: each.tag):
+        # Stripped frames are shorter, so the old offsets point into their middle.
         if element.tag in OFFSET_TABLES:
             continue
         pixels = element.tag in PIXEL_TAGS
@@ -163,6 +164,7 @@ def read_back(
     start = PREFIX_OFFSET + len(PREFIX) + META_LENGTH_BYTES
     with target.open("rb") as stream:
         head = stream.read(start)
+        # The last four bytes are the group length, which `file_meta` always writes.
         start += int.from_bytes(head[-4:], "little")
     searched = target
     if encoding.syntax == DEFLATED:

@@ -155,6 +155,7 @@ def number(match: Match) -> int:
     if isinstance(found, int | float) and abs(found) < 2**31:
         return int(found)
     text = found.strip() if isinstance(found, str) else ""
+    # An instance without a number comes behind those that have one.
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,9}", text) else 2**31
 
 

@@ -20,6 +20,8 @@ from dicom_worker.versions import refuse_versions
 @handles(DeidentifyDicom)
 def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> DeidentifyDicomResult:
     """Leaves `instance-0000.dcm` and `deidentification-report-0000.json` for each clean input."""
+    # Once for the task: all its files get pseudonyms of the same key, also while it is being
+    # rotated.
     key = read_key(DeidentifySettings().keys_folder, request.project)
     options = options_of(request)
     result = DeidentifyDicomResult(profile_edition=edition())
@@ -44,6 +46,7 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
                 masked_pixels=cleaned.pixels.pixels if cleaned.pixels else 0,
                 actions=[
                     DeidentificationAction(code=code, values=values)
+                    # Sorted, so that another attempt leaves the same result.
                     for code, values in sorted(cleaned.actions.items())
                 ],
                 key_id=key.id,

@@ -104,6 +104,7 @@ def noted(failed: dict[str, FluoroError], key: str) -> Iterator[None]:
     try:
         yield
     except FluoroError as error:
+        # To leave a reference out for these would make the rest look like all there is.
         if error.may_retry or error.reason is Reason.TOO_MANY_INPUTS:
             raise
         failed[key] = error
@@ -142,6 +143,7 @@ def fetched(
         except FluoroError as error:
             if not left or not error.may_retry:
                 raise
+        # Not a sleep: a cancelled attempt goes on at once, and `retrieve` ends it.
         context.cancelled.wait(pause)
         pause *= 2
     syntax, instances = identity(file)

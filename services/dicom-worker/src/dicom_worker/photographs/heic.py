@@ -37,6 +37,7 @@ def walk(data: bytes) -> Found:
     found.samples = BANDS.get(heif.mode.partition(";")[0], 0)
     if not found.samples:
         raise RefusedError(Refusal.KIND)
+    # 10 and 12 bits are spread over 16, see `decoded`.
     found.bits = 8 if info["bit_depth"] == 8 else 16  # noqa: PLR2004 - bits of a byte
     found.has_profile = "icc_profile" in info
     removed = found.removed
@@ -50,6 +51,7 @@ def walk(data: bytes) -> Found:
     removed[Kind.OTHER] += max(0, len(info["metadata"]) - bool(info["exif"]) - ("xmp" in info))
     found.orientation = 1
     nclx = info.get("nclx_profile")
+    # Where both are there, the profile decides.
     if nclx and not found.has_profile:
         primaries, transfer = SAME_AS_SRGB
         if (

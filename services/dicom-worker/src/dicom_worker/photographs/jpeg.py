@@ -129,5 +129,6 @@ def count(marker: int, body: bytes, found: Found) -> None:
         removed[Kind.IPTC] += IPTC in body
         removed[Kind.THUMBNAIL] += any(each in body for each in PHOTOSHOP_THUMBNAILS)
         removed[Kind.OTHER] += IPTC not in body
+    # APP14 says how colours are coded, so it is no metadata.
     elif APP1 <= marker <= APP15 and marker != APP14:
         removed[Kind.OTHER] += 1

@@ -34,6 +34,7 @@ def walk(data: bytes) -> Found:
         # Decoders go on after a wrong checksum in chunks that they can do without.
         if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
             raise RefusedError(Refusal.CHECKSUM)
+        # Decoders differ on what a second header means, and the budget was made by the first.
         if (number == 0) != (name == b"IHDR"):
             raise RefusedError(Refusal.BROKEN)
         body = data[position + 8 : end - 4]

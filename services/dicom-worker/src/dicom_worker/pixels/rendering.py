@@ -182,6 +182,7 @@ def values_of(
             return modality.exact(stored), modality.unit
 
         return grey
+    # SUV are computed of activity, and colours are none.
     if suv:
         raise FluoroError(Reason.CHOICE_UNAVAILABLE, "A colour image has no SUV.")
     if image.photometric != "PALETTE COLOR":

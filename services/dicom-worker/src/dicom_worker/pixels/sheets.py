@@ -97,6 +97,7 @@ def in_order(tiles: Sequence[Tile]) -> list[Tile]:
     numbered = sorted(tiles, key=lambda tile: (tile.number, tile.frame))
     places = [tile.place for tile in numbered]
     known = [each for each in places if each is not None]
+    # One image without a place cannot be sorted among the others, so none is.
     if len(known) < len(places):
         return numbered
     return [numbered[at] for at in order_in_space(known)]

@@ -85,6 +85,7 @@ def open_tiff(path: Path, micrometres: float) -> Slide:
 
 def tiff_runs(level: Level, asked: dict[str, Any]) -> Iterator[Run]:
     """The child decodes the next tiles while the caller looks at those before."""
+    # A generator: each ticket is a request under way, and the child has room for one ahead.
     tickets = asked_for(level, asked)
     ahead = deque(islice(tickets, 1))
     while ahead:
@@ -127,6 +128,7 @@ def open_instance(file: DicomFile) -> Slide:
         raise NoSlideError("It shows a label, an overview or a thumbnail, and no level of a slide")
     if image is None:
         raise FluoroError(Reason.NO_PIXEL_DATA, "The instance has no image.")
+    # Colour thresholds of tissue and estimates of stains are those of 8-bit RGB.
     if (image.samples, image.bits_stored) != (3, 8):
         raise Refusal.SLIDE_KIND.error()
     # Several focal planes have several frames for each tile.

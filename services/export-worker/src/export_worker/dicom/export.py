@@ -219,6 +219,7 @@ class Export:
                     self._origin,
                 )
                 path = saved(written, item.folder)
+            # The step is in the name: two models may have drawn overlays of one image.
             stem, key = f"{part.role}-{part.step}", f"{item.key}/{n}"
             name = item.put(stem, ".dcm", "instance", "application/dicom", path, key)
             image.artifacts.append(name)

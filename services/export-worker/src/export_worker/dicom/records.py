@@ -207,7 +207,9 @@ def record_of(kind: str, header: Dataset, number: int) -> Dataset:
     """
     _, required, empty, known = KINDS[kind]
     record = Dataset()
+    # Offsets are filled in by `Directory.written`, when all records are known.
     record.OffsetOfTheNextDirectoryRecord = 0
+    # In use (PS3.3 F.3.2.2).
     record.RecordInUseFlag = 0xFFFF
     record.OffsetOfReferencedLowerLevelDirectoryEntity = 0
     record.DirectoryRecordType = kind

@@ -234,6 +234,8 @@ def read_source(start: bytes, rest: Callable[[], Path], known: Known | None = No
     """
     with blame_file(Reason.DICOM_INVALID, "The header cannot be read. Inspect the file."):
         header = read_start(start, TAGS)
+        # The header goes on after the first 64 KiB. That is rare, and only then is the file
+        # fetched.
         if header is None:
             with rest().open("rb") as file:
                 header = read_header(file)

@@ -42,6 +42,7 @@ def assess(
     lesion. mm_per_pixel: side of a pixel in millimetres, positive, if known. Raises
     LesionRefusedError for what cannot be scored.
     """
+    # Once for all four scores: their widths count pixels of this scale.
     lesion = prepare(image, mask)
     a, b, c, d = asymmetry(lesion), border(lesion), colors(lesion), structures(lesion)
     total = rule.total(a.score, b.score, c.score, d.score)

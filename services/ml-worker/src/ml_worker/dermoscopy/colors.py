@@ -44,6 +44,7 @@ def colors(lesion: Lesion) -> Colors:
     )
     # Between lesion and skin lie mixtures of their colours, which nobody painted.
     core = ndimage.binary_erosion(lesion.mask, iterations=5)
+    # A thin lesion has no core, and is judged by all of it.
     points = lab[core if core.any() else lesion.mask]
     references = np.array([lesion.skin, *REFERENCES.values()], np.float32)
     nearest = np.linalg.norm(points[:, None, :] - references[None], axis=-1).argmin(axis=1)

@@ -104,6 +104,7 @@ def _lines(lightness: NDArray[np.float32], lesion: Lesion) -> NDArray[np.bool_]:
 
 def _meshes(lines: NDArray[np.bool_]) -> int:
     """How many small areas lines enclose on all sides."""
+    # A gap of a pixel or two would open a mesh that everybody sees as closed.
     closed = ndimage.binary_closing(lines, iterations=1)
     holes = label(ndimage.binary_fill_holes(closed) & ~closed, connectivity=1)
     return int(sum(8 <= region.area <= 900 for region in regionprops(holes)))  # noqa: PLR2004 - 3 to 34 pixels across
@@ -129,7 +130,7 @@ def _spots(
     for row, column, sigma in blobs:
         at = (int(row), int(column))
         radius = sigma * np.sqrt(2)
-        # blob_log finds places by the shape of the light, however faint.
+        # blob_log goes by shape as well: a faint place of the right size may pass its threshold.
         if not core[at] or darkness[at] < least or _on_line(lines, at, radius):
             continue
         dots += radius < GLOBULE_RADII[0]

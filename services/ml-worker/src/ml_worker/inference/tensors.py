@@ -69,6 +69,7 @@ def write_outputs(
         response.outputs.add(
             name=output.name, datatype=DATATYPES[output.dtype], shape=list(array.shape)
         )
+        # Raw contents are little endian, on whatever machine the model runs.
         response.raw_output_contents.append(_little(array.dtype, array).tobytes())
 
 
@@ -77,6 +78,7 @@ def wanted_outputs(request: wire.ModelInferRequest, manifest: Manifest) -> list[
 
     FluoroError INVALID_ARGUMENT if the model has no such output.
     """
+    # They would ask for shared memory or the most probable classes only, and get neither.
     if any(each.parameters for each in request.outputs):
         raise refused("this server knows no parameters of outputs")
     known = {output.name: output for output in manifest.outputs}

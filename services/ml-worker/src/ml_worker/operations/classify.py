@@ -43,6 +43,7 @@ def classify_all(
     FluoroError MODEL_UNKNOWN or MODEL_UNAVAILABLE if there is no such model, MODEL_NOT_APPLICABLE
     if one does not give classes of which one is true, or has other labels than the first.
     """
+    # All of them before the first image: one that is missing fails the step, not half of its items.
     asked = [models.find(each.model, each.version) for each in request.models]
     tensors = [suited_input(model, asked[0]) for model in asked]
     # 0 is a choice: no class is too improbable.
@@ -123,6 +124,7 @@ def frame_of(
     """What the models say of a frame. scores: (models, labels). novelties: (models,)."""
     mean = scores.mean(axis=0)
     best = int(mean.argmax())
+    # All models have these labels: `suited_input` looked.
     label = models[0].manifest.labels[best]
     frame = Frame(
         frame=number,

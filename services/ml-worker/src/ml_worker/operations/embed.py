@@ -55,6 +55,7 @@ def embed(
             vectors=item.put("embedding", ".npy", "embedding", "application/x-npy", npy(vectors)),
             frames=frames,
             dimensions=dimensions,
+            # FindSimilar compares vectors of one manifest alone.
             manifest_sha256=model.manifest_sha256,
         )
 

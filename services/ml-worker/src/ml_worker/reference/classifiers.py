@@ -50,6 +50,7 @@ class Classifier:
         images, kinds = self.pictures(0, TRAINED)
         told, scene = self.features(images)
         head = trained(told, scene, kinds, self.classes)
+        # Other pictures than those trained on, of which the model is surer than it should be.
         apart, apart_kinds = self.pictures(1, SET_APART)
         logits = head.logits(self.features(apart)[0])
         head = head.at(training.temperature(logits, apart_kinds))

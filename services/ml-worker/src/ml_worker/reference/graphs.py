@@ -60,6 +60,7 @@ class Graph:
     def blur(self, value: str, width: int, channels: int) -> str:
         """Mean of a square of an odd width; edges repeat."""
         edge = width // 2
+        # Zeros at the edges would look like a dark frame around every image.
         padded = self.op("Pad", value, [0, 0, edge, edge] * 2, mode="edge")
         rows = np.full((channels, 1, width, 1), 1 / width)
         across = self.op("Conv", padded, rows, group=channels)
@@ -171,6 +172,7 @@ def shape(graph: Graph, value: str) -> list[str]:
     """Area, length and softness of the edge, and moments about the lesion's centre."""
     apart, mask = lesion_of(graph, value)
     area = graph.mean(mask)
+    # An image without a lesion has no area, and nothing may divide by 0.
     root = graph.op("Sqrt", graph.op("Add", area, 1e-3))
     edge = graph.op("Mul", mask, graph.op("Sub", 1.0, mask))
     steep = graph.op("Sub", graph.blur(mask, 3, 1), graph.blur(mask, 7, 1))

@@ -67,6 +67,7 @@ class Mapper:
         """Weights and offsets, rounded, of some pixels of each picture."""
         random = np.random.default_rng([self.seed, 9])
         truth = truth[:, POOL // 2 :: POOL, POOL // 2 :: POOL]
+        # Some blocks of each picture: neighbours are alike, and all of them would take minutes.
         place = random.integers(truth[0].size, size=(len(told), BLOCKS))
         flat = told.reshape(*told.shape[:2], -1)
         rows = np.concatenate([one[:, at].T for one, at in zip(flat, place, strict=True)])
@@ -90,6 +91,7 @@ class Mapper:
         graph = Graph(single=True, ring=RING)
         whole = graphs.planes(graph, "image")
         square = [POOL, POOL]
+        # ceil_mode, because photographs need not have a multiple of POOL rows and columns.
         value = graph.op("AveragePool", whole, kernel_shape=square, strides=square, ceil_mode=1)
         logits = graph.op("Conv", block_features(graph, value), weights.T[..., None, None], offsets)
         label = graph.op("ArgMax", logits, axis=1, keepdims=1)
@@ -163,6 +165,7 @@ def as_large(graph: Graph, label: str) -> str:
         coordinate_transformation_mode="asymmetric",
     )
     size = graph.op("Shape", "image", start=1, end=3)
+    # The last blocks may reach beyond the image.
     cut = graph.op("Slice", repeated, [0, 0], size, [2, 3])
     return graph.op("Cast", cut, to=TensorProto.UINT8)
 
