@@ -71,6 +71,32 @@ def test_a_full_folder_says_so_and_keeps_nothing(tmp_path: Path, name: str) -> N
     assert files_under(folder) == []
 
 
+async def test_a_blob_is_flushed_with_what_names_it_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        flushed.append(str(path).removeprefix(str(tmp_path)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    store = BlobStore.from_url(f"file://{tmp_path}")
+    names = [f"blobs/01890a5d-ac96-774b-bcce-b302099a{n}" for n in ("107a", "207a", "307a")]
+    files = [f"/blobs/7a/{name.removeprefix('blobs/')}" for name in names]
+    store.put(names[0], b"first")
+    assert flushed == [files[0], "/blobs/7a", "/blobs", ""]
+    flushed.clear()
+    store.put(names[1], b"second")
+    assert flushed == [files[1], "/blobs/7a"]
+    flushed.clear()
+    async with store.writer(names[2]) as writer:
+        await writer.write(b"third")
+    assert flushed == [f"{files[2]}#1", "/blobs/7a"]
+
+
 async def test_a_writer_that_is_cancelled_while_it_ends_leaves_nothing(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,19 +26,40 @@ _UNFINISHED: Final = re.compile(r".+#\d+")
 """Names of files obstore writes to before it renames them; its other methods never show them."""
 
 
+_KNOWN: Final[set[tuple[int, int]]] = set()
+"""Device and inode of folders that the folders above name durably. At most 256 for each store."""
+
+
 def make_durable(path: Path, top: Path) -> None:
-    """Flushes a file and the folders above it, up to `top`: obstore renames without a flush.
+    """Flushes a file, and what names it up to `top`: obstore renames without a flush.
 
     OSError as the system gives it.
     """
-    for each in (path, *path.parents):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if each == top:
-            return
+    _flush(path)
+    make_findable(path, top)
+
+
+def make_findable(path: Path, top: Path) -> None:
+    """`make_durable` for a file that was flushed under another name."""
+    folder = _flush(path.parent)
+    # A flush waits for the disk even if nothing changed, and only a new folder changes those above.
+    if folder not in _KNOWN and path.parent != top:
+        for above in path.parent.parents:
+            _flush(above)
+            if above == top:
+                break
+        _KNOWN.add(folder)
+
+
+def _flush(path: Path) -> tuple[int, int]:
+    """Writes a file or folder to the disk. Its device and inode."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def probe(top: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from fluoro_blobs.errors import BlobStoreError, translated
-from fluoro_blobs.folder import make_durable
+from fluoro_blobs.folder import make_findable
 from fluoro_blobs.parts_writer import PartsWriter
 from fluoro_blobs.writer import FOLDER_PART_BYTES
 
@@ -191,7 +191,7 @@ class _BlobFile(GrowingFile):
             os.fsync(self._opened())
             self._close()
             self._growing.rename(self._path)
-            make_durable(self._path, self._top)
+            make_findable(self._path, self._top)
 
     def drop(self) -> None:
         """Removes what there is of it, under either name, and takes no more."""
