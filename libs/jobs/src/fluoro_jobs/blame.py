@@ -31,9 +31,14 @@ def blame_file(reason: Reason, message: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
+        # The caller's own signals: a cancel or a full memory says nothing about the file.
         except (FluoroError, CancelledAttempt, MemoryError):
             raise
         except Exception as error:
+            # The operating system sets errno, for a full disk say. Libraries raise OSError without
+            # one for a bad file.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
+            # `from None`: a traceback that is logged would bring the library's text, and so the
+            # patient's data, along.
             raise FluoroError(reason, message) from None

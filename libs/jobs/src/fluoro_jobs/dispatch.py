@@ -47,6 +47,8 @@ def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[M
         after = turn.FIRST
         while True:
             one = turn.take(connection, queue, after)
+            # Each turn goes on where the one before stopped, or lines behind the first 256 would
+            # never come up.
             after = one.last or after
             messages += one.taken
             if not one.goes_on:
@@ -79,6 +81,7 @@ class Dispatcher(threading.Thread):
         with self._lock:
             self._asked.update(queues or self._queues)
             # With short tasks that is once a task, and each time a switch of threads for nothing.
+            # All that is asked for holds plenty; the look that is due says when that is over.
             if self._asked <= self._with_plenty:
                 return
         if not self._woken.is_set():  # setting it again takes a lock, and tells nothing new
@@ -105,6 +108,7 @@ class Dispatcher(threading.Thread):
             looks = {queue: look for queue, look in looks.items() if look != DONE}
             with self._lock:
                 self._with_plenty = {queue for queue, look in looks.items() if look.holds_plenty}
+            # What is freed within these milliseconds goes together in one turn.
             self._closing.wait(SHORTEST_WAIT_SECONDS)
 
     def dispatch(self) -> int:
@@ -127,6 +131,7 @@ class Dispatcher(threading.Thread):
             sent += published
             if not one.goes_on or time.monotonic() > deadline:
                 return sent
+            # The owner's row or the turn is held by another process, for milliseconds.
             waits = one.blocked or not one.mine
             self._closing.wait(SHORTEST_WAIT_SECONDS if waits else 0)
 
@@ -167,6 +172,8 @@ class Dispatcher(threading.Thread):
             one = turn.take(connection, queue, pace.after)
             if one.mine and one.due:
                 turn.promote(connection, queue)
+            # The queue holds more than its workers can take: what nobody has claimed goes back into
+            # the order.
             if one.places is not None and one.places < 0:
                 turn.recall(connection, queue, -one.places)
         seconds = time.monotonic() - started
@@ -188,6 +195,7 @@ class Dispatcher(threading.Thread):
 
         After a wipe, or the death of a worker that had taken the message.
         """
+        # Without Redis every message looks lost. Sent again then, they would all come twice.
         if not self._breaker.admits():
             return 0
         with self._ledger.connection() as connection:
@@ -195,6 +203,8 @@ class Dispatcher(threading.Thread):
         if not queued:
             return 0
         try:
+            # A message that is taken between the two reads may look lost. Its second one is dropped
+            # at the claim.
             held = held_by_redis(self._redis, self._queues)
         except redis.RedisError as error:
             self._breaker.failed()

@@ -102,6 +102,8 @@ class Answer:
                     data += piece
         except (OSError, http.client.HTTPException) as error:
             raise _unavailable("the connection broke") from error
+        # read1 gives nothing both at the end and after a break; what is left of the length tells
+        # which.
         if not data and self._response.length:
             raise _unavailable("the connection broke")
         if self._response.length == 0:
@@ -110,6 +112,8 @@ class Answer:
 
     def abort(self) -> None:
         """Has a read that is under way in another thread end at once."""
+        # Only the shutdown is safe from another thread; a close could free the number for another
+        # file.
         _shut_down(self._raw)
 
     def close(self) -> None:
@@ -133,6 +137,7 @@ class Line:
     @property
     def is_usable(self) -> bool:
         """Whether a request may be sent: the answer before was read, and nobody has hung up."""
+        # Half an answer that is left on the connection would be read as the next one.
         if self._connection.sock is None or (self._answer and not self._answer.is_ended):
             return False
         # A server has nothing to say before it is asked, but that it ends an idle connection.
@@ -158,6 +163,8 @@ class Line:
                 for name, value in {"Accept-Encoding": "identity", **headers}.items():
                     self._connection.putheader(name, value)
                 self._connection.endheaders()
+            # A body is sent piece by piece with a deadline for each: a large one may take hours in
+            # all.
             self._send(body)
             with ended(self._raw, self._seconds):
                 response = self._connection.getresponse()
@@ -198,6 +205,7 @@ class Outbound:
     def target(self, url: str) -> Target:
         """What the URL names. FluoroError SOURCE_NOT_ALLOWED unless its host is on the list."""
         target = _parsed(url) if len(url) <= LONGEST_URL else None
+        # Scheme, host and port, all three: a list that allows https must not allow http.
         if target is None or target[:3] not in self._hosts:
             raise not_allowed()
         return target
@@ -245,6 +253,7 @@ class Outbound:
             raise _unavailable("its name cannot be looked up") from error
 
     def _may_use(self, address: Address) -> bool:
+        # The operator's networks come first: they are there to allow what is not public.
         if any(address in network for network in self._networks):
             return True
         # Loopback, private, link-local (where clouds have their metadata), shared and documentation
@@ -257,11 +266,14 @@ class Outbound:
     def _secured(connection: socket.socket, target: Target, seconds: float) -> socket.socket:
         if target.scheme == "http":
             return connection
+        # The system's authorities, and the host's name is checked: the address alone proves
+        # nothing.
         context = ssl.create_default_context()
         secured = connection
         try:
             # A server may have hung up already. Asked first, as wrapping would then leave it open.
             connection.getpeername()
+            # Without the handshake, which gets a deadline of its own below.
             secured = wrapped = context.wrap_socket(
                 connection, server_hostname=target.host, do_handshake_on_connect=False
             )
@@ -280,6 +292,7 @@ def ended(connection: socket.socket, seconds: float) -> Iterator[None]:
     The time limit of a socket counts from byte to byte.
     """
     timer = threading.Timer(seconds, _shut_down, [connection])
+    # A daemon: a timer that still waits must not hold up the end of the process.
     timer.daemon = True
     timer.start()
     try:
@@ -296,11 +309,13 @@ def _shut_down(connection: socket.socket) -> None:
 
 def _look_up(host: str, port: int) -> list[Address]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # getaddrinfo gives an address once for each protocol.
     return list(dict.fromkeys(_plain(str(each[4][0])) for each in found))
 
 
 def _plain(text: str) -> Address:
     """The address without a zone; an IPv4 address that is written as IPv6 as what it is."""
+    # ::ffff:10.0.0.1 leads where 10.0.0.1 does, so it is judged as that.
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
@@ -315,6 +330,8 @@ def _leads_inside(address: Address) -> bool:
 
 def _parsed(url: str) -> Target | None:
     """None for what is no URL, has user names, or could be read in more than one way."""
+    # Parsers differ in what they make of backslashes, blanks and letters beyond ASCII. What two of
+    # them could read differently, one may check and another connect to.
     if not url.isascii() or any(character <= " " or character in "\\\x7f" for character in url):
         return None
     try:
@@ -322,9 +339,11 @@ def _parsed(url: str) -> Target | None:
         port = parts.port or PORTS.get(parts.scheme)
     except ValueError:
         return None
+    # `https://allowed@evil` names evil: user names are refused rather than understood.
     if parts.scheme not in PORTS or not parts.hostname or "@" in parts.netloc or port is None:
         return None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    # `host.` names the same host, and the list is compared as text.
     return Target(parts.scheme, parts.hostname.rstrip("."), port, path)
 
 
@@ -365,6 +384,7 @@ def _refusal(answer: Answer) -> FluoroError | None:
     if answer.status != http.HTTPStatus.OK:
         text = f"The source answered {answer.status}. Redirects are not followed."
         return FluoroError(Reason.SOURCE_REFUSED, text)
+    # Without a length, a broken connection looks like the end: half a file would be taken for all.
     if not answer.is_delimited:
         text = "The source does not say how much it sends (Content-Length)."
         return FluoroError(Reason.SOURCE_REFUSED, text)

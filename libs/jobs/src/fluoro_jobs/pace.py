@@ -74,6 +74,7 @@ class Pace:
         started = time.monotonic()
         if started < self._quiet_until:
             return Look(wait_seconds=self._quiet_until - started, seen=seen, holds_plenty=True)
+        # One round trip, and not atomic: nothing here decides what is true.
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.llen(self._queue)
             pipe.get(self._after_key)
@@ -82,6 +83,7 @@ class Pace:
             # The value tells turns apart: who waits for one sees by it that another has begun.
             pipe.set(self._turn_key, new_id().hex, nx=True, px=1000 * TURN_SECONDS)
             self._held, after, turn, left_ms, mine = pipe.execute()
+        # More than half of what it held when it was full is still there: nothing is short of work.
         if mine and self._held > self._enough and started < self._enough_until:
             # Given back: another process may need the turn.
             self._redis.delete(self._turn_key)
@@ -93,6 +95,7 @@ class Pace:
             return MINE
         if turn is None or seen not in {None, turn}:
             return DONE  # a turn that began after the reason to look came, and serves it
+        # No look before the turn can be over, and none so late that a freed slot idles.
         wait = min(max(left_ms / 1000, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
         return Look(wait_seconds=wait, seen=turn)
 
@@ -105,8 +108,10 @@ class Pace:
             self._quiet_until = time.monotonic() + LONGEST_WAIT_SECONDS
         if turn.last is not None:
             self.after = turn.last
+            # In Redis, because the next turn may be another process's.
             self._redis.set(self._after_key, json.dumps(turn.last), ex=LINE_SECONDS)
         # Not deleted: the queue rests for as long as somebody seems to have its turn.
+        # At least a millisecond: PEXPIRE with 0 deletes the key, and the queue would not rest.
         self._redis.pexpire(self._turn_key, max(1, round(1000 * REST_FACTOR * seconds)))
 
 

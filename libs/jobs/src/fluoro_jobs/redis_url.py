@@ -110,6 +110,7 @@ class RedisServer:
         allowed = (_SENTINEL_OPTIONS if with_sentinel else frozenset()) | (
             _TLS_OPTIONS if with_tls else frozenset()
         )
+        # An option that would be ignored is a mistake: somebody believes that it holds.
         if unknown := sorted(options.keys() - allowed):
             raise ValueError(
                 f"{parts.scheme}:// does not take {', '.join(unknown)}. "
@@ -120,6 +121,7 @@ class RedisServer:
                 "A sentinel URL names what the Sentinels watch: "
                 "sentinel://host:26379/0?master=NAME."
             )
+        # From the right: a password may hold an @.
         userinfo, _, hosts = netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         return cls(
@@ -160,6 +162,7 @@ class RedisServer:
         options["retry"] = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
         if not self.master:
             return redis.ConnectionPool(**options)
+        # A Sentinel that does not answer is not asked twice: there are others.
         asked = self._sentinel_options(timeout_seconds) | {"retry": Retry(NoBackoff(), 0)}
         pool: redis.ConnectionPool = _SentinelPool(
             self.master, _Sentinel(self.hosts, sentinel_kwargs=asked), **options
@@ -242,6 +245,7 @@ def probe(client: "SyncClient") -> None:
 
     redis.RedisError.
     """
+    # A value that nobody reads, with a time to live: a probe must leave nothing.
     client.set(PROBE_KEY, b"", ex=PROBE_TTL_SECONDS)
 
 
@@ -312,6 +316,7 @@ def _given(**options: str) -> dict[str, str]:
 
 def _tls(options: dict[str, str]) -> dict[str, Any]:
     given: dict[str, Any] = {key: value for key, value in options.items() if key in _TLS_OPTIONS}
+    # Anything else would be taken for true, and somebody who wrote "no" would believe it off.
     if given.get("ssl_check_hostname", "true") not in {"true", "false"}:
         raise ValueError("ssl_check_hostname is true or false.")
     return given | {"ssl_check_hostname": given.get("ssl_check_hostname", "true") == "true"}
@@ -328,6 +333,7 @@ class _Primary(redis.Connection if TYPE_CHECKING else object):  # type: ignore[m
         try:
             return super().read_response(*arguments, **options)
         except redis.ResponseError as error:
+            # Other errors are answers to what was asked, and say nothing about the server.
             if not _is_away(error):
                 raise
             # The next use connects anew, and so finds out who is the primary by then.

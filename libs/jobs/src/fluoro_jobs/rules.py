@@ -15,6 +15,7 @@ from protovalidate import EvaluationError, Validator
 
 from fluoro_jobs.errors import FieldViolation, FluoroError, Reason
 
+# Made once: it compiles the rules of each message when it first meets it.
 _validator: Final = Validator()
 
 

@@ -45,6 +45,7 @@ def _asks_for_unknown(message: Message) -> bool:
         return True
     for descriptor, value in message.ListFields():
         values = value if descriptor.is_repeated else [value]
+        # Proto3 keeps the number of an enum value that it does not know.
         if enum := descriptor.enum_type:
             if any(number not in enum.values_by_number for number in values):
                 return True

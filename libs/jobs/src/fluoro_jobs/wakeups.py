@@ -62,6 +62,7 @@ def progress_key(job: UUID | str) -> str:
 
 def shard_of(owner: str) -> int:
     """The owner's shard: the same in every process and release."""
+    # Not Python's hash, which differs from process to process.
     return zlib.crc32(owner.encode()) % SHARDS
 
 
@@ -80,6 +81,7 @@ def cancels_channel(worker: str) -> str:
 
 def pack(job: UUID, owner: str, progress: bytes = b"") -> bytes:
     """A wake-up: the job has new events; or, with a serialized fluoro.v1.Progress, that."""
+    # The owner stands in front, so that a gateway skips messages about others without parsing them.
     name = owner.encode()
     return _HEAD.pack(job.bytes, len(name)) + name + progress
 
@@ -124,6 +126,7 @@ class Publisher:
         workers: their names.
         """
         self.events(job, owner)
+        # The names of workers, not of jobs: several cancels for one worker become one message.
         for worker in workers:
             self._tell("cancel", worker, commands=[("PUBLISH", cancels_channel(worker), job.bytes)])
         self._hurried.set()
@@ -146,6 +149,7 @@ class Publisher:
         self._closing.set()
         self._hurried.set()
         self._woken.set()
+        # The process must end even if Redis hangs. What is lost costs its readers a second.
         self._thread.join(CLOSE_SECONDS)
         self._redis.close()
 
@@ -157,6 +161,7 @@ class Publisher:
         self._woken.set()
 
     def _bound(self) -> None:
+        # A wake-up that was replaced has kept its place: what waits longest goes first.
         while len(self._pending) > MAX_PENDING:
             oldest = next(iter(self._pending))
             del self._pending[oldest]
@@ -165,6 +170,7 @@ class Publisher:
     def _run(self) -> None:
         while not self._closing.is_set():
             self._woken.wait()
+            # A short task tells at its begin and at its end; gathered, the two are one message.
             self._hurried.wait(BUSY_GATHER_SECONDS if self._last_batch > 1 else GATHER_SECONDS)
             # Cleared before the batch is taken, so what is told from here on wakes the thread
             # again.
@@ -179,6 +185,7 @@ class Publisher:
         except redis.RedisError as error:
             log.debug("wakeups_wait", exception=type(error).__qualname__)
             self._closing.wait(AWAY_SECONDS)
+            # It waits on, so the thread must not sleep until something new comes.
             self._woken.set()
         except Exception:
             # Without this thread everybody would find out late, and nobody would know why.
@@ -192,13 +199,17 @@ class Publisher:
         """
         with self._lock:
             batch, self._pending = self._pending, {}
+        # Before it is sent: how much came together says how busy it is, whether or not Redis takes
+        # it.
         self._last_batch = len(batch)
         try:
+            # Once a second at most: a probe for each batch would double the traffic.
             if batch and time.monotonic() >= self._probe_at:
                 # A replica takes what is published, too, and tells hardly anybody.
                 probe(self._redis)
                 self._probe_at = time.monotonic() + AWAY_SECONDS
             while batch:
+                # In pieces, so that a long outage does not end in one huge pipeline.
                 some = list(islice(batch, BATCH))
                 pipeline: Any = self._redis.pipeline(transaction=False)
                 for key in some:
@@ -206,6 +217,7 @@ class Publisher:
                         pipeline.execute_command(*command)
                 # Progress that a full Redis does not keep is no reason to tell everything again.
                 pipeline.execute(raise_on_error=False)
+                # Deleted only after they were sent; the rest goes back below.
                 for key in some:
                     del batch[key]
         except redis.RedisError:

@@ -45,6 +45,7 @@ class Sender:
 
     def __init__(self, redis_url: str) -> None:
         """Connects at the first message. ValueError for a URL of an unknown kind."""
+        # Not the current app: a process may have a worker's app too, and Celery would mix the two.
         self._app = Celery("fluoro", set_as_current=False, amqp=Amqp)
         configure(self._app, redis_url)
 

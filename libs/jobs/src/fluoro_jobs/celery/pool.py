@@ -55,12 +55,16 @@ class ThreadsPool(thread.TaskPool):
         def ended(future: "Future[None]") -> None:
             if future.cancelled() or (error := future.exception()) is None:
                 return
+            # The first of a chain is what went wrong. The later ones were raised while it was
+            # handled.
             while error.__context__ is not None:
                 error = error.__context__
             # Not what it says: that may quote the file.
             what = type(error).__qualname__
             where = "".join(traceback.format_tb(error.__traceback__))
             log.error("task_thread_lost", exception=what, where=where)
+            # As if a pool child had died: the ledger counts the attempt, and another worker may run
+            # the task.
             lost = WorkerLostError, WorkerLostError(what), error.__traceback__
             error_callback(ExceptionInfo(lost))
 

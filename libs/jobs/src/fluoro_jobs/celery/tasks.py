@@ -135,11 +135,14 @@ class LedgerRequest(Request):
     def __init__(self, message: Any, **options: Any) -> None:
         """As Celery makes it: when it sends the message to the pool."""
         super().__init__(message, **options)
+        # What it does not know goes back at once: the child would have nothing to run it with.
         more = [attempt for name, attempt in self._more() if self._known(name, attempt)]
         # In any case: whoever sent the message has no say in this.
         self.request_dict[MORE] = [(str(task), number) for task, number in more]
         self.attempts = attempts_of(self.id, self.request_dict)
         if more:
+            # Most handfuls are over by then. Only a task that turned out long gives its companions
+            # away.
             self._app.later(OVERDUE_SECONDS, self._hand_back)
 
     def _more(self) -> list[tuple[str, TaskAttempt]]:
@@ -159,6 +162,7 @@ class LedgerRequest(Request):
 
     def kill(self, pool: Any) -> None:
         """Kills the pool child that runs this request, unless the request is over."""
+        # Between the look and the signal the child must not begin another request.
         with _ENDS:
             # After its end the child may run another request, which must not be hit.
             if not self._over:
@@ -220,6 +224,7 @@ class LedgerRequest(Request):
         self._end()
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         try:
+            # Other errors come from the body, whose executor has told the ledger already.
             if isinstance(exception, (WorkerLostError, SystemExit)):
                 self._app.listener.lost(self.attempts, killed=self._killed)
         finally:
@@ -247,6 +252,8 @@ def make_worker_app(options: Options, body: Body) -> WorkerApp:
     configure(app, options.redis_url)
     # A receiver keeps Celery from setting up logging of its own in the main process and in each
     # child.
+    # A weak reference to a partial would be gone at once. The uid keeps a second app from
+    # connecting it twice.
     signals.setup_logging.connect(
         partial(_configure_logging, body), weak=False, dispatch_uid="fluoro"
     )

@@ -74,6 +74,8 @@ class Transport(kombu_redis.Transport):
 def is_ours(message: Any) -> bool:
     """Whether it is of the form that `Sender` gives it."""
     try:
+        # One argument, the task, which is also the message's id: anything else was not sent by
+        # `Sender`.
         task, properties = message["headers"]["id"], message["properties"]
         arguments, _, _ = json.loads(b64decode(message["body"]))
         return (

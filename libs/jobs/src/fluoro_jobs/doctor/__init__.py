@@ -51,6 +51,7 @@ def diagnose(
 
     ValueError for a URL that is none.
     """
+    # A connection for each look: one that hangs must not keep the others from theirs.
     database = Ledger(database_url, max_connections=len(_AWAY))
     looks: dict[str, Callable[[], Iterable[Finding]]] = {
         "ledger": lambda: ledger.look(database, RELEASE),
@@ -77,6 +78,7 @@ def diagnose(
 def _look(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     found = list[Finding]()
     try:
+        # What was found before the store failed is still true, and is told.
         for finding in look():
             found.append(finding)
     except (FluoroError, psycopg.Error, redis.RedisError, BlobStoreError, OSError) as error:

@@ -22,6 +22,7 @@ def look(store: BlobStore) -> Iterator[Finding]:
     try:
         store.put(name, _PROBE)
         doing = "read"
+        # Read back: a store may take writes and give nothing, or something else, behind a cache.
         same = store.read(name) == _PROBE
         doing = "delete"
         store.delete(name)

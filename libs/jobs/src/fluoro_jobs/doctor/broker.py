@@ -22,6 +22,8 @@ def look(redis_url: str, ledger: Ledger) -> Iterator[Finding]:
         try:
             info: dict[str, Any] = client.info("everything")
         except redis.ConnectionError as error:
+            # NOPERM counts as a server that is away (`redis_url.AWAY`). The cause tells the two
+            # apart.
             if not isinstance(error.__cause__, redis.exceptions.NoPermissionError):
                 raise
             yield warning(
@@ -52,9 +54,11 @@ def _server(info: dict[str, Any]) -> Iterator[Finding]:
             "maxmemory-policy noeviction, and in its configuration.",
         )
     limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
+    # 0 stands for no limit.
     if limit and used > NEARLY_FULL * limit:
         found = f"{used / limit:.0%} of maxmemory is in use"
         yield warning("memory", found, "Raise maxmemory; beyond it Redis takes no messages.")
+    # Redis refuses writes while its log or its snapshot cannot be written (MISCONF).
     if info["aof_enabled"] and info["aof_last_write_status"] != "ok":
         yield fault(
             "persistence",

@@ -60,6 +60,7 @@ def clock(
     took = (time.monotonic() - started) / 2
     ahead = theirs - now - took
     found = f"{whose} is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} PostgreSQL's"
+    # An offset within the time that the reading itself took says nothing.
     if abs(ahead) <= WRONG_SECONDS + (time.monotonic() - middle):
         return ok(check, found)
     return warning(check, found, "Run NTP on both machines: logs no longer tell what came first.")
@@ -98,11 +99,13 @@ def _schema(connection: LedgerConnection) -> Iterator[Finding]:
     head = scripts.get_current_head() or ""
     known = {revision.revision for revision in scripts.walk_revisions()}
     rows: list[tuple[str]] = []
+    # A database without the table has never been migrated; to read it would end the whole look.
     if _is_there(connection, "alembic_version"):
         rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     has = rows[0][0] if rows else "none"
     if has == head:
         yield ok("schema", f"{has}, as this release needs it")
+    # None at all is older than any: the same command mends both.
     elif has in known or not rows:
         advice = "Run python -m fluoro_jobs.ledger.migrate."
         yield fault("schema", f"{has}; this release needs {head}", advice)

@@ -39,6 +39,7 @@ class Pipelines:
     def __init__(self, templates: Iterable[Template]) -> None:
         """Templates of one name have different versions."""
         self._all = {(one.id, one.version): one for one in templates}
+        # Sorted by version, so the last one that is put under a name is the newest.
         self._newest = {
             one.id: one for one in sorted(self._all.values(), key=lambda one: one.version)
         }
@@ -71,9 +72,12 @@ class Pipelines:
         FluoroError INVALID_ARGUMENT for a page_size or page_token that does not fit.
         """
         limit, key = page_size(request), read_token(request, str, int)
+        # Newest first means that versions descend; a negative number lets both parts ascend.
         start = (str(key[0]), -int(key[1])) if key else ("", 0)
         chosen = (self._all if request.all_versions else self._newest).values()
         ordered = sorted((one.id, -one.version) for one in chosen)
+        # The place stands for rows that were looked at, as `cut` wants it. Nothing is filtered, so
+        # no page ends early.
         rows = ((*one, place) for place, one in enumerate(o for o in ordered if o >= start))
         found, following = cut(
             rows, limit, lambda row: self._all[row[0], -row[1]].as_proto(with_steps=False)
@@ -91,6 +95,8 @@ class Pipelines:
         FluoroError as from there and from `find` and `Template.read`.
         """
         if not request.pipeline:
+            # Parameters without a pipeline are a mistake that would otherwise do nothing, in
+            # silence.
             if request.parameters.fields:
                 _refuse("parameters", "They are a pipeline's; name one, or leave them out.")
             return submission.validate(request, owner)
@@ -123,9 +129,12 @@ def load(folder: str = "") -> Pipelines:
         try:
             read = template(_text(file, called), called)
         except BadPipelineError as error:
+            # All files are looked at, so that an operator sees every fault at once.
             faults.append(str(error))
             continue
         earlier, where = found.setdefault((read.id, read.version), (read, called))
+        # The same file may be mounted twice. Two contents under one version would make jobs that
+        # cannot be told apart.
         if earlier.content != read.content:
             faults.append(
                 f"{called}:1: version {read.version} of {read.id} is in {where} with other "
@@ -140,6 +149,8 @@ def _operators(folder: str) -> Iterator[tuple[Traversable, str]]:
     if not folder:
         return
     path = Path(folder)
+    # A missing folder is a slip in a setting. To start without its pipelines would hide that until
+    # a submit fails.
     if not path.is_dir():
         raise BadPipelineError(
             f"{folder} is not a folder. Set FLUORO_PIPELINES_FOLDER to one with pipelines in YAML, "
@@ -162,6 +173,7 @@ def files_in(folder: Traversable, called: str) -> list[tuple[Traversable, str]]:
 def _text(file: Traversable, called: str) -> bytes:
     try:
         with file.open("rb") as opened:
+            # One byte more than allowed is enough to know that it is too large.
             return opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadPipelineError(f"{called}:1: cannot be read: {error.strerror}") from error
@@ -194,6 +206,7 @@ def _in_callers_words(error: FluoroError, chosen: Template) -> None:
     for bad in error.violations:
         parameter = chosen.markers.get(bad.field)
         told.append(FieldViolation(field_of(parameter), bad.description) if parameter else bad)
+        # The message begins with the field, so it has to name the parameter too.
         error.message = error.message.replace(f"{bad.field}:", f"{told[-1].field}:")
     error.violations = told
 

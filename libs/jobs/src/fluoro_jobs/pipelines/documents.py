@@ -33,6 +33,7 @@ class Document:
 
     def bad(self, place: Place, text: str) -> BadPipelineError:
         """The error about the value at a place, or about the nearest that is there."""
+        # A value that is missing has no line; its mapping has.
         while place and place not in self.lines:
             place = place[:-1]
         return BadPipelineError(f"{self.file}:{self.lines.get(place, 1)}: {text}")
@@ -42,6 +43,7 @@ class _Loader(yaml.SafeLoader):
     """Reads plain words as JSON does."""
 
 
+# PyYAML's own are those of YAML 1.1, where `no` is false and 012 is ten.
 _Loader.yaml_implicit_resolvers = {}
 _TAG: Final = "tag:yaml.org,2002:"
 for _kind, _pattern in (
@@ -59,6 +61,8 @@ def parse(text: bytes, file: str) -> Document:
         raise BadPipelineError(f"{file}:1: a file has at most {MAX_BYTES} bytes")
     document = Document(file, {})
     try:
+        # First by events, which take no memory for what they stand for: deep nesting would
+        # otherwise end in the composer's recursion.
         _check(text, document)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -79,6 +83,7 @@ def _check(text: bytes, document: Document) -> None:
     """Looks at the file piece by piece, before anything is built of it."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        # The place of the last event: what `bad` names if this check fails.
         document.lines[()] = _line(event.start_mark)
         if getattr(event, "anchor", None):  # an alias has one too
             raise document.bad((), "write it out: anchors and aliases are not read")
@@ -103,6 +108,7 @@ def _plain(node: yaml.Node, place: Place, document: Document) -> Any:
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, place, document)
     text = str(node.value)
+    # JSON cannot hold it, and protobuf would fail on it later, without a line.
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise document.bad(place, "half of a surrogate pair is no character")
     match node.tag.removeprefix(_TAG):
@@ -120,9 +126,11 @@ def _plain(node: yaml.Node, place: Place, document: Document) -> Any:
 def _mapping(node: yaml.MappingNode, place: Place, document: Document) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in node.value:
+        # The key's own line while the key is judged; the mapping's again at the end.
         document.lines[place] = _line(name.start_mark)
         if not isinstance(name, yaml.ScalarNode) or not name.value:
             raise document.bad(place, "a key is a word")
+        # PyYAML lets the second one win in silence.
         if name.value in found:
             raise document.bad(place, f"{name.value} stands here twice; keep one")
         found[name.value] = _plain(value, (*place, name.value), document)

@@ -64,6 +64,7 @@ class Parameter:
                 return value.string_value
             case "number", "number_value" if self._holds(value.number_value):
                 return value.number_value
+            # JSON has no integers: 3.0 is one.
             case "integer", "number_value" if value.number_value.is_integer() and self._holds(
                 value.number_value
             ):
@@ -139,6 +140,7 @@ class Parameter:
 
 def value_of(scalar: Scalar) -> Value:
     """As google.protobuf.Value."""
+    # Before numbers: a bool is an int to Python.
     if isinstance(scalar, bool):
         return Value(bool_value=scalar)
     if isinstance(scalar, str):

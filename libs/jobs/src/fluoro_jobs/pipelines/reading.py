@@ -59,6 +59,7 @@ def template(text: bytes, file: str) -> Template:
         content=document.data,
     )
     fields.done()
+    # The markers first: a fault there would show as a puzzling one in a trial.
     _check_markers(read, document)
     for values, about in _trials(read):
         _try(read, document, values, about)
@@ -76,6 +77,7 @@ class _Fields:
         """The entry, or the default. BadPipelineError if it is another type, or missing."""
         self._taken.add(name)
         value = self.data.get(name, default)
+        # `true` is an int to Python, and no number to YAML.
         fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is int)
         if value is not default and not fits:
             raise self.bad(name, f"{name} must be {what}")
@@ -134,6 +136,7 @@ class _Fields:
 
     def done(self) -> None:
         """BadPipelineError if there is more."""
+        # A misspelt entry would otherwise be left out without a word.
         for name in self.data:
             if name not in self._taken:
                 known = ", ".join(sorted(self._taken))
@@ -204,6 +207,7 @@ def _check_markers(read: Template, document: Document) -> None:
     for place, text in _strings(list(read.data), ("steps",)):
         marker = MARKER.fullmatch(text)
         if not marker:
+            # Half a marker is a slip: left as it is, a caller would get the text itself.
             if "${" in text:
                 raise document.bad(place, "a marker, ${name}, is the whole of a value")
             continue
@@ -228,8 +232,10 @@ def _strings(data: Any, place: Place) -> Iterator[tuple[Place, str]]:
 def _trials(read: Template) -> Iterator[tuple[dict[str, Scalar], str]]:
     """What callers may set, and the parameter that the trial is about."""
     every = {name: one.sample for name, one in read.parameters.items()}
+    # Once with what is required alone: the defaults have to make a whole job.
     yield {name: every[name] for name, one in read.parameters.items() if one.required}, ""
     for name, one in read.parameters.items():
+        # One parameter at a time: all combinations would be too many.
         for value in one.samples():
             yield {**every, name: value}, name
 
@@ -245,6 +251,7 @@ def _try(read: Template, document: Document, values: dict[str, Scalar], about: s
             text = " ".join(str(error).split())
             raise document.bad(("steps", i), f"{text}{told}") from error
         for field, _ in step.ListFields():
+            # A result is output only by its oneof.
             oneof = field.containing_oneof
             if field.name in OUTPUT_ONLY_STEP or (oneof and oneof.name in OUTPUT_ONLY_STEP):
                 raise document.bad(("steps", i, field.name), f"{field.name} is output only")

@@ -104,6 +104,7 @@ class Template:
 
         json_format.ParseError, for a template that was not looked at yet.
         """
+        # Most submits set nothing, so their steps are made once.
         if not values:
             return list(self.plain)
         whole = {**self.defaults, **values}
@@ -171,6 +172,8 @@ def _filled(data: Any, values: Mapping[str, Scalar]) -> Any:
     if isinstance(data, dict):
         made = {name: _filled(value, values) for name, value in data.items()}
         left = {name: value for name, value in made.items() if value is not _ABSENT}
+        # A message that holds nothing but absent values goes with them. One that was empty in the
+        # file stays: it means something.
         return left if left or not data else _ABSENT
     if isinstance(data, list):
         items = [_filled(value, values) for value in data]

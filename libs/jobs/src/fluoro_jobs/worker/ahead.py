@@ -19,6 +19,7 @@ def made_ahead(
     under_way: deque[Future[Made]] = deque()
     for each in given:
         under_way.append(pool.submit(make, each))
+        # As many as may be under way, no more: the results of all would fill the memory.
         if len(under_way) > ahead:
             yield under_way.popleft().result()
     while under_way:

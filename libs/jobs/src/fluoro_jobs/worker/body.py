@@ -79,6 +79,7 @@ class OperationBody:
     def executor(self) -> Executor:
         """What runs attempts in this process."""
         settings = self.plan.settings
+        # In the child itself and before anything is loaded: the limit is the process's.
         if self.plan.pool == "prefork":
             limit_memory(settings.child_memory_limit_kib)
         # A connection for each attempt at a time: a pool child runs one.
@@ -94,6 +95,7 @@ class OperationBody:
             handlers,
             settings.scratch_folder,
         )
+        # After all was loaded: what is there now stays for the life of the process.
         calm_collector()
         return executor
 
@@ -111,9 +113,11 @@ class OperationBody:
     def run(self, attempts: Sequence[TaskAttempt]) -> list[str]:
         """What to tell of each attempt, as `celery.Body.run` has it."""
         told = list(self.executor.run(attempts))
+        # What it did not begin must come back: its message is gone from Redis.
         return told + [LEFT] * (len(attempts) - len(told))
 
     def close(self) -> None:
         """Sends the wake-ups of the last task, which may still wait."""
+        # A cached property that was never asked for has no executor to close.
         if "executor" in vars(self):
             self.executor.close()

@@ -220,6 +220,7 @@ class StepContext:
         self.progress(stage, 0, total)
         for done, input_ in enumerate(inputs, 1):
             yield StepItem(self, input_)
+            # Otherwise nothing would say how the item ended, and no count would have it.
             if input_.number not in self.items:
                 raise RuntimeError("the body of a loop over each() is `with item:`")
             self.progress(stage, done, total)
@@ -261,6 +262,7 @@ class StepContext:
         """The content of a blob, so many bytes at a time. FluoroError if it cannot be had."""
         with blob_errors():
             for part in self.blobs.parts(blob, part_bytes):
+                # Between two parts: a blob of gigabytes must not outlive a cancel.
                 self.check()
                 yield memoryview(part)
 
@@ -436,12 +438,14 @@ class StepItem:
         trace: TracebackType | None,
     ) -> bool:
         """Records the outcome; True if the error, if any, is this item's alone."""
+        # After every item: a study of a thousand files must not fill the disk.
         if self._scratch is not None:
             self._scratch.remove()
             self._scratch = None  # an item may be taken up again, with another outcome
         if error is None:
             if self._input.number not in self._context.items:
                 self._end(State.STATE_SUCCEEDED, "", "")
+                # Only now: an item that fails leaves nothing that a later step could work on.
                 self._context.artifacts |= self._artifacts
             return True
         if isinstance(error, FluoroError) and not error.may_retry:

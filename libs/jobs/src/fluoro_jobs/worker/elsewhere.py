@@ -19,6 +19,7 @@ def handed_on(
     if error.reason not in LACKING:
         return error
     wanted = list(named)
+    # If nobody serves it either, the step's own error says what is wrong.
     if not wanted or not all(served_elsewhere(*one) for one in wanted):
         return error
     models = ", ".join(map(str, wanted))

@@ -110,8 +110,10 @@ class Executor:
         """
         until, claimed = time.monotonic() + MOST_SECONDS, None
         for place, (task_id, number) in enumerate(wanted):
+            # At most one: the claim of the next goes along with the commit of this one.
             following = [Following(self._worker, *one) for one in wanted[place + 1 : place + 2]]
             try:
+                # Claimed already with the end of the one before, where that worked.
                 claimed = claimed or self._claim(task_id, number)
                 if claimed is None:
                     log.debug("stale_message", task=str(task_id))
@@ -122,15 +124,20 @@ class Executor:
                 # The ledger is away. If a claim did not happen, the task is still QUEUED there and
                 # its message is sent again.
                 log.warning("task_not_run", task=str(task_id), reason=error.reason)
+                # The claim that went along may be durable, and nobody runs it.
                 yield from [UNREPORTED, *(UNREPORTED for one in following if one.beside.sent)]
                 return
             yield figures.line()
+            # Whether it was claimed is not known. To claim it here again would find it taken, by
+            # nobody.
             if any(one.beside.in_doubt for one in following):
                 yield UNREPORTED
                 return
+            # None is no refusal: the next turn of the loop claims it by itself.
             claimed = next((one.claim for one in following), None)
             # A store that had it handed back would fail the next one too.
             released = figures.outcome == Outcome.RELEASED.lower()
+            # A claim that is durable has to be run, whatever the time.
             if claimed is None and (released or time.monotonic() > until):
                 return
 
@@ -140,6 +147,7 @@ class Executor:
 
     def _run(self, claimed: Claim, following: list[Following], until: float) -> Figures:
         """Runs an attempt, and claims the following one with its end if that comes in time."""
+        # Watchers see that it runs before it does: an operation may take minutes.
         self._publisher.events(claimed.graph.id, claimed.graph.owner)
         with structlog.contextvars.bound_contextvars(
             job=f"jobs/{claimed.graph.id}", step=claimed.step_name, attempt=claimed.attempt
@@ -165,6 +173,8 @@ class Executor:
         try:
             result = self._operate(claimed)
             outcome = Outcome.SUCCEEDED
+            # Only while the handful is in time: a claim here would hold a task that another slot
+            # could begin.
             beside = following[0] if following and time.monotonic() < until else None
             job_state = self._end(
                 claimed, lambda connection: attempts.commit(connection, claimed, result, beside)
@@ -172,6 +182,7 @@ class Executor:
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
+            # Before the end is told: it may become a return that costs the task nothing.
             error = self._handed_on(claimed, error)
             outcome, job_state = claimed.outcome_of(error), self._fail(claimed, error)
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
@@ -180,6 +191,8 @@ class Executor:
         # No state of the job means that the ledger did not take the end: others had ended it.
         told = outcome.lower() if job_state or outcome is Outcome.CANCELLED else FENCED
         ended = job_state.lower() if job_state and is_terminal(job_state) else ""
+        # A job that has ended unblocks nothing, and an attempt that was fenced off has done
+        # nothing.
         unblocks = ",".join(claimed.queues_after) if job_state and not ended else ""
         seconds = time.monotonic() - started
         return Figures(operation, told, claimed.waited_seconds, seconds, ended, unblocks)
@@ -193,6 +206,7 @@ class Executor:
             )
         request = read_request(handler.operation, claimed.request)
         context = self._context(claimed)
+        # By attempt: a message that comes late must not stop the next attempt of the task.
         self._running[claimed.task_id, claimed.attempt] = context
         try:
             message: Message = handler(request, context)
@@ -255,6 +269,7 @@ class Executor:
                 with self._ledger.connection() as connection:
                     return act(connection)
             except FluoroError as error:
+                # An error that is not an outage would come again, however long one waits.
                 if error.reason not in LEDGER_OUTAGES or time.monotonic() > deadline:
                     raise
                 threading.Event().wait(0.5)
@@ -265,6 +280,7 @@ def _explained(error: Exception) -> FluoroError:
     if isinstance(error, MemoryError):
         return FluoroError(Reason.INTERNAL, "The attempt ran out of memory.")
     if isinstance(error, OSError) and error.errno in NO_SPACE:
+        # Named, because another worker may have room: the attempt goes back uncounted.
         return FluoroError(
             Reason.SCRATCH_FULL, "The worker has no disk space left for temporary files."
         )

@@ -47,10 +47,12 @@ class InventoryReports:
         inventory = self._inventory
         if inventory is None:
             return
+        # A report costs a statement, and mostly nothing has changed.
         if not inventory.changed.is_set() and time.monotonic() < self._due:
             return
         # Before it is read: what changes from here on is told at the next beat.
         inventory.changed.clear()
         self._due = 0.0  # again at the next beat, if this one fails
+        # False if the ledger does not list this worker (yet): told again at the next beat.
         if models.report(connection, self._worker, inventory.told()):
             self._due = time.monotonic() + REPEAT_SECONDS

@@ -136,6 +136,7 @@ class Keeper(threading.Thread):
 
     def more(self) -> int:
         """How many further tasks a slot may take together with one, going by the last ones."""
+        # Tasks that hold every slot say more about now than those that ended.
         seconds = max(self._task_seconds, self._stuck_seconds)
         if not (self._handfuls and seconds and self._gate.is_open) or self._draining:
             return 0
@@ -162,10 +163,13 @@ class Keeper(threading.Thread):
             self._on_slots(*figures.unblocks.split(","))
         if figures.job_state:
             metrics.JOBS_FINISHED.labels(state=figures.job_state).inc()
+        # One has ended, so not every slot is stuck.
         self._stuck_seconds = 0.0
+        # The first one is the average; later ones move it a tenth of the way.
         self._task_seconds += (figures.run_seconds - self._task_seconds) / (
             AVERAGE_OVER_TASKS if self._task_seconds else 1
         )
+        # Once for each halving and not for each task.
         if self._task_seconds < self._told_task_seconds / 2 or not self._told_task_seconds:
             # Tasks are shorter than dispatch knows: its window is too small for them.
             self._woken.set()
@@ -181,12 +185,14 @@ class Keeper(threading.Thread):
 
     def left(self, attempt: TaskAttempt) -> None:
         """It has not begun, and should not wait for this slot."""
+        # What is known of it already, a loss say, is stronger.
         self._left.setdefault(attempt, Left(_put_back))
         self._woken.set()
 
     def unreported(self, attempt: TaskAttempt) -> None:
         """The ledger may have claimed it without our knowing, or may not know of its end."""
         self._left[attempt] = Left(heartbeats.release_of_worker)
+        # Most likely a store has failed it.
         self._gate.look()
         self._woken.set()
 
@@ -215,6 +221,8 @@ class Keeper(threading.Thread):
             except Exception:  # without heartbeats everything that runs here would be taken away
                 log.exception("heartbeat_failed")
                 pause = MISSED_SECONDS
+            # A wake-up that comes during the beat is not lost: the event stays set until after the
+            # wait.
             self._woken.wait(pause)
             self._woken.clear()
 
@@ -261,11 +269,14 @@ class Keeper(threading.Thread):
         asked = {attempt for request in requests for attempt in request.attempts}
         with self._ledger.connection() as connection:
             held = {
+                # By what was asked and not by number: a message of the previous release names no
+                # attempt.
                 one.asked: one
                 for one in heartbeats.beat(
                     connection, self._as_listed(), list(asked), self._told_task_seconds
                 )
             }
+            # On the connection that is there: a look of its own would need a second one.
             self._clock.compare(connection)
             if self._inventory is not None:
                 self._inventory.tell(connection)
@@ -279,12 +290,14 @@ class Keeper(threading.Thread):
             # Of a handful, one attempt runs at a time. Those before it are over for the child too.
             live = [one for one in ones if one.outcome is None]
             if ones and not live:
+                # Celery should have freed this slot; the watch gives it some time.
                 over.append(request.id)
             for one in live or ones:
                 if one.standing in self._ACTIONS:
                     self._ACTIONS[one.standing](self, one, request)
         # The ledger may not have known them before; what waited for a worker starts now.
         self._on_slots()
+        # Slots as the ledger lists them: behind a closed gate none is free, and nobody is deaf.
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
         self._slot_watch.look(over)
 
@@ -295,6 +308,7 @@ class Keeper(threading.Thread):
         slot. With this figure dispatch knows of them, and queues nothing behind them.
         """
         seconds = [one.seconds for one in held if one.outcome is None]
+        # The one that began last: since then no slot has become free.
         return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
@@ -328,6 +342,7 @@ class Keeper(threading.Thread):
         What fails is tried again at the next beat.
         """
         until = time.monotonic() + ENDING_SECONDS
+        # A copy: what ends while this goes on comes in from other threads.
         for attempt, left in list(self._left.items()):
             if time.monotonic() > until:
                 break
@@ -335,6 +350,7 @@ class Keeper(threading.Thread):
                 _may_be(attempt, request) for request in received()
             ):
                 continue  # another message asked for the same attempt, and may get it
+            # Out first, so that what is told of it meanwhile is not lost with the entry.
             del self._left[attempt]
             try:
                 with self._ledger.connection() as connection:
@@ -348,10 +364,12 @@ class Keeper(threading.Thread):
             except Exception:  # its job is broken; the lease expires
                 log.exception("attempt_not_ended", task=str(attempt[0]))
                 continue
+            # It moved nothing: the claim may not have happened (yet).
             if not told and left.end is heartbeats.release_of_worker:
                 self._look_again(attempt, left)
             elif told:
                 self._tell(told)
+                # The stop itself comes with the next beat, which is due at once.
                 self._woken.set()
 
     def _look_again(self, attempt: TaskAttempt, left: Left) -> None:
@@ -382,7 +400,10 @@ class Keeper(threading.Thread):
                             heard = now
                             if message["data"] != ECHO:
                                 self._woken.set()
+                        # Nothing may come for hours, and silence is also what a dead connection
+                        # sounds like.
                         if now - asked > ECHO_SECONDS:
+                            # The last echo has had ECHO_SECONDS to arrive.
                             if heard < asked:
                                 raise redis.ConnectionError(
                                     "What is published does not arrive here."
@@ -397,6 +418,7 @@ class Keeper(threading.Thread):
 
 
 def _lose(connection: LedgerConnection, worker: Worker, attempt: TaskAttempt) -> list[UUID]:
+    # It may not have begun: then it is still queued, and goes to another worker uncounted.
     return heartbeats.lose_of_worker(connection, worker, attempt) or _put_back(
         connection, worker, attempt
     )

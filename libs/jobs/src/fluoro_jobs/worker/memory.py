@@ -18,6 +18,7 @@ def limit_memory(kib: int) -> None:
     if kib:
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         asked = kib * 1024
+        # The hard limit stays: once lowered, it could not be raised again.
         soft = asked if most == resource.RLIM_INFINITY else min(asked, most)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, most))
 
@@ -30,8 +31,11 @@ def asked_too_much(trace: TracebackType | None) -> bool:
     have filled it.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    # No limit of its own: the machine ran out, which says nothing about this work.
     if limit == resource.RLIM_INFINITY:
         return False
+    # The frames of the failed work hold what it had allocated; without them the figure shows what
+    # stays.
     traceback.clear_frames(trace)
     # proc_pid_statm(5): the sixth number is data and stack, in pages.
     pages = int(Path("/proc/self/statm").read_text().split()[5])

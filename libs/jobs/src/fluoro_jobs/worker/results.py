@@ -39,6 +39,7 @@ def kept(
     FluoroError RESULT_TOO_LARGE if it has more than the operation's max_result_bytes.
     """
     data = result.SerializeToString()
+    # Before anything is stored: a result of gigabytes must not go to the store only to be refused.
     if len(data) > operation.max_result_bytes:
         raise FluoroError(
             Reason.RESULT_TOO_LARGE,
@@ -112,6 +113,8 @@ class _Entries:
         """weight: of the result, serialized."""
         self.weight = weight
         self._result = result
+        # A copy without the entries: what is about the result as a whole belongs to every task's
+        # share.
         self._head = type(result)()
         self._head.CopyFrom(result)
         self._by_item: dict[str, list[tuple[str, Message]]] = {}
@@ -132,6 +135,7 @@ class _Entries:
             return self._result
         found = type(self._result)()
         found.CopyFrom(self._head)
+        # Sorted, so that every attempt reads the same order.
         for item in sorted({item for key in keys for item in self._of(key)}):
             for field, entry in self._by_item[item]:
                 getattr(found, field).append(entry)
@@ -145,6 +149,8 @@ class _Entries:
         parts = key.split("/")
         above = ("/".join(parts[:n]) for n in range(1, len(parts) + 1))
         yield from (item for item in ("", *above) if item in self._by_item)
+        # Sorted names that begin alike stand together, so two look-ups find them among ten
+        # thousand.
         for place in range(bisect_left(self._items, f"{key}/"), len(self._items)):
             if not self._items[place].startswith(f"{key}/"):
                 return

@@ -53,6 +53,8 @@ def run_worker(
     """
     settings = settings or from_environment(WorkerSettings)
     configure_logging(service, level=settings.log_level, format=settings.log_format)
+    # A new id with each start: leases of a process that died are not this one's, though host and
+    # pid may be the same.
     worker = Worker(
         new_id(),
         f"{socket.gethostname()}:{os.getpid()}",
@@ -73,6 +75,8 @@ class WorkerProcess:
         self._body = body
         self._plan = plan = body.plan
         settings, worker = plan.settings, plan.worker
+        # One connection for keeper, dispatcher and checks: a thousand workers must not open
+        # thousands (ADR 0020).
         self._ledger = Ledger(settings.database_url, max_connections=1)
         self._publisher = Publisher(settings.redis_url)
         self._dispatcher = Dispatcher(self._ledger, settings.redis_url, [worker.queue])
@@ -127,10 +131,12 @@ class WorkerProcess:
     def run(self) -> None:
         """Works until told to stop; then finishes or hands back what runs, and exits."""
         settings = self._plan.settings
+        # First of all, so that a worker which hangs at its start can be asked why.
         server = serve(settings.http_host, settings.http_port, self._health)
         # Threads run their tasks here. In a prefork pool the children do, and each makes its own
         # executor.
         if self._plan.pool == "threads":
+            # Before the keeper lists this worker: no task must wait for a model to load.
             self._body.warm_up()
         self._gate.start()
         self._keeper.start()
@@ -159,10 +165,12 @@ class WorkerProcess:
 
         The drain thread ends the wait.
         """
+        # A second SIGTERM changes nothing; the deadline runs from the first.
         if self._draining:
             return
         self._draining = True
         self._health.set_draining()
+        # In a thread of its own: this may be the signal's handler, where nothing may wait.
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def _on_deaf(self) -> None:
@@ -173,6 +181,7 @@ class WorkerProcess:
 
     def _give_up(self, event: str) -> None:
         """Ends this process. Whoever looks after it starts another one, which works again."""
+        # It is about to end anyway, and hands back what runs.
         if self._draining:
             return
         log.error(event, queue=self._plan.worker.queue)
