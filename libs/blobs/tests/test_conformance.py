@@ -81,12 +81,13 @@ def test_what_chunks_raise_comes_as_it_is_and_leaves_nothing(
 
 
 @SIZES
-def test_the_start_of_a_blob_is_as_long_as_asked_for_or_as_the_blob(
+def test_a_piece_of_a_blob_is_as_long_as_asked_for_or_ends_with_it(
     store: BlobStore, name: str, size: int
 ) -> None:
     content = os.urandom(size)
     store.put(name, content)
-    assert store.start(name, 1000) == content[:1000]
+    for offset in (0, 1, size // 2, size):
+        assert store.piece(name, offset, 1000) == content[offset : offset + 1000]
 
 
 @pytest.mark.parametrize("part_bytes", [MIB - 1, 3 * MIB, 4 * MIB, 9 * MIB])

@@ -61,7 +61,8 @@ def test_a_report_of_slides_tells_their_size_tissue_and_shares_in_each_language(
         export_report(request, attempt.context)
         pdf, page = attempt.read("report.pdf"), attempt.read("report.html").decode()
         text = reader.text(pdf)
-        assert reader.images(pdf) == ["960x640"]
+        assert reader.images(pdf) == ["960x640"] + ["256x256"] * 12
+        assert page.count("<img") == 13
         for each in (*words, "crowded nuclei", "0.97" if language in ("", "zh") else "0,97"):
             assert each in text
             assert each in page

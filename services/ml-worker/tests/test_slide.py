@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from ml_worker.operations.slide import analyze
 from ml_worker.registry import Registry
 from ml_worker.settings import SHIPPED_MODELS, ModelSettings
 from ml_worker.slide_phantoms import laboratory, tissue
-from ml_worker.slides import PALETTE_PIXELS, colours_of, to_reference
+from ml_worker.slides import PALETTE_PIXELS, colours_of, picture_of, to_reference
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -56,7 +57,7 @@ def tiled(folder: Path, tiles: Sequence[NDArray[np.uint8]], spoil: Spoil = bytes
     slide = TiledSlide(
         item="0",
         tiles_artifact="tiles-0000.rgb",
-        rows=SIDE * 3 - 50,
+        rows=SIDE * -(-len(tiles) // COLUMNS) - 50,
         columns=SIDE * COLUMNS,
         tile_size=SIDE,
         tissue_share=0.8,
@@ -120,6 +121,60 @@ def test_classes_have_the_codes_of_the_manifest(tmp_path: Path, tiles: NDArray[n
     attempt = after(tmp_path, tiled(tmp_path, tiles))
     (slide,) = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models).slides
     assert [[code.value for code in each.codes] for each in slide.classes] == [[], [], ["84640000"]]
+
+
+def test_the_most_probable_tiles_are_left_as_pictures_for_which_classes_take_turns(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    attempt = after(tmp_path, tiled(tmp_path, [*tiles, *tiles]))
+    request = AnalyzeSlide(model="he-texture", top_tiles=50)
+    (slide,) = analyze(request, attempt.context, models).slides
+    pictured = [[top for top in each.top if top.picture] for each in slide.classes]
+    assert [len(each) for each in pictured] == [4, 4, 4]
+    for kind, each in enumerate(pictured):
+        assert [top.picture for top in each] == [top.picture for top in slide.classes[kind].top[:4]]
+        for top in each:
+            artifact = attempt.context.artifacts[top.picture]
+            assert (artifact.role, artifact.media_type) == ("top-tile", "image/jpeg")
+            number = (top.row * COLUMNS + top.column) % len(KINDS)
+            assert KINDS[number] == kind
+            picture = np.asarray(Image.open(io.BytesIO(attempt.read(top.picture))))
+            assert np.abs(picture.astype(int) - tiles[number]).mean() < 8
+    assert len(attempt.context.artifacts) == 14
+
+
+def test_a_tile_of_which_another_class_is_more_probable_has_no_picture(
+    tmp_path: Path, models: Registry, tiles: NDArray[np.uint8]
+) -> None:
+    attempt = after(tmp_path, tiled(tmp_path, tiles))
+    (slide,) = analyze(AnalyzeSlide(model="he-texture"), attempt.context, models).slides
+    assert [[bool(top.picture) for top in each.top] for each in slide.classes] == [
+        [True] * 5,
+        [True] * 3 + [False] * 2,
+        [True] * 2 + [False] * 3,
+    ]
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
+def test_no_picture_shows_a_tile_that_nobody_vouches_for(
+    tmp_path: Path, tiles: NDArray[np.uint8], spoil: Spoil
+) -> None:
+    (slide,) = tiled(tmp_path, tiles).result.slides
+
+    def piece(offset: int, length: int) -> bytes:
+        return spoil(tiles.tobytes()[offset : offset + length])
+
+    with pytest.raises(FluoroError) as caught:
+        picture_of(slide, 3, piece)
+    assert caught.value.reason == Reason.PIXELS_NOT_CERTIFIED
+
+
+def test_the_picture_of_a_large_tile_is_small() -> None:
+    tile = np.full((1024, 1024, 3), (200, 100, 150), np.uint8)
+    digest = hashlib.sha256(tile.tobytes()).digest()
+    slide = TiledSlide(tile_size=1024, tiles=[TissueTile(sha256=digest)])
+    picture = Image.open(io.BytesIO(picture_of(slide, 0, lambda *_: tile.tobytes())))
+    assert picture.size == (256, 256)
 
 
 def test_a_slide_in_colours_of_another_laboratory_is_skipped_unless_normalized(
@@ -187,6 +242,26 @@ def test_a_slide_of_many_tiles_gets_the_same_colours_by_a_faster_way(tmp_path: P
         few = colours_of(tables, 1, pool)(tiles)
         many = colours_of(tables, PALETTE_PIXELS, pool)(tiles)
     np.testing.assert_array_equal(few, many)
+
+
+@pytest.mark.parametrize(("microns_per_pixel", "state"), [(0.5, "SUCCEEDED"), (0.0, "SKIPPED")])
+def test_a_model_that_states_a_spacing_needs_slides_that_tell_theirs(
+    tmp_path: Path, tiles: NDArray[np.uint8], microns_per_pixel: float, state: str
+) -> None:
+    folder = tmp_path / "models" / "he-spaced" / "1.0.0"
+    shutil.copytree(SHIPPED_MODELS / "he-texture" / "1.0.0", folder)
+    manifest = folder / "model.toml"
+    text = manifest.read_text().replace('name = "he-texture"', 'name = "he-spaced"', 1)
+    spaced = 'image = { colour = "rgb", resize = "stretch", spacing_mm = [0.0005, 0.0005] }'
+    manifest.write_text(re.sub(r"(?m)^image = .*$", spaced, text))
+    upstream = tiled(tmp_path, tiles)
+    upstream.result.slides[0].microns_per_pixel = microns_per_pixel
+    attempt = after(tmp_path, upstream)
+    spaced_models = Registry(ModelSettings(models_folder=tmp_path / "models"))
+    spaced_models.open()
+    analyze(AnalyzeSlide(model="he-spaced"), attempt.context, spaced_models)
+    (item,) = attempt.context.items.values()
+    assert item.state == Item.State.Value(f"STATE_{state}")
 
 
 def test_a_model_that_is_not_made_for_slides_is_refused(

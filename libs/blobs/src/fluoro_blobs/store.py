@@ -171,9 +171,9 @@ class BlobStore:
             return of_size(self._parts(name), part_bytes)
         return self._file_parts(name, self._folder / self._key(name), part_bytes)
 
-    def start(self, name: str, length: int) -> bytes:
-        """The first bytes; fewer if there are no more."""
-        return bytes(next(self._parts(name, part_bytes=length), b""))
+    def piece(self, name: str, offset: int, length: int) -> bytes:
+        """So many bytes from an offset on; fewer if there are no more."""
+        return bytes(next(self._parts(name, offset, length), b""))
 
     def fetch(self, name: str, path: Path) -> None:
         """Copies the content into a new file. After an error there is no file.

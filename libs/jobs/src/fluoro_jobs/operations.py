@@ -272,7 +272,7 @@ OPERATIONS: Final = (
         slide_pb2.AnalyzeSlide,
         slide_pb2.AnalyzeSlideResult,
         reads=("tiles",),
-        leaves=("heat-map", "tile-scores"),
+        leaves=("heat-map", "tile-scores", "top-tile"),
         resource_class="gpu",
     ),
     Operation(

@@ -89,6 +89,7 @@ class Image:
                 self.preview,
                 *(finding.overlay for finding in self.findings),
                 *(sight.picture for sight in self.sights),
+                *(row.picture for sight in self.sights for row in sight.rows),
             )
             if picture
         ]

@@ -4,7 +4,7 @@ Strings are final: in the report's language, one line, without control character
 identifies a patient or an instance. Pictures are paths below the attempt's folder.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Measure(TypedDict):
@@ -20,11 +20,13 @@ class Measure(TypedDict):
 
 
 class Likelihood(TypedDict):
-    """How sure a model is of one class. share: 0 to 1."""
+    """How sure a model is of one class. share: 0 to 1. file, alt: of a picture, if there is one."""
 
     name: str
     percent: str
     share: float
+    file: NotRequired[str]
+    alt: NotRequired[str]
 
 
 class Classified(TypedDict):

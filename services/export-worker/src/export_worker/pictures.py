@@ -83,8 +83,9 @@ def classified(finding: Finding, words: Words) -> list[Classified]:
     ]
 
 
-def beside(sight: Sight, words: Words) -> Classified:
+def beside(sight: Sight, files: Mapping[str, str], words: Words) -> Classified:
     """Objects in the image, the images most like it, or the tiles that stand out."""
+    key = wording.printable(wording.key(sight.key), 64)
     return {
         "model": ", ".join(
             part
@@ -103,6 +104,8 @@ def beside(sight: Sight, words: Words) -> Classified:
                 # Scores and likenesses are no probabilities, so they get no percent sign.
                 "percent": words.number(row.value, 2),
                 "share": wording.share(row.value),
+                "file": files.get(row.picture.blob, "") if row.picture else "",
+                "alt": f"{words('input')} {key}, {row_name(row, words)}",
             }
             for row in sight.rows[:SHOWN_CLASSES]
         ],
@@ -171,7 +174,9 @@ def image_block(image: Image, files: Mapping[str, str], words: Words) -> ImageBl
             *verdicts.opinions(image.judged, words),
             *(one for finding in image.findings for one in classified(finding, words)),
         ],
-        "others": [beside(sight, words) for sight in image.sights if sight.rows][:SHOWN_FRAMES],
+        "others": [beside(sight, files, words) for sight in image.sights if sight.rows][
+            :SHOWN_FRAMES
+        ],
     }
 
 

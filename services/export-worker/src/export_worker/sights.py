@@ -40,13 +40,14 @@ TOLD: Final = (
 class Row:
     """A thing that is told of, and how sure, or how like, it is: -1 to 1.
 
-    key: of another image. place: row and column of a tile, from 0.
+    key: of another image. place: row and column of a tile, from 0. picture: of it, if there is one.
     """
 
     name: str
     value: float
     key: str = ""
     place: tuple[int, int] | None = None
+    picture: job_pb2.Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def sights_of(step: Upstream) -> Iterator[Sight]:
                 rows = [Row("", each.similarity, _key(each)) for each in found.neighbors]
                 yield Sight(_key(found), "similar", None, frame=found.frame, rows=rows)
         case slide_pb2.AnalyzeSlideResult() as analyzed:
-            yield from _top_tiles(analyzed)
+            yield from _top_tiles(step, analyzed)
         case dermoscopy_pb2.AssessDermoscopyResult() as assessed:
             for lesion in assessed.lesions:
                 outlined = step.artifact(lesion.overlay) if lesion.overlay else None
@@ -99,12 +100,20 @@ def _objects(step: Upstream, detected: detect_pb2.DetectObjectsResult) -> Iterat
         yield Sight(_key(image), "objects", detected.model, seen, rows=rows)
 
 
-def _top_tiles(analyzed: slide_pb2.AnalyzeSlideResult) -> Iterator[Sight]:
+def _top_tiles(step: Upstream, analyzed: slide_pb2.AnalyzeSlideResult) -> Iterator[Sight]:
     """Where each class of a slide is most probable."""
     for slide in analyzed.slides:
         for one in slide.classes:
             said = one.display_name or str(one.label)
-            rows = [Row("", tile.probability, place=(tile.row, tile.column)) for tile in one.top]
+            rows = [
+                Row(
+                    "",
+                    tile.probability,
+                    place=(tile.row, tile.column),
+                    picture=step.artifact(tile.picture) if tile.picture else None,
+                )
+                for tile in one.top
+            ]
             yield Sight(_key(slide), "top_tiles", analyzed.model, said=said, rows=rows)
 
 

@@ -1,5 +1,7 @@
 """For tests and samples: what steps would have left of a slide."""
 
+from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -7,6 +9,7 @@ import numpy as np
 from fluoro.v1 import slide_pb2
 from fluoro_jobs.testing import step_context
 from fluoro_jobs.worker.context import Upstream
+from PIL import Image
 
 from export_worker.testing import copied_model, png
 
@@ -16,6 +19,20 @@ TISSUES: Final = (
     ("crowded nuclei", "#d55e00"),
 )
 """Of a model for tiles: names and colours, by value."""
+PICTURES: Final = 4
+"""Of the most probable tiles of each."""
+
+
+def top_tile(label: int, rank: int) -> bytes:
+    """A picture of a tile: the more crowded, the more dots."""
+    random = np.random.default_rng(10 * label + rank)
+    tile = np.full((256, 256, 3), (222, 158, 190), np.uint8)
+    rows, columns = np.indices(tile.shape[:2])
+    for row, column in random.uniform(0, 256, (10 + 45 * label, 2)):
+        tile[np.hypot(rows - row, columns - column) < 4 + 2 * label] = (96, 62, 140)
+    buffer = BytesIO()
+    Image.fromarray(tile).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def slides(folder: Path) -> list[Upstream]:
@@ -39,12 +56,17 @@ def slides(folder: Path) -> list[Upstream]:
         with item:
             picture = png(drawn.repeat(40, axis=0).repeat(40, axis=1))
             told.heat_map = item.put("heat-map", ".png", "heat-map", "image/png", picture)
+            for label, rank in product(range(len(TISSUES)), range(PICTURES)):
+                name = f"top-tile-{label}-{rank}"
+                item.put(name, ".jpg", "top-tile", "image/jpeg", top_tile(label, rank))
     counts[0] -= novel
     for label, ((name, color), count) in enumerate(zip(TISSUES, counts, strict=True)):
         one = told.classes.add(label=label, display_name=name, color=color, tiles=count)
         one.share, one.mean_probability = count / total, 0.9 * count / (total - novel)
-        for rank in range(3):
+        for rank in range(5):
             one.top.add(row=5 + rank, column=9 + label, probability=0.97 - rank / 50)
+            if rank < PICTURES:
+                one.top[rank].picture = f"top-tile-{label}-{rank}-0000.jpg"
     model = copied_model()
     model.name = "he-texture"
     return [

@@ -169,12 +169,18 @@ def _block(image: ImageBlock, words: dict[str, str], folder: Path) -> str:
         parts += _verdict(verdict, words)
     for one in (*image["classes"], *image["others"]):
         parts.append(_note(", ".join(filter(None, (one["model"], one["frame"])))))
+        tiles = "".join(
+            _figure(row["file"], row["alt"], _joined(" · ", row["percent"], row["name"]), folder)
+            for row in one["rows"]
+            if row.get("file")
+        )
         rows = "".join(
             f"<tr><td>{escape(row['name'])}</td>"
             f"<td>{_bar(row['share'])}{escape(row['percent'])}</td></tr>"
             for row in one["rows"]
+            if not row.get("file")
         )
-        parts.append(f"<table>{rows}</table>")
+        parts.append(f'<div class="pictures little">{tiles}</div><table>{rows}</table>')
     for finding in image["findings"]:
         counted = "tiles" if finding["of_tiles"] else "voxels"
         head = _words(words, f"class {counted} share volume mean")

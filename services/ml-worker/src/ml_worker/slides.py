@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from typing import Final
 
@@ -12,6 +13,7 @@ import numpy as np
 from fluoro.v1 import slide_pb2
 from fluoro_jobs.worker.context import StepContext
 from numpy.typing import NDArray
+from PIL import Image
 
 from ml_worker.pixels import not_certified
 
@@ -24,6 +26,10 @@ REFERENCE: Final = np.array([[0.5626, 0.2159], [0.7201, 0.8012], [0.4062, 0.5581
 REFERENCE_MAXIMA: Final = np.array([1.9705, 1.0308])
 """99th percentiles of their amounts, from the same place."""
 
+PICTURE_SIDE: Final = 256
+"""Most rows and columns of the picture of a tile."""
+PICTURE_QUALITY: Final = 90
+"""As JPEG has it: for eyes, not for models."""
 PALETTE_PIXELS: Final = 2**25
 """From so many on, a table of all 2**24 colours takes less time than it saves."""
 
@@ -49,6 +55,26 @@ def stored_tiles(
         yield some, np.frombuffer(part, np.uint8).reshape(-1, *shape)
     if next(tiles, None):
         raise not_certified("ends before its certificate does")
+
+
+def picture_of(
+    slide: slide_pb2.TiledSlide, number: int, piece: Callable[[int, int], bytes]
+) -> bytes:
+    """A JPEG of a tile as it is stored, small. piece: of the tiles' blob, by offset and length.
+
+    FluoroError PIXELS_NOT_CERTIFIED as of `check`.
+    """
+    size = slide.tile_size
+    data = piece(number * 3 * size**2, 3 * size**2)
+    if len(data) != 3 * size**2:
+        raise not_certified("ends before its certificate does")
+    pixels = np.frombuffer(data, np.uint8).reshape(1, size, size, 3)
+    check((slide.tiles[number : number + 1], pixels))
+    picture = Image.fromarray(pixels[0])
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    buffer = BytesIO()
+    picture.save(buffer, format="JPEG", quality=PICTURE_QUALITY)
+    return buffer.getvalue()
 
 
 def check(some: Some) -> None:

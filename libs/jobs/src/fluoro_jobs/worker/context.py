@@ -266,11 +266,11 @@ class StepContext:
                 self.check()
                 yield memoryview(part)
 
-    def start(self, blob: str, length: int) -> bytes:
-        """The first bytes of a blob. FluoroError if they cannot be had."""
+    def piece(self, blob: str, offset: int, length: int) -> bytes:
+        """So many bytes of a blob; fewer at its end. FluoroError if they cannot be had."""
         self.check()
         with blob_errors():
-            return self.blobs.start(blob, length)
+            return self.blobs.piece(blob, offset, length)
 
     def put(self, name: str, role: str, media_type: str, data: Data, *, key: str = "") -> None:
         """Stores an artifact of the step as a whole; those of one item go through `StepItem.put`.

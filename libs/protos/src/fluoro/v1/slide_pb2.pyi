@@ -65,7 +65,10 @@ class TileSlide(_message.Message):
     MIN_TISSUE_FIELD_NUMBER: _builtins.int
     MICRONS_PER_PIXEL_FIELD_NUMBER: _builtins.int
     tile_size: _builtins.int
-    """Rows and columns of a tile, 64 to 1,024; 0 means 256."""
+    """Rows and columns of a tile, 64 to 1,024; 0 means 256. A model whose input has another size sees tiles
+    resampled, as its manifest says: to the spacing it states, or else stretched, cut or padded, at
+    another magnification than it was trained on.
+    """
     min_tissue: _builtins.float
     """Least share of a tile that must be tissue, 0 to 1; unset means 0.25."""
     microns_per_pixel: _builtins.float
@@ -263,9 +266,10 @@ class AnalyzeSlide(_message.Message):
     which Modality is not SM, fails the step with MODEL_NOT_APPLICABLE. A tile that the model calls
     unlike its training data (output `novelty`) has no class; a slide of such tiles alone is skipped.
     Tiles run in batches with the images of other jobs. Memory is bounded by some batches. Leaves for
-    each good item an artifact of role `heat-map` (image/png) and one of role `tile-scores`
+    each good item an artifact of role `heat-map` (image/png), one of role `tile-scores`
     (application/x-npy): a probability for each tile and label, float32, in the order of the tiles; NaN
-    for a tile without a class.
+    for a tile without a class; and at most 12 of role `top-tile` (image/jpeg): pictures of the most
+    probable tiles, for which classes take turns.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -450,22 +454,28 @@ class TopTile(_message.Message):
     ROW_FIELD_NUMBER: _builtins.int
     COLUMN_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Row of the grid, from 0, as in TissueTile."""
     column: _builtins.int
     """Column of the grid, from 0."""
     probability: _builtins.float
     """Probability of the class, 0 to 1. Not calibrated unless the card says so."""
+    picture: _builtins.str
+    """Name of the artifact with its picture, in the colours of the slide, at most 256 pixels a side.
+    Empty beyond the first 12, and for a tile of which another class is more probable.
+    """
     def __init__(
         self,
         *,
         row: _builtins.int = ...,
         column: _builtins.int = ...,
         probability: _builtins.float = ...,
+        picture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "probability", b"probability", "row", b"row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "picture", b"picture", "probability", b"probability", "row", b"row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

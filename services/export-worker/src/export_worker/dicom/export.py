@@ -181,7 +181,7 @@ class Export:
         )
 
     def _read_item(self, item: StepItem, file: Part, number: int) -> Image:
-        start = self._context.start(file.blob, START_BYTES)
+        start = self._context.piece(file.blob, 0, START_BYTES)
         source = read_source(start, lambda: item.fetch(file), self._known)
         image = Image(number, item.key, source)
         image.input = item.input

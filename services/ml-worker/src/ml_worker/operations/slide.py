@@ -1,8 +1,9 @@
 """AnalyzeSlide: shows the certified tiles of slides to a model that gives classes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ from ml_worker.manifest import Input
 from ml_worker.novelty import UNLIKE, novel
 from ml_worker.outputs import Classes
 from ml_worker.pixels import not_certified
-from ml_worker.prepare import prepare
+from ml_worker.prepare import NotForThisImageError, prepare
 from ml_worker.showing import AHEAD, run_ahead, samples_at_once
 from ml_worker.slide_map import Squares, colors_of, draw_slide_map, grey_of, side_of
 from ml_worker.slides import (
@@ -28,6 +29,7 @@ from ml_worker.slides import (
     Tables,
     check,
     colours_of,
+    picture_of,
     stored_tiles,
     to_reference,
 )
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 MODALITY: Final = "SM"
 """Slide Microscopy (PS3.3 C.7.3.1.1.1)."""
 DEFAULT_TOP: Final = 5
+PICTURES: Final = 12
+"""Of tiles, that a slide leaves at most."""
 RUNS_AT_ONCE: Final = 4
 """That are prepared together: the model need not wait for the threads that do it."""
 NONE: Final = slide_pb2.STAIN_NORMALIZATION_NONE
@@ -80,18 +84,18 @@ def analyze(
             tables = None
             if request.stain_normalization != NONE:
                 tables = to_reference(slide)
-            grey, scores = zip(
-                *scored(model, tensor, part.blob, slide, tables, context), strict=True
-            )
-            seen = Seen(model, slide, np.concatenate(grey), np.concatenate(scores))
-            if seen.is_novel.all():
+            try:
+                seen = see(model, tensor, part.blob, slide, tables, context)
+            except NotForThisImageError as error:
                 name = model.manifest.name
                 item.skip(
-                    Reason.MODEL_NOT_APPLICABLE, f"{name} is not made for this slide: {UNLIKE}."
+                    Reason.MODEL_NOT_APPLICABLE, f"{name} is not made for this slide: {error}."
                 )
                 continue
-            result.slides.append(told(item, seen, request.top_tiles or DEFAULT_TOP))
-            result.slides[-1].stain_normalization = NONE if tables is None else MACENKO
+            analyzed = told(item, seen, request.top_tiles or DEFAULT_TOP)
+            analyzed.stain_normalization = NONE if tables is None else MACENKO
+            show_top(item, seen, analyzed, partial(context.piece, part.blob))
+            result.slides.append(analyzed)
     return result
 
 
@@ -107,6 +111,23 @@ def suited_input(model: "Model") -> Input:
     if not takes_slides or applies_to.unit != "1" or "colour" not in applies_to.photometric:
         raise wrong_kind(model, "AnalyzeSlide needs one that is made for colour images of slides.")
     return tensor
+
+
+def see(
+    model: "Model",
+    tensor: Input,
+    blob: str,
+    slide: slide_pb2.TiledSlide,
+    tables: Tables | None,
+    context: StepContext,
+) -> "Seen":
+    """All of a slide. NotForThisImageError if the model needs other slides."""
+    parts = scored(model, tensor, blob, slide, tables, context)
+    grey, scores = zip(*parts, strict=True)
+    seen = Seen(model, slide, np.concatenate(grey), np.concatenate(scores))
+    if seen.is_novel.all():
+        raise NotForThisImageError(UNLIKE)
+    return seen
 
 
 def scored(
@@ -215,3 +236,29 @@ def told(item: StepItem, seen: Seen, top: int) -> slide_pb2.AnalyzedSlide:
             ],
         )
     return told
+
+
+def show_top(
+    item: StepItem,
+    seen: Seen,
+    slide: slide_pb2.AnalyzedSlide,
+    piece: Callable[[int, int], bytes],
+) -> None:
+    """Leaves pictures of the first tiles in `top` of each class. piece: of the tiles' blob."""
+    numbers = {(tile.row, tile.column): at for at, tile in enumerate(seen.slide.tiles)}
+    firsts = [
+        (rank, place, numbers[top.row, top.column])
+        for place, each in enumerate(slide.classes)
+        for rank, top in enumerate(each.top)
+    ]
+    best = np.nan_to_num(seen.scores).argmax(axis=1)
+    # The first of each class, then the second of each.
+    own = sorted(one for one in firsts if best[one[2]] == one[1])
+    for rank, place, number in own[:PICTURES]:
+        slide.classes[place].top[rank].picture = item.put(
+            f"top-tile-{place}-{rank}",
+            ".jpg",
+            "top-tile",
+            "image/jpeg",
+            picture_of(seen.slide, number, piece),
+        )
