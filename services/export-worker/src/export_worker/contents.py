@@ -114,8 +114,7 @@ def contents(
     shown = pictured(images) if shown is None else shown
     created = wording.job_time(job)
     use, sentences = uses(upstream, words)
-    warnings = sentences + ([words("uncalibrated")] if _classifies(images) else [])
-    warnings += versions.warning(upstream, words)
+    uncalibrated = [words("uncalibrated")] if _classifies(images) else []
     return {
         "language": words.language,
         "words": words.all,
@@ -126,7 +125,7 @@ def contents(
         "created": list(created.timetuple()[:6]),
         "created_text": words.date(created),
         "use": use,
-        "warnings": warnings,
+        "warnings": [*sentences, *uncalibrated, *versions.warning(upstream, words)],
         "counts": _counts(inputs, upstream),
         "naming": _naming(upstream, words),
         "steps": [_step(step, words) for step in upstream if isinstance(step.result, REPORTABLE)],
