@@ -34,6 +34,7 @@ def open_store(
     if parts.scheme == "s3" and parts.netloc:
         return _bucket(parts.netloc, unquote(parts.path).strip("/"), request_seconds, options), None
     if options:
+        # An option that would be ignored is an error: somebody believes that it holds.
         raise ValueError(f"{parts.scheme}:// takes no options, got {', '.join(sorted(options))}")
     if parts.scheme == "memory" and not parts.netloc + parts.path.strip("/"):
         return MemoryStore(), None
@@ -58,6 +59,7 @@ def _bucket(
     # and tries again itself.
     retry: RetryConfig = {"max_retries": _RETRIES, "retry_timeout": limit}
     # obstore reads the other AWS_* variables itself, but not this one.
+    # An option of the client: S3Store would refuse it among its own.
     if options.pop("allow_http", os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"):
         client["allow_http"] = True
     try:

@@ -82,6 +82,7 @@ def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) 
     try:
         yield
     except FileNotFoundError as error:
+        # A missing bucket is an outage, not a missing blob: nobody may take it for deleted bytes.
         raise (BlobStoreError if _NO_BUCKET in str(error) else missing)(name) from error
     except (BaseError, OSError) as error:
         raise _kind(error)(name) from error
@@ -89,6 +90,7 @@ def translated(name: str, *, missing: type[BlobStoreError] = BlobNotFoundError) 
 
 def _kind(error: Exception) -> type[BlobStoreError]:
     number, text = getattr(error, "errno", None), str(error)
+    # obstore's errors have no errno, only a text.
     if number in NO_SPACE or _FULL_TEXT.search(text):
         return BlobStoreFullError
     if number in _READ_ONLY or _READ_ONLY_TEXT.search(text):

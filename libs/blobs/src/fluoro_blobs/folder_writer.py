@@ -37,6 +37,7 @@ class FolderWriter(PartsWriter):
         self, name: str, path: Path, top: Path, threads: ThreadPoolExecutor, seconds: float
     ) -> None:
         file = _BlobFile(path, top)
+        # Only in a folder are larger parts cheaper to write.
         super().__init__(name, file, threads, seconds, FOLDER_PART_BYTES, can_widen=True)
 
 
@@ -54,6 +55,7 @@ def put_file(
                 file.append([memoryview(chunk)])
         with translated(name, missing=BlobStoreError):
             file.finish()
+    # Also for a cancel: what stays behind would be found hours later.
     except BaseException:
         file.drop()
         raise
@@ -83,9 +85,11 @@ class GrowingFile:
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """OSError as the system gives it."""
         with self._lock:
+            # After `drop` nothing may be written: the file may be gone.
             if self._over:
                 return
             descriptor, size = self._opened(), sum(map(len, parts))
+            # Size and position together: one odd chunk shifts all that follow it.
             whole_blocks = not (self._size | size) % BLOCK_BYTES
             if self._size >= DIRECT_AFTER_BYTES and whole_blocks and self._takes_direct:
                 self._write_direct(descriptor, parts)
@@ -106,6 +110,7 @@ class GrowingFile:
         self._set_direct(descriptor, direct=False)
         for part in parts:
             view = memoryview(part)
+            # A write may take less than it was given.
             while view:
                 view = view[os.write(descriptor, view) :]
 
@@ -116,6 +121,7 @@ class GrowingFile:
                 self._set_direct(descriptor, direct=True)
                 written = os.write(descriptor, blocks)
             except OSError as error:
+                # EINVAL: the file system has no O_DIRECT (tmpfs, some network mounts).
                 if error.errno != EINVAL:
                     raise
                 self._takes_direct, written = False, 0
@@ -148,6 +154,7 @@ class GrowingFile:
             folder = self._growing.parent
             for each in (folder.parent, folder):
                 each.mkdir(exist_ok=True)  # not their parents: a folder that is gone is an error
+            # O_EXCL: two writers of one name must not mix their bytes.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             self._descriptor = os.open(self._growing, flags, 0o644)
         return self._descriptor
@@ -161,6 +168,8 @@ class GrowingFile:
 def _aligned(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
     """The same bytes in one piece after the other, each at the beginning of a page of memory."""
     if not hasattr(_BUFFERS, "pages"):
+        # An anonymous mapping begins at a page, which O_DIRECT wants. One for each thread, kept: it
+        # takes a megabyte.
         _BUFFERS.pages = memoryview(mmap.mmap(-1, FOLDER_PART_BYTES))
     pages, filled = _BUFFERS.pages, 0
     for part in parts:
@@ -171,6 +180,7 @@ def _aligned(parts: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
             filled, rest = filled + taken, rest[taken:]
             if filled == len(pages):
                 yield pages
+                # The next piece overwrites it: the caller has written it by then.
                 filled = 0
     if filled:
         yield pages[:filled]
@@ -188,6 +198,8 @@ class _BlobFile(GrowingFile):
         with self._lock:
             if self._over:
                 return
+            # Before the rename: a name must never lead to bytes that are not there after a power
+            # failure.
             os.fsync(self._opened())
             self._close()
             self._growing.rename(self._path)
@@ -198,6 +210,7 @@ class _BlobFile(GrowingFile):
         with self._lock:
             self._over = True
             self._close()
+            # Under either name: the failure may have come after the rename.
             for path in (self._growing, self._path):
                 with suppress(OSError):  # there may be none, and a broken disk has said so before
                     path.unlink()

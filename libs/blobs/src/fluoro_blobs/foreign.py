@@ -18,6 +18,7 @@ class ForeignObject:
         self._key = key
         with translated(""):
             head = obstore.head(self._store, key)
+        # Size and tag of one moment: what is read later has to be the same object.
         self._size_bytes, self._tag = head["size"], head["e_tag"]
         self._offset = 0
 

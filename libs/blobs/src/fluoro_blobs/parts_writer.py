@@ -122,9 +122,11 @@ class PartsWriter:
             raise
 
     async def _hand_over(self) -> None:
+        # One part under way at most, so memory is bounded by two.
         await self._written()
         if self._gathered:
             submit, parts = self._threads.submit, self._gathered
+            # For a small part, a second thread costs more than hashing takes.
             if self._gathered_bytes < APART_BYTES:
                 self._under_way = [submit(self._put, parts)]
             else:

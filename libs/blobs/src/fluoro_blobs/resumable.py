@@ -88,6 +88,7 @@ class ResumableUpload:
             return 0
         end = starts[-1]
         for segment in await self._segments():
+            # Without a gap alone: what lies behind a part that failed does not count.
             if segment.stream == len(starts) and segment.start == end:
                 end += segment.size_bytes
         return end
@@ -107,6 +108,7 @@ class ResumableUpload:
         What it took before an error stays, except for the two parts that it held.
         """
         stream, start = len(starts), starts[-1]
+        # A folder's file can grow; an object cannot, so each part is one.
         if self._folder is None:
             file: Parts = _Objects(self._store, self._prefix, stream, start)
             part_bytes = WRITER_PART_BYTES
@@ -136,6 +138,7 @@ class ResumableUpload:
                     await self._home.run(self._adopt, name, len(starts))
             return seen == wanted
         pieces = _pieces(await self._segments(), starts)
+        # Before anything is read: a gap makes the sum too small.
         if sum(piece.size_bytes for piece in pieces) != wanted.size_bytes:
             return False
         return await self._assemble(name, pieces, wanted)
@@ -145,6 +148,7 @@ class ResumableUpload:
 
         None if the store cannot sign. Whoever has the URL may use it: it belongs into no log.
         """
+        # Only S3 signs URLs; a folder and memory have nobody to check one.
         if not isinstance(self._store, S3Store):
             return None
         path = f"{self._prefix}/{DIRECT}"
@@ -197,6 +201,7 @@ class ResumableUpload:
     def _drop_covered(self, newest: int, start: int) -> int:
         left = 0
         for segment in self._listed():
+            # Whole segments alone: one that began earlier still has bytes that count.
             if segment.stream < newest and segment.start >= start:
                 self._delete(segment.path)
             elif segment.stream < newest:
@@ -227,10 +232,13 @@ class ResumableUpload:
         """A second name for the file, so that a stream that has just begun still finds it."""
         assert self._folder is not None
         path, segment = self._folder / self._home.path_of(name), _path(self._prefix, stream, 0)
+        # A link needs its folders; obstore makes them by itself.
         for folder in (path.parents[1], path.parent):
             folder.mkdir(exist_ok=True)
         try:
             os.link(self._folder / segment, path)
+        # Some network file systems know no links. A rename does as well, if no other stream begins
+        # just now.
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
@@ -268,6 +276,7 @@ class _Objects:
 
     def append(self, parts: Sequence[bytes | memoryview]) -> None:
         """What obstore raises."""
+        # A thread may come late, after `drop`.
         if self._over:
             return
         data = b"".join(parts)
@@ -300,10 +309,12 @@ def _in_order(segments: Sequence[Segment], starts: Sequence[int]) -> Iterator[Pi
     for segment in segments:
         if segment.stream > len(starts):
             return  # of a stream that began after the caller's
+        # A newer stream takes over at its own beginning, so what lies behind that does not count.
         later = starts[segment.stream :]
         size_bytes = min([segment.start + segment.size_bytes, *later]) - segment.start
         if size_bytes <= 0:
             continue
+        # A gap: what comes after it cannot be part of the blob yet.
         if segment.start != end:
             return
         end += size_bytes
@@ -311,4 +322,5 @@ def _in_order(segments: Sequence[Segment], starts: Sequence[int]) -> Iterator[Pi
 
 
 def _path(prefix: str, stream: int, start: int) -> str:
+    # Fixed widths, so that a listing by name is in order.
     return f"{prefix}/{stream:04d}-{start:015d}"

@@ -168,6 +168,7 @@ class BlobStore:
     def parts(self, name: str, part_bytes: int = RANGE_BYTES) -> Iterator[Bytes | bytes]:
         """The whole content, so many bytes at a time: memory is bounded by that."""
         if self._folder is None:
+            # A bucket gives ranges of a fixed size; they are joined to what the caller asked for.
             return of_size(self._parts(name), part_bytes)
         return self._file_parts(name, self._folder / self._key(name), part_bytes)
 
@@ -181,6 +182,7 @@ class BlobStore:
         An OSError about the file itself comes as it is: FileExistsError, or no space in its folder.
         """
         if self._folder is not None:
+            # Only what opens the blob is the store's error; the new file's errors are the caller's.
             with translated(name):
                 source = (self._folder / self._key(name)).open("rb")
             # Within the kernel, which takes a quarter of the time.
@@ -268,6 +270,7 @@ class BlobStore:
             yield [
                 FoundBlob(name, each["size"], each["last_modified"])
                 for name, each in names
+                # What somebody else put there is left alone.
                 if _NAME.fullmatch(name)
             ]
 
@@ -359,6 +362,7 @@ class BlobStore:
         No connection stays open while a slow reader uses a range, so none runs into its time limit.
         """
         key = self._key(name)
+        # The size first: a range past the end is an error in S3.
         for start in range(offset, self.size(name), part_bytes):
             with translated(name):
                 part = obstore.get_range(self._store, key, start=start, length=part_bytes)
@@ -403,6 +407,8 @@ class BlobStore:
         raised: list[Exception] = []
         try:
             self._put(name, key, _noted(every, raised))
+        # obstore wraps what the iterator raised in an error of its own. The caller wants its own
+        # back.
         except BlobStoreError as error:
             if raised:
                 raise raised[0] from error
@@ -418,6 +424,7 @@ class BlobStore:
         Names are UUIDv7, whose front is time: the random end spreads them over 256 folders.
         """
         _refuse_fork()
+        # Checked here, in one place: a name from a request must not become a path.
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError("a blob's name is blobs/{uuid}")
@@ -482,6 +489,7 @@ def _tallied(chunks: Chunks, tally: Tally) -> Chunks:
 def _removed_on_error(path: Path) -> Iterator[None]:
     try:
         yield
+    # Also for a cancel: half a file would look like a whole one to the next attempt.
     except BaseException:
         path.unlink(missing_ok=True)
         raise

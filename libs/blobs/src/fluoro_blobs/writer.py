@@ -124,6 +124,7 @@ class BlobWriter:
         Waits while an earlier part is still on its way: memory stays bounded.
         """
         with translated(self._name, missing=BlobStoreError):
+            # For each chunk: between two of them the caller may take its time.
             async with asyncio.timeout(self._seconds):
                 await self._file.write(chunk)
         self._tally.add(chunk)
@@ -152,6 +153,8 @@ class BlobWriter:
         with translated(self._name, missing=BlobStoreError):
             try:
                 async with asyncio.timeout(self._seconds):
+                    # Shielded: the deadline ends the wait, and what is under way is cleared up
+                    # below.
                     await asyncio.shield(finishing)
             except BaseException:
                 # A request under way cannot be called back. What it makes is deleted.

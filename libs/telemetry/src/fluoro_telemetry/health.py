@@ -43,6 +43,7 @@ class _Check:
         """Begins a run, unless one is on its way or the last is fresh."""
         with self._lock:
             fresh = self._last is not None and time.monotonic() - self._finished < max_age_seconds
+            # A check that hangs has its thread already. Another one would hang beside it.
             if fresh or self._thread is not None:
                 return
             self._started = time.monotonic()
@@ -60,6 +61,7 @@ class _Check:
         if thread is not None:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
+            # Under the lock: the run may have ended between the wait and this line.
             if self._thread is None and self._last is not None:
                 return self._last
             seconds = time.monotonic() - self._started
@@ -72,6 +74,7 @@ class _Check:
         try:
             self._function()
         except Exception as error:  # noqa: BLE001 - any error is the check's answer
+            # The first line: the rest of some errors quotes a statement or a file.
             message = f"{type(error).__name__}: {error}".splitlines()[0][:MESSAGE_CHARACTERS]
         with self._lock:
             self._finished = time.monotonic()
@@ -80,6 +83,7 @@ class _Check:
                 CheckResult(not message, round(self._finished - self._started, 3), message),
             )
             self._thread = None
+        # Only a change is logged; probes come every second.
         if before is None or before.ok != self._last.ok:
             (log.warning if message else log.info)(
                 "check_changed", check=self.name, **asdict(self._last)
@@ -149,6 +153,7 @@ class Health:
         Looks at nothing outside the process.
         """
         age = _age(self._last_beat)
+        # A copy, because threads may be added while a probe looks.
         threads = {
             thread.name: self._lives(thread, turned) for thread, turned in list(self._turns.items())
         }
@@ -174,6 +179,7 @@ class Health:
         """
         deadline = time.monotonic() + self._check_timeout_seconds
         checks = list(self._checks.values())
+        # All start before any is waited for, so that together they take one deadline.
         for check in checks:
             check.start(self._cache_seconds)
         results = {check.name: check.result(deadline) for check in checks}

@@ -35,6 +35,7 @@ class Server:
     def __init__(self, listener: "_Listener") -> None:
         self.port: int = listener.server_address[1]
         self._listener = listener
+        # A daemon: a scrape that hangs must not hold up the end of the process.
         self._thread = threading.Thread(
             target=listener.serve_forever,
             name="telemetry-http",
@@ -90,6 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.NOT_FOUND)
 
     def log_message(self, format: str, *args: Any) -> None:
+        # Probes come every second; at INFO they would be most of the log.
         log.debug("http_request", line=format % args)
 
     def _report(self, report: tuple[bool, dict[str, Any]]) -> None:
@@ -111,6 +113,7 @@ class _Listener(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, health: Health, registry: CollectorRegistry) -> None:
         self.health = health
         self.registry = registry
+        # socketserver takes IPv4 unless it is told otherwise.
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
         _LISTENERS.add(self)
@@ -121,6 +124,7 @@ class _Listener(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base's
+        # Not socketserver's traceback on stderr: a client that hangs up is no fault.
         log.warning("http_request_failed", exception=type(sys.exception()).__qualname__)
 
 

@@ -51,6 +51,8 @@ def configure_logging(service: str, level: str = "INFO", format: str = "json") -
     if format not in _RENDERERS:
         raise ValueError(f"FLUORO_LOG_FORMAT is {format!r}; it is one of {', '.join(_RENDERERS)}")
     number = levels[level.upper()]
+    # structlog's own loggers and those of libraries go through the same steps, or half the lines
+    # would lack the service.
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -64,6 +66,7 @@ def configure_logging(service: str, level: str = "INFO", format: str = "json") -
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    # `force` drops handlers that a library or Celery has set up before.
     logging.basicConfig(handlers=[handler], level=number, force=True)
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -74,6 +77,7 @@ def configure_logging(service: str, level: str = "INFO", format: str = "json") -
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
+        # Not cached: a later call of this function has to reach loggers that exist by then.
         cache_logger_on_first_use=False,
     )
 

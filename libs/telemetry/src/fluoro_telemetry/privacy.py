@@ -73,15 +73,18 @@ def redact_patient_data(
 
 
 def _value(key: object, value: Any) -> Any:
+    # A pydicom object prints all that it holds, whatever its key is.
     if _names_patient_data(str(key)) or type(value).__module__.partition(".")[0] == "pydicom":
         return REDACTED
     if isinstance(value, Mapping):
         return {inner: _value(inner, each) for inner, each in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
+        # Elements of a list have no key of their own.
         return [_value("", each) for each in value]
     return value
 
 
 def _names_patient_data(key: str) -> bool:
+    # `PatientName`, `patient_name` and `patient-name` are one word.
     word = re.sub(r"[^a-z]", "", key.lower())
     return word.startswith("patient") or word in _KEYS or _GROUP_0010.fullmatch(key) is not None

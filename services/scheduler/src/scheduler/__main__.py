@@ -41,6 +41,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     publisher = Publisher(settings.redis_url)
     sweeper = Sweeper(ledger, dispatcher, publisher, health.beat)
+    # A daemon: a store that hangs must not hold up the end of the process.
     sweeping = threading.Thread(
         target=sweeper.run,
         args=(stop, settings.sweep_interval_seconds),

@@ -68,6 +68,7 @@ class Sweeper:
         none to do.
         """
         for action, part in PARTS.items():
+            # Before each part: a round may take longer than the probe waits.
             self.beat()
             try:
                 part(self)
@@ -90,6 +91,7 @@ class Sweeper:
         """Takes back the tasks of workers that are gone."""
         if time.monotonic() < self.leases_from:
             return
+        # Filled as it goes, so that what moved before an error is known.
         moved: list[UUID] = []
         try:
             with self.ledger.connection() as connection:
@@ -98,6 +100,7 @@ class Sweeper:
             if moved:
                 log.warning("leases_expired", tasks=len(moved))
                 metrics.LEASES_EXPIRED.inc(len(moved))
+                # Another connection: the one before may be what failed.
                 with self.ledger.connection() as connection:
                     for one in audience(connection, moved):
                         self.publisher.events(one.job, one.owner)
@@ -114,12 +117,14 @@ class Sweeper:
             if expired:
                 with self.ledger.connection() as connection:
                     for one in audience(connection, expired):
+                        # As a cancel: what computes for it has to stop.
                         self.publisher.cancel(*one)
             metrics.SWEEPS.labels(action="job_expired").inc(len(expired))
 
     def workers(self) -> None:
         """Forgets workers long dead."""
         with self.ledger.connection() as connection:
+            # They count as dead after seconds; this only keeps the table small.
             heartbeats.forget_workers(connection)
 
     def deletions(self) -> None:
@@ -144,12 +149,14 @@ class Sweeper:
         The more is open, the longer it takes, and the longer it waits for the next time.
         """
         started = time.monotonic()
+        # The figures of a large backlog take long, and PostgreSQL has other work.
         if started < self.measures_from:
             return
         with self.ledger.connection() as connection:
             queues = backlog.by_queue(connection)
             self.clock.compare(connection)
         now = time.monotonic()
+        # Measured by what it cost: a twentieth of the time at most goes into it.
         self.measures_from = now + min(MEASURE_FACTOR * (now - started), LONGEST_MEASURE_SECONDS)
         for queue in queues:
             for state, tasks in queue.tasks.items():
