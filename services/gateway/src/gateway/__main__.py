@@ -33,6 +33,7 @@ async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then drains."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
+        # Through the loop: a plain signal handler would not wake what waits there.
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running(settings) as gateway:
         # What is there now stays: no look for garbage has to walk through it.

@@ -57,6 +57,7 @@ class Record:
     @property
     def entry(self) -> Entry:
         """The row of a call that the door let in and that went well, without its thing."""
+        # Made once, at the end of the door: the caller is not known before.
         if self._entry is None:
             principal = self._caller.known or _NOBODY
             self._entry = Entry(
@@ -118,14 +119,19 @@ class Record:
         FluoroError with a reason of LEDGER_OUTAGES, or GATEWAY_BUSY, if it cannot be.
         """
         principal = self._caller.known
+        # A call that touches no patient's data is of interest only if an operator makes it for
+        # somebody else.
         if principal is None or not (self._kind.always or principal.name):
             return
+        # A change has written its own row already.
         if self._things or not self._is_written:
             things = self._things or [""]
             entries = [self.entry._replace(thing=thing) for thing in things]
             try:
                 await self._audit.write(entries)
             except FluoroError as error:
+                # During a failover jobs may be looked at, and the rows follow. Every other call
+                # waits for its row.
                 is_read_only = error.reason is Reason.LEDGER_READ_ONLY
                 if not (is_read_only and self._kind.may_wait and self._audit.write_later(entries)):
                     raise
@@ -133,6 +139,7 @@ class Record:
 
     def refused(self, error: FluoroError) -> None:
         """Notes how the call ended, unless it was served before that or the caller may retry."""
+        # Who may try again will; the outcome that counts is the last one.
         if self._is_written or error.may_retry:
             return
         code = REASONS[error.reason].code or "INTERNAL"
@@ -150,6 +157,7 @@ class Audit:
 
         max_waiting: calls of one caller that may wait.
         """
+        # Threads of its own: answers wait for these rows, whatever callers' reads do meanwhile.
         self._calls = LedgerCalls(ledger, threads=AT_ONCE)
         self._rows: Together[Sequence[Entry], None] = Together(self._calls, _add, max_waiting)
         self._refusals: dict[Entry, Entry] = {}
@@ -164,6 +172,7 @@ class Audit:
 
     async def close(self) -> None:
         """Writes down what is left, if the ledger takes it."""
+        # Before the last flush, or two of them would write the same rows.
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -202,11 +211,13 @@ class Audit:
             # Who is nobody may say anything, and call anything.
             key = key._replace(agent="", method="", action="E")
         if key not in self._refusals and not self._has_place(is_unknown):
+            # It counts with the others, so no refusal is missing from the sum.
             key, thing = _OTHERS._replace(outcome=key.outcome), ""
         found = self._refusals.get(key)
         if found is None:
             self._refusals[key] = key._replace(thing=thing)
         else:
+            # The kind was refused for several things, so its row names none.
             thing = thing if thing == found.thing else ""
             self._refusals[key] = found._replace(calls=found.calls + 1, thing=thing)
 
@@ -220,6 +231,7 @@ class Audit:
             await self._flush()
 
     async def _flush(self) -> None:
+        # Taken out before they are written: what is refused meanwhile counts towards the next row.
         refusals, self._refusals, self._unknown = self._refusals, {}, 0
         late, self._late = self._late, []
         if not refusals and not late:
@@ -233,9 +245,11 @@ class Audit:
                 calls=len(late),
                 exception=type(error).__name__,
             )
+            # In the order in which they came: these were first.
             self._late = late + self._late
             for key, entry in self._refusals.items():
                 before = refusals.get(key)
+                # The same kind may have come again while the write failed.
                 calls = entry.calls + (before.calls if before else 0)
                 refusals[key] = entry._replace(calls=calls)
             self._refusals = refusals

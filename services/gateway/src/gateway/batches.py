@@ -101,6 +101,7 @@ class Batches:
         if len(request.requests) > MAX_ENTRIES:
             raise names.invalid("requests", f"At most {MAX_ENTRIES}.")
         full = None
+        # A check stores nothing, so it counts towards no quota.
         if not request.validate_only:
             try:
                 await call.limits.submits(call.owner, len(request.requests))
@@ -133,6 +134,7 @@ class Batches:
             for one in piece.changed:
                 self._hub.woken(one.job, one.owner)
                 self._publisher.events(one.job, one.owner)
+            # All queues: what is retried may be of any step.
             self._dispatcher.wake()
 
         count, token = await self._through(request, call, wanted, batches.retry, tell)
@@ -156,12 +158,14 @@ class Batches:
     async def _counted(
         self, request: Any, call: Call, wanted: Search, seconds: float
     ) -> tuple[Counter[tuple[JobState, str]], str]:
+        # Before the caller's own deadline, so that it gets the token to go on with.
         until = time.monotonic() + min(seconds, _seconds(call))
         key = search.read_key(request, wanted.order)
         counts: Counter[tuple[JobState, str]] = Counter()
         while True:
             some, key = await self._calls.run_for(call.owner, search.count, wanted, key)
             counts += some
+            # After a piece and not before: every call gets at least one.
             if key is None or time.monotonic() > until:
                 return counts, "" if key is None else write_token(request, key)
 
@@ -184,11 +188,14 @@ class Batches:
                     outcomes.append(outcome.error)
                 else:
                     outcomes.append(outcome)
+            # After each piece: what will be refused anyway is not to be made whole first.
             _check_size(submissions)
         if refused:
             keys = list(refused.values())
             earlier = await self._calls.run_for(call.owner, repeated, call.owner, keys)
             for place, key in refused.items():
+                # A refusal is replaced if the same request was taken before, by an earlier version
+                # of its pipeline.
                 outcomes[place] = earlier.get(key, outcomes[place])
         if full:
             known = await self._earlier(submissions, full, call)
@@ -199,6 +206,7 @@ class Batches:
             ]
         stored = iter(await self._stored(submissions, call))
         answers = [next(stored) if outcome is None else outcome for outcome in outcomes]
+        # Those that were stored now have their rows already, in their own transaction.
         new = {one.name for one in submissions}
         call.record.is_about(
             [one.name for one in answers if isinstance(one, job_pb2.Job) and one.name not in new]
@@ -252,6 +260,7 @@ class Batches:
         tell: Callable[[Piece], None],
     ) -> tuple[int, str]:
         """Piece after piece until the end, or until it has taken long. Jobs, and the token."""
+        # A count instead, which changes nothing.
         if request.validate_only:
             counts, token = await self._counted(request, call, wanted, CALL_SECONDS)
             return counts.total(), token
@@ -260,6 +269,7 @@ class Batches:
         while True:
             piece = await self._calls.run_for(call.owner, act, wanted, key, call.record.entry)
             if piece.changed:
+                # The rows of these jobs went with their transactions.
                 call.record.written()
             key = piece.following
             count += len(piece.changed)
@@ -277,6 +287,7 @@ class Batches:
             try:
                 submission, job = self._checked(entry, owner)
             except FluoroError as error:
+                # Only a refusal for good can have been a success before.
                 found.append(_Refused(error, None if error.may_retry else repeat_key(entry)))
             else:
                 found.append(job or submission)
@@ -290,6 +301,7 @@ class Batches:
         for one in submissions:
             one.audit = call.record.entry
         try:
+            # In the loop: a batch that waits must not hold a thread.
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:
@@ -312,6 +324,7 @@ class Batches:
 def _check_size(submissions: Sequence[Submission]) -> None:
     tasks = sum(len(step.tasks) for one in submissions for step in one.steps)
     size = sum(one.row_bytes for one in submissions)
+    # A single job has the limits of SubmitJob, and is always taken.
     if len(submissions) > 1 and (tasks > MAX_TASKS or size > MAX_ROW_BYTES):
         raise FluoroError(
             Reason.MESSAGE_TOO_LARGE,

@@ -62,6 +62,7 @@ class Blobs:
         self._store = store
         self._settings = settings
         self._uploads = Places("uploads", settings.max_uploads, settings.upload_owner_share)
+        # By memory: a bucket's writer takes five times that of a folder.
         writers = max(1, settings.upload_memory_bytes // store.writer_bytes)
         self._downloads = Places(
             "downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY
@@ -109,6 +110,7 @@ class Blobs:
                     async with self._store.writer(name) as writer:
                         most_bytes = header.size_bytes or None
                         await self._receive(pace, most_bytes, writer, call.owner, places)
+                        # Inside the writer's block: a mismatch must take the bytes away.
                         await _check_announced(header, writer)
             blob = _blob(name, writer.stored, header)
             return UploadBlobResponse(blob=await self._kept(call, blob, pace.upload, room))
@@ -161,6 +163,8 @@ class Blobs:
                     f"A chunk of {len(chunk)} bytes is over the limit of {CHUNK_BYTES}.",
                 )
             size_bytes = gathered.size_bytes + len(chunk)
+            # At once, and not at the end: a wrong announcement must not cost the store the whole
+            # upload.
             if announced_bytes is not None and size_bytes > announced_bytes:
                 raise FluoroError(
                     Reason.UPLOAD_MISMATCH,
@@ -168,6 +172,7 @@ class Blobs:
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
+            # What was not announced is taken from the quota as it comes.
             await pace.upload.grown(size_bytes)
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
@@ -188,6 +193,7 @@ class Blobs:
         """How far an upload with an id is; begins it if there is none."""
         header = request.header
         _check_header(header, self._settings.max_blob_bytes)
+        # Without size and digest nobody could tell when it is whole, or whether it is right.
         if not header.size_bytes:
             raise names.invalid("header.size_bytes", "Must be known: a positive number of bytes.")
         if not header.sha256:
@@ -233,11 +239,13 @@ class Blobs:
             ):
                 with blob_errors():
                     async with self._store.writer(name) as writer:
+                        # A source that says its size is refused before its first byte.
                         if source.size_bytes is not None:
                             self._check_size(source.size_bytes, header)
                             await upload.grown(source.size_bytes)
                         async with aclosing(source.chunks()) as chunks:
                             async for chunk in chunks:
+                                # It may send more than it said.
                                 self._check_size(writer.size_bytes + len(chunk), header)
                                 await upload.grown(writer.size_bytes + len(chunk))
                                 await writer.write(chunk)
@@ -270,9 +278,11 @@ class Blobs:
             raise names.invalid(
                 "offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes."
             )
+        # A caller that takes nothing holds a place that others wait for.
         call.write_seconds = self._settings.download_stall_seconds
         async with (
             self._downloads.taken(call.owner, DOWNLOAD_WAIT_SECONDS),
+            # `aclosing`: a caller who goes must not leave a range open.
             aclosing(self._store.stream(blob.name, request.offset, SENT_CHUNK_BYTES)) as chunks,
         ):
             with blob_errors():
@@ -305,6 +315,7 @@ def _check_header(header: UploadBlobHeader, most_bytes: int) -> None:
         raise _too_large(most_bytes)
     if header.sha256 and len(header.sha256) != SHA256_BYTES:
         raise names.invalid("header.sha256", f"Must be {SHA256_BYTES} bytes, or empty if unknown.")
+    # It is sent back in answers and headers, so nothing that does not print.
     if len(header.media_type) > LONGEST_MEDIA_TYPE or not header.media_type.isprintable():
         raise names.invalid(
             "header.media_type",
@@ -330,6 +341,7 @@ async def _check_announced(header: UploadBlobHeader, writer: BlobWriter | PartsW
             f"{writer.size_bytes} bytes came, the header declares {header.size_bytes}.",
         )
     if header.sha256:
+        # The digest is of what was written, and parts may still be on their way.
         await writer.flush()
         if writer.sha256 != header.sha256:
             raise FluoroError(

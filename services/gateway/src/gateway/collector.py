@@ -51,6 +51,7 @@ class Collector:
         # A daemon, because a disk that hangs must not hold up the end of the process.
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._folders = list(FOLDERS)
+        # Gateways begin at different folders, so that they do not all look at the same one.
         random.shuffle(self._folders)
         self._ours = False
         self._pages: Iterator[list[FoundBlob]] = iter(())
@@ -72,6 +73,7 @@ class Collector:
                 log.warning("collecting_waits", exception=type(error).__qualname__)
 
     def _turn(self) -> None:
+        # Asked until it is ours, then never again: a store does not change hands.
         self._ours = self._ours or self._claim()
         if not self._ours:
             return
@@ -79,6 +81,7 @@ class Collector:
         page = next(self._pages, None)
         if page is None:
             folder = self._folders.pop()
+            # Put back at the other end: every folder has its turn before this one comes again.
             self._folders.insert(0, folder)
             removed = self._store.remove_unfinished(self._after.total_seconds(), [folder])
             metrics.BLOBS_COLLECTED.inc(removed)
@@ -113,6 +116,7 @@ class Collector:
             with self._ledger.connection() as connection:
                 expired = uploads.expire(connection, self._keep_seconds)
             for owner, id_, key in expired:
+                # The bytes before the row: after a crash in between, the row still leads to them.
                 self._store.resumable(key).remove_now()
                 with self._ledger.connection() as connection:
                     uploads.forget(connection, owner, id_)
@@ -149,6 +153,7 @@ class Collector:
         first = self._before.get(id_, now)
         if now - first >= self._seen_seconds:
             return True
+        # Of more it forgets, and finds them again in a later round.
         if sum(map(len, self._seen.values())) < MAX_REMEMBERED:
             self._found[id_] = first
         return False

@@ -42,6 +42,7 @@ def decode(cursor: str, job: UUID, last_sequence: int) -> int:
     owner, sequence = _unpack(_LAYOUT, cursor)
     if owner != job.bytes:
         raise _invalid("belongs to another job")
+    # Such a cursor was never given out; to wait for that event might be for ever.
     if sequence > last_sequence:
         raise _invalid("is ahead of the job's newest event")
     return int(sequence)
@@ -73,8 +74,10 @@ def decode_horizon(cursor: str, owner: str, labels: Mapping[str, str]) -> int:
     FluoroError CURSOR_INVALID if it is not one, or of another owner or filter.
     """
     digest, horizon = _unpack(_OWNER_LAYOUT, cursor)
+    # Filters are part of it: with another one, events that were left out before would be missing.
     if digest != _digest(owner, labels):
         raise _invalid("belongs to another watch")
+    # The ledger's numbers are signed.
     if horizon > MAX_BIGINT:
         raise ahead()
     return int(horizon)
@@ -93,9 +96,12 @@ def _digest(owner: str, labels: Mapping[str, str]) -> bytes:
 
 
 def _unpack(layout: struct.Struct, cursor: str) -> tuple[bytes, int]:
+    # Before it is decoded: it is a caller's text.
     if len(cursor) > LONGEST:
         raise _invalid("is not one that this service gave out")
     try:
+        # Without `validate`, characters that are none of base64's are skipped, and two texts are
+        # one cursor.
         head, number = layout.unpack(base64.b64decode(cursor, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, struct.error) as error:
         raise _invalid("is not one that this service gave out") from error

@@ -77,6 +77,7 @@ def of_settings(settings: Settings) -> Iterator[Finding]:
             "A ledger that stalls is noticed too late: lower FLUORO_LEDGER_STATEMENT_SECONDS.",
         )
     encrypted = bool(settings.tls_certificate_file)
+    # Callers of these two prove nothing, so there is no secret on the wire.
     if encrypted or settings.identity in {"none", "trusted-metadata"}:
         yield ok("identity", f"{settings.identity}, {'TLS' if encrypted else 'not encrypted'}")
     else:

@@ -61,6 +61,7 @@ def refusal(error: FluoroError) -> Refusal:
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     )
     retry_seconds = error.retry_seconds
+    # Every outage asks for a pause, or thousands would try again at once.
     if retry_seconds is None and name == "UNAVAILABLE":
         retry_seconds = RETRY_DELAY_SECONDS
     if retry_seconds is not None:
@@ -69,6 +70,7 @@ def refusal(error: FluoroError) -> Refusal:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if limit := error.metadata.get("limit"):
         status.details.add().Pack(_quota_failure(limit, error))
+    # Last of the details: it takes what room the others left.
     if error.violations:
         status.details.add().Pack(_bad_request(error, STATUS_BUDGET_BYTES - status.ByteSize()))
     return Refusal(grpc.StatusCode[name], message, ((DETAILS_KEY, status.SerializeToString()),))
@@ -86,6 +88,7 @@ def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.Bad
     bad = error_details_pb2.BadRequest()
     for count, violation in enumerate(error.violations):
         bad.field_violations.add(field=violation.field, description=violation.description)
+        # Looked at after it was added: only the message knows its size.
         if bad.ByteSize() > budget_bytes:
             del bad.field_violations[-1]
             bad.field_violations.add(

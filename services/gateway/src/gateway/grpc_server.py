@@ -104,6 +104,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
 
     def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
         super().add_registered_method_handlers(handlers)
+        # Kept here too: a call is looked up by its path when it comes out of the arrivals.
         self._handlers |= handlers
 
     def _make_request_call_future(self, method: Method) -> "asyncio.Task[None]":
@@ -115,6 +116,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
             takers = [self._take_unknown()]
         else:
             most = self._most_pending
+            # Clients that reconnect open thousands of streams at one moment; each of them only
+            # waits.
             if method.decode() in self._waiting:
                 most = max(most, MANY_WAITING)
             arrivals = Arrivals(most, self._refusals, self._tasks_on.call_soon)
@@ -135,6 +138,8 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         while self.is_running():
             try:
                 state = await self._request_registered_call(method)
+            # That one call broke off. The loop goes on, or nobody would take this method's calls
+            # any more.
             except cygrpc._RequestCallError:
                 continue
             context = cygrpc._ServicerContext(state, None, None, loop)
@@ -174,6 +179,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
     def _give_ears(self) -> None:
         """To the calls that have lasted; comes again while there are others."""
         until = self._tasks_on.time() - EAR_SECONDS
+        # A copy: calls end while this goes on.
         for call in [call for call, began in self._deaf.items() if began <= until]:
             del self._deaf[call]
             self._keep(call.listening())
@@ -252,6 +258,7 @@ class _Answer:
         closed = cygrpc.ReceiveCloseOnServerOperation(0)
         with suppress(cygrpc.ExecuteBatchError):
             await cygrpc.execute_batch(self._state, (closed,), self._loop)
+            # Once the answer is on its way, a cancel would break off what costs nothing any more.
             if closed.cancelled() and not self._is_sending:
                 self.task.cancel()
 

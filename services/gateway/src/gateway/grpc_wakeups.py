@@ -42,6 +42,7 @@ def _is_grpcios(handle: object) -> bool:
 
 
 def _take(wakeups: socket.socket, handle: Callable[[], object]) -> None:
+    # How many bytes lie there, without taking them: each call of the handle takes one.
     (written,) = struct.unpack("i", fcntl.ioctl(wakeups, termios.FIONREAD, bytes(4)))
     # Each time it takes one byte, and for next to nothing: the first time it has done the work. It
     # fails at what is meant for a loop that was closed; then the other bytes call it in again.

@@ -60,8 +60,10 @@ class Servicer:
         """How a service is, now and after each change. Does not end by itself."""
         last = None
         while True:
+            # Taken before the status is read: a change in between then wakes this at once.
             changed = self._changed
             status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
+            # The protocol says: now, and then at each change.
             if status != last:
                 last = status
                 yield HealthCheckResponse(status=status)
@@ -69,6 +71,7 @@ class Servicer:
 
     def set(self, service: str, status: "HealthCheckResponse.ServingStatus") -> None:
         """Tells watchers, unless the gateway drains."""
+        # What drains never serves again, whatever a look at the ledger says later.
         if not self._is_draining and self._statuses.get(service) != status:
             self._statuses[service] = status
             self._tell()
@@ -81,6 +84,7 @@ class Servicer:
 
     def _tell(self) -> None:
         self._changed.set()
+        # A new event for the next change; whoever waits for the old one has been woken.
         self._changed = asyncio.Event()
 
 
@@ -110,6 +114,7 @@ class Health:
         once calls are served, and makes the gateway ready.
         """
         self._is_serving = True
+        # A task that has ended is as bad as a loop that stands still: the probe then fails.
         while not (ended := [task.get_name() for task in needed if task.done()]):
             self.probes.beat()
             await asyncio.sleep(self._beat_seconds)

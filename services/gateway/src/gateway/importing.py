@@ -79,6 +79,7 @@ class Importing:
                 yield reader
             finally:
                 ending = asyncio.create_task(self._ended(reader, place.pop_all()))
+                # The loop itself keeps only a weak reference to a task.
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
 
@@ -95,6 +96,7 @@ class Importing:
         if not uri.startswith(S3):
             return self._out.get(uri, self._seconds)
         bucket, _, key = uri.removeprefix(S3).partition("/")
+        # The list is compared as text, so what could be read in two ways is refused first.
         if not _is_plain(uri) or not any(_holds(listed, uri) for listed in self._buckets):
             raise not_allowed()
         return ForeignObject(bucket, key, self._request_seconds)
@@ -120,6 +122,7 @@ class Reader:
 
     async def opened(self) -> None:
         """Returns once the source is there. FluoroError SOURCE_…."""
+        # Shielded: a cancel would lose the source that the thread is about to open.
         await asyncio.shield(self._opening)
 
     @property
@@ -136,6 +139,7 @@ class Reader:
             if not (chunk := await asyncio.shield(self._reading)):
                 return
             waited, size_bytes = waited + time.monotonic() - began, size_bytes + len(chunk)
+            # Only the time spent waiting for the source counts, not that for the store.
             if waited > self._least.seconds + size_bytes / self._least.bytes_per_second:
                 text = f"The source sends less than {self._least.bytes_per_second} bytes a second."
                 raise FluoroError(Reason.SOURCE_UNAVAILABLE, text)
@@ -147,6 +151,7 @@ class Reader:
         if self._opening.exception() is not None:
             return None
         source = self._opening.result()
+        # A thread that reads cannot be cancelled; its socket can be shut down.
         source.abort()
         if self._reading is not None:
             await asyncio.wait([self._reading])
@@ -182,4 +187,5 @@ def _is_plain(uri: str) -> bool:
 
 
 def _holds(listed: str, uri: str) -> bool:
+    # With the slash: `s3://scans` does not hold `s3://scans-private/x`.
     return uri.startswith(listed.rstrip("/") + "/")

@@ -79,10 +79,12 @@ class JobStream:
             self._position = cursor.encode(self._watcher.job, self._sequence)
             yield frames.event(self._position, event)
             metrics.EVENTS_DELIVERED.inc()
+            # An earlier end, before a retry, is not the end of this stream.
             if is_end(event) and self._sequence >= self._last:
                 self._over = True
                 return
         for progress in pending.progress:
             yield frames.progress(self._position, progress)
+        # Only without news: an event carries a cursor itself.
         if pending.bookmark and not (pending.events or pending.progress):
             yield frames.bookmark(self._position, self._sequence)

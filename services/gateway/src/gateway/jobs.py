@@ -116,6 +116,7 @@ class Jobs:
         try:
             job = await self._submitted(request.submit, call)
         except FluoroError as error:
+            # The caller sent the submit in a field of this request.
             error.violations = [
                 FieldViolation(f"submit.{bad.field}", bad.description) for bad in error.violations
             ]
@@ -126,6 +127,7 @@ class Jobs:
                 async for message in messages:
                     yield message
         except FluoroError as error:
+            # It was stored: whoever loses the stream needs the name to go on.
             error.metadata["job"] = job.name
             raise
 
@@ -290,6 +292,8 @@ class Jobs:
                 else self._checked(request, call.owner)
             )
         except FluoroError as error:
+            # A refusal for good may be of a pipeline's newer version; the same call may have been
+            # taken before.
             if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
                 raise
             call.record.is_about([job.name])
@@ -300,17 +304,20 @@ class Jobs:
             await call.limits.submits(call.owner, 1)
         except FluoroError as error:
             full = error.reason is Reason.JOB_QUOTA_EXCEEDED
+            # A job that is there already counts in the quota and needs no room.
             if not full or (job := await self._repeated(submission)) is None:
                 raise
             call.record.is_about([job.name])
             return job
         submission.audit = call.record.entry
         job = await self._committed(submission)
+        # Only a new job is in the transaction that wrote its row.
         if job.name == submission.name:
             call.record.written()
         else:
             call.record.is_about([job.name])  # an earlier one, by its request_id
         metrics.SUBMIT_SECONDS.observe(time.monotonic() - started)
+        # After the commit: what is dispatched has to be there.
         self._dispatcher.wake(*submission.queues)
         self._hub.woken(UUID(job.name.removeprefix("jobs/")), call.owner)
         return job
@@ -356,6 +363,7 @@ class Jobs:
         try:
             return await self._landing.of(future)
         except TimeoutError as error:
+            # A future that can still be cancelled is not in a transaction.
             stored = "Nothing was stored" if future.cancel() else "The job may have been stored"
             text = (
                 "The ledger did not take the job in time. "
@@ -368,6 +376,7 @@ class Jobs:
 
     async def _snapshot(self, call: Call, job_id: UUID, view: "JobView.ValueType") -> "_Snapshot":
         """Read with other small jobs that callers wait for, or alone."""
+        # None: it is too large to be read with others.
         if (small := await self._snapshots.of(call.owner, (job_id, view))) is not None:
             return small
         response = WatchJobResponse()

@@ -107,6 +107,8 @@ class JobsWatches:
             else:
                 watcher.horizon, watcher.point = start, ResumePoint(start, sent=True)
             try:
+                # From the ledger until it has caught up, then from the hub; back to the ledger once
+                # too much came at once.
                 while True:  # live, until too much comes at once
                     async for response in self._missed(watcher, resumed=start is not None):
                         yield response
@@ -114,6 +116,7 @@ class JobsWatches:
                     async for response in self._live(watcher):
                         yield response
             except FluoroError as error:
+                # Unless `_live` has set one: events may have been dropped behind the point.
                 error.metadata.setdefault("cursor", _position(watcher))
                 raise
 
@@ -121,6 +124,7 @@ class JobsWatches:
         """Finds out who is to follow those woken jobs that nobody follows yet."""
         if not self.watchers:
             return
+        # Most wake-ups are of jobs that everybody follows already; these need no look.
         unknown = [job for job in woken if not self._is_known(job)]
         if unknown:
             news = await self._calls.run(horizon.heads, unknown)
@@ -155,6 +159,7 @@ class JobsWatches:
 
         Then moves them on to where the first page was read.
         """
+        # As of now: whoever is ended or falls behind during the sweep must not be moved on.
         swept = [
             (watcher, watcher.place, watcher.point.sent, watcher.all_ended())
             for watcher in self.watchers
@@ -175,6 +180,7 @@ class JobsWatches:
                     if watcher.place and start is not None and watcher.horizon <= start
                 )
             await self._bring(news)
+            # The bounds of the first page: later ones were read when more had happened.
             first = first or span
             # Their events were not all below the horizon, so nobody forgets them yet.
             recent.update(found.job for found in news)
@@ -203,6 +209,7 @@ class JobsWatches:
                 for found in news:
                     behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
                     if behind and min(behind) < found.last:
+                        # From the hindmost on; those who have more pass over it.
                         positions[found.job] = min(behind)
                 # If these are the same again, what is missing there is not kept any more.
                 if not positions or positions == before:
@@ -250,6 +257,7 @@ class JobsWatches:
     def _unfollow(self, watcher: JobsWatcher, job: UUID) -> None:
         others = self._followers.get(job, set())
         others.discard(watcher)
+        # No empty sets: there would be one for each job there ever was.
         if not others:
             self._followers.pop(job, None)
 
@@ -263,6 +271,7 @@ class JobsWatches:
         self._by_owner.setdefault(owner, set()).add(watcher)
         metrics.WATCH_STREAMS.inc()
         try:
+            # Before anything is read, so that no wake-up falls in between.
             with self._reader.listening(owner):
                 yield watcher
         finally:
@@ -288,8 +297,10 @@ class JobsWatches:
             page = await self._callers.run_for(
                 watcher.owner, search.list_jobs, watcher.owner, request
             )
+            # It may have been ended while the page was read.
             watcher.raise_if_ended()
             for job in page.jobs:
+                # Known before it is sent: events from now on count from this snapshot.
                 watcher.know(UUID(job.name.removeprefix("jobs/")), job.last_sequence, ended=False)
                 watcher.sending()
                 yield WatchJobsResponse(job=job)
@@ -307,6 +318,7 @@ class JobsWatches:
         """
         first: horizon.Span | None = None
         place: horizon.Place | None = (watcher.owner, None)
+        # An owner may have more jobs with recent events than a page holds.
         while place is not None:
             span, pages = await self._callers.run_for(
                 watcher.owner, horizon.sweep, [place], SWEEP_EVENTS
@@ -336,6 +348,7 @@ class JobsWatches:
                 watcher.owner, horizon.sweep, [place], PAGE_EVENTS
             )
             watcher.raise_if_ended()
+            # The ledger was restored from a backup: it has not had such a transaction yet.
             if start > span.xmax:
                 raise cursor.ahead()
             told_below = max(told_below, 0 if resumed else span.xmax)
@@ -363,6 +376,8 @@ class JobsWatches:
             resumed, start = True, following
         for job in watcher.sequences:
             self._followers.setdefault(job, set()).add(watcher)
+        # From here on the hub feeds it; the sweep that is asked for brings what came since the last
+        # page.
         watcher.live()
         self._due.set()
 
@@ -392,6 +407,7 @@ class JobsWatches:
     async def _told(
         self, watcher: JobsWatcher, news: Collection[horizon.News]
     ) -> AsyncIterator[bytes]:
+        # A page at a time: a caller who reads slowly must not have the rest held here.
         while missed := {
             found.job: watcher.sequences[found.job]
             for found in news

@@ -32,9 +32,11 @@ class ResumePoint:
 
         sent_before: whether the cursor had been sent when the span was read.
         """
+        # No caller knows this cursor yet, so it may move at once.
         if not self.sent:
             self.horizon = span.xmin
         elif self._barrier is None:
+            # What runs now may still write below it. The cursor waits until that has finished.
             self._barrier = span.xmax if sent_before else None
         elif span.xmin >= self._barrier:
             self.horizon, self.sent, self._barrier = span.xmin, False, None
@@ -63,6 +65,7 @@ class JobsWatcher(Mailbox):
 
     def wants(self, news: News) -> bool:
         """Whether the job has the labels."""
+        # Labels do not change, so one look decides.
         return self.labels.items() <= news.labels.items()
 
     def know(self, job: UUID, sequence: int, *, ended: bool) -> None:
@@ -76,16 +79,19 @@ class JobsWatcher(Mailbox):
         Without room for all it lags.
         """
         job = UUID(events[0].job.removeprefix("jobs/"))
+        # It lags or was ended: what it lacks it reads itself.
         if self.place is None or job not in self.sequences:
             return
         following = after(events, self.sequences[job])
         for event in self._put(following) if following else ():
             self.saw(job, event)
+        # No room for all: from here on it reads the ledger.
         if self.lagging:
             self.place = None
 
     def saw(self, job: UUID, event: event_pb2.Event) -> None:
         """The event is in the stream."""
+        # A retry makes a job that had ended run again.
         ended = is_end(event) if event.HasField("job_changed") else job in self._ended
         self.know(job, event.sequence, ended=ended)
 
@@ -113,5 +119,6 @@ class JobsWatcher(Mailbox):
 
         keep: after what it holds; otherwise at once, and its memory is free.
         """
+        # First of all: nothing is put into it any more.
         self.place = None
         super().end(error, keep=keep)

@@ -66,6 +66,7 @@ class LedgerCalls:
 
         call: Future[Result] = Future()
         self._waiting.put(owner, call, on_connection)
+        # One run for each call that waits, whosever turn it is then.
         self._threads.submit(self._run_next)
         try:
             return await self._landing.of(call)
@@ -92,6 +93,7 @@ class LedgerCalls:
         call, function = found
         try:
             call.set_result(function())
+        # The thread must go on, whatever a call raised.
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             call.set_exception(error)
 
@@ -117,6 +119,7 @@ class _Turns:
     def drop(self, owner: str, call: Future[Any]) -> None:
         with self._lock:
             calls = self._owners.get(owner)
+            # Without empty owners: each of them would cost a turn.
             if calls and calls.pop(call, None) and not calls:
                 del self._owners[owner]
 
@@ -128,6 +131,7 @@ class _Turns:
                 call, function = calls.popitem(last=False)
                 if calls:
                     self._owners[owner] = calls  # behind the others
+                # False for a call that was cancelled while it waited.
                 if call.set_running_or_notify_cancel():
                     return call, function
         return None
@@ -156,6 +160,7 @@ class Landing:
         carried out.
         """
         waiter: asyncio.Future[Result] = self._loop.create_future()
+        # Called in the thread that completes it; the loop hears through the queue.
         future.add_done_callback(lambda done: self._land(done, waiter))
         if self._seconds is not None:
             self._due.append((self._loop.time() + self._seconds, waiter))
@@ -187,6 +192,7 @@ class Landing:
         self._waking = False
         while self._landed:
             done, waiter = self._landed.popleft()
+            # Cancelled or late: what it waited for has been carried out all the same.
             if waiter.done():
                 continue
             if error := done.exception():

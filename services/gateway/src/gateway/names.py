@@ -60,6 +60,7 @@ def _uuid(text: str) -> UUID | None:
         found = UUID(text) if len(text) == LENGTH else None
     except ValueError:
         return None
+    # Upper case and braces are UUIDs to Python too; a name has one spelling.
     return found if str(found) == text else None
 
 

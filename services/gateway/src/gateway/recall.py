@@ -48,8 +48,10 @@ class Recall:
             self._asked.clear()
             while self._waiting:
                 some = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+                # Not strict: without an answer from Redis there is nothing for any of them.
                 for watcher, latest in zip(some, await self._latest(some), strict=False):
                     for progress in latest:
+                        # Progress that came by the hub meanwhile is newer.
                         watcher.put_progress(progress, replace=False)
 
     async def close(self) -> None:

@@ -74,6 +74,7 @@ class Resuming:
         """
         upload_id = names.upload_id(request.upload_id, "upload_id")
         found = await self._calls.run_for(owner, uploads.begin, owner, upload_id, request.header)
+        # The owner has the same bytes: there is nothing to send.
         if isinstance(found, Blob):
             return BeginUploadResponse(committed_bytes=found.size_bytes, blob=found)
         if found.blob_id is not None:
@@ -101,14 +102,19 @@ class Resuming:
             with blob_errors():
                 segments = self._store.resumable(upload.key)
                 if len(upload.starts) > 1:
+                    # What this stream sends anew is deleted first, or the segments of many attempts
+                    # would fill the store.
                     left = await segments.drop_covered(upload.starts)
                     if left > MOST_LEFT * upload.size_bytes:
                         raise _broken_off(upload)
                 async with segments.writer(upload.starts) as writer:
                     await receive(writer, start, upload.size_bytes)
             committed_bytes = start + writer.size_bytes
+            # The stream ended early, which is no error: the caller goes on from here.
             if committed_bytes < upload.size_bytes:
                 return UploadBlobResponse(committed_bytes=committed_bytes)
+            # A stream that began at the first byte has seen all of it; the bytes need not be read
+            # again.
             blob = await self._finish(call, upload, None if start else writer.stored)
         return UploadBlobResponse(committed_bytes=committed_bytes, blob=blob)
 
@@ -129,6 +135,7 @@ class Resuming:
                 Reason.DIRECT_UPLOAD_UNSUPPORTED,
                 f"One PUT carries {LARGEST_PUT_BYTES} bytes at most. Send them with UploadBlob.",
             )
+        # Without the row nobody may have the URL: no sweep would know of what it brings.
         if not await self._calls.run_for(owner, uploads.sign, owner, upload):
             raise uploads.not_found()
         answer = SignUploadResponse(url=url, headers={"content-length": str(upload.size_bytes)})
@@ -143,6 +150,7 @@ class Resuming:
             blob = await self._calls.run_for(owner, records.get, owner, upload.blob_id)
             call.record.is_about([blob.name])
             return CommitUploadResponse(blob=blob)
+        # Another name each time: a commit that is repeated must not overwrite a blob.
         name, segments = f"blobs/{new_id()}", self._store.resumable(upload.key)
         if segments.signed_url(1) is None:
             raise _no_direct_upload()
@@ -160,6 +168,7 @@ class Resuming:
                     "Size or SHA-256 of what came are not those declared. PUT the right bytes.",
                 )
             kept = self._keep(call, upload, name, segments)
+            # Shielded: the bytes are there, and without a record nobody would find them.
             return CommitUploadResponse(blob=await asyncio.shield(kept))
 
     async def _committed(self, upload: Upload) -> int:
@@ -184,6 +193,8 @@ class Resuming:
                 )
             if len(upload.starts) >= uploads.MOST_STREAMS:
                 raise _broken_off(upload)
+            # Guarded by the number of streams: of two that begin at once, one is told to look
+            # again.
             starts = await self._calls.run_for(owner, uploads.open_stream, owner, upload, offset)
             if starts is not None:
                 return upload._replace(starts=starts)
@@ -195,6 +206,7 @@ class Resuming:
     @asynccontextmanager
     async def _as_newest(self, owner: str, upload: Upload) -> AsyncIterator[None]:
         """Ends the older stream here, if there is one, and the body once a newer one begins."""
+        # At once and in this process; on other gateways it hears by its next touch.
         if older := self._newest.get(upload.key):
             _end(older)
         limit = asyncio.timeout(None)
@@ -207,10 +219,12 @@ class Resuming:
                 finally:
                     touching.cancel()
         except TimeoutError as error:
+            # A timeout within the body is the body's.
             if not limit.expired():
                 raise
             raise uploads.superseded() from error
         finally:
+            # A newer stream may have put its own there.
             if self._newest.get(upload.key) is limit:
                 del self._newest[upload.key]
 
@@ -232,6 +246,7 @@ class Resuming:
         with blob_errors():
             whole = await segments.finish(name, upload.starts, wanted, seen)
         if not whole:
+            # If a newer stream goes on with it, its bytes stay.
             if await self._calls.run_for(call.owner, uploads.drop, call.owner, upload):
                 with blob_errors():
                     await segments.remove()
@@ -250,10 +265,12 @@ class Resuming:
         try:
             stored = await self._calls.run_for(call.owner, close, call.owner, upload, blob_id)
         except FluoroError as error:
+            # Superseded: the newer stream makes a blob of its own, and this one has no record.
             if error.reason == Reason.UPLOAD_SUPERSEDED:
                 with blob_errors():
                     await self._store.delete_soon(name)
             raise
+        # After the record: until then a lost answer must find the segments again.
         with blob_errors():
             await segments.remove()
             if stored.name != name:  # the owner has the same bytes already

@@ -160,6 +160,7 @@ def _ledger(settings: Settings) -> Ledger:
 async def _served(grpc_server: Server) -> None:
     """Ends, with what went wrong, if the server does before it is stopped."""
     await grpc_server.wait_for_termination()
+    # A server that was stopped is not a failure; only one that ends by itself is.
     await asyncio.Event().wait()
 
 
@@ -168,6 +169,7 @@ async def _drain(
 ) -> None:
     """Takes no new calls. Watches end with their cursor, other calls within the grace period."""
     log.info("draining", grace_seconds=grace_seconds)
+    # First of all: load balancers must send nobody here any more.
     health.drain()
     # Watches do not end by themselves, and would use up the whole grace.
     hub.end_all()

@@ -93,6 +93,7 @@ def options(settings: Settings) -> list[tuple[str, int]]:
     ]
     if settings.max_connection_age_seconds:
         chosen += [
+            # Connections of clients end in turn, so that new gateways get their share of them.
             ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
             ("grpc.max_connection_age_grace_ms", round(settings.shutdown_grace_seconds * 1000)),
         ]
@@ -157,6 +158,7 @@ def build(
             if files.certificate
             else server.add_insecure_port(address)
         )
+    # grpcio says no more than that it failed.
     except RuntimeError as error:
         raise PortTakenError(
             f"Cannot listen on {address}: it is taken or not an address of this machine. "

@@ -87,6 +87,7 @@ class Tail:
             try:
                 await self._listen()
             except Exception as error:  # noqa: BLE001 - a client library in trouble must not end the listening for good
+                # Once, and not at each try.
                 if self._up:
                     log.warning(
                         "redis_lost",
@@ -166,6 +167,8 @@ class Tail:
             await self._or_end(self._publish_echo(), patience)
             await asyncio.sleep(ECHO_SECONDS)
             # Whatever arrived is a sign of life, not only the echo.
+            # Nothing arrived, not even what was sent to ourselves: the connection is dead or leads
+            # to a replica.
             if self._heard == heard:
                 patience.reschedule(loop.time())
             if left := {shard for shard in self._asked if not self._wanted[shard]}:
@@ -173,6 +176,7 @@ class Tail:
                 await self._or_end(pubsub.unsubscribe(*map(wakeups_channel, left)), patience)
 
     async def _publish_echo(self) -> None:
+        # A replica would pass the echo on. Only a write shows that this is the primary.
         await probe_aio(self._redis)
         await self._redis.publish(self._echo, b"")
 

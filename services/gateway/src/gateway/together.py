@@ -52,6 +52,7 @@ class Together(Generic[Key, Answer]):
 
         FluoroError GATEWAY_BUSY, at once, if too many of the owner wait; or what the function said.
         """
+        # Bounded for each owner, so that one cannot use up the places of all.
         waiting = self._owners.setdefault(owner, deque())
         if len(waiting) >= self._max_waiting:
             raise FluoroError(
@@ -72,6 +73,7 @@ class Together(Generic[Key, Answer]):
         """Calls until nobody waits."""
         try:
             while taken := self._take():
+                # Those who come during this call share the next one.
                 answers = await self._called([(owner, key) for owner, key, _ in taken])
                 for (_, _, waiter), answer in zip(taken, answers, strict=True):
                     if waiter.done():  # its caller has gone

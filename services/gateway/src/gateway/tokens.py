@@ -64,6 +64,7 @@ class Tokens:
         size = paging.page_size(request)
         key = paging.read_token(request, str)
         before = paging.uuid_of(key[0]) if key else None
+        # One more than asked for shows whether there is another page.
         found = await self._calls.run_for(call.owner, tokens.page, request.owner, size + 1, before)
         response = ListTokensResponse(tokens=[_message(token) for token in found[:size]])
         if len(found) > size:

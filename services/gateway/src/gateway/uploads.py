@@ -65,6 +65,7 @@ class Places:
     def plenty(self, owner: str) -> bool:
         """Whether three of four places are free, of all and of those of one owner."""
         taken = self._taken.get(owner, 0)
+        # While most are free, a second share takes nothing from anybody.
         return taken * 4 < self._of_owner and self._taken.total() * 4 < self._number
 
     def _refusal(self, owner: str) -> str:
@@ -99,6 +100,7 @@ class Gathered:
 
     async def write(self, chunk: bytes | memoryview) -> None:
         """Appends it, to the writer or to what will go there."""
+        # Large chunks go as they are: to copy them costs more than it saves.
         if not self._small and len(chunk) >= LEAST_BYTES:
             await self._writer.write(chunk)
             return
@@ -151,6 +153,8 @@ class Pace:
         )
         started = time.monotonic()
         try:
+            # Idle at most, and no longer than the average allows: a caller who sends a byte now and
+            # then is too slow as well.
             async with asyncio.timeout(min(left_seconds, self._idle_seconds)):
                 request = await anext(self._requests, None)
         except TimeoutError as error:

@@ -138,6 +138,7 @@ class Hub:
         Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future.
         """
         self.refuse_if_closing()
+        # Not a watcher: who waits for the end needs no events.
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._told(self._waiting, job, owner, ended):
             try:
@@ -198,6 +199,7 @@ class Hub:
         events = await self._callers.run_for(
             owner, read.events_after, {watcher.job: sequence}, limit=PAGE_EVENTS_OF_A_JOB
         )
+        # Ended during the read, it must not be fed what was read.
         watcher.raise_if_ended()
         oldest = events[0].sequence if events else last + 1
         if oldest > sequence + 1:
@@ -205,6 +207,7 @@ class Hub:
             await self._callers.run_for(owner, read.job_head, owner, watcher.job)
             raise cursor.expired(watcher.job, oldest)
         watcher.sequence = events[-1].sequence if events else sequence
+        # Less than a page: these were the newest, and the hub goes on from here.
         if len(events) < PAGE_EVENTS_OF_A_JOB:
             watcher.lagging = False
             self._call_for(watcher.job)  # what came since the read
@@ -212,6 +215,7 @@ class Hub:
 
     def recall_progress(self, watcher: Watcher) -> None:
         """Gives the watcher, soon, the latest progress from before it came."""
+        # Without Redis nobody keeps progress.
         if self._tail.up:
             self._recall.ask(watcher)
 
@@ -266,6 +270,7 @@ class Hub:
         while True:
             await self._wait_for_news()
             self._news.clear()
+            # Taken out: what is woken from here on is read in the next round.
             woken, self._woken = self._woken, {}
             try:
                 async with self._turn:
@@ -282,6 +287,8 @@ class Hub:
                     else type(error).__qualname__,
                 )
                 unread = list(woken)
+                # The same pause as without Redis: a ledger that is away must not be asked in a
+                # loop.
                 await asyncio.sleep(self._settings.watch_poll_interval_seconds)
             if unread:
                 # They go first: they have waited for longer than what was woken meanwhile.
@@ -300,6 +307,8 @@ class Hub:
             read.events_after, positions, each=PAGE_EVENTS_OF_A_JOB, limit=PAGE_EVENTS
         )
         read_of = await self.hand_out(events)
+        # A full page may have left jobs out. Those that got nothing come first, lest one busy job
+        # starves them.
         if len(events) == PAGE_EVENTS:
             return [*(job for job in positions if job not in read_of), *read_of]
         return [job for job, count in read_of.items() if count == PAGE_EVENTS_OF_A_JOB]
@@ -318,6 +327,7 @@ class Hub:
         News of other jobs does not put that time off.
         """
         seconds = (
+            # A slice at a time: each job is looked at once in the whole interval.
             self._settings.watch_safety_interval_seconds / SLICES
             if self._tail.up
             else self._settings.watch_poll_interval_seconds
@@ -343,8 +353,11 @@ class Hub:
             now = loop.time()
             for watcher in self._all():
                 seconds, waits = watcher.still_seconds(now)
+                # Idle, and nobody is waited for: a sign of life keeps proxies from cutting the
+                # stream.
                 if not waits and seconds >= interval:
                     watcher.put_bookmark()
+                # Only one that lags: as long as its ring has room, a slow caller harms nobody.
                 elif waits and seconds >= stall and watcher.lagging:
                     log.info("watch_too_slow", seconds=round(seconds, 1))
                     watcher.end(_too_slow(), keep=False)
@@ -361,6 +374,7 @@ class Hub:
             if self.jobs_watches:
                 known += [watcher.sequences[job] for watcher in self.jobs_watches.followers(job)]
             if known:
+                # From the hindmost: the others pass over what they have.
                 positions[job] = min(known)
         return positions
 
@@ -378,6 +392,7 @@ class Hub:
             # A copy: watchers come and go while others have the loop.
             for watcher in [*self._watchers.get(job, ()), *self.jobs_watches.followers(job)]:
                 watcher.put_events(some)
+                # Thousands may watch one job. Other calls get the loop in between.
                 if loop.time() - began > SLICE_SECONDS:
                     await asyncio.sleep(0)
                     began = loop.time()

@@ -68,6 +68,7 @@ class Mailbox:
         """
         if self._error is not None:
             return
+        # Of one task alone nobody asks whose it is, which spares parsing it.
         if self._lone_progress:
             self._progress[_task_of(self._lone_progress)] = self._lone_progress
             self._lone_progress = b""
@@ -186,6 +187,8 @@ class Watcher(Mailbox):
     def put_events(self, events: Sequence[event_pb2.Event]) -> None:
         """Takes the next events from consecutive ones of its job, as many as there is room for."""
         if self.sequence is not None and not self.lagging:
+            # None where there is a gap: an event was missed, and the next read brings all from
+            # there on.
             following = after(events, self.sequence)
             self.sequence += len(self._put(following)) if following else 0
 

@@ -63,12 +63,14 @@ def lone_bytes(data: bytes, field: FieldDescriptor) -> memoryview | None:
 
 def _fields_left(data: bytes, at: int, end: int, message: Descriptor, left: int) -> int:
     parts, packed = _nesting(message)
+    # Stops at the limit: a message that is too large must not cost more to refuse.
     while at < end and left >= 0:
         left -= 1
         tag, at = _varint(data, at)
         kind, number = tag & 7, tag >> 3
         if kind == _LENGTH_DELIMITED:
             length, at = _varint(data, at)
+            # A part may claim to be longer than what holds it.
             if number in parts:
                 left = _fields_left(data, at, min(end, at + length), parts[number], left)
             elif number in packed:
@@ -77,6 +79,7 @@ def _fields_left(data: bytes, at: int, end: int, message: Descriptor, left: int)
         elif kind == 0:
             _, at = _varint(data, at)
         else:
+            # Groups have no length; the parser refuses them.
             at += _SKIPPED_BYTES.get(kind, 0)
     return left
 
@@ -174,6 +177,7 @@ def serialized_in_pieces(message: Message) -> bytes:
 
 
 def _pieces(message: Message) -> Iterator[bytes]:
+    # What is left is small: scalars, maps, and parts with nothing repeated in them.
     rest = type(message)()
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:

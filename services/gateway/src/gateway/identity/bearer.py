@@ -24,6 +24,7 @@ REMEMBERED: Final = 10_000
 def bearer(caller: Caller) -> str | None:
     """The token that a call carries; None without one. FluoroError if it carries two."""
     value = caller.one("authorization")
+    # Metadata comes as bytes only under keys that end in -bin.
     if not isinstance(value, str):
         return None
     scheme, _, token = value.partition(" ")
@@ -70,12 +71,14 @@ class JwtBearer:
         not known.
         """
         token = bearer(caller)
+        # Service tokens begin with a word of their own and go to another source.
         if token is None or token.startswith(PREFIX):
             return None
         if self._version != self._keys.version:
             # A key may be gone because it was stolen: what it signed is looked at again.
             self._known.clear()
             self._version = self._keys.version
+        # By its hash: the cache must not be a list of tokens that are good.
         digest = hashlib.sha256(token.encode()).digest()
         if (principal := self._known.get(digest)) is None:
             principal = self._known[digest] = self._principal(self._claims(token))
@@ -83,16 +86,19 @@ class JwtBearer:
                 self._known.popitem(last=False)
         else:
             self._known.move_to_end(digest)
+        # Looked at with every call: what is remembered is the signature, not the time.
         if principal.expires is not None and time.time() > principal.expires:
             raise expired()
         return principal
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:
+            # Unverified, as it only chooses the key; the signature is checked with that.
             key_id = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError:
             raise invalid("it is not a JWT") from None
         key = self._keys.key(key_id)
+        # It may be of a key that is younger than our list.
         if key is None:
             raise self._unknown_key()
         try:
@@ -112,6 +118,8 @@ class JwtBearer:
             raise invalid(_WHY.get(type(error), "its signature or form is wrong")) from None
 
     def _unknown_key(self) -> FluoroError:
+        # Right after a fetch, a key that is not there does not exist. Otherwise the caller is not
+        # told that the token is bad.
         if self._keys.is_fresh():
             return invalid("no key of the issuer signed it")
         return FluoroError(
@@ -126,6 +134,7 @@ class JwtBearer:
                 f"its claim {self._owner_claim} is not 1 to 63 of the characters a-z 0-9 - _ . @"
             )
         brought = _claim(claims, self._roles_claim)
+        # Issuers write roles as a list, or as one string with spaces.
         names = brought.split() if isinstance(brought, str) else brought
         own = [role for role in Role if isinstance(names, list) and role.value in names]
         try:
@@ -147,6 +156,7 @@ _WHY: Final[dict[type[jwt.PyJWTError], str]] = {
 
 def _claim(claims: dict[str, Any], path: str) -> Any:
     """The claim of that name, or of that path through objects."""
+    # A whole name first: some issuers have URLs as names of claims, with dots in them.
     if path in claims:
         return claims[path]
     found: Any = claims

@@ -46,6 +46,8 @@ class Door:
         Whom it found stands in `caller.known` then, too.
         """
         principal = caller.known = await self.identify(caller)
+        # Before the owner is looked at: who may not make the call at all learns nothing about
+        # others.
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
         filtered = owner_named(asked())
@@ -57,10 +59,12 @@ class Door:
             owner = filtered if owner == principal.owner else owner
         name = principal.name or principal.owner
         if owner != principal.owner:
+            # Set before the refusal: the audit wants to know who asked for whom.
             caller.known = replace(principal, owner=owner, name=name)
             if Role.OPERATOR not in principal.roles:
                 what = f"Another owner in metadata {KEY} or a filter"
                 raise _lacks(principal, what, [Role.OPERATOR])
+        # Only what operators alone may do, or do for others, is in the log.
         elif needed != OPERATE:
             return principal
         log.info(
@@ -88,12 +92,13 @@ class Door:
         UNAUTHENTICATED once the proof has expired, was revoked or is another's, ROLE_MISSING once
         the caller lacks a role.
         """
+        # A proof that can neither end nor be revoked needs no watch.
         if principal.expires is None and not principal.revocable:
             return await stream
         loop, ended = asyncio.get_running_loop(), list[FluoroError]()
         try:
             async with asyncio.timeout(None) as limit:
-
+                # The stream's own task must not look: it may wait for a slow reader.
                 async def watch() -> None:
                     ended.append(await self._end_of(method, needed, principal, caller))
                     limit.reschedule(loop.time())
@@ -104,6 +109,7 @@ class Door:
                 finally:
                     watching.cancel()
         except TimeoutError:
+            # A timeout of the stream's own passes as it is.
             if ended:
                 raise ended[0] from None
             raise
@@ -137,6 +143,7 @@ class Door:
                 elif not told and not isinstance(error, TimeoutError):
                     log.error("proof_not_looked_at", exception=type(error).__qualname__)
                     told = True
+                # The clock needs no store, so an outage prolongs nothing.
                 if expires is not None and time.time() > expires:
                     return expired()
                 continue

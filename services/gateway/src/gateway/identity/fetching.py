@@ -46,6 +46,7 @@ def _discovered(issuer: str, ca_file: str, token_file: str) -> str:
         found, url = document["issuer"], str(document["jwks_uri"])
     except (ValueError, KeyError, TypeError) as error:
         raise FetchError("the issuer's configuration names no jwks_uri") from error
+    # OpenID Connect Discovery 4.3: the document must say the very issuer that was asked.
     if found != issuer:
         raise FetchError("the issuer's configuration is of another issuer")
     return url
@@ -60,6 +61,7 @@ def _get(url: str, ca_file: str, token_file: str) -> bytes:
             headers["authorization"] = f"Bearer {_read(token_file).decode().strip()}"
         with closing(_connection(parts, ca_file)) as raw, ended(raw, SECONDS):
             until = time.monotonic() + SECONDS
+            # Within the deadline: a server may drag out the handshake, too.
             if isinstance(raw, ssl.SSLSocket):
                 raw.do_handshake()
             connection = http.client.HTTPConnection(parts.netloc)
@@ -81,12 +83,14 @@ def _connection(parts: SplitResult, ca_file: str) -> socket.socket:
     """Not yet proven to be the issuer's: it might take its time for that."""
     host = parts.hostname or ""
     if parts.scheme == "https":
+        # The context checks name and chain: without it, anybody on the way could hand out keys.
         context = ssl.create_default_context(cafile=ca_file or None)
         return context.wrap_socket(
             socket.create_connection((host, parts.port or http.client.HTTPS_PORT), SECONDS),
             server_hostname=host,
             do_handshake_on_connect=False,
         )
+    # Plain HTTP would let anybody on the way replace the keys.
     if parts.scheme == "http" and host in {"127.0.0.1", "localhost", "::1"}:
         return socket.create_connection((host, parts.port or http.client.HTTP_PORT), SECONDS)
     raise FetchError("keys come over https, or http from loopback")
@@ -96,8 +100,10 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     body = bytearray()
     while chunk := response.read1(64 * 2**10):
         body += chunk
+        # While it comes: what is too long must not be in memory first.
         if len(body) > MAX_BYTES:
             raise FetchError("the document is too long")
+    # `read1` ends the same way at the end and at a break.
     if response.length:
         raise FetchError("the document broke off")
     return bytes(body)

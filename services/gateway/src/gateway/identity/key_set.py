@@ -44,6 +44,7 @@ class KeySet:
 
     def is_fresh(self) -> bool:
         """Whether a key that is not here does not exist. If not, they are fetched again."""
+        # A caller who sends made-up key ids must not make this gateway hammer the issuer.
         if self._fetched is not None and time.monotonic() - self._fetched < AGAIN_SECONDS:
             return True
         self._wanted.set()
@@ -70,6 +71,7 @@ class KeySet:
             log.warning("issuer_keys_not_fetched", why=str(error), kept=len(self._keys))
             return False
         self._fetched, self._is_up_to_date = time.monotonic(), True
+        # By its bytes: an unchanged list keeps what is remembered of tokens.
         if text != self._text:
             log.info("issuer_keys_changed", keys=len(keys))
             self._keys, self._text, self.version = keys, text, self.version + 1
@@ -88,6 +90,7 @@ def _keys(text: bytes) -> dict[str, jwt.PyJWK]:
 
 def _key(entry: dict[str, Any]) -> jwt.PyJWK | None:
     """None for a key of another purpose or kind: an issuer may have more of them."""
+    # A key for encryption signs nothing, and a symmetric one would be a secret in a public list.
     if entry.get("use", "sig") != "sig" or entry.get("kty") == "oct":
         return None
     try:

@@ -57,6 +57,7 @@ class Caller:
         """The value of a key, None without one. FluoroError if it is given twice."""
         found: str | bytes | None = None
         for name, value in self.metadata:
+            # Two values might be read by two programs in two ways.
             if name == key:
                 if found is not None:
                     raise FluoroError(

@@ -49,6 +49,7 @@ class ServiceTokens:
         if token is None or not token.startswith(tokens.PREFIX):
             return None
         digest = tokens.digest(token)
+        # Bad ones are remembered too, apart: a flood of them must not push out the good.
         answer = self._good.get(digest) or self._bad.get(digest)
         if answer is None or answer.until < time.monotonic():
             answer = await self._ask(digest, caller)
@@ -67,6 +68,7 @@ class ServiceTokens:
         if asking is None:
             looking = self._look(digest, lane(caller.peer))
             asking = self._asking[digest] = asyncio.create_task(looking)
+            # Kept until it is done, so that the loop's weak reference is not the only one.
             asking.add_done_callback(lambda _: self._asking.pop(digest, None))
         return await asyncio.shield(asking)
 
@@ -86,6 +88,7 @@ class ServiceTokens:
                 revocable=True,
             )
             answer = _Answer(principal, found.revoked, until)
+        # In one of the two only: a token that was revoked was a good one before.
         _remember(self._bad if found is None or found.revoked else self._good, digest, answer)
         (self._good if found is None or found.revoked else self._bad).pop(digest, None)
         return answer

@@ -79,6 +79,7 @@ class Sources:
 
 
 def _missing(names: list[str]) -> FluoroError:
+    # Believing sources need no proof, so what is missing is the owner's name.
     if _BELIEVING.isdisjoint(names):
         return FluoroError(
             Reason.CREDENTIALS_MISSING,

@@ -95,6 +95,7 @@ class Arrivals:
         if not fits:
             lines: _Lines = self._owners.get(owner) or OrderedDict()
             longest = max(lines.values(), key=len, default=())
+            # The newest of the longest line goes, so that those who came first are served.
             if not longest or len(lines.get(line, ())) + 1 >= len(longest):
                 self._turn_away(owner, call)
                 return False
@@ -117,6 +118,7 @@ class Arrivals:
     def _turn_away(self, owner: str, call: Arrival) -> None:
         if self._refusals.spend():
             call.refuse()
+        # Even these are bounded. Beyond that they are let go of, which cancels them.
         elif self._refusals.hold():
             self._held.setdefault(owner, deque()).append(call)
 
@@ -124,6 +126,7 @@ class Arrivals:
         self._has_begun = True
         self._refusals.earn()
         call.begin()
+        # A refusal for each call that is served, as long as some are earned.
         if self._held and self._refusals.spend():
             self._next_held().refuse()
         # Calls of other methods, and those under way, have their turn in between.

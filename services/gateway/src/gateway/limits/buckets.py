@@ -80,6 +80,7 @@ class Bucket:
         """
         self.level = min(self.size, self.level + (now - self.time) * self.rate)
         self.time = now
+        # More than a bucket holds would never be there.
         needed = min(cost, self.size)
         if self.level < needed:
             return (needed - self.level) / self.rate
@@ -90,6 +91,7 @@ class Bucket:
 
     def settle(self, left: float, sent: float, now: float) -> None:
         """Takes over what Redis says. sent: what it was told of."""
+        # What was spent since it was sent is not in Redis's figure yet.
         self.spent -= sent
         self.level, self.time = min(self.size, left - self.spent), now
 
@@ -111,12 +113,14 @@ class Buckets:
         """0 if the owner may; otherwise the seconds after which it may."""
         now, name = time.monotonic(), (what, owner)
         bucket = self._buckets.get(name)
+        # A rate that was changed begins with a full bucket.
         if bucket is None or bucket.rate != rate:
             bucket = self._add(name, Bucket(rate, now))
         else:
             self._buckets.move_to_end(name)
         wait = bucket.take(cost, now)
         if not wait:
+            # Kept by name: several calls before the next settling are one message.
             self._spent[name] = bucket
             self._woken.set()
         return wait
@@ -153,6 +157,7 @@ class Buckets:
         self._buckets[name] = bucket
         self._buckets.move_to_end(name)
         if len(self._buckets) > MAX_BUCKETS:
+            # It starts full if it comes back. Nobody used it for longest.
             gone, _ = self._buckets.popitem(last=False)
             self._spent.pop(gone, None)
         return bucket
@@ -163,6 +168,7 @@ class Buckets:
         if not self._shared and not await self._answers():
             self._spent = dict(spent) | self._spent
             return False
+        # In pieces, as a script holds up everything else in Redis.
         for start in range(0, len(spent), SETTLED_AT_ONCE):
             try:
                 async with asyncio.timeout(DEADLINE_SECONDS):

@@ -75,6 +75,7 @@ class Owners:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._path:
+                # In a thread: the file may lie on a disk that hangs.
                 await asyncio.to_thread(self.look)
 
     def look(self) -> None:
@@ -101,6 +102,7 @@ def _stamp(path: str) -> Stamp:
 
 
 def _read(path: str, usual: OwnerLimits) -> tuple[Stamp, dict[str, OwnerLimits]]:
+    # Before the file is read: a change during the read gets another stamp, and is read again.
     stamp = _stamp(path)
     try:
         with Path(path).open("rb") as file:
@@ -135,6 +137,7 @@ def _limits(path: str, owner: str, table: object, usual: OwnerLimits) -> OwnerLi
             f'{path}: "{owner}" is no table of an owner. Write ["NAME"], and its limits below.'
         )
     try:
+        # Over the usual limits, so that a table says only what differs.
         return OwnerLimits.model_validate(usual.model_dump() | table)
     except ValidationError as error:
         first = error.errors()[0]

@@ -43,6 +43,7 @@ class OpenJobs:
         Also a reason of LEDGER_OUTAGES, if the ledger has to be asked and cannot be.
         """
         known = self._known.get(owner)
+        # A second old is good enough: jobs end, and other gateways take some, all the time.
         if known is None or known.until < time.monotonic():
             known = await self._look(owner, most)
         if known.jobs + jobs > most:
@@ -54,6 +55,7 @@ class OpenJobs:
                 metadata={"limit": "max_open_jobs", "value": str(most)},
                 retry_seconds=ROOM_SECONDS,
             )
+        # Counted at once: the next submit within this second must see it.
         known.jobs += jobs
 
     async def _look(self, owner: str, most: int) -> _Known:

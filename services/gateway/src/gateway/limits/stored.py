@@ -111,6 +111,7 @@ class _Coming:
             landed = room.landed
             try:
                 used = await self._calls.run_for(self._owner, usage.used_bytes, self._owner)
+                # What landed before the read began is in it.
                 self._used = used - landed
             except FluoroError:
                 if over:
@@ -121,6 +122,8 @@ class _Coming:
                 break
             if (room.landed == landed and not room.keeping) or loop.time() > until:
                 return False
+            # A record on its way may be counted twice. Once it is there, the ledger alone counts
+            # it.
             if room.keeping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(until):
