@@ -233,7 +233,7 @@ def _thumbnails(
     """Every item in order of keys, with the verdict or the most probable class, if any."""
     states = worst_states(upstream)
     by_key = {image.key: image for image in images}
-    # Both: an item that failed has no picture, and belongs into a list of all.
+    # Both: an item that failed has no picture, and belongs in a list of all.
     for key in sorted({*states, *by_key}, key=in_order):
         image = by_key.get(key)
         findings = image.findings if image else ()

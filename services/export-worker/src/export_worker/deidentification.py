@@ -110,6 +110,7 @@ def _actions(instances: Iterable[deidentify_pb2.DeidentifiedInstance]) -> list[l
 
 def _several(values: Iterable[str]) -> str:
     """Each value once, the first few of them."""
+    # Sorted, because a set has no order of its own, and reports are to have the same bytes.
     once = sorted({wording.printable(value, 32) for value in values if value})
     more = ["…"] if len(once) > KEYS else []
     return ", ".join(once[:KEYS] + more) or wording.NONE

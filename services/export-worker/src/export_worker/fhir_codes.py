@@ -24,6 +24,8 @@ def concept_of(of: Class) -> dict[str, Any]:
     codings = [
         {"system": SYSTEMS[one.scheme], "code": one.value, **displayed(one.meaning)}
         for one in of.codes
+        # A manifest is written by hand, and one code that is none makes a validator refuse the
+        # Bundle.
         if one.scheme in SYSTEMS and CODE_VALUE.fullmatch(one.value)
     ]
     if not codings:

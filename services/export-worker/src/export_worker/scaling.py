@@ -57,7 +57,7 @@ def thumbnail(path: Path, target: Path) -> None:
         # A JPEG is then decoded at a fraction of its size. Twice the thumbnail leaves enough for a
         # clean reduction.
         picture.draft("RGB", (2 * THUMBNAIL_PIXELS, 2 * THUMBNAIL_PIXELS))
+        # JPEG has neither palettes nor alpha.
         small = picture if picture.mode in {"L", "RGB"} else picture.convert("RGB")
         small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
-        # JPEG has neither palettes nor alpha.
         small.save(target, "JPEG", quality=85)

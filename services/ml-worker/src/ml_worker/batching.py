@@ -143,8 +143,8 @@ class Batcher:
             self._end_what_takes_too_long()
         if work.error is not None:
             if work.caller.cancelled.is_set():
-                # Whoever was cancelled may have ended the run himself. That is no finding about the
-                # image.
+                # Whoever was cancelled may have ended the run by leaving. That is no finding about
+                # the image.
                 raise CancelledAttempt from work.error
             raise work.error
         parts = [work.parts[start] for start in sorted(work.parts)]

@@ -66,4 +66,5 @@ def strokes(values: NDArray[Any], outline: Outline) -> NDArray[np.float32]:
 def alike(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
     """Whether two parts of the same shape show the same strokes."""
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    # Two flat parts have no strokes, and are not the same text for that.
     return scale > 0 and float(np.vdot(first, second)) > SAME * scale

@@ -87,7 +87,6 @@ def patch(file: DicomFile, image: Image, planned: Plan, path: Path, check: Check
     raw = np.memmap(path, np.uint8, "r+", file.pixels.offset, (file.pixels.length,))
     for index, frame in enumerate(uncertified_frames(file)):
         check()
-        # Frames without a mask keep every byte, also where they were encoded with loss.
         if not planned.frames[index].touched:
             continue
         start = index * size
@@ -143,6 +142,8 @@ def write_frames(
             if planned.frames[index].touched:
                 frame = compressed_frame(stream, file.transfer_syntax, image, codec)
                 covered = cover(file, frame.values, planned.mask(index, frame.values.shape))
+                # Only masked frames are encoded anew: the others keep every byte, which needs no
+                # proof.
                 stream = encode(covered, file.transfer_syntax, image, frame.precision) or b""
                 if not stream or not gives(stream, covered, file.transfer_syntax, image):
                     raise NoEncoderError

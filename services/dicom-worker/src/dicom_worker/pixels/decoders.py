@@ -154,7 +154,6 @@ def uncertified_frames(file: DicomFile) -> Iterator[StoredFrame]:
             Reason.TRANSFER_SYNTAX_UNSUPPORTED,
             f"There is no decoder for Transfer Syntax {file.transfer_syntax}.",
         )
-    # Before anything else, because the checks after it allocate by what the header claims.
     check_budget(file.image)
     check_encoding(file.image, codec)
     if (file.pixels.length is not None) != (codec is NATIVE):

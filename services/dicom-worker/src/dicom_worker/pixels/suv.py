@@ -98,8 +98,7 @@ def suv_factor(header: Dataset) -> float:
         raise unavailable("Radiopharmaceutical Information is missing.")
     weight = positive(header, "PatientWeight")
     dose = positive(tracer, "RadionuclideTotalDose")
-    # A dose a million times too small makes values a million times too large, which look like a hot
-    # lesion.
+    # A dose in megabecquerel would make every SUV a million times too large.
     if dose < LEAST_DOSE_BQ:
         raise unavailable("Radionuclide Total Dose is not in becquerel.")
     correction = text(header, "DecayCorrection")

@@ -113,6 +113,8 @@ def located(of: Class) -> tuple[CodedConcept, CodedConcept | None]:
     if stated_in(of.codes) is None:
         for pattern in (OF_BODY, IN_IMAGE):
             found = pattern.fullmatch(of.name.lower())
+            # Only `left eye` is of the patient. A camera may mirror, so left in the image is no
+            # side of the body.
             if found and (known := KNOWN.get(found["thing"])):
                 return known.type, SIDES.get(found["side"]) if pattern is OF_BODY else None
     return coded(of).type, None
@@ -120,6 +122,7 @@ def located(of: Class) -> tuple[CodedConcept, CodedConcept | None]:
 
 def stated_in(codes: Iterable[Coding]) -> CodedConcept | None:
     """The first of these codes that DICOM can write, SNOMED CT before others."""
+    # SNOMED CT is what PS3.16 takes its own codes from, so most readers know it.
     for code in sorted(codes, key=lambda one: one.scheme != "SCT"):
         if CODE_VALUE.fullmatch(code.value) and DESIGNATOR.fullmatch(code.scheme):
             return CodedConcept(code.value, code.scheme, lo(code.meaning) or code.value[:LO_BYTES])

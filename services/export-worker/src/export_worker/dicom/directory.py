@@ -94,6 +94,7 @@ class Directory:
         at, fresh = self._root, []
         names: list[str] = []
         for kind, key in zip((*LEVELS, kind_of(header)), keys, strict=True):
+            # By key at each level: instances of one series come in any order.
             known = at.children.get(key)
             if known is None:
                 prefix = KINDS[kind].prefix

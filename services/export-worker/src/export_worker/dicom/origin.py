@@ -137,6 +137,8 @@ class Origin:
 
         offset: Timezone Offset From UTC (0008,0201) of the source; empty for UTC.
         """
+        # Dates of a study are those of its scanner's clock: in another zone a result may seem older
+        # than its image.
         moment = in_zone(job_time(self.job), offset)
         for keyword in ("InstanceCreation", "Content"):
             if f"{keyword}Date" in dataset:

@@ -116,7 +116,7 @@ def label_of_lesion(model: "Model") -> int:
 def scale_of(image: dicom_pb2.RenderedImage) -> float | None:
     """Side of a pixel in millimetres, if the image tells one and pixels are square."""
     match list(image.pixel_spacing_mm):
-        # The rule's diameters need one scale; pixels that are not square have two.
+        # A diameter needs one scale; pixels that are not square have two.
         case [row, column] if row > 0 and math.isclose(row, column, rel_tol=0.01):
             return (row + column) / 2
         case _:

@@ -67,7 +67,7 @@ class Mapper:
         """Weights and offsets, rounded, of some pixels of each picture."""
         random = np.random.default_rng([self.seed, 9])
         truth = truth[:, POOL // 2 :: POOL, POOL // 2 :: POOL]
-        # Some blocks of each picture: neighbours are alike, and all of them would take minutes.
+        # Some blocks of each picture: neighbours are alike, and teach little.
         place = random.integers(truth[0].size, size=(len(told), BLOCKS))
         flat = told.reshape(*told.shape[:2], -1)
         rows = np.concatenate([one[:, at].T for one, at in zip(flat, place, strict=True)])
