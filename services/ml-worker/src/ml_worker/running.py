@@ -40,7 +40,7 @@ def run_session(
     samples = len(next(iter(inputs.values())))
     given = inputs
     if rung > samples:
-        # A graph that is tuned for one size runs at that size, or is tuned anew.
+        # The ladder is for graphs that are fixed to some sizes, or tuned for them.
         given = {name: _filled(values, rung) for name, values in inputs.items()}
     # On the CPU there is nothing to copy, and a binding would only cost time.
     if session.get_providers()[0] == CPU:

@@ -215,6 +215,8 @@ def warm_up(model: Model, sample: Tensors) -> None:
     inputs = {tensor.name: sample[tensor.name] for tensor in manifest.inputs}
     first = {name: values[:1] for name, values in inputs.items()}
     company = in_company(inputs, manifest)
+    # The sample alone, in company and cut down to its first: a graph that mixes samples would mix
+    # patients.
     for shown, hint in ((inputs, ""), (company, COMPANY), (first, COMPANY)):
         found = _warm_up_run(model, shown)
         for output in manifest.outputs:
