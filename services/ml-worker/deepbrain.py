@@ -78,6 +78,12 @@ dtype = "float32"
 shape = ["n"]
 threshold = 0.4
 
+[providers.cpu]
+
+# ONNX Runtime's CUDA has no transposed convolution of volumes.
+[providers.cuda]
+cpu_ops = ["ConvTranspose"]
+
 [batch]
 max = 1
 bytes_per_voxel = 200
