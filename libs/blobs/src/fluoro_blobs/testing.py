@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from typing import Final
 from uuid import uuid4
 
+import obstore
+
+from fluoro_blobs.backends import open_store
+
 _SERVE: Final = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -16,6 +20,15 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+
+
+ENVIRONMENT: Final = {
+    "AWS_ACCESS_KEY_ID": "id",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_REGION": "us-east-1",
+    "AWS_ALLOW_HTTP": "true",
+}
+"""Credentials for that server; AWS_ENDPOINT is beside them."""
 
 
 @contextmanager
@@ -41,3 +54,15 @@ def new_bucket(endpoint: str) -> str:
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")  # noqa: S310 - an endpoint of serving_s3
     with urllib.request.urlopen(request):  # noqa: S310 - as above
         return name
+
+
+def put_object(url: str, key: str, data: bytes) -> None:
+    """Writes an object below `s3://bucket/prefix`, as another program would. As AWS_… say."""
+    store, _ = open_store(url, 10, {})
+    obstore.put(store, key, data)
+
+
+def delete_object(url: str, key: str) -> None:
+    """Removes it."""
+    store, _ = open_store(url, 10, {})
+    obstore.delete(store, key)

@@ -5,7 +5,8 @@ from importlib.metadata import version
 from fluoro_jobs.settings import from_environment
 from fluoro_jobs.worker.run import run_worker
 
-from ml_worker.inference.server import close
+from ml_worker import registry
+from ml_worker.inference import server
 from ml_worker.settings import ModelWorkerSettings
 
 if __name__ == "__main__":
@@ -22,4 +23,5 @@ if __name__ == "__main__":
         )
     # Calls of the inference server get their time of grace; without it they would break off.
     finally:
-        close()
+        registry.close()
+        server.close()

@@ -13,6 +13,7 @@ import structlog
 from fluoro.v1.model_pb2 import Model as ModelProto
 from fluoro_jobs.errors import FluoroError, Reason
 
+from ml_worker.bucket import Bucket
 from ml_worker.describe import described
 from ml_worker.devices import DeviceMissingError, check_device
 from ml_worker.manifest import NAME, VERSION, ModelRefusedError
@@ -54,6 +55,7 @@ class Registry:
     def __init__(self, settings: ModelSettings) -> None:
         """Nothing is loaded yet."""
         self._settings = settings
+        self._bucket = _bucket(settings)
         # Replaced as a whole, never changed: readers take no lock.
         self._entries: Mapping[Key, Entry] = {}
         self._ignored: AbstractSet[Path] = frozenset()
@@ -69,7 +71,16 @@ class Registry:
         is not had, wholly or by one of them.
         """
         check_device(self._settings.device)
-        self.look()
+        try:
+            if self._bucket is not None:
+                self._bucket.open()
+            self.look()
+            self._check_fallback()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_fallback(self) -> None:
         for entry in self._entries.values():
             if entry.problem == ModelProto.PROBLEM_FELL_BACK_TO_CPU:
                 name, version = entry.place.key
@@ -82,6 +93,8 @@ class Registry:
     def close(self) -> None:
         """Looks no more."""
         self._closing.set()
+        if self._bucket is not None:
+            self._bucket.close()
 
     def find(self, name: str, version: str = "") -> Model:
         """The model of that name, in that version or the newest that is READY.
@@ -271,6 +284,17 @@ def _set_state(
     )
 
 
+def _bucket(settings: ModelSettings) -> Bucket | None:
+    if settings.models_url is None or settings.models_cache is None:
+        return None
+    return Bucket(
+        settings.models_url,
+        settings.models_cache,
+        settings.poll_seconds,
+        settings.models_fetch_seconds,
+    )
+
+
 _OPENING: Final = threading.Lock()
 
 
@@ -287,6 +311,13 @@ def models() -> Registry:
     # `cache` alone would have two threads open the models at the same time.
     with _OPENING:
         return _opened()
+
+
+def close() -> None:
+    """Looks for models no more, so that the process can end."""
+    with _OPENING:
+        if _opened.cache_info().currsize:
+            _opened().close()
 
 
 def warm_up() -> Registry:

@@ -1,10 +1,10 @@
 """What the models need to know: environment variables `FLUORO_ML_*`."""
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from fluoro_jobs.worker.settings import WorkerSettings
-from pydantic import DirectoryPath, Field
+from pydantic import DirectoryPath, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml_worker.cpus import run_threads
@@ -29,11 +29,29 @@ class ModelSettings(BaseSettings):
         description="Folder of the operator's models, `{name}/{version}/model.toml` each, beside "
         "those that ship.",
     )
+    models_url: str | None = Field(
+        default=None,
+        pattern=r"^s3://[^/]",
+        description="Prefix of a bucket, `s3://bucket/prefix`, from which the operator's models "
+        "are copied: `{name}/{version}/model.toml` each. AWS_* variables say how to get there. "
+        "Needs FLUORO_ML_MODELS_CACHE.",
+    )
+    models_cache: Path | None = Field(
+        default=None,
+        description="Folder on this machine that the models of FLUORO_ML_MODELS_URL are copied to. "
+        "If it stays over a restart, the worker starts without the bucket.",
+    )
+    models_fetch_seconds: float = Field(
+        default=900,
+        gt=0,
+        le=3600,
+        description="How long the copy of one version may take.",
+    )
     poll_seconds: float = Field(
         default=10,
         gt=0,
         le=3600,
-        description="How often the folders are looked through for new and changed models.",
+        description="How often folders and bucket are looked through for new and changed models.",
     )
     device: Literal["cpu", "cuda"] = Field(
         default="cpu",
@@ -67,6 +85,14 @@ class ModelSettings(BaseSettings):
         "that size.",
     )
 
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.models_url is None) != (self.models_cache is None):
+            raise ValueError(
+                "FLUORO_ML_MODELS_URL and FLUORO_ML_MODELS_CACHE belong together: set both or none"
+            )
+        return self
+
     @property
     def threads(self) -> int:
         """Threads of one run on the CPU."""
@@ -75,4 +101,4 @@ class ModelSettings(BaseSettings):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Where models are: those that ship, then the operator's."""
-        return (SHIPPED_MODELS, *([self.models_folder] if self.models_folder else []))
+        return (SHIPPED_MODELS, *filter(None, (self.models_folder, self.models_cache)))
