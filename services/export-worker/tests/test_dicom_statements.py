@@ -293,6 +293,14 @@ def test_likeness_to_another_patient_is_not_told(tmp_path: Path) -> None:
     assert reasons == ["NO_APPLICABLE_INPUT"] * 2
 
 
+def test_likeness_to_an_image_that_cannot_be_read_is_not_told(tmp_path: Path) -> None:
+    study = of_images(tmp_path, photographs(2))
+    study.files = [b"no DICOM", study.files[1]]
+    _, attempt = exported(study, likeness(tmp_path))
+    reasons = [item.reason for item in attempt.context.items.values()]
+    assert reasons == ["NOT_DICOM", "NO_APPLICABLE_INPUT"]
+
+
 def test_frames_that_a_model_classified_are_named(tmp_path: Path) -> None:
     data = pydicom.dcmread(str(get_testdata_file("emri_small.dcm")))
     result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER)

@@ -256,7 +256,8 @@ class Export:
         for image in images:
             subject = image.source.subject
             kept = {
-                step: [one for one in told if subjects.get(one.reference, subject) == subject]
+                # A reference that could not be read has no subject, and no object can name it.
+                step: [one for one in told if subjects.get(one.reference or image.key) == subject]
                 for step, told in image.told.items()
             }
             image.told = {step: told for step, told in kept.items() if told}
