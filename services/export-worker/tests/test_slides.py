@@ -1,15 +1,18 @@
 """What a report says of a slide."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from export_worker.operations.comparison import export_comparison
+from export_worker.operations.infographic import export_infographic
 from export_worker.operations.report import export_report
 from export_worker.testing import png
 from export_worker.testing_slides import slides
 from fluoro.v1 import ml_pb2, slide_pb2
-from fluoro.v1.export_pb2 import ExportReport, ReportStyle
+from fluoro.v1.export_pb2 import ExportComparison, ExportInfographic, ExportReport, ReportStyle
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.testing import step_context
 
@@ -66,6 +69,29 @@ def test_a_report_of_slides_tells_their_size_tissue_and_shares_in_each_language(
         for each in (*words, "crowded nuclei", "0.97" if language in ("", "zh") else "0,97"):
             assert each in text
             assert each in page
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("", "no class"), ("de", "ohne Klasse"), ("zh", "无类别")]
+)
+def test_tiles_without_a_class_are_told_in_the_language_of_comparisons_and_charts(
+    clinic: Any, reader: Any, tmp_path: Path, language: str, said: str
+) -> None:
+    upstream = slides(tmp_path)
+    style = ReportStyle(language=language)
+    attempt = clinic.attempt([*upstream, replace(upstream[1], step="again")])
+    compared = export_comparison(
+        ExportComparison(style=style, formats=[ExportReport.FORMAT_PDF]), attempt.context
+    )
+    assert said in reader.text(attempt.read("comparison.pdf"))
+    # Programs are told one name in all languages.
+    assert {one.display_name for one in compared.differences} >= {
+        "no class: unlike the training data"
+    }
+    charts = ExportInfographic(style=style, formats=[ExportInfographic.FORMAT_PDF])
+    attempt = clinic.attempt(upstream)
+    export_infographic(charts, attempt.context)
+    assert said in reader.text(attempt.read("chart-01.pdf"))
 
 
 def test_a_report_of_slides_needs_a_slide(clinic: Any) -> None:

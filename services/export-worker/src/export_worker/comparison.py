@@ -8,7 +8,7 @@ from fluoro.v1 import job_pb2, ml_pb2
 from fluoro.v1.export_pb2 import Difference
 
 from export_worker import wording
-from export_worker.images import Finding, Image
+from export_worker.images import NO_CLASS_NAME, Finding, Image
 from export_worker.model import Compared, Comparison, Picture, Subject
 from export_worker.pictures import model_name, picture
 from export_worker.words import Words
@@ -207,7 +207,7 @@ def _compared(row: Row, words: Words) -> Compared:
     # Bars of volumes are drawn relative to the largest; shares have a scale of their own.
     most = max((value for value in row.values if value), default=1.0) if volume else 1.0
     return {
-        "name": row.name,
+        "name": words("no_class") if row.name == NO_CLASS_NAME else row.name,
         "values": [_written(value, volume, words) for value in row.values],
         "shares": [wording.share((value or 0) / most) if most else 0 for value in row.values],
         "differences": [

@@ -28,6 +28,8 @@ DIGITS: Final = re.compile(r"(\d+)")
 
 NO_CLASS: Final = -1
 """Label of the tiles of a slide that a model abstains from."""
+NO_CLASS_NAME: Final = "no class: unlike the training data"
+"""Its name for programs. Readers see it in the language of the report (`no_class`)."""
 
 Result = TypeVar("Result", bound=Message)
 Entry = (
@@ -238,7 +240,7 @@ def _of_slide(
         measurements.append(
             ml_pb2.Measurement(
                 label=NO_CLASS,
-                display_name="no class: unlike the training data",
+                display_name=NO_CLASS_NAME,
                 voxels=slide.novel_tiles,
                 fraction=slide.novel_tiles / slide.tiles,
             )

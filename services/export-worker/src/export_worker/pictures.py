@@ -41,15 +41,20 @@ def model_name(model: ml_pb2.ModelReference) -> str:
     return wording.printable(f"{model.name} {model.version}", 80)
 
 
+def measured_name(entry: ml_pb2.Measurement, words: Words) -> str:
+    """What the class is called."""
+    if entry.label == NO_CLASS:
+        return words("no_class")
+    return wording.printable(entry.display_name, 64) or str(entry.label)
+
+
 def measurement(entry: ml_pb2.Measurement, words: Words) -> Measure:
     """One class of a model in one image."""
     return {
         # A colour comes from a model's manifest and goes into markup: nothing but a colour may.
         "color": entry.color if COLOR.fullmatch(entry.color) else None,
         "share": wording.share(entry.fraction),
-        "name": words("no_class")
-        if entry.label == NO_CLASS
-        else wording.printable(entry.display_name, 64) or str(entry.label),
+        "name": measured_name(entry, words),
         "voxels": words.count(entry.voxels),
         "percent": words.percent(entry.fraction),
         "volume": words.number(entry.volume_ml, 2) if entry.HasField("volume_ml") else wording.NONE,

@@ -18,7 +18,7 @@ from export_worker import wording
 from export_worker.contents import uses
 from export_worker.glyphs import named, script_of
 from export_worker.images import PICTURED, Finding, images_of
-from export_worker.pictures import model_name
+from export_worker.pictures import measured_name, model_name
 from export_worker.settings import ReportSettings
 from export_worker.style import style_of
 from export_worker.words import Words, words_of
@@ -148,7 +148,7 @@ def _of_finding(finding: Finding, key: str, words: Words) -> Chart | None:
         largest = sorted(there, key=lambda entry: -entry.voxels)[:SHOWN_CLASSES]
         points = [
             ChartPoint(
-                label=wording.printable(entry.display_name, 60) or str(entry.label),
+                label=wording.printable(measured_name(entry, words), 60),
                 value=100 * wording.share(entry.fraction),
             )
             for entry in largest
