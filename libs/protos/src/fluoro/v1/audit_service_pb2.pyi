@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AuditEvent(_message.Message):
-    """A call that was recorded, or several that were refused alike. Nothing in it is a patient's."""
+    """A recorded call, or several that were refused for the same reason. Holds no patient data."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -78,9 +78,9 @@ class AuditEvent(_message.Message):
     name: _builtins.str
     """`auditEvents/{uuid}`."""
     principal: _builtins.str
-    """Who called; empty for somebody who did not prove who that is."""
+    """Who called; empty if the caller proved no identity."""
     how: _builtins.str
-    """What vouched for it: `jwt`, `mtls`, `token`, say."""
+    """How the caller proved its identity: `jwt`, `mtls` or `token`, for example."""
     owner: _builtins.str
     """Whose jobs and blobs it was about."""
     method: _builtins.str
@@ -90,7 +90,7 @@ class AuditEvent(_message.Message):
     thing: _builtins.str
     """Name of the job, blob or token; empty for a list, or for none."""
     peer: _builtins.str
-    """Address as gRPC writes it, `ipv4:192.0.2.1:50312`. Of refusals without the port."""
+    """Address as gRPC writes it, `ipv4:192.0.2.1:50312`. Refusals leave out the port."""
     user_agent: _builtins.str
     """As the caller gave it."""
     outcome: _builtins.str
@@ -98,14 +98,14 @@ class AuditEvent(_message.Message):
     reason: _builtins.str
     """Of a refusal, docs/errors.md."""
     calls: _builtins.int
-    """How many calls the event is about: 1, or how many were refused alike."""
+    """How many calls the event stands for: 1, or the number refused alike."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded, by the ledger's clock."""
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the principal might do: `viewer`, `submitter`, `operator`, `worker`."""
+        """Roles of the principal: `viewer`, `submitter`, `operator`, `worker`."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class ListAuditEventsRequest(_message.Message):
     page_size: _builtins.int
     """At most this many, up to 1,000; 0 for 50."""
     page_token: _builtins.str
-    """From the answer before; empty for the first page."""
+    """From the previous answer; empty for the first page."""
     def __init__(
         self,
         *,

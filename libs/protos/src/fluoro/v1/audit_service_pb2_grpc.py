@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     def __init__(self, channel):
@@ -45,13 +45,13 @@ class AuditServiceStub:
 
 
 class AuditServiceServicer:
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     def ListAuditEvents(self, request, context):
-        """What was recorded, in pages. The call is recorded itself.
+        """Pages the recorded events. This call is recorded too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,9 +74,9 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     @staticmethod

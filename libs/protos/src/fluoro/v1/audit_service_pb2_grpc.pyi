@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     @_typing.overload
@@ -37,23 +37,23 @@ class AuditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuditServiceAsyncStub: ...
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]
-    """What was recorded, in pages. The call is recorded itself."""
+    """Pages the recorded events. This call is recorded too."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.ListAuditEventsRequest, _audit_service_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
-    """What was recorded, in pages. The call is recorded itself."""
+    """Pages the recorded events. This call is recorded too."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Who did what: for operators, who need the role operator. docs/audit.md says what is recorded.
+    """Who did what. For callers with the role operator. docs/audit.md says what is recorded.
 
-    Events are of all owners; the metadata `fluoro-owner` does not matter here.
+    It covers the events of all owners and ignores the metadata `fluoro-owner`.
     """
 
     @_abc_1.abstractmethod
@@ -62,6 +62,6 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_service_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_service_pb2.ListAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.ListAuditEventsResponse]]:
-        """What was recorded, in pages. The call is recorded itself."""
+        """Pages the recorded events. This call is recorded too."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

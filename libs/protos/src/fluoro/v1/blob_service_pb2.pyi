@@ -108,9 +108,9 @@ class UploadBlobHeader(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 if known, 32 bytes. An upload with another one is refused."""
     upload_id: _builtins.str
-    """The upload that this stream goes on with, as BeginUpload was told; empty for one that comes in
-    this stream alone. With it, the fields before this one were told to BeginUpload, and may be
-    left out.
+    """The upload that this stream continues: the upload_id given to BeginUpload. Empty for an upload
+    in one stream. BeginUpload already has the fields before this one, so a stream with an
+    upload_id may leave them out.
     """
     offset: _builtins.int
     """With an upload_id: where the first chunk belongs, at most `committed_bytes`."""
@@ -145,8 +145,8 @@ class BeginUploadRequest(_message.Message):
     """
     @_builtins.property
     def header(self) -> Global___UploadBlobHeader:
-        """What is to come. Size and SHA-256 are required, and stay as they are; upload_id and offset are
-        not looked at.
+        """The content to be uploaded. Size and SHA-256 are required and cannot change later. upload_id
+        and offset are ignored.
         """
 
     def __init__(
@@ -172,7 +172,7 @@ class BeginUploadResponse(_message.Message):
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     BLOB_FIELD_NUMBER: _builtins.int
     committed_bytes: _builtins.int
-    """Bytes from the beginning that are safe, and where to go on."""
+    """How many bytes from the beginning are safe. Continue from here."""
     @_builtins.property
     def blob(self) -> Global___Blob:
         """Set if the blob is there, and nothing needs to be sent."""
@@ -200,10 +200,10 @@ class SignUploadRequest(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     VALID_FOR_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
-    """As BeginUpload was told."""
+    """The upload_id given to BeginUpload."""
     @_builtins.property
     def valid_for(self) -> _duration_pb2.Duration:
-        """How long the URL is good for: 1 s to 1 h, 15 min if not set."""
+        """How long the URL stays valid: 1 s to 1 h; unset means 15 min."""
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class CommitUploadRequest(_message.Message):
 
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
-    """As BeginUpload was told."""
+    """The upload_id given to BeginUpload."""
     def __init__(
         self,
         *,
@@ -331,8 +331,8 @@ class ImportBlobRequest(_message.Message):
     """`https://…` or `s3://bucket/key`, at most 2048 characters."""
     @_builtins.property
     def header(self) -> Global___UploadBlobHeader:
-        """What is to come, as far as it is known; upload_id and offset are not looked at. What the
-        source sends beside it, its media type say, is not believed.
+        """What is known of the content; upload_id and offset are ignored. Headers of the source, such as
+        its media type, are not trusted.
         """
 
     def __init__(
@@ -382,10 +382,10 @@ class UploadBlobResponse(_message.Message):
     BLOB_FIELD_NUMBER: _builtins.int
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     committed_bytes: _builtins.int
-    """Of a stream with an upload_id: bytes of the upload that are safe."""
+    """For a stream with an upload_id: how many bytes of the upload are safe."""
     @_builtins.property
     def blob(self) -> Global___Blob:
-        """The stored blob. Not set if a stream with an upload_id ended before all bytes had come."""
+        """The stored blob. Not set if a stream with an upload_id ended before all bytes had arrived."""
 
     def __init__(
         self,

@@ -81,12 +81,12 @@ class BlobServiceServicer:
     def UploadBlob(self, request_iterator, context):
         """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
 
-        A broken upload leaves nothing visible, nor does one of other bytes than its header says
-        (UPLOAD_MISMATCH). Uploading the same bytes again returns
-        the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
-        BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
-        again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
-        counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+        A broken upload leaves nothing visible. Neither does one whose bytes differ from what its
+        header says (UPLOAD_MISMATCH). An owner who uploads the same bytes again gets the same blob. A
+        deployment limits the size of a blob (16 GiB by default; BLOB_TOO_LARGE), the uploads that an
+        owner (32) and a gateway (64) may have under way (UPLOADS_BUSY: try again), and the pause
+        between bytes (30 s; UPLOAD_TOO_SLOW: upload again). A chunk counts once all of it has arrived:
+        on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
 
         With an `upload_id` in the header, the upload survives a broken connection and the end of a
         gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
@@ -97,21 +97,21 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BeginUpload(self, request, context):
-        """Begins an upload that can be gone on with, or says how far it is.
+        """Begins an upload that survives a broken connection, or says how far it has come.
 
-        What is committed survives the gateway, and every other gateway can go on from there: call
+        Committed bytes survive the gateway, and any other gateway can continue from there: call
         UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
-        has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
-        have is never told. Of two streams of one upload the newer goes on, and the older ends with
-        UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+        has a blob of this SHA-256, the answer names it and nothing needs to be sent. It never reveals
+        what other owners have. Of two streams of one upload, the newer goes on and the older ends with
+        UPLOAD_SUPERSEDED. A deployment deletes uploads that nobody continues (after a day by default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SignUpload(self, request, context):
-        """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
-        one HTTP PUT. CommitUpload then makes the blob of them.
+        """Returns a URL to which one HTTP PUT sends the bytes of an upload past the gateway. CommitUpload
+        then turns them into the blob.
 
         Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
         refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
@@ -121,8 +121,9 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitUpload(self, request, context):
-        """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
-        BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+        """Turns the bytes sent to a signed URL into the blob. Their size and SHA-256 must match those
+        given to BeginUpload. It reads all bytes, so a large upload takes a while. The call can be
+        repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,9 +134,9 @@ class BlobServiceServicer:
         durable: large ones take a while, so set a long deadline.
 
         `https://host/path` is read without credentials, and redirects are not followed.
-        `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
-        address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
-        than 256 KiB in 30 s is given up.
+        `s3://bucket/key` is read with those of the deployment. A source that is not listed, or whose
+        address is neither public nor listed, is SOURCE_NOT_ALLOWED. The call gives up on a source that
+        sends less than 256 KiB in 30 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

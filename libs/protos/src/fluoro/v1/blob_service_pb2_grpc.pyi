@@ -38,45 +38,46 @@ class BlobServiceStub:
     UploadBlob: _grpc.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]
     """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
 
-    A broken upload leaves nothing visible, nor does one of other bytes than its header says
-    (UPLOAD_MISMATCH). Uploading the same bytes again returns
-    the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
-    BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
-    again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
-    counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+    A broken upload leaves nothing visible. Neither does one whose bytes differ from what its
+    header says (UPLOAD_MISMATCH). An owner who uploads the same bytes again gets the same blob. A
+    deployment limits the size of a blob (16 GiB by default; BLOB_TOO_LARGE), the uploads that an
+    owner (32) and a gateway (64) may have under way (UPLOADS_BUSY: try again), and the pause
+    between bytes (30 s; UPLOAD_TOO_SLOW: upload again). A chunk counts once all of it has arrived:
+    on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
 
     With an `upload_id` in the header, the upload survives a broken connection and the end of a
     gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
     says how far the upload is.
     """
     BeginUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.BeginUploadRequest, _blob_service_pb2.BeginUploadResponse]
-    """Begins an upload that can be gone on with, or says how far it is.
+    """Begins an upload that survives a broken connection, or says how far it has come.
 
-    What is committed survives the gateway, and every other gateway can go on from there: call
+    Committed bytes survive the gateway, and any other gateway can continue from there: call
     UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
-    has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
-    have is never told. Of two streams of one upload the newer goes on, and the older ends with
-    UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+    has a blob of this SHA-256, the answer names it and nothing needs to be sent. It never reveals
+    what other owners have. Of two streams of one upload, the newer goes on and the older ends with
+    UPLOAD_SUPERSEDED. A deployment deletes uploads that nobody continues (after a day by default).
     """
     SignUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]
-    """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
-    one HTTP PUT. CommitUpload then makes the blob of them.
+    """Returns a URL to which one HTTP PUT sends the bytes of an upload past the gateway. CommitUpload
+    then turns them into the blob.
 
     Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
     refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
     """
     CommitUpload: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.CommitUploadRequest, _blob_service_pb2.CommitUploadResponse]
-    """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
-    BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+    """Turns the bytes sent to a signed URL into the blob. Their size and SHA-256 must match those
+    given to BeginUpload. It reads all bytes, so a large upload takes a while. The call can be
+    repeated.
     """
     ImportBlob: _grpc.UnaryUnaryMultiCallable[_blob_service_pb2.ImportBlobRequest, _blob_service_pb2.ImportBlobResponse]
     """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
     durable: large ones take a while, so set a long deadline.
 
     `https://host/path` is read without credentials, and redirects are not followed.
-    `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
-    address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
-    than 256 KiB in 30 s is given up.
+    `s3://bucket/key` is read with those of the deployment. A source that is not listed, or whose
+    address is neither public nor listed, is SOURCE_NOT_ALLOWED. The call gives up on a source that
+    sends less than 256 KiB in 30 s.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -98,45 +99,46 @@ class BlobServiceAsyncStub(BlobServiceStub):
     UploadBlob: _aio.StreamUnaryMultiCallable[_blob_service_pb2.UploadBlobRequest, _blob_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
 
-    A broken upload leaves nothing visible, nor does one of other bytes than its header says
-    (UPLOAD_MISMATCH). Uploading the same bytes again returns
-    the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
-    BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
-    again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
-    counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+    A broken upload leaves nothing visible. Neither does one whose bytes differ from what its
+    header says (UPLOAD_MISMATCH). An owner who uploads the same bytes again gets the same blob. A
+    deployment limits the size of a blob (16 GiB by default; BLOB_TOO_LARGE), the uploads that an
+    owner (32) and a gateway (64) may have under way (UPLOADS_BUSY: try again), and the pause
+    between bytes (30 s; UPLOAD_TOO_SLOW: upload again). A chunk counts once all of it has arrived:
+    on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
 
     With an `upload_id` in the header, the upload survives a broken connection and the end of a
     gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
     says how far the upload is.
     """
     BeginUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.BeginUploadRequest, _blob_service_pb2.BeginUploadResponse]  # type: ignore[assignment]
-    """Begins an upload that can be gone on with, or says how far it is.
+    """Begins an upload that survives a broken connection, or says how far it has come.
 
-    What is committed survives the gateway, and every other gateway can go on from there: call
+    Committed bytes survive the gateway, and any other gateway can continue from there: call
     UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
-    has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
-    have is never told. Of two streams of one upload the newer goes on, and the older ends with
-    UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+    has a blob of this SHA-256, the answer names it and nothing needs to be sent. It never reveals
+    what other owners have. Of two streams of one upload, the newer goes on and the older ends with
+    UPLOAD_SUPERSEDED. A deployment deletes uploads that nobody continues (after a day by default).
     """
     SignUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.SignUploadRequest, _blob_service_pb2.SignUploadResponse]  # type: ignore[assignment]
-    """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
-    one HTTP PUT. CommitUpload then makes the blob of them.
+    """Returns a URL to which one HTTP PUT sends the bytes of an upload past the gateway. CommitUpload
+    then turns them into the blob.
 
     Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
     refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
     """
     CommitUpload: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.CommitUploadRequest, _blob_service_pb2.CommitUploadResponse]  # type: ignore[assignment]
-    """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
-    BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+    """Turns the bytes sent to a signed URL into the blob. Their size and SHA-256 must match those
+    given to BeginUpload. It reads all bytes, so a large upload takes a while. The call can be
+    repeated.
     """
     ImportBlob: _aio.UnaryUnaryMultiCallable[_blob_service_pb2.ImportBlobRequest, _blob_service_pb2.ImportBlobResponse]  # type: ignore[assignment]
     """Fetches a blob from a server or a bucket that the operator lists, and answers once it is
     durable: large ones take a while, so set a long deadline.
 
     `https://host/path` is read without credentials, and redirects are not followed.
-    `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
-    address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
-    than 256 KiB in 30 s is given up.
+    `s3://bucket/key` is read with those of the deployment. A source that is not listed, or whose
+    address is neither public nor listed, is SOURCE_NOT_ALLOWED. The call gives up on a source that
+    sends less than 256 KiB in 30 s.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.DownloadBlobRequest, _blob_service_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Streams a blob from `offset` on, in chunks of up to 1 MiB.
@@ -161,12 +163,12 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_blob_service_pb2.UploadBlobResponse, _abc.Awaitable[_blob_service_pb2.UploadBlobResponse]]:
         """Stores a blob: first the header, then the bytes in chunks of up to 1 MiB. OK means durable.
 
-        A broken upload leaves nothing visible, nor does one of other bytes than its header says
-        (UPLOAD_MISMATCH). Uploading the same bytes again returns
-        the same blob, for the same owner. A deployment limits the size of a blob (16 GiB by default;
-        BLOB_TOO_LARGE), the uploads under way of an owner (32) and of a gateway (64; UPLOADS_BUSY: try
-        again), and the time in which no bytes come (30 s; UPLOAD_TOO_SLOW: upload again). A chunk
-        counts once all of it has come: on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
+        A broken upload leaves nothing visible. Neither does one whose bytes differ from what its
+        header says (UPLOAD_MISMATCH). An owner who uploads the same bytes again gets the same blob. A
+        deployment limits the size of a blob (16 GiB by default; BLOB_TOO_LARGE), the uploads that an
+        owner (32) and a gateway (64) may have under way (UPLOADS_BUSY: try again), and the pause
+        between bytes (30 s; UPLOAD_TOO_SLOW: upload again). A chunk counts once all of it has arrived:
+        on lines slower than 35 KiB/s, send chunks of less than 1 MiB.
 
         With an `upload_id` in the header, the upload survives a broken connection and the end of a
         gateway: see BeginUpload. Such a stream may also end early; its answer then has no blob, and
@@ -179,13 +181,13 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_service_pb2.BeginUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.BeginUploadResponse, _abc.Awaitable[_blob_service_pb2.BeginUploadResponse]]:
-        """Begins an upload that can be gone on with, or says how far it is.
+        """Begins an upload that survives a broken connection, or says how far it has come.
 
-        What is committed survives the gateway, and every other gateway can go on from there: call
+        Committed bytes survive the gateway, and any other gateway can continue from there: call
         UploadBlob with the `upload_id`, and `offset` as `committed_bytes` says. If the caller already
-        has a blob of this SHA-256, the answer names it, and nothing needs to be sent; what others
-        have is never told. Of two streams of one upload the newer goes on, and the older ends with
-        UPLOAD_SUPERSEDED. A deployment deletes what nobody went on with (after a day by default).
+        has a blob of this SHA-256, the answer names it and nothing needs to be sent. It never reveals
+        what other owners have. Of two streams of one upload, the newer goes on and the older ends with
+        UPLOAD_SUPERSEDED. A deployment deletes uploads that nobody continues (after a day by default).
         """
 
     @_abc_1.abstractmethod
@@ -194,8 +196,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_service_pb2.SignUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.SignUploadResponse, _abc.Awaitable[_blob_service_pb2.SignUploadResponse]]:
-        """Gives a URL to which the bytes of an upload that was begun can be sent past the gateway, with
-        one HTTP PUT. CommitUpload then makes the blob of them.
+        """Returns a URL to which one HTTP PUT sends the bytes of an upload past the gateway. CommitUpload
+        then turns them into the blob.
 
         Whoever has the URL can use it until it expires. Only a bucket can sign one; other stores
         refuse (DIRECT_UPLOAD_UNSUPPORTED). S3 takes at most 5 GiB in one PUT.
@@ -207,8 +209,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_service_pb2.CommitUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_service_pb2.CommitUploadResponse, _abc.Awaitable[_blob_service_pb2.CommitUploadResponse]]:
-        """Makes the blob of what was sent to a signed URL, once its size and SHA-256 are those that
-        BeginUpload was told. Reads all bytes, so large ones take a while; may be repeated.
+        """Turns the bytes sent to a signed URL into the blob. Their size and SHA-256 must match those
+        given to BeginUpload. It reads all bytes, so a large upload takes a while. The call can be
+        repeated.
         """
 
     @_abc_1.abstractmethod
@@ -221,9 +224,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         durable: large ones take a while, so set a long deadline.
 
         `https://host/path` is read without credentials, and redirects are not followed.
-        `s3://bucket/key` is read with those of the deployment. What is not listed, or leads to an
-        address that is neither public nor listed, is SOURCE_NOT_ALLOWED. A source that sends less
-        than 256 KiB in 30 s is given up.
+        `s3://bucket/key` is read with those of the deployment. A source that is not listed, or whose
+        address is neither public nor listed, is SOURCE_NOT_ALLOWED. The call gives up on a source that
+        sends less than 256 KiB in 30 s.
         """
 
     @_abc_1.abstractmethod

@@ -21,16 +21,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CompareImages(_message.Message):
-    """Puts the first frames of two or more images side by side, time points or variants say, and tells
-    how alike they are to a model. Works on the certified pixels that earlier steps left (role
-    `pixels`). Runs on queue `ml`, Celery task `ml.compare`. ExportComparison compares what models
-    found in images; this compares the images.
+    """Puts the first frames of two or more images side by side, such as time points or variants, and
+    measures how alike a model finds them. Works on the certified pixels that earlier steps left
+    (role `pixels`). Runs on queue `ml`, Celery task `ml.compare`. ExportComparison compares what
+    models found in images; this compares the images.
 
     Nothing is registered: frames are shown as they are. The first image is the reference. Each image
-    is an item; items fail as those of AnalyzeImages, and are skipped if there is a model that is not
-    made for them. Without the reference and another image the step fails with NO_APPLICABLE_INPUT,
-    with more than 16 images to compare with CHOICE_UNAVAILABLE, and with a model of another kind
-    with MODEL_NOT_APPLICABLE. Leaves `comparison.png` of role `comparison` (image/png).
+    is an item; items fail as those of AnalyzeImages, and are skipped if the model is not made for
+    them. Without the reference and another image the step fails with NO_APPLICABLE_INPUT, with more
+    than 16 images to compare with CHOICE_UNAVAILABLE, and with a model of another kind with
+    MODEL_NOT_APPLICABLE. Leaves `comparison.png` of role `comparison` (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

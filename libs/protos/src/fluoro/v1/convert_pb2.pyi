@@ -34,8 +34,8 @@ class _ShearEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Shear.ValueType
     """It is left out, reason VOLUME_IRREGULAR: for tools that do not look at the affine."""
 
 class Shear(_Shear, metaclass=_ShearEnumTypeWrapper):
-    """What becomes of a volume whose slices do not lie straight behind each other, as after a CT scan
-    with a tilted gantry.
+    """How to treat a volume whose slices do not lie straight behind each other, as after a CT scan with
+    a tilted gantry.
     """
 
 SHEAR_UNSPECIFIED: Shear.ValueType  # 0
@@ -156,7 +156,7 @@ class NiftiTarget(_message.Message):
 
     SHEAR_FIELD_NUMBER: _builtins.int
     shear: Global___Shear.ValueType
-    """What becomes of sheared volumes."""
+    """How to treat sheared volumes."""
     def __init__(
         self,
         *,
@@ -180,7 +180,7 @@ class NpyTarget(_message.Message):
 
     SHEAR_FIELD_NUMBER: _builtins.int
     shear: Global___Shear.ValueType
-    """What becomes of sheared volumes."""
+    """How to treat sheared volumes."""
     def __init__(
         self,
         *,
@@ -241,7 +241,7 @@ class ConvertDicomResult(_message.Message):
 
     @_builtins.property
     def left_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeftOut]:
-        """What no volume was made of."""
+        """What was left out of the volumes."""
 
     def __init__(
         self,
@@ -314,7 +314,7 @@ class ConvertedVolume(_message.Message):
     shear_degrees: _builtins.float
     """Angle between the normal of the slices and the line through their first pixels; 0 if straight."""
     repeated_files: _builtins.int
-    """Files of the item that came twice, with the same bytes, and count once."""
+    """Duplicate files of the item, with the same bytes, which count once."""
     @_builtins.property
     def spacing_mm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Distances between columns, rows and slices."""
@@ -331,7 +331,7 @@ class ConvertedVolume(_message.Message):
 
     @_builtins.property
     def phase(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What tells it from other volumes at the same place, such as `b_value` and `1000`."""
+        """What distinguishes it from other volumes at the same place, such as `b_value` and `1000`."""
 
     def __init__(
         self,
@@ -422,7 +422,7 @@ Global___ConvertedInstance: _TypeAlias = ConvertedInstance  # noqa: Y015
 
 @_typing.final
 class LeftOut(_message.Message):
-    """Part of an item that no volume was made of."""
+    """Part of an item that is in no volume."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

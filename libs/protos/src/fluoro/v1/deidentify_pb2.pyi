@@ -105,7 +105,7 @@ class DeidentifyDicom(_message.Message):
     no other project does. Operators make the keys (FLUORO_DEIDENTIFY_KEYS_FOLDER).
     """
     dates: Global___LongitudinalDates.ValueType
-    """What becomes of dates."""
+    """How to treat dates."""
     clean_descriptors: _builtins.bool
     """Keeps descriptions, without words that may identify (Clean Descriptors Option)."""
     retain_device: _builtins.bool

@@ -62,7 +62,7 @@ class Finding(_message.Message):
     level: Global___Finding.Level.ValueType
     """How bad it is."""
     found: _builtins.str
-    """What is the case, for people."""
+    """What was found, for people."""
     advice: _builtins.str
     """What to do, for people; empty if there is nothing to do."""
     def __init__(
@@ -111,7 +111,7 @@ class DiagnoseDeploymentResponse(_message.Message):
     """Release of the gateway."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
-        """In the order in which one reads them: gateway, ledger, workers, Redis, blob store."""
+        """In reading order: gateway, ledger, workers, Redis, blob store."""
 
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:

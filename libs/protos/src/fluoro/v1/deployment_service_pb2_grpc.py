@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeploymentServiceStub:
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it.
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class DeploymentServiceStub:
 
 
 class DeploymentServiceServicer:
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it.
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it.
     """
 
     def DiagnoseDeployment(self, request, context):
@@ -72,7 +72,7 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeploymentService:
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it.
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeploymentServiceStub:
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it."""
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,7 +41,7 @@ class DeploymentServiceStub:
 
 @_typing.type_check_only
 class DeploymentServiceAsyncStub(DeploymentServiceStub):
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it."""
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DiagnoseDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DiagnoseDeploymentRequest, _deployment_service_pb2.DiagnoseDeploymentResponse]  # type: ignore[assignment]
@@ -51,7 +51,7 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the gateway and all behind it are set up like, for operators. `fluoro doctor` shows it."""
+    """How the gateway and everything behind it are set up, for operators. `fluoro doctor` shows it."""
 
     @_abc_1.abstractmethod
     def DiagnoseDeployment(

@@ -32,8 +32,8 @@ class AssessDermoscopy(_message.Message):
     or too little skin around it. Of several frames the first is scored. Leaves for each good item an
     artifact of role `label-map` (application/x-npy, uint8) and one of role `overlay` (image/png).
 
-    The rule was made for the eyes of dermatologists. How its features are told from pixels is
-    Fluoro's, and tried on painted lesions only.
+    The rule was made for the eyes of dermatologists. Fluoro derives its features from pixels in its
+    own way, which has been tried on painted lesions only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -41,7 +41,7 @@ class AssessDermoscopy(_message.Message):
     OUTLINE_FIELD_NUMBER: _builtins.int
     MM_PER_PIXEL_FIELD_NUMBER: _builtins.int
     mm_per_pixel: _builtins.float
-    """Side of a pixel in millimetres; unset: that of the image, if it tells one."""
+    """Side of a pixel in millimetres; unset: that of the image, if it has one."""
     @_builtins.property
     def outline(self) -> _classify_pb2.ModelChoice:
         """The model that outlines."""

@@ -28,11 +28,11 @@ class DetectObjects(_message.Message):
 
     Each image is an item; items fail and are skipped as those of AnalyzeImages. A model of another
     kind fails the step with MODEL_NOT_APPLICABLE. An image fails with MODEL_OUTPUT_INVALID if a box
-    ends before it begins or lies outside of what the model was shown, if a score is above 1 or a
-    label unknown, if more than 10,000 boxes of a frame reach the threshold, or if a map of regions
-    has another size, values outside of 0 to 1 or more than 10,000 regions. Boxes are cut off at the
-    edges of the image. Of boxes of one label that overlap, the likeliest is told. Leaves for each
-    good item an artifact of role `detections` (image/png).
+    ends before it begins or lies outside what the model was shown, if a score is above 1 or a label
+    unknown, if more than 10,000 boxes of a frame reach the threshold, or if a map of regions has
+    another size, values outside of 0 to 1 or more than 10,000 regions. Boxes are cut off at the
+    edges of the image. Of overlapping boxes with one label, only the likeliest is reported. Leaves
+    for each good item an artifact of role `detections` (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -23,15 +23,15 @@ class FetchDicomweb(_message.Message):
     """Fetches instances from DICOMweb servers (QIDO-RS and WADO-RS). Runs on queue `dicom`, Celery task
     `dicomweb.fetch`.
 
-    It works on nothing of the job, so it can be the only first step. Servers are those that the
+    It needs no input from the job, so it can be its only first step. Servers are those that the
     operator lists (FLUORO_DICOMWEB_SOURCES), with credentials that no job sees. Each instance is an
-    item, with the key `series-1/0000` for the first one of the first series; series are counted over
-    all that is fetched, in the order of their UIDs. An instance that cannot be had fails alone. What
-    finds nothing is a failed item too, with the key `reference-0`, `query` or `query/0000`. The step
-    ends without a result if a server is away (PACS_UNAVAILABLE, tried again) or if there is too much
-    (TOO_MANY_INPUTS). Leaves for each instance an artifact of role `instance` (application/dicom),
-    as the server keeps it, which every operation on DICOM files reads. docs/dicomweb.md is the page
-    for callers and operators.
+    item, with the key `series-1/0000` for the first one of the first series; series are numbered
+    over everything fetched, in the order of their UIDs. An instance that cannot be fetched fails
+    alone. A reference or query that finds nothing is a failed item too, with the key `reference-0`,
+    `query` or `query/0000`. The step ends without a result if a server is away (PACS_UNAVAILABLE,
+    tried again) or if there is too much (TOO_MANY_INPUTS). Leaves for each instance an artifact of
+    role `instance` (application/dicom), as the server keeps it, which every operation on DICOM files
+    reads. docs/dicomweb.md is the page for callers and operators.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -42,7 +42,7 @@ class FetchDicomweb(_message.Message):
     def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to fetch, at most 50 of `dicomweb://{server}/studies/{uid}`, which may go on with
         `/series/{uid}`, and that with `/instances/{uid}`. The server is a name that the operator gave.
-        What several of them name is fetched once.
+        Duplicates are fetched once.
         """
 
     @_builtins.property
@@ -65,8 +65,8 @@ Global___FetchDicomweb: _TypeAlias = FetchDicomweb  # noqa: Y015
 
 @_typing.final
 class DicomwebQuery(_message.Message):
-    """Finds studies by attributes. All that are set must match. It is kept with the job, for its owner
-    to see, until the job is deleted.
+    """Finds studies by attributes. All that are set must match. The query is kept with the job, visible
+    to its owner, until the job is deleted.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -83,7 +83,7 @@ class DicomwebQuery(_message.Message):
     accession_number: _builtins.str
     """Accession Number (0008,0050)."""
     study_date: _builtins.str
-    """Study Date (0008,0020): a day, `20261127`, or a range, `20261101-20261127`, of which one end
+    """Study Date (0008,0020): a day, `20261127`, or a range, `20261101-20261127`, one end of which
     may be left out.
     """
     modality: _builtins.str
@@ -185,11 +185,11 @@ class StoreDicomweb(_message.Message):
     `dicomweb.store`.
 
     Servers are those that the operator lists for this (FLUORO_DICOMWEB_DESTINATIONS). Each file is
-    an item. One that is not a complete DICOM instance is not sent, nor is another version of one that
-    this task took before: SOP_INSTANCE_CONFLICT. What the server does not take
-    fails with PACS_REFUSED and its DICOM failure reason (PS3.18 table 10.5.3-2). Where the server
-    says that it has the instance already, that is read and compared: with the same data set the item
-    succeeds, with another one it fails with PACS_CONFLICT. A second attempt therefore ends as the
+    an item. One that is not a complete DICOM instance is not sent. Neither is another version of an
+    instance that this task has already taken: SOP_INSTANCE_CONFLICT. What the server rejects fails
+    with PACS_REFUSED and its DICOM failure reason (PS3.18 table 10.5.3-2). If the server says that
+    it already has the instance, the step reads it back and compares: the item succeeds with the same
+    data set, and fails with PACS_CONFLICT with another one. A second attempt therefore ends as the
     first would have. Leaves nothing. Reads what InspectDicom reads.
     """
 
@@ -294,7 +294,7 @@ Global___StoredInstance: _TypeAlias = StoredInstance  # noqa: Y015
 
 @_typing.final
 class RefusedInstance(_message.Message):
-    """One instance that the server did not take."""
+    """One instance that the server rejected."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

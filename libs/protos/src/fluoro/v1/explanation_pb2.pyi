@@ -67,7 +67,7 @@ class JobExplanation(_message.Message):
 
     @_builtins.property
     def causes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cause]:
-        """What is about the job as a whole, such as EXPIRES."""
+        """Causes that concern the whole job, such as EXPIRES."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Cause(_message.Message):
         KIND_QUEUED: Cause._Kind.ValueType  # 4
         """In the queue, with `tasks_ahead` before it."""
         KIND_OWNER_LIMIT: Cause._Kind.ValueType  # 5
-        """As many tasks of the owner are queued or running as may: `in_use` of `limit`."""
+        """The owner has as many tasks queued or running as allowed: `in_use` of `limit`."""
         KIND_NO_WORKER: Cause._Kind.ValueType  # 6
         """No live worker of `queue`, or none of its `workers` that knows `operation`."""
         KIND_CAPACITY: Cause._Kind.ValueType  # 7
@@ -162,7 +162,7 @@ class Cause(_message.Message):
         KIND_RUNNING: Cause._Kind.ValueType  # 8
         """Runs on `worker` since `start_time`."""
         KIND_EXPIRES: Cause._Kind.ValueType  # 9
-        """The job is ended at `until_time`, its expire_time, whatever has become of it."""
+        """The job ends at `until_time`, its expire_time, finished or not."""
         KIND_NO_MODEL: Cause._Kind.ValueType  # 10
         """No live worker serves one of `models`, which the step needs. It fails once it is run."""
 
@@ -180,7 +180,7 @@ class Cause(_message.Message):
     KIND_QUEUED: Cause.Kind.ValueType  # 4
     """In the queue, with `tasks_ahead` before it."""
     KIND_OWNER_LIMIT: Cause.Kind.ValueType  # 5
-    """As many tasks of the owner are queued or running as may: `in_use` of `limit`."""
+    """The owner has as many tasks queued or running as allowed: `in_use` of `limit`."""
     KIND_NO_WORKER: Cause.Kind.ValueType  # 6
     """No live worker of `queue`, or none of its `workers` that knows `operation`."""
     KIND_CAPACITY: Cause.Kind.ValueType  # 7
@@ -188,7 +188,7 @@ class Cause(_message.Message):
     KIND_RUNNING: Cause.Kind.ValueType  # 8
     """Runs on `worker` since `start_time`."""
     KIND_EXPIRES: Cause.Kind.ValueType  # 9
-    """The job is ended at `until_time`, its expire_time, whatever has become of it."""
+    """The job ends at `until_time`, its expire_time, finished or not."""
     KIND_NO_MODEL: Cause.Kind.ValueType  # 10
     """No live worker serves one of `models`, which the step needs. It fails once it is run."""
 
@@ -218,7 +218,7 @@ class Cause(_message.Message):
     task_count: _builtins.int
     """How many tasks of the step it is about; 0 if it is about none in particular."""
     task_count_truncated: _builtins.bool
-    """Whether there are more such tasks than were looked at, which are 1000 of a job."""
+    """Whether there are more such tasks: at most 1000 tasks of a job are examined."""
     reason: _builtins.str
     """Reason of the attempt before, one of docs/errors.md."""
     queue: _builtins.str
@@ -251,7 +251,7 @@ class Cause(_message.Message):
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when."""
+        """When that task started."""
 
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -332,7 +332,7 @@ Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
 
 @_typing.final
 class AttemptRecord(_message.Message):
-    """An attempt, and whose it is."""
+    """An attempt and the task it belongs to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

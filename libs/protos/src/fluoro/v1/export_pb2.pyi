@@ -164,7 +164,7 @@ class ExportReportResult(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the report warns of, in its language: a script without a font, pictures that were left out,
+        """The report's warnings, in its language: a script without a font, pictures that were left out,
         inputs that are versions of one instance.
         """
 
@@ -190,9 +190,9 @@ class ExportDicom(_message.Message):
 
     Each DICOM file is an item: an input of the job, a file that a step left (role `instance`) or a
     file out of an archive (role `member`), together with what steps made of it. An image that the
-    label map does not fit fails alone with LABEL_MAP_MISMATCH; a file of which nothing can be
+    label map does not fit fails alone with LABEL_MAP_MISMATCH; a file from which nothing can be
     exported is skipped. Images of a series make one object, in order of their places in space.
-    Objects refer to the instances they are made of, have the patient and study of these, and name the
+    Objects refer to the instances they are made of, have the same patient and study, and name the
     model. Attempts of one step give the same bytes. Leaves for each object an artifact of role
     `instance` (application/dicom), which later steps take like any other DICOM file.
     """
@@ -400,9 +400,10 @@ class ExportArchive(_message.Message):
     DICOMDIR_FIELD_NUMBER: _builtins.int
     dicomdir: _builtins.bool
     """Makes the archive a DICOM file-set (PS3.10): DICOM files that steps left (role `instance`) get
-    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most 100,000.
-    Numbers, and date and time of a study, that a file does not tell are made for it (0 o'clock on
-    1900-01-01). A file that cannot be listed, one without a Patient ID say, keeps its name.
+    names such as `PT000000/ST000000/SE000000/IM000000`, and a DICOMDIR lists them, at most
+    100,000. Numbers, and date and time of a study, that a file lacks are made up for it (0 o'clock
+    on 1900-01-01). A file that cannot be listed, for example one without a Patient ID, keeps its
+    name.
     """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -528,9 +529,9 @@ class ExportInfographic(_message.Message):
     """Draws charts: of figures in the request, or of what models found. Runs on queue `export`, Celery
     task `export.infographic`.
 
-    Every chart says where its figures are from, and what the models are for. Colours can be told apart
-    by colour-blind readers, and in grey. The same inputs give the same bytes. Leaves for each chart and
-    format an artifact of role `chart`: `chart-01.svg`.
+    Every chart says where its figures are from, and what the models are for. Colour-blind readers
+    can tell the colours apart, and so can readers of a grey print. The same inputs give the same
+    bytes. Leaves for each chart and format an artifact of role `chart`: `chart-01.svg`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -613,11 +614,13 @@ class Chart(_message.Message):
         KIND_UNSPECIFIED: Chart._Kind.ValueType  # 0
         """Not a kind; refused."""
         KIND_BREAKDOWN: Chart._Kind.ValueType  # 1
-        """A breakdown of a sum, cost say: a bar per series, made of its points. None may be negative."""
+        """A breakdown of a sum, such as a cost: a bar per series, made of its points. None may be
+        negative.
+        """
         KIND_COURSE: Chart._Kind.ValueType  # 2
-        """A course over time, recovery say: a line per series over `position`, with its interval."""
+        """A course over time, such as a recovery: a line per series over `position`, with its interval."""
         KIND_RISK: Chart._Kind.ValueType  # 3
-        """Probabilities, risk say: 0 to 1, a bar per point, with its interval."""
+        """Probabilities, such as risks: 0 to 1, a bar per point, with its interval."""
         KIND_COMPARISON: Chart._Kind.ValueType  # 4
         """A comparison: the points of all series with the same label side by side."""
 
@@ -627,11 +630,13 @@ class Chart(_message.Message):
     KIND_UNSPECIFIED: Chart.Kind.ValueType  # 0
     """Not a kind; refused."""
     KIND_BREAKDOWN: Chart.Kind.ValueType  # 1
-    """A breakdown of a sum, cost say: a bar per series, made of its points. None may be negative."""
+    """A breakdown of a sum, such as a cost: a bar per series, made of its points. None may be
+    negative.
+    """
     KIND_COURSE: Chart.Kind.ValueType  # 2
-    """A course over time, recovery say: a line per series over `position`, with its interval."""
+    """A course over time, such as a recovery: a line per series over `position`, with its interval."""
     KIND_RISK: Chart.Kind.ValueType  # 3
-    """Probabilities, risk say: 0 to 1, a bar per point, with its interval."""
+    """Probabilities, such as risks: 0 to 1, a bar per point, with its interval."""
     KIND_COMPARISON: Chart.Kind.ValueType  # 4
     """A comparison: the points of all series with the same label side by side."""
 
@@ -763,7 +768,7 @@ class ExportInfographicResult(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the charts lack: a script without a font, say."""
+        """What the charts lack, such as a font for a script."""
 
     def __init__(
         self,
@@ -884,7 +889,7 @@ Global___ExportComparisonResult: _TypeAlias = ExportComparisonResult  # noqa: Y0
 @_typing.final
 class Provenance(_message.Message):
     """Where results come from. Nothing in it changes once the steps have ended, so every attempt of an
-    export tells the same.
+    export writes the same.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -35,22 +35,22 @@ class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.Value
     """FULL."""
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
     """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
-    whatever the number of inputs.
+    however many inputs there are.
     """
     JOB_VIEW_FULL: _JobView.ValueType  # 2
-    """Everything. Refused with ANSWER_TOO_LARGE where that is over 4 MiB."""
+    """Everything. Refused with ANSWER_TOO_LARGE if that exceeds 4 MiB."""
 
 class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
-    """How much of a job an answer has."""
+    """How much of a job an answer contains."""
 
 JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
 """FULL."""
 JOB_VIEW_BASIC: JobView.ValueType  # 1
 """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
-whatever the number of inputs.
+however many inputs there are.
 """
 JOB_VIEW_FULL: JobView.ValueType  # 2
-"""Everything. Refused with ANSWER_TOO_LARGE where that is over 4 MiB."""
+"""Everything. Refused with ANSWER_TOO_LARGE if that exceeds 4 MiB."""
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
 
 @_typing.final
@@ -214,17 +214,17 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """From the previous answer; the other fields must be the same."""
     filter: _builtins.str
-    """Only jobs that pass it: a subset of AIP-160, such as
-    `state = FAILED AND labels.study = "a" AND create_time >= "2026-01-31T00:00:00Z"`. At most 2000
-    characters and 32 comparisons. Fields: `state`, `reason`, `pipeline`, `labels.KEY`,
-    `create_time`, `end_time`; docs/filters.md says which operators each has. One that cannot be read is
-    INVALID_ARGUMENT, reason FILTER_INVALID, with the `position` in the metadata.
+    """Only jobs that match it: a subset of AIP-160, such as `state = FAILED AND labels.study = "a"
+    AND create_time >= "2026-01-31T00:00:00Z"`. At most 2000 characters and 32 comparisons. Fields:
+    `state`, `reason`, `pipeline`, `labels.KEY`, `create_time`, `end_time`; docs/filters.md says
+    which operators each has. A malformed filter is INVALID_ARGUMENT, reason FILTER_INVALID, with
+    the `position` in the metadata.
     """
     order_by: _builtins.str
-    """`create_time desc` (if empty), `create_time`, `end_time desc` or `end_time`. Only jobs that have
-    ended have an end_time: by end_time, others are not listed. create_time sorts by the time when
-    a gateway took the request, which is in the job's name: jobs of one moment may stand in another
-    order than their create_time.
+    """`create_time desc` (if empty), `create_time`, `end_time desc` or `end_time`. Only jobs that
+    have ended have an end_time: by end_time, others are not listed. create_time sorts by the time
+    when a gateway took the request, which is in the job's name: so jobs accepted at nearly the
+    same moment may not be in the order of their create_time.
     """
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.Job.State.ValueType]:
@@ -236,7 +236,7 @@ class ListJobsRequest(_message.Message):
 
     @_builtins.property
     def read_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields of Job that the answer has, `name` and `state`, say; empty or `*` means all."""
+        """Fields of Job to return, such as `name` and `state`; empty or `*` means all."""
 
     def __init__(
         self,
@@ -407,7 +407,7 @@ Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
 
 @_typing.final
 class StepTask(_message.Message):
-    """A task, and whose it is."""
+    """A task and the step it belongs to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -503,7 +503,7 @@ Global___ListItemsResponse: _TypeAlias = ListItemsResponse  # noqa: Y015
 
 @_typing.final
 class StepItem(_message.Message):
-    """An item, and whose it is."""
+    """An item and the step it belongs to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -599,7 +599,7 @@ Global___ListArtifactsResponse: _TypeAlias = ListArtifactsResponse  # noqa: Y015
 
 @_typing.final
 class StepArtifact(_message.Message):
-    """An artifact, and whose it is."""
+    """An artifact and the step it belongs to."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -689,8 +689,8 @@ Global___ListResultsResponse: _TypeAlias = ListResultsResponse  # noqa: Y015
 
 @_typing.final
 class ResultPart(_message.Message):
-    """What one task found: a serialized message of the step's result, such as InspectDicomResult. The
-    parts of a step, concatenated, are its whole result.
+    """What one task returned: a serialized message of the step's result, such as InspectDicomResult.
+    The parts of a step, concatenated, are its whole result.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -986,7 +986,7 @@ class WatchJobsResponse(_message.Message):
 
     @_builtins.property
     def bookmark(self) -> Global___Bookmark:
-        """Nothing happened; the stream is alive. Only the cursor is news."""
+        """Nothing happened; the stream is alive. Only the cursor is new."""
 
     def __init__(
         self,
@@ -1048,7 +1048,7 @@ class WaitJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job; look at its state."""
+        """The job; check its state."""
 
     def __init__(
         self,
@@ -1238,7 +1238,7 @@ class BatchSubmitJobsResponse(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitOutcome]:
-        """What became of each entry, in their order."""
+        """The outcome of each entry, in order."""
 
     def __init__(
         self,
@@ -1255,7 +1255,7 @@ Global___BatchSubmitJobsResponse: _TypeAlias = BatchSubmitJobsResponse  # noqa: 
 
 @_typing.final
 class SubmitOutcome(_message.Message):
-    """What became of an entry of BatchSubmitJobs."""
+    """The outcome of one entry of BatchSubmitJobs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1323,7 +1323,7 @@ class Refusal(_message.Message):
     """For people."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The bad fields, at most 3: name, `job.steps[2].after[0]`, say, and what to do."""
+        """The bad fields, at most 3: a path such as `job.steps[2].after[0]`, and what to do."""
 
     def __init__(
         self,
@@ -1382,7 +1382,7 @@ class BatchCancelJobsResponse(_message.Message):
     count: _builtins.int
     """Jobs that this call cancelled, or with validate_only found."""
     next_page_token: _builtins.str
-    """If not empty, there may be more: go on with it."""
+    """If set, there may be more: call again with it."""
     def __init__(
         self,
         *,
@@ -1438,7 +1438,7 @@ class BatchRetryJobsResponse(_message.Message):
     count: _builtins.int
     """Jobs that this call retried, or with validate_only found."""
     next_page_token: _builtins.str
-    """If not empty, there may be more: go on with it."""
+    """If set, there may be more: call again with it."""
     def __init__(
         self,
         *,
@@ -1488,7 +1488,7 @@ class CountJobsResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """If not empty, there may be more: go on with it."""
+    """If set, there may be more: call again with it."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobCount]:
         """What this call counted, without those of the calls before it. Counts of zero are left out."""

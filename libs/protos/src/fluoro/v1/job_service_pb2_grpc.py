@@ -28,19 +28,19 @@ if _version_not_supported:
 class JobServiceStub:
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
@@ -159,19 +159,19 @@ class JobServiceStub:
 class JobServiceServicer:
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
@@ -213,8 +213,8 @@ class JobServiceServicer:
         """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
         Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
         10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
-        while there is a next_page_token. A page_token with another filter, order_by or read_mask than
-        it was given out for is INVALID_ARGUMENT.
+        while there is a next_page_token. A page_token is valid only with the filter, order_by and
+        read_mask that it was issued for; anything else is INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,7 +236,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """Pages what became of the inputs, step by step and in input order.
+        """Pages the outcome of each input, step by step and in input order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -250,8 +250,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListResults(self, request, context):
-        """Pages the result of one step, whatever its size: one part for each task that has a result, by
-        shard.
+        """Pages the result of one step of any size: one part for each task that has a result, by shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -313,39 +312,39 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainJob(self, request, context):
-        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
-        they are, when they are expected to start and end, and what attempts there were. It costs the
-        same whatever the ledger and the queues hold.
+        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the
+        queue they are, when they are expected to start and end, and what attempts there were. Its cost
+        does not depend on how much the ledger and the queues hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
-        runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
-        so the call can be repeated.
+        """Cancels a job that is not terminal. The answer already says CANCELLED. Work that still runs is
+        stopped, and its results are never committed. A terminal job is returned unchanged, so the call
+        can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryJob(self, request, context):
-        """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
-        it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
-        sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
-        is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
-        FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+        """Runs again what failed, was cancelled or did not run, and everything after it. Successful work
+        and the history of attempts are kept. The job is PENDING again and its sequence of events goes
+        on. A schedule_time in the future still holds. A job that has not ended is FAILED_PRECONDITION,
+        reason JOB_NOT_ENDED. A job in which nothing failed is FAILED_PRECONDITION, reason
+        NOTHING_TO_RETRY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchSubmitJobs(self, request, context):
-        """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
-        refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
-        call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
-        have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+        """Submits up to 1000 jobs in one transaction. Each job has its own outcome: refusing one does not
+        keep the others from being stored. OK means that all outcomes are durable. A repeated call is
+        safe if each entry has a request_id: it returns the first jobs. Together the jobs may have
+        10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
         nothing is stored: send fewer at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -363,8 +362,8 @@ class JobServiceServicer:
 
     def BatchRetryJobs(self, request, context):
         """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
-        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
-        Go on with next_page_token: without it, jobs that have failed again are retried again.
+        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are skipped. Go
+        on with next_page_token: without it, jobs that have failed again are retried again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -503,19 +502,19 @@ def add_JobServiceServicer_to_server(servicer, server):
 class JobService:
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of

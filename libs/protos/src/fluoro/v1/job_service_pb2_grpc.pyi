@@ -29,19 +29,19 @@ GRPC_VERSION: str
 class JobServiceStub:
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
@@ -78,8 +78,8 @@ class JobServiceStub:
     """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
     Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
     10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
-    while there is a next_page_token. A page_token with another filter, order_by or read_mask than
-    it was given out for is INVALID_ARGUMENT.
+    while there is a next_page_token. A page_token is valid only with the filter, order_by and
+    read_mask that it was issued for; anything else is INVALID_ARGUMENT.
     """
     ListInputs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]
     """Pages a job's inputs, in order."""
@@ -88,13 +88,11 @@ class JobServiceStub:
     may be short or empty before the end. The same holds for ListItems and ListArtifacts.
     """
     ListItems: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]
-    """Pages what became of the inputs, step by step and in input order."""
+    """Pages the outcome of each input, step by step and in input order."""
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]
     """Pages the outputs of a job, step by step and by name."""
     ListResults: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]
-    """Pages the result of one step, whatever its size: one part for each task that has a result, by
-    shard.
-    """
+    """Pages the result of one step of any size: one part for each task that has a result, by shard."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Streams a job: a snapshot first, then every event after it, in order and without gaps, and the
     latest progress. The stream ends with OK after the event that made the job terminal. An idle
@@ -135,27 +133,27 @@ class JobServiceStub:
     not an error.
     """
     ExplainJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]
-    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
-    they are, when they are expected to start and end, and what attempts there were. It costs the
-    same whatever the ledger and the queues hold.
+    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the
+    queue they are, when they are expected to start and end, and what attempts there were. Its cost
+    does not depend on how much the ledger and the queues hold.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]
-    """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
-    runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
-    so the call can be repeated.
+    """Cancels a job that is not terminal. The answer already says CANCELLED. Work that still runs is
+    stopped, and its results are never committed. A terminal job is returned unchanged, so the call
+    can be repeated.
     """
     RetryJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]
-    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
-    it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
-    sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
-    is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
-    FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+    """Runs again what failed, was cancelled or did not run, and everything after it. Successful work
+    and the history of attempts are kept. The job is PENDING again and its sequence of events goes
+    on. A schedule_time in the future still holds. A job that has not ended is FAILED_PRECONDITION,
+    reason JOB_NOT_ENDED. A job in which nothing failed is FAILED_PRECONDITION, reason
+    NOTHING_TO_RETRY.
     """
     BatchSubmitJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]
-    """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
-    refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
-    call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
-    have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+    """Submits up to 1000 jobs in one transaction. Each job has its own outcome: refusing one does not
+    keep the others from being stored. OK means that all outcomes are durable. A repeated call is
+    safe if each entry has a request_id: it returns the first jobs. Together the jobs may have
+    10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
     nothing is stored: send fewer at once.
     """
     BatchCancelJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchCancelJobsRequest, _job_service_pb2.BatchCancelJobsResponse]
@@ -165,8 +163,8 @@ class JobServiceStub:
     """
     BatchRetryJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchRetryJobsRequest, _job_service_pb2.BatchRetryJobsResponse]
     """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
-    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
-    Go on with next_page_token: without it, jobs that have failed again are retried again.
+    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are skipped. Go
+    on with next_page_token: without it, jobs that have failed again are retried again.
     """
     CountJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]
     """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
@@ -184,19 +182,19 @@ class JobServiceStub:
 class JobServiceAsyncStub(JobServiceStub):
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
@@ -230,8 +228,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
     Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
     10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
-    while there is a next_page_token. A page_token with another filter, order_by or read_mask than
-    it was given out for is INVALID_ARGUMENT.
+    while there is a next_page_token. A page_token is valid only with the filter, order_by and
+    read_mask that it was issued for; anything else is INVALID_ARGUMENT.
     """
     ListInputs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListInputsRequest, _job_service_pb2.ListInputsResponse]  # type: ignore[assignment]
     """Pages a job's inputs, in order."""
@@ -240,13 +238,11 @@ class JobServiceAsyncStub(JobServiceStub):
     may be short or empty before the end. The same holds for ListItems and ListArtifacts.
     """
     ListItems: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListItemsRequest, _job_service_pb2.ListItemsResponse]  # type: ignore[assignment]
-    """Pages what became of the inputs, step by step and in input order."""
+    """Pages the outcome of each input, step by step and in input order."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListArtifactsRequest, _job_service_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Pages the outputs of a job, step by step and by name."""
     ListResults: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResultsRequest, _job_service_pb2.ListResultsResponse]  # type: ignore[assignment]
-    """Pages the result of one step, whatever its size: one part for each task that has a result, by
-    shard.
-    """
+    """Pages the result of one step of any size: one part for each task that has a result, by shard."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Streams a job: a snapshot first, then every event after it, in order and without gaps, and the
     latest progress. The stream ends with OK after the event that made the job terminal. An idle
@@ -287,27 +283,27 @@ class JobServiceAsyncStub(JobServiceStub):
     not an error.
     """
     ExplainJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ExplainJobRequest, _job_service_pb2.ExplainJobResponse]  # type: ignore[assignment]
-    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
-    they are, when they are expected to start and end, and what attempts there were. It costs the
-    same whatever the ledger and the queues hold.
+    """Says why a job does not run or has not ended: what its tasks wait for, how far back in the
+    queue they are, when they are expected to start and end, and what attempts there were. Its cost
+    does not depend on how much the ledger and the queues hold.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_service_pb2.CancelJobResponse]  # type: ignore[assignment]
-    """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
-    runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
-    so the call can be repeated.
+    """Cancels a job that is not terminal. The answer already says CANCELLED. Work that still runs is
+    stopped, and its results are never committed. A terminal job is returned unchanged, so the call
+    can be repeated.
     """
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.RetryJobRequest, _job_service_pb2.RetryJobResponse]  # type: ignore[assignment]
-    """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
-    it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
-    sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
-    is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
-    FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+    """Runs again what failed, was cancelled or did not run, and everything after it. Successful work
+    and the history of attempts are kept. The job is PENDING again and its sequence of events goes
+    on. A schedule_time in the future still holds. A job that has not ended is FAILED_PRECONDITION,
+    reason JOB_NOT_ENDED. A job in which nothing failed is FAILED_PRECONDITION, reason
+    NOTHING_TO_RETRY.
     """
     BatchSubmitJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchSubmitJobsRequest, _job_service_pb2.BatchSubmitJobsResponse]  # type: ignore[assignment]
-    """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
-    refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
-    call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
-    have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+    """Submits up to 1000 jobs in one transaction. Each job has its own outcome: refusing one does not
+    keep the others from being stored. OK means that all outcomes are durable. A repeated call is
+    safe if each entry has a request_id: it returns the first jobs. Together the jobs may have
+    10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
     nothing is stored: send fewer at once.
     """
     BatchCancelJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchCancelJobsRequest, _job_service_pb2.BatchCancelJobsResponse]  # type: ignore[assignment]
@@ -317,8 +313,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     BatchRetryJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchRetryJobsRequest, _job_service_pb2.BatchRetryJobsResponse]  # type: ignore[assignment]
     """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
-    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
-    Go on with next_page_token: without it, jobs that have failed again are retried again.
+    RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are skipped. Go
+    on with next_page_token: without it, jobs that have failed again are retried again.
     """
     CountJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CountJobsRequest, _job_service_pb2.CountJobsResponse]  # type: ignore[assignment]
     """Counts the jobs that pass a filter, by state and pipeline. A call counts for a second or two, and
@@ -335,19 +331,19 @@ class JobServiceAsyncStub(JobServiceStub):
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts jobs, runs them, and says what became of them.
 
-    A caller proves who it is in a way that the gateway is set to take (docs/identity.md): with a
-    bearer token in the metadata `authorization`, say. It sees its own jobs only; jobs of others are
+    A caller proves its identity in one of the ways that the gateway accepts (docs/identity.md), such
+    as a bearer token in the metadata `authorization`. It sees its own jobs only; jobs of others are
     NOT_FOUND. An operator may name another owner in the metadata `fluoro-owner`. A caller without
     proof is UNAUTHENTICATED, one without the role for a call PERMISSION_DENIED.
 
     Every error carries one google.rpc.ErrorInfo with domain `fluoro` and a reason of docs/errors.md.
-    Errors about fields carry a google.rpc.BadRequest too. Repeat a call without thought if it ends
-    UNAVAILABLE, or RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says after how long. A
-    google.rpc.QuotaFailure names the limit of the owner that was met (docs/limits.md).
+    Errors about fields carry a google.rpc.BadRequest too. Repeat a call that ends UNAVAILABLE, or
+    RESOURCE_EXHAUSTED with a google.rpc.RetryInfo, which says how long to wait. A
+    google.rpc.QuotaFailure names the owner's limit that the call has reached (docs/limits.md).
 
     A request holds at most 4 MiB and 32,768 fields, counting those of its parts. A larger one is
-    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names the first 20 bad fields, as far as
-    they fit into a status, and says how many more there are.
+    RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE. A refusal names up to 20 bad fields, as many as fit
+    into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
     it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
@@ -397,8 +393,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the caller's jobs, newest first unless asked otherwise, without their steps and inputs.
         Jobs that are accepted between two pages neither repeat nor hide others. One call looks at
         10,000 jobs at most. With a filter a page may therefore be short or empty before the end: go on
-        while there is a next_page_token. A page_token with another filter, order_by or read_mask than
-        it was given out for is INVALID_ARGUMENT.
+        while there is a next_page_token. A page_token is valid only with the filter, order_by and
+        read_mask that it was issued for; anything else is INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod
@@ -425,7 +421,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListItemsResponse, _abc.Awaitable[_job_service_pb2.ListItemsResponse]]:
-        """Pages what became of the inputs, step by step and in input order."""
+        """Pages the outcome of each input, step by step and in input order."""
 
     @_abc_1.abstractmethod
     def ListArtifacts(
@@ -441,9 +437,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ListResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListResultsResponse, _abc.Awaitable[_job_service_pb2.ListResultsResponse]]:
-        """Pages the result of one step, whatever its size: one part for each task that has a result, by
-        shard.
-        """
+        """Pages the result of one step of any size: one part for each task that has a result, by shard."""
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -514,9 +508,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ExplainJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ExplainJobResponse, _abc.Awaitable[_job_service_pb2.ExplainJobResponse]]:
-        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the queue
-        they are, when they are expected to start and end, and what attempts there were. It costs the
-        same whatever the ledger and the queues hold.
+        """Says why a job does not run or has not ended: what its tasks wait for, how far back in the
+        queue they are, when they are expected to start and end, and what attempts there were. Its cost
+        does not depend on how much the ledger and the queues hold.
         """
 
     @_abc_1.abstractmethod
@@ -525,9 +519,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CancelJobResponse, _abc.Awaitable[_job_service_pb2.CancelJobResponse]]:
-        """Cancels a job that is not terminal. The answer already says CANCELLED. Results of what still
-        runs are never committed, and workers are told to stop. A terminal job is returned unchanged,
-        so the call can be repeated.
+        """Cancels a job that is not terminal. The answer already says CANCELLED. Work that still runs is
+        stopped, and its results are never committed. A terminal job is returned unchanged, so the call
+        can be repeated.
         """
 
     @_abc_1.abstractmethod
@@ -536,11 +530,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.RetryJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.RetryJobResponse, _abc.Awaitable[_job_service_pb2.RetryJobResponse]]:
-        """Starts new attempts of what failed, was cancelled or did not run, and of all that comes after
-        it. What succeeded is kept, and so is the history of attempts. The job is PENDING again and its
-        sequence of events goes on. A schedule_time in the future still holds. A job that has not ended
-        is FAILED_PRECONDITION, reason JOB_NOT_ENDED. A job in which nothing failed is
-        FAILED_PRECONDITION, reason NOTHING_TO_RETRY.
+        """Runs again what failed, was cancelled or did not run, and everything after it. Successful work
+        and the history of attempts are kept. The job is PENDING again and its sequence of events goes
+        on. A schedule_time in the future still holds. A job that has not ended is FAILED_PRECONDITION,
+        reason JOB_NOT_ENDED. A job in which nothing failed is FAILED_PRECONDITION, reason
+        NOTHING_TO_RETRY.
         """
 
     @_abc_1.abstractmethod
@@ -549,10 +543,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.BatchSubmitJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.BatchSubmitJobsResponse, _abc.Awaitable[_job_service_pb2.BatchSubmitJobsResponse]]:
-        """Submits up to 1000 jobs in one transaction. Each has an outcome of its own: a job that is
-        refused keeps no other from being stored. OK means that all outcomes are durable. A repeated
-        call is safe if each entry has a request_id: it returns the first jobs. Together the jobs may
-        have 10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
+        """Submits up to 1000 jobs in one transaction. Each job has its own outcome: refusing one does not
+        keep the others from being stored. OK means that all outcomes are durable. A repeated call is
+        safe if each entry has a request_id: it returns the first jobs. Together the jobs may have
+        10,000 tasks and 4 MiB of rows; more is RESOURCE_EXHAUSTED, reason MESSAGE_TOO_LARGE, and
         nothing is stored: send fewer at once.
         """
 
@@ -574,8 +568,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.BatchRetryJobsResponse, _abc.Awaitable[_job_service_pb2.BatchRetryJobsResponse]]:
         """Retries the jobs that pass a filter and are FAILED, CANCELLED or PARTIALLY_SUCCEEDED, as
-        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are passed over.
-        Go on with next_page_token: without it, jobs that have failed again are retried again.
+        RetryJob does, in the manner of BatchCancelJobs. Jobs in which nothing failed are skipped. Go
+        on with next_page_token: without it, jobs that have failed again are retried again.
         """
 
     @_abc_1.abstractmethod

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Model(_message.Message):
-    """One version of a model. A version never changes: other files are another version."""
+    """One version of a model. A version never changes: changed files need a new version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -55,7 +55,7 @@ class Model(_message.Message):
     class _IntendedUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Model._IntendedUse.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         INTENDED_USE_UNSPECIFIED: Model._IntendedUse.ValueType  # 0
-        """Of a model whose manifest could not be read."""
+        """Unknown: the manifest could not be read."""
         INTENDED_USE_DEMONSTRATION: Model._IntendedUse.ValueType  # 1
         """Shows how the system works. Its results mean nothing for a patient."""
         INTENDED_USE_RESEARCH: Model._IntendedUse.ValueType  # 2
@@ -67,7 +67,7 @@ class Model(_message.Message):
         """What its makers say that it is for. Results carry it, and reports say so."""
 
     INTENDED_USE_UNSPECIFIED: Model.IntendedUse.ValueType  # 0
-    """Of a model whose manifest could not be read."""
+    """Unknown: the manifest could not be read."""
     INTENDED_USE_DEMONSTRATION: Model.IntendedUse.ValueType  # 1
     """Shows how the system works. Its results mean nothing for a patient."""
     INTENDED_USE_RESEARCH: Model.IntendedUse.ValueType  # 2
@@ -82,7 +82,7 @@ class Model(_message.Message):
     class _ProblemEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Model._Problem.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         PROBLEM_UNSPECIFIED: Model._Problem.ValueType  # 0
-        """There is none."""
+        """No problem."""
         PROBLEM_FILES_MISSING: Model._Problem.ValueType  # 1
         """A file that the folder must have is missing, or too large."""
         PROBLEM_MANIFEST_INVALID: Model._Problem.ValueType  # 2
@@ -116,7 +116,7 @@ class Model(_message.Message):
         """Why a model is not served."""
 
     PROBLEM_UNSPECIFIED: Model.Problem.ValueType  # 0
-    """There is none."""
+    """No problem."""
     PROBLEM_FILES_MISSING: Model.Problem.ValueType  # 1
     """A file that the folder must have is missing, or too large."""
     PROBLEM_MANIFEST_INVALID: Model.Problem.ValueType  # 2
@@ -243,7 +243,7 @@ class ModelDeployment(_message.Message):
     problem: Global___Model.Problem.ValueType
     """Why not; unset if they do."""
     message: _builtins.str
-    """What to mend; empty if they serve it."""
+    """What to fix; empty if they serve it."""
     execution_provider: _builtins.str
     """Execution provider that runs it, such as `CPUExecutionProvider`; empty if they do not serve it."""
     manifest_sha256: _builtins.bytes

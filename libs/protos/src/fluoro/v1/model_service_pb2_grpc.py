@@ -27,8 +27,8 @@ if _version_not_supported:
 
 class ModelServiceStub:
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     def __init__(self, channel):
@@ -51,8 +51,8 @@ class ModelServiceStub:
 
 class ModelServiceServicer:
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     def ListModels(self, request, context):
@@ -63,7 +63,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns a model with its card. One that no live worker has is NOT_FOUND, reason MODEL_UNKNOWN.
+        """Returns a model with its card. A model that no live worker has is NOT_FOUND, reason
+        MODEL_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,8 +93,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     @staticmethod

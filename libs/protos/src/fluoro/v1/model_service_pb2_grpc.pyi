@@ -28,8 +28,8 @@ GRPC_VERSION: str
 
 class ModelServiceStub:
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     @_typing.overload
@@ -39,25 +39,29 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists every version of every model, by id and from the newest version down, without cards."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Returns a model with its card. One that no live worker has is NOT_FOUND, reason MODEL_UNKNOWN."""
+    """Returns a model with its card. A model that no live worker has is NOT_FOUND, reason
+    MODEL_UNKNOWN.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists every version of every model, by id and from the newest version down, without cards."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns a model with its card. One that no live worker has is NOT_FOUND, reason MODEL_UNKNOWN."""
+    """Returns a model with its card. A model that no live worker has is NOT_FOUND, reason
+    MODEL_UNKNOWN.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Says which models the live ml-workers have. They are the operator's, or come with Fluoro, and are
-    the same for all callers. Workers tell of theirs every few seconds, so the answer may be that old:
-    whether a step finds its model is decided by the worker that runs it.
+    the same for all callers. Workers report theirs every few seconds, so the answer may be that old:
+    the worker that runs a step decides whether its model is there.
     """
 
     @_abc_1.abstractmethod
@@ -74,6 +78,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Returns a model with its card. One that no live worker has is NOT_FOUND, reason MODEL_UNKNOWN."""
+        """Returns a model with its card. A model that no live worker has is NOT_FOUND, reason
+        MODEL_UNKNOWN.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,22 +22,22 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ImportImages(_message.Message):
-    """Takes in photographs: JPEG, PNG, WebP, TIFF and HEIC. Runs on queue `dicom`, Celery task
+    """Imports photographs: JPEG, PNG, WebP, TIFF and HEIC. Runs on queue `dicom`, Celery task
     `photograph.import`.
 
-    Each input is an item: one that is none of these, is cut off, or is over a limit fails alone. Reads
-    the job's inputs and files out of archives (role `member`). The type is that of the bytes; no name
-    and no media type counts. The picture is turned as Exif says, converted to sRGB, and laid on
-    white where it is transparent. Values of 16 bits stay in the array. Nothing of the file but its
-    pixels is kept: what was beside them is counted by kind. Pictures of an animation or of a TIFF
-    are frames, and must be of one size and kind; smaller versions and what else a file has
-    beside its pictures go.
+    Each input is an item: one that is none of these, is cut off, or is over a limit fails alone.
+    Reads the job's inputs and files out of archives (role `member`). The bytes decide the type;
+    names and media types are ignored. The picture is rotated as Exif says, converted to sRGB, and
+    laid on white where it is transparent. Values of 16 bits stay in the array. Only the pixels of
+    the file are kept: everything else is dropped and counted by kind. Pictures of an animation or of
+    a TIFF are frames, and must be of one size and kind; smaller versions and anything else beside
+    the pictures are dropped.
 
     Leaves for each good item an artifact of role `preview` (image/png, the first picture, whole) and
     one of role `pixels` (application/x-npy, all pictures, certified), which is for models.
 
-    It does not de-identify: whoever is in a picture can still be known, by a face that was not found
-    or by much else.
+    It does not de-identify: a person in the picture can still be recognized, by a face that was
+    missed or by much else.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -62,7 +62,7 @@ Global___ImportImages: _TypeAlias = ImportImages  # noqa: Y015
 
 @_typing.final
 class ImportImagesResult(_message.Message):
-    """What ImportImages took in."""
+    """What ImportImages imported."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,7 +97,7 @@ class ImportedImage(_message.Message):
     class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ImportedImage._Format.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         FORMAT_UNSPECIFIED: ImportedImage._Format.ValueType  # 0
-        """Not said."""
+        """Unknown."""
         FORMAT_JPEG: ImportedImage._Format.ValueType  # 1
         """image/jpeg."""
         FORMAT_PNG: ImportedImage._Format.ValueType  # 2
@@ -113,7 +113,7 @@ class ImportedImage(_message.Message):
         """Format of a file."""
 
     FORMAT_UNSPECIFIED: ImportedImage.Format.ValueType  # 0
-    """Not said."""
+    """Unknown."""
     FORMAT_JPEG: ImportedImage.Format.ValueType  # 1
     """image/jpeg."""
     FORMAT_PNG: ImportedImage.Format.ValueType  # 2
@@ -137,7 +137,7 @@ class ImportedImage(_message.Message):
     """Format of the file."""
     orientation: _builtins.int
     """Exif's Orientation that was applied, 1 to 8; 1 leaves the picture as it is. A HEIC has its own,
-    which is applied and not told.
+    which is applied but not reported.
     """
     colors_converted: _builtins.bool
     """Whether colours were converted: the file had a profile that is not sRGB's."""
@@ -147,13 +147,13 @@ class ImportedImage(_message.Message):
     """Whether faces were looked for: with `mask_faces`."""
     @_builtins.property
     def rendered(self) -> _dicom_pb2.RenderedImage:
-        """The picture, as RenderDicom tells of one. Modality is XC (external-camera photography); there
+        """The picture, as RenderDicom describes one. Modality is XC (external-camera photography); there
         are no UIDs, no window and no spacing.
         """
 
     @_builtins.property
     def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedMetadata]:
-        """What was beside the pixels and is gone, by kind; kinds that were not there are left out."""
+        """What was removed, by kind; kinds that the file did not have are left out."""
 
     @_builtins.property
     def faces(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaskedFace]:
@@ -223,7 +223,7 @@ Global___MaskedFace: _TypeAlias = MaskedFace  # noqa: Y015
 
 @_typing.final
 class RemovedMetadata(_message.Message):
-    """What of one kind was removed."""
+    """What was removed of one kind."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -234,7 +234,7 @@ class RemovedMetadata(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RemovedMetadata._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: RemovedMetadata._Kind.ValueType  # 0
-        """Not said."""
+        """Unknown."""
         KIND_EXIF: RemovedMetadata._Kind.ValueType  # 1
         """Exif blocks."""
         KIND_GPS: RemovedMetadata._Kind.ValueType  # 2
@@ -264,7 +264,7 @@ class RemovedMetadata(_message.Message):
         """What it was."""
 
     KIND_UNSPECIFIED: RemovedMetadata.Kind.ValueType  # 0
-    """Not said."""
+    """Unknown."""
     KIND_EXIF: RemovedMetadata.Kind.ValueType  # 1
     """Exif blocks."""
     KIND_GPS: RemovedMetadata.Kind.ValueType  # 2

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Pipeline(_message.Message):
-    """One version of a job template. It never changes: another content is another version."""
+    """One version of a job template. It never changes: changed content needs a new version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -42,7 +42,7 @@ class Pipeline(_message.Message):
     title: _builtins.str
     """A line for people."""
     description: _builtins.str
-    """What it does, and for which inputs it is made."""
+    """What it does, and which inputs it is made for."""
     max_inputs: _builtins.int
     """Most inputs of a job; 0: as many as any job may have."""
     @_builtins.property

@@ -28,8 +28,8 @@ if _version_not_supported:
 class PipelineServiceStub:
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     def __init__(self, channel):
@@ -53,8 +53,8 @@ class PipelineServiceStub:
 class PipelineServiceServicer:
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     def ListPipelines(self, request, context):
@@ -65,7 +65,7 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPipeline(self, request, context):
-        """Returns a pipeline. One that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND.
+        """Returns a pipeline. A pipeline that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,8 +95,8 @@ def add_PipelineServiceServicer_to_server(servicer, server):
 class PipelineService:
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     @staticmethod

@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class PipelineServiceStub:
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     @_typing.overload
@@ -40,27 +40,27 @@ class PipelineServiceStub:
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_pipeline_service_pb2.ListPipelinesRequest, _pipeline_service_pb2.ListPipelinesResponse]
     """Lists pipelines by id, without their steps: the newest version of each, or all."""
     GetPipeline: _grpc.UnaryUnaryMultiCallable[_pipeline_service_pb2.GetPipelineRequest, _pipeline_service_pb2.GetPipelineResponse]
-    """Returns a pipeline. One that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
+    """Returns a pipeline. A pipeline that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
 
 @_typing.type_check_only
 class PipelineServiceAsyncStub(PipelineServiceStub):
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPipelines: _aio.UnaryUnaryMultiCallable[_pipeline_service_pb2.ListPipelinesRequest, _pipeline_service_pb2.ListPipelinesResponse]  # type: ignore[assignment]
     """Lists pipelines by id, without their steps: the newest version of each, or all."""
     GetPipeline: _aio.UnaryUnaryMultiCallable[_pipeline_service_pb2.GetPipelineRequest, _pipeline_service_pb2.GetPipelineResponse]  # type: ignore[assignment]
-    """Returns a pipeline. One that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
+    """Returns a pipeline. A pipeline that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     """Says which pipelines there are: job templates with a name, a version and typed parameters.
 
-    JobService.SubmitJob makes a job of one. Pipelines come with Fluoro, or are the operator's. They
-    are the same for all callers, and change only when the gateways start anew.
+    JobService.SubmitJob turns one into a job. Pipelines ship with Fluoro or come from the operator.
+    They are the same for all callers, and change only when the gateways restart.
     """
 
     @_abc_1.abstractmethod
@@ -77,6 +77,6 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_service_pb2.GetPipelineRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_service_pb2.GetPipelineResponse, _abc.Awaitable[_pipeline_service_pb2.GetPipelineResponse]]:
-        """Returns a pipeline. One that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
+        """Returns a pipeline. A pipeline that does not exist is NOT_FOUND, reason PIPELINE_NOT_FOUND."""
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

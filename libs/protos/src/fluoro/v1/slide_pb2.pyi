@@ -50,13 +50,14 @@ class TileSlide(_message.Message):
     """Cuts slides into tiles and keeps those that show tissue. Runs on queue `dicom`, Celery task
     `slide.tile`.
 
-    Takes TIFF (tiled, or in strips) with 8-bit RGB or YCbCr: uncompressed, LZW, Deflate, JPEG or JPEG 2000;
-    and DICOM instances of VL Whole Slide Microscopy. Each slide is an item. Only its pyramid is read: of
-    images of the label and of the whole glass, which may name the patient, no pixel is decoded, and a
-    DICOM instance that holds one is skipped. A slide that is broken or too large fails alone, before its
-    pixels are decoded if its header gives it away. Memory is bounded by a band of the slide. Leaves for
-    each good item an artifact of role `tiles` (application/octet-stream): the tissue tiles one after
-    the other, each `tile_size` rows of `tile_size` RGB pixels of 8 bits. A slide without tissue is skipped.
+    Takes TIFF (tiled, or in strips) with 8-bit RGB or YCbCr: uncompressed, LZW, Deflate, JPEG or
+    JPEG 2000; and DICOM instances of VL Whole Slide Microscopy. Each slide is an item. Only its
+    pyramid is read: images of the label and of the whole glass, which may name the patient, are
+    never decoded, and a DICOM instance that holds one is skipped. A slide that is broken or too
+    large fails alone, without decoding its pixels if the header shows it. Memory is bounded by a
+    band of the slide. Leaves for each good item an artifact of role `tiles`
+    (application/octet-stream): the tissue tiles one after the other, each `tile_size` rows of
+    `tile_size` RGB pixels of 8 bits. A slide without tissue is skipped.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -261,15 +262,15 @@ class AnalyzeSlide(_message.Message):
     """Shows the tiles of slides (role `tiles`) to a model with an output of kind `classes`. Runs on queue
     `ml`, Celery task `slide.analyze`.
 
-    Each slide is an item. A tile goes to the model only if its bytes are those that TileSlide vouches
-    for; else the slide fails with PIXELS_NOT_CERTIFIED. A model of another kind, or one for images of
-    which Modality is not SM, fails the step with MODEL_NOT_APPLICABLE. A tile that the model calls
-    unlike its training data (output `novelty`) has no class; a slide of such tiles alone is skipped.
-    Tiles run in batches with the images of other jobs. Memory is bounded by some batches. Leaves for
-    each good item an artifact of role `heat-map` (image/png), one of role `tile-scores`
-    (application/x-npy): a probability for each tile and label, float32, in the order of the tiles; NaN
-    for a tile without a class; and at most 12 of role `top-tile` (image/jpeg): pictures of the most
-    probable tiles, for which classes take turns.
+    Each slide is an item. A tile goes to the model only if its bytes are those that TileSlide
+    vouches for; else the slide fails with PIXELS_NOT_CERTIFIED. A model of another kind, or one for
+    images whose Modality is not SM, fails the step with MODEL_NOT_APPLICABLE. A tile that the model
+    calls unlike its training data (output `novelty`) has no class; a slide of such tiles alone is
+    skipped. Tiles run in batches with the images of other jobs. Memory is bounded by some batches.
+    Leaves for each good item an artifact of role `heat-map` (image/png), one of role `tile-scores`
+    (application/x-npy): a probability for each tile and label, float32, in the order of the tiles;
+    NaN for a tile without a class; and at most 12 of role `top-tile` (image/jpeg): pictures of the
+    most probable tiles, for which classes take turns.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -412,7 +413,7 @@ class SlideClass(_message.Message):
     color: _builtins.str
     """Colour in the heat map, `#rrggbb`."""
     tiles: _builtins.int
-    """Tiles of which it is the most probable class."""
+    """Number of tiles whose most probable class it is."""
     share: _builtins.float
     """Their share of all tiles, 0 to 1."""
     mean_probability: _builtins.float
@@ -463,7 +464,7 @@ class TopTile(_message.Message):
     """Probability of the class, 0 to 1. Not calibrated unless the card says so."""
     picture: _builtins.str
     """Name of the artifact with its picture, in the colours of the slide, at most 256 pixels a side.
-    Empty beyond the first 12, and for a tile of which another class is more probable.
+    Empty beyond the first 12, and for a tile with a more probable class.
     """
     def __init__(
         self,

@@ -54,7 +54,7 @@ Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
-    """What is known of a token, without the token."""
+    """The record of a token, without the token itself."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -84,7 +84,7 @@ class Token(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends; at most 366 days from now. Without one, in 90 days."""
+        """When it expires, at most 366 days from now; unset means in 90 days."""
 
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
@@ -119,7 +119,7 @@ class CreateTokenRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token(self) -> Global___Token:
-        """What it shall be: owner, roles, display_name, expire_time."""
+        """The token to create: owner, roles, display_name, expire_time."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class CreateTokenResponse(_message.Message):
     """The token itself, for the metadata `authorization: Bearer …`. Keep it like a password."""
     @_builtins.property
     def token(self) -> Global___Token:
-        """As it was made."""
+        """The new token's record."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class ListTokensRequest(_message.Message):
     page_size: _builtins.int
     """At most this many, up to 1,000; 0 for 50."""
     page_token: _builtins.str
-    """From the answer before; empty for the first page."""
+    """From the previous answer; empty for the first page."""
     def __init__(
         self,
         *,
@@ -251,7 +251,7 @@ class RevokeTokenResponse(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token(self) -> Global___Token:
-        """As it is now."""
+        """The record after the call."""
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ if _version_not_supported:
 class TokenServiceStub:
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     def __init__(self, channel):
@@ -58,13 +58,13 @@ class TokenServiceStub:
 class TokenServiceServicer:
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     def CreateToken(self, request, context):
-        """Makes a token. The answer is the only place where it is ever seen: the ledger has its SHA-256.
-        A repeated call makes another token.
+        """Creates a token. Only the answer ever shows it: the ledger keeps its SHA-256. A repeated call
+        creates another token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,8 +78,8 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Makes a token worthless within FLUORO_TOKEN_CACHE_SECONDS, streams 5 s later. May be repeated.
-        NOT_FOUND, reason TOKEN_NOT_FOUND.
+        """Revokes a token. New calls are refused within FLUORO_TOKEN_CACHE_SECONDS, and open streams end
+        5 s later. The call can be repeated. NOT_FOUND, reason TOKEN_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,8 +114,8 @@ def add_TokenServiceServicer_to_server(servicer, server):
 class TokenService:
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     @staticmethod

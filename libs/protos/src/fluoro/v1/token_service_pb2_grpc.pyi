@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class TokenServiceStub:
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     @_typing.overload
@@ -38,41 +38,41 @@ class TokenServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TokenServiceAsyncStub: ...
     CreateToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.CreateTokenRequest, _token_service_pb2.CreateTokenResponse]
-    """Makes a token. The answer is the only place where it is ever seen: the ledger has its SHA-256.
-    A repeated call makes another token.
+    """Creates a token. Only the answer ever shows it: the ledger keeps its SHA-256. A repeated call
+    creates another token.
     """
     ListTokens: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.ListTokensRequest, _token_service_pb2.ListTokensResponse]
     """Lists tokens, newest first, also those that have expired or were revoked."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]
-    """Makes a token worthless within FLUORO_TOKEN_CACHE_SECONDS, streams 5 s later. May be repeated.
-    NOT_FOUND, reason TOKEN_NOT_FOUND.
+    """Revokes a token. New calls are refused within FLUORO_TOKEN_CACHE_SECONDS, and open streams end
+    5 s later. The call can be repeated. NOT_FOUND, reason TOKEN_NOT_FOUND.
     """
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.CreateTokenRequest, _token_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
-    """Makes a token. The answer is the only place where it is ever seen: the ledger has its SHA-256.
-    A repeated call makes another token.
+    """Creates a token. Only the answer ever shows it: the ledger keeps its SHA-256. A repeated call
+    creates another token.
     """
     ListTokens: _aio.UnaryUnaryMultiCallable[_token_service_pb2.ListTokensRequest, _token_service_pb2.ListTokensResponse]  # type: ignore[assignment]
     """Lists tokens, newest first, also those that have expired or were revoked."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Makes a token worthless within FLUORO_TOKEN_CACHE_SECONDS, streams 5 s later. May be repeated.
-    NOT_FOUND, reason TOKEN_NOT_FOUND.
+    """Revokes a token. New calls are refused within FLUORO_TOKEN_CACHE_SECONDS, and open streams end
+    5 s later. The call can be repeated. NOT_FOUND, reason TOKEN_NOT_FOUND.
     """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
     """Service tokens: for callers that have neither a certificate nor an issuer of tokens.
 
-    Every call needs the role operator. Tokens are of all owners; the metadata `fluoro-owner` does
-    not matter here.
+    Every call needs the role operator. The calls cover the tokens of all owners and ignore the
+    metadata `fluoro-owner`.
     """
 
     @_abc_1.abstractmethod
@@ -81,8 +81,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_service_pb2.CreateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_service_pb2.CreateTokenResponse, _abc.Awaitable[_token_service_pb2.CreateTokenResponse]]:
-        """Makes a token. The answer is the only place where it is ever seen: the ledger has its SHA-256.
-        A repeated call makes another token.
+        """Creates a token. Only the answer ever shows it: the ledger keeps its SHA-256. A repeated call
+        creates another token.
         """
 
     @_abc_1.abstractmethod
@@ -99,8 +99,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_service_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_service_pb2.RevokeTokenResponse, _abc.Awaitable[_token_service_pb2.RevokeTokenResponse]]:
-        """Makes a token worthless within FLUORO_TOKEN_CACHE_SECONDS, streams 5 s later. May be repeated.
-        NOT_FOUND, reason TOKEN_NOT_FOUND.
+        """Revokes a token. New calls are refused within FLUORO_TOKEN_CACHE_SECONDS, and open streams end
+        5 s later. The call can be repeated. NOT_FOUND, reason TOKEN_NOT_FOUND.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,18 +21,18 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class VisualizeImages(_message.Message):
-    """Shows which parts of an image a class hangs on: hides one cell of a grid after the other behind
-    the mean colour, and takes the fall of the probability. Works with any model with an output of
+    """Shows which parts of an image a class depends on: hides the cells of a grid one by one behind the
+    mean colour, and measures how far the probability falls. Works with any model with an output of
     kind `classes`, on the certified pixels that earlier steps left (role `pixels`). Runs on queue
     `ml`, Celery task `ml.visualize`.
 
     Each image is an item; items fail and are skipped as those of AnalyzeImages. A model of another
-    kind fails the step with MODEL_NOT_APPLICABLE. Of several frames the first one is looked at. An
-    image is shown to the model 257 times at most. Nothing is random, so the same image and model
-    give the same bytes. Leaves for each good item an artifact of role `heat-map` (image/png).
+    kind fails the step with MODEL_NOT_APPLICABLE. Only the first frame is used. An image is shown to
+    the model 257 times at most. Nothing is random, so the same image and model give the same bytes.
+    Leaves for each good item an artifact of role `heat-map` (image/png).
 
-    A model that gives no `classes` but an `image` is shown the first frame once. What it makes of
-    the frame stands beside the frame then, in an artifact of role `before-after` (image/png).
+    A model that gives an `image` instead of `classes` sees the first frame once. Its image is placed
+    beside the frame, in an artifact of role `before-after` (image/png).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -72,7 +72,7 @@ Global___VisualizeImages: _TypeAlias = VisualizeImages  # noqa: Y015
 
 @_typing.final
 class VisualizeImagesResult(_message.Message):
-    """What the classes hang on."""
+    """What the classes depend on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -120,8 +120,8 @@ class ChangedImage(_message.Message):
     item: _builtins.str
     """Key of the item, as in Item.key."""
     before_after: _builtins.str
-    """Name of the artifact with the picture: on the left what the model sees of the frame, on the
-    right what it makes of that, in the same size, each at most 1024 pixels a side.
+    """Name of the artifact with the picture: the frame as the model sees it on the left, the model's
+    image on the right, in the same size, each at most 1024 pixels a side.
     """
     def __init__(
         self,
@@ -140,7 +140,7 @@ Global___ChangedImage: _TypeAlias = ChangedImage  # noqa: Y015
 
 @_typing.final
 class SaliencyMap(_message.Message):
-    """What a class hangs on in one image."""
+    """What a class depends on in one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
