@@ -1,5 +1,7 @@
 """Only the submitted file and the data set made of it say who a patient is."""
 
+import base64
+import hashlib
 import io
 import json
 import subprocess
@@ -127,6 +129,15 @@ def test_after_a_step_that_deidentifies_nothing_at_all_says_who_the_patient_is(
 ) -> None:
     assert {"deidentify/instance-0000.dcm", "inspect/metadata-0000.json"} <= set(clean.artifacts)
     assert [name for name, data in clean.artifacts.items() if MARK.encode() in data] == []
+    original = hashlib.sha256((clean.folder / f"{MARK}name.dcm").read_bytes())
+    hashes = [
+        original.digest(),
+        original.hexdigest().encode(),
+        base64.b64encode(original.digest()),
+    ]
+    pdf = read_with("pdftotext", clean.artifacts["report/report.pdf"], clean.folder)
+    written = {**clean.artifacts, "text of the report": "".join(pdf.split()).encode()}
+    assert [name for name, data in written.items() if any(each in data for each in hashes)] == []
     told = [clean.updates, json_format.MessageToJson(clean.job)]
     assert MARK not in "".join((*told, *clean.artifacts))
     assert not [path for path in clean.fluoro.data.rglob("*") if MARK in path.name]

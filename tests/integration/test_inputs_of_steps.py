@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fluoro.v1 import dicom_pb2, export_pb2, job_pb2, ml_pb2
+from fluoro.v1 import deidentify_pb2, dicom_pb2, export_pb2, job_pb2, ml_pb2
 from fluoro_jobs import dispatch
 from fluoro_jobs.errors import FluoroError, Reason
 from fluoro_jobs.ids import new_id
@@ -214,3 +214,41 @@ def test_a_report_reads_all_that_the_steps_before_it_left_and_has_no_inputs(
         {"step": "scan", "items": ["0"], "artifacts": ["0/0000", "0/0001"]},
         {"step": "look", "items": ["0/0000", "0/0001"], "artifacts": ["0/0000", "0/0001"]},
     ]
+
+
+@handles(deidentify_pb2.DeidentifyDicom)
+def clean(
+    _request: deidentify_pb2.DeidentifyDicom, context: StepContext
+) -> deidentify_pb2.DeidentifyDicomResult:
+    """Leaves something of each input."""
+    for item in context.each("clean"):
+        with item:
+            item.put("instance", ".dcm", "instance", "application/dicom", b"[]")
+    return deidentify_pb2.DeidentifyDicomResult()
+
+
+@pytest.mark.parametrize("cleans", [True, False])
+def test_a_job_that_deidentifies_tells_no_step_the_hashes_of_its_originals(
+    rig: Rig, run: Run, cleans: bool
+) -> None:
+    known = []
+
+    @handles(export_pb2.ExportReport)
+    def tell(
+        _request: export_pb2.ExportReport, context: StepContext
+    ) -> export_pb2.ExportReportResult:
+        known.append(context.origins)
+        return export_pb2.ExportReportResult()
+
+    job = scans(rig, [], [])
+    if cleans:
+        job.steps.insert(0, job_pb2.Step(name="clean"))
+        job.steps[0].deidentify_dicom.project = "trial"
+        job.steps[1].after.append("clean")
+    # It comes right after a step that does not de-identify.
+    job.steps.add(name="tell", after=["scan"]).export_report.SetInParent()
+    done = run(job, clean, scan, tell)
+    [(inputs, runs)] = known
+    assert len(inputs) == (0 if cleans else 2)
+    assert [run.step for run in runs] == ["scan"]
+    assert done.steps[-1].state == job_pb2.Step.STATE_SUCCEEDED

@@ -271,9 +271,16 @@ def upstream(
 
 
 def origins(connection: LedgerConnection, claimed: Claim) -> Origins:
-    """The job's inputs, and when the steps ran that the claimed one comes after."""
-    after = claimed.graph.steps[claimed.task.step].after
-    return origins_of(connection, claimed.graph.id, after)
+    """The job's inputs, and when the steps ran that the claimed one comes after.
+
+    A job that de-identifies tells of no input: a hash leads whoever has the original from the clean
+    results to the patient.
+    """
+    graph = claimed.graph
+    known = origins_of(connection, graph.id, graph.steps[claimed.task.step].after)
+    operations = (BY_FIELD.get(step.operation) for step in graph.steps.values())
+    cleans = any(operation and operation.deidentifies for operation in operations)
+    return known._replace(inputs=[]) if cleans else known
 
 
 def results(connection: LedgerConnection, claimed: Claim) -> list[read.StoredResult]:

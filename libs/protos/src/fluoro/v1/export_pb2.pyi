@@ -905,7 +905,9 @@ class Provenance(_message.Message):
     """Version of the export-worker that wrote it."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputOrigin]:
-        """The inputs of the job, by number. One whose blob is gone is left out."""
+        """The inputs of the job, by number. One whose blob is gone is left out. None in a job with a
+        de-identifying step: the hashes of originals would lead back to the patients.
+        """
 
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRun]:
