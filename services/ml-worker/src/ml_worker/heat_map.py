@@ -1,4 +1,4 @@
-"""Draws over an image what a class hangs on."""
+"""Draws over an image what a class depends on."""
 
 from io import BytesIO
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What a class hangs on: its probability with one cell of the image hidden after the other.
+"""What a class depends on: its probability while each cell of the image is hidden in turn.
 
 Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, section 4.2.
 """

@@ -1,4 +1,4 @@
-"""VisualizeImages: shows what a class of a model hangs on, or what a model makes of an image."""
+"""VisualizeImages: shows what a class of a model depends on, or what a model makes of an image."""
 
 from typing import TYPE_CHECKING, Any, Final
 
