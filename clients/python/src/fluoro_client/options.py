@@ -74,7 +74,7 @@ class Exit(IntEnum):
 MEANINGS: Final[Mapping[Exit, str]] = {
     Exit.OK: "ok; a job that partially succeeded is ok",
     Exit.JOB_FAILED: "the watched job failed or was cancelled; the doctor found a fault",
-    Exit.USAGE: "usage: an option, argument or profile that there is not",
+    Exit.USAGE: "usage: an unknown option, argument or profile",
     Exit.REFUSED: "refused by the server; the reason is one of `docs/errors.md`",
     Exit.UNREACHABLE: "no server reached, or no answer in time",
     Exit.LOCAL: "trouble here: a file, the configuration, a token command",
