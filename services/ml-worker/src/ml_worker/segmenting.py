@@ -1,5 +1,6 @@
 """Label maps: a class for each voxel, written frame by frame and counted."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ml_worker.manifest import Input
+from ml_worker.masks import label_map_of, labels_pixels
 from ml_worker.novelty import refuse_novel
 from ml_worker.showing import show
 
@@ -29,6 +31,17 @@ class Segmented:
     preview: NDArray[np.uint8]
     voxels: NDArray[np.int64]
     sums: NDArray[np.float64]
+
+
+def keeps_size(model: "Model", tensor: Input) -> bool:
+    """Whether it gives a label map in the size of the image."""
+    # In another size it would count other voxels than the certified ones.
+    return "label_map" in model.manifest.kinds and not tensor.changes_size
+
+
+def segments(model: "Model", tensor: Input) -> bool:
+    """Whether it tells a label for every pixel of a frame."""
+    return keeps_size(model, tensor) or labels_pixels(model, tensor)
 
 
 def segment(
@@ -52,8 +65,7 @@ def segment(
     with path.open("xb") as file:
         shape = pixels.shape[:3]
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for number, (frames, found) in enumerate(show(model, tensor, pixels, image, context)):
-            refuse_novel(model, found)
+        for number, (frames, found) in enumerate(labelled(model, tensor, pixels, image, context)):
             label_map = found["label_map"]
             # A label that the manifest does not have would count for none, and the shares would not
             # add up.
@@ -71,6 +83,27 @@ def segment(
             voxels += counted[0]
             sums += counted[1]
     return Segmented(preview, voxels, sums)
+
+
+def labelled(
+    model: "Model",
+    tensor: Input,
+    pixels: NDArray[Any],
+    image: dicom_pb2.RenderedImage,
+    context: StepContext,
+) -> Iterator[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
+    """Frames with their `label_map`, and counts of its labels if the graph has them."""
+    for frames, found in show(model, tensor, pixels, image, context):
+        refuse_novel(model, found)
+        if keeps_size(model, tensor):
+            yield frames, found
+            continue
+        # One by one: a chunk is small in the size of the model, and need not be in its own. Counts
+        # of the graph are of its size, so they stay behind.
+        for number, scores in enumerate(found["mask"]):
+            frame = frames[number : number + 1]
+            label_map = label_map_of(model, tensor, image, frame.shape[1:3], scores)
+            yield frame, {"label_map": label_map[np.newaxis]}
 
 
 def counts(

@@ -26,7 +26,8 @@ class AssessDermoscopy(_message.Message):
     """Outlines the lesion in certified pixels of photographs (role `pixels`) by a model, and scores it
     by the ABCD rule of dermatoscopy. Runs on queue `ml`, Celery task `ml.assess_dermoscopy`.
 
-    The model gives a `label_map` in the size of the image, with a label named `lesion`. Each image is
+    The model gives a label for every pixel, by a `label_map` in the size of the image or by a `mask`,
+    and one of the labels is named `lesion`. Each image is
     an item; items fail and are skipped as those of AnalyzeImages. An image whose lesion
     cannot be scored is skipped, too: it is not 8-bit colour, or there is no lesion, a very small one,
     or too little skin around it. Of several frames the first is scored. Leaves for each good item an

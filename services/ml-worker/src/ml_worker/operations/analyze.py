@@ -12,7 +12,7 @@ from ml_worker.images import Models, for_each_image, frames_input, wrong_kind
 from ml_worker.manifest import Input
 from ml_worker.measurements import measure
 from ml_worker.overlay import draw_overlay
-from ml_worker.segmenting import segment
+from ml_worker.segmenting import segment, segments
 from ml_worker.series import analyze_volumes, takes_volumes
 
 if TYPE_CHECKING:
@@ -55,19 +55,17 @@ def analyze(
 def suited_input(model: "Model") -> Input:
     """The input that takes frames of images.
 
-    FluoroError MODEL_NOT_APPLICABLE unless the model gives classes, or a label map in the size of
-    the image.
+    FluoroError MODEL_NOT_APPLICABLE unless the model gives classes, or a label for each pixel.
     """
-    kinds = model.manifest.kinds
-    if (tensor := frames_input(model)) is not None:
-        keeps_size = "label_map" in kinds and not tensor.changes_size
-        if keeps_size or "classes" in kinds:
-            return tensor
-    raise wrong_kind(
-        model,
-        "AnalyzeImages needs a model of single frames that gives classes, or a label_map in the "
-        "size of the image; or one whose manifest has [applies_to.volume].",
-    )
+    tensor = frames_input(model)
+    if tensor is None or not (segments(model, tensor) or "classes" in model.manifest.kinds):
+        raise wrong_kind(
+            model,
+            "AnalyzeImages needs a model of single frames that gives classes, a label_map in the "
+            "size of the image, or a mask of all labels with [overlay] and without `cover`; or one "
+            "whose manifest has [applies_to.volume].",
+        )
+    return tensor
 
 
 def find_in_image(
@@ -84,8 +82,7 @@ def find_in_image(
     """
     manifest = model.manifest
     finding = ml_pb2.ImageFinding(input=item.input, item=item.key, model=model.reference)
-    # A label map in another size than the image's would count other voxels than the certified ones.
-    if "label_map" not in manifest.kinds or tensor.changes_size:
+    if not segments(model, tensor):
         finding.classes.extend(classify(model, tensor, pixels, image, context))
         return finding
     file = item.folder / "label-map.npy"

@@ -21,7 +21,7 @@ from ml_worker.images import Models, for_each_image, frames_input, wrong_kind
 from ml_worker.manifest import Input
 from ml_worker.overlay import draw_overlay
 from ml_worker.prepare import NotForThisImageError
-from ml_worker.segmenting import segment
+from ml_worker.segmenting import segment, segments
 
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
@@ -93,14 +93,14 @@ def assess_all(
 def suited_input(model: "Model") -> Input:
     """The input that takes frames of images.
 
-    FluoroError MODEL_NOT_APPLICABLE unless the model gives a label map in the size of the image.
+    FluoroError MODEL_NOT_APPLICABLE unless the model gives a label for each pixel.
     """
     tensor = frames_input(model)
-    if tensor is None or "label_map" not in model.manifest.kinds or tensor.changes_size:
+    if tensor is None or not segments(model, tensor):
         raise wrong_kind(
             model,
             "AssessDermoscopy needs a model of single frames that gives a label_map in the size "
-            "of the image.",
+            "of the image, or a mask of all labels with [overlay] and without `cover`.",
         )
     return tensor
 
