@@ -475,7 +475,7 @@ class FluoroError(Exception):
     ledger. metadata: the dynamic values of the message, for google.rpc.ErrorInfo.
     retryable: None takes the table's word. retry_seconds: when the same call may succeed, if that
     is known. A limit that was met stands in metadata as `limit`.
-    more_violations: how many more there are; the first ones are told.
+    more_violations: how many there are beyond those listed.
     """
 
     reason: Reason

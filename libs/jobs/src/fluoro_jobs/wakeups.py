@@ -33,9 +33,9 @@ Enough of them that a gateway does not hear of everybody; few enough to subscrib
 GATHER_SECONDS: Final = 0.01
 """How long a `Publisher` waits for more to tell. Progress and a cancel do not wait."""
 BUSY_GATHER_SECONDS: Final = 0.03
-"""The same right after it told of several at once: short tasks are under way, one after another."""
+"""The same right after a batch of several: short tasks are under way, one after another."""
 AWAY_SECONDS: Final = 1
-"""Pause after Redis did not take what was told."""
+"""Pause after Redis did not take the wake-ups."""
 MAX_PENDING: Final = 20_000
 """Wake-ups that wait while Redis is away; of more the oldest are dropped.
 
@@ -67,12 +67,12 @@ def shard_of(owner: str) -> int:
 
 
 def wakeups_channel(shard: int) -> str:
-    """Where news and progress of a shard's owners are told. Payload: `pack`."""
+    """The channel for news and progress of a shard's owners. Payload: `pack`."""
     return f"fluoro:wakeups:{shard}"
 
 
 def cancels_channel(worker: str) -> str:
-    """Where a worker process, by its name, is told to look at what it runs.
+    """The channel that makes a worker process, by its name, look at what it runs.
 
     Payload: the 16 bytes of a cancelled job's UUID.
     """

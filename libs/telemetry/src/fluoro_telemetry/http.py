@@ -54,7 +54,7 @@ class Server:
 def serve(host: str, port: int, health: Health, registry: CollectorRegistry = REGISTRY) -> Server:
     """Starts serving. port 0 takes a free one, see `Server.port`.
 
-    OSError, with the address and the name of the setting, if the port cannot be had.
+    OSError, with the address and the name of the setting, if the port is not free.
     """
     try:
         listener = _Listener(host, port, health, registry)

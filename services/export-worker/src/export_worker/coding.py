@@ -47,7 +47,7 @@ def _said(one: Class) -> str:
 
 
 def _classes(result: Message) -> Iterator[tuple[ml_pb2.ModelReference, Iterable[Class]]]:
-    """The classes that a result tells of, by model."""
+    """The classes in a result, by model."""
     match result:
         case ml_pb2.AnalyzeImagesResult():
             for finding in result.findings:

@@ -80,7 +80,7 @@ def write_bundle(
     A resource takes a line, and memory no more than that. check: called before each; stops by
     raising.
     """
-    # Nothing is issued before the steps that it tells of have ended. Another attempt says the same.
+    # Nothing is issued before the steps that it covers have ended. Another attempt says the same.
     moment = instant(max([job_time(job), *(run.end_time for run in origins.runs)]))
     about = {"subject": {"reference": subject} if subject else UNKNOWN, "issued": moment}
     head = {"resourceType": "Bundle", "type": "collection", "timestamp": moment}

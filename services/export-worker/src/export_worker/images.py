@@ -105,7 +105,7 @@ def results(upstream: Sequence[Upstream], kind: type[Result]) -> Iterator[Result
 def model_of(
     result: ml_pb2.AnalyzeImagesResult, finding: ml_pb2.ImageFinding
 ) -> ml_pb2.ModelReference:
-    """What found it. Workers of the first release told of one model for all."""
+    """What found it. Workers of the first release named one model for all."""
     return finding.model if finding.HasField("model") else result.model
 
 

@@ -1,4 +1,4 @@
-"""What goes into an archive: files that steps left, and what is told about them."""
+"""What goes into an archive: files that steps left, and the tables that describe them."""
 
 import hashlib
 import json

@@ -118,7 +118,7 @@ def beside(sight: Sight, files: Mapping[str, str], words: Words) -> Classified:
 
 
 def row_name(row: Row, words: Words) -> str:
-    """What a row tells of: another input, a tile, or a thing."""
+    """What a row is about: another input, a tile, or a thing."""
     if row.key:
         return f"{words('input')} {wording.key(wording.printable(row.key, 128))}"
     if row.place:

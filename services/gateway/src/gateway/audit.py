@@ -27,7 +27,7 @@ WRITE_SECONDS: Final = 10
 FLUSH_SECONDS: Final = 10
 """How often refusals are written down. Those of one kind share a row."""
 MAX_KINDS: Final = 1000
-"""Kinds of refusals that are told apart between two writes; the rest is one of its own."""
+"""Kinds of refusals that are counted apart between two writes; the rest share one kind."""
 MAX_UNKNOWN: Final = 10
 """The same of callers who did not prove who they are: anybody can make as many as there may be."""
 MAX_LATE: Final = 10_000
@@ -39,7 +39,7 @@ _THING: Final = re.compile(r"(?:jobs|blobs|tokens)/[0-9a-f-]{36}")
 """What may be written down of a request: a name as this service gives them out, nothing else."""
 _NOBODY: Final = Principal(owner="", roles=frozenset(), how="")
 _OTHERS: Final = Entry("", "", (), "", "", "E")
-"""Refusals of more kinds than are told apart."""
+"""The shared kind of all refusals beyond MAX_KINDS."""
 
 
 class Record:

@@ -58,7 +58,7 @@ TAKEN_AT_ONCE: Final = 64
 """Calls of each method that are taken out of core at a time."""
 
 END_SECONDS: Final = 2
-"""How long calls that broke off with the server may take to hear of it."""
+"""How long calls that broke off with the server may take to end."""
 
 MANY_WAITING: Final = 2048
 """Calls that may wait to begin, of each method that mostly waits. Each costs little, and thousands

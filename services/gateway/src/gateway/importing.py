@@ -155,7 +155,7 @@ class Reader:
         source.abort()
         if self._reading is not None:
             await asyncio.wait([self._reading])
-            self._reading.exception()  # its caller was told, or has gone
+            self._reading.exception()  # its caller got it, or has gone
         return source
 
 

@@ -289,7 +289,7 @@ class JobsWatches:
 
         Pages are read at different moments. The events of each job go on from its own snapshot.
         Only the bookmark has a cursor: a watch that breaks off before it has to start anew, or it
-        would not hear of all jobs.
+        would miss some jobs.
         """
         await self._begin(watcher)
         request = ListJobsRequest(page_size=MAX_PAGE, states=OPEN, labels=watcher.labels)
@@ -359,7 +359,7 @@ class JobsWatches:
             told_below = max(told_below, 1 + await self._prepare(watcher, news))
             async for response in self._told(watcher, news):
                 yield response
-            # All below it was told, so it moves on. Once some transaction still ran, it stays.
+            # All below it was sent, so it moves on. Once some transaction still ran, it stays.
             if start == watcher.horizon:
                 watcher.horizon = span.xmin if following is None else min(following, span.xmin)
                 watcher.point.observe(
@@ -384,7 +384,7 @@ class JobsWatches:
     async def _prepare(self, watcher: JobsWatcher, news: Collection[horizon.News]) -> int:
         """Finds out where to begin in jobs that are new to the watcher.
 
-        Returns the highest transaction among the events that are to be told.
+        Returns the highest transaction among the events to send.
         """
         if not news:
             return 0

@@ -29,7 +29,7 @@ RECALL_SECONDS: Final = 0.5
 
 
 class Recall:
-    """Watchers that have still to hear of the progress of before."""
+    """Watchers that still need the progress from before they came."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = RedisServer.from_url(redis_url).aio_client()

@@ -193,7 +193,7 @@ class Resuming:
                 )
             if len(upload.starts) >= uploads.MOST_STREAMS:
                 raise _broken_off(upload)
-            # Guarded by the number of streams: of two that begin at once, one is told to look
+            # Guarded by the number of streams: of two that begin at once, one has to look
             # again.
             starts = await self._calls.run_for(owner, uploads.open_stream, owner, upload, offset)
             if starts is not None:

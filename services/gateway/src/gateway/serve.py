@@ -50,7 +50,7 @@ Group commit, dispatch, the collector, identity, the two kinds of health, and tw
 """
 
 TURN_AWAY_SECONDS: Final = 1
-"""How long callers who keep coming are told to go elsewhere before the port closes."""
+"""How long new callers are sent elsewhere before the port closes."""
 
 LAST_WORDS_SECONDS: Final = 0.5
 """Time for answers on their way once no call is being worked on.

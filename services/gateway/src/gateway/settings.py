@@ -1,4 +1,4 @@
-"""Everything the gateway can be told, from environment variables prefixed FLUORO_."""
+"""Every setting of the gateway, from environment variables prefixed FLUORO_."""
 
 import ipaddress
 from typing import Annotated, Final, Literal

@@ -28,7 +28,7 @@ This finds connections that died silently, and servers that are no longer the pr
 
 
 class Listener(Protocol):
-    """Who is told. All are called on the event loop and must be quick."""
+    """Gets the news. All methods are called on the event loop and must be quick."""
 
     def woken(self, job: UUID, owner: str) -> None:
         """The job has new events in the ledger."""
@@ -142,7 +142,7 @@ class Tail:
                     channel=channel.decode(),
                     exception=type(error).__qualname__,
                 )
-        # Until the echo is subscribed to, `subscribed` will tell of all of them at once.
+        # Until the echo is subscribed to, `subscribed` will announce all of them at once.
         elif kind == b"subscribe" and self._up:
             self._listener.joined(int(channel.rpartition(b":")[2]))
 

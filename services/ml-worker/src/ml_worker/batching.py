@@ -47,7 +47,7 @@ BLAME: Final = {
         "cannot run on this image. It goes on running on its own sample.",
     ),
 }
-"""What is told of a single sample whose run failed."""
+"""The message for a single sample whose run failed."""
 
 Outputs = dict[str, NDArray[Any]]
 

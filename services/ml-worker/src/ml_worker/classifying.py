@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ml_worker.sessions import Model
 
 MOST_CLASSES: Final = 20
-"""Most classes that are told of a frame."""
+"""Most classes that a result lists for a frame."""
 
 
 def classify(

@@ -1,4 +1,4 @@
-"""What runs models, and whether it is really there: a GPU is had, or the worker does not start."""
+"""What runs models, and whether it is really there: without its GPU the worker does not start."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution

@@ -20,7 +20,7 @@ class PromptAsynPool(AsynPool):
     """Watches children through pidfds (pidfd_open(2)), readable once a child can be reaped.
 
     Celery watches a pipe that the child holds. The kernel closes the pipe a little before the child
-    can be reaped. Celery then asks too early, is told that the child lives, and asks again only
+    can be reaped. Celery then asks too early, learns that the child lives, and asks again only
     seconds later.
     """
 
@@ -49,7 +49,7 @@ class ThreadsPool(thread.TaskPool):
     def on_apply(  # type: ignore[override]  # Celery always gives one
         self, *arguments: Any, error_callback: Callable[[ExceptionInfo], object], **options: Any
     ) -> Any:
-        """Runs a task. error_callback: told of whatever else comes, as WorkerLostError."""
+        """Runs a task. error_callback: gets whatever else ends it, as WorkerLostError."""
         result: Any = super().on_apply(*arguments, **options)
 
         def ended(future: "Future[None]") -> None:

@@ -20,11 +20,11 @@ from fluoro_jobs.ledger.heartbeats import TaskAttempt
 from fluoro_jobs.operations import task_names_of
 
 STALE: Final = "stale"
-"""What a body tells of an attempt that is not there to be claimed."""
+"""A body's line for an attempt that is not there to be claimed."""
 UNREPORTED: Final = "unreported"
-"""What it tells if the ledger did not hear of the attempt, or of its end."""
+"""Its line if the ledger may not know of the attempt, or of its end."""
 LEFT: Final = "left"
-"""What it tells of an attempt that it did not begin."""
+"""Its line for an attempt that it did not begin."""
 LONGEST_RESULT: Final = 65_536
 """Characters of a result that cross from a pool child: several times the lines of a handful."""
 OVERDUE_SECONDS: Final = 0.4
@@ -68,7 +68,7 @@ class Body(Protocol):
     def run(self, attempts: Sequence[TaskAttempt]) -> list[str]:
         """Runs these attempts one after the other; None for the next one of a task.
 
-        What to tell of each: a line of words for `Listener.returned`, without quotes and bars; or
+        For each of them: a line of words for `Listener.returned`, without quotes and bars; or
         STALE, UNREPORTED or LEFT.
         """
 

@@ -47,7 +47,7 @@ def diagnose(
     """What there is to say of ledger, workers, Redis and blob store, in this order.
 
     Takes SECONDS at most. A store that is away is a finding, not an error. It connects anew, so it
-    takes nobody's connection, and sees whether there is one to be had.
+    takes nobody's connection, and sees whether one is free.
 
     ValueError for a URL that is none.
     """
@@ -78,7 +78,7 @@ def diagnose(
 def _look(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     found = list[Finding]()
     try:
-        # What was found before the store failed is still true, and is told.
+        # What was found before the store failed is still true, and is reported.
         for finding in look():
             found.append(finding)
     except (FluoroError, psycopg.Error, redis.RedisError, BlobStoreError, OSError) as error:

@@ -74,7 +74,7 @@ def add(connection: LedgerConnection, entries: Sequence[Entry]) -> None:
 def recorded(
     connection: LedgerConnection, entry: Entry | None, thing: str = ""
 ) -> Iterator[list[str]]:
-    """What the block changes and the row that tells of it are one transaction.
+    """What the block changes and the row that records it are one transaction.
 
     thing: name of what it changes. Otherwise the block puts names into the list that this yields,
     and each has a row. entry: None for no rows, as of a caller that is no gateway. A block that

@@ -101,7 +101,8 @@ def _each(
             if not changed:
                 # Nothing changed, so nobody has to be told, and the caller may simply try again.
                 raise
-            # Whom the others concern is told; the next piece begins with this one.
+            # The jobs before it were changed, so their audience counts. The next piece begins with
+            # this one.
             return Piece(audience(connection, changed), [str(job)])
     return Piece(audience(connection, changed), following)
 

@@ -96,7 +96,7 @@ SESSION: Final[Mapping[str, str | int]] = {
     "lock_timeout": 1000 * LOCK_SECONDS,
     "idle_in_transaction_session_timeout": 1000 * IDLE_IN_TRANSACTION_SECONDS,
 }
-"""What PostgreSQL is told of every session; times in milliseconds.
+"""Settings of every session; times in milliseconds.
 
 Every statement of the ledger is made for an index, and has the same best plan whatever its
 arguments.
@@ -243,7 +243,7 @@ class Ledger:
                 connection.used_time = time.monotonic()
                 pool.putconn(connection)
         except psycopg.Error as error:
-            # Judged in the thread that met the error, before the caller hears of it: its next try
+            # Judged in the thread that met the error, before the caller sees it: its next try
             # already finds a new pool, or is refused at once.
             reason = self._judge(pool, error)
             if reason is None:
@@ -343,7 +343,7 @@ class Ledger:
             ).start()  # if it cannot start, nobody is refused for good
             self._away = True
         log.error("ledger_away")
-        pool.close(timeout=0)  # who waits for a connection hears of it now
+        pool.close(timeout=0)  # ends the wait of those who want a connection
 
     def _probe(self) -> None:
         """Asks until PostgreSQL answers.

@@ -165,7 +165,7 @@ class JobGraph:
             self._move_task(task, TaskState.READY, reason, message)
             return
         if step.fans_out:
-            # Its inputs failed with it. Beside the items of other tasks, each of them is told.
+            # Its inputs failed with it. Each becomes an item beside those of other tasks.
             self.lost.append((task, reason, message))
         self._move_task(task, TaskState.FAILED, reason, message)
         self._join(step)
@@ -252,7 +252,7 @@ class JobGraph:
             return
         # Shards beyond are left from an earlier plan that had more.
         tasks = [task for task in tasks if task.shard < step.counters.tasks]
-        # None may be bad although the step failed, if every item was skipped, say. Then all run
+        # None may be bad although the step failed: every item may have been skipped. Then all run
         # again.
         bad = [
             task

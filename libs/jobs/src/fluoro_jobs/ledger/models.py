@@ -1,4 +1,4 @@
-"""Which models the live workers have: each worker process tells of its own.
+"""Which models the live workers have: each worker process reports its own.
 
 A hint, some seconds old. Whether a model can be used is decided by the worker that has the task.
 """

@@ -135,7 +135,7 @@ LIMIT %s::int8
 
 
 def job_not_found(job_id: UUID) -> FluoroError:
-    """What a caller hears of a job that does not exist or is another's."""
+    """The error for a job that does not exist or is another owner's."""
     return FluoroError(
         Reason.JOB_NOT_FOUND,
         f"jobs/{job_id} does not exist for this caller.",

@@ -1,4 +1,4 @@
-"""What the ledger holds of a job, as plain data: its steps, its tasks, and what is told of them."""
+"""What the ledger holds of a job, as plain data: its steps, its tasks, and their changes."""
 
 import random
 from collections.abc import Sequence

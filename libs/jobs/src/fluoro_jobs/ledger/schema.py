@@ -49,4 +49,4 @@ MODELS: Final = Table(
     Column("card", Text, nullable=False, comment="its card, in Markdown"),
     Index(None, "name"),
 )
-"""What worker processes tell of their models."""
+"""What worker processes report of their models."""

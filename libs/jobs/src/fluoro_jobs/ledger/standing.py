@@ -27,7 +27,7 @@ MOST_AHEAD: Final = 1_000
 MAX_LINES: Final = 256
 """Most lines of a queue that are looked at, as in a turn of dispatch."""
 TOLD_ATTEMPTS: Final = 100
-"""Most attempts that are told."""
+"""Most attempts in an answer."""
 _OF_ONE_TASK: Final = 10
 """Most of one task among them."""
 _MEASURED_JOBS: Final = 20
@@ -191,7 +191,7 @@ class StandingStep:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is to be said of it."""
+        """Whether there is nothing to explain."""
         return is_terminal(JobState(self.state))
 
 
@@ -319,12 +319,12 @@ def _first_ready(step: StandingStep) -> dict[str, Any]:
 
 
 TOLD_RUNNING: Final = 5
-"""Most running tasks of a step that are told one by one."""
+"""Most running tasks of a step that are listed one by one."""
 
 
 def _told_of(step: StandingStep) -> list[OpenTask]:
-    """Tasks whose newest attempt is told: the first that run, and the first that backs off."""
+    """Tasks whose newest attempt is shown: the first that run, and the first that backs off."""
     runs = [task for task in step.open if task.state == "RUNNING"][:TOLD_RUNNING]
-    # A task that never ran waits for its start time, and has no attempt to tell of.
+    # A task that never ran waits for its start time, and has no attempt to show.
     waits = [task for task in step.open if task.state == "WAITING" and task.attempt]
     return runs + sorted(waits, key=lambda task: task.due_time)[:1]

@@ -80,7 +80,7 @@ class NewStep:
 
     A step that comes after others has no tasks yet.
 
-    sources: what it works on; None for the job's inputs without more ado. inputs_per_task: most
+    sources: what it works on; None for just the job's inputs. inputs_per_task: most
     that one task works on; 0 for one task.
     """
 

@@ -177,7 +177,7 @@ def expired_leases(connection: LedgerConnection, backoff: Backoff) -> Iterator[U
 def expired_jobs(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUID]:
     """Fails jobs whose expire_time has passed, for about a second.
 
-    Yields them; their workers should be told, as for a cancel.
+    Yields them; notify their workers, as for a cancel.
     """
 
     def end(graph: JobGraph) -> JobState | None:

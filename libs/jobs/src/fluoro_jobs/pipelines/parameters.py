@@ -118,7 +118,7 @@ class Parameter:
                 yield from (self.least, self.greatest)
 
     def as_proto(self) -> pipeline_service_pb2.PipelineParameter:
-        """As the API tells of it."""
+        """As the API describes it."""
         ranged = self.type in RANGES
         return pipeline_service_pb2.PipelineParameter(
             name=self.name,

@@ -114,7 +114,7 @@ class Template:
         ]
 
     def as_proto(self, *, with_steps: bool = True) -> pipeline_service_pb2.Pipeline:
-        """As the API tells of it."""
+        """As the API describes it."""
         return pipeline_service_pb2.Pipeline(
             name=self.name,
             version=self.version,

@@ -23,7 +23,7 @@ from fluoro_jobs.worker.settings import WorkerSettings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a worker process is to be; picklable, so that spawned children get it.
+    """How to set up a worker process; picklable, so that spawned children get it.
 
     handlers: where the queue's handlers are, `package.module:NAME`. Pool children import it; the
     main process of a prefork pool does not. warm_up: a function to call before the first task,
@@ -111,7 +111,7 @@ class OperationBody:
         configure_logging(self.plan.service, level=settings.log_level, format=settings.log_format)
 
     def run(self, attempts: Sequence[TaskAttempt]) -> list[str]:
-        """What to tell of each attempt, as `celery.Body.run` has it."""
+        """A line for each attempt, as `celery.Body.run` has it."""
         told = list(self.executor.run(attempts))
         # What it did not begin must come back: its message is gone from Redis.
         return told + [LEFT] * (len(attempts) - len(told))

@@ -79,7 +79,7 @@ class Input:
 class Upstream:
     """A finished step that this step comes after.
 
-    result is the message of its operation (`RenderDicomResult`, say).
+    result is the message of its operation, such as `RenderDicomResult`.
     """
 
     step: str
@@ -249,7 +249,7 @@ class StepContext:
     def fetch(self, blob: str, folder: Path | None = None) -> Path:
         """Copies a blob into a folder, scratch unless told otherwise, and returns its path.
 
-        Memory is bounded by the chunk. FluoroError if it cannot be had.
+        Memory is bounded by the chunk. FluoroError if it cannot be read.
         """
         self.check()
         path = (folder or self.scratch) / blob.removeprefix("blobs/")
@@ -259,7 +259,7 @@ class StepContext:
         return path
 
     def parts(self, blob: str, part_bytes: int = RANGE_BYTES) -> Iterator[memoryview]:
-        """The content of a blob, so many bytes at a time. FluoroError if it cannot be had."""
+        """The content of a blob, so many bytes at a time. FluoroError if it cannot be read."""
         with blob_errors():
             for part in self.blobs.parts(blob, part_bytes):
                 # Between two parts: a blob of gigabytes must not outlive a cancel.
@@ -267,7 +267,7 @@ class StepContext:
                 yield memoryview(part)
 
     def piece(self, blob: str, offset: int, length: int) -> bytes:
-        """So many bytes of a blob; fewer at its end. FluoroError if they cannot be had."""
+        """So many bytes of a blob; fewer at its end. FluoroError if they cannot be read."""
         self.check()
         with blob_errors():
             return self.blobs.piece(blob, offset, length)

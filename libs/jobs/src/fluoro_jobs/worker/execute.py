@@ -182,7 +182,7 @@ class Executor:
         except CancelledAttempt:
             outcome, job_state = Outcome.CANCELLED, None  # whoever cancelled it has told the ledger
         except FluoroError as error:
-            # Before the end is told: it may become a return that costs the task nothing.
+            # Before the end is reported: it may become a return that costs the task nothing.
             error = self._handed_on(claimed, error)
             outcome, job_state = claimed.outcome_of(error), self._fail(claimed, error)
         except Exception as error:  # noqa: BLE001 - whatever an operation does, its attempt ends and the worker goes on
@@ -276,7 +276,7 @@ class Executor:
 
 
 def _explained(error: Exception) -> FluoroError:
-    """What to tell of an exception that no operation should let out."""
+    """The error to report for an exception that no operation should let out."""
     if isinstance(error, MemoryError):
         return FluoroError(Reason.INTERNAL, "The attempt ran out of memory.")
     if isinstance(error, OSError) and error.errno in NO_SPACE:

@@ -14,7 +14,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.worker.body import load
 
 REPEAT_SECONDS: Final = 60
-"""How often they are told again, changed or not: the ledger forgets workers that were away long."""
+"""How often all are reported, changed or not: the ledger forgets workers that were away long."""
 
 
 class Inventory(Protocol):
@@ -50,7 +50,7 @@ class InventoryReports:
         # A report costs a statement, and mostly nothing has changed.
         if not inventory.changed.is_set() and time.monotonic() < self._due:
             return
-        # Before it is read: what changes from here on is told at the next beat.
+        # Before it is read: what changes from here on is reported at the next beat.
         inventory.changed.clear()
         self._due = 0.0  # again at the next beat, if this one fails
         # False if the ledger does not list this worker (yet): told again at the next beat.

@@ -350,7 +350,7 @@ class Keeper(threading.Thread):
                 _may_be(attempt, request) for request in received()
             ):
                 continue  # another message asked for the same attempt, and may get it
-            # Out first, so that what is told of it meanwhile is not lost with the entry.
+            # Out first: a newer entry for the attempt that comes meanwhile must stay.
             del self._left[attempt]
             try:
                 with self._ledger.connection() as connection:

@@ -54,7 +54,7 @@ def kept(
 def joined(blobs: BlobStore, stored: StoredResult) -> Message:
     """The whole result, read from the blob store where it is not here; a part at a time.
 
-    FluoroError if a blob cannot be had, or as from `skew.read_result`.
+    FluoroError if a blob cannot be read, or as from `skew.read_result`.
     """
     whole = read_result(stored.operation, b"")
     for part in stored.parts:

@@ -151,7 +151,7 @@ class WorkerProcess:
         sys.exit(exit_code or self._exit_code)
 
     def _close(self) -> None:
-        # The keeper before the publisher: it tells of what it hands back.
+        # The keeper before the publisher, which announces what the keeper hands back.
         self._gate.close()
         self._keeper.close()
         self._publisher.close()

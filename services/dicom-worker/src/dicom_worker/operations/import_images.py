@@ -1,4 +1,4 @@
-"""ImportImages: photographs through the same door as DICOM, without what is told beside."""
+"""ImportImages: photographs through the same door as DICOM, without metadata."""
 
 from dataclasses import asdict
 from typing import Final

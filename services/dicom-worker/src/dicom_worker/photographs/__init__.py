@@ -1,1 +1,1 @@
-"""Photographs: JPEG, PNG, WebP, TIFF and HEIC as certified arrays, without what is told beside."""
+"""Photographs: JPEG, PNG, WebP, TIFF and HEIC as certified arrays, without metadata."""

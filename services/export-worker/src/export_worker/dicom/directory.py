@@ -202,7 +202,7 @@ def file_set(files: Sequence[Packed], context: StepContext) -> Listed:
 
 
 def header_of(blob: str, context: StepContext) -> Dataset:
-    """What records tell of a file."""
+    """What records say of a file."""
     header = read_start(context.piece(blob, 0, START_BYTES), TAGS)
     if header is not None:
         return header

@@ -179,7 +179,7 @@ TAGS: Final[list[BaseTag | int]] = [
         }
     )
 ]
-"""What records tell of an instance."""
+"""What records say of an instance."""
 
 
 def identity_of(header: Dataset) -> tuple[str, ...]:

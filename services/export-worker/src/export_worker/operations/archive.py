@@ -59,7 +59,7 @@ def export_archive(request: ExportArchive, context: StepContext) -> ExportArchiv
     # before.
     own.insert(0, ("manifest.json", "application/json", manifest(files, own, made)))
     own.insert(1, ("SHA256SUMS", "text/plain", sums(files, own)))
-    # What tells of the files stands before them: a reader that breaks off early has it.
+    # The list of the files comes before them: a reader that breaks off early has it.
     members = [Member(path, media, len(data), (data,)) for path, media, data in own]
     # One thread, because chunks have to come in order.
     with ThreadPoolExecutor(1, "read") as reader:

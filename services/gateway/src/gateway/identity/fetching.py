@@ -22,7 +22,7 @@ DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 class FetchError(Exception):
-    """The document cannot be had; says why, without quoting it."""
+    """The document cannot be fetched; says why, without quoting it."""
 
 
 def keys_of(issuer: str, where: str, ca_file: str, token_file: str) -> Callable[[], bytes]:

@@ -26,7 +26,7 @@ class KeySet:
     """Public keys by their id."""
 
     def __init__(self, fetch: Callable[[], bytes], refresh_seconds: float) -> None:
-        """fetch: the JWKS (RFC 7517), in a thread; FetchError if it cannot be had in time."""
+        """fetch: the JWKS (RFC 7517), in a thread; FetchError if it does not come in time."""
         self._fetch, self._refresh_seconds = fetch, refresh_seconds
         self._keys: dict[str, jwt.PyJWK] = {}
         self._text = b""

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 BURST_SECONDS: Final = 5
 """What a bucket holds: as much as the rate gives in this time, and one at least."""
 SETTLE_SECONDS: Final = 0.1
-"""How often Redis is told what was spent."""
+"""How often a gateway reports to Redis what was spent."""
 DEADLINE_SECONDS: Final = 0.5
 """How long Redis may take to answer before it counts as away."""
 PROBE_SECONDS: Final = 2
@@ -90,7 +90,7 @@ class Bucket:
         return 0
 
     def settle(self, left: float, sent: float, now: float) -> None:
-        """Takes over what Redis says. sent: what it was told of."""
+        """Takes over what Redis says. sent: what was reported to it."""
         # What was spent since it was sent is not in Redis's figure yet.
         self.spent -= sent
         self.level, self.time = min(self.size, left - self.spent), now

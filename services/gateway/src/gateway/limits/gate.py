@@ -110,10 +110,10 @@ class Limits:
     async def stores(
         self, owner: str, size_bytes: int, sha256: bytes, upload_id: UUID | None = None
     ) -> AsyncIterator[Upload]:
-        """An upload, for the time of the body. Gives what to tell of each size it has grown to.
+        """An upload, for the time of the body. Yields an object to report each new size to.
 
         size_bytes and sha256: as announced; 0 and empty if unknown. FluoroError
-        BYTE_QUOTA_EXCEEDED, also of what is told; with a quota, a reason of LEDGER_OUTAGES.
+        BYTE_QUOTA_EXCEEDED, also for later sizes; with a quota, a reason of LEDGER_OUTAGES.
         """
         if most := self._owners.of(owner).max_stored_bytes:
             async with self._stored.coming(owner, size_bytes, sha256, upload_id, most) as upload:
