@@ -164,7 +164,7 @@ def stock_celery(stack: ExitStack, run: Servers, pool: str) -> Side:
         "-c",
         str(SLOTS),
         "--loglevel",
-        "INFO",
+        "WARNING",  # as ours
     )
     worker = stack.enter_context(run.peer("celery", *arguments, ready=" ready."))
     app = Celery(broker=run.redis_url, set_as_current=False)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_ready
 
 app = Celery("stock", broker=os.environ["PEER_REDIS_URL"])
 app.conf.update(
@@ -22,3 +23,9 @@ app.conf.update(
 @app.task(name="noop")
 def noop(job: dict[str, Any]) -> None:
     """Does nothing with the payload."""
+
+
+@worker_ready.connect
+def say_so(**_: object) -> None:
+    """For a worker whose log begins at warnings."""
+    print("The worker is ready.", flush=True)

@@ -34,8 +34,9 @@ class _JobViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobView.Value
     JOB_VIEW_UNSPECIFIED: _JobView.ValueType  # 0
     """FULL."""
     JOB_VIEW_BASIC: _JobView.ValueType  # 1
-    """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
-    however many inputs there are.
+    """The job without inputs, and its steps without tasks, items, artifacts and results. A few KB
+    as a rule, however many inputs there are: only what the caller wrote makes it larger, its
+    labels and the parameters of its steps.
     """
     JOB_VIEW_FULL: _JobView.ValueType  # 2
     """Everything. Refused with ANSWER_TOO_LARGE if that exceeds 4 MiB."""
@@ -46,8 +47,9 @@ class JobView(_JobView, metaclass=_JobViewEnumTypeWrapper):
 JOB_VIEW_UNSPECIFIED: JobView.ValueType  # 0
 """FULL."""
 JOB_VIEW_BASIC: JobView.ValueType  # 1
-"""The job without inputs, and its steps without tasks, items, artifacts and results. A few KB,
-however many inputs there are.
+"""The job without inputs, and its steps without tasks, items, artifacts and results. A few KB
+as a rule, however many inputs there are: only what the caller wrote makes it larger, its
+labels and the parameters of its steps.
 """
 JOB_VIEW_FULL: JobView.ValueType  # 2
 """Everything. Refused with ANSWER_TOO_LARGE if that exceeds 4 MiB."""
@@ -389,7 +391,7 @@ class ListTasksResponse(_message.Message):
     """For the next page; empty at the end, and only there."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepTask]:
-        """Tasks by step and shard. Of a task with more than 1000 attempts, the newest 1000."""
+        """Tasks by step and shard. Of a task with more than 100 attempts, the newest 100."""
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class JobServiceStub:
     into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
-    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    it has two views. BASIC has the job and its steps, and does not. FULL has everything. FULL of
     a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
     the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
@@ -197,7 +197,7 @@ class JobServiceAsyncStub(JobServiceStub):
     into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
-    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    it has two views. BASIC has the job and its steps, and does not. FULL has everything. FULL of
     a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
     the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
@@ -346,7 +346,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     into a status, and counts the rest.
 
     No answer is over 4 MiB, which gRPC's clients accept by default. A job grows with its inputs, so
-    it has two views. BASIC has the job and its steps, and stays small. FULL has everything. FULL of
+    it has two views. BASIC has the job and its steps, and does not. FULL has everything. FULL of
     a large job is refused with RESOURCE_EXHAUSTED, reason ANSWER_TOO_LARGE: ask for BASIC, and page
     the rest with ListInputs, ListTasks, ListItems, ListArtifacts and ListResults.
     """
