@@ -57,7 +57,7 @@ class Record:
     @property
     def entry(self) -> Entry:
         """The row of a call that the door let in and that went well, without its thing."""
-        # Made once, at the end of the door: the caller is not known before.
+        # Built late, because the caller is unknown until the door has let it in.
         if self._entry is None:
             principal = self._caller.known or _NOBODY
             self._entry = Entry(
@@ -119,8 +119,8 @@ class Record:
         FluoroError with a reason of LEDGER_OUTAGES, or GATEWAY_BUSY, if it cannot be.
         """
         principal = self._caller.known
-        # A call that touches no patient's data is of interest only if an operator makes it for
-        # somebody else.
+        # A call that touches no patient data matters only if an operator makes it for another
+        # owner.
         if principal is None or not (self._kind.always or principal.name):
             return
         # A change has written its own row already.
@@ -130,8 +130,8 @@ class Record:
             try:
                 await self._audit.write(entries)
             except FluoroError as error:
-                # During a failover jobs may be looked at, and the rows follow. Every other call
-                # waits for its row.
+                # During a failover, jobs can still be read and their rows are written later. Every
+                # other call waits for its row.
                 is_read_only = error.reason is Reason.LEDGER_READ_ONLY
                 if not (is_read_only and self._kind.may_wait and self._audit.write_later(entries)):
                     raise
@@ -139,7 +139,7 @@ class Record:
 
     def refused(self, error: FluoroError) -> None:
         """Notes how the call ended, unless it was served before that or the caller may retry."""
-        # Who may try again will; the outcome that counts is the last one.
+        # A caller who may retry will do so, and only the last outcome counts.
         if self._is_written or error.may_retry:
             return
         code = REASONS[error.reason].code or "INTERNAL"
@@ -172,7 +172,7 @@ class Audit:
 
     async def close(self) -> None:
         """Writes down what is left, if the ledger takes it."""
-        # Before the last flush, or two of them would write the same rows.
+        # Stopped before the last flush, or two flushes would write the same rows.
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -245,7 +245,7 @@ class Audit:
                 calls=len(late),
                 exception=type(error).__name__,
             )
-            # In the order in which they came: these were first.
+            # Older rows go first, so that the audit keeps the order of the calls.
             self._late = late + self._late
             for key, entry in self._refusals.items():
                 before = refusals.get(key)

@@ -134,7 +134,7 @@ class Batches:
             for one in piece.changed:
                 self._hub.woken(one.job, one.owner)
                 self._publisher.events(one.job, one.owner)
-            # All queues: what is retried may be of any step.
+            # Wakes all queues, because retried tasks may belong to any step.
             self._dispatcher.wake()
 
         count, token = await self._through(request, call, wanted, batches.retry, tell)
@@ -158,14 +158,14 @@ class Batches:
     async def _counted(
         self, request: Any, call: Call, wanted: Search, seconds: float
     ) -> tuple[Counter[tuple[JobState, str]], str]:
-        # Before the caller's own deadline, so that it gets the token to go on with.
+        # The answer must leave before the caller's deadline, or the token to continue with is lost.
         until = time.monotonic() + min(seconds, _seconds(call))
         key = search.read_key(request, wanted.order)
         counts: Counter[tuple[JobState, str]] = Counter()
         while True:
             some, key = await self._calls.run_for(call.owner, search.count, wanted, key)
             counts += some
-            # After a piece and not before: every call gets at least one.
+            # Checked after a piece, so that every call makes some progress.
             if key is None or time.monotonic() > until:
                 return counts, "" if key is None else write_token(request, key)
 
@@ -188,7 +188,8 @@ class Batches:
                     outcomes.append(outcome.error)
                 else:
                     outcomes.append(outcome)
-            # After each piece: what will be refused anyway is not to be made whole first.
+            # Checked after each piece, so that a batch that will be refused is not processed to its
+            # end.
             _check_size(submissions)
         if refused:
             keys = list(refused.values())
@@ -301,7 +302,7 @@ class Batches:
         for one in submissions:
             one.audit = call.record.entry
         try:
-            # In the loop: a batch that waits must not hold a thread.
+            # Waits in the event loop, so that a waiting batch holds no thread.
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:

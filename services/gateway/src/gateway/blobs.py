@@ -62,7 +62,7 @@ class Blobs:
         self._store = store
         self._settings = settings
         self._uploads = Places("uploads", settings.max_uploads, settings.upload_owner_share)
-        # By memory: a bucket's writer takes five times that of a folder.
+        # Counted in memory, because a bucket's writer takes five times as much as a folder's.
         writers = max(1, settings.upload_memory_bytes // store.writer_bytes)
         self._downloads = Places(
             "downloads", settings.max_downloads, settings.upload_owner_share, Reason.GATEWAY_BUSY
@@ -110,7 +110,7 @@ class Blobs:
                     async with self._store.writer(name) as writer:
                         most_bytes = header.size_bytes or None
                         await self._receive(pace, most_bytes, writer, call.owner, places)
-                        # Inside the writer's block: a mismatch must take the bytes away.
+                        # Inside the writer's block, so that a mismatch also removes the bytes.
                         await _check_announced(header, writer)
             blob = _blob(name, writer.stored, header)
             return UploadBlobResponse(blob=await self._kept(call, blob, pace.upload, room))
@@ -163,8 +163,7 @@ class Blobs:
                     f"A chunk of {len(chunk)} bytes is over the limit of {CHUNK_BYTES}.",
                 )
             size_bytes = gathered.size_bytes + len(chunk)
-            # At once, and not at the end: a wrong announcement must not cost the store the whole
-            # upload.
+            # Refused at once, so that a wrong announcement does not cost the store a whole upload.
             if announced_bytes is not None and size_bytes > announced_bytes:
                 raise FluoroError(
                     Reason.UPLOAD_MISMATCH,
@@ -172,7 +171,7 @@ class Blobs:
                 )
             if size_bytes > most_bytes:
                 raise _too_large(most_bytes)
-            # What was not announced is taken from the quota as it comes.
+            # An upload of unknown size takes quota as it grows.
             await pace.upload.grown(size_bytes)
             if size_bytes > SMALL_BYTES and not large:
                 # Waits, while gRPC makes the caller wait: those before it give their places back as
@@ -278,11 +277,11 @@ class Blobs:
             raise names.invalid(
                 "offset", f"Must be between 0 and the blob's size of {blob.size_bytes} bytes."
             )
-        # A caller that takes nothing holds a place that others wait for.
+        # A caller that reads nothing would hold a place that others wait for.
         call.write_seconds = self._settings.download_stall_seconds
         async with (
             self._downloads.taken(call.owner, DOWNLOAD_WAIT_SECONDS),
-            # `aclosing`: a caller who goes must not leave a range open.
+            # `aclosing` ends the range under way when the caller hangs up.
             aclosing(self._store.stream(blob.name, request.offset, SENT_CHUNK_BYTES)) as chunks,
         ):
             with blob_errors():
@@ -315,7 +314,7 @@ def _check_header(header: UploadBlobHeader, most_bytes: int) -> None:
         raise _too_large(most_bytes)
     if header.sha256 and len(header.sha256) != SHA256_BYTES:
         raise names.invalid("header.sha256", f"Must be {SHA256_BYTES} bytes, or empty if unknown.")
-    # It is sent back in answers and headers, so nothing that does not print.
+    # It goes back out in answers and headers, so control characters are refused.
     if len(header.media_type) > LONGEST_MEDIA_TYPE or not header.media_type.isprintable():
         raise names.invalid(
             "header.media_type",

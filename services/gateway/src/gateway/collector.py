@@ -153,7 +153,7 @@ class Collector:
         first = self._before.get(id_, now)
         if now - first >= self._seen_seconds:
             return True
-        # Of more it forgets, and finds them again in a later round.
+        # Names beyond the limit are forgotten, and found again in a later round.
         if sum(map(len, self._seen.values())) < MAX_REMEMBERED:
             self._found[id_] = first
         return False

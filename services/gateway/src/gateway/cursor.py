@@ -42,7 +42,7 @@ def decode(cursor: str, job: UUID, last_sequence: int) -> int:
     owner, sequence = _unpack(_LAYOUT, cursor)
     if owner != job.bytes:
         raise _invalid("belongs to another job")
-    # Such a cursor was never given out; to wait for that event might be for ever.
+    # Such a cursor was never issued. Waiting for its event might never end.
     if sequence > last_sequence:
         raise _invalid("is ahead of the job's newest event")
     return int(sequence)

@@ -70,7 +70,7 @@ def refusal(error: FluoroError) -> Refusal:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if limit := error.metadata.get("limit"):
         status.details.add().Pack(_quota_failure(limit, error))
-    # Last of the details: it takes what room the others left.
+    # The last of the details, because it takes whatever room the others leave.
     if error.violations:
         status.details.add().Pack(_bad_request(error, STATUS_BUDGET_BYTES - status.ByteSize()))
     return Refusal(grpc.StatusCode[name], message, ((DETAILS_KEY, status.SerializeToString()),))
@@ -88,7 +88,7 @@ def _bad_request(error: FluoroError, budget_bytes: int) -> error_details_pb2.Bad
     bad = error_details_pb2.BadRequest()
     for count, violation in enumerate(error.violations):
         bad.field_violations.add(field=violation.field, description=violation.description)
-        # Looked at after it was added: only the message knows its size.
+        # Measured after it was added, because only the message knows its size.
         if bad.ByteSize() > budget_bytes:
             del bad.field_violations[-1]
             bad.field_violations.add(

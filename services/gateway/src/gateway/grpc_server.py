@@ -104,7 +104,7 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
 
     def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
         super().add_registered_method_handlers(handlers)
-        # Kept here too: a call is looked up by its path when it comes out of the arrivals.
+        # Kept here too, because a call finds its handler by path once its turn comes.
         self._handlers |= handlers
 
     def _make_request_call_future(self, method: Method) -> "asyncio.Task[None]":

@@ -71,7 +71,7 @@ class Servicer:
 
     def set(self, service: str, status: "HealthCheckResponse.ServingStatus") -> None:
         """Tells watchers, unless the gateway drains."""
-        # What drains never serves again, whatever a look at the ledger says later.
+        # A draining gateway never serves again, whatever a later check of the ledger says.
         if not self._is_draining and self._statuses.get(service) != status:
             self._statuses[service] = status
             self._tell()

@@ -116,7 +116,8 @@ class Jobs:
         try:
             job = await self._submitted(request.submit, call)
         except FluoroError as error:
-            # The caller sent the submit in a field of this request.
+            # The submit is a field of this request, so the paths of bad fields need its name in
+            # front.
             error.violations = [
                 FieldViolation(f"submit.{bad.field}", bad.description) for bad in error.violations
             ]
@@ -127,7 +128,7 @@ class Jobs:
                 async for message in messages:
                     yield message
         except FluoroError as error:
-            # It was stored: whoever loses the stream needs the name to go on.
+            # The job is stored. A caller who loses the stream needs its name to continue.
             error.metadata["job"] = job.name
             raise
 
@@ -292,8 +293,8 @@ class Jobs:
                 else self._checked(request, call.owner)
             )
         except FluoroError as error:
-            # A refusal for good may be of a pipeline's newer version; the same call may have been
-            # taken before.
+            # A newer version of the pipeline may refuse what an earlier one accepted, and this call
+            # may be a repetition.
             if error.may_retry or (job := await self._earlier(request, call.owner)) is None:
                 raise
             call.record.is_about([job.name])
@@ -376,7 +377,7 @@ class Jobs:
 
     async def _snapshot(self, call: Call, job_id: UUID, view: "JobView.ValueType") -> "_Snapshot":
         """Read with other small jobs that callers wait for, or alone."""
-        # None: it is too large to be read with others.
+        # None means that the job is too large to be read with others.
         if (small := await self._snapshots.of(call.owner, (job_id, view))) is not None:
             return small
         response = WatchJobResponse()

@@ -107,8 +107,8 @@ class JobsWatches:
             else:
                 watcher.horizon, watcher.point = start, ResumePoint(start, sent=True)
             try:
-                # From the ledger until it has caught up, then from the hub; back to the ledger once
-                # too much came at once.
+                # Reads the ledger until it has caught up, then follows the hub, and returns to the
+                # ledger when too much comes at once.
                 while True:  # live, until too much comes at once
                     async for response in self._missed(watcher, resumed=start is not None):
                         yield response
@@ -159,7 +159,7 @@ class JobsWatches:
 
         Then moves them on to where the first page was read.
         """
-        # As of now: whoever is ended or falls behind during the sweep must not be moved on.
+        # Taken now, because a watcher that ends or falls behind during the sweep must not advance.
         swept = [
             (watcher, watcher.place, watcher.point.sent, watcher.all_ended())
             for watcher in self.watchers
@@ -209,7 +209,7 @@ class JobsWatches:
                 for found in news:
                     behind = [watcher.sequences[found.job] for watcher in self.followers(found.job)]
                     if behind and min(behind) < found.last:
-                        # From the hindmost on; those who have more pass over it.
+                        # Read from the hindmost watcher on; the others skip what they have.
                         positions[found.job] = min(behind)
                 # If these are the same again, what is missing there is not kept any more.
                 if not positions or positions == before:
@@ -257,7 +257,7 @@ class JobsWatches:
     def _unfollow(self, watcher: JobsWatcher, job: UUID) -> None:
         others = self._followers.get(job, set())
         others.discard(watcher)
-        # No empty sets: there would be one for each job there ever was.
+        # Empty sets go, or there would be one for each job that was ever followed.
         if not others:
             self._followers.pop(job, None)
 
@@ -407,7 +407,7 @@ class JobsWatches:
     async def _told(
         self, watcher: JobsWatcher, news: Collection[horizon.News]
     ) -> AsyncIterator[bytes]:
-        # A page at a time: a caller who reads slowly must not have the rest held here.
+        # Page by page, so that the gateway does not hold the rest for a slow reader.
         while missed := {
             found.job: watcher.sequences[found.job]
             for found in news

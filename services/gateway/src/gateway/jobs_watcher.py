@@ -79,13 +79,13 @@ class JobsWatcher(Mailbox):
         Without room for all it lags.
         """
         job = UUID(events[0].job.removeprefix("jobs/"))
-        # It lags or was ended: what it lacks it reads itself.
+        # It lags or has ended. It reads what it lacks by itself.
         if self.place is None or job not in self.sequences:
             return
         following = after(events, self.sequences[job])
         for event in self._put(following) if following else ():
             self.saw(job, event)
-        # No room for all: from here on it reads the ledger.
+        # There was no room for all, so from here on it reads the ledger.
         if self.lagging:
             self.place = None
 
@@ -119,6 +119,6 @@ class JobsWatcher(Mailbox):
 
         keep: after what it holds; otherwise at once, and its memory is free.
         """
-        # First of all: nothing is put into it any more.
+        # First of all, so that nothing more is put into it.
         self.place = None
         super().end(error, keep=keep)

@@ -93,7 +93,7 @@ class LedgerCalls:
         call, function = found
         try:
             call.set_result(function())
-        # The thread must go on, whatever a call raised.
+        # The caller gets whatever the call raised; the thread must go on.
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             call.set_exception(error)
 
@@ -119,7 +119,7 @@ class _Turns:
     def drop(self, owner: str, call: Future[Any]) -> None:
         with self._lock:
             calls = self._owners.get(owner)
-            # Without empty owners: each of them would cost a turn.
+            # Owners without calls leave the line, or each would cost a turn.
             if calls and calls.pop(call, None) and not calls:
                 del self._owners[owner]
 

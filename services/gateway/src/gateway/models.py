@@ -50,7 +50,8 @@ class Models:
                 "name", "Must be models/{id} or models/{id}/versions/{major}.{minor}.{patch}."
             )
         of_name = in_order(merged(await self._calls.run_for(call.owner, live_models, match[1])))
-        # Only ready ones can run a step. Without any, one that is not is better than nothing.
+        # Only a ready model can run a step. Without any, showing one that is not ready is better
+        # than nothing.
         ready = [model for model in of_name if model.state == Model.STATE_READY]
         wanted = (
             [model for model in of_name if model.name == request.name]

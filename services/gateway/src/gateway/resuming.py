@@ -102,8 +102,8 @@ class Resuming:
             with blob_errors():
                 segments = self._store.resumable(upload.key)
                 if len(upload.starts) > 1:
-                    # What this stream sends anew is deleted first, or the segments of many attempts
-                    # would fill the store.
+                    # Bytes that this stream sends again are deleted first, or many attempts would
+                    # fill the store.
                     left = await segments.drop_covered(upload.starts)
                     if left > MOST_LEFT * upload.size_bytes:
                         raise _broken_off(upload)
@@ -206,7 +206,7 @@ class Resuming:
     @asynccontextmanager
     async def _as_newest(self, owner: str, upload: Upload) -> AsyncIterator[None]:
         """Ends the older stream here, if there is one, and the body once a newer one begins."""
-        # At once and in this process; on other gateways it hears by its next touch.
+        # In this process the older stream ends at once; on other gateways its next touch ends it.
         if older := self._newest.get(upload.key):
             _end(older)
         limit = asyncio.timeout(None)
@@ -219,12 +219,12 @@ class Resuming:
                 finally:
                     touching.cancel()
         except TimeoutError as error:
-            # A timeout within the body is the body's.
+            # A timeout raised within the body belongs to the body.
             if not limit.expired():
                 raise
             raise uploads.superseded() from error
         finally:
-            # A newer stream may have put its own there.
+            # A newer stream may have put its own limit there.
             if self._newest.get(upload.key) is limit:
                 del self._newest[upload.key]
 
@@ -270,7 +270,7 @@ class Resuming:
                 with blob_errors():
                     await self._store.delete_soon(name)
             raise
-        # After the record: until then a lost answer must find the segments again.
+        # Only after the record: if its answer is lost, the next try still needs the segments.
         with blob_errors():
             await segments.remove()
             if stored.name != name:  # the owner has the same bytes already

@@ -166,9 +166,8 @@ class Tail:
             heard = self._heard
             await self._or_end(self._publish_echo(), patience)
             await asyncio.sleep(ECHO_SECONDS)
-            # Whatever arrived is a sign of life, not only the echo.
-            # Nothing arrived, not even what was sent to ourselves: the connection is dead or leads
-            # to a replica.
+            # Whatever arrived is a sign of life, not only the echo. Nothing arrived, not even our
+            # own echo: the connection is dead or leads to a replica.
             if self._heard == heard:
                 patience.reschedule(loop.time())
             if left := {shard for shard in self._asked if not self._wanted[shard]}:

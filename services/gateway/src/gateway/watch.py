@@ -138,7 +138,7 @@ class Hub:
         Open it before reading its state. FluoroError SHUTTING_DOWN, now or by the future.
         """
         self.refuse_if_closing()
-        # Not a watcher: who waits for the end needs no events.
+        # A future and not a watcher, because waiting for the end needs no events.
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._told(self._waiting, job, owner, ended):
             try:
@@ -199,7 +199,7 @@ class Hub:
         events = await self._callers.run_for(
             owner, read.events_after, {watcher.job: sequence}, limit=PAGE_EVENTS_OF_A_JOB
         )
-        # Ended during the read, it must not be fed what was read.
+        # It may have ended during the read, and then gets nothing more.
         watcher.raise_if_ended()
         oldest = events[0].sequence if events else last + 1
         if oldest > sequence + 1:
@@ -207,7 +207,7 @@ class Hub:
             await self._callers.run_for(owner, read.job_head, owner, watcher.job)
             raise cursor.expired(watcher.job, oldest)
         watcher.sequence = events[-1].sequence if events else sequence
-        # Less than a page: these were the newest, and the hub goes on from here.
+        # A short page means that these events are the newest. The hub takes over from here.
         if len(events) < PAGE_EVENTS_OF_A_JOB:
             watcher.lagging = False
             self._call_for(watcher.job)  # what came since the read
@@ -215,7 +215,7 @@ class Hub:
 
     def recall_progress(self, watcher: Watcher) -> None:
         """Gives the watcher, soon, the latest progress from before it came."""
-        # Without Redis nobody keeps progress.
+        # Without Redis there is no stored progress to recall.
         if self._tail.up:
             self._recall.ask(watcher)
 
@@ -374,7 +374,7 @@ class Hub:
             if self.jobs_watches:
                 known += [watcher.sequences[job] for watcher in self.jobs_watches.followers(job)]
             if known:
-                # From the hindmost: the others pass over what they have.
+                # Read from the hindmost watcher on; the others skip what they already have.
                 positions[job] = min(known)
         return positions
 

@@ -68,7 +68,7 @@ class Mailbox:
         """
         if self._error is not None:
             return
-        # Of one task alone nobody asks whose it is, which spares parsing it.
+        # Progress of a single task needs no key, which spares parsing it.
         if self._lone_progress:
             self._progress[_task_of(self._lone_progress)] = self._lone_progress
             self._lone_progress = b""

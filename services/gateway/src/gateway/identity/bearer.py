@@ -71,14 +71,14 @@ class JwtBearer:
         not known.
         """
         token = bearer(caller)
-        # Service tokens begin with a word of their own and go to another source.
+        # Service tokens have a prefix of their own and belong to another source.
         if token is None or token.startswith(PREFIX):
             return None
         if self._version != self._keys.version:
             # A key may be gone because it was stolen: what it signed is looked at again.
             self._known.clear()
             self._version = self._keys.version
-        # By its hash: the cache must not be a list of tokens that are good.
+        # Cached by hash, so that the cache is not a list of valid tokens.
         digest = hashlib.sha256(token.encode()).digest()
         if (principal := self._known.get(digest)) is None:
             principal = self._known[digest] = self._principal(self._claims(token))
@@ -86,7 +86,7 @@ class JwtBearer:
                 self._known.popitem(last=False)
         else:
             self._known.move_to_end(digest)
-        # Looked at with every call: what is remembered is the signature, not the time.
+        # Checked on every call: the cache remembers the signature, not the time.
         if principal.expires is not None and time.time() > principal.expires:
             raise expired()
         return principal
@@ -98,7 +98,7 @@ class JwtBearer:
         except jwt.PyJWTError:
             raise invalid("it is not a JWT") from None
         key = self._keys.key(key_id)
-        # It may be of a key that is younger than our list.
+        # The issuer may have signed it with a key that is newer than our list.
         if key is None:
             raise self._unknown_key()
         try:
@@ -118,8 +118,8 @@ class JwtBearer:
             raise invalid(_WHY.get(type(error), "its signature or form is wrong")) from None
 
     def _unknown_key(self) -> FluoroError:
-        # Right after a fetch, a key that is not there does not exist. Otherwise the caller is not
-        # told that the token is bad.
+        # Right after a fetch, a missing key does not exist. Before that, the token may be good, so
+        # the caller should retry.
         if self._keys.is_fresh():
             return invalid("no key of the issuer signed it")
         return FluoroError(
@@ -156,7 +156,7 @@ _WHY: Final[dict[type[jwt.PyJWTError], str]] = {
 
 def _claim(claims: dict[str, Any], path: str) -> Any:
     """The claim of that name, or of that path through objects."""
-    # A whole name first: some issuers have URLs as names of claims, with dots in them.
+    # The whole name first: some issuers name claims by URLs, which have dots in them.
     if path in claims:
         return claims[path]
     found: Any = claims

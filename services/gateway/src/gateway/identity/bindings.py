@@ -19,7 +19,7 @@ class Bindings:
         self._roles: dict[str, frozenset[Role]] = {}
         for entry in filter(None, text.split(",")):
             owner, _, roles = entry.partition("=")
-            # An owner may stand there twice; the roles add up.
+            # An owner may be listed twice; the roles add up.
             self._roles[owner] = self._roles.get(owner, frozenset()) | frozenset(
                 Role(role) for role in roles.split("+")
             )

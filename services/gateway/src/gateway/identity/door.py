@@ -46,8 +46,8 @@ class Door:
         Whom it found stands in `caller.known` then, too.
         """
         principal = caller.known = await self.identify(caller)
-        # Before the owner is looked at: who may not make the call at all learns nothing about
-        # others.
+        # Checked before the owner, so that callers without the role learn nothing about other
+        # owners.
         if principal.roles.isdisjoint(needed):
             raise _lacks(principal, method, sorted(needed))
         filtered = owner_named(asked())
@@ -59,7 +59,7 @@ class Door:
             owner = filtered if owner == principal.owner else owner
         name = principal.name or principal.owner
         if owner != principal.owner:
-            # Set before the refusal: the audit wants to know who asked for whom.
+            # Set before the refusal, so that the audit records who asked for whom.
             caller.known = replace(principal, owner=owner, name=name)
             if Role.OPERATOR not in principal.roles:
                 what = f"Another owner in metadata {KEY} or a filter"

@@ -100,7 +100,7 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     body = bytearray()
     while chunk := response.read1(64 * 2**10):
         body += chunk
-        # While it comes: what is too long must not be in memory first.
+        # Checked while it arrives, so that an oversized document never fills memory.
         if len(body) > MAX_BYTES:
             raise FetchError("the document is too long")
     # `read1` ends the same way at the end and at a break.

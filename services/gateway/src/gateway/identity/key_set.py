@@ -71,7 +71,7 @@ class KeySet:
             log.warning("issuer_keys_not_fetched", why=str(error), kept=len(self._keys))
             return False
         self._fetched, self._is_up_to_date = time.monotonic(), True
-        # By its bytes: an unchanged list keeps what is remembered of tokens.
+        # Compared by bytes, so that an unchanged list keeps the cached tokens.
         if text != self._text:
             log.info("issuer_keys_changed", keys=len(keys))
             self._keys, self._text, self.version = keys, text, self.version + 1

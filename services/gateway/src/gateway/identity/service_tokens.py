@@ -49,7 +49,7 @@ class ServiceTokens:
         if token is None or not token.startswith(tokens.PREFIX):
             return None
         digest = tokens.digest(token)
-        # Bad ones are remembered too, apart: a flood of them must not push out the good.
+        # Bad tokens have a cache of their own, so that a flood of them cannot push out good ones.
         answer = self._good.get(digest) or self._bad.get(digest)
         if answer is None or answer.until < time.monotonic():
             answer = await self._ask(digest, caller)
@@ -88,7 +88,7 @@ class ServiceTokens:
                 revocable=True,
             )
             answer = _Answer(principal, found.revoked, until)
-        # In one of the two only: a token that was revoked was a good one before.
+        # A revoked token was a good one before, so it must leave the other cache.
         _remember(self._bad if found is None or found.revoked else self._good, digest, answer)
         (self._good if found is None or found.revoked else self._bad).pop(digest, None)
         return answer

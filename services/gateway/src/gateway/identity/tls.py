@@ -76,8 +76,8 @@ def _stamp(files: TlsFiles) -> Stamp:
         stats = [Path(path).stat() for path in files if path]
     except OSError as error:
         raise TlsFilesError(f"{error.filename}: {error.strerror}") from error
-    # By the inode as well: a ConfigMap is replaced by a link to a new folder, maybe within the same
-    # second.
+    # The inode counts too: Kubernetes replaces a ConfigMap by a link to a new folder, maybe within
+    # the same second.
     return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in stats)
 
 
@@ -105,7 +105,7 @@ def _check(files: TlsFiles, certificate: bytes, key: bytes, client_ca: bytes) ->
         kept = load_pem_private_key(key, None).public_key()
     except (ValueError, TypeError) as error:
         raise TlsFilesError(f"{files.key} holds no PEM key without a password") from error
-    # By the public key: the same for every form that a key may be written in.
+    # Compared as public keys, which are the same for every file format of a key.
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if shown.public_bytes(*form) != kept.public_bytes(*form):
         raise TlsFilesError(f"{files.key} is not the key of {files.certificate}")

@@ -118,7 +118,7 @@ class Arrivals:
     def _turn_away(self, owner: str, call: Arrival) -> None:
         if self._refusals.spend():
             call.refuse()
-        # Even these are bounded. Beyond that they are let go of, which cancels them.
+        # Held calls are bounded too. Beyond the bound a call is dropped, which cancels it.
         elif self._refusals.hold():
             self._held.setdefault(owner, deque()).append(call)
 
@@ -126,7 +126,7 @@ class Arrivals:
         self._has_begun = True
         self._refusals.earn()
         call.begin()
-        # A refusal for each call that is served, as long as some are earned.
+        # Each call that begins may pay for the refusal of a held one.
         if self._held and self._refusals.spend():
             self._next_held().refuse()
         # Calls of other methods, and those under way, have their turn in between.

@@ -80,7 +80,7 @@ class Bucket:
         """
         self.level = min(self.size, self.level + (now - self.time) * self.rate)
         self.time = now
-        # More than a bucket holds would never be there.
+        # A bucket never holds more than its size, so a larger cost needs only a full one.
         needed = min(cost, self.size)
         if self.level < needed:
             return (needed - self.level) / self.rate
@@ -157,7 +157,7 @@ class Buckets:
         self._buckets[name] = bucket
         self._buckets.move_to_end(name)
         if len(self._buckets) > MAX_BUCKETS:
-            # It starts full if it comes back. Nobody used it for longest.
+            # The bucket unused for longest goes. It starts full if its owner comes back.
             gone, _ = self._buckets.popitem(last=False)
             self._spent.pop(gone, None)
         return bucket

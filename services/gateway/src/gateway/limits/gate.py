@@ -83,7 +83,7 @@ class Limits:
                 metadata={"limit": name, "value": str(most)},
                 retry_seconds=PLACE_SECONDS,
             )
-        # After the places: a call that is refused for want of one costs nothing of the rate.
+        # Charged after the check of places, so that a call refused there costs no rate.
         if limits.calls_per_second:
             self._take("calls_per_second", owner, limits.calls_per_second, 1)
         taken[owner] = under_way + 1
@@ -100,7 +100,7 @@ class Limits:
         FluoroError RATE_LIMITED or JOB_QUOTA_EXCEEDED; with a quota, a reason of LEDGER_OUTAGES.
         """
         limits = self._owners.of(owner)
-        # The quota first: jobs that are refused for it must not cost rate.
+        # The quota comes first, so that jobs refused for it cost no rate.
         if limits.max_open_jobs:
             await self._open_jobs.add(owner, jobs, limits.max_open_jobs)
         if limits.jobs_per_second:

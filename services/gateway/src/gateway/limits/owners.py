@@ -137,7 +137,7 @@ def _limits(path: str, owner: str, table: object, usual: OwnerLimits) -> OwnerLi
             f'{path}: "{owner}" is no table of an owner. Write ["NAME"], and its limits below.'
         )
     try:
-        # Over the usual limits, so that a table says only what differs.
+        # Merged over the usual limits, so that a table lists only what differs.
         return OwnerLimits.model_validate(usual.model_dump() | table)
     except ValidationError as error:
         first = error.errors()[0]

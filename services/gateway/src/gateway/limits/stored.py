@@ -111,7 +111,7 @@ class _Coming:
             landed = room.landed
             try:
                 used = await self._calls.run_for(self._owner, usage.used_bytes, self._owner)
-                # What landed before the read began is in it.
+                # Bytes that landed before the read began are part of the reading.
                 self._used = used - landed
             except FluoroError:
                 if over:
