@@ -47,8 +47,8 @@ def take(connection: LedgerConnection, queues: Iterable[str] = QUEUES) -> list[M
         after = turn.FIRST
         while True:
             one = turn.take(connection, queue, after)
-            # Each turn goes on where the one before stopped, or lines behind the first 256 would
-            # never come up.
+            # Each turn continues where the one before stopped, or lines behind the first 256 would
+            # never get a turn.
             after = one.last or after
             messages += one.taken
             if not one.goes_on:
@@ -81,7 +81,7 @@ class Dispatcher(threading.Thread):
         with self._lock:
             self._asked.update(queues or self._queues)
             # With short tasks that is once a task, and each time a switch of threads for nothing.
-            # All that is asked for holds plenty; the look that is due says when that is over.
+            # Every queue asked for holds plenty, and the next look will notice when that ends.
             if self._asked <= self._with_plenty:
                 return
         if not self._woken.is_set():  # setting it again takes a lock, and tells nothing new
@@ -108,7 +108,7 @@ class Dispatcher(threading.Thread):
             looks = {queue: look for queue, look in looks.items() if look != DONE}
             with self._lock:
                 self._with_plenty = {queue for queue, look in looks.items() if look.holds_plenty}
-            # What is freed within these milliseconds goes together in one turn.
+            # Slots freed within these milliseconds share one turn.
             self._closing.wait(SHORTEST_WAIT_SECONDS)
 
     def dispatch(self) -> int:

@@ -33,7 +33,7 @@ def file_name(stem: str, key: str, suffix: str) -> str:
     `preview-0003.png` for `3`, `preview-3~0007.png` for `3/0007`. No two keys share a name, also
     where file names do not tell `A` from `a`.
     """
-    # Zeros in front, so that names sort as numbers do.
+    # Leading zeros make names sort like numbers.
     if _NUMBER.fullmatch(key):
         return f"{stem}-{int(key):04}{suffix}"
     name = key.replace("/", "~")  # not a character of keys

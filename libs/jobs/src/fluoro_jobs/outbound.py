@@ -205,7 +205,7 @@ class Outbound:
     def target(self, url: str) -> Target:
         """What the URL names. FluoroError SOURCE_NOT_ALLOWED unless its host is on the list."""
         target = _parsed(url) if len(url) <= LONGEST_URL else None
-        # Scheme, host and port, all three: a list that allows https must not allow http.
+        # Compares scheme, host and port, because a list that allows https must not allow http.
         if target is None or target[:3] not in self._hosts:
             raise not_allowed()
         return target
@@ -266,7 +266,7 @@ class Outbound:
     def _secured(connection: socket.socket, target: Target, seconds: float) -> socket.socket:
         if target.scheme == "http":
             return connection
-        # The system's authorities, and the host's name is checked: the address alone proves
+        # The default context verifies the chain and the host's name. The address alone proves
         # nothing.
         context = ssl.create_default_context()
         secured = connection

@@ -74,7 +74,7 @@ class Pace:
         started = time.monotonic()
         if started < self._quiet_until:
             return Look(wait_seconds=self._quiet_until - started, seen=seen, holds_plenty=True)
-        # One round trip, and not atomic: nothing here decides what is true.
+        # One round trip without a transaction, because nothing here decides what is true.
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.llen(self._queue)
             pipe.get(self._after_key)
@@ -95,7 +95,7 @@ class Pace:
             return MINE
         if turn is None or seen not in {None, turn}:
             return DONE  # a turn that began after the reason to look came, and serves it
-        # No look before the turn can be over, and none so late that a freed slot idles.
+        # Not before the turn can be over, and not so late that a freed slot idles.
         wait = min(max(left_ms / 1000, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
         return Look(wait_seconds=wait, seen=turn)
 

@@ -110,7 +110,7 @@ class RedisServer:
         allowed = (_SENTINEL_OPTIONS if with_sentinel else frozenset()) | (
             _TLS_OPTIONS if with_tls else frozenset()
         )
-        # An option that would be ignored is a mistake: somebody believes that it holds.
+        # Ignoring an option would mislead whoever set it.
         if unknown := sorted(options.keys() - allowed):
             raise ValueError(
                 f"{parts.scheme}:// does not take {', '.join(unknown)}. "
@@ -121,7 +121,7 @@ class RedisServer:
                 "A sentinel URL names what the Sentinels watch: "
                 "sentinel://host:26379/0?master=NAME."
             )
-        # From the right: a password may hold an @.
+        # Split from the right, because a password may contain an @.
         userinfo, _, hosts = netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         return cls(

@@ -185,7 +185,7 @@ class Publisher:
         except redis.RedisError as error:
             log.debug("wakeups_wait", exception=type(error).__qualname__)
             self._closing.wait(AWAY_SECONDS)
-            # It waits on, so the thread must not sleep until something new comes.
+            # Wakes itself, because the unsent wake-ups must not wait for something new.
             self._woken.set()
         except Exception:
             # Without this thread everybody would find out late, and nobody would know why.
@@ -217,7 +217,7 @@ class Publisher:
                         pipeline.execute_command(*command)
                 # Progress that a full Redis does not keep is no reason to tell everything again.
                 pipeline.execute(raise_on_error=False)
-                # Deleted only after they were sent; the rest goes back below.
+                # Deleted only after they were sent. The handler below puts the rest back.
                 for key in some:
                     del batch[key]
         except redis.RedisError:

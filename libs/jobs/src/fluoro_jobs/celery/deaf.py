@@ -23,7 +23,7 @@ class DeafWatch:
         self, redis_url: str, queue: str, after_seconds: float, on_deaf: Callable[[], None]
     ) -> None:
         """on_deaf: called at each look once one message has waited this long beside a free slot."""
-        # A Redis that hangs may hold a heartbeat up for this long only.
+        # A hanging Redis delays a heartbeat by this much at most.
         self._redis = connect(redis_url, timeout_seconds=ASK_SECONDS)
         self._queue = queue
         self._after_seconds = after_seconds
@@ -62,8 +62,8 @@ class SlotWatch:
     def look(self, over: Iterable[str]) -> None:
         """To be called every few seconds. over: the ids of such requests."""
         now = time.monotonic()
-        # What is not over any more is forgotten with this, so a slot that comes free starts from
-        # zero the next time.
+        # Requests that are no longer over drop out here, so a freed slot starts from zero the next
+        # time.
         self._since = {request: self._since.get(request, now) for request in over}
         if any(now - since > self._after_seconds for since in self._since.values()):
             self._on_stuck()

@@ -25,9 +25,9 @@ MORE: Final = "more"
 TAKE_SECONDS: Final = 0.5
 """Longest wait for Redis's answer. Celery's main loop waits with it."""
 
-# Half of what waits is left to the other slots, so none idles beside a slot with a handful.
-# The length and the pop in one script: of two workers that count first and take later, both would
-# take the whole.
+# Half of what waits is left to the other slots, so none idles beside a slot with a handful. Length
+# and pop are one script. Otherwise two workers could both count the same messages and take too
+# many.
 _TAKE: Final = """
 local most = math.min(tonumber(ARGV[1]), math.floor(redis.call('LLEN', KEYS[1]) / ARGV[2]))
 if most < 1 then return {} end
@@ -55,7 +55,7 @@ class Hand:
             found: Sequence[bytes] = self._take(keys=[self._queue], args=[most, self._share])
         except redis.RedisError as error:
             log.warning("redis_unavailable", exception=type(error).__qualname__)
-            # The first message, which Celery has taken already, is run all the same.
+            # Celery has already taken the first message, which runs in any case.
             return []
         return [one for one in map(_read, found or ()) if one is not None]
 

@@ -135,7 +135,7 @@ class LedgerRequest(Request):
     def __init__(self, message: Any, **options: Any) -> None:
         """As Celery makes it: when it sends the message to the pool."""
         super().__init__(message, **options)
-        # What it does not know goes back at once: the child would have nothing to run it with.
+        # Unknown operations go back at once, because the child could not run them.
         more = [attempt for name, attempt in self._more() if self._known(name, attempt)]
         # In any case: whoever sent the message has no say in this.
         self.request_dict[MORE] = [(str(task), number) for task, number in more]
@@ -162,7 +162,7 @@ class LedgerRequest(Request):
 
     def kill(self, pool: Any) -> None:
         """Kills the pool child that runs this request, unless the request is over."""
-        # Between the look and the signal the child must not begin another request.
+        # The child must not begin another request between the check and the signal.
         with _ENDS:
             # After its end the child may run another request, which must not be hit.
             if not self._over:

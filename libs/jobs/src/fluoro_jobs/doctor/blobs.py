@@ -22,7 +22,7 @@ def look(store: BlobStore) -> Iterator[Finding]:
     try:
         store.put(name, _PROBE)
         doing = "read"
-        # Read back: a store may take writes and give nothing, or something else, behind a cache.
+        # Reads the blob back, because a store behind a cache may return nothing or something else.
         same = store.read(name) == _PROBE
         doing = "delete"
         store.delete(name)

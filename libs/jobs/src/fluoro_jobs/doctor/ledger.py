@@ -105,7 +105,7 @@ def _schema(connection: LedgerConnection) -> Iterator[Finding]:
     has = rows[0][0] if rows else "none"
     if has == head:
         yield ok("schema", f"{has}, as this release needs it")
-    # None at all is older than any: the same command mends both.
+    # An empty database counts as an old one: the same command fixes both.
     elif has in known or not rows:
         advice = "Run python -m fluoro_jobs.ledger.migrate."
         yield fault("schema", f"{has}; this release needs {head}", advice)

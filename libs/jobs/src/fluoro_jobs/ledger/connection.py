@@ -238,8 +238,8 @@ class Ledger:
             try:
                 yield connection
             finally:
-                # Given back whatever happened. The pool itself looks at the connection's state, and
-                # drops a broken one.
+                # The connection goes back whatever happened. The pool checks its state and drops a
+                # broken one.
                 connection.used_time = time.monotonic()
                 pool.putconn(connection)
         except psycopg.Error as error:
@@ -293,13 +293,13 @@ class Ledger:
                 if pool is self._pool:
                     raise
                 continue  # it was replaced between the two lines
-            # New, or just used: to ask first would add a round trip to every call of a busy
-            # process.
+            # A connection that is new or was just used is trusted: asking first would add a round
+            # trip to every call of a busy process.
             if not connection.used_time or time.monotonic() - connection.used_time < IDLE_SECONDS:
                 return pool, connection
             try:
-                # A connection that was cut off swallows the question too. Three seconds are lost
-                # then, not ten.
+                # A connection that was cut off swallows the question too. That costs three seconds
+                # instead of ten.
                 connection.seconds = ASK_SECONDS
                 connection.execute("SELECT")
                 connection.seconds = self._statement_seconds
@@ -487,8 +487,8 @@ def _beginning_with(host: str, port: str, conninfo: str) -> str:
     parameters = conninfo_to_dict(conninfo)
     hosts = str(parameters.get("host", "")).split(",")
     ports = str(parameters.get("port", "")).split(",")
-    # Without a choice of hosts there is nothing to order. Addresses stand in a list beside the
-    # hosts, which would have to move along.
+    # With one host there is nothing to order. A list of addresses would have to be reordered along
+    # with the hosts.
     if len(hosts) == 1 or "hostaddr" in parameters:
         return conninfo
     pairs = list(zip(hosts, ports if len(ports) == len(hosts) else ports * len(hosts), strict=True))

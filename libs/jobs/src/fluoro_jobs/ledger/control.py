@@ -55,14 +55,14 @@ def cancel(connection: LedgerConnection, owner: str, job_id: UUID) -> bool:
     """The same without reading the job afterwards. Whether it was this that ended the job."""
 
     def act(graph: JobGraph) -> JobState | None:
-        # In the transition, not before it: a deletion may take the job from its owner in between.
+        # Checked in the transition, because a deletion may take the job from its owner before it.
         if graph.owner != owner:
             raise job_not_found(job_id)
         ends = not is_terminal(graph.state)
         graph.cancel(Reason.JOB_CANCELLED, "Cancelled by its owner.")
         return graph.state if ends else None
 
-    # Open tasks alone: a cancel changes no others, and a job may have 10,000 that ended.
+    # Reads only open tasks: a cancel changes no others, and a job may have 10,000 that ended.
     ended = transition(connection, job_id, act, Tasks.OPEN)
     count_end(ended)
     return ended is not None
@@ -94,7 +94,7 @@ def retry(connection: LedgerConnection, owner: str, job_id: UUID) -> None:
         # The same answer as for a job that never was: the caller must not learn that it exists.
         if graph.owner != owner:
             raise job_not_found(job_id)
-        # What still runs would race with the retry of the same task.
+        # A task that still runs would race with its own retry.
         if not is_terminal(graph.state):
             raise FluoroError(
                 Reason.JOB_NOT_ENDED, "The job has not ended. Wait for its end, or cancel it first."
@@ -102,5 +102,5 @@ def retry(connection: LedgerConnection, owner: str, job_id: UUID) -> None:
         if not graph.retry():
             raise FluoroError(Reason.NOTHING_TO_RETRY, "Nothing in the job failed.")
 
-    # All tasks are read: a retry decides about each, and counts them anew.
+    # Reads all tasks, because a retry decides about each and counts them again.
     transition(connection, job_id, act)

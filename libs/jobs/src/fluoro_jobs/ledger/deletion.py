@@ -32,8 +32,8 @@ DELETE FROM events WHERE job_id = %(job)s AND sequence > (
   SELECT coalesce((SELECT sequence FROM events WHERE job_id = %(job)s
     ORDER BY sequence DESC OFFSET %(rows)s LIMIT 1), 0))
 """
-# By place on the page: a DELETE knows no LIMIT, and a big job's rows in one statement would exceed
-# its deadline.
+# Rows are chosen by ctid because DELETE has no LIMIT, and deleting a big job's rows in one
+# statement would exceed the deadline.
 _ROWS: Final = """
 DELETE FROM {table} WHERE ctid = ANY(ARRAY(
   SELECT ctid FROM {table} WHERE job_id = %(job)s LIMIT %(rows)s))
@@ -72,8 +72,7 @@ def delete_job(
     if connection.execute(_MARK, (job_id, owner)).fetchone() is not None:
         return True
     try:
-        # Nothing was marked. This read finds out why, and only then: the usual case is one
-        # statement.
+        # Nothing was marked. Only then does a second statement find out why.
         job_head(connection, owner, job_id)
     except FluoroError as error:
         if allow_missing and error.reason is Reason.JOB_NOT_FOUND:
@@ -89,7 +88,7 @@ def remove_deleted(connection: LedgerConnection, seconds: float = ROUND_SECONDS)
     until = time.monotonic() + seconds
     count = 0
     for (job,) in connection.execute(_MARKED, (JOBS,)).fetchall():
-        # The deadline is looked at between chunks, so that a large job cannot keep the sweeper from
+        # The deadline is checked between chunks, so that a large job cannot keep the sweeper from
         # its other work.
         while _remove_some(connection, job):
             if time.monotonic() > until:
@@ -113,8 +112,8 @@ def _remove_some(connection: LedgerConnection, job: UUID) -> bool:
             removed.append(rows.rowcount)
             blobs = [blob for (blob,) in rows.fetchall() if blob is not None]
             if blobs:
-                # Locked and looked at in two statements: the second one has a new snapshot, so it
-                # sees the inputs of submits that it waited for.
+                # Two statements, because the second has a new snapshot and sees the inputs of
+                # submits that the first waited for.
                 connection.execute(_LOCK_BLOBS, {"blobs": blobs})
                 connection.execute(_BLOBS, {"blobs": blobs})
     # A table that gave a full chunk may have more. One that gave less is empty of this job's rows.

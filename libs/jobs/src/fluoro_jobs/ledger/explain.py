@@ -51,7 +51,7 @@ def explanation(found: Standing) -> JobExplanation:
     told = JobExplanation(job=job.name, state=job.state)
     set_time(told.time, found.now)
     told.attempts_truncated = found.attempts_truncated
-    # Read from the newest on, because only so many are read; told in the order in which they
+    # The query reads the newest first, because it reads only so many. The answer lists them as they
     # happened.
     for ordinal, shard, attempt in reversed(found.attempts):
         told.attempts.add(step=found.steps[ordinal].name, shard=shard, attempt=attempt)
@@ -84,7 +84,7 @@ def _summary(steps: Sequence[StepExplanation]) -> str:
 
 
 def _causes(found: Standing, step: StandingStep) -> Iterator[Cause]:
-    # A missing model comes first, and even if the step still waits: it can be mended before the
+    # A missing model is reported first, even while the step still waits: it can be added before the
     # step fails.
     if missing := [str(model) for model in step.models if model in found.unserved]:
         yield _without_model(found, step, missing)
@@ -293,7 +293,7 @@ def _work(found: Standing, step: StandingStep, queue: QueueStanding) -> Work:
         elapsed_seconds=max((_seconds_since(found, one) for one in started), default=0),
         tasks_ahead=_ahead(found, step, queued)[0],
         free_slots=max(0, queue.slots - queue.running),
-        # A divisor below: a queue whose workers all gave up their slots would divide by zero.
+        # At least 1, because the forecast divides by it, and a queue may have no slots.
         slots=max(1, queue.slots),
         # If others of the step can run now, the wait of some does not delay its beginning.
         wait_seconds=max(0, (min(waiting) - found.now).total_seconds()) if all_wait else 0,
@@ -319,8 +319,8 @@ def _set(into: Estimate, now: datetime, span: Span, samples: int) -> None:
 
 
 def _seconds_since(found: Standing, attempt: job_pb2.Attempt) -> float:
-    # `now` is when the transaction began; its snapshot, taken a moment later, may hold an attempt
-    # that is younger.
+    # `now` is when the transaction began. Its snapshot is taken a moment later and may hold a
+    # younger attempt.
     return max(0.0, found.now.timestamp() - attempt.start_time.ToNanoseconds() / 1e9)
 
 

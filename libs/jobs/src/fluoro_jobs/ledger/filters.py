@@ -393,7 +393,7 @@ def _joined(value: "Tree[Token]") -> str:
 def _text(piece: "Token | Tree[Token]") -> str:
     assert isinstance(piece, Token)
     return (
-        # A backslash takes the next character as it is, a quote or a backslash too.
+        # A backslash makes the next character literal, also a quote or another backslash.
         re.sub(r"\\(.)", r"\1", piece[1:-1], flags=re.DOTALL) if piece.type == "STRING" else piece
     )
 

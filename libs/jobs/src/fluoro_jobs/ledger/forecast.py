@@ -79,7 +79,7 @@ def start(work: Work, after: Span, each: Rate) -> Span:
     if work.running:
         return NOW
     begun = Span(*(max(when, work.wait_seconds) for when in after))
-    # Those before it take the free slots first; it has to wait for a slot only beyond them.
+    # Tasks ahead take the free slots first. Only the ones beyond those make this one wait.
     before = max(0, work.tasks_ahead + 1 - work.free_slots)
     # Slots become free evenly, so one of many is free after a fraction of a task's length.
     return begun.plus(each.seconds, before / work.slots)

@@ -103,8 +103,8 @@ class JobGraph:
 
     def inputs_of(self, step: Step) -> int:
         """Ordinal under which `step_inputs` has its inputs: the first step with these sources."""
-        # The first of them in the graph, not the first to be planned: every transition must find
-        # the same.
+        # The first in the graph and not the first to be planned, because every transition must find
+        # the same one.
         return min(
             (other.ordinal for other in self.steps.values() if other.sources == step.sources),
             default=step.ordinal,
@@ -158,8 +158,8 @@ class JobGraph:
             return
         self.ended_attempts.append(AttemptEnd(task.id, task.attempt, outcome, reason, message))
         step = self.steps[task.step]
-        # `attempt` has been raised by the claim. The last one allowed must not leave another behind
-        # it.
+        # The claim has raised `attempt` already, so the last attempt allowed does not get another
+        # one.
         if may_retry and task.attempt < task.allowed:
             task.delay_seconds = step.backoff_seconds(task.attempt)
             self._move_task(task, TaskState.READY, reason, message)
@@ -252,7 +252,7 @@ class JobGraph:
             return
         # Shards beyond are left from an earlier plan that had more.
         tasks = [task for task in tasks if task.shard < step.counters.tasks]
-        # None may be bad although the step failed: every item may have been skipped. Then all run
+        # The step may have failed without a bad task, because every item was skipped. Then all run
         # again.
         bad = [
             task
@@ -267,8 +267,8 @@ class JobGraph:
                 step.counters.add(task)
         for task in bad:
             task.state = TaskState.READY
-            # From where it stands: numbers of attempts never come twice (I7), and it may have as
-            # many again as at first.
+            # Counted from the attempts there were, because their numbers never repeat (I7). The
+            # task may have as many again as at first.
             task.allowed, task.returned, task.delay_seconds = task.attempt + step.max_attempts, 0, 0
             task.counts, task.result, task.result_blob = None, None, None
             self.changed_tasks.add(task.id)
@@ -279,8 +279,8 @@ class JobGraph:
 
     def _unblock(self, step: Step) -> None:
         """Nothing that it waits for is left: it gets its inputs and its tasks."""
-        # No sources: on each input of the job. An empty list: an operation without items, which has
-        # one task.
+        # None means each input of the job. An empty list means an operation without items, which
+        # has one task.
         if step.sources is None:
             self.plan(step, self.input_count)
         elif not step.sources:
@@ -348,11 +348,10 @@ class JobGraph:
         if counters.ended < counters.tasks:
             return
         total, succeeded, failed = counters.total, counters.succeeded, counters.failed_items
-        # Tasks that failed with nothing that succeeded: their own reason says more than a count of
-        # items.
+        # Tasks failed and nothing succeeded. A task's own reason says more than a count of items.
         if counters.failed and (counters.failed == counters.tasks or not succeeded):
             self._move_step(step, StepState.FAILED, *self._last_word(step))
-        # Whatever was worked on is skipped or failed: a step of no use to those after it.
+        # Every item was skipped or failed, so the step has nothing for those after it.
         elif total and not succeeded:
             reason = Reason.ALL_ITEMS_FAILED if failed else Reason.NO_APPLICABLE_INPUT
             text = (
@@ -374,7 +373,7 @@ class JobGraph:
         """Why a task of the step failed, if one did so in this transition."""
         for change in reversed(self.changes):
             if change.step == step.ordinal and change.state is TaskState.FAILED:
-                # The newest of them: it is the one that ended the step.
+                # The newest failure is the one that ended the step.
                 return change.reason, change.message
         # The others failed in earlier transitions, whose changes are not here.
         return Reason.STEP_FAILED, "A task failed; its attempts say why."

@@ -75,8 +75,7 @@ class Held:
     @property
     def standing(self) -> Standing:
         """Where it stands."""
-        # OVERDUE comes from the ledger's clock and its start of the attempt, never from the
-        # worker's.
+        # Time is the ledger's, also the attempt's start: a worker's clock may be wrong.
         match self.outcome, self.reason:
             case None, _:
                 return Standing.OVERDUE if self.seconds > self.timeout_seconds else Standing.IN_TIME
@@ -143,8 +142,7 @@ def lose_of_worker(connection: LedgerConnection, worker: Worker, lost: TaskAttem
     Returns the job if it moved.
     """
     held = connection.execute(_OF_ATTEMPT, (worker.id, *lost)).fetchall()
-    # Read first, ended after: between the two the attempt may have ended on its own, and `lose`
-    # then writes nothing.
+    # The attempt may end on its own between this read and `lose`, which then writes nothing.
     return [
         one[0] for one in held if lose(connection, Attempt(*one), "The process that ran it died.")
     ]

@@ -27,7 +27,7 @@ class Line(Generic[Item]):
         """No more will come."""
         with self._changed:
             self._closed = True
-            # It may wait for something that will never come.
+            # The taker may be waiting for something that will never come.
             self._changed.notify()
 
     def take(self, *, wait: bool) -> Item | None:

@@ -73,10 +73,10 @@ def list_inputs(
 ) -> ListInputsResponse:
     """One page of a job's inputs, in order. FluoroError as from `list_items`."""
     limit, key = page_size(request), read_token(request, int)
-    # Whose job it is, before anything of it is read.
+    # Checks whose job it is before reading anything of it.
     _steps(connection, owner, job_id)
     start = int(key[0]) if key else 0
-    # One more than asked for: where the next page begins.
+    # One row more than asked for shows where the next page begins.
     rows = connection.execute(_INPUTS, {"job": job_id, "start": start, "limit": limit + 1})
     found = rows.fetchall()
     more = found[limit:]

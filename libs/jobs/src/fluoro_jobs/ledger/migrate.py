@@ -48,7 +48,7 @@ def migrate(database_url: str, upto: str = "head") -> None:
                 connection.execute(text(f"SET LOCAL {deadline} = 0"))
             config.attributes["connection"] = connection
             command.upgrade(config, each.revision)
-    # The process may go on, as in tests, and idle connections count against the server's limit.
+    # The process may live on, as in tests, and idle connections count against the server's limit.
     database.dispose()
 
 

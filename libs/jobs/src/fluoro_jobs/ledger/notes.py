@@ -19,7 +19,7 @@ def parts_of(graph: JobGraph) -> dict[str, Sequence[dict[str, Any]]]:
     changed = [graph.tasks[task] for task in graph.changed_tasks]
     rows: dict[str, Sequence[dict[str, Any]]] = {
         "steps": [_step_row(graph.steps[ordinal]) for ordinal in graph.changed_steps],
-        # The row of a task changes when it ends or comes back, never with a claim; that is in
+        # A row of `tasks` changes when the task ends or comes back, never at a claim, which is in
         # `open_tasks`.
         "tasks": [_task_row(task) for task in changed],
         # After an attempt. A task that is reopened has no row in open_tasks, and gets a new one.

@@ -49,8 +49,8 @@ def reason_of(error: Exception) -> Reason | None:
     if isinstance(error, psycopg.InternalError) and state is None:
         # Not PostgreSQL's, but psycopg's own: of a COMMIT whose server ended, poolers tell twice.
         return Reason.LEDGER_UNAVAILABLE
-    # Whatever is left of these says that the connection broke. All else is a fault of the
-    # statement, thus a bug.
+    # What remains of these classes means a broken connection. Anything else is a bug in a
+    # statement.
     return (
         Reason.LEDGER_UNAVAILABLE
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))

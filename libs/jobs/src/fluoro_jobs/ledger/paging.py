@@ -78,14 +78,14 @@ def read_token(request: Any, *kinds: type[int] | type[str]) -> Key | None:
         # one.
         text = base64.urlsafe_b64decode(request.page_token[:LONGEST_TOKEN].encode()).decode()
         digest, *key = json.loads(text)
-        # Text that cannot be written as UTF-8 would fail in PostgreSQL, as a bug.
+        # Text that UTF-8 cannot encode would fail in PostgreSQL and look like a bug.
         json.dumps(key, ensure_ascii=False).encode()
-    # RecursionError: brackets in brackets are JSON too.
+    # Deeply nested JSON raises RecursionError.
     except (ValueError, TypeError, RecursionError):
         raise _invalid("page_token", "Must be a next_page_token.") from None
     if digest != _digest(request):
         raise _invalid("page_token", "Must be the next_page_token of a call with the same filter.")
-    # True is an int to Python; the types must be the very ones that were written.
+    # Exact types, because Python takes True for an int.
     if [type(part) for part in key] != list(kinds) or any("\0" in str(part) for part in key):
         raise _invalid("page_token", "Must be a next_page_token.")
     return list(key)

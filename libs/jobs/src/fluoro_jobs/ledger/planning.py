@@ -103,7 +103,7 @@ class Planner:
         if there[0]:
             return there[0], ""
         sources = step.sources or ()
-        # Less than a step's own limit where others have taken most of the transaction's.
+        # Other steps of the transaction may have left less than a step's own limit.
         most = min(MAX_PARTS, self._left)
         row = self._connection.execute(
             _PLAN,
@@ -117,7 +117,7 @@ class Planner:
         ).fetchone()
         assert row is not None
         parts, inputs = row
-        # Nothing was kept of it: the statement counted first.
+        # The statement counted first and kept nothing of it.
         if inputs > MAX_INPUTS or parts > MAX_PARTS:
             return inputs, (
                 f"It has more than {MAX_INPUTS} inputs, or {MAX_PARTS} files. Split the job."
@@ -127,6 +127,6 @@ class Planner:
                 f"The steps that may begin together have more than {MAX_PARTS_TOGETHER} files. "
                 "Let some of them come after others, or split the job."
             )
-        # What was kept counts, also towards steps that begin in the same transaction.
+        # What was kept counts towards the limit of all steps that begin in this transaction.
         self._left -= parts
         return inputs, ""

@@ -65,7 +65,7 @@ def purge(
     otherwise it would walk over all that an earlier call removed and an old snapshot keeps.
     ValueError for less than LEAST_DAYS or more than MOST_DAYS.
     """
-    # A slip of the keyboard must not take the audit of a month.
+    # A typing mistake must not delete the audit of a month.
     if not LEAST_DAYS <= days <= MOST_DAYS:
         raise ValueError(f"at least {LEAST_DAYS} days, and at most {MOST_DAYS}")
     with connection.transaction():

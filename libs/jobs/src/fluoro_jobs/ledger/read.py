@@ -228,7 +228,7 @@ def get_jobs(
         if view == BASIC:
             return basic[job_id]
         job = small.get(job_id)
-        # Weighed too low, and too large all the same.
+        # The weight is a lower bound, so a job may still be too large.
         return _too_large(job_id) if job and job.ByteSize() > MAX_JOB_BYTES else job
 
     return [answer(owner, job_id, view) for owner, (job_id, view) in wanted]

@@ -196,7 +196,7 @@ def count(
         return counts, following
     rows = connection.execute(*_statement(_COUNT, search, key, 0)).fetchall()
     for state, pipeline, number, after in rows:
-        # The row of the place, which has no state; it was not filtered either.
+        # The row that marks the place has no state, because it was not filtered.
         if state is None:
             following = [after]
         else:
@@ -219,7 +219,7 @@ def read_key(request: Any, order: Order) -> Key | None:
 def _statement(
     text: str, search: Search, key: Key | None, limit: int
 ) -> tuple[str, dict[str, Any]]:
-    # Each order has its own index, so its own way to say where a page begins.
+    # Each order has its own index, and its own way to say where a page begins.
     place = _by_end if search.order.column == "end_time" else _by_id
     start, end, bounds = place(search, key)
     first = "owner" if search.order.column == "id" else "end_time"

@@ -196,7 +196,7 @@ def _default(graph: _Graph, i: int) -> Sequence[Source]:
     FluoroError STEP_INPUT_MISSING if it can read neither.
     """
     operation = graph.operations[i]
-    # What belongs to the files does not stand for them: it is taken along once there are files.
+    # Companion roles do not replace the files. They are added once there are files.
     reads = [role for role in operation.reads if role not in operation.beside]
     if not reads:
         return ()
@@ -234,7 +234,7 @@ def _nearest(graph: _Graph, i: int, reads: Sequence[str]) -> Sequence[int]:
     found, before = [0] * len(graph.after), [0] * len(graph.after)
     for step in graph.order:
         for earlier in graph.after[step]:
-            # A step that leaves nothing of use is looked through, to what stood before it.
+            # The search passes through a step that leaves nothing of use, to the steps before it.
             leaves = not set(reads).isdisjoint(graph.operations[earlier].leaves)
             found[step] |= 1 << earlier if leaves else found[earlier]
             before[step] |= 1 << earlier | before[earlier]
@@ -266,13 +266,13 @@ def _check_deidentified(graph: _Graph, wired: Sequence[Wired]) -> None:
     preparing = leading & ~cleaned & leaving
     identifiable = [False] * len(wired)
     for step in graph.order:
-        # It is the one step that must see the originals; what it leaves is clean.
+        # This step must see the originals, and what it leaves is clean.
         if graph.operations[step].deidentifies:
             continue
         place = wired[step]
         sources = [source.step for source in place.sources]
-        # Also what it only waits for: an operation may read the results of such steps, texts of
-        # headers among them.
+        # Steps that it only waits for count too: an operation may read their results, which hold
+        # header texts.
         before = dict.fromkeys([*sources, *place.after])
         seen = [earlier for earlier in before if earlier is None or identifiable[earlier]]
         # A step that fetches from a PACS brings originals of its own, whatever it works on.

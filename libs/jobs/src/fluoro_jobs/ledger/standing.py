@@ -262,7 +262,7 @@ def _begun(head: Any, steps: list[Any], tasks: list[Any], attempts: list[Any]) -
     for _, _, task_id, number, *_ in attempts:
         oldest[task_id] = min(number, oldest.get(task_id, number))
         count[task_id] += 1
-    # The oldest attempt that was read is not the first one: some of that task are missing.
+    # If the oldest attempt read is not the first, some attempts of the task are missing.
     cut_off = any(count[task] == _OF_ONE_TASK and oldest[task] > 1 for task in count)
     more = len(attempts) > TOLD_ATTEMPTS or sum(step.task_count for step in rows) > LOOKED_AT
     return Standing(
@@ -313,7 +313,7 @@ def _surroundings(connection: LedgerConnection, found: Standing, given: dict[str
 
 
 def _first_ready(step: StandingStep) -> dict[str, Any]:
-    # All of the step are behind its first one, so its place is the one to tell.
+    # The other tasks of the step are behind its first one, so that one's place counts.
     first = min((task for task in step.open if task.state == "READY"), key=lambda task: task.place)
     return {"queue": step.queue, "names": task_names_of(step.queue), "task": first.id}
 

@@ -142,7 +142,7 @@ def transition(
     write = _save_among_others if crowded else save
     if write(connection, graph, beside):
         return answer
-    # What was sent with the first try may be durable, so it does not go again.
+    # If the first try sent it, it may be durable, so it is not sent again.
     goes_along = beside if beside is not None and not beside.sent else None
     # Others wait for the row from here on: the fewer exchanges, the better.
     with connection.pipeline(), connection.transaction():
@@ -230,7 +230,7 @@ def _write(connection: LedgerConnection, graph: JobGraph, beside: Beside | None 
     statement = _filled(graph, parts_of(graph), _JOB)
     row = beside.fetch(connection, statement)[0] if beside else fetch_one(connection, *statement)
     if row is not None:
-        # Only now: if the guard failed, the caller decides anew.
+        # Cleared only after success: if the guard fails, the caller decides again from the ledger.
         graph.clear_notes()
     return row is not None
 
@@ -339,7 +339,7 @@ _ONE: Final[dict[str, str]] = {
   UPDATE attempts a SET end_time = now(), outcome = %(ends_outcome)s,
     reason = %(ends_reason)s, message = %(ends_message)s
   FROM job WHERE a.task_id = %(ends_task_id)s::uuid AND a.number = %(ends_number)s""",
-    # With the write that ends the task, so that the table holds work at hand and nothing else.
+    # Deleted by the write that ends the task, so that the table holds open work only.
     "closed": "DELETE FROM open_tasks o USING job WHERE o.task_id = %(closed)s",
     "events": """
   INSERT INTO events (job_id, owner, sequence, step, shard, attempt, state, reason, message,

@@ -365,8 +365,8 @@ def _is_known_to_be_sound(request: job_service_pb2.SubmitJobRequest) -> bool:
     `request_id`.
     """
     job, request_id = request.job, request.request_id
-    # An id that a rule may be against, or a list that takes long to take away: the rules are
-    # cheaper.
+    # A rule may forbid the id, and a long list takes time to remove: checking the rules is cheaper
+    # then.
     if len(job.inputs) > FEW_INPUTS or not _PLAIN_ID.fullmatch(request_id):
         return False
     inputs = list(job.inputs)
@@ -395,7 +395,7 @@ def _times_that_are_none(step: job_pb2.Step) -> Iterator[FieldViolation]:
         ("attempt_timeout", step.attempt_timeout),
     )
     for name, duration in durations:
-        # NaN is what `seconds` makes of a duration that is out of range.
+        # `seconds` returns NaN for a duration that is out of range.
         if math.isnan(seconds(duration)):
             yield FieldViolation(name, "Must be a duration.")
 

@@ -135,9 +135,8 @@ def _done(
         done = act(job, row_id, *rest)
     except Exception as error:
         reason = error.reason if isinstance(error, FluoroError) else reason_of(error)
-        # Busy may be this job's row alone.
-        # An outage is everybody's. Counted against each job, it would put all of them off for
-        # minutes.
+        # Busy may be this job's row alone. An outage affects every job. Counting it against each
+        # would delay them all for minutes.
         if reason in LEDGER_OUTAGES and reason != Reason.LEDGER_BUSY:
             raise
         backoff.failed(job, error)
@@ -189,7 +188,7 @@ def expired_jobs(connection: LedgerConnection, backoff: Backoff) -> Iterator[UUI
 
     def act(job: UUID, _: UUID) -> bool:
         store.count_end(store.transition(connection, job, end, Tasks.OPEN))
-        # Yielded even if it had just ended: what still computes for it has to stop all the same.
+        # Yielded even if the job has just ended, because work for it must stop in any case.
         return True
 
     return one_by_one(connection, _EXPIRED_JOBS, act, backoff)

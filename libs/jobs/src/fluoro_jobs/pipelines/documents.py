@@ -61,8 +61,8 @@ def parse(text: bytes, file: str) -> Document:
         raise BadPipelineError(f"{file}:1: a file has at most {MAX_BYTES} bytes")
     document = Document(file, {})
     try:
-        # First by events, which take no memory for what they stand for: deep nesting would
-        # otherwise end in the composer's recursion.
+        # Events come first, because they take no memory for what they stand for. The composer would
+        # recurse into deep nesting.
         _check(text, document)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

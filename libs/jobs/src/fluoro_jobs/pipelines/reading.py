@@ -59,7 +59,7 @@ def template(text: bytes, file: str) -> Template:
         content=document.data,
     )
     fields.done()
-    # The markers first: a fault there would show as a puzzling one in a trial.
+    # Markers are checked first, because a bad one would give a puzzling fault in a trial.
     _check_markers(read, document)
     for values, about in _trials(read):
         _try(read, document, values, about)
@@ -232,7 +232,7 @@ def _strings(data: Any, place: Place) -> Iterator[tuple[Place, str]]:
 def _trials(read: Template) -> Iterator[tuple[dict[str, Scalar], str]]:
     """What callers may set, and the parameter that the trial is about."""
     every = {name: one.sample for name, one in read.parameters.items()}
-    # Once with what is required alone: the defaults have to make a whole job.
+    # One trial sets only what is required, because the defaults must make a whole job.
     yield {name: every[name] for name, one in read.parameters.items() if one.required}, ""
     for name, one in read.parameters.items():
         # One parameter at a time: all combinations would be too many.

@@ -79,7 +79,7 @@ class OperationBody:
     def executor(self) -> Executor:
         """What runs attempts in this process."""
         settings = self.plan.settings
-        # In the child itself and before anything is loaded: the limit is the process's.
+        # Set in the child before anything is loaded, because the limit belongs to the process.
         if self.plan.pool == "prefork":
             limit_memory(settings.child_memory_limit_kib)
         # A connection for each attempt at a time: a pool child runs one.
@@ -118,6 +118,6 @@ class OperationBody:
 
     def close(self) -> None:
         """Sends the wake-ups of the last task, which may still wait."""
-        # A cached property that was never asked for has no executor to close.
+        # A process that never ran a task has no executor to close.
         if "executor" in vars(self):
             self.executor.close()

@@ -220,7 +220,7 @@ class StepContext:
         self.progress(stage, 0, total)
         for done, input_ in enumerate(inputs, 1):
             yield StepItem(self, input_)
-            # Otherwise nothing would say how the item ended, and no count would have it.
+            # Without `with item:` the item would have no outcome and be missing from the counts.
             if input_.number not in self.items:
                 raise RuntimeError("the body of a loop over each() is `with item:`")
             self.progress(stage, done, total)

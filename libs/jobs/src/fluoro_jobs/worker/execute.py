@@ -128,8 +128,8 @@ class Executor:
                 yield from [UNREPORTED, *(UNREPORTED for one in following if one.beside.sent)]
                 return
             yield figures.line()
-            # Whether it was claimed is not known. To claim it here again would find it taken, by
-            # nobody.
+            # It may have been claimed. A second claim here would find it taken, and nobody would
+            # run it.
             if any(one.beside.in_doubt for one in following):
                 yield UNREPORTED
                 return
@@ -206,7 +206,7 @@ class Executor:
             )
         request = read_request(handler.operation, claimed.request)
         context = self._context(claimed)
-        # By attempt: a message that comes late must not stop the next attempt of the task.
+        # Keyed by attempt, so that a late cancel does not stop the task's next attempt.
         self._running[claimed.task_id, claimed.attempt] = context
         try:
             message: Message = handler(request, context)

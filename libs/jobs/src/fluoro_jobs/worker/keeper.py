@@ -185,7 +185,7 @@ class Keeper(threading.Thread):
 
     def left(self, attempt: TaskAttempt) -> None:
         """It has not begun, and should not wait for this slot."""
-        # What is known of it already, a loss say, is stronger.
+        # An entry that is already there, such as a loss, takes precedence.
         self._left.setdefault(attempt, Left(_put_back))
         self._woken.set()
 
@@ -297,7 +297,8 @@ class Keeper(threading.Thread):
                     self._ACTIONS[one.standing](self, one, request)
         # The ledger may not have known them before; what waited for a worker starts now.
         self._on_slots()
-        # Slots as the ledger lists them: behind a closed gate none is free, and nobody is deaf.
+        # Uses the slots that the ledger lists: behind a closed gate there is none, and the worker
+        # is not deaf.
         self._deaf_watch.look(has_free_slot=len(requests) < self._as_listed().slots)
         self._slot_watch.look(over)
 
@@ -308,7 +309,7 @@ class Keeper(threading.Thread):
         slot. With this figure dispatch knows of them, and queues nothing behind them.
         """
         seconds = [one.seconds for one in held if one.outcome is None]
-        # The one that began last: since then no slot has become free.
+        # The attempt that began last counts: since then no slot has become free.
         return min(seconds) if len(seconds) >= self._worker.slots else 0.0
 
     def _as_listed(self) -> Worker:
@@ -342,7 +343,7 @@ class Keeper(threading.Thread):
         What fails is tried again at the next beat.
         """
         until = time.monotonic() + ENDING_SECONDS
-        # A copy: what ends while this goes on comes in from other threads.
+        # Iterates over a copy, because other threads add entries meanwhile.
         for attempt, left in list(self._left.items()):
             if time.monotonic() > until:
                 break

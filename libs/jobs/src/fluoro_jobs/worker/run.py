@@ -131,7 +131,7 @@ class WorkerProcess:
     def run(self) -> None:
         """Works until told to stop; then finishes or hands back what runs, and exits."""
         settings = self._plan.settings
-        # First of all, so that a worker which hangs at its start can be asked why.
+        # Serves first, so that the probes of a worker that hangs at its start can say why.
         server = serve(settings.http_host, settings.http_port, self._health)
         # Threads run their tasks here. In a prefork pool the children do, and each makes its own
         # executor.
