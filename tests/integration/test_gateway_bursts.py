@@ -33,30 +33,32 @@ ADA = (("fluoro-owner", "ada"),)
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+async def stage(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
     async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
-async def submit_large(rig: Stage) -> str:
+async def submit_large(stage: Stage) -> str:
     """The name of a job of 1,000 tasks."""
-    (some,) = (await rig.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA)).jobs
-    known = await rig.client.jobs.GetJob(GetJobRequest(name=some.name), metadata=ADA)
+    (some,) = (await stage.client.jobs.ListJobs(ListJobsRequest(page_size=1), metadata=ADA)).jobs
+    known = await stage.client.jobs.GetJob(GetJobRequest(name=some.name), metadata=ADA)
     blob = known.job.inputs[0]
     steps = [
         Step(name=f"s{number}", inspect_dicom=InspectDicom(), max_inputs_per_task=1)
         for number in range(STEPS)
     ]
     job = Job(inputs=[blob] * TASKS_OF_A_STEP, steps=steps)
-    return str((await rig.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=ADA)).job.name)
+    return str(
+        (await stage.client.jobs.SubmitJob(SubmitJobRequest(job=job), metadata=ADA)).job.name
+    )
 
 
-async def cancel(rig: Stage, job: str) -> None:
-    await rig.client.jobs.CancelJob(CancelJobRequest(name=job), metadata=ADA)
+async def cancel(stage: Stage, job: str) -> None:
+    await stage.client.jobs.CancelJob(CancelJobRequest(name=job), metadata=ADA)
 
 
-def watch(rig: Stage, job: str) -> Any:
-    return rig.client.jobs.WatchJob(WatchJobRequest(name=job), metadata=ADA)
+def watch(stage: Stage, job: str) -> Any:
+    return stage.client.jobs.WatchJob(WatchJobRequest(name=job), metadata=ADA)
 
 
 async def sequences_of(call: Any) -> list[int]:
@@ -85,9 +87,9 @@ async def bookmarked(call: Any) -> str:
     raise AssertionError("the stream ended")
 
 
-def nothing_runs(rig: Stage) -> bool:
+def nothing_runs(stage: Stage) -> bool:
     """Whether every transaction that wrote events is below the horizon."""
-    with rig.ledger.connection() as connection:
+    with stage.ledger.connection() as connection:
         row = connection.execute(
             "SELECT max(transaction_id) < pg_snapshot_xmin(pg_current_snapshot()) FROM events"
         ).fetchone()
@@ -116,21 +118,21 @@ async def stalls() -> AsyncIterator[list[float]]:
 async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wait(
     database_url: str, redis_url: str, blob_url: str, ring: int
 ) -> None:
-    async with staged(database_url, redis_url, blob_url, watch_ring_events=ring) as rig:
-        await rig.submit()
-        job = await submit_large(rig)
-        calls = [watch(rig, job) for _ in range(4)]
+    async with staged(database_url, redis_url, blob_url, watch_ring_events=ring) as stage:
+        await stage.submit()
+        job = await submit_large(stage)
+        calls = [watch(stage, job) for _ in range(4)]
         for call in calls:
             await anext(aiter(call))
-        of_owner = [rig.watch(), rig.watch()]
+        of_owner = [stage.watch(), stage.watch()]
         for call in of_owner:
             await bookmarked(call)
-        wait = rig.client.jobs.WaitJob(
+        wait = stage.client.jobs.WaitJob(
             WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS}), metadata=ADA
         )
         reading = [asyncio.create_task(sequences_of(call)) for call in calls]
         reading_all = [asyncio.create_task(told(call, job)) for call in of_owner]
-        await cancel(rig, job)
+        await cancel(stage, job)
         for sequences in await asyncio.gather(*reading):
             assert sequences == list(range(2, EVENTS + 1))
         for found in await asyncio.gather(*reading_all):
@@ -139,11 +141,11 @@ async def test_cancelling_a_thousand_tasks_ends_no_watch_that_is_read_and_no_wai
 
 
 async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loop_turn(
-    rig: Stage,
+    stage: Stage,
 ) -> None:
-    await rig.submit()
-    jobs = [await submit_large(rig) for _ in range(20)]
-    call, of_one = rig.watch(), watch(rig, jobs[0])
+    await stage.submit()
+    jobs = [await submit_large(stage) for _ in range(20)]
+    call, of_one = stage.watch(), watch(stage, jobs[0])
     await bookmarked(call)
     await anext(aiter(of_one))
     async with stalls() as late:
@@ -151,7 +153,7 @@ async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loo
             asyncio.create_task(told(call, *jobs)),
             asyncio.create_task(sequences_of(of_one)),
         ]
-        await asyncio.gather(*(cancel(rig, job) for job in jobs))
+        await asyncio.gather(*(cancel(stage, job) for job in jobs))
         found, sequences = await asyncio.gather(*reading)
     assert found == {job: list(range(2, EVENTS + 1)) for job in jobs}
     assert sequences == list(range(2, EVENTS + 1))
@@ -164,17 +166,17 @@ async def test_twenty_thousand_events_at_once_keep_their_readers_and_let_the_loo
 
 @pytest.mark.parametrize(("held", "cursors"), [(False, 2), (True, 1)])
 async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(
-    rig: Stage, database_url: str, held: bool, cursors: int
+    stage: Stage, database_url: str, held: bool, cursors: int
 ) -> None:
-    some = await rig.submit()
+    some = await stage.submit()
     with psycopg.connect(database_url) as other:
         if held:  # a transaction that writes keeps cursors where they are, but no event back
             other.execute("CREATE TABLE held ()")
-        jobs = [await submit_large(rig) for _ in range(3)]
-        await asyncio.gather(*(cancel(rig, job) for job in jobs))
+        jobs = [await submit_large(stage) for _ in range(3)]
+        await asyncio.gather(*(cancel(stage, job) for job in jobs))
         if not held:
-            await asyncio.to_thread(until, lambda: nothing_runs(rig), 20, "an end of what runs")
-        call = rig.watch(cursor.encode_horizon("ada", {}, 0))
+            await asyncio.to_thread(until, lambda: nothing_runs(stage), 20, "an end of what runs")
+        call = stage.watch(cursor.encode_horizon("ada", {}, 0))
         events = []
         async with asyncio.timeout(PATIENCE_SECONDS):
             async for response in call:
@@ -194,15 +196,17 @@ async def test_a_forged_cursor_costs_pages_and_tells_the_whole_history(
 async def test_a_read_that_failed_is_tried_again_at_once_and_not_with_the_next_wake_up(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with staged(database_url, redis_url, blob_url, watch_safety_interval_seconds=3600) as rig:
-        job = await rig.submit()
-        call = watch(rig, job)
+    async with staged(
+        database_url, redis_url, blob_url, watch_safety_interval_seconds=3600
+    ) as stage:
+        job = await stage.submit()
+        call = watch(stage, job)
         await anext(aiter(call))
-        await rig.run(job, wake=False)
+        await stage.run(job, wake=False)
         with psycopg.connect(database_url, autocommit=True) as ledger:
             ledger.execute("ALTER TABLE events RENAME TO events_away")
             with structlog.testing.capture_logs() as logs:
-                rig.publisher.events(UUID(job[5:]), "ada")
+                stage.publisher.events(UUID(job[5:]), "ada")
                 await logged("watch_not_read", logs)
             ledger.execute("ALTER TABLE events_away RENAME TO events")
         assert await sequences_of(call) == [2, 3, 4, 5, 6, 7]

@@ -66,15 +66,15 @@ WITH job AS (SELECT id FROM jobs WHERE id = %(job)s), tasks_ AS (
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+async def stage(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
     async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
 @pytest.fixture
-async def large(rig: Stage, database_url: str) -> str:
+async def large(stage: Stage, database_url: str) -> str:
     """A job of ten thousand inputs, tasks, items and artifacts; it waits to end."""
-    one = await rig.client.jobs.GetJob(GetJobRequest(name=await rig.submit()), metadata=ADA)
+    one = await stage.client.jobs.GetJob(GetJobRequest(name=await stage.submit()), metadata=ADA)
     job = job_pb2.Job(
         inputs=list(one.job.inputs) * INPUTS,
         steps=[job_pb2.Step(name="a", inspect_dicom={}, max_inputs_per_task=1)],
@@ -82,7 +82,7 @@ async def large(rig: Stage, database_url: str) -> str:
     )
     request = SubmitJobRequest(job=job, request_id="once")
     for _ in range(2):
-        answer = await rig.client.jobs.SubmitJob(request, metadata=ADA)
+        answer = await stage.client.jobs.SubmitJob(request, metadata=ADA)
         assert answer.job.input_count == INPUTS
         assert answer.ByteSize() <= SMALL_BYTES
     name = str(answer.job.name)
@@ -129,8 +129,8 @@ async def answers(client: Client, name: str) -> dict[str, Any]:
     }
 
 
-async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Stage, large: str) -> None:
-    told = await answers(rig.client, large)
+async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(stage: Stage, large: str) -> None:
+    told = await answers(stage.client, large)
     assert {call: job.ByteSize() <= SMALL_BYTES for call, job in told.items()} == dict.fromkeys(
         told, True
     )
@@ -143,9 +143,9 @@ async def test_a_job_of_ten_thousand_inputs_is_told_in_few_bytes(rig: Stage, lar
 
 
 async def test_all_of_a_job_that_does_not_fit_into_an_answer_is_refused_and_says_what_to_do(
-    rig: Stage, large: str
+    stage: Stage, large: str
 ) -> None:
-    jobs, view = rig.client.jobs, JOB_VIEW_FULL
+    jobs, view = stage.client.jobs, JOB_VIEW_FULL
     wait = WaitJobRequest(name=large, view=view, timeout={"nanos": 1})
     for call in (
         lambda: jobs.GetJob(GetJobRequest(name=large), metadata=ADA),
@@ -158,8 +158,8 @@ async def test_all_of_a_job_that_does_not_fit_into_an_answer_is_refused_and_says
         assert "BASIC" in how.message
 
 
-async def test_the_parts_of_a_large_job_come_in_pages(rig: Stage, large: str) -> None:
-    jobs = rig.client.jobs
+async def test_the_parts_of_a_large_job_come_in_pages(stage: Stage, large: str) -> None:
+    jobs = stage.client.jobs
     inputs = await every(jobs.ListInputs, ListInputsRequest(job=large, page_size=1000), "inputs")
     assert len(inputs) == INPUTS
     tasks = await every(jobs.ListTasks, ListTasksRequest(job=large, page_size=1000), "tasks")
@@ -186,9 +186,9 @@ async def test_the_parts_of_a_large_job_come_in_pages(rig: Stage, large: str) ->
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
 async def test_a_page_of_large_things_is_shorter_than_was_asked_for(
-    rig: Stage, large: str, database_url: str, size: int
+    stage: Stage, large: str, database_url: str, size: int
 ) -> None:
-    jobs = rig.client.jobs
+    jobs = stage.client.jobs
     with psycopg.connect(database_url) as connection:
         text = "x" * (size // 100)
         connection.execute("UPDATE items SET message = %s WHERE number < 1000", (text,))
@@ -200,8 +200,8 @@ async def test_a_page_of_large_things_is_shorter_than_was_asked_for(
     assert len(results) == INPUTS
 
 
-async def test_a_token_is_good_for_its_own_list_alone(rig: Stage, large: str) -> None:
-    jobs = rig.client.jobs
+async def test_a_token_is_good_for_its_own_list_alone(stage: Stage, large: str) -> None:
+    jobs = stage.client.jobs
     page = await jobs.ListItems(ListItemsRequest(job=large, page_size=1), metadata=ADA)
     token = page.next_page_token
     for call, request in (

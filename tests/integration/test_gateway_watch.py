@@ -40,7 +40,7 @@ from gateway.watch import Hub
 PATIENCE_SECONDS = 20
 
 
-class Rig:
+class Scene:
     """A gateway and the other side of the ledger: what workers would do to a job."""
 
     def __init__(self, client: Client, ledger: Ledger, publisher: Publisher) -> None:
@@ -120,18 +120,18 @@ class Rig:
 @asynccontextmanager
 async def rigged(
     database_url: str, redis_url: str, blob_url: str, **overrides: Any
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[Scene]:
     ledger, publisher = Ledger(database_url), Publisher(redis_url)
     try:
         async with serving(database_url, redis_url, blob_url, **overrides) as client:
-            yield Rig(client, ledger, publisher)
+            yield Scene(client, ledger, publisher)
     finally:
         publisher.close()
         ledger.close()
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Rig]:
+async def scene(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Scene]:
     async with rigged(database_url, redis_url, blob_url) as made:
         yield made
 
@@ -165,77 +165,79 @@ def sequences(responses: list[WatchJobResponse]) -> list[int]:
     return [event.sequence for event in events(responses)]
 
 
-async def test_a_watch_is_a_snapshot_and_then_every_event_once_to_the_end(rig: Rig) -> None:
-    job = await rig.submit("a", "b")
-    call = rig.watch(job)
+async def test_a_watch_is_a_snapshot_and_then_every_event_once_to_the_end(scene: Scene) -> None:
+    job = await scene.submit("a", "b")
+    call = scene.watch(job)
     (first,) = await read(call, lambda _: True)
     assert (first.snapshot.name, first.snapshot.state, first.snapshot.last_sequence) == (
         job,
         Job.STATE_PENDING,
         1,
     )
-    await rig.run_step(job)
-    await rig.run_step(job)
+    await scene.run_step(job)
+    await scene.run_step(job)
     rest = await read(call)
-    last = (await rig.client.jobs.GetJob(GetJobRequest(name=job))).job
+    last = (await scene.client.jobs.GetJob(GetJobRequest(name=job))).job
     assert sequences(rest) == list(range(2, last.last_sequence + 1))
     assert events(rest)[-1].job_changed.state == last.state == Job.STATE_SUCCEEDED
     assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_resuming_from_any_cursor_gives_exactly_the_events_after_it(rig: Rig) -> None:
-    job = await rig.submit("a", "b")
-    call = rig.watch(job)
+async def test_resuming_from_any_cursor_gives_exactly_the_events_after_it(scene: Scene) -> None:
+    job = await scene.submit("a", "b")
+    call = scene.watch(job)
     got = await read(call, lambda _: True)
-    await rig.run_step(job)
-    await rig.run_step(job)
+    await scene.run_step(job)
+    await scene.run_step(job)
     got += await read(call)
     everything = sequences(got)
     for number, response in enumerate(got):
-        assert sequences(await read(rig.watch(job, response.cursor))) == everything[number:]
+        assert sequences(await read(scene.watch(job, response.cursor))) == everything[number:]
 
 
-async def test_a_resumed_watch_goes_on_live_after_what_it_missed(rig: Rig) -> None:
-    job = await rig.submit("a", "b")
-    (first,) = await read(rig.watch(job), lambda _: True)
-    await rig.run_step(job)
-    call = rig.watch(job, first.cursor)
+async def test_a_resumed_watch_goes_on_live_after_what_it_missed(scene: Scene) -> None:
+    job = await scene.submit("a", "b")
+    (first,) = await read(scene.watch(job), lambda _: True)
+    await scene.run_step(job)
+    call = scene.watch(job, first.cursor)
     missed = await read(
         call, lambda response: response.event.step_changed.state == Step.STATE_SUCCEEDED
     )
-    await rig.run_step(job)
+    await scene.run_step(job)
     assert sequences(missed + await read(call)) == list(range(2, 12))
 
 
-async def test_a_watch_of_a_finished_job_is_its_snapshot(rig: Rig) -> None:
-    job = await rig.submit("a")
-    await rig.run_step(job)
-    call = rig.watch(job)
+async def test_a_watch_of_a_finished_job_is_its_snapshot(scene: Scene) -> None:
+    job = await scene.submit("a")
+    await scene.run_step(job)
+    call = scene.watch(job)
     (only,) = await read(call)
     assert only.snapshot.state == Job.STATE_SUCCEEDED
     assert await call.code() is grpc.StatusCode.OK
-    assert await read(rig.watch(job, only.cursor)) == []
+    assert await read(scene.watch(job, only.cursor)) == []
 
 
-async def test_many_watchers_that_come_while_a_job_runs_all_see_every_event_once(rig: Rig) -> None:
-    job = await rig.submit("a", "b", "c", "d")
+async def test_many_watchers_that_come_while_a_job_runs_all_see_every_event_once(
+    scene: Scene,
+) -> None:
+    job = await scene.submit("a", "b", "c", "d")
 
     async def watch(number: int) -> list[WatchJobResponse]:
         for _ in range(number):  # so that each comes at another moment of the job's life
-            await rig.client.jobs.GetJob(GetJobRequest(name=job))
-        return await read(rig.watch(job))
+            await scene.client.jobs.GetJob(GetJobRequest(name=job))
+        return await read(scene.watch(job))
 
     watchers = [asyncio.create_task(watch(number)) for number in range(48)]
     for _ in range(4):
-        await rig.run_step(job)
+        await scene.run_step(job)
     for got in await asyncio.gather(*watchers):
         assert sequences(got) == list(range(got[0].snapshot.last_sequence + 1, 20))
 
 
 async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_lost(
-    rig: Rig, database_url: str, redis_url: str
+    scene: Scene, database_url: str, redis_url: str
 ) -> None:
-    job = await rig.submit("a")
+    job = await scene.submit("a")
     settings = Settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -243,7 +245,7 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
         grpc_host="127.0.0.1",
         watch_safety_interval_seconds=3600,
     )
-    calls = LedgerCalls(rig.ledger, threads=1)
+    calls = LedgerCalls(scene.ledger, threads=1)
     hub = Hub(calls, calls, settings)
     hub.start()
     try:
@@ -251,9 +253,9 @@ async def test_an_event_between_the_snapshot_and_the_start_of_the_stream_is_not_
             while not hub.redis_up:  # noqa: ASYNC110 - the hub sets no Event for it
                 await asyncio.sleep(0.01)
             with hub.watching(UUID(job[5:]), "default") as watcher:
-                await rig.run_step(job, wake=False)
+                await scene.run_step(job, wake=False)
                 watcher.woken = False  # that the subscription began is no longer news
-                rig.publisher.events(UUID(job[5:]), "default")
+                scene.publisher.events(UUID(job[5:]), "default")
                 while not watcher.woken or hub._news.is_set():  # noqa: ASYNC110 - until the wake-up found nobody who knows where to start
                     await asyncio.sleep(0.01)
                 got = []
@@ -274,45 +276,49 @@ async def test_without_redis_jobs_are_accepted_read_and_watched(
 ) -> None:
     async with rigged(
         database_url, dead_redis_url, blob_url, watch_poll_interval_seconds=0.1
-    ) as rig:
-        job = await rig.submit("a")
+    ) as scene:
+        job = await scene.submit("a")
         assert (
-            await rig.client.jobs.GetJob(GetJobRequest(name=job))
+            await scene.client.jobs.GetJob(GetJobRequest(name=job))
         ).job.state == Job.STATE_PENDING
-        call = rig.watch(job)
+        call = scene.watch(job)
         await read(call, lambda _: True)
-        await rig.run_step(job, wake=wake)
+        await scene.run_step(job, wake=wake)
         assert sequences(await read(call)) == [2, 3, 4, 5, 6, 7]
 
 
 async def test_a_wake_up_that_got_lost_delays_an_event_and_loses_none(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3) as rig:
-        job = await rig.submit("a")
-        call = rig.watch(job)
+    async with rigged(
+        database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3
+    ) as scene:
+        job = await scene.submit("a")
+        call = scene.watch(job)
         await read(call, lambda _: True)
-        await rig.run_step(job, wake=False)
+        await scene.run_step(job, wake=False)
         assert sequences(await read(call)) == [2, 3, 4, 5, 6, 7]
 
 
 async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3) as rig:
-        job, busy = await rig.submit("a"), await rig.submit("a")
-        calls = [rig.watch(job), rig.watch(busy)]
+    async with rigged(
+        database_url, redis_url, blob_url, watch_safety_interval_seconds=0.3
+    ) as scene:
+        job, busy = await scene.submit("a"), await scene.submit("a")
+        calls = [scene.watch(job), scene.watch(busy)]
         for call in calls:
             await read(call, lambda _: True)
 
         async def news() -> None:
             while True:
-                rig.publisher.events(UUID(busy[5:]))
+                scene.publisher.events(UUID(busy[5:]))
                 await asyncio.sleep(0.05)
 
         incessant = asyncio.create_task(news())
         try:
-            await rig.run_step(job, wake=False)
+            await scene.run_step(job, wake=False)
             assert sequences(await read(calls[0])) == [2, 3, 4, 5, 6, 7]
         finally:
             incessant.cancel()
@@ -321,14 +327,14 @@ async def test_news_of_other_jobs_do_not_put_off_the_look_for_lost_wake_ups(
 async def test_a_watch_lives_through_a_crash_of_redis(
     database_url: str, redis_url: str, blob_url: str, valkey: ValkeyServer
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_poll_interval_seconds=0.1) as rig:
-        job = await rig.submit("a", "b", "c")
-        call = rig.watch(job)
+    async with rigged(database_url, redis_url, blob_url, watch_poll_interval_seconds=0.1) as scene:
+        job = await scene.submit("a", "b", "c")
+        call = scene.watch(job)
         await read(call, lambda _: True)
-        await rig.run_step(job)
+        await scene.run_step(job)
         valkey.kill()
         try:
-            await rig.run_step(job)
+            await scene.run_step(job)
             during = await read(
                 call,
                 lambda response: (
@@ -338,22 +344,22 @@ async def test_a_watch_lives_through_a_crash_of_redis(
             )
         finally:
             valkey.start()
-        await rig.run_step(job)
+        await scene.run_step(job)
         assert sequences(during + await read(call)) == list(range(2, 16))
 
 
 async def test_progress_comes_live_and_the_latest_is_there_for_those_who_come_late(
-    rig: Rig,
+    scene: Scene,
 ) -> None:
-    job = await rig.submit("a")
-    await rig.start_step(job)
-    call = rig.watch(job)
+    job = await scene.submit("a")
+    await scene.start_step(job)
+    call = scene.watch(job)
     (first,) = await read(call, lambda _: True)
     sent = Progress(job=job, step="a", stage="decode", fraction=0.25)
-    rig.publisher.progress("default", sent)
+    scene.publisher.progress("default", sent)
     (live,) = await read(call, lambda _: True)
     assert (live.progress, live.cursor) == (sent, first.cursor)
-    late = await read(rig.watch(job), lambda response: response.HasField("progress"))
+    late = await read(scene.watch(job), lambda response: response.HasField("progress"))
     assert [response.WhichOneof("update") for response in late] == ["snapshot", "progress"]
     assert late[-1].progress == sent
 
@@ -363,9 +369,9 @@ async def test_an_idle_watch_gets_bookmarks(
 ) -> None:
     async with rigged(
         database_url, redis_url, blob_url, watch_bookmark_interval_seconds=0.1
-    ) as rig:
-        job = await rig.submit("a")
-        call = rig.watch(job)
+    ) as scene:
+        job = await scene.submit("a")
+        call = scene.watch(job)
         (first,) = await read(call, lambda _: True)
         for _ in range(2):
             (mark,) = await read(call, lambda _: True)
@@ -381,24 +387,24 @@ async def test_a_reader_who_is_too_slow_is_ended_with_a_cursor_that_misses_nothi
 ) -> None:
     async with rigged(
         database_url, redis_url, blob_url, watch_ring_events=50, watch_stall_seconds=0.5
-    ) as rig:
-        job = await rig.submit("a")
-        call = rig.watch(job)
+    ) as scene:
+        job = await scene.submit("a")
+        call = scene.watch(job)
         got = await read(call, lambda _: True)
         with structlog.testing.capture_logs() as logs:
             for _ in range(
                 20
             ):  # 16 MB, not read meanwhile: far over what HTTP/2 buffers and the ring hold together
-                await rig.retry_often(job, 8, "x" * 100_000)
+                await scene.retry_often(job, 8, "x" * 100_000)
             await logged("watch_too_slow", logs)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             got += await read(_also(call, got))
         how = parse(caught.value)
         assert (how.code.name, how.reason) == ("RESOURCE_EXHAUSTED", "WATCH_TOO_SLOW")
         assert how.metadata["cursor"] == got[-1].cursor
-        await rig.client.jobs.CancelJob(CancelJobRequest(name=job))
-        got += await read(rig.watch(job, how.metadata["cursor"]))
-        last = (await rig.client.jobs.GetJob(GetJobRequest(name=job))).job.last_sequence
+        await scene.client.jobs.CancelJob(CancelJobRequest(name=job))
+        got += await read(scene.watch(job, how.metadata["cursor"]))
+        last = (await scene.client.jobs.GetJob(GetJobRequest(name=job))).job.last_sequence
         assert sequences(got) == list(range(2, last + 1))
 
 
@@ -412,42 +418,44 @@ async def _also(call: Any, into: list[WatchJobResponse]) -> AsyncIterator[WatchJ
 async def test_an_old_cursor_of_a_long_job_is_no_reason_to_be_called_slow(
     database_url: str, redis_url: str, blob_url: str
 ) -> None:
-    async with rigged(database_url, redis_url, blob_url, watch_ring_events=5) as rig:
-        job = await rig.submit("a")
-        (first,) = await read(rig.watch(job), lambda _: True)
-        await rig.retry_often(job, 40, "x")
-        await rig.client.jobs.CancelJob(CancelJobRequest(name=job))
-        last = (await rig.client.jobs.GetJob(GetJobRequest(name=job))).job.last_sequence
-        assert sequences(await read(rig.watch(job, first.cursor))) == list(range(2, last + 1))
+    async with rigged(database_url, redis_url, blob_url, watch_ring_events=5) as scene:
+        job = await scene.submit("a")
+        (first,) = await read(scene.watch(job), lambda _: True)
+        await scene.retry_often(job, 40, "x")
+        await scene.client.jobs.CancelJob(CancelJobRequest(name=job))
+        last = (await scene.client.jobs.GetJob(GetJobRequest(name=job))).job.last_sequence
+        assert sequences(await read(scene.watch(job, first.cursor))) == list(range(2, last + 1))
 
 
-async def test_cancelling_ends_a_watch_with_the_event_that_says_so(rig: Rig) -> None:
-    job = await rig.submit("a")
-    call = rig.watch(job)
+async def test_cancelling_ends_a_watch_with_the_event_that_says_so(scene: Scene) -> None:
+    job = await scene.submit("a")
+    call = scene.watch(job)
     await read(call, lambda _: True)
-    cancelled = (await rig.client.jobs.CancelJob(CancelJobRequest(name=job))).job
+    cancelled = (await scene.client.jobs.CancelJob(CancelJobRequest(name=job))).job
     assert cancelled.state == Job.STATE_CANCELLED
     assert events(await read(call))[-1].job_changed.state == Job.STATE_CANCELLED
-    again = (await rig.client.jobs.CancelJob(CancelJobRequest(name=job))).job
+    again = (await scene.client.jobs.CancelJob(CancelJobRequest(name=job))).job
     assert again == cancelled
 
 
-async def test_waiting_returns_the_job_once_it_is_terminal(rig: Rig) -> None:
-    job = await rig.submit("a")
-    call = rig.client.jobs.WaitJob(WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS}))
-    await rig.run_step(job)
+async def test_waiting_returns_the_job_once_it_is_terminal(scene: Scene) -> None:
+    job = await scene.submit("a")
+    call = scene.client.jobs.WaitJob(
+        WaitJobRequest(name=job, timeout={"seconds": PATIENCE_SECONDS})
+    )
+    await scene.run_step(job)
     assert (await call).job.state == Job.STATE_SUCCEEDED
     assert (
-        await rig.client.jobs.WaitJob(WaitJobRequest(name=job))
+        await scene.client.jobs.WaitJob(WaitJobRequest(name=job))
     ).job.state == Job.STATE_SUCCEEDED
 
 
 @pytest.mark.parametrize(
     "limits", [{"timeout": {"nanos": 100_000_000}}, {}], ids=["own timeout", "the call's deadline"]
 )
-async def test_waiting_in_vain_is_no_error(rig: Rig, limits: dict[str, Any]) -> None:
-    job = await rig.submit("a")
-    response = await rig.client.jobs.WaitJob(
+async def test_waiting_in_vain_is_no_error(scene: Scene, limits: dict[str, Any]) -> None:
+    job = await scene.submit("a")
+    response = await scene.client.jobs.WaitJob(
         WaitJobRequest(name=job, **limits), timeout=None if limits else 0.6
     )
     assert response.job.state == Job.STATE_PENDING

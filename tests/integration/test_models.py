@@ -15,7 +15,7 @@ from fluoro.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from fluoro_jobs.ids import new_id
 from fluoro_jobs.ledger import heartbeats, models
 from fluoro_jobs.ledger.attempts import Worker
-from fluoro_jobs.ledger.models import is_served_elsewhere, live_models, report
+from fluoro_jobs.ledger.models import announce, is_served_elsewhere, live_models
 from fluoro_jobs.named_models import FIELDS, Named, models_of, models_of_step
 from fluoro_jobs.operations import BY_FIELD, OPERATIONS
 from fluoro_jobs.testing.rig import OWNER, Rig, until
@@ -45,11 +45,11 @@ def model(
 
 
 def worker_with(rig: Rig, *told: Model, slots: int = 1) -> Worker:
-    """A worker process as the ledger lists it after a heartbeat and a report."""
+    """A worker process as the ledger lists it after a heartbeat and its models."""
     worker = Worker(new_id(), f"host:{new_id()}", "ml", slots, "1", ("ml.analyze",))
     with rig.connection() as connection:
         heartbeats.beat(connection, worker, [])
-        assert report(connection, worker.id, told)
+        assert announce(connection, worker.id, told)
     return worker
 
 
@@ -75,28 +75,28 @@ def test_workers_that_say_the_same_are_counted_and_the_dead_and_those_that_left_
     assert third
 
 
-def test_a_report_replaces_the_one_before_and_one_of_a_worker_that_is_not_listed_does_nothing(
+def test_models_replace_those_before_and_those_of_a_worker_that_is_not_listed_do_nothing(
     rig: Rig,
 ) -> None:
     worker = worker_with(rig, model("a"), model("b"))
     with rig.connection() as connection:
-        assert report(connection, worker.id, [model("b", problem=Model.PROBLEM_FILES_CHANGED)])
-        assert not report(connection, new_id(), [model("c")])
+        assert announce(connection, worker.id, [model("b", problem=Model.PROBLEM_FILES_CHANGED)])
+        assert not announce(connection, new_id(), [model("c")])
     assert listed(rig) == [("models/b/versions/1.0.0", 1, UNAVAILABLE)]
 
 
-def test_a_card_in_utf_16_keeps_no_report_from_the_ledger(rig: Rig) -> None:
+def test_a_card_in_utf_16_keeps_no_models_from_the_ledger(rig: Rig) -> None:
     worker_with(rig, model(card="# C\0a\0rd\0"), model("b"))
     assert len(listed(rig)) == 2
 
 
-def test_a_report_that_says_nothing_new_writes_nothing(rig: Rig) -> None:
+def test_to_announce_nothing_new_writes_nothing(rig: Rig) -> None:
     worker = worker_with(rig, model())
     with rig.connection() as connection:
         before = connection.execute("SELECT xmin FROM models").fetchone()
-        assert report(connection, worker.id, [model()])
+        assert announce(connection, worker.id, [model()])
         assert connection.execute("SELECT xmin FROM models").fetchone() == before
-        assert report(connection, worker.id, [model(card="# Another")])
+        assert announce(connection, worker.id, [model(card="# Another")])
         assert connection.execute("SELECT xmin FROM models").fetchone() != before
 
 

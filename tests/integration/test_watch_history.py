@@ -24,17 +24,17 @@ BEGINNING = cursor.encode_horizon("ada", {}, 0)
 
 
 @pytest.fixture
-async def rig(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
+async def stage(database_url: str, redis_url: str, blob_url: str) -> AsyncIterator[Stage]:
     async with staged(database_url, redis_url, blob_url) as made:
         yield made
 
 
-async def history(rig: Stage, start_cursor: str) -> list[WatchJobsResponse]:
+async def history(stage: Stage, start_cursor: str) -> list[WatchJobsResponse]:
     """The events from a cursor on, until a bookmark comes and the jobs' last events have come."""
     got: list[WatchJobsResponse] = []
     newest: dict[str, int] = {}
     async with asyncio.timeout(PATIENCE_SECONDS):
-        async for response in rig.watch(start_cursor):
+        async for response in stage.watch(start_cursor):
             if response.HasField("event"):
                 got.append(response)
                 newest[response.event.job] = response.event.sequence
@@ -66,10 +66,10 @@ def rewrite(database_url: str, transactions: dict[UUID, list[int]]) -> None:
 
 
 async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_misses_nothing(
-    rig: Stage, database_url: str
+    stage: Stage, database_url: str
 ) -> None:
     choice = random.Random(7)
-    jobs = [UUID((await rig.submit())[5:]) for _ in range(4)]
+    jobs = [UUID((await stage.submit())[5:]) for _ in range(4)]
     rewrite(
         database_url,
         {
@@ -77,7 +77,7 @@ async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_m
             for job in jobs
         },
     )
-    got = await history(rig, BEGINNING)
+    got = await history(stage, BEGINNING)
     for job in jobs:
         assert [
             response.event.sequence for response in got if response.event.job == f"jobs/{job}"
@@ -85,7 +85,7 @@ async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_m
     cursors = list(dict.fromkeys(response.cursor for response in got))
     assert len(cursors) > 3
     for number in [0, *choice.sample(range(len(got)), 2), len(got) - 1]:
-        again = await history(rig, got[number].cursor)
+        again = await history(stage, got[number].cursor)
         for job in {response.event.job for response in got}:
             seen = [
                 response.event.sequence
@@ -98,7 +98,7 @@ async def test_a_resume_from_any_page_of_a_history_of_overlapping_transactions_m
     for before, now in choice.sample(list(pairwise(cursors)), 3):
         first = next(number for number, response in enumerate(got) if response.cursor == before)
         forgotten = {(response.event.job, response.event.sequence) for response in got[:first]}
-        again = await history(rig, now)
+        again = await history(stage, now)
         assert not forgotten & {(response.event.job, response.event.sequence) for response in again}
 
 

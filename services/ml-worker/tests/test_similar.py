@@ -166,13 +166,13 @@ def test_a_cancel_stops_it_between_two_blocks(tmp_path: Path) -> None:
     run = after(tmp_path, embedded(tmp_path, arrays))
     blocks = []
 
-    def report(progress: Any) -> None:
+    def send(progress: Any) -> None:
         run.progress.append(progress)
         if progress.stage == "compare":
             blocks.append(progress)
             run.context.cancelled.set()
 
-    run.context.report = report
+    run.context.send_progress = send
     with pytest.raises(CancelledAttempt):
         find_similar(FindSimilar(), run.context)
     assert len(blocks) == 1

@@ -1,4 +1,4 @@
-"""Which models the live workers have: each worker process reports its own.
+"""Which models the live workers have: each worker process announces its own.
 
 A hint, some seconds old. Whether a model can be used is decided by the worker that has the task.
 """
@@ -66,7 +66,7 @@ class Said(NamedTuple):
     about: Model
 
 
-def report(connection: LedgerConnection, worker: UUID, models: Iterable[Model]) -> bool:
+def announce(connection: LedgerConnection, worker: UUID, models: Iterable[Model]) -> bool:
     """Makes these the models of a worker process.
 
     models: each with one deployment, its own. False if the ledger does not list the worker (yet).

@@ -98,7 +98,7 @@ def step_context(
         earlier=_Given(upstream, _origins(inputs, upstream)),
         folder=Scratch(folder),
         blobs=blobs,
-        report=progress.append,
+        send_progress=progress.append,
         owner=owner,
     )
     return Attempt(context, progress)

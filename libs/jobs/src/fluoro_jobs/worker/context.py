@@ -153,7 +153,7 @@ class StepContext:
     earlier: Earlier
     folder: Scratch
     blobs: BlobStore
-    report: Callable[[event_pb2.Progress], None]
+    send_progress: Callable[[event_pb2.Progress], None]
     shard: int = 0
     owner: str = ""
     cancelled: Event = field(default_factory=Event)
@@ -234,7 +234,7 @@ class StepContext:
         counts = self.item_counts()
         if counts.total:  # an operation without items counts other things
             counts.total = max(counts.total, total)
-        self.report(
+        self.send_progress(
             event_pb2.Progress(
                 job=self.job,
                 step=self.step,

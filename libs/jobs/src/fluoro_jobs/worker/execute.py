@@ -234,7 +234,7 @@ class Executor:
             earlier=earlier,
             folder=Scratch(self._scratch_folder),
             blobs=self._blobs,
-            report=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
+            send_progress=ProgressThrottle(partial(self._publisher.progress, claimed.graph.owner)),
             shard=claimed.task.shard,
             owner=claimed.graph.owner,
         )

@@ -14,7 +14,7 @@ from fluoro_jobs.ledger.connection import LedgerConnection
 from fluoro_jobs.worker.body import load
 
 REPEAT_SECONDS: Final = 60
-"""How often all are reported, changed or not: the ledger forgets workers that were away long."""
+"""How often all are announced, changed or not: the ledger forgets workers that were away long."""
 
 
 class Inventory(Protocol):
@@ -28,7 +28,7 @@ class Inventory(Protocol):
 
 
 class InventoryReports:
-    """The reports of one worker process. Used by its keeper alone."""
+    """What one worker process announces. Used by its keeper alone."""
 
     def __init__(self, worker: UUID, inventory: str) -> None:
         """inventory: as in `fluoro_jobs.worker.body.Plan`."""
@@ -47,12 +47,12 @@ class InventoryReports:
         inventory = self._inventory
         if inventory is None:
             return
-        # A report costs a statement, and mostly nothing has changed.
+        # Announcing costs a statement, and mostly nothing has changed.
         if not inventory.changed.is_set() and time.monotonic() < self._due:
             return
-        # Before it is read: what changes from here on is reported at the next beat.
+        # Before it is read: what changes from here on is announced at the next beat.
         inventory.changed.clear()
         self._due = 0.0  # again at the next beat, if this one fails
         # False if the ledger does not list this worker (yet): told again at the next beat.
-        if models.report(connection, self._worker, inventory.told()):
+        if models.announce(connection, self._worker, inventory.told()):
             self._due = time.monotonic() + REPEAT_SECONDS
