@@ -68,35 +68,51 @@ threshold = 2
 """
 
 
-@pytest.fixture
-def upper(tmp_path: Path) -> Registry:
-    """The model. Its last axis runs to the head. Its novelty is the largest value."""
-    half = np.zeros((1, 1, SIDE, SIDE, SIDE), np.float32)
-    half[..., SIDE // 2 :] = 1
-    shapes = {"x": ["n", 1, SIDE, SIDE, SIDE], "mask": ["n", 1, SIDE, SIDE, SIDE], "novelty": ["n"]}
-    x, mask, novelty = (
+THREE = '{ value = 1, display_name = "bottom" }, { value = 2, display_name = "top" }'
+SCORES = 'scores = "SCORES"\n'
+
+
+def opened(folder: Path, manifest: str, mask: NDArray[np.float32]) -> Registry:
+    """A model whose mask is the volume times this one. Its novelty is the largest value.
+
+    mask: (1, labels or 1, columns, rows, planes); planes run to the head.
+    """
+    size = [SIDE, SIDE, SIDE]
+    shapes = {"x": ["n", 1, *size], "mask": ["n", mask.shape[1], *size], "novelty": ["n"]}
+    x, y, novelty = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in shapes.items()
     )
     nodes = [
-        helper.make_node("Mul", ["x", "half"], ["mask"]),
+        helper.make_node("Mul", ["x", "factors"], ["mask"]),
         helper.make_node("ReduceMax", ["x", "axes"], ["novelty"], keepdims=0),
     ]
     constants = [
-        numpy_helper.from_array(half, "half"),
+        numpy_helper.from_array(mask, "factors"),
         numpy_helper.from_array(np.array([1, 2, 3, 4]), "axes"),
     ]
     graph = helper.make_model(
-        helper.make_graph(nodes, "upper", [x], [mask, novelty], constants),
+        helper.make_graph(nodes, "upper", [x], [y, novelty], constants),
         ir_version=10,
         opset_imports=[helper.make_opsetid("", 21)],
     )
-    ones = np.ones_like(half)
-    sample = {"x": ones, "mask": half, "novelty": np.ones(1, np.float32)}
-    write_model(tmp_path / "models", MANIFEST, graph.SerializeToString(), sample)
-    registry = Registry(ModelSettings(models_folder=tmp_path / "models"))
+    sample = {
+        "x": np.ones((1, 1, *size), np.float32),
+        "mask": mask,
+        "novelty": np.ones(1, np.float32),
+    }
+    write_model(folder, manifest, graph.SerializeToString(), sample)
+    registry = Registry(ModelSettings(models_folder=folder))
     registry.open()
     return registry
+
+
+@pytest.fixture
+def upper(tmp_path: Path) -> Registry:
+    """A model that finds the half at the head."""
+    half = np.zeros((1, 1, SIDE, SIDE, SIDE), np.float32)
+    half[..., SIDE // 2 :] = 1
+    return opened(tmp_path / "models", MANIFEST, half)
 
 
 def series(
@@ -146,6 +162,34 @@ def test_each_slice_of_a_shuffled_series_gets_its_own_part_of_the_mask(
     # Of the volume by its positions, of an image by Slice Thickness.
     assert top.volume_ml == pytest.approx(256 * 0.125)
     assert result.findings[2].measurements[1].volume_ml == pytest.approx(64 * 0.05)
+
+
+@pytest.mark.parametrize("scores", ["probabilities", "logits"])
+def test_of_several_labels_each_voxel_gets_the_one_with_the_highest_score(
+    render: Render, attempt: After, tmp_path: Path, scores: str
+) -> None:
+    mask = np.full((1, 3, SIDE, SIDE, SIDE), 0.1, np.float32)
+    mask[0, 1, ..., :3] = 0.8
+    mask[0, 2, ..., 5:] = 0.3
+    text = (
+        MANIFEST.replace('display_name = "rest" }', 'display_name = "middle" }')
+        .replace('{ value = 1, display_name = "top" }', THREE)
+        .replace('shape = ["n", 1, 8, 8, 8]\n[[out', f'shape = ["n", 3, 8, 8, 8]\n{SCORES}[[out')
+        .replace("SCORES", scores)
+    )
+    models = opened(tmp_path / "models", text, mask)
+    order = [3, 0, 7, 1, 6, 2, 5, 4]
+    run = attempt(series(render, order=order))
+    result = analyze(AnalyzeImages(model="upper"), run.context, models)
+    there = [1, 1, 1, 0, 0, 2, 2, 2]
+    for place, labels in zip(order, maps(run, result), strict=True):
+        assert (labels == there[place]).all()
+    (volume,) = result.volumes
+    assert [(each.display_name, each.voxels) for each in volume.measurements] == [
+        ("middle", 2 * SIDE**2),
+        ("bottom", 3 * SIDE**2),
+        ("top", 3 * SIDE**2),
+    ]
 
 
 @pytest.mark.parametrize("orientation", [SAGITTAL, CORONAL])
@@ -283,10 +327,11 @@ def test_a_series_of_another_kind_beside_it_does_not_matter(
     ("change", "why"),
     [
         (('shape = ["n", 1, 8, 8, 8]\nimage', 'shape = ["n", 1, 8, 8, 4]\nimage'), "to a cube"),
-        (("8, 8, 8]\n[[outputs]]", "8, 8, 4]\n[[outputs]]"), "needs a mask of one label"),
+        (("8, 8, 8]\n[[outputs]]", "8, 8, 4]\n[[outputs]]"), "needs a mask in the size"),
         (("planes = 6", "planes = 1"), "greater than or equal to 2"),
         (("[1, 6]", "[6, 1]"), "the least must be below the most"),
-        (("overlay = { opacity = 0.5 }", ""), "and [overlay]"),
+        (("overlay = { opacity = 0.5 }", ""), "needs [overlay]"),
+        (('{ value = 1, display_name = "top" }', ""), "two labels, outside and inside"),
     ],
 )
 def test_a_manifest_of_volumes_that_cannot_be_followed_is_refused(

@@ -15,6 +15,9 @@ VERSION: Final = r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})$"
 FILE: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """Names of files: plain ones, in the model's own folder."""
 
+MOST_LABELS: Final = 256
+"""A label map has 8 bits."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Color = Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
@@ -379,10 +382,25 @@ class Manifest(_Table):
         mask = self.output("mask")
         if image.spatial != "DHW" or len(sides) > 1 or image.image != Prepare(resize="stretch"):
             yield "applies_to.volume needs a grey image that is stretched to a cube"
-        elif mask is None or mask.shape[1:] != (1, *sides, *sides, *sides):
-            yield "applies_to.volume needs a mask of one label and the size of the image"
-        if len(self.labels) != len(("outside", "inside")) or self.overlay is None:
-            yield "applies_to.volume needs two labels, outside and inside, and [overlay]"
+        elif mask is None or mask.shape[2:] != (*sides, *sides, *sides):
+            yield "applies_to.volume needs a mask in the size of the image"
+        elif not self.mask_has_all_labels or self.overlay is None:
+            yield (
+                "applies_to.volume needs [overlay], and a score of the mask for each label, or one "
+                "score and two labels, outside and inside"
+            )
+
+    @property
+    def mask_has_all_labels(self) -> bool:
+        """Whether the scores of its mask tell all labels apart, and a label map can hold them.
+
+        One score tells two labels, outside and inside. Otherwise each label has one.
+        """
+        mask = self.output("mask")
+        if mask is None:
+            return False
+        told = len(("outside", "inside")) if mask.shape[1] == 1 else mask.shape[1]
+        return told == len(self.labels) and 1 < len(self.labels) <= MOST_LABELS
 
     @property
     def version_key(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Masks: scores in the size that a model sees, as a label for each pixel of the image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,9 +16,6 @@ from ml_worker.prepare import size_in_space, visible
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
 
-MOST_LABELS: Final = 256
-"""A label map has 8 bits."""
-
 ONE: Final = 1 + 1e-3
 """Largest probability: float16 may give a little more than 1, and as little less than 0."""
 
@@ -27,16 +24,11 @@ Edges = tuple[float, float, float, float]
 
 
 def labels_pixels(model: "Model", tensor: Input) -> bool:
-    """Whether the mask of the model has a label for every pixel of a frame.
-
-    One score per pixel tells two labels apart, outside and inside; otherwise each label has one.
-    """
-    mask, labels = model.manifest.output("mask"), len(model.manifest.labels)
-    if not isinstance(mask, Mask) or model.manifest.overlay is None or tensor.image is None:
-        return False
-    told = 2 if mask.shape[1] == 1 else mask.shape[1]
+    """Whether the mask of the model has a label for every pixel of a frame."""
+    manifest = model.manifest
     # What `cover` cuts off, the model does not see.
-    return told == labels and 1 < labels <= MOST_LABELS and tensor.image.resize != "cover"
+    sees_all = tensor.image is not None and tensor.image.resize != "cover"
+    return sees_all and manifest.mask_has_all_labels and manifest.overlay is not None
 
 
 def label_map_of(
@@ -59,10 +51,32 @@ def label_map_of(
             Reason.MODEL_OUTPUT_INVALID,
             f"{model.manifest.name} gave a mask that is empty, or not of probabilities.",
         )
+    # The order of labels is the same for logits, but a threshold is a probability.
+    if mask.scores == "logits" and len(scores) == 1:
+        scores = probable(scores)
     edges = edges_of(size, scores.shape[1:], image, tensor)
-    if len(scores) > 1:
-        return _most_probable(scores, size, edges)
-    return _inside(scores[0], mask, size, edges)
+    return labels_by((_scaled(one, size, edges) for one in scores), mask.threshold)
+
+
+def labels_by(scores: Iterable[NDArray[np.float32]], threshold: float) -> NDArray[np.uint8]:
+    """Labels (rows, columns) by scores of the same size: one for each label, the highest counts.
+
+    A single one is the probability of label 1, from `threshold` on; the rest has label 0. Scores
+    are taken one by one: all of them in the size of an image may not fit into memory.
+    """
+    each = iter(scores)
+    best, label = next(each), 0
+    labels = np.zeros(best.shape, np.uint8)
+    for label, other in enumerate(each, 1):
+        labels[other > best] = label
+        best = np.maximum(best, other)
+    return labels if label else (best >= threshold).astype(np.uint8)
+
+
+def probable(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Their probabilities, without overflow at either end."""
+    found: NDArray[np.float32] = np.exp(-np.logaddexp(0, -logits.astype(np.float32)))
+    return found
 
 
 def edges_of(
@@ -73,27 +87,6 @@ def edges_of(
     rows, columns = size_in_space(frame, image, tensor)
     tall, wide = mask[0] / rows, mask[1] / columns
     return across.start * wide, down.start * tall, across.stop * wide, down.stop * tall
-
-
-def _inside(
-    scores: NDArray[Any], mask: Mask, size: Sequence[int], edges: Edges
-) -> NDArray[np.uint8]:
-    values = scores.astype(np.float32)
-    if mask.scores == "logits":
-        # Without overflow at either end.
-        values = np.exp(-np.logaddexp(0, -values))
-    return (_scaled(values, size, edges) >= mask.threshold).astype(np.uint8)
-
-
-def _most_probable(scores: NDArray[Any], size: Sequence[int], edges: Edges) -> NDArray[np.uint8]:
-    """Label by label: all of them in the size of the image may not fit into memory."""
-    best = _scaled(scores[0], size, edges)
-    labels = np.zeros(best.shape, np.uint8)
-    for label in range(1, len(scores)):
-        other = _scaled(scores[label], size, edges)
-        labels[other > best] = label
-        np.maximum(best, other, out=best)
-    return labels
 
 
 def _scaled(scores: NDArray[Any], size: Sequence[int], edges: Edges) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fluoro.v1 import dicom_pb2, ml_pb2
@@ -14,6 +14,7 @@ from fluoro_jobs.worker.context import Part, StepContext, StepItem
 from numpy.typing import NDArray
 
 from ml_worker.images import check_suits, for_each_image, rendered_images
+from ml_worker.masks import labels_by, probable
 from ml_worker.measurements import MM3_PER_ML, measure
 from ml_worker.novelty import refuse_novel
 from ml_worker.outputs import Mask
@@ -26,29 +27,31 @@ from ml_worker.volumes import Volume, series_of, volume_of
 if TYPE_CHECKING:
     from ml_worker.sessions import Model
 
-LABELS: Final = 2
-"""Outside and inside of the mask."""
-
 
 @dataclass(slots=True)
 class Series:
     """Images of one series, and what became of them.
 
-    places: of its planes by key of the image. inside: how likely each voxel of (planes, rows,
-    columns) is inside, in the rows and columns of the model. failure: why there is none. copies:
-    keys of images that are in the series already. instances: the others by SOP Instance UID.
+    labels: how many the model has. scores: (planes, labels or 1, rows, columns) of its mask, in the
+    rows and columns of the model. failure: why there are none. copies: keys of images that are in
+    the series already. instances: the others by SOP Instance UID. voxels, sums: by label.
     """
 
+    labels: int
     keys: list[str] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     images: list[dicom_pb2.RenderedImage] = field(default_factory=list)
     volume: Volume | None = None
-    inside: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32] | None = None
     failure: NotForThisImageError | FluoroError | None = None
     copies: set[str] = field(default_factory=set)
     instances: dict[str, dicom_pb2.RenderedImage] = field(default_factory=dict)
-    voxels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, np.int64))
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(LABELS))
+    voxels: NDArray[np.int64] = field(init=False)
+    sums: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is counted yet."""
+        self.voxels, self.sums = np.zeros(self.labels, np.int64), np.zeros(self.labels)
 
     def add(self, key: str, part: Part, image: dicom_pb2.RenderedImage) -> None:
         """Takes an instance in once; another version of it fails the series."""
@@ -81,7 +84,7 @@ def analyze_volumes(model: "Model", context: StepContext) -> ml_pb2.AnalyzeImage
     Images of a series that makes no volume are skipped together.
     """
     result = ml_pb2.AnalyzeImagesResult(model=model.reference)
-    series = gathered(context)
+    series = gathered(context, len(model.manifest.labels))
 
     def find(item: StepItem, image: dicom_pb2.RenderedImage, pixels: NDArray[Any]) -> None:
         own = series[series_of(image)]
@@ -93,15 +96,15 @@ def analyze_volumes(model: "Model", context: StepContext) -> ml_pb2.AnalyzeImage
     return result
 
 
-def gathered(context: StepContext) -> dict[tuple[object, ...], Series]:
-    """The images of the step by their series."""
+def gathered(context: StepContext, labels: int) -> dict[tuple[object, ...], Series]:
+    """The images of the step by their series. labels: how many the model has."""
     images = rendered_images(context)
     series: dict[tuple[object, ...], Series] = {}
     for given in context.inputs:
         part = next((part for part in given.parts if part.role == "pixels"), None)
         if part is None or (image := images.get((part.step, part.name))) is None:
             continue
-        series.setdefault(series_of(image), Series()).add(given.key, part, image)
+        series.setdefault(series_of(image), Series(labels)).add(given.key, part, image)
     return series
 
 
@@ -109,9 +112,9 @@ def labels_of(
     series: Series, item: StepItem, pixels: NDArray[Any], model: "Model", context: StepContext
 ) -> NDArray[np.uint8]:
     """The label map of one image; the first image of a series that asks has the model run."""
-    if series.failure is None and series.inside is None:
+    if series.failure is None and series.scores is None:
         try:
-            series.volume, series.inside = seen(series, model, context)
+            series.volume, series.scores = seen(series, model, context)
         except FluoroError as error:
             # Kept as the series' failure, it would fail all images for good.
             if error.may_retry:
@@ -125,7 +128,7 @@ def labels_of(
     if item.key in series.copies:
         raise NotForThisImageError("another input is the same instance")
     assert series.volume is not None
-    assert series.inside is not None
+    assert series.scores is not None
     number, size = series.keys.index(item.key), pixels.shape[1:3]
     mask, tensor = model.manifest.output("mask"), model.manifest.image_input
     assert isinstance(mask, Mask)
@@ -134,15 +137,19 @@ def labels_of(
     labels = np.zeros(pixels.shape[:3], np.uint8)
     for place, plane in enumerate(series.volume.planes):
         if plane.image == number:
-            inside = resized(series.inside[place], size, tensor.image)
-            labels[plane.frame] = inside >= mask.threshold
+            # One by one: all of them in the size of the image may not fit into memory.
+            each = (resized(one, size, tensor.image) for one in series.scores[place])
+            labels[plane.frame] = labels_by(each, mask.threshold)
     return labels
 
 
 def seen(
     series: Series, model: "Model", context: StepContext
 ) -> tuple[Volume, NDArray[np.float32]]:
-    """The volume of a series, and how likely each voxel of its planes is inside."""
+    """The volume of a series, and the scores of its planes, (planes, labels or 1, rows, columns).
+
+    A single score is the probability of the inside.
+    """
     manifest, tensor = model.manifest, model.manifest.image_input
     assert tensor is not None  # the manifest was held to it
     assert manifest.applies_to is not None
@@ -162,13 +169,14 @@ def seen(
     }
     refuse_novel(model, by_kind)
     order = [2 + tensor.spatial_order.index(letter) for letter in "DHW"]
-    inside = volume.to_slices(np.moveaxis(by_kind["mask"], order, ends))[0, 0]
-    scores = inside.astype(np.float32)
+    (slices,) = volume.to_slices(np.moveaxis(by_kind["mask"], order, ends))
     mask = manifest.output("mask")
     assert isinstance(mask, Mask)
-    if mask.scores == "logits":
-        scores = 1 / (1 + np.exp(-scores))
-    return volume, along_planes(scores[:, np.newaxis], len(volume.planes))[:, 0]
+    scores = np.moveaxis(slices, 0, 1).astype(np.float32)
+    # The order of labels is the same for logits, but a threshold is a probability.
+    if mask.scores == "logits" and len(slices) == 1:
+        scores = probable(scores)
+    return volume, along_planes(scores, len(volume.planes))
 
 
 def planes_of(
@@ -204,10 +212,10 @@ def keep(
     file = item.folder / "label-map.npy"
     np.save(file, labels)
     # The first frame of a multi-frame image may have nothing of the mask to show.
-    fullest = int(labels.sum(axis=(1, 2), dtype=np.int64).argmax())
+    fullest = int(np.count_nonzero(labels, axis=(1, 2)).argmax())
     window = image.window if image.HasField("window") else None
     drawing = draw_overlay(pixels[fullest], labels[fullest], manifest, window)
-    voxels, sums = counts(pixels, {"label_map": labels}, LABELS)
+    voxels, sums = counts(pixels, {"label_map": labels}, series.labels)
     series.voxels += voxels
     series.sums += sums
     return ml_pb2.ImageFinding(
