@@ -294,7 +294,7 @@ def check_placement(
         raise ModelRefusedError(
             ModelProto.PROBLEM_FELL_BACK_TO_CPU,
             f"FLUORO_ML_DEVICE is {settings.device}, but {name} does not work here. "
-            "Is there a GPU and a driver?",
+            "Is there a GPU and a driver? Are the options in the manifest's [providers] right?",
         )
     placed = {
         part.ep_name: [node.op_type for node in part.get_nodes()]
