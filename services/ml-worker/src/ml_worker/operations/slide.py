@@ -254,9 +254,7 @@ def show_top(
     best = np.nan_to_num(seen.scores).argmax(axis=1)
     # The first of each class, then the second of each.
     own = sorted(one for one in firsts if best[one[2]] == one[1])
-
-    def show(one: tuple[int, int, int]) -> None:
-        rank, place, number = one
+    for rank, place, number in own[:PICTURES]:
         slide.classes[place].top[rank].picture = item.put(
             f"top-tile-{place}-{rank}",
             ".jpg",
@@ -264,7 +262,3 @@ def show_top(
             "image/jpeg",
             picture_of(seen.slide, number, piece),
         )
-
-    # Each is flushed to the disk, which takes a twentieth of all time one after the other.
-    with ThreadPoolExecutor(PICTURES) as pool:
-        list(pool.map(show, own[:PICTURES]))
