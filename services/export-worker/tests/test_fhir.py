@@ -210,6 +210,20 @@ def test_classes_have_the_codes_of_the_models_manifest(tmp_path: Path) -> None:
     assert {"coding": [coding], "text": "bone"} in [one["code"] for one in observations]
 
 
+@pytest.mark.parametrize(("name", "code"), [("lung", "39607008"), ("skin", "39937001")])
+def test_codes_that_fhir_does_not_know_leave_the_code_of_the_name(
+    tmp_path: Path, name: str, code: str
+) -> None:
+    result = ml_pb2.AnalyzeImagesResult(model=ml_pb2.ModelReference(name="made"))
+    theirs = Code(value="1", scheme="99ACME", meaning="theirs")
+    scores = result.findings.add(item="0").classes
+    scores.add(frame=1, display_name=name, probability=0.5, codes=[theirs])
+    step = step_context(tmp_path, step="classify").as_upstream(result)
+    [observation] = resources(exported(tmp_path, step))["Observation"]
+    [coding] = observation["component"][0]["code"]["coding"]
+    assert (coding["system"], coding["code"]) == ("http://snomed.info/sct", code)
+
+
 def test_landmarks_tell_where_they_are_and_whose_side_it_is(tmp_path: Path) -> None:
     result = detect_pb2.DetectObjectsResult(model=ml_pb2.ModelReference(name="made"))
     face = result.images.add(item="0").objects.add(frame=1, display_name="face", score=0.5)

@@ -29,7 +29,8 @@ def concept_of(of: Class) -> dict[str, Any]:
         if one.scheme in SYSTEMS and CODE_VALUE.fullmatch(one.value)
     ]
     if not codings:
-        known = SIDED.get(of.name.lower()) or located(of)[0]
+        # Codes of a scheme that FHIR does not know must not hide what the name says.
+        known = SIDED.get(of.name.lower()) or located(of._replace(codes=()))[0]
         # A code of our own scheme means nothing to an electronic record; the words do.
         if known.scheme_designator in SYSTEMS:
             codings = [
