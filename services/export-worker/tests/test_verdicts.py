@@ -8,7 +8,7 @@ from typing import Any
 import pypdf
 import pytest
 from export_worker.operations.report import export_report
-from export_worker.testing import JUDGED, dermoscopies, verdicts
+from export_worker.testing import JUDGED, dermoscopies, looks, verdicts
 from export_worker.verdicts import is_suspicious
 from export_worker.words import LANGUAGES, Words
 from fluoro.v1 import job_pb2
@@ -80,6 +80,15 @@ def test_codes_of_classes_stand_beside_their_model(clinic: Any) -> None:
     [*_, told] = recorded(attempt, "ask").classify_images_result.images
     codes = {one.display_name: one.codes for one in told.frames[0].opinions[0].classes}
     assert codes["melanoma"][0].value == "93655004"
+
+
+def test_the_class_that_a_heat_map_explains_has_its_codes_beside_the_model(clinic: Any) -> None:
+    upstream = looks(clinic.folder, 1)
+    explained = upstream[0].result.maps[0].explained  # type: ignore[attr-defined]
+    explained.codes.add(value="400010006", scheme="SCT", meaning="Melanocytic naevus of skin")
+    _, pages, _ = write(clinic, upstream, "study")
+    said = f"{explained.display_name} = SCT 400010006 Melanocytic naevus of skin"
+    assert f"Codes of classes {said}" in " ".join(pages)
 
 
 def test_of_many_frames_the_most_suspicious_is_shown_and_counts(clinic: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
-from fluoro.v1 import classify_pb2, detect_pb2, ml_pb2, slide_pb2
+from fluoro.v1 import classify_pb2, detect_pb2, ml_pb2, slide_pb2, visualize_pb2
 from fluoro_jobs.worker.context import Upstream
 from google.protobuf.message import Message
 
@@ -59,3 +59,5 @@ def _classes(result: Message) -> Iterator[tuple[ml_pb2.ModelReference, Iterable[
             yield from ((result.model, image.objects) for image in result.images)
         case slide_pb2.AnalyzeSlideResult():
             yield from ((result.model, slide.classes) for slide in result.slides)
+        case visualize_pb2.VisualizeImagesResult():
+            yield result.model, [one.explained for one in result.maps]
