@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from export_worker.operations.report import export_report
 from export_worker.words import LANGUAGES, words_of
-from fluoro.v1 import dicom_pb2
+from fluoro.v1 import convert_pb2, dicom_pb2
 from fluoro.v1.export_pb2 import ExportReport, ReportStyle
 from fluoro_jobs.worker.context import Upstream
 
@@ -49,6 +49,21 @@ def test_what_was_only_rendered_is_compared_by_its_pixels(clinic: Any) -> None:
     assert len(warnings(clinic, rendered)) == 1
     rendered.result.images[2].certificate.sha256 = rendered.result.images[0].certificate.sha256
     assert warnings(clinic, rendered) == []
+
+
+def test_what_was_converted_is_compared_by_its_bytes(clinic: Any) -> None:
+    clinic.inputs = 3
+    attempt = clinic.step("convert")
+    result = convert_pb2.ConvertDicomResult()
+    for item in clinic.good(attempt):
+        data = b"another" if item.key == "2" else b"same"
+        name = item.put("instance", ".dcm", "instance", "application/dicom", data)
+        result.instances.add(item=item.key, instance=name, sop_instance_uid="1.2.3")
+    rendered = clinic.render()
+    [said] = warnings(clinic, rendered, attempt.as_upstream(result))
+    assert said.startswith(f"{WARNING}0, 1, 2.")
+    result.instances.pop()
+    assert warnings(clinic, rendered, attempt.as_upstream(result)) == []
 
 
 def test_results_of_the_previous_release_have_no_hash_and_no_warning(clinic: Any) -> None:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from fluoro.v1 import deidentify_pb2, dicom_pb2
+from fluoro.v1 import convert_pb2, deidentify_pb2, dicom_pb2
 from fluoro_jobs.worker.context import Upstream
 
 from export_worker import wording
@@ -52,3 +52,6 @@ def _seen(step: Upstream) -> Iterator[tuple[str, bytes, str]]:
             for each in cleaned.instances:
                 content = step.artifact(each.instance).sha256 if each.instance else b""
                 yield each.sop_instance_uid, content, each.item
+        case convert_pb2.ConvertDicomResult() as converted:
+            for file in converted.instances:
+                yield file.sop_instance_uid, step.artifact(file.instance).sha256, file.item
