@@ -71,6 +71,19 @@ def test_a_report_of_slides_tells_their_size_tissue_and_shares_in_each_language(
             assert each in page
 
 
+def test_a_tile_whose_picture_is_not_there_stands_without_it(
+    clinic: Any, reader: Any, tmp_path: Path
+) -> None:
+    upstream = slides(tmp_path)
+    upstream[1].result.slides[0].classes[1].top[0].picture = "gone.jpg"  # type: ignore[attr-defined]
+    attempt = clinic.attempt(upstream)
+    request = ExportReport(template="histopathology", formats=[ExportReport.FORMAT_PDF])
+    export_report(request, attempt.context)
+    pdf = attempt.read("report.pdf")
+    assert reader.images(pdf) == ["960x640"] + ["256x256"] * 11
+    assert "row 5, column 10" in reader.text(pdf)
+
+
 @pytest.mark.parametrize(
     ("language", "said"), [("", "no class"), ("de", "ohne Klasse"), ("zh", "无类别")]
 )

@@ -68,7 +68,10 @@ class Sight:
 
 
 def sights_of(step: Upstream) -> Iterator[Sight]:
-    """In the order of the result. KeyError if it names an artifact that its step did not leave."""
+    """In the order of the result.
+
+    KeyError if it names an artifact that its step did not leave, other than a tile's picture.
+    """
     match step.result:
         case visualize_pb2.VisualizeImagesResult() as shown:
             for map_ in shown.maps:
@@ -102,6 +105,7 @@ def _objects(step: Upstream, detected: detect_pb2.DetectObjectsResult) -> Iterat
 
 def _top_tiles(step: Upstream, analyzed: slide_pb2.AnalyzeSlideResult) -> Iterator[Sight]:
     """Where each class of a slide is most probable."""
+    artifacts = {one.name: one for one in step.artifacts}
     for slide in analyzed.slides:
         for one in slide.classes:
             said = one.display_name or str(one.label)
@@ -110,7 +114,8 @@ def _top_tiles(step: Upstream, analyzed: slide_pb2.AnalyzeSlideResult) -> Iterat
                     "",
                     tile.probability,
                     place=(tile.row, tile.column),
-                    picture=step.artifact(tile.picture) if tile.picture else None,
+                    # A tile is told by its place, with or without a picture.
+                    picture=artifacts.get(tile.picture),
                 )
                 for tile in one.top
             ]
