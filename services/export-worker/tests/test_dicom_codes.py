@@ -111,6 +111,82 @@ def test_classes_that_share_a_code_keep_their_names(tmp_path: Path) -> None:
     assert_lines(dumped(attempt), 'NUM:(,,"flat")="0.5"', 'NUM:(,,"raised")="0.5"')
 
 
+def test_a_verdict_names_a_class_that_shares_its_code(tmp_path: Path) -> None:
+    result = classify_pb2.ClassifyImagesResult()
+    frame = result.images.add(item="0").frames.add(
+        frame=1,
+        verdict=classify_pb2.ClassifiedFrame.VERDICT_CLASSIFIED,
+        label=1,
+        display_name="raised",
+        codes=[NAEVUS],
+    )
+    opinion = frame.opinions.add(model=CLASSIFIER)
+    for label, name in enumerate(("flat", "raised")):
+        opinion.classes.add(label=label, display_name=name, probability=0.5, codes=[NAEVUS])
+    attempt = exported(tmp_path, left(tmp_path, "ask", result))
+    assert_lines(
+        dumped(attempt),
+        'CODE:(,,"Finding")=(400010006,SCT,"Melanocytic naevus of skin")',
+        'CODE:(,,"Class of the image by several models")=(raised,99FLUORO,"raised")',
+    )
+
+
+def test_a_verdict_names_its_class_where_no_other_of_its_code_was_found(tmp_path: Path) -> None:
+    asked = verdicts(tmp_path, 1)[1]
+    assert isinstance(asked.result, classify_pb2.ClassifyImagesResult)
+    asked.result.images[0].frames[0].codes.append(NAEVUS)
+    name = 'CODE:(,,"Name in the model")=(nevus,99FLUORO,"nevus")'
+    assert_lines(dumped(exported(tmp_path, asked)), name)
+
+
+def test_each_object_has_the_name_of_its_class_beside_a_shared_code(tmp_path: Path) -> None:
+    result = detect_pb2.DetectObjectsResult(model=CLASSIFIER)
+    objects = result.images.add(item="0").objects
+    for name in ("flat", "raised", "Melanocytic naevus of skin"):
+        objects.add(frame=1, display_name=name, score=0.5, width=3, height=4, codes=[NAEVUS])
+    text = dumped(exported(tmp_path, left(tmp_path, "detect", result)))
+    assert text.count('CODE:(,,"Finding")=(400010006,SCT,"Melanocytic naevus of skin")') == 3
+    assert text.count('CODE:(,,"Name in the model")=') == 2
+    for name in ("flat", "raised"):
+        assert_lines(text, f'CODE:(,,"Name in the model")=({name},99FLUORO,"{name}")')
+
+
+def test_each_class_of_a_slide_has_its_name_and_its_own_tracking_identifier(
+    tmp_path: Path,
+) -> None:
+    result = slide_pb2.AnalyzeSlideResult(model=CLASSIFIER)
+    slide = result.slides.add(item="0", tiles=4)
+    for label, name in enumerate(("flat", "raised")):
+        slide.classes.add(label=label, display_name=name, tiles=1, share=0.25, codes=[NAEVUS])
+    attempt = exported(tmp_path, left(tmp_path, "s" * 63, result))
+    text = dumped(attempt)
+    for name in ("flat", "raised"):
+        assert_lines(text, f'CODE:(,,"Tiles of the slide of one class")=({name},99FLUORO,"{name}")')
+    groups = opened(attempt).ContentSequence[-1].ContentSequence
+    identifiers = [group.ContentSequence[0].TextValue for group in groups]
+    assert identifiers == [f"{'s' * 63} 1 slide{label}" for label in ("", " 0", " 1")]
+
+
+def test_a_code_that_two_models_name_differently_is_not_shared(tmp_path: Path) -> None:
+    result = classify_pb2.ClassifyImagesResult()
+    frame = result.images.add(item="0").frames.add(frame=1)
+    for name in ("nevus", "mole"):
+        opinion = frame.opinions.add(model=CLASSIFIER)
+        opinion.model.name = f"of-{name}"
+        opinion.classes.add(display_name=name, probability=0.5, codes=[NAEVUS])
+    text = dumped(exported(tmp_path, left(tmp_path, "ask", result)))
+    assert text.count('NUM:(,,"Melanocytic naevus of skin")="0.5"') == 2
+
+
+def test_a_class_is_called_the_same_in_all_of_a_report(tmp_path: Path) -> None:
+    result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER)
+    scores = result.findings.add(item="0").classes
+    for frame, name in ((1, "flat"), (1, "raised"), (2, "raised")):
+        scores.add(frame=frame, display_name=name, probability=0.5, codes=[NAEVUS])
+    text = dumped(exported(tmp_path, left(tmp_path, "classify", result)))
+    assert text.count('NUM:(,,"raised")="0.5"') == 2
+
+
 @pytest.mark.parametrize(
     "code",
     [

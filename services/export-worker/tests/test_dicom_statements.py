@@ -178,7 +178,7 @@ def test_a_side_of_the_picture_is_no_side_of_the_patient(tmp_path: Path) -> None
     text = dumped(attempt)
     assert text.count('CODE:(,,"Finding")=(81745001,SCT,"Eye")') == 2
     assert text.count('CODE:(,,"Laterality")=(24028007,SCT,"Right")') == 1
-    assert_lines(text, 'TEXT:(,,"Comment")="eye, right in the image"')
+    assert_lines(text, '"Name in the model")=', '99FLUORO,"eye, right in the image")')
 
 
 def test_abstention_is_a_finding_without_a_class(tmp_path: Path) -> None:

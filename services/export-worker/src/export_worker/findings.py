@@ -126,6 +126,13 @@ class Told:
         ]
 
     @property
+    def about(self) -> Iterator[Class]:
+        """The classes that it names."""
+        if self.said and self.said.of:
+            yield self.said.of
+        yield from (one.of for one in self.measures if one.of)
+
+    @property
     def content(self) -> str:
         """All of it but the models."""
         whole = (self.item, self.part, self.name, self.measures, self.said, self.frame)

@@ -105,6 +105,15 @@ def own_of(of: Class) -> CodedConcept:
     return own(lo(of.name) or f"Class {of.label}")
 
 
+def name_beside(of: Class, code: CodedConcept) -> CodedConcept | None:
+    """Our own code of a class whose name this code does not tell; None if it does.
+
+    A manifest may call several classes the same, and a result need not have all of them.
+    """
+    mine = own_of(of)
+    return None if code.meaning.lower() == mine.meaning.lower() else mine
+
+
 def located(of: Class) -> tuple[CodedConcept, CodedConcept | None]:
     """Code of a thing in an image, and the side of the patient's body that its name tells.
 

@@ -36,6 +36,7 @@ from export_worker.dicom.origin import (
     DEVICE_UID,
     MANUFACTURER,
     MODEL_NAME,
+    TRACKED_BYTES,
     Origin,
     algorithm_name,
     equipment_fields,
@@ -226,7 +227,7 @@ def group_of(
     fields: dict[str, Any] = {
         "tracking_identifier": TrackingIdentifier(
             uid=tracking_uid(stack, origin, total.label),
-            identifier=lo(f"{stack.step} {total.label} {total.display_name}"),
+            identifier=lo(f"{stack.step} {total.label} {total.display_name}", TRACKED_BYTES),
         ),
         "finding_category": code.category,
         "finding_type": code.type,

@@ -44,6 +44,8 @@ DT_FORMAT: Final = "%Y%m%d%H%M%S.%f+0000"
 """VR DT of a time in UTC (PS3.5 6.2)."""
 LO_BYTES: Final = 64
 """Longest value of VR LO (PS3.5 6.2). The standard counts characters, and some readers bytes."""
+TRACKED_BYTES: Final = 256
+"""Of a Tracking Identifier in a report: the longest name of a step, and a name behind it."""
 CUT: Final = "..."
 """End of a value that is cut."""
 

@@ -1,7 +1,7 @@
 """Comprehensive 3D SR (PS3.16 TID 1500) of what models said of images, label maps aside."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
-from export_worker.dicom.codes import IN_IMAGE, UNITS, coded, concept, located, own_of
+from export_worker.dicom.codes import UNITS, coded, concept, located, name_beside, own_of
 from export_worker.dicom.encoding import put_content
 from export_worker.dicom.images import Image
 from export_worker.dicom.measurements import Group, algorithm_of, report_of
-from export_worker.dicom.origin import Origin, identity, lo, statement
+from export_worker.dicom.origin import TRACKED_BYTES, Origin, identity, lo, statement
 from export_worker.findings import Box, Class, Landmark, Measure, Told
 
 SERIES_NUMBER: Final = 9007
@@ -99,6 +99,7 @@ def statement_report(
             f"A series has more than {GROUPS_LIMIT:,} statements, objects and landmarks. "
             "Export parts of it, or detect fewer objects.",
         )
+    types = types_of(told for _, told in said.told)
     by_key = {image.key: image for image in images}
     compared = [by_key[told.reference] for _, told in said.told if told.reference]
     sources = {image.source.instance: image.source for image in (*said.images, *compared)}
@@ -106,7 +107,7 @@ def statement_report(
     def groups() -> Iterator[Group]:
         for image, told in said.told:
             check()
-            yield from groups_of(said, image, told, by_key.get(told.reference), origin)
+            yield from groups_of(said, image, told, by_key.get(told.reference), types, origin)
 
     source = said.images[0].source
     content = (f"{image.source.instance} {told.content}".encode() for image, told in said.told)
@@ -135,21 +136,27 @@ def statement_report(
 
 
 def groups_of(
-    said: Statements, image: Image, told: Told, compared: Image | None, origin: Origin
+    said: Statements,
+    image: Image,
+    told: Told,
+    compared: Image | None,
+    types: Mapping[Class, CodedConcept],
+    origin: Origin,
 ) -> Iterator[Group]:
-    """TID 1501 of a statement, then TID 1410 of each of its objects and their landmarks."""
-    names = [part for part in told.part if isinstance(part, str)]
+    """TID 1501 of a statement, then TID 1410 of each of its objects and their landmarks.
+
+    types: as `types_of`, of the whole report.
+    """
     measures = [one for one in told.known if one.box is None]
     if told.count is not None:
         # First, because a reader wants to know how many before the score of each.
         measures.insert(0, Measure("Number of objects", told.count))
     about = told.said.of if told.said else None
-    types = types_of(measures)
     group = MeasurementsAndQualitativeEvaluations(
-        **fields_of(said, image, told, " ".join(names), origin),
+        **fields_of(said, image, told, " ".join(map(str, told.part)), origin),
         finding_type=coded(about).type if about else None,
         measurements=[measurement(one, types) for one in measures],
-        qualitative_evaluations=list(evaluations(told)),
+        qualitative_evaluations=list(evaluations(told, types)),
         source_images=[
             SourceImageForMeasurementGroup(
                 image.source.sop_class, image.source.instance, frames_of(image, told.frame)
@@ -202,9 +209,7 @@ def point(
         referenced_region=region(image, frame, GraphicTypeValues.POINT, place),
         **thing(Class(landmark.name, 0)),
     )
-    # The code of an eye does not tell which of two is meant.
-    in_image = landmark.name if IN_IMAGE.fullmatch(landmark.name) else ""
-    remark(found, *map(statement, told.models), in_image)
+    remark(found, *map(statement, told.models))
     return found
 
 
@@ -222,24 +227,40 @@ def fields_of(
     )
     return {
         "tracking_identifier": TrackingIdentifier(
-            uid=tracked, identifier=lo(f"{said.step} {image.source.number} {name}")
+            uid=tracked,
+            identifier=lo(f"{said.step} {image.source.number} {name}", TRACKED_BYTES),
         ),
         "algorithm_id": algorithm_of(told.models) if told.models else None,
     }
 
 
 def thing(of: Class) -> dict[str, Any]:
-    """What a TID 1410 is about: Finding, and Finding Site if a side of the body is known."""
+    """What a TID 1410 is about: Finding, with Finding Site if a side of the body is known."""
     what, side = located(of)
-    site = {"finding_sites": [FindingSite(what, laterality=side)]} if side else {}
-    return {"finding_type": what, **site}
+    if side:
+        return {"finding_type": what, "finding_sites": [FindingSite(what, laterality=side)]}
+    return {"finding_type": what, "qualitative_evaluations": list(named_beside(of, what))}
 
 
-def types_of(measures: Sequence[Measure]) -> dict[Class, CodedConcept]:
-    """Codes of the classes of figures; our own where a manifest calls several the same."""
-    types = {one.of: coded(one.of).type for one in measures if one.of}
-    times = Counter(types.values())
-    return {of: code if times[code] == 1 else own_of(of) for of, code in types.items()}
+def named_beside(of: Class, code: CodedConcept) -> Iterator[QualitativeEvaluation]:
+    """What the model calls it, unless the code tells it."""
+    if name := name_beside(of, code):
+        yield QualitativeEvaluation(name=concept("Name in the model"), value=name)
+
+
+def types_of(told: Iterable[Told]) -> dict[Class, CodedConcept]:
+    """Codes of the classes of a report; our own where a model calls several by one code."""
+    by_models: dict[tuple[bytes, ...], set[Class]] = defaultdict(set)
+    for one in told:
+        by_models[tuple(map(identity, one.models))].update(one.about)
+    types = {of: coded(of).type for classes in by_models.values() for of in classes}
+    shared: set[CodedConcept] = set()
+    # By model: what several call by one code is one class to each.
+    for classes in by_models.values():
+        names = {(types[of], own_of(of)) for of in classes}
+        times = Counter(code for code, _ in names)
+        shared.update(code for code in times if times[code] > 1)
+    return {of: own_of(of) if code in shared else code for of, code in types.items()}
 
 
 def measurement(one: Measure, types: Mapping[Class, CodedConcept]) -> Measurement:
@@ -253,12 +274,14 @@ def measurement(one: Measure, types: Mapping[Class, CodedConcept]) -> Measuremen
     )
 
 
-def evaluations(told: Told) -> Iterator[QualitativeEvaluation]:
+def evaluations(told: Told, types: Mapping[Class, CodedConcept]) -> Iterator[QualitativeEvaluation]:
     """What it comes to, and what was seen."""
     if told.said:
         of = told.said.of
-        value = coded(of).type if of else concept(told.said.text)
+        value = types[of] if of else concept(told.said.text)
         yield QualitativeEvaluation(name=concept(told.name), value=value)
+        if of:
+            yield from named_beside(of, value)
     for kind, name in told.qualities:
         yield QualitativeEvaluation(name=concept(kind), value=concept(name))
 
