@@ -168,7 +168,7 @@ def test_a_file_that_is_gone_is_named_as_such(study: Study, tmp_path: Path) -> N
 
 def test_a_cancelled_attempt_leaves_nothing(study: Study, tmp_path: Path) -> None:
     attempt = step_context(tmp_path, (), [study.render()], step="pack")
-    attempt.context.report = lambda _: attempt.context.cancelled.set()
+    attempt.context.send_progress = lambda _: attempt.context.cancelled.set()
     with pytest.raises(CancelledAttempt):
         export_archive(ExportArchive(), attempt.context)
     assert not attempt.context.artifacts

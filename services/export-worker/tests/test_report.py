@@ -469,14 +469,14 @@ def test_a_cancelled_attempt_leaves_nothing(clinic: Any) -> None:
 
 def test_an_attempt_cancelled_while_it_is_set_leaves_nothing(clinic: Any) -> None:
     attempt = clinic.attempt(whole(clinic))
-    report = attempt.context.report
+    send = attempt.context.send_progress
 
     def cancel_at_typesetting(progress: Any) -> None:
-        report(progress)
+        send(progress)
         if progress.stage == "typeset":
             attempt.context.cancelled.set()
 
-    attempt.context.report = cancel_at_typesetting
+    attempt.context.send_progress = cancel_at_typesetting
     with pytest.raises(CancelledAttempt):
         export_report(ExportReport(), attempt.context)
     assert not attempt.context.artifacts

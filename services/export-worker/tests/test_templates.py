@@ -357,14 +357,14 @@ def test_a_look_that_cannot_be_is_refused(clinic: Any, style: ReportStyle) -> No
 def test_pages_after_a_cancel_are_not_stored(clinic: Any) -> None:
     clinic.inputs = 6
     attempt = clinic.attempt([clinic.render()])
-    report = attempt.context.report
+    send = attempt.context.send_progress
 
     def cancel_at_the_second_page(progress: Any) -> None:
-        report(progress)
+        send(progress)
         if progress.stage == "store" and progress.fraction > 0:
             attempt.context.cancelled.set()
 
-    attempt.context.report = cancel_at_the_second_page
+    attempt.context.send_progress = cancel_at_the_second_page
     with pytest.raises(CancelledAttempt):
         export_report(ExportReport(formats=[Format.FORMAT_PNG]), attempt.context)
     assert len(attempt.context.artifacts) == 1, "and none of them is ever seen"
