@@ -100,13 +100,18 @@ def test_classes_have_the_codes_of_the_models_manifest(tmp_path: Path) -> None:
     )
 
 
-def test_classes_that_share_a_code_keep_their_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [NAEVUS, Code(value="M-87200", scheme="SRT", meaning=NAEVUS.meaning)],
+    ids=["code", "meaning"],
+)
+def test_classes_that_share_a_code_or_its_meaning_keep_their_names(
+    tmp_path: Path, other: Code
+) -> None:
     result = ml_pb2.AnalyzeImagesResult(model=CLASSIFIER)
-    finding = result.findings.add(item="0")
-    for label, name in enumerate(("flat", "raised")):
-        finding.classes.add(
-            frame=1, label=label, display_name=name, probability=0.5, codes=[NAEVUS]
-        )
+    classes = result.findings.add(item="0").classes
+    for name, code in (("flat", NAEVUS), ("raised", other)):
+        classes.add(frame=1, display_name=name, probability=0.5, codes=[code])
     attempt = exported(tmp_path, left(tmp_path, "classify", result))
     assert_lines(dumped(attempt), 'NUM:(,,"flat")="0.5"', 'NUM:(,,"raised")="0.5"')
 

@@ -249,7 +249,7 @@ def named_beside(of: Class, code: CodedConcept) -> Iterator[QualitativeEvaluatio
 
 
 def types_of(told: Iterable[Told]) -> dict[Class, CodedConcept]:
-    """Codes of the classes of a report; our own where a model calls several by one code."""
+    """Codes of the classes of a report; our own where a model calls several the same."""
     by_models: dict[tuple[bytes, ...], set[Class]] = defaultdict(set)
     for one in told:
         by_models[tuple(map(identity, one.models))].update(one.about)
@@ -258,8 +258,11 @@ def types_of(told: Iterable[Told]) -> dict[Class, CodedConcept]:
     # By model: what several call by one code is one class to each.
     for classes in by_models.values():
         names = {(types[of], own_of(of)) for of in classes}
-        times = Counter(code for code, _ in names)
-        shared.update(code for code in times if times[code] > 1)
+        # People read meanings: two codes of one meaning are the same to them.
+        times = Counter(key for code, _ in names for key in (code, code.meaning.lower()))
+        shared.update(
+            code for code, _ in names if max(times[code], times[code.meaning.lower()]) > 1
+        )
     return {of: own_of(of) if code in shared else code for of, code in types.items()}
 
 
