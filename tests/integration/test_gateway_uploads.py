@@ -1,6 +1,7 @@
 """Uploads that stall, trickle, are too large or too many: each ends, and memory is bounded."""
 
 import asyncio
+import gc
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ from fluoro.v1.blob_service_pb2 import (
     UploadBlobHeader,
     UploadBlobRequest,
 )
+from fluoro_blobs.store import THREADS
 from fluoro_client import AsyncClient
 from fluoro_client.sending import send
 from fluoro_jobs.testing.rig import Rig, until
@@ -131,6 +133,48 @@ async def parts(
     for start in range(0, total_bytes, chunk_bytes):
         await asyncio.sleep(pause_seconds)
         yield UploadBlobRequest(chunk=bytes(min(chunk_bytes, total_bytes - start)))
+
+
+def chunks_held() -> int:
+    """How many large chunks this process holds. The gateway's chunks are views of messages."""
+    of = [each.obj for each in gc.get_objects() if type(each) is memoryview]
+    return len({id(each) for each in of if isinstance(each, bytes) and len(each) > MIB // 2})
+
+
+async def test_a_refused_upload_leaves_no_chunk_for_the_garbage_collector(client: Client) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            # Sometimes grpc.aio puts a status of its own over the gateway's.
+            with pytest.raises(grpc.aio.AioRpcError):
+                await client.blobs.UploadBlob(parts(6 * MIB, size_bytes=MIB))
+        await asyncio.to_thread(until, lambda: not chunks_held(), 10, "no chunk")
+    finally:
+        gc.enable()
+
+
+async def test_a_disk_that_hangs_does_not_keep_the_chunks_of_failed_uploads(
+    database_url: str, redis_url: str, blob_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, write = threading.Event(), os.write
+
+    def hung_disk(descriptor: int, data: bytes) -> int:
+        go_on.wait(60)
+        return write(descriptor, data)
+
+    async with serving(database_url, redis_url, blob_url, blob_request_seconds=0.4) as client:
+        monkeypatch.setattr(os, "write", hung_disk)
+        try:
+            ended = await asyncio.gather(
+                *(refused(send(client.blobs.UploadBlob(), parts(3 * MIB))) for _ in range(24))
+            )
+            assert {each.reason for each in ended} == {"BLOB_STORE_UNAVAILABLE"}
+            await asyncio.to_thread(
+                until, lambda: chunks_held() <= THREADS, 10, "no chunk but in threads"
+            )
+        finally:
+            go_on.set()
 
 
 async def test_a_blob_over_the_limit_is_refused_by_its_header_or_as_soon_as_it_is_over(

@@ -58,6 +58,7 @@ class PartsWriter:
         self.can_widen = can_widen
         self._size_bytes = self._gathered_bytes = 0
         self._gathered: list[bytes | memoryview] = []
+        self._handed_over: list[bytes | memoryview] = []
         self._under_way: list[Future[None]] = []
 
     @property
@@ -126,6 +127,7 @@ class PartsWriter:
         await self._written()
         if self._gathered:
             submit, parts = self._threads.submit, self._gathered
+            self._handed_over = parts
             # For a small part, a second thread costs more than hashing takes.
             if self._gathered_bytes < APART_BYTES:
                 self._under_way = [submit(self._put, parts)]
@@ -152,7 +154,14 @@ class PartsWriter:
     async def _dropped(self) -> None:
         """Waits a while for what clears up, which matters more than how it ends."""
         self._gathered = []
-        await _over([*self._under_way, self._threads.submit(self._file.drop)], TIDY_SECONDS)
+        for each in self._under_way:
+            each.cancel()  # what waits for a thread
+        try:
+            await _over([*self._under_way, self._threads.submit(self._file.drop)], TIDY_SECONDS)
+        finally:
+            # A disk that hangs keeps threads, and all that waits for one, for as long as it likes.
+            # Their memory is the next upload's.
+            self._handed_over.clear()
 
 
 async def _over(under_way: Sequence[Future[None]], seconds: float) -> bool:

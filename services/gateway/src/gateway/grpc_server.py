@@ -203,11 +203,18 @@ class _Core(cygrpc.AioServer):  # type: ignore[misc]  # compiled, without types
         if self._is_over:  # core has no call any more
             handled.close()
             return
-        # It listens for the caller's cancel, too.
-        call = self._tasks_on.create_task(
-            cygrpc._schedule_rpc_coro(handled, state, self._tasks_on, name)
-        )
-        self._keep(call)
+        self._keep(self._tasks_on.create_task(self._run(handled, state, name)))
+
+    async def _run(self, handled: Coroutine[Any, Any, None], state: Any, name: str) -> None:
+        aborts: list[BaseException] = []
+        try:
+            # It listens for the caller's cancel, too.
+            await cygrpc._schedule_rpc_coro(
+                _noting_aborts(handled, aborts), state, self._tasks_on, name
+            )
+        finally:
+            for error in aborts:
+                _open_circle(error)
 
     def _keep(self, call: asyncio.Task[None]) -> None:
         self._calls.add(call)
@@ -235,9 +242,7 @@ class _Answer:
             with suppress(cygrpc.ExecuteBatchError, cygrpc._ServerStoppedError):
                 await self._run()
         except cygrpc.AbortError as error:
-            # The call's state keeps it, and it keeps the frames that keep the state. Core counts
-            # the stream of such a circle until Python looks for garbage.
-            error.__traceback__ = error.__context__ = None
+            _open_circle(error)
 
     async def _run(self) -> None:
         context = cygrpc._ServicerContext(self._state, None, None, self._loop)
@@ -261,6 +266,24 @@ class _Answer:
             # Once the answer is on its way, a cancel would break off what costs nothing any more.
             if closed.cancelled() and not self._is_sending:
                 self.task.cancel()
+
+
+async def _noting_aborts(handled: Coroutine[Any, Any, None], aborts: list[BaseException]) -> None:
+    """Runs what handles a call. grpcio must see its AbortError as it is."""
+    try:
+        await handled
+    except cygrpc.AbortError as error:
+        aborts.append(error)
+        raise
+
+
+def _open_circle(error: BaseException) -> None:
+    """For an AbortError whose call is over.
+
+    The call's state keeps it, and it keeps the frames that keep the state. Until Python looks for
+    garbage, core counts the stream of such a circle, and the frames of an upload hold its chunks.
+    """
+    error.__traceback__ = error.__context__ = None
 
 
 def _response(message: bytes) -> tuple[object, ...]:
