@@ -6,6 +6,7 @@ What looks at a file tells; what writes under its UID refuses. ConvertDicom's te
 
 import hashlib
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from dicom_worker.dicomweb import testing
 from dicom_worker.dicomweb.testing import Handler, Pacs
 from dicom_worker.operations.deidentify import deidentify_dicom
 from dicom_worker.operations.store import store_dicomweb
-from dicom_worker.testing import Convert, Inspect, Render, edited, outcome
+from dicom_worker.testing import Convert, Inspect, Render, edited, outcome, saved
 from fluoro.v1.deidentify_pb2 import DeidentifyDicom, DeidentifyDicomResult
 from fluoro.v1.dicomweb_pb2 import StoreDicomweb
 from fluoro_jobs.testing import Attempt, operate
+from pydicom import dcmread
 
 Clean = Callable[..., tuple[DeidentifyDicomResult, Attempt]]
 
@@ -64,7 +66,8 @@ def test_two_clean_files_under_one_uid_are_refused_and_leave_nothing(clean: Clea
     [kept] = result.instances
     assert kept.item == "1"
     assert set(attempt.context.artifacts) == {kept.instance, kept.report}
-    assert attempt.progress[-1].items.total == 3
+    assert attempt.progress[-1].items == attempt.context.item_counts()
+    assert attempt.progress[-1].items.failed == 2
 
 
 def test_copies_are_cleaned_to_the_same_bytes(clean: Clean) -> None:
@@ -88,6 +91,7 @@ def test_two_files_in_another_syntax_under_one_uid_are_refused(convert: Convert)
     assert outcomes(attempt) == [conflict, "SUCCEEDED", conflict, "SUCCEEDED"]
     assert [one.item for one in result.instances] == ["1", "3"]
     assert len(attempt.context.artifacts) == 2
+    assert attempt.progress[-1].items.failed == 2
 
 
 @pytest.fixture
@@ -119,3 +123,15 @@ def test_of_versions_the_first_one_is_stored_and_the_others_are_not_sent(
     assert [one.item for one in result.instances] == ["0", "2", "3"]
     sent = b"".join(pacs.bodies)
     assert (sent.count(FIRST), sent.count(CORRECTED), sent.count(OTHER)) == (2, 0, 1)
+
+
+def test_files_that_differ_before_the_data_set_are_one_version_when_stored(
+    tmp_path: Path, pacs: Pacs
+) -> None:
+    dataset = dcmread(BytesIO(FIRST))
+    dataset.file_meta.SourceApplicationEntityTitle = "ARCHIVE"
+    files = [FIRST, saved(dataset), b"x" * 128 + FIRST[128:]]
+    pacs.says("/studies$", takes_all)
+    result, attempt = operate(store_dicomweb, StoreDicomweb(server="pacs"), tmp_path, files)
+    assert outcomes(attempt) == ["SUCCEEDED"] * 3
+    assert [one.item for one in result.instances] == ["0", "1", "2"]

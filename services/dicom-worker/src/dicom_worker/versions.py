@@ -13,11 +13,12 @@ Entry = TypeVar("Entry", ConvertedInstance, DeidentifiedInstance)
 
 
 def refuse_versions(
-    entries: MutableSequence[Entry], items: Mapping[str, StepItem], context: StepContext
+    entries: MutableSequence[Entry], items: Mapping[str, StepItem], context: StepContext, stage: str
 ) -> None:
     """Fails the items that left different files under one UID, and removes their entries.
 
     Nobody knows which version is right, so none stays. items: those of the entries, by key.
+    stage: the one that the items were worked on in.
     """
     contents: dict[str, set[bytes]] = defaultdict(set)
     for entry in entries:
@@ -32,3 +33,5 @@ def refuse_versions(
         # In place, because the list is a field of the result's message.
         del entries[:]
         entries.extend(kept)
+        # The loop over the items has told watchers that they are good.
+        context.progress(stage, len(context.inputs), len(context.inputs))

@@ -22,5 +22,5 @@ def convert_dicom(request: ConvertDicom, context: StepContext) -> ConvertDicomRe
             result.MergeFrom(convert(item, request, context.check))
             items[item.key] = item
     # After the loop, because two versions may come from two items.
-    refuse_versions(result.instances, items, context)
+    refuse_versions(result.instances, items, context, "convert")
     return result

@@ -56,7 +56,7 @@ def deidentify_dicom(request: DeidentifyDicom, context: StepContext) -> Deidenti
             entry.report = put_report(item, story)
             result.instances.append(entry)
             written[item.key] = item
-    refuse_versions(result.instances, written, context)
+    refuse_versions(result.instances, written, context, "deidentify")
     return result
 
 

@@ -1,7 +1,6 @@
 """StoreDicomweb: files of the job to a PACS, with an outcome for each."""
 
 import hashlib
-from filecmp import cmp
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -97,10 +96,10 @@ class Batch:
     def _refuse_version(self, item: StepItem, instance: Instance) -> None:
         """The first one may have been sent, which nobody can take back, so the others fail."""
         first = self._known.setdefault(instance.uid, item.parts[0].blob)
-        # Two blobs may hold the same bytes, and then they are one version.
-        if first != item.parts[0].blob and not cmp(
-            self._context.fetch(first, item.folder), instance.file, shallow=False
-        ):
+        # Two blobs may hold the same data set, and then they are one version, as in `_has`.
+        if first != item.parts[0].blob and data_set(
+            self._context.fetch(first, item.folder)
+        ) != data_set(instance.file):
             raise FluoroError(
                 Reason.SOP_INSTANCE_CONFLICT,
                 "An earlier file of the step is another version of this instance.",
