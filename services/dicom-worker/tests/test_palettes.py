@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from dicom_worker.testing import Render, array_of, preview_of, saved, wheel_file
+from dicom_worker import limits
+from dicom_worker.testing import Render, array_of, outcome, preview_of, saved, wheel_file
 from pydicom import Dataset, dcmread
 
 
@@ -82,3 +83,20 @@ def test_a_palette_of_signed_pixels_begins_below_zero_whatever_its_vr_says(rende
         entries = np.arange(4, dtype="<u2") << 8
         dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", entries.tobytes())
     assert preview_of(render(saved(dataset))[1])[0, :, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("step", "bits"), [(251, 16), (257, 8)])
+def test_a_palette_counts_as_large_as_its_colours(
+    step: int, bits: int, render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = indices()
+    levels = (np.arange(256) * step).astype("<u2")
+    for channel in ("Red", "Green", "Blue"):
+        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", levels.tobytes())
+    size = int(dataset.Rows) * int(dataset.Columns) * 3 * bits // 8
+    monkeypatch.setattr(limits, "ARRAY_LIMIT_BYTES", size)
+    result, _ = render(saved(dataset))
+    assert result.images[0].certificate.bits_stored == bits
+    monkeypatch.setattr(limits, "ARRAY_LIMIT_BYTES", size - 1)
+    assert outcome(render(saved(dataset))[1]) == "FAILED IMAGE_TOO_LARGE"

@@ -144,14 +144,15 @@ def add(found: Gathered, number: int, path: Path, file: DicomFile, image: Image)
 
     FluoroError: GEOMETRY_INVALID, DICOM_INVALID, IMAGE_TOO_LARGE.
     """
-    check_budget(image)
+    bits = colour_bits(file)
+    check_budget(image, bits)
     if len(found.slices) + image.frames > limits.SLICE_LIMIT:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE, f"There are more than {limits.SLICE_LIMIT} slices in one item."
         )
     # All of them before the file is entered: one impossible frame must leave nothing behind.
     slices = list(slices_of(file.header, image, number))
-    thickness, bits = decimals(file.header, "SliceThickness"), colour_bits(file)
+    thickness = decimals(file.header, "SliceThickness")
     found.sources[number] = Source(
         replace(file, header=Dataset(), elements=()),
         path,

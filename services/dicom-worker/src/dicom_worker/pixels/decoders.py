@@ -167,8 +167,11 @@ def uncertified_frames(file: DicomFile) -> Iterator[StoredFrame]:
     )
 
 
-def check_budget(image: Image) -> None:
-    """IMAGE_TOO_LARGE if a frame, or the array of all frames, or their number is over its limit."""
+def check_budget(image: Image, palette_bits: int = 8) -> None:
+    """IMAGE_TOO_LARGE if a frame, or the array of all frames, or their number is over its limit.
+
+    palette_bits: of a colour in the palette. Who decodes indices alone need not know.
+    """
     if image.frames > limits.FRAME_LIMIT:
         raise FluoroError(
             Reason.IMAGE_TOO_LARGE, f"The image has more than {limits.FRAME_LIMIT} frames."
@@ -179,7 +182,7 @@ def check_budget(image: Image) -> None:
             f"A decoded frame has more than {limits.FRAME_LIMIT_BYTES} bytes.",
         )
     if (
-        image.frames * image.rows * image.columns * image.array_pixel_bytes
+        image.frames * image.rows * image.columns * image.array_pixel_bytes(palette_bits)
         > limits.ARRAY_LIMIT_BYTES
     ):
         raise FluoroError(

@@ -71,11 +71,10 @@ class Image:
         """Values of a pixel in the array."""
         return 3 if self.photometric == "PALETTE COLOR" else self.samples
 
-    @property
-    def array_pixel_bytes(self) -> int:
-        """The most that a pixel takes in the array."""
+    def array_pixel_bytes(self, palette_bits: int) -> int:
+        """The most that a pixel takes in the array. palette_bits: of a colour in the palette."""
         if self.photometric == "PALETTE COLOR":
-            return 6
+            return 3 * -(-palette_bits // 8)
         # A rescale may turn any grey value into a 32-bit float.
         return max(4, self.samples * -(-self.bits_allocated // 8))
 

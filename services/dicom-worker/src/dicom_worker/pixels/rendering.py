@@ -18,7 +18,7 @@ from dicom_worker.attributes import decimals
 from dicom_worker.pixels.animation import WEBP, AnimationFile, AnimationFormat, frames_within
 from dicom_worker.pixels.certificate import FrameCertificate
 from dicom_worker.pixels.colour import colour_bits, palette_of
-from dicom_worker.pixels.decoders import decode_frames
+from dicom_worker.pixels.decoders import check_budget, decode_frames
 from dicom_worker.pixels.image import Image
 from dicom_worker.pixels.modality import modality_of, narrow
 from dicom_worker.pixels.npy import NpyWriter
@@ -133,6 +133,7 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
     assert file.image is not None
     value = values_of(file, suv=wanted.suv)
     bits = colour_bits(file)
+    check_budget(file.image, bits)
     screen = Screen(file, bits, wanted.choice, overlays_of(file) if wanted.overlays else [])
     writer, units, certificates = NpyWriter(array), set(), []
     chosen, size = wanted.frames.of(file.image), (file.image.rows, file.image.columns)
