@@ -12,11 +12,12 @@ import pytest
 from dicom_worker.studies.testing import OBLIQUE, ct_slice
 from dicom_worker.testing import Convert, outcome, saved, wheel_file
 from numpy.typing import NDArray
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import RLELossless
 
 COLOURS: Final = np.arange(4 * 6 * 5 * 3, dtype=np.uint8).reshape(4, 6, 5, 3) * 7
 """(slices, rows, columns, channels), all different."""
+LEVELS: Final = np.arange(256, dtype="<u2")
 
 
 def colour_slice(number: int, cells: NDArray[Any] | None = None, **changes: Any) -> Any:
@@ -34,6 +35,18 @@ def colour_slice(number: int, cells: NDArray[Any] | None = None, **changes: Any)
         "RescaleIntercept": None,
     }
     return ct_slice(number, orientation=OBLIQUE, pixels=pixels, **described | changes)
+
+
+def palette_slice(
+    number: int, cells: NDArray[Any], *tables: NDArray[Any], bits: int = 16
+) -> Dataset:
+    """A slice of indices. tables: red, green and blue, of 256 words."""
+    described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "PALETTE COLOR"}
+    dataset: Dataset = colour_slice(number, cells, **described)
+    for channel, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [256, 0, bits])
+        dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", table.tobytes())
+    return dataset
 
 
 def channels(image: Any) -> NDArray[Any]:
@@ -127,20 +140,45 @@ def test_indices_of_a_palette_become_its_colours(target: str, convert: Convert) 
 def test_a_palette_of_16_bits_keeps_its_depth_in_an_array_and_nifti_is_refused(
     convert: Convert,
 ) -> None:
-    levels = (np.arange(256) * 251).astype("<u2")
+    levels = LEVELS * 251
     cells = np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5)
-    files = []
-    for number in range(2):
-        described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "PALETTE COLOR"}
-        dataset = colour_slice(number, cells[number], **described)
-        for channel, table in (("Red", levels), ("Green", levels[::-1]), ("Blue", levels)):
-            dataset.add_new(f"{channel}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
-            dataset.add_new(f"{channel}PaletteColorLookupTableData", "OW", table.tobytes())
-        files.append(saved(dataset))
+    files = [
+        saved(palette_slice(number, cells[number], levels, levels[::-1], levels))
+        for number in range(2)
+    ]
     result, attempt = convert(*files, npy={})
     array = np.load(io.BytesIO(attempt.read(result.volumes[0].volume)), allow_pickle=False)
     expected = np.stack([levels[cells], levels[::-1][cells], levels[cells]], axis=-1)
     assert np.array_equal(array, expected)
+    assert result.volumes[0].certificate.bits_stored == 16
+    _, attempt = convert(*files)
+    assert outcome(attempt) == "FAILED CHOICE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("narrow", "said"),
+    [
+        (np.zeros(256, "<u2"), 16),
+        (LEVELS << 8, 16),
+        (LEVELS * 257, 16),
+        (LEVELS, 8),
+    ],
+    ids=["black", "upper byte", "byte twice", "8 bits"],
+)
+def test_the_depth_of_palettes_is_that_of_the_series_whatever_one_slice_holds(
+    narrow: NDArray[Any], said: int, convert: Convert
+) -> None:
+    deep = LEVELS * 251
+    cells = np.arange(2 * 6 * 5, dtype=np.uint8).reshape(2, 6, 5)
+    files = [
+        saved(palette_slice(0, cells[0], deep, deep, deep)),
+        saved(palette_slice(1, cells[1], narrow, narrow, narrow, bits=said)),
+    ]
+    result, attempt = convert(*files, npy={})
+    array = np.load(io.BytesIO(attempt.read(result.volumes[0].volume)), allow_pickle=False)
+    second = narrow * 257 if said == 8 else narrow
+    assert array.dtype == np.uint16
+    assert np.array_equal(array[..., 0], np.stack([deep[cells[0]], second[cells[1]]]))
     assert result.volumes[0].certificate.bits_stored == 16
     _, attempt = convert(*files)
     assert outcome(attempt) == "FAILED CHOICE_UNAVAILABLE"

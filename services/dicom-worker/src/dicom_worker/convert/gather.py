@@ -1,7 +1,7 @@
 """Reads the files of an item: what is in them, each instance once."""
 
 import filecmp
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from dicom_worker import limits
 from dicom_worker.attributes import decimals, text, value
-from dicom_worker.pixels.colour import colour_bits
+from dicom_worker.pixels.colour import WORD, colour_bits
 from dicom_worker.pixels.decoders import check_budget
 from dicom_worker.pixels.groups import macro
 from dicom_worker.pixels.image import Image
@@ -25,6 +25,7 @@ from dicom_worker.studies.slices import Slice, coded, slices_of
 from dicom_worker.studies.volumes import Left
 
 EIGHT_BITS: Final = "8 bits"
+SIXTEEN_BITS: Final = f"{WORD} bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Source:
         """What gives, of a frame and its stored values, modality values or RGB, and their unit."""
         known = self.modality
         if known is None:
-            return values_of(open_dicom(self.path, self.path.parent), suv=False)
+            file = open_dicom(self.path, self.path.parent)
+            return values_of(file, suv=False, wide=self.bits == WORD)
         return lambda frame, stored: (known[frame].exact(stored), known[frame].unit)
 
 
@@ -121,7 +123,28 @@ def gather(item: StepItem, check: Callable[[], None]) -> Gathered:
     for series, fault in bad.items():
         found.left.append(Left(series, files[series], fault.reason, fault.message))
     found.slices = [each for each in found.slices if each.series not in bad]
+    widen_palettes(found)
     return found
+
+
+def widen_palettes(found: Gathered) -> None:
+    """Gives the palettes of a series 16 bits where its colours have several depths.
+
+    Of palettes alike, one may happen to have colours that 8 bits hold.
+    """
+    series: dict[str, set[int]] = defaultdict(set)
+    for each in found.slices:
+        series[each.series].add(each.file)
+    for numbers in series.values():
+        colours = [number for number in numbers if found.sources[number].values != "grey"]
+        if len({found.sources[number].values for number in colours}) == 1:
+            continue
+        for number in colours:
+            source = found.sources[number]
+            image = source.file.image
+            if image and image.photometric == "PALETTE COLOR":
+                check_budget(image, WORD)
+                found.sources[number] = replace(source, values=SIXTEEN_BITS, bits=WORD)
 
 
 def fetched(item: StepItem, check: Callable[[], None]) -> Iterator[Path]:

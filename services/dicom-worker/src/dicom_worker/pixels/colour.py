@@ -53,13 +53,19 @@ def eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return (values.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 
-def palette_of(header: Dataset, *, little_endian: bool) -> Palette:
+def palette_of(header: Dataset, *, little_endian: bool, wide: bool = False) -> Palette:
     """The palette of a PALETTE COLOR image (PS3.3 C.7.6.3.1.5), also a segmented one (C.7.9.2).
 
-    DICOM_INVALID if it cannot be read.
+    wide: in 16 bits, and not in as few as lose nothing. DICOM_INVALID if it cannot be read.
     """
+    luts = luts_of(header, little_endian=little_endian)
+    return widened(luts, WORD) if wide else narrowest(luts)
+
+
+def luts_of(header: Dataset, *, little_endian: bool) -> tuple[Lut, Lut, Lut]:
+    """The tables of a palette, as the file has them."""
     if "SegmentedRedPaletteColorLookupTableData" in header:
-        return narrowest(segmented_palette(header))
+        return segmented_palette(header)
     signed = is_signed(header)
     red, green, blue = (
         lut_of(
@@ -70,7 +76,7 @@ def palette_of(header: Dataset, *, little_endian: bool) -> Palette:
         )
         for channel in CHANNELS
     )
-    return narrowest((red, green, blue))
+    return red, green, blue
 
 
 def segmented_palette(header: Dataset) -> tuple[Lut, Lut, Lut]:
@@ -95,20 +101,29 @@ def narrowest(luts: tuple[Lut, Lut, Lut]) -> Palette:
 
     Many files say 16 bits and have colours of 8, in the upper byte or in both.
     """
-    widths = [width(lut, luts) for lut in luts]
-    bits = max(widths)
-    tables: list[NDArray[Any]] = [
-        lut.entries.astype(np.uint32) * ((1 << bits) - 1) // ((1 << own) - 1)
-        for lut, own in zip(luts, widths, strict=True)
-    ]
-    low, high = (np.concatenate(each) for each in zip(*map(halves, tables), strict=True))
-    if bits == WORD and (not low.any() or np.array_equal(low, high)):
-        tables, bits = [table >> BYTE for table in tables], BYTE
+    palette = widened(luts, max(width(lut, luts) for lut in luts))
+    halved = (halves(lut.entries) for lut in palette)
+    low, high = (np.concatenate(each) for each in zip(*halved, strict=True))
+    if palette.bits == WORD and (not low.any() or np.array_equal(low, high)):
+        return Palette(
+            *(Lut(lut.first, (lut.entries >> BYTE).astype(np.uint8), BYTE) for lut in palette)
+        )
+    return palette
+
+
+def widened(luts: tuple[Lut, Lut, Lut], bits: int) -> Palette:
+    """The palette of these tables with so many bits, which none of them exceeds."""
     dtype = np.uint8 if bits == BYTE else np.uint16
-    red, green, blue = (
-        Lut(lut.first, table.astype(dtype), bits) for lut, table in zip(luts, tables, strict=True)
+    tables = (
+        lut.entries.astype(np.uint32) * ((1 << bits) - 1) // ((1 << width(lut, luts)) - 1)
+        for lut in luts
     )
-    return Palette(red, green, blue)
+    return Palette(
+        *(
+            Lut(lut.first, table.astype(dtype), bits)
+            for lut, table in zip(luts, tables, strict=True)
+        )
+    )
 
 
 def halves(table: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -166,9 +166,12 @@ def render(file: DicomFile, array: Path, wanted: Wanted, tick: Callable[[], None
 
 
 def values_of(
-    file: DicomFile, *, suv: bool
+    file: DicomFile, *, suv: bool, wide: bool = False
 ) -> Callable[[int, NDArray[Any]], tuple[NDArray[Any], str]]:
-    """What gives, of the stored values of a frame (0-based), modality values or RGB, and a unit."""
+    """What gives, of the stored values of a frame (0-based), modality values or RGB, and a unit.
+
+    wide: palettes give 16 bits, also where fewer lose nothing.
+    """
     image, header = file.image, file.header
     assert image is not None
     little_endian = file.little_endian
@@ -188,7 +191,7 @@ def values_of(
         raise FluoroError(Reason.CHOICE_UNAVAILABLE, "A colour image has no SUV.")
     if image.photometric != "PALETTE COLOR":
         return lambda _frame, stored: (stored, "1")
-    palette = palette_of(header, little_endian=little_endian)
+    palette = palette_of(header, little_endian=little_endian, wide=wide)
     return lambda _frame, stored: (palette.apply(stored), "1")
 
 
