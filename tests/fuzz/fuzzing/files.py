@@ -97,7 +97,10 @@ def lettered() -> Sequence[Source]:
         "1.2.840.10008.1.2.1": b"",
     }
     found = []
-    for uid, frame in frames.items():
+    for number, (uid, frame) in enumerate(frames.items()):
+        # One UID for all would make them versions of one instance, which are refused.
+        instance = UID(f"{dataset.StudyInstanceUID}.{number}")
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = instance
         dataset.file_meta.TransferSyntaxUID = UID(uid)
         # pydicom encapsulates only what has an undefined length.
         dataset.PixelData = encapsulate([bytes(frame)]) if frame else pixels.tobytes()
