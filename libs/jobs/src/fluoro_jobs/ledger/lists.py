@@ -112,13 +112,15 @@ def list_tasks(
     attempts: dict[UUID, list[job_pb2.Attempt]] = {}
 
     def read() -> Iterator[TupleRow]:
-        for start in range(0, len(rows), TASKS_TOGETHER):
-            some = rows[start : start + TASKS_TOGETHER]
+        shown = rows[: place.limit]
+        for start in range(0, len(shown), TASKS_TOGETHER):
+            some = shown[start : start + TASKS_TOGETHER]
             ids = [row[7] for row in some]
             attempts.update((each, []) for each in ids)
             for task_id, *attempt in rows_of(connection.execute(_ATTEMPTS, (ids,))):
                 attempts[task_id].append(attempt_of(attempt))
             yield from some
+        yield from rows[place.limit :]
 
     def make(row: TupleRow) -> StepTask:
         task = task_of(row[1:7])
